@@ -1,0 +1,64 @@
+"""The errors of the zoo: each says what was wrong, the value received, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZooError(Exception):
+    """Base of every error that the zoo raises on purpose."""
+
+    def __str__(self) -> str:  # a LookupError would print its message in quotes
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownNameError(ZooError, LookupError):
+    """A model, tag, task, layout, field or option that does not exist; the message names the closest that do."""
+
+
+class ConfigError(ZooError, ValueError):
+    """A config whose values contradict each other, or a foreign config that cannot be translated."""
+
+
+class InputError(ZooError, ValueError):
+    """A tensor or text handed to a model, collator or tokenizer that it cannot take."""
+
+
+class TaskError(ZooError, ValueError):
+    """A task that does not fit a model, or labels that do not fit a task."""
+
+
+class CheckpointError(ZooError, ValueError):
+    """A file that is truncated, hostile, of an unknown format, or holds the wrong tensors."""
+
+
+class MapError(ZooError, ValueError):
+    """A name map that is ambiguous, unused in part, or not invertible."""
+
+
+class FetchError(ZooError, OSError):
+    """A source that could not be had; the message names every source that was tried and why each failed."""
+
+
+class MissingExtraError(ZooError, ImportError):
+    """A feature whose optional dependency is not installed; the message names the extra."""
+
+
+def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The ``count`` names nearest to ``name``, nearest first, however far away they are."""
+    scored = sorted(set(known), key=lambda k: (-difflib.SequenceMatcher(None, name.lower(), k.lower()).ratio(), k))
+    return scored[:count]
+
+
+def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
+    """The error for a name that is not among ``known``: it shows the three closest valid ones."""
+    known = list(known)
+    near = closest(str(name), known)
+    suggestion = f"; did you mean {', '.join(repr(k) for k in near)}?" if near else f"; there is no {kind} to choose from"
+    return UnknownNameError(f"unknown {kind} {name!r}{suggestion}{' ' + hint if hint else ''}")
+
+
+def missing_extra(what: str, package: str, extra: str) -> MissingExtraError:
+    """The error for a feature that needs an optional package."""
+    return MissingExtraError(f"{what} needs the package {package!r}, which is not installed; run: pip install 'extended-zoo[{extra}]'")
