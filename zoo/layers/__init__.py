@@ -1,0 +1,41 @@
+"""Parts that serve more than one model. They know nothing of any model."""
+
+from zoo.layers.attention import Attention, explicit_attention, fused_attention
+from zoo.layers.blocks import DecoderBlock, EncoderBlock, bert_block
+from zoo.layers.embeddings import TextEmbeddings
+from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, activation
+from zoo.layers.masks import Mask, Padding, Pattern, between, causal, packing, packing_enabled, prefix, together, window
+from zoo.layers.pooler import FirstTokenPooler, pool
+from zoo.layers.residual import Residual, post_norm, pre_norm
+from zoo.layers.stack import Stack
+from zoo.layers.trace import Trace
+
+__all__ = [
+    "ACTIVATIONS",
+    "Attention",
+    "DecoderBlock",
+    "EncoderBlock",
+    "FeedForward",
+    "FirstTokenPooler",
+    "Mask",
+    "Padding",
+    "Pattern",
+    "Residual",
+    "Stack",
+    "TextEmbeddings",
+    "Trace",
+    "activation",
+    "bert_block",
+    "between",
+    "causal",
+    "explicit_attention",
+    "fused_attention",
+    "packing",
+    "packing_enabled",
+    "pool",
+    "post_norm",
+    "pre_norm",
+    "prefix",
+    "together",
+    "window",
+]

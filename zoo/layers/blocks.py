@@ -1,0 +1,87 @@
+"""Wirings: a block says which operation reads what; the operations, norms and the residual placement are arguments."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from zoo.layers.attention import Attention
+from zoo.layers.feed_forward import FeedForward
+from zoo.layers.masks import Mask
+from zoo.layers.residual import Residual, post_norm
+from zoo.layers.trace import Trace
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, then feed-forward, each in its residual."""
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        feed_forward: nn.Module,
+        attention_norm: nn.Module,
+        feed_forward_norm: nn.Module,
+        *,
+        dropout: float = 0.0,
+        residual: Residual = post_norm,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = attention_norm
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = feed_forward_norm
+        self.dropout = nn.Dropout(dropout)
+        self.residual = residual
+
+    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+        """(batch, length, hidden) or packed (tokens, hidden) -> the same shape."""
+        x = self.residual(x, lambda y: self.attention(y, y, y, mask, bias, trace), self.attention_norm, self.dropout)
+        return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention (causal by its mask), cross-attention over an encoder's result, then feed-forward, each in its residual."""
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        cross_attention: nn.Module,
+        feed_forward: nn.Module,
+        norms: tuple[nn.Module, nn.Module, nn.Module],
+        *,
+        dropout: float = 0.0,
+        residual: Residual = post_norm,
+    ) -> None:
+        super().__init__()
+        self.attention, self.cross_attention, self.feed_forward = attention, cross_attention, feed_forward
+        self.attention_norm, self.cross_attention_norm, self.feed_forward_norm = norms
+        self.dropout = nn.Dropout(dropout)
+        self.residual = residual
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Tensor:
+        """x (batch, length, hidden), memory (batch, source length, memory size), or both packed -> like x."""
+        across = None if trace is None else trace.across()
+        x = self.residual(x, lambda y: self.attention(y, y, y, mask, None, trace), self.attention_norm, self.dropout)
+        x = self.residual(
+            x, lambda y: self.cross_attention(y, memory, memory, memory_mask, None, across), self.cross_attention_norm, self.dropout
+        )
+        return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
+
+
+def bert_block(
+    hidden_size: int,
+    num_heads: int,
+    intermediate_size: int,
+    *,
+    activation: str = "gelu",
+    norm_eps: float = 1e-12,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+) -> EncoderBlock:
+    """BERT's block: post-norm, LayerNorm, dropout on probabilities and on both sublayers' results."""
+    return EncoderBlock(
+        Attention(hidden_size, num_heads, dropout=attention_dropout),
+        FeedForward(hidden_size, intermediate_size, activation),
+        nn.LayerNorm(hidden_size, norm_eps),
+        nn.LayerNorm(hidden_size, norm_eps),
+        dropout=dropout,
+    )

@@ -1,0 +1,113 @@
+"""Token, position and segment embeddings, with a norm and, where the table is narrower than the model, a projection (factorised)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import InputError
+
+
+def check_ids(ids: Tensor, table: int, name: str) -> None:
+    """Refuse ids that are not integers of shape (batch, length) inside the table. Values are not looked at under compile or on meta."""
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype in (torch.bool, torch.complex64):
+        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(f"{name} must hold integers, got {got}")
+    if ids.dim() != 2:
+        raise InputError(f"{name} must be (batch, length), got {tuple(ids.shape)}")
+    if torch.compiler.is_compiling() or ids.device.type == "meta" or ids.numel() == 0:
+        return
+    if ids.device.type == "cpu":  # on an accelerator the look-up itself asserts, without a wait
+        low, high = (int(v) for v in ids.aminmax())
+        if low < 0 or high >= table:
+            raise InputError(f"{name} must lie in 0..{table - 1}, got {low if low < 0 else high}")
+
+
+class TextEmbeddings(nn.Module):
+    """``dropout(norm(token[t] + segment[s] + position[p]))``, then a projection where ``projection`` is given.
+
+    ``num_segments`` = 0: no segment table. ``projection``: embedding_size -> hidden_size (ALBERT, ELECTRA small).
+    """
+
+    roles = {"token": "token-embedding", "projection": "embedding-projection"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_size: int,
+        max_positions: int,
+        num_segments: int,
+        norm: nn.Module,
+        *,
+        dropout: float = 0.0,
+        projection: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocab_size, embedding_size)
+        self.position = nn.Embedding(max_positions, embedding_size)
+        self.segment = nn.Embedding(num_segments, embedding_size) if num_segments else None
+        self.norm = norm
+        self.dropout = nn.Dropout(dropout)
+        self.projection = projection
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """input_ids, token_type_ids, position_ids (batch, length) int; or inputs_embeds (batch, length, embedding) for the token part
+        -> (batch, length, hidden). Segments default to 0, positions to 0, 1, ..."""
+        tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, embedding)
+        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
+        x = self.dropout(self.norm(x))
+        return x if self.projection is None else self.projection(x)
+
+    def tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """The token part, from ids or as given."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError(f"give exactly one of input_ids and inputs_embeds, got {'neither' if input_ids is None else 'both'}")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            check_ids(input_ids, self.token.num_embeddings, "input_ids")
+            inputs_embeds = self.token(input_ids)
+        elif inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.token.embedding_dim:
+            raise InputError(f"inputs_embeds must be (batch, length, {self.token.embedding_dim}), got {tuple(inputs_embeds.shape)}")
+        if inputs_embeds.shape[1] > self.position.num_embeddings:
+            limit = self.position.num_embeddings
+            raise InputError(f"the text is {inputs_embeds.shape[1]} tokens long; this model has {limit} positions: cut it or split it")
+        return inputs_embeds
+
+    def segments(self, token_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
+        """The segment part (batch or 1, length, embedding)."""
+        if self.segment is None:
+            if token_type_ids is not None and not _all_zero(token_type_ids):
+                raise InputError("this model has no segments; leave token_type_ids out")
+            return 0.0
+        if token_type_ids is None:
+            return self.segment.weight[0]
+        same_shape(token_type_ids, tokens, "token_type_ids")
+        check_ids(token_type_ids, self.segment.num_embeddings, "token_type_ids")
+        return self.segment(token_type_ids)
+
+    def positions(self, position_ids: Tensor | None, tokens: Tensor) -> Tensor:
+        """The position part (batch or 1, length, embedding)."""
+        if position_ids is None:
+            return self.position.weight[: tokens.shape[1]]
+        if position_ids.dim() == 1:
+            position_ids = position_ids[None]
+        check_ids(position_ids, self.position.num_embeddings, "position_ids")
+        if position_ids.shape[0] != 1 or position_ids.shape[1] != tokens.shape[1]:
+            same_shape(position_ids, tokens, "position_ids")
+        return self.position(position_ids)
+
+
+def same_shape(ids: Tensor, tokens: Tensor, name: str) -> None:
+    """Refuse ids whose (batch, length) is not the text's."""
+    if tuple(ids.shape) != tuple(tokens.shape[:2]):
+        raise InputError(f"{name} must be (batch, length) = {tuple(tokens.shape[:2])} like the text, got {tuple(ids.shape)}")
+
+
+def _all_zero(ids: Tensor) -> bool:
+    return torch.compiler.is_compiling() or ids.device.type == "meta" or not bool(ids.any())

@@ -1,0 +1,1 @@
+"""One file per family, its variants as data beside it."""

@@ -1,0 +1,84 @@
+"""What models return: frozen dataclasses with the field's usual names, never a tuple."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Output:
+    """Common to all results: fields that hold nothing are None; iterate with `present`."""
+
+    def present(self) -> Iterator[tuple[str, Any]]:
+        """Name and value of every field that holds something."""
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if value is not None:
+                yield item.name, value
+
+
+@dataclass(frozen=True)
+class Encoded(Output):
+    """One stream after its encoder.
+
+    ``last_hidden_state`` (batch, length, hidden), zeros at padded positions; ``pooler_output`` (batch, hidden) where the model has a pooler.
+    On request ``hidden_states``: what enters the first block, then what leaves each block, all (batch, length, hidden); and
+    ``attentions``: per block the probabilities (batch, heads, query, key), zeros for queries and keys that are padding.
+    """
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Streams(Output):
+    """Several streams, each an `Encoded`; ``cross_attentions`` (batch, heads, query, key) per block that looks across."""
+
+    text: Encoded | None = None
+    image: Encoded | None = None
+    entity: Encoded | None = None
+    joint: Encoded | None = None
+    cross_attentions: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Seq2Seq(Output):
+    """An encoder-decoder: the decoder's side flat, the encoder's under ``encoder``."""
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder: Encoded | None = None
+
+
+@dataclass(frozen=True)
+class TaskOutput(Output):
+    """What a task model returns: ``loss`` and the named ``losses`` it sums (where labels were given) and the head's results.
+
+    ``logits`` (batch, classes) or (batch, length, classes); spans as ``start_logits``, ``end_logits`` (batch, length); pre-training heads as
+    ``prediction_logits`` (batch, length, vocabulary), ``seq_relationship_logits`` and ``sop_logits`` (batch, 2); ``embedding`` (batch, hidden).
+    ``encoded`` is what the model below returned.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    sop_logits: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    embedding: Tensor | None = None
+    encoded: Any = None
+
+
+for _cls in (Encoded, Streams, Seq2Seq, TaskOutput):  # torch.export takes and gives them as pytrees
+    torch.export.register_dataclass(_cls, serialized_type_name=f"zoo.{_cls.__name__}")

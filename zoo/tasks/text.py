@@ -1,0 +1,222 @@
+"""Tasks over one text or a pair: what each head reads, its logits and its loss. Inputs are those of the model below, plus labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import ConfigError, InputError
+from zoo.layers.masks import Padding
+from zoo.layers.pooler import pool
+from zoo.model import Model, need_pooler
+from zoo.outputs import TaskOutput
+from zoo.tasks.base import TaskModel, check_labels, flat_choices
+from zoo.tasks.losses import classification_loss, span_loss, token_cross_entropy
+
+
+class MaskedLM(TaskModel):
+    """The words behind the masks: ``prediction_logits`` (batch, length, vocabulary), zeros at padding."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {"masked_lm": model.heads["masked_lm"](model.config)}, options)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels (batch, length): the true ids at masked places, -100 elsewhere."""
+        encoded = self.model(*inputs, **named)
+        logits = self.predict(encoded.last_hidden_state, _mask_of(inputs, named))
+        if labels is None:
+            return TaskOutput(logits=logits, prediction_logits=logits, encoded=encoded)
+        check_labels(labels, tuple(logits.shape[:2]), "labels", logits.shape[2])
+        loss = token_cross_entropy(logits, labels)
+        return TaskOutput(loss, {"masked_lm": loss}, logits, logits, encoded=encoded)
+
+    def predict(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Word scores, computed at real tokens only."""
+        padding = Padding.of(attention_mask, (hidden.shape[0], hidden.shape[1]))
+        return padding.unpack(self.heads["masked_lm"](padding.pack(hidden), self.token_table))
+
+
+class Pretraining(MaskedLM):
+    """Masked words and the family's sentence objective; the losses are summed with equal weight."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        names = [name for name in ("masked_lm", "next_sentence", "sentence_order") if name in model.heads]
+        return cls(model, {name: model.heads[name](model.config) for name in names}, options)
+
+    def forward(
+        self,
+        *inputs: Tensor,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        sentence_order_label: Tensor | None = None,
+        **named: Any,
+    ) -> TaskOutput:
+        """labels (batch, length), -100 = left out; next_sentence_label (batch,), 0 = B follows A; sentence_order_label (batch,), 0 = kept."""
+        encoded = self.model(*inputs, **named)
+        words = self.predict(encoded.last_hidden_state, _mask_of(inputs, named))
+        pooled = self.dropout(need_pooler(encoded)) if "sentence_order" in self.heads else need_pooler(encoded)
+        follows = self.heads["next_sentence"](pooled) if "next_sentence" in self.heads else None
+        order = self.heads["sentence_order"](pooled) if "sentence_order" in self.heads else None
+        losses = {}
+        if labels is not None:
+            check_labels(labels, tuple(words.shape[:2]), "labels", words.shape[2])
+            losses["masked_lm"] = token_cross_entropy(words, labels)
+        for name, logits, label in (("next_sentence", follows, next_sentence_label), ("sentence_order", order, sentence_order_label)):
+            if label is not None:
+                if logits is None:
+                    raise InputError(f"{name}_label was given, but this family has no {name} head; its heads are {', '.join(self.heads)}")
+                check_labels(label.flatten(), (logits.shape[0],), f"{name}_label", 2)
+                losses[name] = F.cross_entropy(logits.float(), label.flatten())
+        loss = sum(losses.values()) if losses else None
+        return TaskOutput(loss, losses, None, words, follows, order, encoded=encoded)  # type: ignore[arg-type]
+
+
+class _PairJudge(TaskModel):
+    """One of two labels for a pair of texts, from the pooled vector."""
+
+    head = ""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {cls.head: model.heads[cls.head](model.config)}, options)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels (batch,) 0 or 1."""
+        encoded = self.model(*inputs, **named)
+        pooled = need_pooler(encoded)
+        logits = self.heads[self.head](self.dropout(pooled) if self.head == "sentence_order" else pooled)
+        loss = None
+        if labels is not None:
+            check_labels(labels.flatten(), (logits.shape[0],), "labels", 2)
+            loss = F.cross_entropy(logits.float(), labels.flatten())
+        given = {"seq_relationship_logits" if self.head == "next_sentence" else "sop_logits": logits}
+        return TaskOutput(loss, {} if loss is None else {self.head: loss}, logits, encoded=encoded, **given)
+
+
+class NextSentence(_PairJudge):
+    """Does B follow A? ``seq_relationship_logits`` (batch, 2), index 0 = it does."""
+
+    head = "next_sentence"
+
+
+class SentenceOrder(_PairJudge):
+    """Were A and B swapped? ``sop_logits`` (batch, 2), index 0 = they stand in order."""
+
+    head = "sentence_order"
+
+
+class SequenceClassification(TaskModel):
+    """``W dropout(pooled) + b``: a label for a text or a pair."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {"sequence_classification": nn.Linear(model.config.hidden_size, options["num_labels"])}, options)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels (batch,) int for classes, (batch, classes) float for several at once, (batch,) float for one output -> logits (batch, classes)."""
+        encoded = self.model(*inputs, **named)
+        logits = self.heads["sequence_classification"](self.dropout(need_pooler(encoded)))
+        loss = None
+        if labels is not None:
+            single = not labels.is_floating_point() and logits.shape[1] > 1
+            check_labels(labels, (logits.shape[0],) if single else tuple(labels.shape), "labels", logits.shape[1] if single else None)
+            loss = classification_loss(logits, labels, self.options["problem_type"])
+        return TaskOutput(loss, {} if loss is None else {"classification": loss}, logits, encoded=encoded)
+
+
+class TokenClassification(TaskModel):
+    """``W dropout(h_t) + b``: a label for each token."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {"token_classification": nn.Linear(model.config.hidden_size, options["num_labels"])}, options)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels (batch, length) int, -100 = left out -> logits (batch, length, classes)."""
+        encoded = self.model(*inputs, **named)
+        logits = self.heads["token_classification"](self.dropout(encoded.last_hidden_state))
+        loss = None
+        if labels is not None:
+            check_labels(labels, tuple(logits.shape[:2]), "labels", logits.shape[2])
+            loss = token_cross_entropy(logits, labels)
+        return TaskOutput(loss, {} if loss is None else {"classification": loss}, logits, encoded=encoded)
+
+
+class QuestionAnswering(TaskModel):
+    """``W h_t + b`` with two outputs: is this the answer's first token, is it the last."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {"question_answering": nn.Linear(model.config.hidden_size, 2)}, options)
+
+    def forward(
+        self, *inputs: Tensor, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **named: Any
+    ) -> TaskOutput:
+        """start_positions, end_positions (batch,) int; outside the text = left out -> start_logits, end_logits (batch, length)."""
+        encoded = self.model(*inputs, **named)
+        start, end = self.heads["question_answering"](encoded.last_hidden_state).unbind(-1)
+        loss = None
+        if (start_positions is None) != (end_positions is None):
+            raise InputError("give both start_positions and end_positions, or neither")
+        if start_positions is not None and end_positions is not None:
+            loss = span_loss(start, end, start_positions.flatten(), end_positions.flatten())
+        return TaskOutput(loss, {} if loss is None else {"span": loss}, start_logits=start, end_logits=end, encoded=encoded)
+
+
+class MultipleChoice(TaskModel):
+    """``w dropout(pooled) + b`` for each of several texts; the highest wins."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {"multiple_choice": nn.Linear(model.config.hidden_size, 1)}, options)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> TaskOutput:
+        """input_ids, attention_mask, token_type_ids (batch, choices, length); labels (batch,) -> logits (batch, choices)."""
+        flat = (flat_choices(input_ids), flat_choices(attention_mask), flat_choices(token_type_ids))
+        encoded = self.model(*flat, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        scores = self.heads["multiple_choice"](self.dropout(need_pooler(encoded)))  # (batch · choices, 1)
+        logits = scores.view(input_ids.shape[0], input_ids.shape[1])
+        loss = None
+        if labels is not None:
+            check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
+            loss = F.cross_entropy(logits.float(), labels)
+        return TaskOutput(loss, {} if loss is None else {"choice": loss}, logits, encoded=encoded)
+
+
+class SentenceEmbedding(TaskModel):
+    """One vector for a text: its token states pooled over real tokens, then at length one where ``normalize`` says so."""
+
+    POOLINGS = ("mean", "max", "cls")
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        if options["pooling"] not in cls.POOLINGS:
+            raise ConfigError(f"pooling must be one of {', '.join(cls.POOLINGS)}, got {options['pooling']!r}")
+        return cls(model, {}, options)
+
+    def forward(self, *inputs: Tensor, **named: Any) -> TaskOutput:
+        """-> embedding (batch, hidden)."""
+        encoded = self.model(*inputs, **named)
+        hidden = encoded.last_hidden_state
+        padding = Padding.of(_mask_of(inputs, named), (hidden.shape[0], hidden.shape[1]), pack=False)
+        vector = pool(hidden, padding.real, self.options["pooling"])
+        return TaskOutput(embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded)
+
+
+def _mask_of(inputs: tuple[Tensor, ...], named: Mapping[str, Any]) -> Tensor | None:
+    """The attention mask among a model's inputs: second by position, or by name."""
+    return inputs[1] if len(inputs) > 1 else named.get("attention_mask")
