@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.errors import InputError
 from zoo.layers.masks import Mask
 from zoo.layers.trace import Trace
 
@@ -87,8 +88,11 @@ class Attention(nn.Module):
     ) -> Tensor:
         """query (batch, length, hidden), key and value (batch, key length, key size), or their packed rows -> like query.
 
-        ``bias``: additive (batch or 1, heads or 1, query, key). ``trace`` keeps the probabilities where somebody asked.
+        ``bias``: additive (1, heads or 1, query, key), or one for each row where the batch is not packed. ``trace`` keeps the probabilities
+        where somebody asked.
         """
+        if bias is not None and mask.packed and bias.dim() == 4 and bias.shape[0] != 1:
+            raise InputError(f"a packed batch takes one bias for all rows, got {tuple(bias.shape)}; run it with packing off")
         # (batch, length, heads, head size), or (tokens, heads, head size) when packed
         q = self.query(query).unflatten(-1, (-1, self.head_size))
         k = self.key(key).unflatten(-1, (-1, self.head_size))
@@ -105,7 +109,7 @@ class Attention(nn.Module):
         scale = 1 / math.sqrt(self.head_size)
         dropout = self.dropout if self.training else 0.0
         if bias is not None:
-            bias = bias[..., : q.shape[2], : k.shape[2]].to(q.dtype)
+            bias = mask.bias_at(bias, q.shape[2], k.shape[2]).to(q.dtype)
         if trace is not None and trace.wants_attentions:
             out, probabilities = explicit_attention(q, k, v, mask.allowed(q.shape[2], k.shape[2], q.device), bias, scale, dropout)
             trace.keep(probabilities)

@@ -255,6 +255,15 @@ class Mask:
             allowed = allowed & part
         return allowed
 
+    def bias_at(self, bias: Tensor, query: int, key: int) -> Tensor:
+        """The part of an additive (1, heads, query, key) bias that belongs to this rectangle, (1 or batch, heads, query, key)."""
+        if self.query_positions is None and self.key_positions is None:
+            return bias[..., :query, :key]
+        device = bias.device
+        rows = self.query_positions if self.query_positions is not None else torch.arange(query, device=device)[None]
+        columns = self.key_positions if self.key_positions is not None else torch.arange(key, device=device)[None]
+        return bias.flatten(0, -3)[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+
     @property
     def plain_causal(self) -> bool:
         """Exactly key <= query and nothing else, so that a kernel's own causal form serves."""
@@ -280,8 +289,8 @@ class Mask:
                 self,
                 query_rows=None,
                 key_rows=None,
-                query_positions=_cut(self.query_rows.positions, cut_query, rows) if self.pattern is not None else None,
-                key_positions=_cut(self.key_rows.positions, cut_key, rows) if self.pattern is not None else None,
+                query_positions=_cut(self.query_rows.positions, cut_query, rows),
+                key_positions=_cut(self.key_rows.positions, cut_key, rows),
             )
             out = kernel(
                 query[cut_query].unflatten(0, (rows, query_length)),

@@ -1,0 +1,74 @@
+"""zoo: extended pre-trained language models in PyTorch, from shared parts, with converters that prove themselves.
+
+    import zoo
+    model = zoo.create("albert-base")                                      # random weights, as the paper draws them
+    model = zoo.create("minilm-l6-h384.all-minilm-l6-v2", pretrained=True)     # a public checkpoint, verified and converted
+
+Importing this package imports no torch; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Config": "zoo.config",
+    "Model": "zoo.model",
+    "ZooError": "zoo.errors",
+    "config": "zoo.registry",
+    "convert": "zoo.create",
+    "create": "zoo.create",
+    "info": "zoo.info",
+    "inspect": "zoo.info",
+    "list_models": "zoo.registry",
+    "load": "zoo.create",
+    "packing": "zoo.layers.masks",
+    "register": "zoo.registry",
+    "save": "zoo.create",
+    "tokenizer": "zoo.create",
+    "unregister": "zoo.registry",
+    "verify": "zoo.create",
+}
+
+__all__ = ["__version__", *sorted(_WHERE)]
+
+if TYPE_CHECKING:
+    from zoo.config import Config
+    from zoo.create import convert, create, load, save, tokenizer, verify
+    from zoo.errors import ZooError
+    from zoo.info import info, inspect
+    from zoo.layers.masks import packing
+    from zoo.model import Model
+    from zoo.registry import config, list_models, register, unregister
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}; its names are {', '.join(sorted(_WHERE))}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `zoo.config`, `zoo.create` and `zoo.convert` the functions, though modules of these names exist too.
+
+    The import system binds a submodule to its package when it loads it; here the public name wins, whatever was imported first. The modules
+    themselves are reached by ``from zoo.config import Config`` as always.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

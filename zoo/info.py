@@ -1,0 +1,100 @@
+"""What is known of a model or a file: `info` and `inspect`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo import registry
+from zoo.tasks.catalogue import fitting, offers_of
+
+
+def info(name: str) -> dict[str, Any]:
+    """Everything known of a registered model: paper, sizes, parameter counts, inputs, tasks, checkpoints with licence and proof.
+
+    The name may carry a tag; then the config is the tag's. Imports torch, to count the parameters on the meta device.
+    """
+    import torch
+
+    from zoo.sources import records
+
+    variant, tag = registry.resolve(name)
+    config = registry.config(name)
+    with torch.device("meta"):
+        model = variant.model_class()(config)
+    by_part: dict[str, int] = {}
+    for parameter_name, parameter in model.named_parameters():
+        part = parameter_name.split(".")[0]
+        by_part[part] = by_part.get(part, 0) + parameter.numel()
+    stated = (variant.tags[tag].parameters if tag in variant.tags else {}) or (variant.parameters if tag is None else {})
+    known = records()
+    checkpoints = {}
+    for each in registry.tags(variant):
+        record = known.get(f"{variant.name}.{each}")
+        checkpoints[each] = {
+            "sources": list(record.sources) if record else [],
+            "layout": record.layout if record else None,
+            "licence": record.licence if record else None,
+            "verified": "no public source" if record is None else "map proven, bytes never seen" if record.unverified else "bytes hashed",
+            "notes": " ".join(filter(None, (record.notes if record else "", variant.tags[each].notes if each in variant.tags else ""))),
+        }
+    return {
+        "name": variant.name if tag is None else f"{variant.name}.{tag}",
+        "family": variant.family,
+        "title": variant.title,
+        "paper": variant.paper,
+        "pillar": variant.pillar,
+        "streams": variant.streams,
+        "fusion": variant.fusion,
+        "config": config.to_dict(),
+        "parameters": model.num_parameters(),
+        "parameters_by_part": by_part,
+        "parameters_stated": dict(stated),
+        "inputs": list(variant.inputs),
+        "heads": list(variant.heads),
+        "tasks": fitting(offers_of(variant)),
+        "default_tag": next(iter(registry.tags(variant)), None),
+        "checkpoints": checkpoints,
+        "exceptions": dict(model.exceptions),
+        "notes": variant.notes,
+    }
+
+
+def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family, size, what is foreign or refused."""
+    from zoo.convert import layouts
+    from zoo.convert.files import foreign_config, read_description
+    from zoo.convert.readers import open_archive
+    from zoo.errors import ZooError
+
+    described = read_description(Path(source))
+    with open_archive(source) as archive:
+        names = list(archive.tensors)
+        dtypes: dict[str, int] = {}
+        for item in archive.tensors.values():
+            dtypes[item.dtype] = dtypes.get(item.dtype, 0) + 1
+        found: dict[str, Any] = {
+            "path": str(source),
+            "format": archive.format,
+            "tensors": len(names),
+            "elements": sum(_count(item.shape) for item in archive.tensors.values()),
+            "dtypes": dtypes,
+            "refused": list(archive.refused),
+        }
+        if described is not None:
+            return {**found, "layout": "zoo", "model": described["model"], "class": described["class"], "task": described["task"]}
+        foreign = foreign_config(source, config)
+        try:
+            layout = layouts.recognise(archive.tensors, foreign)
+        except ZooError as error:
+            return {**found, "layout": None, "why": str(error), "first_names": names[:10]}
+        return {**found, "layout": layout, **layouts.account(layout, archive.tensors, foreign)}
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
