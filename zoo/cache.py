@@ -261,7 +261,7 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def list(self) -> list[Entry]:
+    def entries(self) -> list[Entry]:
         """Every complete entry, by source."""
         found = [self._read(path) for path in self.refs.glob("*.json")]
         return sorted((entry for entry in found if entry is not None and entry.present()), key=lambda entry: (entry.source, entry.key))
@@ -269,7 +269,7 @@ class Cache:
     def entry_of(self, path: Path) -> Entry | None:
         """The entry that a fetched folder or file belongs to; None for anything outside the cache."""
         path = Path(path).absolute()
-        return next((entry for entry in self.list() if entry.folder.absolute() in (path, *path.parents)), None)
+        return next((entry for entry in self.entries() if entry.folder.absolute() in (path, *path.parents)), None)
 
     # ------------------------------------------------------------ writing
 
@@ -322,7 +322,7 @@ class Cache:
             "source": source,
             "name": name,
             "revision": revision,
-            "fetched": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "fetched": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
             "tree": tree,
             "files": {inner: [file.size, file.sha256] for inner, file in files.items()},
             "facts": dict(facts or {}),
@@ -382,7 +382,7 @@ class Cache:
     # ------------------------------------------------------------ keeping
 
     def _named(self, names: Sequence[str]) -> list[Entry]:
-        entries = self.list()
+        entries = self.entries()
         if not names:
             return entries
         chosen = []
@@ -402,8 +402,8 @@ class Cache:
         entries = self._named(names)
         if not names:
             listed = {entry.key for entry in entries}
-            read = (self._read(path) for path in sorted(self.refs.glob("*.json")))
-            entries += [entry for entry in read if entry is not None and entry.key not in listed]
+            found = (self._read(path) for path in sorted(self.refs.glob("*.json")))
+            entries += [entry for entry in found if entry is not None and entry.key not in listed]
         for entry in entries:
             problems = []
             for name, file in entry.files.items():
@@ -443,13 +443,12 @@ class Cache:
         elif everything:
             doomed = {path.name.removesuffix(".json"): "everything" for path in self.refs.glob("*.json")}
         elif older_than_days is not None:
-            for entry in self.list():
+            for entry in self.entries():
                 age = now - datetime.datetime.fromisoformat(entry.fetched)
                 if age > datetime.timedelta(days=older_than_days):
                     doomed[entry.key] = f"fetched {age.days} days ago"
         for path in sorted(self.refs.glob("*.json")):
-            entry = self._read(path)
-            if entry is None or not entry.present():
+            if (found := self._read(path)) is None or not found.present():
                 doomed.setdefault(path.name.removesuffix(".json"), "incomplete")
         leftovers = {path.name for folder in (self.partials, self.stagings) if folder.is_dir() for path in folder.iterdir()}
         for key in sorted(leftovers | set(doomed)):
@@ -466,7 +465,7 @@ class Cache:
                         (self.locks / f"{key}.lock").unlink()
         with locked(self.locks / "publish.lock"):
             gone = {item.path for item in pruned}
-            kept = {entry.folder for path in self.refs.glob("*.json") if path not in gone and (entry := self._read(path)) is not None}
+            kept = {found.folder for path in self.refs.glob("*.json") if path not in gone and (found := self._read(path)) is not None}
             freed: dict[int, int] = {}  # inode -> links that go with unreferenced trees
             for tree in sorted(self.trees.glob("*")):
                 if tree not in kept:

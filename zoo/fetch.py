@@ -20,6 +20,7 @@ import http.client
 import importlib.metadata
 import importlib.util
 import json
+import lzma
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -166,7 +168,7 @@ class Want:
         """What a record (already narrowed to this source) wants of it."""
         files = {name: digest.lower() for name, digest in entry.wanted.items()}
         checkpoint = _checkpoint_of(source)
-        if checkpoint:
+        if checkpoint and not (entry.files and checkpoint.lower().endswith(ARCHIVES)):
             files = {checkpoint: (entry.sha256 or files.get(checkpoint, "")).lower()} | {k: v for k, v in files.items() if k != checkpoint}
         elif not entry.files:  # the record does not say which file holds the tensors: take all
             files = {}
@@ -178,9 +180,14 @@ def _checkpoint_of(source: Source) -> str | None:
     if source.kind == "hub":
         return source.path
     if source.kind in ("http", "https") and source.path is None:
-        name = urllib.parse.unquote(urllib.parse.urlsplit(source.place).path.rsplit("/", 1)[-1])
-        return name or "download"
+        return _url_name(source)
     return None
+
+
+def _url_name(source: Source) -> str:
+    """The last part of an address, as a file name without surprises."""
+    name = urllib.parse.unquote(urllib.parse.urlsplit(source.place).path.rsplit("/", 1)[-1])
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "download"
 
 
 # ---------------------------------------------------------------- the front door
@@ -255,7 +262,7 @@ def _fetch_record(entry: Record, cache: Cache, offline: bool, progress: Progress
     for source, narrowed in pairs:
         if source.kind != "file" and not force and (found := _find(cache, source, Want.of(narrowed, source))) is not None:
             return found
-    failures = []
+    failures: list[str] = []
     for source, narrowed in pairs:
         try:
             if source.kind == "file":
@@ -496,18 +503,18 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
                 infos = [info for info in opened.infolist() if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)]
-                yield [_Member(safe_name(info.filename), info.file_size, lambda info=info: opened.open(info)) for info in infos]  # type: ignore[misc]
+                yield [_Member(safe_name(info.filename), info.file_size, lambda info=info: opened.open(info)) for info in infos]  # type: ignore[misc,arg-type]
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
                 members = []
                 for info in tar:
                     name = safe_name(info.name) if info.name not in (".", "./") else info.name
                     if info.isreg():
-                        members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc]
+                        members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc,arg-type]
                 yield members
         else:
             raise CheckpointError(f"{archive.name} is neither a zip nor a tar archive")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
         raise CheckpointError(f"{archive.name} is damaged or of a kind that can't be read: {error}") from error
 
 
@@ -725,9 +732,8 @@ def _receive(response: Any, part: Path, done: int, total: int | None, tell: Prog
 
 def _fetch_url(job: _Job) -> Fetched:
     source = job.source
-    name = urllib.parse.unquote(urllib.parse.urlsplit(source.place).path.rsplit("/", 1)[-1]) or "download"
-    name = re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "download"
-    unpack = name.lower().endswith(ARCHIVES) and (source.path is not None or bool(set(job.want.files) - {name}))
+    name = _url_name(source)
+    unpack = name not in job.want.files
     expected = job.want.archive_sha256 if unpack else job.want.files.get(name) or source.sha256
     target = job.cache.partial(job.key) / name
     if expected and not unpack and (blob := job.cache.blob(expected)) is not None:
@@ -737,8 +743,7 @@ def _fetch_url(job: _Job) -> Fetched:
         download(source.place, target, sha256=expected, size=None if unpack else job.want.bytes, tell=job.tell)
     digest = sha256_of(target)
     if unpack:
-        wanted = {key: value for key, value in job.want.files.items() if key != name}
-        extract(target, job.folder, path=source.path, want=Want(wanted, job.want.optional))
+        extract(target, job.folder, path=source.path, want=job.want)
         return None, {"archive": name, "archive_sha256": digest}
     os.replace(target, job.folder / name)
     return None, {}
@@ -759,7 +764,7 @@ def _unreachable(endpoint: str) -> str | None:
         answer: list[str | None] = [f"no answer within {PATIENCE.probe:g} seconds"]
 
         def probe() -> None:
-            from huggingface_hub.utils import get_session
+            from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
             try:
                 get_session().head(endpoint, timeout=PATIENCE.probe)
@@ -811,6 +816,7 @@ NO_COMPANION = re.compile(
 def _choose(names: Iterable[str], repository: str) -> list[str]:
     """The checkpoint of a hub repository and what belongs to it."""
     names = set(names)
+    checkpoint: list[str]
     for plain in ("model.safetensors", "pytorch_model.bin"):
         stem, _, ending = plain.partition(".")
         index = f"{plain}.index.json"
@@ -936,16 +942,18 @@ def _fetch_hub_offline(job: _Job) -> Fetched:
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
     """Keep huggingface_hub's own progress bars quiet while the caller shows some."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub import utils  # the functions are public; its stubs do not say so
 
-    if shown or are_progress_bars_disabled():
+    bars: Any = utils
+
+    if shown or bars.are_progress_bars_disabled():
         yield
         return
-    disable_progress_bars()
+    bars.disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        bars.enable_progress_bars()
 
 
 FETCHERS: dict[str, Callable[[_Job], Fetched]] = {

@@ -139,14 +139,8 @@ def _all_records(folder: Path) -> Mapping[str, Record]:
 
 
 def records(family: str | None = None) -> dict[str, Record]:
-    """Every record by name (``"albert-base.v2"``), of one family or of all."""
-    found = _all_records(weights_folder())
-    if family is None:
-        return dict(found)
-    chosen = {name: entry for name, entry in found.items() if entry.family == family}
-    if not chosen:
-        raise unknown("family with public checkpoints", family, {entry.family for entry in found.values()})
-    return chosen
+    """Every record by name (``"albert-base.v2"``), of one family or of all; a family without public checkpoints has none."""
+    return {name: entry for name, entry in _all_records(weights_folder()).items() if family in (None, entry.family)}
 
 
 def record(name: str) -> Record:
