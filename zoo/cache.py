@@ -1,0 +1,485 @@
+"""The cache of fetched checkpoints: whatever happens, an entry is absent, old and whole, or new and whole.
+
+    refs/<key>.json          what one source is: its files with size and sha256, revision, when; replaced atomically
+    trees/<slug>-<hash>/     the files of a source, read-only; the hash is that of their names and contents
+    blobs/<sha256>           the same files once more, as hard links: what two sources share is stored once
+    partial/<key>/           downloads that are not whole yet (.incomplete), resumed by the next try
+    staging/<key>/           files on their way into a tree; whoever holds the key's lock may throw away what it finds here
+    locks/                   one lock file per key, and one for publishing and pruning
+
+A tree appears by one rename and is never written to again; a reference to it is replaced by one rename after that. So a kill at
+any moment leaves, at worst, leftovers that nothing points at.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zoo.errors import CheckpointError, FetchError, UnknownNameError, unknown
+
+CHUNK = 1 << 20
+VERSION = 1
+
+
+def home() -> Path:
+    """The cache's folder: ``ZOO_HOME``, or ``zoo`` in the platform's folder for caches."""
+    if chosen := os.environ.get("ZOO_HOME"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "zoo"
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def safe_name(name: str) -> str:
+    """A relative path with forward slashes, or a ``CheckpointError`` where it would lead out of its folder."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name):
+        raise CheckpointError(f"the name {name!r} leads out of its folder; names must be relative, without '..', drives or backslashes")
+    return str(PurePosixPath(name))
+
+
+# ---------------------------------------------------------------- locks
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise
+    return True
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of that name: a pruner may have removed it between open and lock."""
+    try:
+        return os.fstat(descriptor).st_ino == os.stat(path).st_ino
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold a lock file against every other process and thread; gives False, not held, if ``wait`` is false and another holds it.
+
+    The system lets go of it when its holder dies. ``waiting`` is called once, when somebody else turns out to hold it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pause = 0.01
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if _try_lock(descriptor):
+                if _is_still(path, descriptor):
+                    yield True
+                    return
+                continue
+            if not wait:
+                yield False
+                return
+        finally:
+            os.close(descriptor)
+        if waiting is not None:
+            waiting()
+            waiting = None
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.25)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or folder to disk, where the system lets us."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by one rename, so that a reader sees the old bytes or the new ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.incomplete")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it, read-only files too; what is gone already is fine."""
+    if path.is_dir() and not path.is_symlink():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                with suppress(OSError):
+                    os.chmod(Path(folder) / name, stat.S_IWRITE | stat.S_IREAD)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(_size(inner) for inner in path.iterdir())
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file of an entry."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One fetched source. ``folder`` holds ``files``, named relative to it."""
+
+    key: str
+    source: str
+    name: str | None
+    revision: str | None
+    fetched: str
+    folder: Path
+    files: Mapping[str, Stored]
+    facts: Mapping[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+    def present(self) -> bool:
+        """Whether every file is there with its size (contents are ``Cache.verify``'s business)."""
+        try:
+            return all((self.folder / name).stat().st_size == file.size for name, file in self.files.items())
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What ``Cache.verify`` found in one entry: no problems, or what is wrong with which file."""
+
+    entry: Entry
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Something that ``Cache.prune`` removed (or would remove): what, where, how many bytes, why."""
+
+    path: Path
+    bytes: int
+    reason: str
+
+
+class Cache:
+    """The folder of fetched checkpoints; several processes may use one at once."""
+
+    def __init__(self, root: Path | None = None):
+        self.root = Path(root) if root is not None else home()
+        self.refs, self.trees, self.blobs = self.root / "refs", self.root / "trees", self.root / "blobs"
+        self.partials, self.stagings, self.locks = self.root / "partial", self.root / "staging", self.root / "locks"
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.root)!r})"
+
+    # ------------------------------------------------------------ reading
+
+    def find(self, key: str) -> Entry | None:
+        """The entry of a key, if it is there and complete. Takes no lock and writes nothing."""
+        entry = self._read(self.refs / f"{key}.json")
+        return entry if entry is not None and entry.present() else None
+
+    def _read(self, path: Path) -> Entry | None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != VERSION:
+                return None
+            files = {safe_name(name): Stored(int(size), str(digest)) for name, (size, digest) in content["files"].items()}
+            folder = self.trees / safe_name(content["tree"])
+            return Entry(
+                key=path.name.removesuffix(".json"),
+                source=str(content["source"]),
+                name=content["name"],
+                revision=content["revision"],
+                fetched=str(content["fetched"]),
+                folder=folder,
+                files=files,
+                facts=content["facts"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def entries(self) -> list[Entry]:
+        """Every complete entry, by source."""
+        found = [self._read(path) for path in self.refs.glob("*.json")]
+        return sorted((entry for entry in found if entry is not None and entry.present()), key=lambda entry: (entry.source, entry.key))
+
+    def entry_of(self, path: Path) -> Entry | None:
+        """The entry that a fetched folder or file belongs to; None for anything outside the cache."""
+        path = Path(path).absolute()
+        return next((entry for entry in self.entries() if entry.folder.absolute() in (path, *path.parents)), None)
+
+    # ------------------------------------------------------------ writing
+
+    def lock(self, key: str, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Any:
+        return locked(self.locks / f"{key}.lock", wait=wait, waiting=waiting)
+
+    def partial(self, key: str) -> Path:
+        """The folder for unfinished downloads of a key; they stay until the entry is published."""
+        folder = self.partials / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def staging(self, key: str) -> Iterator[Path]:
+        """A fresh folder to collect an entry's files in; needs the key's lock, and clears what a killed holder left."""
+        base = self.stagings / key
+        remove(base)
+        folder = base / secrets.token_hex(4)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            remove(base)
+
+    def publish(
+        self,
+        key: str,
+        folder: Path,
+        *,
+        source: str,
+        slug: str,
+        name: str | None = None,
+        revision: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """Make a staged folder the entry of its key; from here on it belongs to the cache. Needs the key's lock."""
+        files: dict[str, Stored] = {}
+        for path in sorted(inner for inner in folder.rglob("*") if inner.is_file()):
+            digest = sha256_of(path)
+            files[path.relative_to(folder).as_posix()] = Stored(path.stat().st_size, digest)
+            self._share(path, digest)
+        if not files:
+            raise FetchError(f"{source} gave no file at all")
+        listing = "".join(f"{file.sha256} {inner}\n" for inner, file in sorted(files.items()))
+        tree = f"{slug}-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+        for inner_folder in {(folder / inner).parent for inner in files}:
+            _sync(inner_folder)
+        content = {
+            "version": VERSION,
+            "source": source,
+            "name": name,
+            "revision": revision,
+            "fetched": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+            "tree": tree,
+            "files": {inner: [file.size, file.sha256] for inner, file in files.items()},
+            "facts": dict(facts or {}),
+        }
+        with locked(self.locks / "publish.lock"):
+            self._place(folder, self.trees / tree, files)
+            write_atomically(self.refs / f"{key}.json", json.dumps(content, indent=1, sort_keys=True).encode())
+        remove(self.partials / key)
+        entry = self.find(key)
+        if entry is None:
+            raise FetchError(
+                f"{source}: the entry under {self.root} vanished while it was being written; is something else cleaning it up?"
+            )
+        return entry
+
+    def _share(self, path: Path, digest: str) -> None:
+        """Let a staged file and the blob of its hash be one file on disk, where the file system can link."""
+        os.chmod(path, 0o444)
+        _sync(path)
+        blob = self.blobs / digest
+        self.blobs.mkdir(parents=True, exist_ok=True)
+        try:
+            if blob.is_file() and blob.stat().st_size == path.stat().st_size and sha256_of(blob) == digest:
+                twin = path.with_name(f"{path.name}.{secrets.token_hex(4)}.incomplete")
+                os.link(blob, twin)
+                os.replace(twin, path)
+            else:
+                twin = blob.with_name(f"{digest}.{secrets.token_hex(4)}.incomplete")
+                os.link(path, twin)
+                os.replace(twin, blob)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            with suppress(OSError):  # no links on this file system: the tree keeps its own copy
+                twin.unlink(missing_ok=True)
+
+    def _place(self, folder: Path, tree: Path, files: Mapping[str, Stored]) -> None:
+        self.trees.mkdir(parents=True, exist_ok=True)
+        if tree.exists():
+            whole = all((tree / name).is_file() and (tree / name).stat().st_size == file.size for name, file in files.items())
+            if whole and all(sha256_of(tree / name) == file.sha256 for name, file in files.items()):
+                return
+            trash = self.stagings / f"trash-{secrets.token_hex(4)}"
+            trash.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(tree, trash)
+            os.rename(folder, tree)
+            remove(trash)
+        else:
+            os.rename(folder, tree)
+        _sync(self.trees)
+
+    def blob(self, digest: str) -> Path | None:
+        """The stored file with this sha256, its contents checked now."""
+        path = self.blobs / digest
+        return path if digest and path.is_file() and sha256_of(path) == digest else None
+
+    # ------------------------------------------------------------ keeping
+
+    def _named(self, names: Sequence[str]) -> list[Entry]:
+        entries = self.entries()
+        if not names:
+            return entries
+        chosen = []
+        for name in names:
+            hits = [entry for entry in entries if name in (entry.name, entry.source, entry.key)]
+            if not hits:
+                known = {known for entry in entries for known in (entry.name, entry.source) if known}
+                raise (
+                    unknown("cache entry", name, known) if known else UnknownNameError(f"unknown cache entry {name!r}: the cache is empty")
+                )
+            chosen += hits
+        return chosen
+
+    def verify(self, names: Sequence[str] = (), *, drop: bool = False) -> list[Verified]:
+        """Hash every file of every entry (or of the named ones) again; ``drop`` forgets the damaged, so that they are fetched anew."""
+        results = []
+        entries = self._named(names)
+        if not names:
+            listed = {entry.key for entry in entries}
+            found = (self._read(path) for path in sorted(self.refs.glob("*.json")))
+            entries += [entry for entry in found if entry is not None and entry.key not in listed]
+        for entry in entries:
+            problems = []
+            for name, file in entry.files.items():
+                path = entry.folder / name
+                if not path.is_file():
+                    problems.append(f"{name} is missing")
+                elif path.stat().st_size != file.size:
+                    problems.append(f"{name} has {path.stat().st_size:,} bytes, {file.size:,} were fetched")
+                elif (digest := sha256_of(path)) != file.sha256:
+                    problems.append(f"{name} has sha256 {digest}, {file.sha256} was fetched")
+            if problems and drop:
+                with self.lock(entry.key):
+                    remove(self.refs / f"{entry.key}.json")
+            results.append(Verified(entry, tuple(problems)))
+        return results
+
+    def prune(
+        self, names: Sequence[str] = (), *, older_than_days: float | None = None, everything: bool = False, dry_run: bool = False
+    ) -> list[Pruned]:
+        """Remove leftovers (of killed downloads, of replaced entries), and entries: the named ones, the old ones, or all.
+
+        Keys that somebody is fetching just now are left alone.
+        """
+        pruned: list[Pruned] = []
+
+        def drop(path: Path, reason: str, size: int | None = None) -> None:
+            pruned.append(Pruned(path, _size(path) if size is None else size, reason))
+            if not dry_run:
+                remove(path)
+
+        if not self.root.is_dir():
+            return pruned
+        now = datetime.datetime.now(datetime.UTC)
+        doomed: dict[str, str] = {}
+        if names:
+            doomed = {entry.key: "named" for entry in self._named(names)}
+        elif everything:
+            doomed = {path.name.removesuffix(".json"): "everything" for path in self.refs.glob("*.json")}
+        elif older_than_days is not None:
+            for entry in self.entries():
+                age = now - datetime.datetime.fromisoformat(entry.fetched)
+                if age > datetime.timedelta(days=older_than_days):
+                    doomed[entry.key] = f"fetched {age.days} days ago"
+        for path in sorted(self.refs.glob("*.json")):
+            if (found := self._read(path)) is None or not found.present():
+                doomed.setdefault(path.name.removesuffix(".json"), "incomplete")
+        leftovers = {path.name for folder in (self.partials, self.stagings) if folder.is_dir() for path in folder.iterdir()}
+        for key in sorted(leftovers | set(doomed)):
+            with self.lock(key, wait=False) as held:
+                if not held:
+                    continue
+                if key in doomed:
+                    drop(self.refs / f"{key}.json", doomed[key])
+                for folder in (self.partials, self.stagings):
+                    if (folder / key).exists():
+                        drop(folder / key, "unfinished")
+                if not dry_run:
+                    with suppress(OSError):
+                        (self.locks / f"{key}.lock").unlink()
+        with locked(self.locks / "publish.lock"):
+            gone = {item.path for item in pruned}
+            kept = {found.folder for path in self.refs.glob("*.json") if path not in gone and (found := self._read(path)) is not None}
+            freed: dict[int, int] = {}  # inode -> links that go with unreferenced trees
+            for tree in sorted(self.trees.glob("*")):
+                if tree not in kept:
+                    for file in (inner for inner in tree.rglob("*") if inner.is_file()):
+                        freed[file.stat().st_ino] = freed.get(file.stat().st_ino, 0) + 1
+                    drop(tree, "nothing refers to it", 0 if self._linked(tree) else None)
+            for blob in sorted(self.blobs.glob("*")):
+                information = blob.stat()
+                links = information.st_nlink - (freed.get(information.st_ino, 0) if dry_run else 0)
+                if links == 1:
+                    drop(blob, "no entry holds it")
+            for stray in sorted(self.refs.glob("*.incomplete")):
+                drop(stray, "unfinished")
+        return pruned
+
+    def _linked(self, tree: Path) -> bool:
+        return any(inner.is_file() and inner.stat().st_nlink > 1 for inner in tree.rglob("*"))
