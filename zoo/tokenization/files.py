@@ -1,0 +1,107 @@
+"""Small bounded readers of tokenizer files: whatever is wrong with a file is a ``CheckpointError`` that names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zoo.errors import CheckpointError
+
+MAX_FILE_BYTES = 256 * 2**20  # the largest public tokenizer.json is about 35 MB
+MAX_ENTRIES = 4_000_000
+
+T = TypeVar("T")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file, refused above ``MAX_FILE_BYTES``."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise CheckpointError(f"{path} has {size:,} bytes; a tokenizer file of more than {MAX_FILE_BYTES:,} is not read")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The file as UTF-8, a byte order mark dropped."""
+    return decode_utf8(read_bytes(path), str(path))
+
+
+def decode_utf8(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{what} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from error
+
+
+def parse_json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what} is not JSON: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file whose top is an object."""
+    value = parse_json(read_text(path), str(path))
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines ended by LF, CR LF or CR (not by the other separators of Unicode, which vocabularies list as entries)."""
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    if len(lines) > MAX_ENTRIES:
+        raise CheckpointError(f"{path} has {len(lines):,} lines; more than {MAX_ENTRIES:,} is no vocabulary")
+    return lines
+
+
+def read_vocab_lines(path: Path) -> dict[str, int]:
+    """One token a line, the id is the line number counted from 0; a token listed twice keeps its last line, as in BERT's own reader."""
+    vocab = {token: index for index, token in enumerate(read_lines(path))}
+    if not vocab:
+        raise CheckpointError(f"{path} is empty; a vocabulary has one token a line")
+    return vocab
+
+
+def read_vocab_json(path: Path) -> dict[str, int]:
+    """A JSON object of token -> id, with ids that are distinct and not far apart."""
+    return check_vocab(read_json_object(path), path)
+
+
+def check_vocab(raw: Mapping[str, Any], path: Path | str) -> dict[str, int]:
+    vocab: dict[str, int] = {}
+    for token, index in raw.items():
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_ENTRIES:
+            raise CheckpointError(f"{path} gives token {token!r} the id {index!r}; ids are whole numbers from 0 to {MAX_ENTRIES - 1}")
+        vocab[encodable(token, path)] = index
+    if not vocab:
+        raise CheckpointError(f"{path} holds no tokens")
+    if len(set(vocab.values())) != len(vocab):
+        raise CheckpointError(f"{path} gives the same id to two tokens")
+    return vocab
+
+
+def encodable(token: str, path: Path | str) -> str:
+    """The token itself, refused where it holds half of a surrogate pair (JSON can spell one, no text can hold it)."""
+    if any("\ud800" <= character <= "\udfff" for character in token):
+        raise CheckpointError(f"{path} holds the token {token!r}, which is not valid Unicode")
+    return token
+
+
+def guarded(what: str, error_type: type[Exception], call: Callable[[], T]) -> T:
+    """Run ``call`` into the tokenizers library and turn whatever it raises, its panics included, into ``error_type``."""
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise error_type(f"{what}: {error}") from error
