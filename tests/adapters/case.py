@@ -156,7 +156,10 @@ def flatten(value: Any, name: str = "", *, lengths: bool = False) -> dict[str, A
 
 
 def find_adapter(case: Case) -> Adapter:
-    """The adapter in ``tests/adapters/<system>.py`` of the longest key that occurs in the reference object or begins the case name."""
+    """The adapter in ``tests/adapters/<system>.py`` whose key begins the case name or occurs in the reference object.
+
+    Of several the one that stands first there, then the longest.
+    """
     system = case.info["system"]
     module = importlib.import_module(f"tests.adapters.{system.replace('-', '_')}")
     table: dict[str, Adapter] = module.ADAPTERS
@@ -165,7 +168,7 @@ def find_adapter(case: Case) -> Adapter:
         raise LookupError(
             f"no adapter of {system!r} fits case {case.info['case']!r} (object {case.object!r}); its keys are {sorted(table)}"
         )
-    return table[max(fitting, key=len)]
+    return table[min(fitting, key=lambda key: (case.object.find(key) if key in case.object else 0, -len(key)))]
 
 
 def _as_tensor(value: list[Any] | tuple[Any, ...]) -> Tensor | None:
