@@ -1,0 +1,150 @@
+"""XLM (facebookresearch/XLM): data cases. The reference is time first, [length][batch]; ours is batch first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from tests.adapters.case import Adapter, Case, Output, Skipped
+from zoo.tasks.instances import join_translations
+from zoo.tasks.masking import blank_words, drop_words, rarity_weights, replace_ids, shuffle_words, xlm_choice
+from zoo.tasks.schedules import Schedule, cosine_restarts, inverse_square_root
+
+DRAWS = 6000
+STEPS = (0, 1, 10, 100, 499, 500, 501, 1000, 3999, 4000, 10000, 30000, 100000)
+
+
+def concat_batches(case: Case) -> dict[str, Any]:
+    items = []
+    for item in case.info["items"]:
+        given = item["input"]
+        joined = join_translations(
+            torch.tensor(given["x1"]).T,
+            torch.tensor(given["len1"]),
+            given["lang1_id"],
+            torch.tensor(given["x2"]).T,
+            torch.tensor(given["len2"]),
+            given["lang2_id"],
+            given["pad_idx"],
+            given["reset_positions"],
+        )
+        items.append(
+            {"x": joined.input_ids.T, "lengths": joined.lengths, "positions": joined.position_ids.T, "langs": joined.language_ids.T}
+        )
+    return {"items": items}
+
+
+def add_noise(case: Case) -> dict[str, Any]:
+    """The three kinds of noise in turn, each with its recorded draws; a kind that is switched off drew nothing."""
+    config, call = case.config, case.info["call"]
+    items = []
+    for item in case.info["items"]:
+        columns = torch.tensor(item.get("input", call)["x"] if "x" in item.get("input", call) else call["x"]).T.tolist()
+        lengths = item.get("input", call).get("lengths", call["lengths"])
+        sentences = [column[:length] for column, length in zip(columns, lengths, strict=True)]
+        draws = iter(item["draws_in_order"])
+        if config["word_shuffle"]:
+            offsets = _columns(next(draws), "uniform")
+            sentences = [shuffle_words(s, u) for s, u in zip(sentences, offsets, strict=True)]
+        if config["word_dropout"]:
+            uniforms = _columns(next(draws), "rand")
+            spare = partial(_spare, draws)
+            sentences = [drop_words(s, u, config["word_dropout"], spare) for s, u in zip(sentences, uniforms, strict=True)]
+        if config["word_blank"]:
+            uniforms = _columns(next(draws), "rand")
+            sentences = [blank_words(s, u, config["word_blank"], config["mask_index"]) for s, u in zip(sentences, uniforms, strict=True)]
+        longest = max(map(len, sentences))
+        padded = [s + [config["pad_index"]] * (longest - len(s)) for s in sentences]
+        items.append({"x": torch.tensor(padded).T, "lengths": torch.tensor([len(s) for s in sentences])})
+    return {"items": items}
+
+
+def _columns(draw: list[Any], kind: str) -> list[list[float]]:
+    if draw[0] != kind:
+        raise AssertionError(f"the reference drew {draw[0]!r} where we draw {kind!r}")
+    return [list(column) for column in zip(*draw[1], strict=True)]
+
+
+def _spare(draws: Iterator[list[Any]], count: int) -> int:
+    """The reference draws from 1 to the number of words; ours counts from 0."""
+    value = next(draws)[-1]
+    while isinstance(value, list):
+        value = value[0]
+    return int(value) - 1
+
+
+def mask_out(case: Case) -> dict[str, Any]:
+    """Choice and fate are random in the reference too: what it chose over many draws is held against what we choose over as many."""
+    items = []
+    for number, item in enumerate(case.info["items"]):
+        given = item["input"]
+        input_ids = torch.tensor(given["x"]).T  # (batch, length)
+        real = torch.arange(input_ids.shape[1]) < torch.tensor(given["lengths"])[:, None]
+        weights = rarity_weights(torch.tensor(given["counts"]), given["sample_alpha"])
+        generator = torch.Generator().manual_seed(number)
+        chosen = torch.stack(
+            [xlm_choice(input_ids, real, given["word_pred"], weights if given["sample_alpha"] else None, generator) for _ in range(DRAWS)]
+        )  # (draws, batch, length)
+        shares = tuple(given["word_mask_keep_rand"])
+        many = input_ids.expand_as(chosen).flatten(0, 1)
+        corrupted, labels = replace_ids(many, chosen.flatten(0, 1), given["mask_index"], given["n_words"], generator, shares)
+        counts = chosen.sum((1, 2)).double()
+        predicted = labels != -100
+        became_mask = (corrupted == given["mask_index"]) & predicted
+        stayed = (corrupted == labels) & predicted
+        total = predicted.sum()
+        same = bool(given["sample_alpha"])
+        why = f"a frequency over {DRAWS} draws"
+        items.append(
+            {
+                "mask_scores": weights,
+                "selection_frequency": Output(chosen.double().mean(0).T, tolerance=0.04, reason=why),
+                "draws": Skipped("a number of the reference's experiment"),
+                "mean_n_pred": counts.mean() if same else Output(counts.mean(), tolerance=0.02, reason=why),
+                "min_n_pred": counts.min().long() if same else Skipped("an extreme of random counts"),
+                "max_n_pred": counts.max().long() if same else Skipped("an extreme of random counts"),
+                "frac_masked": Output(became_mask.sum() / total, tolerance=0.015, reason=why),
+                "frac_kept": Output(stayed.sum() / total, tolerance=0.015, reason=why),
+                "frac_random": Output((predicted & ~became_mask & ~stayed).sum() / total, tolerance=0.015, reason=why),
+                "examples": Skipped("single random draws, which the case does not record"),
+            }
+        )
+    return {"items": items}
+
+
+def lr_schedule(case: Case) -> dict[str, Any]:
+    """The rate at the steps that the case asks for."""
+    items = [{step: _schedule(item)(int(step)) for step in item.get("lr", map(str, STEPS))} for item in case.info["items"]]
+    return {"items": [{"lr": rates} for rates in items]}
+
+
+def _schedule(item: dict[str, Any]) -> Schedule:
+    args = item["args"]
+    initial = args.get("warmup_init_lr", 1e-7)
+    if item["class"] == "AdamInverseSqrtWithWarmup":
+        return inverse_square_root(args.get("lr", 1e-3), args.get("warmup_updates", 4000), initial, args.get("exp_factor", 0.5))
+    if item["class"] == "AdamCosineWithWarmup":
+        return cosine_restarts(
+            args.get("lr", 1e-3),
+            args.get("warmup_updates", 4000),
+            args.get("init_period", 1_000_000),
+            args.get("period_mult", 1.0),
+            args.get("lr_shrink", 0.75),
+            initial,
+            args.get("min_lr", 1e-9),
+        )
+    if item["class"] == "Adam":
+        return lambda step: args.get("lr", 1e-3)
+    raise LookupError(f"no schedule for {item['class']}")
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "add_noise": add_noise,
+    "utils.concat_batches": concat_batches,
+    "concat-batches": concat_batches,
+    "mask_out": mask_out,
+    "src.optim": lr_schedule,
+}
