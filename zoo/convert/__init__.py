@@ -1,0 +1,1 @@
+"""From any public checkpoint to a verified safetensors file, and back."""
