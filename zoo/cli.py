@@ -92,7 +92,10 @@ def info(name: str, as_json: Json = False) -> None:
         _json(found)
         return
     print(f"{found['name']}: {found['title']}\n{found['paper']}")
-    print(f"pillar {found['pillar']}, {found['streams']} stream(s), fusion {found['fusion']}" + (f"\n{found['notes']}" if found["notes"] else ""))
+    print(
+        f"pillar {found['pillar']}, {found['streams']} stream(s), fusion {found['fusion']}"
+        + (f"\n{found['notes']}" if found["notes"] else "")
+    )
     parts = ", ".join(f"{part} {count:,}" for part, count in found["parameters_by_part"].items())
     print(f"parameters: {found['parameters']:,} ({parts})")
     print("inputs: " + ", ".join(found["inputs"]))
@@ -102,7 +105,13 @@ def info(name: str, as_json: Json = False) -> None:
     _table("config", ["field", "value"], [[k, str(v)] for k, v in found["config"].items()])
     if found["checkpoints"]:
         rows = [
-            [tag + (" (default)" if tag == found["default_tag"] else ""), "\n".join(c["sources"]), str(c["layout"]), str(c["licence"]), c["verified"]]
+            [
+                tag + (" (default)" if tag == found["default_tag"] else ""),
+                "\n".join(c["sources"]),
+                str(c["layout"]),
+                str(c["licence"]),
+                c["verified"],
+            ]
             for tag, c in found["checkpoints"].items()
         ]
         _table("checkpoints", ["tag", "sources, in order", "layout", "licence", "proof"], rows)
@@ -145,7 +154,9 @@ def create(
 
 @app.command()
 def inspect(
-    path: str, config: Annotated[Path | None, typer.Option(help="The foreign config, where none lies beside the file.")] = None, as_json: Json = False
+    path: str,
+    config: Annotated[Path | None, typer.Option(help="The foreign config, where none lies beside the file.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Say what a checkpoint file or folder holds, from names and shapes alone."""
     found = zoo.inspect(path, config=config)
@@ -171,7 +182,16 @@ def convert(
 ) -> None:
     """Turn a public checkpoint into verified safetensors, or ours back into a public layout."""
     report = zoo.convert(
-        source, out, layout=layout, config=config, to=to, map_file=map_file, dtype=dtype, shard_size=shard_size, dry_run=dry_run, progress=not as_json
+        source,
+        out,
+        layout=layout,
+        config=config,
+        to=to,
+        map_file=map_file,
+        dtype=dtype,
+        shard_size=shard_size,
+        dry_run=dry_run,
+        progress=not as_json,
     )
     _json(report.to_dict()) if as_json else print(report)
 
@@ -215,7 +235,11 @@ def embed(
         return
     cosines = torch.nn.functional.normalize(vectors, dim=1) @ torch.nn.functional.normalize(vectors, dim=1).T
     numbers = [str(i + 1) for i in range(len(lines))]
-    _table("cosine similarity", ["", "text", *numbers], [[n, t, *(f"{c:.3f}" for c in row)] for n, t, row in zip(numbers, lines, cosines.tolist(), strict=True)])
+    _table(
+        "cosine similarity",
+        ["", "text", *numbers],
+        [[n, t, *(f"{c:.3f}" for c in row)] for n, t, row in zip(numbers, lines, cosines.tolist(), strict=True)],
+    )
 
 
 @app.command("fill-mask")

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo.convert import engine, layouts
-from zoo.convert.keymap import KeyMap
+from zoo.convert.files import embedding_options, foreign_config, read_description
+from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
 from zoo.errors import CheckpointError, ConfigError, InputError, unknown
 from zoo.model import initialise
@@ -31,8 +32,8 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 class LoadReport:
     """What happened when weights were loaded; stands at ``model.load_report``.
 
-    ``left_out``: stored tensors that nobody asked for, each with its reason. ``random``: tensors of the asked-for head that the checkpoint lacks.
-    ``differs``: config fields in which the checkpoint differs from the named variant, (variant's, checkpoint's).
+    ``left_out``: stored tensors that nobody asked for, each with its reason. ``random``: tensors of the asked-for head that the checkpoint
+    lacks. ``differs``: config fields in which the checkpoint differs from the named variant, (variant's, checkpoint's).
     """
 
     source: str
@@ -46,8 +47,25 @@ class LoadReport:
         lines = [f"loaded from {self.source} (layout {self.layout})"]
         lines += [f"  left out {name}: {why}" for name, why in self.left_out.items()]
         lines += [f"  starts at random: {name}" for name in self.random]
-        lines += [f"  {name}: this checkpoint has {theirs!r} where the variant has {ours!r}" for name, (ours, theirs) in self.differs.items()]
+        lines += [
+            f"  {name}: this checkpoint has {theirs!r} where the variant has {ours!r}" for name, (ours, theirs) in self.differs.items()
+        ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked of `create` or `load`, carried through the steps. ``shown``: the source's name in messages."""
+
+    name: str | None = None
+    task: str | None = None
+    layout: str | None = None
+    config: Any = None
+    device: Any = None
+    dtype: torch.dtype | None = None
+    generator: torch.Generator | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    shown: str = ""
 
 
 def create(
@@ -63,21 +81,29 @@ def create(
 ) -> Any:
     """Build a registered model, with a head where ``task`` names one.
 
-    name: a variant, or a variant and a checkpoint tag after a dot. pretrained: True for the tag's public checkpoint (the variant's default tag
-    where the name has none), or a file, a folder, ``"hub:org/name@revision"``, or tensors by their foreign names. overrides: config fields and the
-    task's options (``num_labels``); on top of loaded weights only those fields that shape no weight. device: may be "meta". dtype: random weights are
-    float32 unless you say, loaded ones come as stored. generator: draws the random weights.
+    name: a variant, or a variant and a checkpoint tag after a dot. pretrained: True for the tag's public checkpoint (the variant's default
+    tag where the name has none), or a file, a folder, ``"hub:org/name@revision"``, or tensors by their foreign names. overrides: config
+    fields and the task's options (``num_labels``); on top of loaded weights only those fields that shape no weight. device: may be "meta".
+    dtype: random weights are float32 unless you say, loaded ones come as stored. generator: draws the random weights.
 
-    Raises UnknownNameError for a name, tag, task or field that does not exist (with the closest), ConfigError for values that contradict each other
-    or the weights, TaskError where the task does not fit, CheckpointError for a file that is not this model, FetchError where it can't be had.
+    Raises UnknownNameError for a name, tag, task or field that does not exist (with the closest), ConfigError for values that contradict
+    each other or the weights, TaskError where the task does not fit, CheckpointError for a file that is not this model, FetchError where
+    it can't be had.
     """
-    variant, tag = registry.resolve(name)
+    variant, _ = registry.resolve(name)
     model_class = variant.model_class()
     if task is not None:
         require_fit(task, offers_of_class(model_class), variant.name)
     fields, options = _split(overrides, model_class, task)
     if pretrained is not False:
-        return _create_pretrained(name, variant, tag, pretrained, task, device, dtype, layout, fields, options, generator)
+        request = Request(name, task, layout, None, device, dtype, generator, overrides)
+        if pretrained is not True:
+            return _load(pretrained, request)
+        from zoo.fetch import fetch
+
+        record = record_of(name, variant)
+        request = replace(request, name=record.name, layout=layout or record.layout, config=record.config, shown=record.name)
+        return _load(fetch(record), request)
     config = model_class.Config.from_dict(registry.config_values(name)).replace(**fields)
     with torch.device("meta"):
         module = _build(model_class, config, task, options, variant.name)
@@ -100,17 +126,18 @@ def load(
     """Load a folder or file in our layout or a known foreign one, or a dict of tensors under foreign names.
 
     layout: a public key layout, None = recognised from config and keys. config: the foreign config, verbatim (a dict or a JSON file), where
-    the source has none beside it. task: the head wanted; a folder that `save` wrote knows its own. Loading is strict: a missing, extra or mis-shaped
-    tensor is a CheckpointError, except heads nobody asked for and the asked-for head where the checkpoint lacks it; ``model.load_report`` names both.
+    the source has none beside it. task: the head wanted; a folder that `save` wrote knows its own. Loading is strict: a missing, extra or
+    mis-shaped tensor is a CheckpointError, except heads nobody asked for and the asked-for head where the checkpoint lacks it;
+    ``model.load_report`` names both.
     """
-    return _load(source, None, layout, config, task, device, dtype, overrides, None, None)
+    return _load(source, Request(None, task, layout, config, device, dtype, None, overrides))
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None, *, shard_size: int | None = None) -> Path:
     """Write ``config.json`` and ``model.safetensors`` (and the tokenizer's files) into a folder, all or nothing.
 
-    The files are written beside the folder and moved in when they are whole; a folder that exists is replaced file by file. Tensors stand under
-    the canonical names, a task's heads under ``heads.``. shard_size: bytes after which a new weights file begins. -> the folder.
+    The files are written beside the folder and moved in when they are whole; a folder that exists is replaced file by file. Tensors stand
+    under the canonical names, a task's heads under ``heads.``. shard_size: bytes after which a new weights file begins. -> the folder.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -178,74 +205,237 @@ def _finish(module: nn.Module, name: str | None, report: LoadReport | None) -> n
     return module.eval() if report is not None else module
 
 
-def _create_pretrained(
-    name: str,
-    variant: registry.Variant,
-    tag: str | None,
-    pretrained: Any,
-    task: str | None,
-    device: Any,
-    dtype: torch.dtype | None,
-    layout: str | None,
-    fields: Mapping[str, Any],
-    options: Mapping[str, Any],
-    generator: torch.Generator | None,
-) -> Any:
-    overrides = {**fields, **options}
-    if pretrained is not True:
-        source = pretrained
-        if isinstance(source, str) and is_remote(source):
-            from zoo.fetch import fetch
-
-            source = fetch(source)
-        return _load(source, name, layout, None, task, device, dtype, overrides, str(pretrained) if isinstance(pretrained, str) else None, generator)
-    from zoo.fetch import fetch
-    from zoo.sources import records
-
-    chosen = tag or next(iter(registry.tags(variant)), None)
-    full = f"{variant.name}.{chosen}"
-    record = records().get(full) if chosen else None
-    if record is None:
-        with_sources = [n for n in records() if n.startswith(f"{variant.name}.")]
-        where = f"its tags with a source: {', '.join(with_sources)}" if with_sources else "none of its tags has a public source"
-        raise unknown("checkpoint", full if chosen else variant.name, records(), f"({variant.name} itself: {where})")
-    return _load(fetch(record), full, layout or record.layout, record.config, task, device, dtype, overrides, full, generator)
-
-
 def is_remote(source: str) -> bool:
     """Whether a source's text names something to fetch rather than a path."""
     return source.split(":", 1)[0] in ("hub", "package", "npm", "http", "https") and ":" in source
 
 
-def _load(
-    source: Any,
-    name: str | None,
-    layout: str | None,
-    config: Any,
-    task: str | None,
-    device: Any,
-    dtype: torch.dtype | None,
-    overrides: Mapping[str, Any],
-    shown: str | None,
-    generator: torch.Generator | None,
-) -> Any:
+def _load(source: Any, request: Request) -> Any:
     if isinstance(source, str) and is_remote(source):
         from zoo.fetch import fetch
 
-        shown, source = source, fetch(source)
-    if not isinstance(source, Mapping):
-        ours = read_description(Path(source))
-        if ours is not None and layout in (None, "zoo"):
-            return _load_ours(Path(source), ours, name, task, device, dtype, overrides, generator)
-    foreign = foreign_config(source, config)
-    archive: Archive = engine.DictArchive(source) if isinstance(source, Mapping) else open_archive(source)  # type: ignore[assignment]
+        request, source = replace(request, shown=request.shown or source), fetch(source)
+    if isinstance(source, Mapping):
+        return _load_foreign(source, replace(request, shown=request.shown or "tensors in memory"))
+    request = replace(request, shown=request.shown or str(source))
+    if not Path(source).exists():
+        raise CheckpointError(f"{str(source)!r} does not exist; give a file, a folder, or a source like hub:org/name")
+    description = read_description(Path(source))
+    if description is not None and request.layout in (None, layouts.OURS):
+        return _load_ours(Path(source), description, request)
+    return _load_foreign(source, request)
+
+
+def _load_foreign(source: Any, request: Request) -> Any:
+    """A checkpoint in a public layout, through its map."""
+    foreign = foreign_config(source, request.config)
+    archive: Archive = engine.DictArchive(source) if isinstance(source, Mapping) else open_archive(source)
     with archive:
-        keymap = KeyMap.load(layout or layouts.recognise(archive.tensors, foreign))
-        values = keymap.config_forward(foreign if foreign is not None else {})
-        variant = registry.variant(registry.split(name)[0]) if name else None
-        model_class = variant.model_class() if variant else class_of_maps(keymap.family)
+        keymap = layouts.load(request.layout or layouts.recognise(archive, foreign))
+        variant = registry.variant(registry.split(request.name)[0]) if request.name else None
         if variant is not None and variant.maps != keymap.family:
-            raise CheckpointError(f"{shown or source} holds a {keymap.family} (layout {keymap.layout}), not a {variant.maps} like {variant.name}")
-        return _load_mapped(
-            archive, keymap, model_class, values, name, task, device, dtype, overrides, shown or _shown(source), generator, source
+            raise CheckpointError(
+                f"{request.shown} is a {keymap.family} (layout {keymap.layout}), not a {variant.maps} like {variant.name}"
+            )
+        model_class = variant.model_class() if variant else class_of_maps(keymap.family)
+        found = model_class.Config.from_dict(keymap.config_forward(foreign or {}, archive.tensors))
+        fields, options = _split(request.overrides, model_class, request.task)
+        config = override(found, fields, request.shown)
+        if request.task == "sentence-embedding":
+            options = {**embedding_options(source), **options}
+        wanted = heads_of_task(request.task, model_class)
+        plan = keymap.forward(archive.tensors, config.to_dict(), heads=wanted, architectures=(foreign or {}).get("architectures") or ())
+        check_ties(archive, plan)
+        sizes = {name: info.shape for name, info in plan.outputs.items()}
+        module, random = _fitted(model_class, config, options, sizes, replace(request, name=variant.name if variant else keymap.family))
+        targets = set(canonical_state(module)) - set(random)
+        state: dict[str, Tensor] = {}
+        left_out = dict(plan.left_out)
+        for step in plan.steps:
+            if targets.intersection(step.targets):
+                state.update((target, tensor) for target, tensor in step.run(archive.read).items() if target in targets)
+            else:
+                left_out.update(dict.fromkeys(step.sources, "a part that nobody asked for"))
+        assign(module, state, random, request)
+    differs = {} if request.name is None else differences(registry.config(request.name), found)
+    report = LoadReport(request.shown, keymap.layout, left_out, random, differs, tuple(plan.notes))
+    return _finish(module, variant.name if variant else None, report)
+
+
+def _load_ours(source: Path, description: Mapping[str, Any], request: Request) -> Any:
+    """A folder that `save` wrote."""
+    if description["zoo_format"] > FORMAT_VERSION:
+        raise CheckpointError(f"{source} was written by a newer zoo (format {description['zoo_format']}; this one knows {FORMAT_VERSION})")
+    model_class = _class_of(description, source)
+    if request.name is not None and registry.resolve(request.name)[0].model_class() is not model_class:
+        raise CheckpointError(f"{source} holds a {description['class']}, not a {request.name}")
+    same_task = request.task in (None, description["task"])
+    request = replace(request, task=description["task"] if same_task else request.task)
+    found = model_class.Config.from_dict(description["config"])
+    fields, options = _split(request.overrides, model_class, request.task)
+    if same_task:
+        options = {**description["options"], **options}
+    with open_archive(source) as archive:
+        sizes = {name: info.shape for name, info in archive.tensors.items()}
+        module, random = _fitted(model_class, override(found, fields, request.shown), options, sizes, request)
+        if random and same_task and options == description["options"]:
+            raise CheckpointError(f"{source}: {random[0]} is missing or of another shape, though the config promises it")
+        targets = canonical_state(module)
+        left_out = {name: "a part that nobody asked for" for name in sizes if name not in targets}
+        if strange := [name for name in left_out if not name.startswith(("heads.", "pooler.", "passengers."))]:
+            raise CheckpointError(f"{source}: nothing in this model takes the stored tensor {strange[0]}")
+        assign(module, {name: archive.read(name) for name in targets if name not in random}, random, request)
+    return _finish(module, description["model"], LoadReport(str(source), layouts.OURS, left_out, random))
+
+
+def _fitted(
+    model_class: Any, config: Any, options: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], request: Request
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A module on the meta device that the stored ``sizes`` fill, and the tensors of the asked-for head that they don't.
+
+    Raises CheckpointError for any other tensor that is missing or of another shape.
+    """
+    task = request.task
+    pooled = any(name.startswith("pooler.") for name in sizes)
+    if task is None and not pooled and "pooler" in config.field_names():
+        config = config.replace(pooler=False)
+    if task is not None and "num_labels" in TASKS[task].options and "num_labels" not in options:
+        stored = sizes.get(f"heads.{task.replace('-', '_')}.weight")
+        options = {**options, **({"num_labels": stored[0]} if stored else {})}
+    with torch.device("meta"):
+        module = _build(model_class, config, task, options, request.name or model_class.__name__)
+    random = []
+    for target, tensor in canonical_state(module).items():
+        if sizes.get(target) == tuple(tensor.shape):
+            continue
+        own = target.startswith("heads.") or (target.startswith("pooler.") and not pooled)
+        if task is None or not own:
+            stored_as = f"has shape {sizes[target]}" if target in sizes else "is missing"
+            raise CheckpointError(f"{request.shown}: {target} {stored_as}; this model needs {tuple(tensor.shape)}")
+        random.append(target)
+    return module, tuple(random)
+
+
+def differences(named: Any, found: Any) -> dict[str, tuple[Any, Any]]:
+    """The fields, free ones excepted, in which a checkpoint's config differs from the named variant's: (variant's, checkpoint's)."""
+    fields = [name for name in found.field_names() if name not in found.free_fields()]
+    return {name: (getattr(named, name), getattr(found, name)) for name in fields if getattr(named, name) != getattr(found, name)}
+
+
+def override(found: Any, fields: Mapping[str, Any], shown: str) -> Any:
+    """A checkpoint's config with a user's overrides, those refused that contradict its weights."""
+    for key, value in fields.items():
+        stored = getattr(found, key)
+        if key not in found.free_fields() and value != stored:
+            raise ConfigError(f"{key}={value!r} contradicts the weights of {shown}, which have {key}={stored!r}; leave it out")
+    return found.replace(**fields)
+
+
+def class_of_maps(family: str) -> Any:
+    """The model class that a family's layouts are for."""
+    for variants in registry.families().values():
+        for variant in variants:
+            if variant.maps == family:
+                return variant.model_class()
+    raise unknown("family", family, registry.families())
+
+
+def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
+    """The heads whose tensors a task needs from a file."""
+    if task is None:
+        return ()
+    spec = TASKS[task]
+    own = task.replace("-", "_")
+    return tuple(h for h in (*spec.heads, *spec.one_of) if h in model_class.heads) or ((own,) if task != "sentence-embedding" else ())
+
+
+def check_ties(archive: Archive, plan: Plan) -> None:
+    """Stored copies of another tensor must hold equal bits."""
+    for copy, original in plan.ties:
+        if not torch.equal(archive.read(copy), archive.read(original)):
+            raise CheckpointError(f"{copy} is stored as a copy of {original}, but differs from it; does its config untie them?")
+
+
+def assign(module: nn.Module, state: Mapping[str, Tensor], random: Sequence[str], request: Request) -> None:
+    """Put tensors into a module built on the meta device; the ``random`` ones are drawn. Each is moved and cast on its own."""
+    prefix = "model." if isinstance(module, TaskModel) else ""
+    stored = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    full = dict(state)
+    for part in sorted({".".join(name.split(".")[: 2 if name.startswith("heads.") else 1]) for name in random}):
+        piece = (
+            module.get_submodule(part if part.startswith("heads.") else prefix + part).to(request.dtype or stored).to_empty(device="cpu")
         )
+        initialise(piece, module.config.initializer_range, request.generator)  # type: ignore[union-attr, arg-type]
+        full.update({f"{part}.{name}": tensor for name, tensor in piece.state_dict().items()})
+    ready = {
+        name if name.startswith("heads.") else prefix + name: tensor.to(
+            device=request.device, dtype=request.dtype if tensor.is_floating_point() else None
+        )
+        for name, tensor in full.items()
+    }
+    module.load_state_dict(ready, strict=True, assign=True)
+    module.requires_grad_(True)
+
+
+def _class_of(description: Mapping[str, Any], source: Path) -> Any:
+    """The class a saved folder names, if it is one of a registered model."""
+    wanted = description["class"]
+    if description.get("model"):
+        variant = registry.variant(description["model"])
+        if variant.class_path == wanted:
+            return variant.model_class()
+    for variants in registry.families().values():
+        for variant in variants:
+            if variant.class_path == wanted:
+                return variant.model_class()
+    raise CheckpointError(f"{source} names the class {wanted!r}, which no registered model has; register it first")
+
+
+def open_pretrained(name: str, task: str) -> tuple[Any, Any]:
+    """A trained model for a task and its tokenizer, from a pretrained name, a file or a folder."""
+    if is_remote(name) or Path(name).exists():
+        return load(name, task=task), tokenizer(name)
+    return create(name, pretrained=True, task=task), tokenizer(name)
+
+
+def fetch_source(name: str) -> Path:
+    """A tag's or a source's files, in the cache."""
+    from zoo.fetch import fetch
+
+    if is_remote(name):
+        return fetch(name)
+    variant, _ = registry.resolve(name)
+    return fetch(record_of(name, variant))
+
+
+def record_of(name: str, variant: registry.Variant) -> Any:
+    """The source record of a name, of its default tag where it has none."""
+    from zoo.sources import records
+
+    tag = registry.split(name)[1] or next(iter(registry.tags(variant)), None)
+    found = records().get(f"{variant.name}.{tag}") if tag else None
+    if found is None:
+        with_sources = [n for n in records() if n.startswith(f"{variant.name}.")]
+        where = f"its tags with a source: {', '.join(with_sources)}" if with_sources else "none of its tags has a public source"
+        raise unknown("checkpoint", f"{variant.name}.{tag}" if tag else variant.name, records(), f"({variant.name}: {where})")
+    return found
+
+
+def tokenizer(source: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a registered name (its default checkpoint's), a folder, a file, or ``"hub:org/name"``.
+
+    ``.encode(text, pair)`` gives a tokenizers.Encoding, ``tokenizer(texts)`` tensors for ``model(**batch)``, ``.backend`` the
+    tokenizers.Tokenizer.
+    """
+    from zoo.tokenization import load_tokenizer
+
+    if isinstance(source, str) and is_remote(source):
+        return load_tokenizer(fetch_source(source))
+    if Path(source).exists():
+        path = Path(source)
+        return load_tokenizer(path)
+    variant, _ = registry.resolve(str(source))
+    record = record_of(str(source), variant)
+    from zoo.fetch import fetch
+
+    return load_tokenizer(fetch(record), dict(record.tokenizer) or None)

@@ -22,7 +22,9 @@ HeadFactory = Callable[[Any], nn.Module]
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a model that a technique may change: ``path`` of the part, its ``role``, its ``stream`` and the ``depths`` at which it runs."""
+    """A place in a model that a technique may change: ``path`` of the part, its ``role``, its ``stream`` and the ``depths`` at which it
+    runs.
+    """
 
     path: str
     role: str
@@ -41,7 +43,9 @@ class Site:
 
 
 class Model(nn.Module):
-    """Base of every family's model. Subclasses set `Config` and `heads`, assemble in ``__init__`` and write ``forward`` as the paper does."""
+    """Base of every family's model. Subclasses set `Config` and `heads`, assemble in ``__init__`` and write ``forward`` as the paper
+    does.
+    """
 
     Config: ClassVar[type[Config]]
     heads: ClassVar[Mapping[str, HeadFactory]] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
@@ -128,9 +132,10 @@ class TextEncoder(Model):
     ) -> Encoded:
         """Encode a batch of texts.
 
-        input_ids, token_type_ids, position_ids: (batch, length) int. attention_mask: (batch, length), 1/True = a real token, or (batch, query, key),
-        1/True = query may look at key. inputs_embeds: (batch, length, embedding) in place of input_ids. lengths: real tokens per row, where each
-        row is real tokens first and padding after. Raises InputError for float masks, wrong shapes, ids outside their table, too long a text.
+        input_ids, token_type_ids, position_ids: (batch, length) int. attention_mask: (batch, length), 1/True = a real token, or (batch,
+        query, key), 1/True = query may look at key. inputs_embeds: (batch, length, embedding) in place of input_ids. lengths: real tokens
+        per row, where each row is real tokens first and padding after. Raises InputError for float masks, wrong shapes, ids outside their
+        table, too long a text.
         """
         trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)

@@ -26,8 +26,8 @@ class Output:
 class Encoded(Output):
     """One stream after its encoder.
 
-    ``last_hidden_state`` (batch, length, hidden), zeros at padded positions; ``pooler_output`` (batch, hidden) where the model has a pooler.
-    On request ``hidden_states``: what enters the first block, then what leaves each block, all (batch, length, hidden); and
+    ``last_hidden_state`` (batch, length, hidden), zeros at padded positions; ``pooler_output`` (batch, hidden) where the model has a
+    pooler. On request ``hidden_states``: what enters the first block, then what leaves each block, all (batch, length, hidden); and
     ``attentions``: per block the probabilities (batch, heads, query, key), zeros for queries and keys that are padding.
     """
 
@@ -63,9 +63,9 @@ class Seq2Seq(Output):
 class TaskOutput(Output):
     """What a task model returns: ``loss`` and the named ``losses`` it sums (where labels were given) and the head's results.
 
-    ``logits`` (batch, classes) or (batch, length, classes); spans as ``start_logits``, ``end_logits`` (batch, length); pre-training heads as
-    ``prediction_logits`` (batch, length, vocabulary), ``seq_relationship_logits`` and ``sop_logits`` (batch, 2); ``embedding`` (batch, hidden).
-    ``encoded`` is what the model below returned.
+    ``logits`` (batch, classes) or (batch, length, classes); spans as ``start_logits``, ``end_logits`` (batch, length); pre-training heads
+    as ``prediction_logits`` (batch, length, vocabulary), ``seq_relationship_logits`` and ``sop_logits`` (batch, 2); ``embedding`` (batch,
+    hidden). ``encoded`` is what the model below returned.
     """
 
     loss: Tensor | None = None

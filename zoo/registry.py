@@ -1,7 +1,7 @@
 """Names to families and variants, read from the ``.toml`` files beside the models. Imports no torch.
 
-A family file names its class and holds one row per variant: sizes that differ from the config's defaults, paper, parameter counts with their
-source, and what a checkpoint tag brings of its own. ``like = "another row"`` inherits that row's values.
+A family file names its class and holds one row per variant: sizes that differ from the config's defaults, paper, parameter counts with
+their source, and what a checkpoint tag brings of its own. ``like = "another row"`` inherits that row's values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,21 @@ from zoo.errors import ConfigError, unknown
 
 ENTRY_POINTS = "zoo.models"
 PILLARS = ("foundation", "lightweight", "knowledge-enhanced", "cross-modal", "cross-lingual")
-_FAMILY_KEYS = {"family", "class", "maps", "pillar", "streams", "fusion", "heads", "pooler", "inputs", "licence", "paper", "title", "variants"}
+_FAMILY_KEYS = {
+    "family",
+    "class",
+    "maps",
+    "pillar",
+    "streams",
+    "fusion",
+    "heads",
+    "pooler",
+    "inputs",
+    "licence",
+    "paper",
+    "title",
+    "variants",
+}
 _ROW_KEYS = {"like", "title", "paper", "config", "parameters", "tags", "default_tag", "pillar", "notes", "renamed_to", "removed_in"}
 
 
@@ -124,7 +138,9 @@ def _inherit(name: str, rows: Mapping[str, dict[str, Any]], where: str, seen: tu
     if base in seen or base not in rows:
         raise ConfigError(f"{where}: {name} is like {base!r}, which is {'itself like it' if base in seen else 'not a row there'}")
     parent = _inherit(base, rows, where, (*seen, name))
-    merged = {key: value for key, value in parent.items() if key in ("title", "paper", "config", "pillar")}  # counts and tags are a row's own
+    merged = {
+        key: value for key, value in parent.items() if key in ("title", "paper", "config", "pillar")
+    }  # counts and tags are a row's own
     merged.update({key: value for key, value in row.items() if key != "config"})
     merged["config"] = {**parent.get("config", {}), **row.get("config", {})}
     return merged
@@ -162,9 +178,9 @@ def register(
 ) -> None:
     """Add a model of your own, for this process.
 
-    ``cls``: a `zoo.model.Model` whose `Config` is a `zoo.config.Config`. ``config``: an instance of it, or a dict of the values that differ from its
-    defaults. A package registers its models for every process by an entry point of the group ``zoo.models`` that names a function without arguments,
-    which calls this one.
+    ``cls``: a `zoo.model.Model` whose `Config` is a `zoo.config.Config`. ``config``: an instance of it, or a dict of the values that
+    differ from its defaults. A package registers its models for every process by an entry point of the group ``zoo.models`` that names a
+    function without arguments, which calls this one.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ConfigError(f"a model's name is lower case with hyphens, like 'bert-base'; got {name!r}")
@@ -226,7 +242,7 @@ def tags(model: Variant) -> tuple[str, ...]:
     from zoo.sources import records
 
     named = list(model.tags)
-    for record in records(model.family).values():
+    for record in records().values():
         if record.variant == model.name and record.tag not in named:
             named.append(record.tag)
     if model.default_tag in named:
@@ -269,13 +285,16 @@ def list_models(
 ) -> list[str]:
     """Names of registered variants in natural order. Imports no torch.
 
-    ``pattern``: shell wildcards. ``pretrained=True``: names with a tag for each checkpoint that has a source, matched with or without the tag.
-    ``task``: only models that the task fits.
+    ``pattern``: shell wildcards. ``pretrained=True``: names with a tag for each checkpoint that has a source, matched with or without the
+    tag. ``task``: only models that the task fits.
     """
     known = _all()
     if pillar is not None and pillar not in PILLARS:
         raise unknown("pillar", pillar, PILLARS)
-    for what, value, values in (("fusion", fusion, {v.fusion for v in known.values()}), ("family", family, {v.family for v in known.values()})):
+    for what, value, values in (
+        ("fusion", fusion, {v.fusion for v in known.values()}),
+        ("family", family, {v.family for v in known.values()}),
+    ):
         if value is not None and value not in values:
             raise unknown(what, value, values)
     chosen: list[Variant] = [
@@ -312,4 +331,3 @@ def as_dict(item: Variant) -> dict[str, Any]:
     """A variant as plain values."""
     values = {f.name: getattr(item, f.name) for f in dataclasses.fields(item) if f.name not in ("cls", "tags")}
     return {**values, "tags": {name: dataclasses.asdict(tag) for name, tag in item.tags.items()}}
-

@@ -23,7 +23,8 @@ def explicit_attention(
 ) -> tuple[Tensor, Tensor]:
     """The paper's formula, written out; also gives the probabilities.
 
-    query, key, value (batch, heads, length, head size); allowed broadcastable bool (batch, heads, query, key), True = may look; bias additive.
+    query, key, value (batch, heads, length, head size); allowed broadcastable bool (batch, heads, query, key), True = may look; bias
+    additive.
     """
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale
     if bias is not None:

@@ -11,8 +11,8 @@ from zoo.layers.feed_forward import activation
 class MaskedLMHead(nn.Module):
     """``norm(act(W h + b)) Eᵀ + bias``: BERT's word predictor, with E the token table it is tied to.
 
-    The table is handed over at each call and stored nowhere here, so the tie survives loading, saving and ``.to()``. ``tied=False``: a decoder matrix
-    of its own instead. ``output_size``: the table's width (ALBERT: embedding_size).
+    The table is handed over at each call and stored nowhere here, so the tie survives loading, saving and ``.to()``. ``tied=False``: a
+    decoder matrix of its own instead. ``output_size``: the table's width (ALBERT: embedding_size).
     """
 
     def __init__(

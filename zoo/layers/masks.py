@@ -1,9 +1,9 @@
 """Who may look at whom, and how a batch with padding runs on its real tokens only.
 
 `Padding` knows which positions of a (batch, length) grid hold real tokens; it packs them into (tokens, hidden) rows and puts results back.
-`Mask` says who may look at whom: padding, a `Pattern` (a rule on positions) and, where a model needs it, a dense bool matrix. An attention op
-never sees a packed batch: `Mask.attend` cuts it into dense rectangles, one per run of sequences of equal length, calls the op on each and joins
-the results, so the split is written once, under all attention ops.
+`Mask` says who may look at whom: padding, a `Pattern` (a rule on positions) and, where a model needs it, a dense bool matrix. An attention
+op never sees a packed batch: `Mask.attend` cuts it into dense rectangles, one per run of sequences of equal length, calls the op on each
+and joins the results, so the split is written once, under all attention ops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zoo.errors import InputError
 _PACKING: contextvars.ContextVar[bool] = contextvars.ContextVar("zoo_packing", default=True)
 
 
-class packing:  # noqa: N801 - reads as a switch: zoo.packing(False), or `with zoo.packing(False):`
+class packing:
     """Turn the packing of padded batches on or off, from here on or for a ``with`` block. It changes speed, not results."""
 
     def __init__(self, on: bool) -> None:
@@ -44,8 +44,8 @@ def packing_enabled() -> bool:
 class Packed:
     """Where the real tokens of a (batch, length) grid went: rows in ``order``, each row's tokens in their own order.
 
-    ``index`` (tokens,) int64 into the flattened grid; ``lengths`` real tokens per row, in ``order``; ``positions`` (tokens,) the column each
-    token came from, or None where every row's tokens stand at 0..length-1.
+    ``index`` (tokens,) int64 into the flattened grid; ``lengths`` real tokens per row, in ``order``; ``positions`` (tokens,) the column
+    each token came from, or None where every row's tokens stand at 0..length-1.
     """
 
     index: Tensor
@@ -87,8 +87,8 @@ class Padding:
     ) -> Padding:
         """Check a user's ``attention_mask`` and plan the packing.
 
-        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may look. ``lengths``: real tokens per row
-        where every row is real tokens first, then padding; spares the device a question. ``pack=False`` keeps the padded form.
+        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may look. ``lengths``: real tokens per
+        row where every row is real tokens first, then padding; spares the device a question. ``pack=False`` keeps the padded form.
         """
         batch, length = grid
         if lengths is not None:
@@ -132,7 +132,7 @@ class Padding:
 
     def first(self, x: Tensor) -> Tensor:
         """The first real token of each row of (batch, length, hidden) -> (batch, hidden)."""
-        if self.real is None or self.packed is not None and self.packed.positions is None:
+        if self.real is None or (self.packed is not None and self.packed.positions is None):
             return x[:, 0]
         where = self.real.int().argmax(1)  # the first True; 0 for a row of padding, which holds zeros
         return x.gather(1, where[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
@@ -209,8 +209,8 @@ class Mask:
     """Who may look at whom. Everything is optional; a bare `Mask()` lets everyone see everyone.
 
     ``keys`` (batch, key) bool: the real keys. ``dense`` (batch, query, key) bool. ``pattern``: a rule on positions. With ``query_rows`` and
-    ``key_rows`` both streams come packed. ``query_positions``/``key_positions`` (batch, length): the columns tokens came from, where a packed
-    rectangle's are not 0..length-1. Join two by ``&``.
+    ``key_rows`` both streams come packed. ``query_positions``/``key_positions`` (batch, length): the columns tokens came from, where a
+    packed rectangle's are not 0..length-1. Join two by ``&``.
     """
 
     keys: Tensor | None = None
@@ -267,7 +267,9 @@ class Mask:
     @property
     def plain_causal(self) -> bool:
         """Exactly key <= query and nothing else, so that a kernel's own causal form serves."""
-        return self.pattern is not None and self.pattern.causal and self.keys is None and self.dense is None and self.query_positions is None
+        return (
+            self.pattern is not None and self.pattern.causal and self.keys is None and self.dense is None and self.query_positions is None
+        )
 
     def attend(self, kernel: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Any:
         """Run ``kernel(query, key, value, mask)`` on dense rectangles (batch, length, heads, head size) and join the results.
@@ -338,7 +340,9 @@ def together(*streams: Padding) -> tuple[Padding, ...]:
     counts = []
     for stream in streams:
         batch, length = stream.grid
-        by_row = dict(zip(stream.packed.order, stream.packed.lengths, strict=True)) if stream.packed else dict.fromkeys(range(batch), length)
+        by_row = (
+            dict(zip(stream.packed.order, stream.packed.lengths, strict=True)) if stream.packed else dict.fromkeys(range(batch), length)
+        )
         counts.append([by_row[row] for row in range(batch)])
     order = tuple(sorted(range(len(counts[0])), key=lambda row: tuple(c[row] for c in counts)))
     return tuple(replace(s, packed=_reorder(s, order, c)) for s, c in zip(streams, counts, strict=True))

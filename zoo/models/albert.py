@@ -3,10 +3,10 @@
     h_0 = W norm(token + segment + position)          embedding_size E, then widened to hidden_size H
     h_{i+1} = group[floor(i · num_groups / num_layers)](h_i)          the same parameters at every depth when num_groups = 1
 
-Differs from BERT: factorised embedding, sharing across layers, sentence order instead of next sentence; the masked-word head works at width E.
-Traps: the activation is GELU's tanh form in the TensorFlow code and in the v2 checkpoints, the erf form in some public configs: read it from the
-config. A group may hold several inner blocks, so the depth is num_layers · num_inner_blocks. The first group serves the first
-num_layers / num_groups layers, not every other one. W exists even where E = H, except in TensorFlow files.
+Differs from BERT: factorised embedding, sharing across layers, sentence order instead of next sentence; the masked-word head works at
+width E. Traps: the activation is GELU's tanh form in the TensorFlow code and in the v2 checkpoints, the erf form in some public configs:
+read it from the config. A group may hold several inner blocks, so the depth is num_layers · num_inner_blocks. The first group serves the
+first num_layers / num_groups layers, not every other one. W exists even where E = H, except in TensorFlow files.
 """
 
 from __future__ import annotations

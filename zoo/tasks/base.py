@@ -105,7 +105,7 @@ def check_labels(labels: Tensor, shape: tuple[int, ...], name: str, classes: int
     if labels.is_floating_point():
         raise TaskError(f"{name} must hold integers, got {labels.dtype}")
     real = labels[labels != -100]
-    if real.numel() and not (0 <= int(real.min()) and int(real.max()) < classes):
+    if real.numel() and not (int(real.min()) >= 0 and int(real.max()) < classes):
         raise TaskError(f"{name} must lie in 0..{classes - 1} (or be -100 to be left out), got {int(real.min())}..{int(real.max())}")
 
 

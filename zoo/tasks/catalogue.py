@@ -12,8 +12,8 @@ from zoo.registry import Variant
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task: what it ``reads`` of a model ("text": token states, "pooled": the pooled vector), the pre-training ``heads`` it needs of the family's,
-    ``one_of`` which it needs at least one, the options it takes with their defaults, and the class that builds it.
+    """A task: what it ``reads`` of a model ("text": token states, "pooled": the pooled vector), the pre-training ``heads`` it needs of the
+    family's, ``one_of`` which it needs at least one, the options it takes with their defaults, and the class that builds it.
     """
 
     name: str
@@ -51,8 +51,12 @@ TASKS: dict[str, TaskSpec] = _specs(
         one_of=("next_sentence", "sentence_order"),
         summary="masked words and the family's sentence objective together",
     ),
-    TaskSpec("sequence-classification", _POOLED, "zoo.tasks.text:SequenceClassification", options=_LABELS, summary="a label for a text or pair"),
-    TaskSpec("token-classification", _TEXT, "zoo.tasks.text:TokenClassification", options={"num_labels": 2}, summary="a label for each token"),
+    TaskSpec(
+        "sequence-classification", _POOLED, "zoo.tasks.text:SequenceClassification", options=_LABELS, summary="a label for a text or pair"
+    ),
+    TaskSpec(
+        "token-classification", _TEXT, "zoo.tasks.text:TokenClassification", options={"num_labels": 2}, summary="a label for each token"
+    ),
     TaskSpec("question-answering", _TEXT, "zoo.tasks.text:QuestionAnswering", summary="the span that answers a question"),
     TaskSpec("multiple-choice", _POOLED, "zoo.tasks.text:MultipleChoice", summary="the right one of several texts"),
     TaskSpec(

@@ -12,8 +12,8 @@ from zoo.errors import TaskError
 def token_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.0) -> Tensor:
     """Mean negative log likelihood over the labels that are not -100.
 
-    logits (..., classes), labels (...) int64. ``epsilon`` is added to the count, as BERT's and ALBERT's TensorFlow code does (1e-5). Without any
-    label the loss is zero and has a gradient of zeros.
+    logits (..., classes), labels (...) int64. ``epsilon`` is added to the count, as BERT's and ALBERT's TensorFlow code does (1e-5).
+    Without any label the loss is zero and has a gradient of zeros.
     """
     total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     count = (labels != -100).sum()

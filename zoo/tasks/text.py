@@ -56,7 +56,9 @@ class Pretraining(MaskedLM):
         sentence_order_label: Tensor | None = None,
         **named: Any,
     ) -> TaskOutput:
-        """labels (batch, length), -100 = left out; next_sentence_label (batch,), 0 = B follows A; sentence_order_label (batch,), 0 = kept."""
+        """labels (batch, length), -100 = left out; next_sentence_label (batch,), 0 = B follows A; sentence_order_label (batch,), 0 =
+        kept.
+        """
         encoded = self.model(*inputs, **named)
         words = self.predict(encoded.last_hidden_state, _mask_of(inputs, named))
         pooled = self.dropout(need_pooler(encoded)) if "sentence_order" in self.heads else need_pooler(encoded)
@@ -118,7 +120,9 @@ class SequenceClassification(TaskModel):
         return cls(model, {"sequence_classification": nn.Linear(model.config.hidden_size, options["num_labels"])}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch,) int for classes, (batch, classes) float for several at once, (batch,) float for one output -> logits (batch, classes)."""
+        """labels (batch,) int for classes, (batch, classes) float for several at once, (batch,) float for one output -> logits (batch,
+        classes).
+        """
         encoded = self.model(*inputs, **named)
         logits = self.heads["sequence_classification"](self.dropout(need_pooler(encoded)))
         loss = None

@@ -1,0 +1,193 @@
+"""How a foreign config becomes ours and ours becomes theirs: the ``[config]`` part of a map.
+
+Every foreign key is used or listed with a reason; every field of ours is written or listed with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.convert.templates import Template, same
+from zoo.errors import ConfigError, MapError, closest
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One foreign key that becomes one field of ours."""
+
+    key: str
+    field: str
+    pairs: tuple[tuple[object, object], ...] = ()  # foreign value, ours; the first that fits is written on the way back
+    optional: bool = False
+    none: str = ""  # on the way back, an unset field is written as the value of this one
+    default: object = _MISSING
+
+    def forward(self, value: object, layout: str) -> object:
+        if self.pairs:
+            for theirs, ours in self.pairs:
+                if same(theirs, value):
+                    return ours
+            known = ", ".join(repr(theirs) for theirs, _ in self.pairs)
+            raise ConfigError(f"{layout}: config key {self.key!r} is {value!r}, which has no counterpart here; known are {known}")
+        if isinstance(self.default, float) and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        return value
+
+    def back(self, value: object, ours: Mapping[str, object], layout: str) -> object:
+        if value is None and self.none:
+            value = ours.get(self.none)
+        if not self.pairs:
+            return value
+        for theirs, mine in self.pairs:
+            if same(mine, value):
+                return theirs
+        known = ", ".join(repr(mine) for mine in dict.fromkeys(str(mine) for _, mine in self.pairs))
+        raise ConfigError(f"{layout} cannot say {self.field}={value!r}; it can say {known}")
+
+
+@dataclass(frozen=True)
+class ConfigMap:
+    """The translation of one layout's config, both ways."""
+
+    layout: str
+    entries: Mapping[str, Entry]
+    aliases: Mapping[str, str]  # old spelling -> key
+    ignored: Mapping[str, str]  # key -> why it says nothing about the model
+    only: Mapping[str, tuple[tuple[object, ...], str]]  # key -> values that we can take, why no other
+    constants: Mapping[str, object]  # written on the way back, and held to where present
+    task: Mapping[str, str]  # key -> what it says about a task's head
+    fixed: Mapping[str, object]  # our field -> what this layout always means
+    lost: Mapping[str, str]  # our field -> why the layout can't carry it
+    from_keys: Mapping[str, Template]  # our field -> tensor whose presence it states
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any], layout: str, where: str) -> ConfigMap:
+        known = {"defaults", "ignored", "only", "constants", "task", "fixed", "lost", "from_keys", "aliases"}
+        parts: dict[str, Any] = {name: dict(table.get(name, {})) for name in known}
+        entries = {}
+        for key, written in table.items():
+            if key not in known or not isinstance(table[key], Mapping) or "to" in table[key]:
+                entries[key] = _entry(key, written, parts["defaults"], f"{where}: [config] {key}")
+        for key in parts["defaults"]:
+            if key not in entries:
+                raise MapError(f"{where}: [config.defaults] {key!r} is no key of [config]; closest: {', '.join(closest(key, entries))}")
+        for name in ("ignored", "task", "lost"):
+            for key, reason in parts[name].items():
+                if not isinstance(reason, str) or not reason.strip():
+                    raise MapError(f"{where}: [config.{name}] {key!r} needs its reason in words")
+        only = {key: _only(written, f"{where}: [config.only] {key}") for key, written in parts["only"].items()}
+        uses: dict[str, str] = {}
+        for part, keys in {"config": entries, **{f"config.{name}": parts[name] for name in ("ignored", "only", "constants", "task", "aliases")}}.items():
+            for key in keys:
+                if key in uses:
+                    raise MapError(f"{where}: config key {key!r} stands in [{uses[key]}] and in [{part}]; it may have one meaning")
+                uses[key] = part
+        made: dict[str, str] = {}
+        for part, fields in {
+            "config": [entry.field for entry in entries.values()],
+            **{f"config.{name}": parts[name] for name in ("fixed", "lost", "from_keys")},
+        }.items():
+            for field in fields:
+                if field in made:
+                    raise MapError(f"{where}: our field {field!r} is made in [{made[field]}] and again in [{part}]")
+                made[field] = part
+        for old, key in parts["aliases"].items():
+            if key not in entries:
+                raise MapError(f"{where}: [config.aliases] {old!r} points to {key!r}, which is no key of [config]")
+        from_keys = {field: Template.parse(str(name)) for field, name in parts["from_keys"].items()}
+        return cls(
+            layout,
+            entries,
+            parts["aliases"],
+            parts["ignored"],
+            only,
+            parts["constants"],
+            parts["task"],
+            parts["fixed"],
+            parts["lost"],
+            from_keys,
+        )
+
+    @property
+    def fields(self) -> set[str]:
+        """Our fields that this map speaks of."""
+        return {entry.field for entry in self.entries.values()} | set(self.fixed) | set(self.lost) | set(self.from_keys)
+
+    def forward(self, foreign: Mapping[str, object], names: Collection[str] | None = None) -> dict[str, object]:
+        """Our fields from a foreign config. ``names`` are the file's tensors, cleaned of prefixes; they decide the fields that no key states."""
+        given: dict[str, object] = {}
+        known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
+        for key, value in foreign.items():
+            if key in self.constants:
+                if not same(value, self.constants[key]):
+                    raise ConfigError(f"layout {self.layout} is for {key}={self.constants[key]!r}, the config says {value!r}; name another layout")
+            elif key in self.only:
+                accepted, reason = self.only[key]
+                if value is not None and not any(same(value, a) for a in accepted):
+                    shown = " or ".join(repr(a) for a in accepted)
+                    raise ConfigError(f"{self.layout}: config key {key!r} is {value!r}; only {shown} can be converted: {reason}")
+            elif key in self.entries or key in self.aliases:
+                name = self.aliases.get(key, key)
+                if name in given and not same(given[name], value):
+                    raise ConfigError(f"{self.layout}: config keys {key!r} and {name!r} mean the same, but say {value!r} and {given[name]!r}")
+                given[name] = value
+            elif key not in self.ignored and key not in self.task:
+                near = ", ".join(repr(k) for k in closest(key, known))
+                raise ConfigError(f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. List it in [config.ignored] with a reason if it says nothing about the model")
+        ours: dict[str, object] = {}
+        for key, entry in self.entries.items():
+            value = given.get(key, entry.default)
+            if value is _MISSING:
+                if entry.optional:
+                    continue
+                raise ConfigError(f"{self.layout}: the config lacks {key!r} (our {entry.field}), which has no default; it has {', '.join(sorted(foreign)) or 'no keys'}")
+            ours[entry.field] = entry.forward(value, self.layout)
+        ours.update(self.fixed)
+        if names is not None:
+            for field, template in self.from_keys.items():
+                ours[field] = any(template.match(name) is not None for name in names)
+        return ours
+
+    def back(self, ours: Mapping[str, object]) -> dict[str, object]:
+        """The foreign config that says what ours says."""
+        for field, value in ours.items():
+            if field in self.fixed and not same(value, self.fixed[field]):
+                raise ConfigError(f"{self.layout} cannot say {field}={value!r}; in this layout it is always {self.fixed[field]!r}")
+            if field not in self.fields:
+                raise ConfigError(f"{self.layout} has no key for our field {field!r} (value {value!r}); closest: {', '.join(closest(field, self.fields))}")
+        foreign = dict(self.constants)
+        for key, entry in self.entries.items():
+            if entry.field in ours:
+                foreign[key] = entry.back(ours[entry.field], ours, self.layout)
+            elif not entry.optional and entry.default is _MISSING:
+                raise ConfigError(f"{self.layout}: the config lacks our field {entry.field!r}, which becomes {key!r}")
+        return foreign
+
+    def task_options(self, foreign: Mapping[str, object]) -> dict[str, object]:
+        """What a foreign config says about its task's head (labels and the like); no part of the model's config."""
+        return {key: value for key, value in foreign.items() if key in self.task}
+
+
+def _entry(key: str, written: object, defaults: Mapping[str, object], where: str) -> Entry:
+    default = defaults.get(key, _MISSING)
+    if isinstance(written, str):
+        return Entry(key, written, default=default)
+    if not isinstance(written, Mapping) or not isinstance(written.get("to"), str):
+        raise MapError(f'{where}: write our field, or a table with "to", got {written!r}')
+    unknown = set(written) - {"to", "values", "optional", "none"}
+    if unknown:
+        raise MapError(f"{where}: unknown option {sorted(unknown)[0]!r}; there are to, values, optional, none")
+    values = written.get("values", {})
+    pairs = tuple(values.items()) if isinstance(values, Mapping) else tuple((theirs, ours) for theirs, ours in values)
+    return Entry(key, written["to"], pairs, bool(written.get("optional", False)), str(written.get("none", "")), default)
+
+
+def _only(written: object, where: str) -> tuple[tuple[object, ...], str]:
+    if not isinstance(written, Mapping) or not ({"value", "values"} & set(written)) or not str(written.get("reason", "")).strip():
+        raise MapError(f'{where}: write {{ value = ..., reason = "..." }}, got {written!r}')
+    accepted = list(written["values"]) if "values" in written else [written["value"]]
+    return tuple(accepted), str(written["reason"])
