@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-<<<<<<< HEAD
-=======
 from zoo.errors import UnknownNameError
 
->>>>>>> engine
 
 def weights_folder() -> Path:
     """The folder of maps and source records: inside an installed package ``zoo/_weights``, in a checkout ``weights``."""
     here = Path(__file__).resolve().parent
-<<<<<<< HEAD
-    installed = here / "_weights"
-    return installed if installed.is_dir() else here.parent / "weights"
-=======
     for folder in (here / "_weights", here.parent / "weights"):
         if folder.is_dir():
             return folder
     raise UnknownNameError(f"the folder of weight maps is missing: neither {here.name}/_weights nor weights beside it exists; reinstall extended-zoo")
->>>>>>> engine
