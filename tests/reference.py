@@ -1,7 +1,7 @@
 """The one entry to golden cases: what ours computes for a folder that holds what public reference code computed.
 
-    run_case(folder) -> {reference output name: tensor}            reads inputs, config and weights; never the stored outputs
-    python -m tests.reference FOLDER... [--out DIR]                runs and compares; exit code 1 where one differs
+run_case(folder) -> {reference output name: tensor}            reads inputs, config and weights; never the stored outputs
+python -m tests.reference FOLDER... [--out DIR]                runs and compares; exit code 1 where one differs
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.adapters.case import Adapter, Case
 from tests.adapters.optimizers import train
 from tests.adapters.pretraining_data import CLS, MASK, SEP, instances, predictions
+from tests.adapters.text_models import hugging_face, tf_pretraining
 from zoo.tasks.instances import next_sentence_pairs, sentence_order_pairs
 from zoo.tasks.masking import (
     Masked,
@@ -98,4 +99,9 @@ def optimizer(case: Case) -> dict[str, Tensor]:
     return train(case, lambda named: kind(decay_groups(named.items(), 0.01), lr=rate), schedule, rate)
 
 
-ADAPTERS: dict[str, Adapter] = {"create_pretraining_data": masking, "optimization.create_optimizer": optimizer}
+ADAPTERS: dict[str, Adapter] = {
+    "transformers.Albert": hugging_face,
+    "modeling.AlbertModel": tf_pretraining("tf-albert", "sentence_order", "sentence_order"),
+    "create_pretraining_data": masking,
+    "optimization.create_optimizer": optimizer,
+}

@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.adapters.case import Adapter, Case
 from tests.adapters.optimizers import train
 from tests.adapters.pretraining_data import bert_masking, instances, predictions
+from tests.adapters.text_models import hugging_face, tf_pretraining
 from zoo.tasks.instances import next_sentence_pairs
 from zoo.tasks.optim import BertAdam, decay_groups
 from zoo.tasks.schedules import warmup_then_decay
@@ -61,6 +62,8 @@ def adam_weight_decay(case: Case) -> dict[str, Tensor]:
 
 
 ADAPTERS: dict[str, Adapter] = {
+    "transformers.Bert": hugging_face,
+    "modeling.BertModel": tf_pretraining("tf-bert", "next_sentence", "next_sentence"),
     "create_pretraining_data": masking,
     "optimization.create_optimizer": adam_weight_decay,
 }
