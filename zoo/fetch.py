@@ -285,12 +285,13 @@ def _key(source: Source, want: Want) -> str:
 
 
 def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
+    """The entry of a source, unless a hash that is known by now says otherwise."""
     entry = cache.find(_key(source, want))
-    if entry is not None and not any(
-        digest and entry.files[name].sha256 != digest for name, digest in want.files.items() if name in entry.files
-    ):
-        return entry
-    return None
+    if entry is None:
+        return None
+    known = [(entry.files[name].sha256, digest) for name, digest in want.files.items() if name in entry.files]
+    known.append((entry.facts.get("archive_sha256", want.archive_sha256), want.archive_sha256))
+    return entry if all(not expected or actual == expected for actual, expected in known) else None
 
 
 def _obtain(source: Source, want: Want, name: str | None, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> Entry:
@@ -514,6 +515,8 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                     if info.isreg():
                         members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc,arg-type]
                 yield members
+                while tar.fileobj is not None and tar.fileobj.read(CHUNK):  # to the end, where a compressor keeps its checksum
+                    pass
         else:
             raise CheckpointError(f"{archive.name} is neither a zip nor a tar archive")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
@@ -803,7 +806,7 @@ def _hub_message(error: Exception, repository: str, revision: str | None) -> str
         return f"{repository} has no revision {revision or 'main'!r}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"the hub has no repository {repository}, or it is private and needs HF_TOKEN"
-    if isinstance(error, errors.EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repository} lacks the file: {error}"
     code = getattr(getattr(error, "response", None), "status_code", None)
     if code == 401:
