@@ -289,6 +289,7 @@ def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
     entry = cache.find(_key(source, want))
     if entry is None:
         return None
+    known: list[tuple[str | None, str | None]]
     known = [(entry.files[name].sha256, digest) for name, digest in want.files.items() if name in entry.files]
     known.append((entry.facts.get("archive_sha256", want.archive_sha256), want.archive_sha256))
     return entry if all(not expected or actual == expected for actual, expected in known) else None
