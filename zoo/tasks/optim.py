@@ -74,7 +74,7 @@ class BertAdam(Optimizer):
             update = update + group["weight_decay"] * parameter
         parameter.sub_(group["lr"] * self._ratio(parameter, update, group) * update)
 
-    def _ratio(self, parameter: Tensor, update: Tensor, group: Group) -> Tensor | float:
+    def _ratio(self, parameter: Tensor, update: Tensor, group: Group) -> float | Tensor:
         return 1.0
 
 
@@ -99,9 +99,10 @@ class Lamb(BertAdam):
     def _ratio(self, parameter: Tensor, update: Tensor, group: Group) -> Tensor | float:
         if not group["adapt"]:
             return 1.0
-        weight, step = parameter.norm(), update.norm()
+        weight: Tensor = parameter.norm()
+        step: Tensor = update.norm()
         ratio: Tensor = torch.where((weight > 0) & (step > 0), weight / step, torch.ones_like(weight))
-        return ratio  # a 0-d tensor: no wait for the device
+        return ratio  # a tensor, so that nobody waits for the device
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:
