@@ -111,6 +111,17 @@ def test_every_choice_masks_80_keeps_10_and_replaces_10_percent(choice):
     assert total / (600 * 38) == pytest.approx(0.3, abs=0.03)
 
 
+def test_spans_of_spanbert_become_masks_or_not_as_a_whole():
+    batch = [{"input_ids": list(range(4, 40))}] * 100
+    mixed = {}
+    for choice in (SpanMasking(), TokenMasking()):
+        made = collator(choice, probability=0.5, shares=(0.5, 0.5, 0.0))(batch, seeded(0))
+        labeled, masked = made["labels"] != -100, made["input_ids"] == MASK
+        mixed[type(choice)] = int((labeled[:, 1:] & labeled[:, :-1] & (masked[:, 1:] != masked[:, :-1])).sum())
+    assert mixed[SpanMasking] == 0
+    assert mixed[TokenMasking] > 100
+
+
 def test_every_token_is_chosen_equally_often():
     batch = [{"input_ids": [CLS, *range(4, 24), SEP]}] * 4000
     frequency = (collator()(batch, seeded(2))["labels"] != -100)[:, 1:-1].double().mean(0)

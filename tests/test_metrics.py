@@ -159,6 +159,16 @@ def test_the_best_threshold_lies_between_two_scores():
     assert mining_scores(mined, {(9, 9)}, threshold=0.0)["f1"] == 0.0
 
 
+def test_pairs_below_the_threshold_are_left_out():
+    rows = torch.eye(3)
+    rows[2] = torch.tensor([0.0, 1.0, 1.0])
+    everything = mine_translations(rows, torch.eye(3), margin="absolute")
+    assert [pair.score for pair in everything] == pytest.approx([1.0, 1.0, 0.5**0.5])
+    assert mine_translations(rows, torch.eye(3), margin="absolute", threshold=0.9) == everything[:2]
+    apart = mine_translations(rows, torch.eye(3), neighbors=2, margin="distance")[0]
+    assert apart.score == pytest.approx(1 - (0.5 + 0.5) / 2)  # row 0 sees only column 0, and the other way round
+
+
 # --- the comparison itself -------------------------------------------------------------------------------------------------------------
 
 

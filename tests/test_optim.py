@@ -181,14 +181,14 @@ def test_the_inverse_square_root_meets_its_warm_up():
 
 @given(st.integers(0, 20), st.integers(1, 50), st.sampled_from([1.0, 1.5, 2.0, 3.0]), st.floats(0.1, 1), st.integers(0, 3000))
 def test_cosines_restart_where_a_loop_over_cycles_says(warmup, period, growth, shrink, step):
-    schedule = cosine_restarts(1.0, warmup, period, growth, shrink)
+    schedule = cosine_restarts(1.0, warmup, period, growth, shrink, lowest=0.1)
     if step < warmup:
         assert schedule(step) == pytest.approx(1e-7 + step * (1 - 1e-7) / warmup)
         return
     left, length, cycle = float(step - warmup), float(period), 0
     while left >= length * (1 - 1e-9):
         left, length, cycle = left - length, length * growth, cycle + 1
-    low, high = 1e-9 * shrink**cycle, shrink**cycle
+    low, high = 0.1 * shrink**cycle, shrink**cycle
     wanted = low + (high - low) * (1 + math.cos(math.pi * left / length)) / 2
     at_border = left / length < 1e-6  # where rounding decides on which side of a restart the step lies
     assert schedule(step) == pytest.approx(wanted, rel=1e-6, abs=1e-9) or at_border

@@ -47,7 +47,8 @@ class Masked(Generic[Token]):
 
 def python_random(generator: torch.Generator | None) -> random.Random:
     """A Python generator, seeded by one draw from ``generator`` (``None``: torch's global one)."""
-    return random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+    device = "cpu" if generator is None else generator.device
+    return random.Random(int(torch.randint(2**62, (1,), generator=generator, device=device)))
 
 
 # --- units: what is masked together --------------------------------------------------------------------------------------------------

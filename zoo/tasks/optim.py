@@ -101,8 +101,7 @@ class Lamb(BertAdam):
             return 1.0
         weight: Tensor = parameter.norm()
         step: Tensor = update.norm()
-        ratio: Tensor = torch.where((weight > 0) & (step > 0), weight / step, torch.ones_like(weight))
-        return ratio  # a tensor, so that nobody waits for the device
+        return torch.where((weight > 0) & (step > 0), weight / step, torch.ones_like(weight))  # a tensor: nobody waits for the device
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:
@@ -110,7 +109,7 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
-    norm = torch.stack([g.norm() for g in gradients]).norm()
+    norm: Tensor = torch.stack([g.norm() for g in gradients]).norm()
     for gradient in gradients:
         gradient.mul_(limit / norm.clamp(min=limit))
     return norm
