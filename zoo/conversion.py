@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import zoo
 from zoo import registry
 from zoo.cache import home, locked, safe_name
 from zoo.convert import engine, layouts
@@ -91,7 +92,7 @@ def verify(
             targets_of(model_class, ours, {name: info.shape for name, info in plan.outputs.items()}),
             architectures=(foreign or {}).get("architectures") or (),
             foreign=foreign,
-            expected_sha256=record.sha256 if record else None,
+            expected_sha256=recorded_hash(record, path),
             probe=probe,
         )
 
@@ -132,6 +133,16 @@ def record_of(name: str) -> Record:
         where = f"its tags with a source: {', '.join(with_sources)}" if with_sources else "none of its tags has a public source"
         raise unknown("checkpoint", f"{variant.name}.{tag}" if tag else variant.name, records(), f"({variant.name}: {where})")
     return found
+
+
+def recorded_hash(record: Record | None, path: Any) -> str | None:
+    """The sha256 on record for the checkpoint that was fetched from one of a record's sources; None where nobody hashed it."""
+    from zoo.fetch import provenance
+
+    if record is None or isinstance(path, Mapping):
+        return None
+    entry = provenance(Path(path))
+    return record.at(entry.source).sha256 if entry is not None else record.sha256
 
 
 def opened(source: Any) -> Any:
@@ -239,7 +250,7 @@ def _forward(
                 progress=progress,
                 architectures=(foreign or {}).get("architectures") or (),
                 foreign=foreign,
-                expected_sha256=record.sha256 if record else None,
+                expected_sha256=recorded_hash(record, path),
                 metadata={"zoo.description": json.dumps(description, sort_keys=True)},
             )
             if not dry_run and not to_file:
@@ -322,7 +333,7 @@ def converted(record: Record) -> Path:
     foreign = foreign_config(folder, record.config)
     with open_archive(folder) as archive:
         keymap = layouts.load(record.layout or layouts.recognise(archive, foreign))
-    name = safe_name(f"{record.name}-{keymap.layout}-{keymap.version}-{FORMAT_VERSION}-{folder.name}")
+    name = safe_name(f"{record.name}-{keymap.layout}-{keymap.version}-{FORMAT_VERSION}-{zoo.__version__}-{folder.name}")
     target = home() / "converted" / name
     if not (target / CONFIG_FILE).is_file():
         target.parent.mkdir(parents=True, exist_ok=True)

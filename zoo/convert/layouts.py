@@ -26,7 +26,7 @@ class Listed(Protocol):
 def available() -> dict[str, Path]:
     """Every layout that has a map, with the map's file, in natural order."""
     files = sorted(weights_folder().glob("*/*.toml"))
-    return {file.stem: file for file in files if not file.parent.name.startswith("_") and file.stem != "sources"}
+    return {file.stem: file for file in files if not file.parent.name.startswith("_") and file.stem not in ("sources", "probes")}
 
 
 def path_of(layout: str) -> Path:
