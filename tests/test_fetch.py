@@ -262,6 +262,13 @@ def test_a_part_of_other_contents_is_thrown_away(server: HubServer) -> None:
     assert fetch(f"{server.url}/files/model.bin").read_bytes() == CONTENT
 
 
+def test_a_whole_file_that_a_killed_run_left_is_not_taken_for_the_newest(server: HubServer) -> None:
+    source = f"{server.url}/files/model.bin"
+    key = fetching._key(parse_source(source), fetching.Want({"model.bin": ""}))
+    (Cache().partial(key) / "model.bin").write_bytes(b"what an older run left")
+    assert fetch(source).read_bytes() == CONTENT
+
+
 def test_a_server_that_ignores_ranges_starts_over(server: HubServer) -> None:
     server.faults += [Fault("model.bin", cut=20_000), Fault("model.bin", ignore_range=True)]
     assert fetch(f"{server.url}/files/model.bin").read_bytes() == CONTENT
@@ -684,6 +691,9 @@ def test_offline_is_honoured_for_the_hub_and_its_own_cache_is_read(hub: HubServe
         (place / "snapshots" / commit / name).write_bytes(MODEL[name])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
     assert fetch("hub:org/name#config.json").read_bytes() == MODEL["config.json"]
+    assert sorted(path.name for path in fetch("hub:org/name").iterdir()) == ["config.json", "model.safetensors"]
+    with pytest.raises(FetchError, match="fetching is off"):
+        fetch("hub:org/name#vocab.txt")
     assert hub.requests == []
 
 
