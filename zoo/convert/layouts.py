@@ -82,7 +82,7 @@ def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
 
 def is_ours(archive: Listed) -> bool:
     """Whether the zoo wrote the file, or another wrote it under our names."""
-    return any(str(key).startswith("zoo.") for key in archive.metadata) or "embeddings.token.weight" in archive.tensors
+    return "zoo.description" in archive.metadata or "zoo.content_sha256" in archive.metadata or "embeddings.token.weight" in archive.tensors
 
 
 def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | None) -> str | None:
