@@ -1,4 +1,4 @@
-"""Trained weights that packages ship, against their authors' numbers and `transformers`. Skipped where the package index can't be reached."""
+"""Trained weights that packages ship, against their authors' numbers and `transformers`; skipped where they can't be had."""
 
 from __future__ import annotations
 
