@@ -182,6 +182,11 @@ class ConfigMap:
                 raise ConfigError(f"{self.layout}: the config lacks our field {entry.field!r}, which becomes {key!r}")
         return foreign
 
+    def resolved(self, ours: Mapping[str, object]) -> dict[str, object]:
+        """Ours with unset fields filled by those that stand for them (a classifier's dropout by the model's)."""
+        standing = {entry.field: entry.none for entry in self.entries.values() if entry.none}
+        return {field: ours.get(standing[field]) if value is None and field in standing else value for field, value in ours.items()}
+
     def task_options(self, foreign: Mapping[str, object]) -> dict[str, object]:
         """What a foreign config says about its task's head (labels and the like); no part of the model's config."""
         return {key: value for key, value in foreign.items() if key in self.task}
