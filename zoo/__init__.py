@@ -21,7 +21,7 @@ _WHERE = {
     "Model": "zoo.model",
     "ZooError": "zoo.errors",
     "config": "zoo.registry",
-    "convert": "zoo.create",
+    "convert": "zoo.conversion",
     "create": "zoo.create",
     "info": "zoo.info",
     "inspect": "zoo.info",
@@ -32,19 +32,28 @@ _WHERE = {
     "save": "zoo.create",
     "tokenizer": "zoo.create",
     "unregister": "zoo.registry",
-    "verify": "zoo.create",
+    "verify": "zoo.conversion",
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
-    from zoo.config import Config
-    from zoo.create import convert, create, load, save, tokenizer, verify
-    from zoo.errors import ZooError
-    from zoo.info import info, inspect
-    from zoo.layers.masks import packing
-    from zoo.model import Model
-    from zoo.registry import config, list_models, register, unregister
+    from zoo.config import Config as Config
+    from zoo.conversion import convert as convert
+    from zoo.conversion import verify as verify
+    from zoo.create import create as create
+    from zoo.create import load as load
+    from zoo.create import save as save
+    from zoo.create import tokenizer as tokenizer
+    from zoo.errors import ZooError as ZooError
+    from zoo.info import info as info
+    from zoo.info import inspect as inspect
+    from zoo.layers.masks import packing as packing
+    from zoo.model import Model as Model
+    from zoo.registry import config as config
+    from zoo.registry import list_models as list_models
+    from zoo.registry import register as register
+    from zoo.registry import unregister as unregister
 
 
 def __getattr__(name: str) -> Any:

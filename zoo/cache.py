@@ -473,9 +473,11 @@ class Cache:
                         freed[file.stat().st_ino] = freed.get(file.stat().st_ino, 0) + 1
                     drop(tree, "nothing refers to it", 0 if self._linked(tree) else None)
             for blob in sorted(self.blobs.glob("*")):
-                information = blob.stat()
-                links = information.st_nlink - (freed.get(information.st_ino, 0) if dry_run else 0)
-                if links == 1:
+                try:
+                    information = blob.stat()
+                except FileNotFoundError:  # somebody who is publishing just now moved it on
+                    continue
+                if information.st_nlink - (freed.get(information.st_ino, 0) if dry_run else 0) == 1:
                     drop(blob, "no entry holds it")
             for stray in sorted(self.refs.glob("*.incomplete")):
                 drop(stray, "unfinished")

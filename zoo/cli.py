@@ -208,9 +208,9 @@ def verify(path: str, as_json: Json = False) -> None:
 @app.command()
 def fetch(name: str, as_json: Json = False) -> None:
     """Fetch a checkpoint into the cache: a model's tag, or a source like hub:org/name."""
-    from zoo.create import fetch_source
+    from zoo.conversion import locate
 
-    path = fetch_source(name)
+    path, _ = locate(name)
     _json({"path": str(path)}) if as_json else print(path)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,17 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from zoo import registry
-from zoo.convert import engine, layouts
+from zoo.conversion import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    class_and_config,
+    class_of_maps,
+    converted,
+    locate,
+    opened,
+    record_of,
+    staged,
+)
+from zoo.convert import layouts
 from zoo.convert.files import embedding_options, foreign_config, read_description
 from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
-from zoo.errors import CheckpointError, ConfigError, InputError, unknown
+from zoo.convert.writer import write_tensors
+from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.model import initialise
 from zoo.tasks.base import TaskModel, build_task, offers_of_class
 from zoo.tasks.catalogue import TASKS, require_fit
-
-FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,17 +107,14 @@ def create(
         request = Request(name, task, layout, None, device, dtype, generator, overrides)
         if pretrained is not True:
             return _load(pretrained, request)
-        from zoo.fetch import fetch
-
-        record = record_of(name, variant)
-        request = replace(request, name=record.name, layout=layout or record.layout, config=record.config, shown=record.name)
-        return _load(fetch(record), request)
+        record = record_of(name)
+        return _load(converted(record), replace(request, name=record.name, shown=record.name))
     config = model_class.Config.from_dict(registry.config_values(name)).replace(**fields)
     with torch.device("meta"):
         module = _build(model_class, config, task, options, variant.name)
     module.to(dtype or torch.float32)
     module.to_empty(device=device or "cpu")
-    module.init_weights(generator)
+    module.init_weights(generator)  # type: ignore[operator]
     return _finish(module, variant.name, None)
 
 
@@ -140,25 +145,13 @@ def save(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None
     under the canonical names, a task's heads under ``heads.``. shard_size: bytes after which a new weights file begins. -> the folder.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give a folder")
     description = describe(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".incomplete", dir=folder.parent))
-    try:
-        engine.write_tensors(
-            {name: tensor.detach() for name, tensor in canonical_state(model).items()}, stage / WEIGHTS_FILE, shard_size=shard_size
-        )
+    with staged(folder) as stage:
+        tensors = {name: tensor.detach() for name, tensor in canonical_state(model).items()}
+        write_tensors(stage / WEIGHTS_FILE, tensors, {"zoo.description": json.dumps(description, sort_keys=True)}, shard_size=shard_size)
         (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(stage)
-        if folder.exists():
-            for path in sorted(stage.iterdir(), key=lambda p: p.name == CONFIG_FILE):  # the config last: it makes the folder ours
-                os.replace(path, folder / path.name)
-        else:
-            os.replace(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return folder
 
 
@@ -205,21 +198,14 @@ def _finish(module: nn.Module, name: str | None, report: LoadReport | None) -> n
     return module.eval() if report is not None else module
 
 
-def is_remote(source: str) -> bool:
-    """Whether a source's text names something to fetch rather than a path."""
-    return source.split(":", 1)[0] in ("hub", "package", "npm", "http", "https") and ":" in source
-
-
 def _load(source: Any, request: Request) -> Any:
-    if isinstance(source, str) and is_remote(source):
-        from zoo.fetch import fetch
-
-        request, source = replace(request, shown=request.shown or source), fetch(source)
+    shown = request.shown or ("tensors in memory" if isinstance(source, Mapping) else str(source))
+    source, record = locate(source)
+    request = replace(request, shown=shown)
+    if record is not None:
+        source, request = converted(record), replace(request, name=request.name or record.name)
     if isinstance(source, Mapping):
-        return _load_foreign(source, replace(request, shown=request.shown or "tensors in memory"))
-    request = replace(request, shown=request.shown or str(source))
-    if not Path(source).exists():
-        raise CheckpointError(f"{str(source)!r} does not exist; give a file, a folder, or a source like hub:org/name")
+        return _load_foreign(source, request)
     description = read_description(Path(source))
     if description is not None and request.layout in (None, layouts.OURS):
         return _load_ours(Path(source), description, request)
@@ -229,8 +215,7 @@ def _load(source: Any, request: Request) -> Any:
 def _load_foreign(source: Any, request: Request) -> Any:
     """A checkpoint in a public layout, through its map."""
     foreign = foreign_config(source, request.config)
-    archive: Archive = engine.DictArchive(source) if isinstance(source, Mapping) else open_archive(source)
-    with archive:
+    with opened(source) as archive:
         keymap = layouts.load(request.layout or layouts.recognise(archive, foreign))
         variant = registry.variant(registry.split(request.name)[0]) if request.name else None
         if variant is not None and variant.maps != keymap.family:
@@ -264,28 +249,27 @@ def _load_foreign(source: Any, request: Request) -> Any:
 
 def _load_ours(source: Path, description: Mapping[str, Any], request: Request) -> Any:
     """A folder that `save` wrote."""
-    if description["zoo_format"] > FORMAT_VERSION:
-        raise CheckpointError(f"{source} was written by a newer zoo (format {description['zoo_format']}; this one knows {FORMAT_VERSION})")
-    model_class = _class_of(description, source)
+    model_class, found = class_and_config(description, source)
     if request.name is not None and registry.resolve(request.name)[0].model_class() is not model_class:
         raise CheckpointError(f"{source} holds a {description['class']}, not a {request.name}")
     same_task = request.task in (None, description["task"])
     request = replace(request, task=description["task"] if same_task else request.task)
-    found = model_class.Config.from_dict(description["config"])
-    fields, options = _split(request.overrides, model_class, request.task)
-    if same_task:
-        options = {**description["options"], **options}
+    fields, given = _split(request.overrides, model_class, request.task)
+    hints = description["options"] if same_task else description.get("hints", {}).get(request.task, {})
+    options = {**hints, **given}
     with open_archive(source) as archive:
         sizes = {name: info.shape for name, info in archive.tensors.items()}
         module, random = _fitted(model_class, override(found, fields, request.shown), options, sizes, request)
-        if random and same_task and options == description["options"]:
+        if random and same_task and not given:
             raise CheckpointError(f"{source}: {random[0]} is missing or of another shape, though the config promises it")
         targets = canonical_state(module)
-        left_out = {name: "a part that nobody asked for" for name in sizes if name not in targets}
-        if strange := [name for name in left_out if not name.startswith(("heads.", "pooler.", "passengers."))]:
+        passengers = str(archive.metadata.get("zoo.passengers", "")).split()
+        left_out = {name: "a part that nobody asked for" for name in sizes if name not in targets and name not in passengers}
+        if strange := [name for name in left_out if not name.startswith(("heads.", "pooler."))]:
             raise CheckpointError(f"{source}: nothing in this model takes the stored tensor {strange[0]}")
         assign(module, {name: archive.read(name) for name in targets if name not in random}, random, request)
-    return _finish(module, description["model"], LoadReport(str(source), layouts.OURS, left_out, random))
+    differs = {} if request.name is None else differences(registry.config(request.name), found)
+    return _finish(module, description["model"], LoadReport(request.shown, layouts.OURS, left_out, random, differs))
 
 
 def _fitted(
@@ -338,15 +322,6 @@ def override(found: Any, fields: Mapping[str, Any], shown: str) -> Any:
     return found.replace(**fields)
 
 
-def class_of_maps(family: str) -> Any:
-    """The model class that a family's layouts are for."""
-    for variants in registry.families().values():
-        for variant in variants:
-            if variant.maps == family:
-                return variant.model_class()
-    raise unknown("family", family, registry.families())
-
-
 def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
     """The heads whose tensors a task needs from a file."""
     if task is None:
@@ -384,48 +359,9 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], random: Sequence[str]
     module.requires_grad_(True)
 
 
-def _class_of(description: Mapping[str, Any], source: Path) -> Any:
-    """The class a saved folder names, if it is one of a registered model."""
-    wanted = description["class"]
-    if description.get("model"):
-        variant = registry.variant(description["model"])
-        if variant.class_path == wanted:
-            return variant.model_class()
-    for variants in registry.families().values():
-        for variant in variants:
-            if variant.class_path == wanted:
-                return variant.model_class()
-    raise CheckpointError(f"{source} names the class {wanted!r}, which no registered model has; register it first")
-
-
 def open_pretrained(name: str, task: str) -> tuple[Any, Any]:
     """A trained model for a task and its tokenizer, from a pretrained name, a file or a folder."""
-    if is_remote(name) or Path(name).exists():
-        return load(name, task=task), tokenizer(name)
-    return create(name, pretrained=True, task=task), tokenizer(name)
-
-
-def fetch_source(name: str) -> Path:
-    """A tag's or a source's files, in the cache."""
-    from zoo.fetch import fetch
-
-    if is_remote(name):
-        return fetch(name)
-    variant, _ = registry.resolve(name)
-    return fetch(record_of(name, variant))
-
-
-def record_of(name: str, variant: registry.Variant) -> Any:
-    """The source record of a name, of its default tag where it has none."""
-    from zoo.sources import records
-
-    tag = registry.split(name)[1] or next(iter(registry.tags(variant)), None)
-    found = records().get(f"{variant.name}.{tag}") if tag else None
-    if found is None:
-        with_sources = [n for n in records() if n.startswith(f"{variant.name}.")]
-        where = f"its tags with a source: {', '.join(with_sources)}" if with_sources else "none of its tags has a public source"
-        raise unknown("checkpoint", f"{variant.name}.{tag}" if tag else variant.name, records(), f"({variant.name}: {where})")
-    return found
+    return load(name, task=task), tokenizer(name)
 
 
 def tokenizer(source: str | os.PathLike[str]) -> Any:
@@ -436,13 +372,5 @@ def tokenizer(source: str | os.PathLike[str]) -> Any:
     """
     from zoo.tokenization import load_tokenizer
 
-    if isinstance(source, str) and is_remote(source):
-        return load_tokenizer(fetch_source(source))
-    if Path(source).exists():
-        path = Path(source)
-        return load_tokenizer(path)
-    variant, _ = registry.resolve(str(source))
-    record = record_of(str(source), variant)
-    from zoo.fetch import fetch
-
-    return load_tokenizer(fetch(record), dict(record.tokenizer) or None)
+    path, record = locate(source)
+    return load_tokenizer(path, dict(record.tokenizer) if record is not None and record.tokenizer else None)

@@ -24,6 +24,8 @@ import lzma
 import os
 import re
 import shutil
+import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -283,12 +285,14 @@ def _key(source: Source, want: Want) -> str:
 
 
 def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
+    """The entry of a source, unless a hash that is known by now says otherwise."""
     entry = cache.find(_key(source, want))
-    if entry is not None and not any(
-        digest and entry.files[name].sha256 != digest for name, digest in want.files.items() if name in entry.files
-    ):
-        return entry
-    return None
+    if entry is None:
+        return None
+    known: list[tuple[str | None, str | None]]
+    known = [(entry.files[name].sha256, digest) for name, digest in want.files.items() if name in entry.files]
+    known.append((entry.facts.get("archive_sha256", want.archive_sha256), want.archive_sha256))
+    return entry if all(not expected or actual == expected for actual, expected in known) else None
 
 
 def _obtain(source: Source, want: Want, name: str | None, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> Entry:
@@ -412,7 +416,7 @@ def _run(command: list[str], job: _Job, what: str) -> None:
         remove(temporary)
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
-        if any("No space left on device" in line or "Disk quota exceeded" in line for line in lines):
+        if any(re.search("No space left on device|Disk quota exceeded|File too large", line) for line in lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         errors = [line for line in lines if re.match(r"(npm )?(error|ERROR|ERR!)", line)] or lines
         raise FetchError(f"{what} failed with exit code {done.returncode}: {' / '.join(errors[-3:]) or 'it said nothing'}")
@@ -512,6 +516,8 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                     if info.isreg():
                         members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc,arg-type]
                 yield members
+                while tar.fileobj is not None and tar.fileobj.read(CHUNK):  # to the end, where a compressor keeps its checksum
+                    pass
         else:
             raise CheckpointError(f"{archive.name} is neither a zip nor a tar archive")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
@@ -609,6 +615,7 @@ def download(
     part, note = target.with_name(target.name + ".incomplete"), target.with_name(target.name + ".incomplete.json")
     failures = 0
     restarted = False
+    resumed = part.exists()
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
@@ -628,6 +635,8 @@ def download(
     digest = sha256_of(part) if sha256 else None
     if digest != sha256:
         _forget(part, note)
+        if resumed:  # what an earlier run left may have been of other contents
+            return download(url, target, sha256=sha256, size=size, tell=tell, patience=patience)
         raise FetchError(f"{url} has sha256 {digest}, expected {sha256}; nothing was kept")
     os.replace(part, target)
     note.unlink(missing_ok=True)
@@ -659,6 +668,8 @@ def _transfer(url: str, part: Path, note: Path, sha256: str | None, size: int | 
                     return
                 raise _Stale from None
             message = f"the server answered {error.code} {error.reason}"
+            if 300 <= error.code < 400:
+                message = f"the server redirects in a loop, or more than {_Redirects.max_redirections} times"
         if error.code in (408, 425, 429) or error.code >= 500:
             raise _Retry(message) from None
         raise FetchError(message) from None
@@ -668,6 +679,8 @@ def _transfer(url: str, part: Path, note: Path, sha256: str | None, size: int | 
         reason = getattr(error, "reason", None) or error
         if isinstance(error, ValueError):
             raise FetchError(f"{url}: {reason}") from error
+        if isinstance(reason, (socket.gaierror, ssl.SSLCertVerificationError)):
+            raise FetchError(f"{urllib.parse.urlsplit(url).netloc} can't be reached: {reason}") from error
         raise _Retry(f"{urllib.parse.urlsplit(url).netloc} can't be reached: {reason}") from error
     with response:
         if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
@@ -721,7 +734,7 @@ def _receive(response: Any, part: Path, done: int, total: int | None, tell: Prog
                 tell(what, done, total)
     except http.client.HTTPException as error:
         raise _Retry(f"the connection broke after {done:,} bytes: {error!r}") from error
-    except (TimeoutError, ConnectionError) as error:
+    except (TimeoutError, ConnectionError, ssl.SSLError) as error:
         raise _Retry(f"the connection broke after {done:,} bytes: {error or type(error).__name__}") from error
     if total is not None and done < total:
         raise _Retry(f"the connection ended after {done:,} of {total:,} bytes")
@@ -737,7 +750,7 @@ def _fetch_url(job: _Job) -> Fetched:
     expected = job.want.archive_sha256 if unpack else job.want.files.get(name) or source.sha256
     target = job.cache.partial(job.key) / name
     if expected and not unpack and (blob := job.cache.blob(expected)) is not None:
-        shutil.copyfile(blob, job.folder / name)
+        _take(blob, job.folder / name)
         return None, {}
     if not target.exists() or (expected and sha256_of(target) != expected):
         download(source.place, target, sha256=expected, size=None if unpack else job.want.bytes, tell=job.tell)
@@ -794,7 +807,7 @@ def _hub_message(error: Exception, repository: str, revision: str | None) -> str
         return f"{repository} has no revision {revision or 'main'!r}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"the hub has no repository {repository}, or it is private and needs HF_TOKEN"
-    if isinstance(error, errors.EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repository} lacks the file: {error}"
     code = getattr(getattr(error, "response", None), "status_code", None)
     if code == 401:

@@ -28,7 +28,7 @@ def info(name: str) -> dict[str, Any]:
     for parameter_name, parameter in model.named_parameters():
         part = parameter_name.split(".")[0]
         by_part[part] = by_part.get(part, 0) + parameter.numel()
-    stated = (variant.tags[tag].parameters if tag in variant.tags else {}) or (variant.parameters if tag is None else {})
+    stated = variant.parameters if tag is None else variant.tags[tag].parameters if tag in variant.tags else {}
     known = records()
     checkpoints = {}
     for each in registry.tags(variant):
@@ -70,7 +70,7 @@ def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str |
     from zoo.errors import ZooError
 
     described = read_description(Path(source))
-    with open_archive(source) as archive:
+    with open_archive(Path(source)) as archive:
         names = list(archive.tensors)
         dtypes: dict[str, int] = {}
         for item in archive.tensors.values():
@@ -87,10 +87,37 @@ def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str |
             return {**found, "layout": "zoo", "model": described["model"], "class": described["class"], "task": described["task"]}
         foreign = foreign_config(source, config)
         try:
-            layout = layouts.recognise(archive.tensors, foreign)
+            keymap = layouts.load(layouts.recognise(archive, foreign))
+            ours = keymap.config_forward(foreign or {}, archive.tensors)
+            plan = keymap.forward(archive.tensors, ours, architectures=(foreign or {}).get("architectures") or (), inspect=True)
         except ZooError as error:
             return {**found, "layout": None, "why": str(error), "first_names": names[:10]}
-        return {**found, "layout": layout, **layouts.account(layout, archive.tensors, foreign)}
+        return {
+            **found,
+            "layout": keymap.layout,
+            "family": keymap.family,
+            "config": ours,
+            "heads": sorted(plan.heads),
+            "missing": list(plan.missing),
+            "foreign": dict(plan.left_out),
+            "dropped": dict(plan.dropped),
+            "problems": list(plan.problems),
+            "licence": licence_of(archive.sha256() if archive.path.is_file() and archive.path.stat().st_size < HASHED_BELOW else None),
+        }
+
+
+HASHED_BELOW = 200 << 20  # bytes: larger files are not read through just to look for a licence
+
+
+def licence_of(sha256: str | None) -> str | None:
+    """The licence on record for a file of that hash, None where nobody recorded it."""
+    from zoo.sources import records
+
+    return next((r.licence for r in records().values() if sha256 is not None and sha256 in (r.sha256, *_hashes(r))), None)
+
+
+def _hashes(record: Any) -> set[str]:
+    return {str(values.get("sha256")) for values in record.per_source.values()}
 
 
 def _count(shape: tuple[int, ...]) -> int:

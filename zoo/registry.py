@@ -263,7 +263,7 @@ def resolve(name: str) -> tuple[Variant, str | None]:
 def config_values(name: str) -> dict[str, Any]:
     """The config values of a variant that differ from its class's defaults, a tag's own included."""
     model, tag = resolve(name)
-    own = model.tags[tag].config if tag in model.tags else {}
+    own = model.tags[tag].config if tag is not None and tag in model.tags else {}
     return {**model.config, **own}
 
 

@@ -13,4 +13,6 @@ def weights_folder() -> Path:
     for folder in (here / "_weights", here.parent / "weights"):
         if folder.is_dir():
             return folder
-    raise UnknownNameError(f"the folder of weight maps is missing: neither {here.name}/_weights nor weights beside it exists; reinstall extended-zoo")
+    raise UnknownNameError(
+        f"the folder of weight maps is missing: neither {here.name}/_weights nor weights beside it exists; reinstall extended-zoo"
+    )

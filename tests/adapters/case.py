@@ -54,6 +54,9 @@ DESCRIPTION = frozenset(
 )
 
 
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
 @dataclass(frozen=True)
 class Case:
     """One folder of ``golden/``: ``inputs`` are the ``input.*`` tensors without that prefix, ``data`` is ``io.json``."""
@@ -109,6 +112,17 @@ def load_case(folder: Path | str) -> Case:
     inputs = {name.removeprefix("input."): tensor for name, tensor in tensors.items() if name.startswith("input.")}
     answers = {name.removeprefix("output."): tensor for name, tensor in tensors.items() if name.startswith("output.")}
     return Case(folder, info, inputs, data, weights, answers)
+
+
+def golden_cases(*patterns: str) -> list[Path]:
+    """The folders of ``tests/golden`` that match ``system/case`` patterns; none for a pattern is an error, so that no test runs empty."""
+    folders = []
+    for pattern in patterns:
+        found = sorted(folder for folder in GOLDEN.glob(pattern) if (folder / "case.json").exists())
+        if not found:
+            raise LookupError(f"no golden case matches {pattern!r}")
+        folders += found
+    return folders
 
 
 def expected(case: Case) -> dict[str, Any]:

@@ -81,7 +81,10 @@ class ConfigMap:
                     raise MapError(f"{where}: [config.{name}] {key!r} needs its reason in words")
         only = {key: _only(written, f"{where}: [config.only] {key}") for key, written in parts["only"].items()}
         uses: dict[str, str] = {}
-        for part, keys in {"config": entries, **{f"config.{name}": parts[name] for name in ("ignored", "only", "constants", "task", "aliases")}}.items():
+        for part, keys in {
+            "config": entries,
+            **{f"config.{name}": parts[name] for name in ("ignored", "only", "constants", "task", "aliases")},
+        }.items():
             for key in keys:
                 if key in uses:
                     raise MapError(f"{where}: config key {key!r} stands in [{uses[key]}] and in [{part}]; it may have one meaning")
@@ -118,13 +121,15 @@ class ConfigMap:
         return {entry.field for entry in self.entries.values()} | set(self.fixed) | set(self.lost) | set(self.from_keys)
 
     def forward(self, foreign: Mapping[str, object], names: Collection[str] | None = None) -> dict[str, object]:
-        """Our fields from a foreign config. ``names`` are the file's tensors, cleaned of prefixes; they decide the fields that no key states."""
+        """Our fields from a foreign config; ``names``, the file's tensors cleaned of prefixes, decide the fields that no key states."""
         given: dict[str, object] = {}
         known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
         for key, value in foreign.items():
             if key in self.constants:
                 if not same(value, self.constants[key]):
-                    raise ConfigError(f"layout {self.layout} is for {key}={self.constants[key]!r}, the config says {value!r}; name another layout")
+                    raise ConfigError(
+                        f"layout {self.layout} is for {key}={self.constants[key]!r}, the config says {value!r}; name another layout"
+                    )
             elif key in self.only:
                 accepted, reason = self.only[key]
                 if value is not None and not any(same(value, a) for a in accepted):
@@ -133,18 +138,26 @@ class ConfigMap:
             elif key in self.entries or key in self.aliases:
                 name = self.aliases.get(key, key)
                 if name in given and not same(given[name], value):
-                    raise ConfigError(f"{self.layout}: config keys {key!r} and {name!r} mean the same, but say {value!r} and {given[name]!r}")
+                    raise ConfigError(
+                        f"{self.layout}: config keys {key!r} and {name!r} mean the same, but say {value!r} and {given[name]!r}"
+                    )
                 given[name] = value
             elif key not in self.ignored and key not in self.task:
                 near = ", ".join(repr(k) for k in closest(key, known))
-                raise ConfigError(f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. List it in [config.ignored] with a reason if it says nothing about the model")
+                raise ConfigError(
+                    f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. "
+                    "If it says nothing about the model, leave it out or list it in the map's [config.ignored] with a reason"
+                )
         ours: dict[str, object] = {}
         for key, entry in self.entries.items():
             value = given.get(key, entry.default)
             if value is _MISSING:
                 if entry.optional:
                     continue
-                raise ConfigError(f"{self.layout}: the config lacks {key!r} (our {entry.field}), which has no default; it has {', '.join(sorted(foreign)) or 'no keys'}")
+                raise ConfigError(
+                    f"{self.layout}: the config lacks {key!r} (our {entry.field}), which has no default; "
+                    f"it has {', '.join(sorted(foreign)) or 'no keys'}"
+                )
             ours[entry.field] = entry.forward(value, self.layout)
         ours.update(self.fixed)
         if names is not None:
@@ -158,7 +171,9 @@ class ConfigMap:
             if field in self.fixed and not same(value, self.fixed[field]):
                 raise ConfigError(f"{self.layout} cannot say {field}={value!r}; in this layout it is always {self.fixed[field]!r}")
             if field not in self.fields:
-                raise ConfigError(f"{self.layout} has no key for our field {field!r} (value {value!r}); closest: {', '.join(closest(field, self.fields))}")
+                raise ConfigError(
+                    f"{self.layout} has no key for our field {field!r} (value {value!r}); closest: {', '.join(closest(field, self.fields))}"
+                )
         foreign = dict(self.constants)
         for key, entry in self.entries.items():
             if entry.field in ours:

@@ -41,10 +41,21 @@ def read_description(source: Path) -> dict[str, Any] | None:
     """The config.json that `zoo.save` wrote into a folder (or beside a file), or None where it is not ours."""
     folder = source if source.is_dir() else source.parent
     path = folder / "config.json"
-    if not path.is_file():
-        return None
-    value = read_json(path)
-    return value if "zoo_format" in value else None
+    value = read_json(path) if path.is_file() else {}
+    if "zoo_format" in value:
+        return value
+    if source.is_file() and source.suffix == ".safetensors":  # a single file of ours describes itself
+        from zoo.convert.readers import open_archive
+
+        with open_archive(source) as archive:
+            text = archive.metadata.get("zoo.description")
+        if isinstance(text, str):
+            try:
+                described = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise CheckpointError(f"{source}: its description is not valid JSON: {error}") from error
+            return described if isinstance(described, dict) and "zoo_format" in described else None
+    return None
 
 
 def foreign_config(source: Any, config: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> dict[str, Any] | None:

@@ -239,13 +239,13 @@ class KeyMap:
         return list(self._clean(tensors)[0])
 
     def fits(self, tensors: Iterable[str]) -> list[str]:
-        """The names that ``[recognise]`` asks for and the file lacks; empty where the layout fits. Names that must not be there come with a ``!``."""
+        """The names that ``[recognise]`` asks for and the file lacks; with a ``!`` those that must not be there. Empty: the layout fits."""
         names = self._clean(tensors, strict=False)[0]
         lacking = [key for key in self.recognise.get("keys", ()) if key not in names]
         return lacking + [f"!{key}" for key in self.recognise.get("absent", ()) if key in names]
 
     def _clean(self, tensors: Iterable[str], strict: bool = True) -> tuple[dict[str, tuple[str, bool]], str]:
-        """Rule-side name -> (name in the file, whether the prefix stood before it), and the prefix. ``strict`` refuses names that fall together."""
+        """Rule-side name -> (name in the file, had it the prefix?); and the prefix. ``strict`` refuses two names that become one."""
         originals = list(tensors)
         short = originals
         changed = True
@@ -463,11 +463,11 @@ class _Builder:
         ops = parse({"op": op, **loose} if loose else op, where)
         over = str(options.get("over", ""))
         fan_in, fan_out = any(o.fan == "in" for o in ops), any(o.fan == "out" for o in ops)
-        several = [len(names) > 1 or bool(over) and f"{{{over}}}" in names[0] for names in (theirs, ours)]
+        several = [len(names) > 1 or (bool(over) and f"{{{over}}}" in names[0]) for names in (theirs, ours)]
         if several != [fan_in, fan_out]:
             raise MapError(
-                f"{where}: {len(theirs)} name(s) to {len(ours)} with operations {[o.name for o in ops]}: join and stack take several names to one, "
-                "split and unstack one to several; with `over` one name with that placeholder stands for several"
+                f"{where}: {len(theirs)} name(s) to {len(ours)} with operations {[o.name for o in ops]}: join and stack take several names "
+                "to one, split and unstack one to several; with `over` one name with that placeholder stands for several"
             )
         if over and (len(theirs) > 1 or len(ours) > 1 or not (fan_in or fan_out) or (fan_in and fan_out)):
             raise MapError(f"{where}: `over` goes with one name on each side and one join, stack, split or unstack")
@@ -547,7 +547,9 @@ class _Builder:
         for name, heads in self.map.architectures.items():
             for head in heads:
                 if head not in self.map.heads:
-                    raise MapError(f"{self.where}: [architectures] {name} has head {head!r}, which no rule makes; there are {sorted(self.map.heads)}")
+                    raise MapError(
+                        f"{self.where}: [architectures] {name} has head {head!r}, which no rule makes; there are {sorted(self.map.heads)}"
+                    )
 
     def _ambiguities(self) -> None:
         keymap = self.map
@@ -560,12 +562,15 @@ class _Builder:
                 apart = entry.bare is not other.bare and not bare_files
                 if other is entry or not (apart or _exclusive(entry, other)):
                     raise MapError(
-                        f"{self.where}: {template.text!r} could meet {other.label!r} and {entry.label!r}; make their conditions exclude each other"
+                        f"{self.where}: {template.text!r} could meet {other.label!r} and {entry.label!r}; "
+                        "make their conditions exclude each other"
                     )
             sources.add(template, entry)
             for pattern, _ in (*keymap.drop_patterns, *keymap.foreign_heads):
                 if entry.head == "" and fnmatch.fnmatchcase(template.text, pattern):
-                    raise MapError(f"{self.where}: pattern {pattern!r} would take {template.text!r}, which has its own entry {entry.label!r}")
+                    raise MapError(
+                        f"{self.where}: pattern {pattern!r} would take {template.text!r}, which has its own entry {entry.label!r}"
+                    )
         targets: Index[Rule] = Index()
         for rule in keymap.rules:
             for template in rule.targets:
@@ -575,7 +580,10 @@ class _Builder:
                         for a, b in ((rule, other), (other, rule))
                     )
                     if other is rule or not (replaced or any(a.excludes(b) for a in rule.when for b in other.when)):
-                        raise MapError(f"{self.where}: {template.text!r} is made by {other.label!r} and by {rule.label!r}; each of our names is made once")
+                        raise MapError(
+                            f"{self.where}: {template.text!r} is made by {other.label!r} and by {rule.label!r}; "
+                            "each of our names is made once"
+                        )
                 targets.add(template, rule)
         for make in keymap.makes:
             for rule, _ in targets.find(make.target):
@@ -626,7 +634,9 @@ class _Planner:
         """Put a name where its rule waits for it."""
         rest = {key: value for key, value in bindings.items() if key != rule.over}
         key = (id(rule), tuple(sorted(rest.items())))
-        position = bindings[rule.over] if rule.over in bindings else next(i for i, source in enumerate(sources) if source.match(name) is not None)
+        position = (
+            bindings[rule.over] if rule.over in bindings else next(i for i, source in enumerate(sources) if source.match(name) is not None)
+        )
         self.groups.setdefault(key, (rule, rest, []))[2].append((position, actual))
 
     def finish(self, flipped: bool, infos: Mapping[str, Described], name_of: Callable[[Rule, str], str]) -> None:
@@ -770,7 +780,7 @@ class _Forward(_Planner):
                 if entry.replaces is not None:
                     replaced[entry.replaces.fill(bindings)] = entry
         ties: list[tuple[str, str]] = []
-        for tie, copy, original in copies:
+        for _, copy, original in copies:
             if original in self.names:
                 ties.append((copy, self.names[original][0]))
                 dropped[copy] = f"a stored copy of {self.names[original][0]!r}"
@@ -879,7 +889,9 @@ class _Forward(_Planner):
             for name, target in self.targets.items():
                 if name in made and made[name] != shape_of(target):
                     sources = next(step.sources for step in self.steps if name in step.targets)
-                    self.problems.append(f"{', '.join(map(repr, sources))} gives {name!r} the shape {made[name]}, the config needs {shape_of(target)}")
+                    self.problems.append(
+                        f"{', '.join(map(repr, sources))} gives {name!r} the shape {made[name]}, the config needs {shape_of(target)}"
+                    )
         else:
             absent_heads = set() if self.wanted is None else self.wanted - present
             for rule in self.map.rules:
@@ -1001,9 +1013,7 @@ class _Back(_Planner):
                 name
                 for bindings in self.expected(rule)
                 for template in rule.targets
-                if rule.over not in template.placeholders
-                and (name := template.fill(bindings)) not in self.infos
-                and name not in missing
+                if rule.over not in template.placeholders and (name := template.fill(bindings)) not in self.infos and name not in missing
             ]
         if missing:
             self.problems.append(f"our file lacks {_some(missing)}")
@@ -1030,7 +1040,7 @@ class _Back(_Planner):
 
 def shape_of(target: object) -> Shape:
     """The shape of a target, given as a shape or as something that has one."""
-    return tuple(getattr(target, "shape", target))  # type: ignore[call-overload]
+    return tuple(cast(Shape, getattr(target, "shape", target)))
 
 
 def head_of(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zoo.convert.keymap import Described, KeyMap
-from zoo.errors import CheckpointError, unknown
+from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.resources import weights_folder
 
 OURS = "zoo"  # the layout of files that we wrote
@@ -26,7 +26,7 @@ class Listed(Protocol):
 def available() -> dict[str, Path]:
     """Every layout that has a map, with the map's file, in natural order."""
     files = sorted(weights_folder().glob("*/*.toml"))
-    return {file.stem: file for file in files if not file.parent.name.startswith("_") and file.stem != "sources"}
+    return {file.stem: file for file in files if not file.parent.name.startswith("_") and file.stem not in ("sources", "probes")}
 
 
 def path_of(layout: str) -> Path:
@@ -64,13 +64,20 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
         return fitting[0]
     model_type = None if config is None else config.get("model_type")
     if len(fitting) > 1:
-        raise CheckpointError(
-            f"the file fits several layouts: {', '.join(fitting)}; the config {'is missing' if config is None else f'says model_type={model_type!r}'}, "
-            f"so name one with layout="
-        )
+        said = "is missing" if config is None else f"says model_type={model_type!r}"
+        raise CheckpointError(f"the file fits several layouts: {', '.join(fitting)}; the config {said}, so name one with layout=")
     sample = ", ".join(repr(name) for name in list(archive.tensors)[:3]) or "no tensors"
     reasons = "; ".join(f"{layout}: {reason}" for layout, reason in verdicts.items())
-    raise CheckpointError(f"no known layout fits a file with {sample} and model_type={model_type!r}. Candidates were {reasons}. Name one with layout=, or pass your own map")
+    raise CheckpointError(
+        f"no known layout fits a file with {sample} and model_type={model_type!r}. Candidates were {reasons}. "
+        "Name one with layout=, or pass a map of your own"
+    )
+
+
+def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
+    """The error for a checkpoint that stands alone: its tensors don't say how many heads attend, or which activation."""
+    name = keymap.recognise.get("config_file", "config.json")
+    return ConfigError(f"{path} has no config beside it; layout {keymap.layout} needs its {name}: put it there or pass config=")
 
 
 def is_ours(archive: Listed) -> bool:

@@ -289,7 +289,9 @@ class Rows(Op):
         axis = _axis(self.axis, shape, self.name)
         kept = shape[axis] - self.before - self.after
         if kept < 0:
-            raise CheckpointError(f"rows leaves {self.before} + {self.after} away along axis {self.axis}, shape {shape} has only {shape[axis]}")
+            raise CheckpointError(
+                f"rows leaves {self.before} + {self.after} away along axis {self.axis}, shape {shape} has only {shape[axis]}"
+            )
         return [(*shape[:axis], kept, *shape[axis + 1 :])]
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:

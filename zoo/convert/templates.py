@@ -71,7 +71,7 @@ class Template:
         return self.pieces[0] + "".join(number + piece for number, piece in zip(numbers, self.pieces[1:], strict=True))
 
     def bind(self, digits: tuple[str, ...]) -> dict[str, int] | None:
-        """The numbers that make this template the name with these runs of digits, or None. A number with leading zeros fits no placeholder."""
+        """The numbers with which this template is the name with these runs of digits, or None. Leading zeros fit no placeholder."""
         bindings: dict[str, int] = {}
         for slot, run in zip(self.slots, digits, strict=True):
             if isinstance(slot, str):
@@ -127,7 +127,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Condition:
-    """``field``, ``!field``, ``field == value`` or ``field != value``; a value is a number, true, false, a quoted word, or another field."""
+    """``field``, ``!field``, ``field == value`` or ``field != value``; a value is a number, true, false, a quoted word or another field."""
 
     text: str
     field: str

@@ -4,9 +4,11 @@
     h_{i+1} = group[floor(i · num_groups / num_layers)](h_i)          the same parameters at every depth when num_groups = 1
 
 Differs from BERT: factorised embedding, sharing across layers, sentence order instead of next sentence; the masked-word head works at
-width E. Traps: the activation is GELU's tanh form in the TensorFlow code and in the v2 checkpoints, the erf form in some public configs:
-read it from the config. A group may hold several inner blocks, so the depth is num_layers · num_inner_blocks. The first group serves the
-first num_layers / num_groups layers, not every other one. W exists even where E = H, except in TensorFlow files.
+width E.
+
+Traps: the activation is GELU's tanh form in the TensorFlow code and in the v2 checkpoints, the erf form in some public configs: read it
+from the config. A group may hold several inner blocks, so the depth is num_layers · num_inner_blocks. The first group serves the first
+num_layers / num_groups layers, not every other one. W exists even where E = H; TensorFlow files then lack it: the identity is meant.
 """
 
 from __future__ import annotations
@@ -39,7 +41,6 @@ class AlbertConfig(Config):
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
     pooler: bool = True
-    projection: bool = True  # the E -> H mapping; False only in TensorFlow files with E = H
     dropout: float = free(0.0)
     attention_dropout: float = free(0.0)
     classifier_dropout: float | None = free(0.1)
@@ -52,9 +53,6 @@ class AlbertConfig(Config):
         check_activation(self.activation)
         if not 1 <= self.num_groups <= self.num_layers:
             raise ConfigError(f"num_groups={self.num_groups} must lie between 1 and num_layers={self.num_layers}")
-        if not self.projection and self.embedding_size != self.hidden_size:
-            sizes = f"embedding_size={self.embedding_size} and hidden_size={self.hidden_size}"
-            raise ConfigError(f"projection=False needs equal sizes, got {sizes}")
 
     @property
     def plan(self) -> tuple[int, ...]:
@@ -81,7 +79,7 @@ class Albert(TextEncoder):
             c.num_segments,
             nn.LayerNorm(c.embedding_size, c.norm_eps),
             dropout=c.dropout,
-            projection=nn.Linear(c.embedding_size, c.hidden_size) if c.projection else None,
+            projection=nn.Linear(c.embedding_size, c.hidden_size),
         )
         self.encoder = Stack([self._group(c) for _ in range(c.num_groups)], plan=c.plan)
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -107,6 +107,26 @@ def sentence_order_pairs(
     return sentence_pairs(documents, index, max_length, rng, "sentence-order", short_probability)
 
 
+def pair_examples(
+    documents: Sequence[Document[int]],
+    cls_id: int,
+    sep_id: int,
+    max_length: int,
+    objective: Literal["next-sentence", "sentence-order"],
+    rng: random.Random,
+    short_probability: float = 0.1,
+) -> Iterator[dict[str, Any]]:
+    """The pairs of every document in turn as examples for a collator: ``input_ids``, ``token_type_ids`` and the objective's label."""
+    for index in range(len(documents)):
+        for pair in sentence_pairs(documents, index, max_length, rng, objective, short_probability):
+            packed = pack_pair(pair, cls_id, sep_id)
+            yield {
+                "input_ids": packed.tokens,
+                "token_type_ids": packed.token_type_ids,
+                f"{objective.replace('-', '_')}_label": pair.label,
+            }
+
+
 def truncate_pair(first: list[Token], second: list[Token], room: int, rng: random.Random) -> None:
     """Shorten both *in place* until they fit: one token at a time from the longer, at its front or its end by the toss of a coin."""
     while len(first) + len(second) > room:
@@ -153,18 +173,18 @@ class Translation:
 def join_translations(
     first: Tensor,
     first_lengths: Tensor,
-    first_language: int,
+    first_language: int | Tensor,
     second: Tensor,
     second_lengths: Tensor,
-    second_language: int,
+    second_language: int | Tensor,
     pad_id: int,
     reset_positions: bool = True,
 ) -> Translation:
     """XLM's input for translation language modelling: each row of ``first`` (batch, length) is followed by its translation in ``second``.
 
-    A sentence is ``</s> words </s>``; its length counts both ends. Positions start again at 0 in the second sentence; without
-    ``reset_positions`` they run on, and the two sentences share the ``</s>`` between them. Behind the end, padding goes on with the
-    positions and the language of the second sentence, as in the reference.
+    A sentence is ``</s> words </s>``; its length counts both ends. Languages are ids, one for all rows or (batch,). Positions start again
+    at 0 in the second sentence; without ``reset_positions`` they run on, and the two sentences share the ``</s>`` between them. Behind the
+    end, padding goes on with the positions and the language of the second sentence, as in the reference.
     """
     overlap = 0 if reset_positions else 1
     total = first_lengths + second_lengths - overlap  # (batch,)
@@ -175,7 +195,8 @@ def join_translations(
     from_second = second.gather(1, (place - border).clamp(0, second.shape[1] - 1))
     input_ids = torch.where(in_first, from_first, torch.where(place < total[:, None], from_second, pad_id))
     position_ids = torch.where(in_first, place, place - border) if reset_positions else place.clone()
-    language_ids = torch.where(in_first, first_language, second_language)
+    first_ids, second_ids = (torch.as_tensor(side, device=first.device).reshape(-1, 1) for side in (first_language, second_language))
+    language_ids = torch.where(in_first, first_ids, second_ids)
     return Translation(input_ids, total, position_ids, language_ids)
 
 

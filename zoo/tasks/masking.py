@@ -47,7 +47,8 @@ class Masked(Generic[Token]):
 
 def python_random(generator: torch.Generator | None) -> random.Random:
     """A Python generator, seeded by one draw from ``generator`` (``None``: torch's global one)."""
-    return random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+    device = "cpu" if generator is None else generator.device
+    return random.Random(int(torch.randint(2**62, (1,), generator=generator, device=device)))
 
 
 # --- units: what is masked together --------------------------------------------------------------------------------------------------
@@ -156,6 +157,31 @@ class NGrams:
         return chosen
 
 
+def choose_spans(units: Sequence[Sequence[int]], budget: int, rng: random.Random, decay: float = 0.2, max_words: int = 10) -> list[int]:
+    """``budget`` positions in spans of units whose length is geometric, p(l) ~ (1 - decay)^(l - 1), cut at ``max_words`` (SpanBERT).
+
+    An anchor is drawn among all positions and its span begins with the unit it lies in; one that is taken already costs a draw and no more.
+    The last span may end inside a word, where the budget is used up.
+    """
+    if not 0 < decay < 1 or max_words < 1:
+        raise InputError(f"decay={decay} must lie between 0 and 1, max_words={max_words} must be at least 1")
+    owner = [number for number, unit in enumerate(units) for _ in unit]
+    places = [place for unit in units for place in unit]
+    budget = min(budget, len(places))
+    lengths = range(1, max_words + 1)
+    weights = [(1 - decay) ** (length - 1) for length in lengths]
+    chosen: dict[int, None] = {}
+    while len(chosen) < budget:
+        length = rng.choices(lengths, weights)[0]
+        anchor = rng.randrange(len(places))
+        if places[anchor] in chosen:
+            continue
+        for place in (p for unit in units[owner[anchor] : owner[anchor] + length] for p in unit):
+            if len(chosen) < budget:
+                chosen[place] = None
+    return list(chosen)
+
+
 def permute(tokens: Sequence[Token], positions: Collection[int], rng: random.Random) -> Masked[Token]:
     """Tokens at ``positions`` change places among themselves at random (an option of ALBERT's data code; the label is what stood there)."""
     places = sorted(positions)
@@ -235,14 +261,21 @@ def replace_ids(
     vocab_size: int,
     generator: torch.Generator | None = None,
     shares: Shares = BERT_SHARES,
+    together: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Corrupt the ``chosen`` places (bool) of int64 ``input_ids``; returns new ids and labels, -100 where nothing was chosen.
 
-    A random token is any of ``vocab_size``, so it may be the original or the mask.
+    A random token is any of ``vocab_size``, so it may be the original or the mask. ``together`` gives a run of neighbours in the last
+    dimension one fate (SpanBERT); its random tokens still differ.
     """
     if len(shares) != 3 or min(shares) < 0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
         raise InputError(f"shares={shares} must be three probabilities (mask, original, random) that sum to 1")
     fate = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
+    if together:
+        begins = chosen.clone()
+        begins[..., 1:] &= ~chosen[..., :-1]
+        place = torch.arange(input_ids.shape[-1], device=input_ids.device).expand_as(input_ids)
+        fate = fate.gather(-1, torch.where(begins, place, 0).cummax(-1).values)  # that of the place where the run begins
     other = torch.randint(vocab_size, input_ids.shape, generator=generator, device=input_ids.device)
     corrupted = torch.where(chosen & (fate < shares[0]), mask_id, input_ids)
     corrupted = torch.where(chosen & (fate >= shares[0] + shares[1]), other, corrupted)

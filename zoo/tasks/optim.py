@@ -74,7 +74,7 @@ class BertAdam(Optimizer):
             update = update + group["weight_decay"] * parameter
         parameter.sub_(group["lr"] * self._ratio(parameter, update, group) * update)
 
-    def _ratio(self, parameter: Tensor, update: Tensor, group: Group) -> Tensor | float:
+    def _ratio(self, parameter: Tensor, update: Tensor, group: Group) -> float | Tensor:
         return 1.0
 
 
@@ -99,9 +99,9 @@ class Lamb(BertAdam):
     def _ratio(self, parameter: Tensor, update: Tensor, group: Group) -> Tensor | float:
         if not group["adapt"]:
             return 1.0
-        weight, step = parameter.norm(), update.norm()
-        ratio: Tensor = torch.where((weight > 0) & (step > 0), weight / step, torch.ones_like(weight))
-        return ratio  # a 0-d tensor: no wait for the device
+        weight: Tensor = parameter.norm()
+        step: Tensor = update.norm()
+        return torch.where((weight > 0) & (step > 0), weight / step, torch.ones_like(weight))  # a tensor: nobody waits for the device
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:
@@ -109,7 +109,7 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
-    norm = torch.stack([g.norm() for g in gradients]).norm()
+    norm: Tensor = torch.stack([g.norm() for g in gradients]).norm()
     for gradient in gradients:
         gradient.mul_(limit / norm.clamp(min=limit))
     return norm

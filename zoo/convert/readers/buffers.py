@@ -107,6 +107,12 @@ class Member:
     size: int
     compressed: bool
 
+    def head(self, count: int) -> memoryview:
+        """Its first bytes, at most ``count``."""
+        if not self.compressed:
+            return self.data[:count]
+        return memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(self.data[: 4 * count + 1024], count))
+
     def open(self) -> memoryview:
         """Its bytes: the mapped ones where stored, else unpacked into memory, never beyond the announced size."""
         if not self.compressed:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -452,7 +452,7 @@ class _Machine:
             except IndexError:
                 self.fail(f"takes more from its stack than is there, at byte {position}")
 
-    def fail(self, why: str) -> Any:
+    def fail(self, why: str) -> NoReturn:
         raise CheckpointError(f"{self.what} {why}")
 
     # reading
@@ -537,7 +537,7 @@ class _Machine:
         try:
             return int(line)
         except ValueError:
-            return self.fail(f"holds {printable(repr(line[:40]))} where an integer should be")  # type: ignore[no-any-return]
+            self.fail(f"holds {printable(repr(line[:40]))} where an integer should be")
 
     def op_int4(self) -> None:
         self.push(int.from_bytes(self.take(4), "little", signed=True))
@@ -574,7 +574,7 @@ class _Machine:
         try:
             return str(raw, "utf-8", "surrogatepass")
         except UnicodeDecodeError:
-            return self.fail("holds a string that is not UTF-8")  # type: ignore[no-any-return]
+            self.fail("holds a string that is not UTF-8")
 
     def op_text1(self) -> None:
         self.text(self.number(1))

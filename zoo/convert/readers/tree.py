@@ -68,6 +68,8 @@ class _Walk:
         if isinstance(value, (TensorRef, StorageRef)) or (isinstance(value, ArrayRef) and value.dtype is not None):
             self.tensors.append((path, value))
             return _NOTHING
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], ArrayRef):
+            return self.visit(value[1], path, above)  # paddle stores the pair of a parameter's own name and its array
         if isinstance(value, LongBytes):
             return _text(value)
         if isinstance(value, Global):

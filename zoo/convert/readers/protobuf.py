@@ -1,0 +1,91 @@
+"""Protocol buffers on the wire: the fields of one message, without a schema and without copying.
+
+TensorFlow's checkpoint index, paddle's tensor descriptions and ONNX models are such messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zoo.errors import CheckpointError
+
+Field = tuple[int, int | memoryview]  # number; an integer, or the bytes of a string, message or packed list
+
+_FIXED = {1: 8, 5: 4}
+
+
+def varint(data: memoryview, position: int) -> tuple[int, int]:
+    """The unsigned integer of up to 64 bits at ``position``, and where it ends."""
+    value = 0
+    for i in range(10):
+        if position + i >= len(data):
+            break
+        byte = data[position + i]
+        value |= (byte & 0x7F) << (7 * i)
+        if byte < 0x80:
+            return value & ((1 << 64) - 1), position + i + 1
+    raise CheckpointError("a variable-length integer does not end: the file is truncated or damaged")
+
+
+def signed(value: int) -> int:
+    """The int64 that a varint carries."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def fields(message: memoryview) -> Iterator[Field]:
+    """The fields of a message in the order they were written."""
+    position = 0
+    while position < len(message):
+        tag, position = varint(message, position)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            value, position = varint(message, position)
+            yield number, value
+            continue
+        if wire == 2:
+            size, position = varint(message, position)
+        elif wire in _FIXED:
+            size = _FIXED[wire]
+        else:
+            raise CheckpointError(f"a message holds a field of wire type {wire}: the file is damaged")
+        if size > len(message) - position:
+            raise CheckpointError(f"a field announces {size} bytes where {len(message) - position} are left: the file is truncated or lies")
+        part = message[position : position + size]
+        position += size
+        yield number, int.from_bytes(part, "little") if wire in _FIXED else part
+
+
+def integers(value: int | memoryview, limit: int) -> list[int]:
+    """A repeated integer field, packed or not, of at most ``limit`` numbers."""
+    if isinstance(value, int):
+        return [signed(value)]
+    numbers, position = [], 0
+    while position < len(value):
+        number, position = varint(value, position)
+        numbers.append(signed(number))
+        if len(numbers) > limit:
+            raise CheckpointError(f"a list of more than {limit} integers where a shape is expected")
+    return numbers
+
+
+def text(value: int | memoryview, limit: int = 4096) -> str:
+    """A string field."""
+    if isinstance(value, int) or len(value) > limit:
+        raise CheckpointError(f"a field that should be a string of at most {limit} bytes is not")
+    try:
+        return str(value, "utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError("a string that is not UTF-8: the file is damaged") from error
+
+
+def message(value: int | memoryview) -> memoryview:
+    """A field that holds bytes or another message."""
+    if isinstance(value, int):
+        raise CheckpointError("a number where a message is expected: the file is damaged")
+    return value
+
+
+def number(value: int | memoryview) -> int:
+    if not isinstance(value, int):
+        raise CheckpointError("bytes where a number is expected: the file is damaged")
+    return value
