@@ -281,7 +281,7 @@ def _fitted(
     """
     task = request.task
     pooled = any(name.startswith("pooler.") for name in sizes)
-    if task is None and not pooled and "pooler" in config.field_names():
+    if task is None and not pooled and "pooler" in config.field_names() and _pooler_has_parameters(model_class, config):
         config = config.replace(pooler=False)
     if task is not None and "num_labels" in TASKS[task].options and "num_labels" not in options:
         stored = sizes.get(f"heads.{task.replace('-', '_')}.weight")
@@ -298,6 +298,13 @@ def _fitted(
             raise CheckpointError(f"{request.shown}: {target} {stored_as}; this model needs {tuple(tensor.shape)}")
         random.append(target)
     return module, tuple(random)
+
+
+def _pooler_has_parameters(model_class: Any, config: Any) -> bool:
+    """Whether a model's pooler is learned; MobileBERT's may be the bare first state."""
+    with torch.device("meta"):
+        pooler = model_class(config).pooler
+    return pooler is not None and next(pooler.parameters(), None) is not None
 
 
 def differences(named: Any, found: Any) -> dict[str, tuple[Any, Any]]:
