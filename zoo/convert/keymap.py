@@ -217,10 +217,15 @@ class KeyMap:
 
     # --- config ---------------------------------------------------------------------------------------------------------------------
 
-    def config_forward(self, foreign: Mapping[str, object], tensors: Iterable[str] | None = None) -> dict[str, object]:
-        """Our config fields from a foreign config; with the file's tensor names also those that only the tensors show (a pooler)."""
+    def config_forward(
+        self, foreign: Mapping[str, object], tensors: Mapping[str, Described] | Iterable[str] | None = None
+    ) -> dict[str, object]:
+        """Our config fields from a foreign config; with the file's tensors also those that only their names (a pooler) or shapes (the
+        rows of a table) show.
+        """
         names = None if tensors is None else self._clean(tensors)[0]
-        return self.config.forward(foreign, names)
+        shapes = {name: tensors[actual].shape for name, (actual, _) in names.items()} if names and isinstance(tensors, Mapping) else None
+        return self.config.forward(foreign, names, shapes)
 
     def config_back(self, ours: Mapping[str, object], heads: Collection[str] = ()) -> dict[str, object]:
         """The foreign config for ours, loadable by the other library; ``heads`` choose the architecture it names."""
