@@ -26,7 +26,7 @@ from zoo.conversion import (
     staged,
 )
 from zoo.convert import layouts
-from zoo.convert.files import embedding_options, foreign_config, read_description
+from zoo.convert.files import architectures_of, embedding_options, foreign_config, read_description
 from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
 from zoo.convert.writer import write_tensors
@@ -231,7 +231,7 @@ def _load_foreign(source: Any, request: Request) -> Any:
         if request.task == "sentence-embedding":
             options = {**embedding_options(source), **options}
         wanted = heads_of_task(request.task, model_class)
-        plan = keymap.forward(archive.tensors, config.to_dict(), heads=wanted, architectures=(foreign or {}).get("architectures") or ())
+        plan = keymap.forward(archive.tensors, config.to_dict(), heads=wanted, architectures=architectures_of(foreign))
         check_ties(archive, plan)
         sizes = {name: info.shape for name, info in plan.outputs.items()}
         module, random = _fitted(model_class, config, options, sizes, replace(request, name=variant.name if variant else keymap.family))
