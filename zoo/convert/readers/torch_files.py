@@ -122,7 +122,7 @@ def array_tensor(data: memoryview, offset: int, dtype: str, shape: tuple[int, ..
         data, offset = memoryview(bytearray(words.astype(f"<u{word}").tobytes())), 0
     if fortran and len(shape) > 1:
         tensor = tensor_at(data, offset, dtype, shape[::-1])
-        return tensor.permute(tuple(reversed(range(len(shape))))).contiguous()
+        return tensor.permute(tuple(reversed(range(len(shape))))).clone(memory_format=torch.contiguous_format)
     return tensor_at(data, offset, dtype, shape)
 
 
