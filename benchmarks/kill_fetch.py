@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import multiprocessing
 import os
@@ -123,7 +124,10 @@ def main() -> None:
             time.sleep(generator.uniform(0, took[kind] * 1.05))
             alive = os.waitpid(pid, os.WNOHANG)[0] == 0
             if alive:
-                (os.killpg if generator.random() < 0.5 else os.kill)(pid, signal.SIGKILL)  # with pip, or leaving it behind
+                if generator.random() < 0.5:  # pip with it; otherwise it is left behind
+                    with contextlib.suppress(ProcessLookupError):  # no group of its own yet
+                        os.killpg(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 kills += 1
                 counts[f"{kind} killed"] += 1

@@ -262,8 +262,20 @@ def test_a_part_of_other_contents_is_thrown_away(server: HubServer) -> None:
     assert fetch(f"{server.url}/files/model.bin").read_bytes() == CONTENT
 
 
+def test_a_whole_file_that_a_killed_run_left_is_not_taken_for_the_newest(server: HubServer) -> None:
+    source = f"{server.url}/files/model.bin"
+    key = fetching._key(parse_source(source), fetching.Want({"model.bin": ""}))
+    (Cache().partial(key) / "model.bin").write_bytes(b"what an older run left")
+    assert fetch(source).read_bytes() == CONTENT
+
+
 def test_a_server_that_ignores_ranges_starts_over(server: HubServer) -> None:
     server.faults += [Fault("model.bin", cut=20_000), Fault("model.bin", ignore_range=True)]
+    assert fetch(f"{server.url}/files/model.bin").read_bytes() == CONTENT
+
+
+def test_a_range_other_than_asked_for_is_not_joined(server: HubServer) -> None:
+    server.faults += [Fault("model.bin", cut=20_000), Fault("model.bin", shift=7)]
     assert fetch(f"{server.url}/files/model.bin").read_bytes() == CONTENT
 
 
@@ -615,6 +627,7 @@ def test_hub_refusals_are_told_apart(hub: HubServer) -> None:
     }.items():
         with pytest.raises(FetchError, match=message):
             fetch(source)
+    assert hub.asked("/api/models/org/nothing") == 1
     hub.repositories["org/empty"] = Repository({"README.md": b""})
     with pytest.raises(FetchError, match="no one checkpoint"):
         fetch("hub:org/empty")
@@ -684,6 +697,9 @@ def test_offline_is_honoured_for_the_hub_and_its_own_cache_is_read(hub: HubServe
         (place / "snapshots" / commit / name).write_bytes(MODEL[name])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
     assert fetch("hub:org/name#config.json").read_bytes() == MODEL["config.json"]
+    assert sorted(path.name for path in fetch("hub:org/name").iterdir()) == ["config.json", "model.safetensors"]
+    with pytest.raises(FetchError, match="fetching is off"):
+        fetch("hub:org/name#vocab.txt")
     assert hub.requests == []
 
 
@@ -777,7 +793,10 @@ def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(hub: HubServe
     for source in (f"{hub.url}/files/model.bin", "hub:org/name#model.safetensors"):
         with pytest.raises(StorageFullError, match="50,000 bytes are needed, 10,000 bytes are free"):
             fetch(source)
+    with pytest.raises(StorageFullError):  # no other source would fit
+        fetch(entry_for(f"{hub.url}/files/model.bin", "hub:org/name#vocab.txt", config=None))
     assert Cache().entries() == []
+    assert hub.asked("vocab.txt") == 0
 
 
 def test_fetching_needs_no_torch_and_reads_the_hub_library_only_when_asked() -> None:

@@ -216,6 +216,8 @@ def _load_foreign(source: Any, request: Request) -> Any:
     """A checkpoint in a public layout, through its map."""
     foreign = foreign_config(source, request.config)
     with opened(source) as archive:
+        if foreign is None:
+            foreign = layouts.own_config(archive)
         keymap = layouts.load(request.layout or layouts.recognise(archive, foreign))
         variant = registry.variant(registry.split(request.name)[0]) if request.name else None
         if variant is not None and variant.maps != keymap.family:
@@ -284,7 +286,8 @@ def _fitted(
     if task is None and not pooled and "pooler" in config.field_names() and _pooler_has_parameters(model_class, config):
         config = config.replace(pooler=False)
     if task is not None and "num_labels" in TASKS[task].options and "num_labels" not in options:
-        stored = sizes.get(f"heads.{task.replace('-', '_')}.weight")
+        head = f"heads.{task.replace('-', '_')}"
+        stored = sizes.get(f"{head}.weight") or sizes.get(f"{head}.output.weight")
         options = {**options, **({"num_labels": stored[0]} if stored else {})}
     with torch.device("meta"):
         module = _build(model_class, config, task, options, request.name or model_class.__name__)

@@ -752,7 +752,8 @@ def _fetch_url(job: _Job) -> Fetched:
     if expected and not unpack and (blob := job.cache.blob(expected)) is not None:
         _take(blob, job.folder / name)
         return None, {}
-    if not target.exists() or (expected and sha256_of(target) != expected):
+    if not (expected and target.exists() and sha256_of(target) == expected):  # a killed run may have left it, of whatever version
+        target.unlink(missing_ok=True)
         download(source.place, target, sha256=expected, size=None if unpack else job.want.bytes, tell=job.tell)
     digest = sha256_of(target)
     if unpack:
@@ -935,15 +936,20 @@ def _differs(path: Path, sibling: Any) -> str | None:
 
 def _fetch_hub_offline(job: _Job) -> Fetched:
     """What huggingface_hub's own cache has already."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    source = job.source
+    place, revision, wanted = job.source.place, job.source.version, job.want.files
     try:
-        folder = Path(snapshot_download(source.place, revision=source.version, local_files_only=True))
+        if wanted:
+            first = next(iter(wanted))
+            path = Path(hf_hub_download(place, first, revision=revision, local_files_only=True))
+            folder = path.parents[len(Path(first).parts) - 1]
+        else:
+            folder = Path(snapshot_download(place, revision=revision, local_files_only=True))
     except Exception as error:  # as above
         raise FetchError("neither in the cache nor in huggingface_hub's own, and fetching is off") from error
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    chosen = [*job.want.files, *(name for name in job.want.optional if name in names)] if job.want.files else _choose(names, source.place)
+    chosen = [*wanted, *(name for name in job.want.optional if name in names)] if wanted else _choose(names, place)
     if missing := [name for name in chosen if name not in names]:
         raise FetchError(f"huggingface_hub's own cache lacks {', '.join(missing)}, and fetching is off")
     for name in chosen:

@@ -260,7 +260,10 @@ def nbytes(info: Described) -> int:
 
 def raw(block: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, without a copy."""
-    return memoryview(block.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    flat = block.reshape(-1)
+    if flat.stride(0) != 1:  # one element of a strided tensor counts as contiguous and still can't be seen as bytes
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def blocks(tensor: Tensor, size: int = BLOCK) -> Iterator[Tensor]:

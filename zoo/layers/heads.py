@@ -32,3 +32,21 @@ class MaskedLMHead(nn.Module):
         """(..., hidden) and the token table (vocabulary, output size) -> (..., vocabulary)."""
         x = self.norm(self.activation(self.dense(hidden)))
         return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
+
+
+class TableHead(nn.Module):
+    """``E h + bias``: word scores straight from the states, with E the token table that is handed over (XLM). ``tied=False``: a matrix of
+    its own instead.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, *, tied: bool = True) -> None:
+        super().__init__()
+        self.decoder = None if tied else nn.Linear(hidden_size, vocab_size, bias=False)
+        self.bias = nn.Parameter(Tensor(vocab_size))
+
+    def init_parameters(self, std: float, generator: object = None) -> None:
+        self.bias.zero_()
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """(..., hidden) and the token table (vocabulary, hidden) -> (..., vocabulary)."""
+        return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import tokenizers
 
 from zoo.errors import CheckpointError, ConfigError, unknown
-from zoo.tokenization import wordpiece
-from zoo.tokenization.files import guarded, read_json_object, read_text, read_vocab_lines
+from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
+from zoo.tokenization.files import guarded, parse_json, read_json_object, read_text, read_vocab_json, read_vocab_lines
+from zoo.tokenization.sentencepiece_file import CONTROL, USER_DEFINED, read_sentencepiece, rules_of
 from zoo.tokenization.tokenizer import KNOWN_INPUTS, SAVED_BACKEND, SAVED_EXTRAS, NoPreStep, PreStep, SpecialTokens, Tokenizer
 
 MAX_SANE_LENGTH = 1_000_000  # configs write "no limit" as 10^30
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 ROLE_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "cls": ("[CLS]", "<s>"),
@@ -28,7 +31,11 @@ def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) ->
     """Build the tokenizer of a folder, or of one file.
 
     ``spec`` has one key that names the kind and its file or files (relative to the folder), and options beside it:
-    ``{"json": "tokenizer.json"}``, ``{"wordpiece": "vocab.txt", "lower_case": True}``, ``{"smiles": "vocab.txt"}``.
+    ``{"json": "tokenizer.json"}``, ``{"wordpiece": "vocab.txt", "lower_case": True}``, ``{"smiles": "vocab.txt"}``,
+    ``{"sentencepiece": "spiece.model", "rules": "albert" | "xlm-roberta" | "plain"}``,
+    ``{"bpe": ["vocab.json", "merges.txt"], "rules": "gpt2" | "roberta" | "clip"}``, with ``"dict": "dict.txt"`` for fairseq's id order,
+    ``{"clip": "bpe_simple_vocab_16e6.txt.gz"}``, ``{"fairseq": "dict.txt", "level": "word" | "character"}``,
+    ``{"xlm": {"vocab": "vocab.json", "merges": "merges.txt"}, "language": "en"}`` or ``{"xlm": {"codes": ..., "vocab": ...}}``.
     Without a spec the folder's files decide, and tokenizer_config.json, special_tokens_map.json and config.json beside them.
     """
     path = Path(source)
@@ -78,6 +85,17 @@ class Hints:
         return SpecialTokens(**{role: self.token(role) or getattr(default, role) for role in ROLE_NAMES}, pad_id=default.pad_id)
 
     @property
+    def family(self) -> str:
+        """The model_type of config.json, empty where there is none."""
+        value = self.config.get("model_type")
+        return value if isinstance(value, str) else ""
+
+    def speaks_of(self, *families: str) -> bool:
+        """Whether model_type is one of the families, or the class of the tokenizer is named after one."""
+        kind = str(self.tokenizer_config.get("tokenizer_class", "")).lower().removesuffix("fast").removesuffix("tokenizer")
+        return self.family in families or kind in families
+
+    @property
     def max_length(self) -> int | None:
         value = self.tokenizer_config.get("model_max_length")
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_SANE_LENGTH:
@@ -87,17 +105,34 @@ class Hints:
 
 def recognise(path: Path, hints: Hints) -> dict[str, Any]:
     """The spec that a folder's files, or one file's name, speak for."""
-    names = [SAVED_BACKEND, "vocab.txt"] if path.is_dir() else [path.name]
+    folder = hints.folder
+    names = sorted(file.name for file in folder.iterdir() if file.is_file()) if path.is_dir() else [path.name]
+    has = set(names).issuperset
+    if has({SAVED_BACKEND}):
+        return {"json": SAVED_BACKEND}
     for name in names:
-        file = hints.folder / name
-        if not file.is_file():
-            continue
-        if name.endswith(".json"):
-            return {"json": name}
-        if name.endswith(".txt"):
-            kind = "smiles" if wordpiece.looks_like_smiles(read_vocab_lines(file)) else "wordpiece"
-            return {kind: name}
-    raise CheckpointError(f"{path} holds no tokenizer that is known here; looked for {', '.join(names)}")
+        if name.endswith(".model"):
+            return {"sentencepiece": name}
+    for vocab, merges in PAIRS:
+        if has({vocab, merges}):
+            return {"bpe": [vocab, merges]} | ({"dict": "dict.txt"} if vocab == "encoder.json" and has({"dict.txt"}) else {})
+    for codes in names:
+        if codes.startswith("codes") and has({"vocab" + codes.removeprefix("codes")}):
+            return {"xlm": {"codes": codes, "vocab": "vocab" + codes.removeprefix("codes")}}
+    for name in names:
+        if name.startswith("bpe_simple_vocab"):
+            return {"clip": name}
+    if has({"vocab.txt"}) or (not path.is_dir() and path.suffix == ".txt" and path.name != "dict.txt"):
+        name = "vocab.txt" if has({"vocab.txt"}) else path.name
+        return {"smiles" if wordpiece.looks_like_smiles(read_vocab_lines(folder / name)) else "wordpiece": name}
+    if has({"dict.txt"}):
+        return {"fairseq": "dict.txt"}
+    if not path.is_dir() and path.suffix == ".json":
+        return {"json": path.name}
+    raise CheckpointError(
+        f"{path} holds no tokenizer that is known here; looked for tokenizer.json, *.model, "
+        f"{', '.join(' + '.join(pair) for pair in PAIRS)}, codes + vocab, bpe_simple_vocab*, vocab.txt and dict.txt"
+    )
 
 
 def take(options: Mapping[str, Any], allowed: Mapping[str, tuple[type, ...]], kind: str) -> dict[str, Any]:
@@ -166,11 +201,130 @@ def from_smiles(folder: Path, name: object, options: dict[str, Any], hints: Hint
     )
 
 
+SENTENCEPIECE_RULES = ("plain", "albert", "xlm-roberta")
+
+
+def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
+    path = inside(folder, name, "sentencepiece")
+    allowed = COMMON | {"rules": (str,), "frame": (str,), "lower_case": (bool,), "keep_accents": (bool,), "digit_comma": (bool,)}
+    options = take(options, allowed, "sentencepiece")
+    model = read_sentencepiece(path)
+    fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
+    rules = options.get("rules")
+    if rules is None:
+        if hints.speaks_of("albert"):
+            rules = "albert"
+        elif hints.speaks_of("xlm-roberta", "xlmroberta") or path.name == "sentencepiece.bpe.model":
+            rules = "xlm-roberta"
+        elif hints.family or not fixed.issuperset({"[CLS]", "[SEP]", "[MASK]"}):
+            rules = "plain"
+        else:
+            rules = "albert"
+    if rules not in SENTENCEPIECE_RULES:
+        raise unknown("rules for a sentencepiece tokenizer", rules, SENTENCEPIECE_RULES)
+    only = {"albert": {"lower_case", "keep_accents", "digit_comma", "special"}, "plain": {"frame", "special"}, "xlm-roberta": set()}[rules]
+    for option in ("lower_case", "keep_accents", "digit_comma", "frame", "special"):
+        if option in options and option not in only:
+            raise ConfigError(f"the option {option} does not go with the rules {rules!r} of a sentencepiece tokenizer")
+    max_length = options.get("max_length", hints.max_length)
+    if rules == "xlm-roberta":
+        return sentence_piece.xlm_roberta(model, max_length=max_length)
+    roles = {role: next((token for token in names if token in model.pieces), None) for role, names in ROLE_NAMES.items()}
+    default = SpecialTokens(pad=roles["pad"], cls=roles["cls"], sep=roles["sep"], mask=roles["mask"], unk=model.pieces[model.unk_id])
+    special = special_of(options, default, hints)
+    if rules == "plain":
+        special = SpecialTokens(
+            **{role: token if token in model.pieces else None for role, token in vars(special).items() if role != "pad_id"}
+        )
+        return sentence_piece.plain(model, frame=options.get("frame", "none"), special=special, max_length=max_length)
+    lower, keep = hints.flag("do_lower_case"), hints.flag("keep_accents")
+    return sentence_piece.albert(
+        model,
+        lower_case=options.get("lower_case", True if lower is None else lower),
+        keep_accents=options.get("keep_accents", bool(keep)),
+        digit_comma=options.get("digit_comma", True),
+        special=special,
+        max_length=max_length,
+    )
+
+
+BPE_RULES = ("gpt2", "roberta", "clip", "xlm")
+
+
+def from_bpe(folder: Path, names: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
+    if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != 2:
+        raise ConfigError(f"the bpe entry of a tokenizer spec names a vocabulary and a merges file, got {names!r}")
+    path, merges_path = (inside(folder, name, "bpe") for name in names)
+    options = take(options, {"max_length": (int,), "rules": (str,), "dict": (str,), "special": (Mapping,)}, "bpe")  # type: ignore[type-abstract]
+    rules = options.get("rules")
+    vocab = read_vocab_json(path)
+    max_length = options.get("max_length", hints.max_length)
+    if rules is None:
+        if "dict" in options or hints.speaks_of("roberta"):
+            rules = "roberta"
+        elif hints.speaks_of("clip") or bpe.CLIP_START in vocab:
+            rules = "clip"
+        elif hints.speaks_of("xlm") or "<special1>" in vocab:
+            rules = "xlm"
+        else:
+            rules = "roberta" if "<s>" in vocab and "</s>" in vocab else "gpt2"
+    if rules not in BPE_RULES:
+        raise unknown("rules for a bpe tokenizer", rules, BPE_RULES)
+    if "special" in options and rules != "roberta":
+        raise ConfigError(f"the option special does not go with the rules {rules!r} of a bpe tokenizer")
+    if rules == "xlm":
+        return from_xlm(folder, {"vocab": names[0], "merges": names[1]}, {"max_length": max_length} if max_length else {}, hints)
+    merges = bpe.read_merges(merges_path)
+    if "dict" in options:
+        vocab = bpe.reorder(vocab, bpe.read_fairseq_dictionary(inside(folder, options["dict"], "dict")), options["dict"])
+    if rules == "clip":
+        return bpe.clip(vocab, merges, max_length=max_length or bpe.CLIP_LENGTH, what=str(path))
+    if rules == "gpt2":
+        return bpe.gpt2(vocab, merges, max_length=max_length, what=str(path))
+    special = special_of(options, bpe.ROBERTA_SPECIAL, hints)
+    return bpe.roberta(vocab, merges, special=special, max_length=max_length, what=str(path))
+
+
+def from_clip(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
+    path = inside(folder, name, "clip")
+    options = take(options, {"max_length": (int,)}, "clip")
+    merges = bpe.parse_merges(bpe.read_gzip_lines(path), str(path))[: bpe.CLIP_MERGES]
+    return bpe.clip(bpe.clip_vocabulary(merges), merges, max_length=options.get("max_length", bpe.CLIP_LENGTH), what=str(path))
+
+
+def from_fairseq(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
+    path = inside(folder, name, "fairseq")
+    options = take(options, {"max_length": (int,), "level": (str,), "mask": (bool,)}, "fairseq")
+    symbols = bpe.read_fairseq_dictionary(path)
+    level = options.get("level", "character" if all(len(symbol) == 1 for symbol in symbols) else "word")
+    return bpe.word_list(symbols, level=level, mask=options.get("mask", True), max_length=options.get("max_length", hints.max_length))
+
+
+def from_xlm(folder: Path, files: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
+    options = take(options, {"max_length": (int,), "language": (str,), "lower_case": (bool,), "ends": (str,)}, "xlm")
+    if not isinstance(files, Mapping) or set(files) not in ({"vocab", "merges"}, {"vocab", "codes"}):
+        raise ConfigError(f"the xlm entry of a tokenizer spec names vocab and merges (hub) or vocab and codes (original), got {files!r}")
+    original = "codes" in files
+    path = inside(folder, files["vocab"], "xlm")
+    lower = hints.flag("do_lowercase_and_remove_accent")
+    return xlm.xlm(
+        xlm.read_original_vocabulary(path) if original else read_vocab_json(path),
+        bpe.read_merges(inside(folder, files["codes" if original else "merges"], "xlm")),
+        language=options.get("language", "en"),
+        lower_case=options.get("lower_case", True if lower is None else lower),
+        ends=options.get("ends", "original" if original else "hub"),
+        max_length=options.get("max_length", hints.max_length),
+        what=str(path),
+    )
+
+
 def from_json(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
     path = inside(folder, name, "json")
     options = take(options, COMMON, "json")
     text = read_text(path)
     backend = guarded(f"{path} is no tokenizer.json", CheckpointError, lambda: tokenizers.Tokenizer.from_str(text))
+    for table in charsmaps_of(backend):  # a forged table is met here and not in the middle of a text
+        rules_of(table, str(path))
     extras_path = folder / SAVED_EXTRAS
     if extras_path.is_file() and path.name == SAVED_BACKEND:
         return from_saved(backend, read_json_object(extras_path), extras_path, options)
@@ -179,6 +333,21 @@ def from_json(folder: Path, name: object, options: dict[str, Any], hints: Hints)
         options, SpecialTokens(pad=known["pad"], cls=known["cls"], sep=known["sep"], mask=known["mask"], unk=known["unk"]), hints
     )
     return Tokenizer(backend, special=special, inputs=inputs_of(backend, hints), max_length=options.get("max_length", hints.max_length))
+
+
+def charsmaps_of(backend: tokenizers.Tokenizer) -> list[bytes]:
+    """The SentencePiece tables inside a backend's normalizer."""
+    found: list[bytes] = []
+    waiting = [] if backend.normalizer is None else [parse_json(backend.normalizer.__getstate__().decode("utf-8"), "the normalizer")]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if part.get("type") == "Precompiled":
+                found.append(base64.b64decode(part["precompiled_charsmap"]))
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return found
 
 
 def inputs_of(backend: tokenizers.Tokenizer, hints: Hints) -> tuple[str, ...]:
@@ -192,7 +361,27 @@ def inputs_of(backend: tokenizers.Tokenizer, hints: Hints) -> tuple[str, ...]:
     return KNOWN_INPUTS if any(pair.type_ids) else KNOWN_INPUTS[:2]
 
 
-PRE_STEPS: dict[str, Callable[[Mapping[str, Any]], PreStep]] = {"none": lambda options: NoPreStep()}
+def _saved_longest_match(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> PreStep:
+    tables = charsmaps_of(backend)
+    if len(tables) != 1:
+        raise CheckpointError(
+            f"the saved tokenizer names the pre-step 'sentencepiece'; its normalizer has {len(tables)} tables instead of one"
+        )
+    return sentence_piece.LongestMatch(rules_of(tables[0], "the saved tokenizer"), [str(text) for text in options["keep"]])
+
+
+def _saved_xlm(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> PreStep:
+    merges = bpe.parse_merges([str(line) for line in options["merges"]], "the saved tokenizer")
+    return xlm.XlmSteps(merges, str(options["language"]), bool(options["lower_case"]))
+
+
+PRE_STEPS: dict[str, Callable[[Mapping[str, Any], tokenizers.Tokenizer], PreStep]] = {
+    "none": lambda options, backend: NoPreStep(),
+    "albert": lambda options, backend: sentence_piece.DigitComma(backend),
+    "clip": lambda options, backend: bpe.CleanCaption(),
+    "sentencepiece": _saved_longest_match,
+    "xlm": _saved_xlm,
+}
 
 
 def from_saved(backend: tokenizers.Tokenizer, extras: Mapping[str, Any], path: Path, options: Mapping[str, Any]) -> Tokenizer:
@@ -212,15 +401,22 @@ def from_saved(backend: tokenizers.Tokenizer, extras: Mapping[str, Any], path: P
     roles = {field.name for field in fields(SpecialTokens)}
     if not roles.issuperset(special) or not all(isinstance(value, int if role == "pad_id" else str) for role, value in special.items()):
         raise CheckpointError(f"{path}: special must give strings to {', '.join(sorted(roles))}, got {special!r}")
-    return Tokenizer(
-        backend, special=SpecialTokens(**special), pre_step=PRE_STEPS[name](step_options), inputs=inputs, max_length=max_length
-    )
+    try:
+        pre_step = PRE_STEPS[name](step_options, backend)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: the pre-step {name!r} cannot be built from its options: {error!r}") from error
+    return Tokenizer(backend, special=SpecialTokens(**special), pre_step=pre_step, inputs=inputs, max_length=max_length)
 
 
 KINDS: dict[str, Callable[[Path, object, dict[str, Any], Hints], Tokenizer]] = {
     "json": from_json,
     "wordpiece": from_wordpiece,
     "smiles": from_smiles,
+    "sentencepiece": from_sentencepiece,
+    "bpe": from_bpe,
+    "clip": from_clip,
+    "fairseq": from_fairseq,
+    "xlm": from_xlm,
 }
 
 __all__ = ["load_tokenizer"]

@@ -56,6 +56,16 @@ def bert_frame(special: SpecialTokens, vocab: Mapping[str, int]) -> processors.T
     )
 
 
+def roberta_frame(special: SpecialTokens, vocab: Mapping[str, int]) -> processors.TemplateProcessing:
+    """<s> a </s>, or <s> a </s></s> b </s>, all of it segment 0."""
+    cls, sep = str(special.cls), str(special.sep)
+    return processors.TemplateProcessing(
+        single=[f"{cls}:0", "$A:0", f"{sep}:0"],
+        pair=[f"{cls}:0", "$A:0", f"{sep}:0", f"{sep}:0", "$B:0", f"{sep}:0"],
+        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
+    )
+
+
 def looks_cased(vocab: Mapping[str, int]) -> bool:
     """Whether more than one entry in a hundred has an upper-case letter, which lower-cased text would never reach."""
     words = [token for token in vocab if not (token.startswith("[") and token.endswith("]"))]

@@ -19,8 +19,10 @@ from zoo.convert.readers.pickles import printable
 from zoo.errors import CheckpointError
 
 INDEXES = (".safetensors.index.json", ".bin.index.json")
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".model", ".npz", ".npy", ".pdparams", ".onnx", ".pth.tar")
-NOT_MODELS = re.compile(r"(training_args|trainer_state|optimizer|scheduler|scaler|random_states|rng_state|optim)[^/]*$")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".model", ".npz", ".npy", ".pdparams", ".pkl", ".onnx", ".pth.tar")
+NOT_MODELS = re.compile(
+    r"^(training_args|trainer_state|optim|sched|scaler|random_states|rng_state)|(spiece|sentencepiece|spm|bpe|30k-clean).*\.model$"
+)
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 MAX_CONFIG = MIB
 MAX_MEMBERS = 100_000
@@ -122,25 +124,28 @@ def tar_files(data: memoryview, what: str) -> dict[str, tuple[int, Bytes]]:
     files: dict[str, tuple[int, Bytes]] = {}
     packed = is_gzip(data)
     stream = _Unzipped(data, what) if packed else BufferFile(data, MAX_TAR_RECORD)
-    with tarfile.open(fileobj=stream, mode="r|" if packed else "r:", bufsize=1 << 16) as tar:
-        for count, info in enumerate(tar):
-            if count >= MAX_MEMBERS:
-                raise CheckpointError(f"{what} holds more than {MAX_MEMBERS} files")
-            name = info.name.removeprefix("./")
-            if not info.isreg() or info.issparse() or "._" in name.rpartition("/")[2][:2]:
-                continue
-            if name in files:
-                raise CheckpointError(f"{what} holds two files called {printable(name)!r}")
-            if not packed:
-                if info.offset_data + info.size > len(data):
-                    raise CheckpointError(f"{what}: the file {printable(name)!r} reaches beyond its end: it is truncated")
-                part = data[info.offset_data : info.offset_data + info.size]
-            elif name.endswith((*SUFFIXES, ".index", *INDEXES, *CONFIG_SUFFIXES)) or ".data-" in name:
-                part = _unpacked(tar, info, what)
-            else:
-                continue
-            files[name] = (len(part), lambda part=part: part)  # type: ignore[misc]
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+    try:
+        with tarfile.open(fileobj=stream, mode="r|" if packed else "r:", bufsize=1 << 16) as tar:
+            for count, info in enumerate(tar):
+                if count >= MAX_MEMBERS:
+                    raise CheckpointError(f"{what} holds more than {MAX_MEMBERS} files")
+                name = info.name.removeprefix("./")
+                if not info.isreg() or info.issparse() or "._" in name.rpartition("/")[2][:2]:
+                    continue
+                if name in files:
+                    raise CheckpointError(f"{what} holds two files called {printable(name)!r}")
+                if not packed:
+                    if info.offset_data + info.size > len(data):
+                        raise CheckpointError(f"{what}: the file {printable(name)!r} reaches beyond its end: it is truncated")
+                    part = data[info.offset_data : info.offset_data + info.size]
+                elif name.endswith((*SUFFIXES, ".index", *INDEXES, *CONFIG_SUFFIXES)) or ".data-" in name:
+                    part = _unpacked(tar, info, what)
+                else:
+                    continue
+                files[name] = (len(part), lambda part=part: part)  # type: ignore[misc]
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+    except (tarfile.TarError, zlib.error) as error:
+        raise CheckpointError(f"{what} is a damaged or truncated tar archive: {error}") from error
     return files
 
 

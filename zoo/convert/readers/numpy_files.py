@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from zoo.convert.readers.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.convert.readers.buffers import Member
@@ -18,6 +16,9 @@ from zoo.errors import CheckpointError
 
 MAGIC = b"\x93NUMPY"
 MAX_NPY_HEADER = 10_000  # numpy's own limit
+HEADER = re.compile(  # what numpy writes; it would parse any Python literal
+    r"\s*\{\s*'descr': '([<>|=])(\w{1,8})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,19}L?, ?)*(?:\d{1,19}L?)?),?\),? *\}\s*"
+)
 
 
 def is_npy(data: memoryview) -> bool:
@@ -51,18 +52,23 @@ def read_npz(path: Path, members: dict[str, Member]) -> Archive:
 
 def _entry(what: str, name: str, head: memoryview, data: Callable[[], memoryview], size: int | None = None) -> Entry | str:
     """The entry of one array, or why it is refused."""
-    file = io.BytesIO(bytes(head[: MAX_NPY_HEADER + 16]))
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, kind = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_NPY_HEADER)
-    elif version in ((2, 0), (3, 0)):
-        shape, fortran, kind = np.lib.format.read_array_header_2_0(file, max_header_size=MAX_NPY_HEADER)
-    else:
-        raise CheckpointError(f"{what} is of npy version {version}; known are 1.0, 2.0, 3.0")
-    code = f"{kind.kind}{kind.itemsize}"
-    if kind.hasobject or kind.names or kind.subdtype or code not in NUMPY_DTYPES:
-        return f"a numpy array of type {printable(str(kind))} at {name}"
-    dtype, start = NUMPY_DTYPES[code], file.tell()
+    wide = len(head) > 6 and head[6] in (2, 3)
+    length = int.from_bytes(head[8 : 12 if wide else 10], "little")
+    start = (12 if wide else 10) + length
+    if bytes(head[:6]) != MAGIC or bytes(head[6:8]) not in (b"\1\0", b"\2\0", b"\3\0") or length > MAX_NPY_HEADER or start > len(head):
+        raise CheckpointError(
+            f"{what} does not start as an array of npy version 1.0, 2.0 or 3.0 with a header of at most {MAX_NPY_HEADER} bytes"
+        )
+    header = HEADER.fullmatch(bytes(head[12 if wide else 10 : start]).decode("latin-1"))
+    if header is None:
+        text = printable(bytes(head[12 if wide else 10 : start][:80]).decode("latin-1"))
+        if "[(" in text:  # a list of named columns
+            return f"a numpy array of records at {name}"
+        raise CheckpointError(f"{what} has the header {text!r}, which does not describe an array")
+    order, code, fortran, sizes = header.groups()
+    if code not in NUMPY_DTYPES:
+        return f"a numpy array of type {printable(order + code)} at {name}"
+    dtype, shape = NUMPY_DTYPES[code], tuple(int(number.rstrip("L")) for number in sizes.replace(",", " ").split())
     if len(shape) > MAX_DIMENSIONS or not all(is_count(n) for n in shape):
         raise CheckpointError(f"{what} has a shape that is no short tuple of non-negative integers")
     expected = math.prod(shape) * ITEM_SIZES[dtype]
@@ -70,6 +76,5 @@ def _entry(what: str, name: str, head: memoryview, data: Callable[[], memoryview
     if stored != expected:
         raise CheckpointError(f"{what} of {dtype} {shape[:8]} needs {expected} bytes, the file holds {stored}")
     return Entry(
-        TensorInfo(name, tuple(shape), dtype),
-        lambda: array_tensor(data(), start, dtype, tuple(shape), fortran=fortran, swapped=kind.byteorder == ">"),
+        TensorInfo(name, shape, dtype), lambda: array_tensor(data(), start, dtype, shape, fortran=fortran == "True", swapped=order == ">")
     )

@@ -193,6 +193,8 @@ def storage_type(kind: object) -> tuple[bool, str | None]:
 
 
 def _view(storage: object, offset: object, shape: object, strides: object, dtype: str | None = None, quantization: Any = None) -> TensorRef:
+    if isinstance(storage, Refused):
+        raise TypeError  # the tensor is refused with its storage
     if not isinstance(storage, StorageRef):
         raise CheckpointError(f"a tensor was built on {repr_short(storage)} instead of a storage")
     if not is_count(offset):
@@ -587,7 +589,7 @@ class _Machine:
 
     def op_text_line(self) -> None:
         try:
-            self.push(str(self.line(), "raw-unicode-escape"))
+            self.push(codecs.raw_unicode_escape_decode(self.line())[0])
         except UnicodeDecodeError:
             self.fail("holds a string with a broken escape")
 

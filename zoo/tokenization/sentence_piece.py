@@ -1,0 +1,299 @@
+"""SentencePiece models as tokenizers: plain, under ALBERT's rules, or with the id order of fairseq (XLM-R).
+
+A ``.model`` holds pieces with scores, the algorithm (unigram or BPE), and its own normalizer: a table of longest matches
+(``precompiled_charsmap``), whether runs of blanks collapse, whether a blank is put in front. All of it is honoured here.
+
+Where the result departs from the ``sentencepiece`` library, by design or because ``tokenizers`` cannot do it:
+
+- control pieces (``<s>``, ``[MASK]``) and long user-defined symbols are recognised in a text, which then goes on as if it began anew;
+- a text in which applying the table once makes a new match is normalized once by SentencePiece, twice here;
+- BPE: where two ways to build the same piece overlap in a text, SentencePiece takes the leftmost, ``tokenizers`` the one listed first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from zoo.errors import CheckpointError, InputError, unknown
+from zoo.tokenization.files import guarded
+from zoo.tokenization.sentencepiece_file import CONTROL, NORMAL, SPACE, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel
+from zoo.tokenization.tokenizer import KNOWN_INPUTS, SpecialTokens, Tokenizer
+from zoo.tokenization.wordpiece import add_special, bert_frame, present, roberta_frame
+
+NEVER = 100.0  # what a piece loses that must lose against its parts
+CUT = "\ufdd0"  # no character, and never one; DigitComma marks a place with it
+COMMAS = re.compile("[,\ufe10\ufe50\uff0c]")  # what becomes a comma
+
+
+class LongestMatch:
+    """The pre-step of a SentencePiece model: its table by the longest match at each place, as the SentencePiece library applies it.
+
+    The ``Precompiled`` normalizer of ``tokenizers``, which follows, goes by grapheme clusters and takes the shortest match instead: on a
+    letter with two marks, or on Hangul written in parts, it is wrong, and on text that went through this step it has nothing left to do.
+    ``keep`` lists what is not touched: special tokens and user-defined symbols.
+    """
+
+    name = "sentencepiece"
+    takes_language = False
+
+    def __init__(self, rules: Mapping[str, str], keep: Iterable[str] = ()):
+        self.rules = dict(rules)
+        self.keep = tuple(sorted(keep, key=lambda text: (-len(text), text)))
+        self.singles = frozenset(key for key in rules if len(key) == 1)
+        self.seconds = frozenset(key[1] for key in rules if len(key) > 1)
+        self.longest: dict[str, int] = {}
+        for key in filter(None, rules):
+            self.longest[key[0]] = max(self.longest.get(key[0], 0), len(key))
+
+    def __call__(self, text: str, language: str | None = None) -> str:
+        if text.isascii() and "\r" not in text:
+            return text  # one character is one cluster here, so the table that follows is right by itself
+        characters = set(text)
+        singles, seconds = characters & self.singles, characters & self.seconds
+        if not singles and not seconds:
+            return text
+        kept = [piece for piece in self.keep if piece in text]
+        ways = [re.escape(piece) for piece in kept]
+        ways += [f"[{re.escape(''.join(sorted(singles)))}]"] if singles else []
+        ways += [f".(?=[{re.escape(''.join(sorted(seconds)))}])"] if seconds else []
+        candidates = re.compile("|".join(ways), re.DOTALL)
+
+        result: list[str] = []
+        done, place = 0, 0
+        while (match := candidates.search(text, place)) is not None:
+            start, place = match.span()
+            if match[0] in kept:
+                continue
+            for size in range(min(self.longest.get(text[start], 0), len(text) - start), 0, -1):
+                replacement = self.rules.get(text[start : start + size])
+                if replacement is not None:
+                    result += [text[done:start], replacement]
+                    done = place = start + size
+                    break
+        return "".join(result) + text[done:]
+
+    def options(self) -> dict[str, object]:
+        return {"keep": list(self.keep)}
+
+
+class DigitComma:
+    """ALBERT's pre-step: where the model would give a piece that ends in a digit and a comma ("5,"), the comma stands alone.
+
+    As in the original, the model is asked first, and what stands before the comma in such a piece is asked again. The places where the
+    text must be cut are marked, and the ``tokenizers.Tokenizer`` behind this step cuts there. Without the step its pieces are those of
+    today's ``AlbertTokenizer`` in transformers, which knows no such rule.
+    """
+
+    name = "albert"
+    takes_language = False
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self.backend = backend
+
+    def __call__(self, text: str, language: str | None = None) -> str:
+        text = text.replace(CUT, "")
+        if not COMMAS.search(text):
+            return text
+        cuts: set[int] = set()
+        encoding = self._ask(text)
+        for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+            if len(token) < 2 or token[-1] != "," or not token[-2].isdigit():
+                continue
+            number = token[:-1].replace(SPACE, "")
+            place = end - 1 - len(number)
+            if place < start:
+                continue  # characters that the normalizer made several of cannot be cut
+            cuts |= {end - 1, end}
+            if token[0] != SPACE:
+                for piece in self._ask(number).tokens:
+                    cuts.add(place)
+                    place += len(piece.replace(SPACE, ""))
+        return CUT.join(text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)]))
+
+    def _ask(self, text: str) -> tokenizers.Encoding:
+        return guarded("the text cannot be encoded", InputError, lambda: self.backend.encode(text, add_special_tokens=False))
+
+    def options(self) -> dict[str, object]:
+        return {}
+
+
+def longest_match(model: SentencePieceModel, keep: Iterable[str] = ()) -> LongestMatch | None:
+    """The pre-step of a model, None where it has no table."""
+    if not model.charsmap:
+        return None
+    fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
+    return LongestMatch(model.rules, fixed | set(keep))
+
+
+def normalizer_of(model: SentencePieceModel, before: list[normalizers.Normalizer] | None = None) -> normalizers.Normalizer:
+    """The model's own table, its treatment of blanks, and the blank in front, behind the steps ``before``."""
+    steps = list(before or [])
+    if model.charsmap:
+        make = lambda: normalizers.Precompiled(model.charsmap)  # noqa: E731
+        steps.append(guarded(f"{model.what}: the normalizer's table is broken", CheckpointError, make))
+    steps.append(normalizers.Replace(" ", SPACE))
+    if model.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(tokenizers.Regex(f"^{SPACE}+|{SPACE}+$"), ""))
+        steps.append(normalizers.Replace(tokenizers.Regex(f"{SPACE}{{2,}}"), SPACE))
+    if model.add_dummy_prefix:
+        steps.append(normalizers.Prepend(SPACE))
+    return normalizers.Sequence(steps)
+
+
+# the tokenizer ------------------------------------------------------------------------------------------------------------------------
+
+
+def vocabulary(model: SentencePieceModel) -> list[tuple[str, float]]:
+    """Pieces and the scores that a unigram lattice should use.
+
+    User-defined symbols win over any way to spell them from parts, and unused pieces lose.
+    """
+    normal = [score for score, kind in zip(model.scores, model.types, strict=True) if kind == NORMAL]
+    highest, lowest = max(normal, default=0.0), min(normal, default=0.0)
+    result = []
+    for piece, score, kind in zip(model.pieces, model.scores, model.types, strict=True):
+        if kind == USER_DEFINED:
+            score = max(len(piece.encode()) * highest - 0.1, lowest)
+        elif kind == UNUSED:
+            score -= NEVER
+        result.append((piece, score))
+    return result
+
+
+def merges_of(model: SentencePieceModel) -> list[tuple[str, str]]:
+    """The merges that a BPE model's pieces imply: every way to join two pieces into a third, the best-scored third first."""
+    known = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (NORMAL, UNUSED)}
+    order = sorted((-score, index) for index, (score, kind) in enumerate(zip(model.scores, model.types, strict=True)) if kind == NORMAL)
+    merges = []
+    for _, index in order:
+        piece = model.pieces[index]
+        merges += [(piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if piece[:cut] in known and piece[cut:] in known]
+    return merges
+
+
+def build(
+    model: SentencePieceModel,
+    vocab: list[tuple[str, float]],
+    unk_id: int,
+    *,
+    before: list[normalizers.Normalizer] | None = None,
+    frame: processors.TemplateProcessing | None = None,
+) -> tokenizers.Tokenizer:
+    """A ``tokenizers.Tokenizer`` for the pieces in ``vocab`` (the model's own, or a family's order of them)."""
+    if model.space_at_end:
+        raise CheckpointError(f"{model.what} writes blanks behind words (treat_whitespace_as_suffix), which is not supported")
+    algorithm: models.Model
+    problem = f"{model.what} is no usable model"
+    if model.algorithm == UNIGRAM:
+        algorithm = guarded(problem, CheckpointError, lambda: models.Unigram(vocab, unk_id=unk_id, byte_fallback=model.byte_fallback))
+    else:
+        ids, merges, unk = {piece: index for index, (piece, _) in enumerate(vocab)}, merges_of(model), vocab[unk_id][0]
+        algorithm = guarded(
+            problem, CheckpointError, lambda: models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=model.byte_fallback)
+        )
+    backend = tokenizers.Tokenizer(algorithm)
+    backend.normalizer = normalizer_of(model, before)
+    # a piece never reaches over the start of a word in ordinary models: cutting there changes nothing and numbers the words
+    by_word = SPACE in model.pieces and not any(SPACE in piece[1:] for piece in model.pieces)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=by_word)
+    steps: list[Any] = [decoders.Replace(SPACE, " ")]
+    if model.byte_fallback:
+        steps.append(decoders.ByteFallback())
+    steps.append(decoders.Fuse())
+    if model.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(steps)
+    if frame is not None:
+        backend.post_processor = frame
+    for piece, kind in zip(model.pieces, model.types, strict=True):
+        if kind == CONTROL:
+            backend.add_special_tokens([tokenizers.AddedToken(piece, special=True, normalized=False)])
+        elif kind == USER_DEFINED and not _plain_symbol(piece, model, backend):
+            backend.add_tokens([tokenizers.AddedToken(piece, special=False, normalized=False)])
+    return backend
+
+
+def _plain_symbol(piece: str, model: SentencePieceModel, backend: tokenizers.Tokenizer) -> bool:
+    """Whether the model alone finds a user-defined symbol: the normalizer leaves it, and BPE need not build it."""
+    normalized = guarded(
+        f"{model.what}: the normalizer's table is broken", CheckpointError, lambda: backend.normalizer.normalize_str(piece)
+    )
+    kept = normalized.removeprefix(SPACE) == piece.removeprefix(SPACE)
+    return kept and (model.algorithm == UNIGRAM or len(piece) == 1)
+
+
+# families -----------------------------------------------------------------------------------------------------------------------------
+
+FRAMES = ("none", "bert", "roberta")
+
+
+def plain(
+    model: SentencePieceModel, *, frame: str = "none", special: SpecialTokens | None = None, max_length: int | None = None
+) -> Tokenizer:
+    """The model as it is, ids in its own order; ``frame`` puts special tokens around as BERT or RoBERTa do."""
+    vocab = vocabulary(model)
+    ids = {piece: index for index, piece in enumerate(model.pieces)}
+    special = special or SpecialTokens()
+    if frame not in FRAMES:
+        raise unknown("frame of special tokens", frame, FRAMES)
+    if frame != "none":
+        special = present(ids, special, model.what)
+    processor = {"none": None, "bert": bert_frame, "roberta": roberta_frame}[frame]
+    backend = build(model, vocab, model.unk_id, frame=processor(special, ids) if processor else None)
+    step = longest_match(model)
+    return Tokenizer(
+        backend, special=special, pre_step=step, inputs=KNOWN_INPUTS if frame == "bert" else KNOWN_INPUTS[:2], max_length=max_length
+    )
+
+
+def albert(
+    model: SentencePieceModel,
+    *,
+    lower_case: bool = True,
+    keep_accents: bool = False,
+    digit_comma: bool = True,
+    special: SpecialTokens,
+    max_length: int | None = None,
+) -> Tokenizer:
+    """ALBERT: blanks joined, quotes of two signs made one, accents and case dropped, and only then the model; [CLS] a [SEP] b [SEP].
+
+    ``digit_comma``: see DigitComma. The table of the model needs no pre-step: hardly a cluster of characters is left without accents.
+    """
+    ids = {piece: index for index, piece in enumerate(model.pieces)}
+    special = present(ids, special, model.what)
+    before: list[normalizers.Normalizer] = [
+        normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+        normalizers.Replace("``", '"'),
+        normalizers.Replace("''", '"'),
+    ]
+    if not keep_accents:
+        before += [normalizers.NFKD(), normalizers.StripAccents()]
+    if lower_case:
+        before.append(normalizers.Lowercase())
+    backend = build(model, vocabulary(model), model.unk_id, before=before, frame=bert_frame(special, ids))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(CUT, behavior="removed"), backend.pre_tokenizer])
+    add_special(backend, special)
+    return Tokenizer(backend, special=special, pre_step=DigitComma(backend) if digit_comma else None, max_length=max_length)
+
+
+def xlm_roberta(model: SentencePieceModel, *, max_length: int | None = None) -> Tokenizer:
+    """XLM-R: <s> <pad> </s> <unk> first, then the pieces behind the model's own three specials, <mask> last; <s> a </s></s> b </s>."""
+    if model.types[:3] != (UNKNOWN, CONTROL, CONTROL):
+        raise CheckpointError(
+            f"{model.what} begins with the pieces {model.pieces[:3]}; the rules of XLM-R expect <unk>, <s> and </s>, which they leave out"
+        )
+    special = SpecialTokens(pad="<pad>", cls="<s>", sep="</s>", mask="<mask>", unk="<unk>")
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *vocabulary(model)[3:], ("<mask>", 0.0)]
+    if len({piece for piece, _ in vocab}) != len(vocab):
+        raise CheckpointError(f"{model.what} has a piece <pad> or <mask> of its own, which the rules of XLM-R add")
+    ids = {piece: index for index, (piece, _) in enumerate(vocab)}
+    backend = build(model, vocab, 3, frame=roberta_frame(special, ids))
+    add_special(backend, special, mask_takes_space=True)
+    step = longest_match(model, keep=("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+    return Tokenizer(backend, special=special, pre_step=step, inputs=KNOWN_INPUTS[:2], max_length=max_length)
