@@ -14,6 +14,7 @@ from zoo.layers.pooler import pool
 from zoo.model import Model, need_pooler
 from zoo.outputs import TaskOutput
 from zoo.tasks.base import TaskModel, check_labels, flat_choices
+from zoo.tasks.catalogue import TaskSpec
 from zoo.tasks.losses import classification_loss, span_loss, token_cross_entropy
 
 
@@ -205,6 +206,10 @@ class SentenceEmbedding(TaskModel):
     """One vector for a text: its token states pooled over real tokens, then at length one where ``normalize`` says so."""
 
     POOLINGS = ("mean", "max", "cls")
+
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        return ()
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
