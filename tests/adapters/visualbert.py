@@ -21,6 +21,8 @@ RENAMED = {
     "sentence_image_labels": "match_labels",
     "is_random_next": "match_labels",
     "masked_lm_labels": "labels",
+    "label": "labels",
+    "flickr_position": "phrase_positions",
     "region_to_phrase_position": "phrase_positions",
 }
 MODEL_INPUTS = (
@@ -134,6 +136,10 @@ def original(case: Case) -> Mapping[str, Any]:
     task = TASK_OF_HEAD[case.config.get("training_head_type", "pretraining")] if "Objective" in case.object else None
     outputs = run(case, "visualbert-original", task)
     given = arguments(case)
+    if task == "visual-question-answering":
+        logits, outputs["logits"] = outputs["logits"], outputs["logits"].unsqueeze(1)
+        if "labels" in given:
+            outputs["accuracy"] = given["labels"].gather(1, logits.argmax(1, keepdim=True)).sum() / len(logits)
     if task is not None:
         bare = load(case, task, "visualbert-original").model
         outputs["embedding_output"] = at_real(embedding_of(bare, given), joint_real(given))

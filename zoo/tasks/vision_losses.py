@@ -72,13 +72,14 @@ def draw_negatives(
 
 
 def negatives_from(row_across: Tensor, column_across: Tensor, column_inside: Tensor) -> Tensor:
-    """From raw draws to numbers of regions: rows in 0..batch-2 where the picture's own number stands for the last one, columns in
-    0..regions-1; and columns in 0..regions-2 of the same picture.
+    """From raw draws to numbers of regions, (batch, regions, number).
 
-    As in ViLBERT's code a column equal to the *picture's* number stands for the last region, not one equal to the region's own.
+    Rows lie in 0..batch-2, and a picture's own number stands for the last picture; columns lie in 0..regions-1. Inside the same picture
+    columns lie in 0..regions-2, and a region's own number stands for the last region.
     """
     batch, regions = row_across.shape[:2]
     picture = torch.arange(batch, device=row_across.device)[:, None, None]
-    row = torch.where((row_across == picture) & (picture < batch - 1), batch - 1, row_across)
-    column = torch.where(column_inside == picture, regions - 1, column_inside)
+    region = torch.arange(regions, device=row_across.device)[None, :, None]
+    row = torch.where(row_across == picture, batch - 1, row_across)
+    column = torch.where(column_inside == region, regions - 1, column_inside)
     return torch.cat([row * regions + column_across, picture * regions + column], 2)
