@@ -18,6 +18,7 @@ from zoo.layers.trace import Trace
 from zoo.outputs import Encoded
 
 HeadFactory = Callable[[Any], nn.Module]
+TaskHeadFactory = Callable[[Any, int], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Model(nn.Module):
 
     Config: ClassVar[type[Config]]
     heads: ClassVar[Mapping[str, HeadFactory]] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
+    task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}  # heads that the family builds its own way: (config, labels) to part
     exceptions: ClassVar[Mapping[str, str]] = {}  # common properties that the paper's own model breaks, each with its reason
 
     def __init__(self, config: Any) -> None:

@@ -50,3 +50,18 @@ class TableHead(nn.Module):
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
         """(..., hidden) and the token table (vocabulary, hidden) -> (..., vocabulary)."""
         return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)
+
+
+class ClassificationHead(nn.Module):
+    """``W' dropout(act(W x + b)) + b'``: a classifier with a layer of its own (ELECTRA: GELU)."""
+
+    def __init__(self, hidden_size: int, num_labels: int, activation_name: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, num_labels)
+        self.activation = activation(activation_name)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden) -> (..., labels)."""
+        return self.output(self.dropout(self.activation(self.dense(x))))
