@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
-from tests.strategies import Batch, encoder_fields, text_batches
 
+from tests.strategies import Batch, encoder_fields, text_batches
 from zoo.models.distilbert import DistilBertConfig
 
 LAYOUT = "hf-distilbert"

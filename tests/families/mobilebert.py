@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import strategies as st
-from tests.strategies import Batch, encoder_fields, text_batches
 
+from tests.strategies import Batch, encoder_fields, text_batches
 from zoo.models.mobilebert import MobileBertConfig
 
 LAYOUT = "hf-mobilebert"

@@ -143,3 +143,18 @@ class RegionToPhraseHead(nn.Module):
     def forward(self, phrases: Tensor, regions: Tensor) -> Tensor:
         """(batch, phrases, hidden), (batch, regions, hidden) -> (batch, phrases, regions)."""
         return torch.einsum("bph,brh->bpr", self.query(phrases), self.key(regions)) * self.scale
+
+
+class ClassificationHead(nn.Module):
+    """``W' dropout(act(W x + b)) + b'``: a classifier with a layer of its own (ELECTRA: GELU)."""
+
+    def __init__(self, hidden_size: int, num_labels: int, activation_name: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, num_labels)
+        self.activation = activation(activation_name)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden) -> (..., labels)."""
+        return self.output(self.dropout(self.activation(self.dense(x))))

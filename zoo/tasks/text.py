@@ -13,7 +13,7 @@ from zoo.layers.masks import Padding
 from zoo.layers.pooler import pool
 from zoo.model import Model, need_pooler
 from zoo.outputs import TaskOutput
-from zoo.tasks.base import TaskModel, check_labels, flat_choices
+from zoo.tasks.base import TaskModel, check_labels, flat_choices, label_head
 from zoo.tasks.catalogue import TaskSpec
 from zoo.tasks.losses import classification_loss, span_loss, token_cross_entropy, widened
 
@@ -117,7 +117,7 @@ class SequenceClassification(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"sequence_classification": nn.Linear(model.config.hidden_size, options["num_labels"])}, options)
+        return cls(model, {"sequence_classification": label_head(model, "sequence_classification", options["num_labels"])}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch,) int for classes, (batch, classes) float for several at once, (batch,) float for one output -> logits (batch,
@@ -138,7 +138,7 @@ class TokenClassification(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"token_classification": nn.Linear(model.config.hidden_size, options["num_labels"])}, options)
+        return cls(model, {"token_classification": label_head(model, "token_classification", options["num_labels"])}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch, length) int, -100 = left out -> logits (batch, length, classes), zeros at padding."""
@@ -181,7 +181,7 @@ class MultipleChoice(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"multiple_choice": nn.Linear(model.config.hidden_size, 1)}, options)
+        return cls(model, {"multiple_choice": label_head(model, "multiple_choice", 1)}, options)
 
     def forward(
         self,
