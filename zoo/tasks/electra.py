@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
-from zoo.layers.masks import Padding
 from zoo.model import Model
 from zoo.outputs import Output, TaskOutput
 from zoo.tasks.base import TaskModel, check_labels
 from zoo.tasks.masking import write_samples
-from zoo.tasks.text import MaskedLM, _mask_of
+from zoo.tasks.text import MaskedLM, padding_of
 
 MASK_SHARE = 0.85  # of the chosen places; the others keep their token, none gets a random one
 NOISE = 1e-9
@@ -39,7 +38,7 @@ class ReplacedTokenDetection(TaskModel):
         """labels (batch, length), 1 = replaced, 0 = original; the loss is the mean over real tokens."""
         encoded = self.model(*inputs, **named)
         hidden = encoded.last_hidden_state
-        padding = Padding.of(_mask_of(inputs, named), (hidden.shape[0], hidden.shape[1]))
+        padding = padding_of(hidden, inputs, named)
         scores = self.heads["replaced_token"](padding.pack(hidden)).unsqueeze(-1)
         logits = padding.unpack(scores).squeeze(-1)  # (batch, length)
         if labels is None:

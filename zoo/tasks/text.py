@@ -28,7 +28,7 @@ class MaskedLM(TaskModel):
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch, length): the true ids at masked places, -100 elsewhere."""
         encoded = self.model(*inputs, **named)
-        logits = self.predict(encoded.last_hidden_state, _padding(encoded.last_hidden_state, inputs, named))
+        logits = self.predict(encoded.last_hidden_state, padding_of(encoded.last_hidden_state, inputs, named))
         if labels is None:
             return TaskOutput(logits=logits, prediction_logits=logits, encoded=encoded)
         check_labels(labels, tuple(logits.shape[:2]), "labels", logits.shape[2])
@@ -60,7 +60,7 @@ class Pretraining(MaskedLM):
         kept.
         """
         encoded = self.model(*inputs, **named)
-        words = self.predict(encoded.last_hidden_state, _padding(encoded.last_hidden_state, inputs, named))
+        words = self.predict(encoded.last_hidden_state, padding_of(encoded.last_hidden_state, inputs, named))
         pooled = self.dropout(need_pooler(encoded)) if "sentence_order" in self.heads else need_pooler(encoded)
         follows = self.heads["next_sentence"](pooled) if "next_sentence" in self.heads else None
         order = self.heads["sentence_order"](pooled) if "sentence_order" in self.heads else None
@@ -144,7 +144,7 @@ class TokenClassification(TaskModel):
         """labels (batch, length) int, -100 = left out -> logits (batch, length, classes), zeros at padding."""
         encoded = self.model(*inputs, **named)
         hidden = encoded.last_hidden_state
-        logits = _padding(hidden, inputs, named, pack=False).unpack(self.heads["token_classification"](self.dropout(hidden)))
+        logits = padding_of(hidden, inputs, named, pack=False).unpack(self.heads["token_classification"](self.dropout(hidden)))
         loss = None
         if labels is not None:
             check_labels(labels, tuple(logits.shape[:2]), "labels", logits.shape[2])
@@ -166,7 +166,7 @@ class QuestionAnswering(TaskModel):
         padding, which the loss does not count among the places of an answer.
         """
         encoded = self.model(*inputs, **named)
-        padding = _padding(encoded.last_hidden_state, inputs, named, pack=False)
+        padding = padding_of(encoded.last_hidden_state, inputs, named, pack=False)
         start, end = padding.unpack(self.heads["question_answering"](encoded.last_hidden_state)).unbind(-1)
         loss = None
         if (start_positions is None) != (end_positions is None):
@@ -224,11 +224,11 @@ class SentenceEmbedding(TaskModel):
         """-> embedding (batch, hidden)."""
         encoded = self.model(*inputs, **named)
         hidden = encoded.last_hidden_state
-        vector = pool(hidden, _padding(hidden, inputs, named, pack=False).real, self.options["pooling"])
+        vector = pool(hidden, padding_of(hidden, inputs, named, pack=False).real, self.options["pooling"])
         return TaskOutput(embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded)
 
 
-def _padding(hidden: Tensor, inputs: tuple[Tensor, ...], named: Mapping[str, Any], *, pack: bool = True) -> Padding:
+def padding_of(hidden: Tensor, inputs: tuple[Tensor, ...], named: Mapping[str, Any], *, pack: bool = True) -> Padding:
     """Which tokens are real, from a model's inputs: the mask is the second by position, or a name."""
     mask = inputs[1] if len(inputs) > 1 else named.get("attention_mask")
     return Padding.of(mask, (hidden.shape[0], hidden.shape[1]), lengths=named.get("lengths"), pack=pack, device=hidden.device)
