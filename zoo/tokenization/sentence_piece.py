@@ -43,7 +43,7 @@ class LongestMatch:
     takes_language = False
 
     def __init__(self, rules: Mapping[str, str], keep: Iterable[str] = ()):
-        self.rules = dict(rules)
+        self.rules = rules
         self.keep = tuple(sorted(keep, key=lambda text: (-len(text), text)))
         self.singles = frozenset(key for key in rules if len(key) == 1)
         self.seconds = frozenset(key[1] for key in rules if len(key) > 1)
