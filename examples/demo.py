@@ -57,7 +57,7 @@ SENTENCES = [
     "The novel tells of three sisters in a town without men.",
 ]
 QUERIES = ["music played on a stringed instrument", "new laws and politics", "is there life on other planets", "my computer is broken"]
-REACTION = "CC(=O)O.OCC>[MASK]>CC(=O)OCC"
+REACTION = "CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)[MASK]c1ncccc1F"
 
 
 def timed(run: object, rounds: int = 5) -> float:

@@ -41,6 +41,7 @@ class Fault:
     no_length: bool = False  # neither Content-Length nor chunks
     chunked: bool = False
     ignore_range: bool = False
+    shift: int = 0  # answer a range from so many bytes later than asked
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -85,6 +86,13 @@ class Repository:
         }
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is nothing to report."""
+
+
 class HubServer:
     """The server; a context manager. ``url`` is its address, for ``HF_ENDPOINT`` and for plain addresses alike."""
 
@@ -95,7 +103,7 @@ class HubServer:
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.elsewhere = self.url.replace("127.0.0.1", "localhost")  # large files live on another host, as far as a client can tell
@@ -197,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": etag, "Accept-Ranges": "bytes"} | fault.headers
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if wanted and not fault.ignore_range and self.headers.get("If-Range", etag) == etag:
-            start = int(wanted[1])
+            start = int(wanted[1]) + fault.shift
             if start >= len(content):
                 return self.send(416, b"", headers | {"Content-Range": f"bytes */{len(content)}"}, Fault(""))
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"

@@ -240,6 +240,24 @@ def test_an_error_inside_a_lock_comes_out_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.lock"
+    lock, calls = zoo.cache._try_lock, []
+
+    def removed_before_it_is_locked(descriptor: int) -> bool:
+        calls.append(descriptor)
+        if len(calls) < 3:
+            path.unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(zoo.cache, "_try_lock", removed_before_it_is_locked)
+    with locked(path) as held:
+        assert held
+        assert len(calls) == 3
+        assert path.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
 def test_a_removed_lock_file_does_not_let_two_in(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     inside: list[int] = []

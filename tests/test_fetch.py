@@ -274,6 +274,11 @@ def test_a_server_that_ignores_ranges_starts_over(server: HubServer) -> None:
     assert fetch(f"{server.url}/files/model.bin").read_bytes() == CONTENT
 
 
+def test_a_range_other_than_asked_for_is_not_joined(server: HubServer) -> None:
+    server.faults += [Fault("model.bin", cut=20_000), Fault("model.bin", shift=7)]
+    assert fetch(f"{server.url}/files/model.bin").read_bytes() == CONTENT
+
+
 def test_a_part_without_any_mark_is_resumed_only_under_a_known_hash(server: HubServer, tmp_path: Path) -> None:
     part = tmp_path / "f.incomplete"
     part.write_bytes(b"\0" * 100)
@@ -622,6 +627,7 @@ def test_hub_refusals_are_told_apart(hub: HubServer) -> None:
     }.items():
         with pytest.raises(FetchError, match=message):
             fetch(source)
+    assert hub.asked("/api/models/org/nothing") == 1
     hub.repositories["org/empty"] = Repository({"README.md": b""})
     with pytest.raises(FetchError, match="no one checkpoint"):
         fetch("hub:org/empty")
@@ -787,7 +793,10 @@ def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(hub: HubServe
     for source in (f"{hub.url}/files/model.bin", "hub:org/name#model.safetensors"):
         with pytest.raises(StorageFullError, match="50,000 bytes are needed, 10,000 bytes are free"):
             fetch(source)
+    with pytest.raises(StorageFullError):  # no other source would fit
+        fetch(entry_for(f"{hub.url}/files/model.bin", "hub:org/name#vocab.txt", config=None))
     assert Cache().entries() == []
+    assert hub.asked("vocab.txt") == 0
 
 
 def test_fetching_needs_no_torch_and_reads_the_hub_library_only_when_asked() -> None:

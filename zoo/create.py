@@ -26,7 +26,7 @@ from zoo.conversion import (
     staged,
 )
 from zoo.convert import layouts
-from zoo.convert.files import embedding_options, foreign_config, read_description
+from zoo.convert.files import architectures_of, embedding_options, foreign_config, read_description
 from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
 from zoo.convert.writer import write_tensors
@@ -216,6 +216,8 @@ def _load_foreign(source: Any, request: Request) -> Any:
     """A checkpoint in a public layout, through its map."""
     foreign = foreign_config(source, request.config)
     with opened(source) as archive:
+        if foreign is None:
+            foreign = layouts.own_config(archive)
         keymap = layouts.load(request.layout or layouts.recognise(archive, foreign))
         variant = registry.variant(registry.split(request.name)[0]) if request.name else None
         if variant is not None and variant.maps != keymap.family:
@@ -229,7 +231,7 @@ def _load_foreign(source: Any, request: Request) -> Any:
         if request.task == "sentence-embedding":
             options = {**embedding_options(source), **options}
         wanted = heads_of_task(request.task, model_class)
-        plan = keymap.forward(archive.tensors, config.to_dict(), heads=wanted, architectures=(foreign or {}).get("architectures") or ())
+        plan = keymap.forward(archive.tensors, config.to_dict(), heads=wanted, architectures=architectures_of(foreign))
         check_ties(archive, plan)
         sizes = {name: info.shape for name, info in plan.outputs.items()}
         module, random = _fitted(model_class, config, options, sizes, replace(request, name=variant.name if variant else keymap.family))
@@ -281,7 +283,7 @@ def _fitted(
     """
     task = request.task
     pooled = any(name.startswith("pooler.") for name in sizes)
-    if task is None and not pooled and "pooler" in config.field_names():
+    if task is None and not pooled and "pooler" in config.field_names() and _pooler_has_parameters(model_class, config):
         config = config.replace(pooler=False)
     if task is not None:
         spec = spec_of_class(task, model_class)
@@ -298,6 +300,13 @@ def _fitted(
             raise CheckpointError(f"{request.shown}: {target} {stored_as}; this model needs {tuple(tensor.shape)}")
         random.append(target)
     return module, tuple(random)
+
+
+def _pooler_has_parameters(model_class: Any, config: Any) -> bool:
+    """Whether a model's pooler is learned; MobileBERT's may be the bare first state."""
+    with torch.device("meta"):
+        pooler = model_class(config).pooler
+    return pooler is not None and next(pooler.parameters(), None) is not None
 
 
 def differences(named: Any, found: Any) -> dict[str, tuple[Any, Any]]:

@@ -22,7 +22,7 @@ TASK_OF_CLASS = {
     "ForQuestionAnswering": "question-answering",
     "ForMultipleChoice": "multiple-choice",
 }
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "language_ids")
 LABELS = ("labels", "next_sentence_label", "sentence_order_label", "start_positions", "end_positions")
 
 
@@ -40,6 +40,11 @@ def real_of(case: Case, name: str = "attention_mask") -> Tensor | None:
     """(batch, length) bool, True = a real token; None where all are."""
     mask = case.inputs.get(name)
     return None if mask is None else mask.bool() if mask.dim() == 2 else mask.bool().any(2)
+
+
+def real_of_lengths(lengths: Tensor, longest: int) -> Tensor:
+    """(batch, longest) bool, True where a token stands."""
+    return torch.arange(longest) < lengths[:, None]
 
 
 def at_real(value: Tensor, real: Tensor | None) -> Any:
@@ -68,6 +73,9 @@ def hugging_face(case: Case) -> Mapping[str, Any]:
     given = {name: case.inputs[name] for name in (*INPUTS, *(LABELS if task else ())) if name in case.inputs}
     if task == "next-sentence" and "next_sentence_label" in given:
         given["labels"] = given.pop("next_sentence_label")
+    if task == "question-answering" and "attention_mask" in given:  # the reference lets padding compete for the answer: give it states too
+        mask = given["attention_mask"]
+        given["attention_mask"] = mask[:, None, :].expand(-1, mask.shape[1], -1)
     with torch.no_grad():
         result = model(**given, output_hidden_states=True, output_attentions=True)
     real = real_of(case)

@@ -1,13 +1,17 @@
-"""XLM (facebookresearch/XLM): data cases. The reference is time first, [length][batch]; ours is batch first."""
+"""XLM (facebookresearch/XLM and its Hugging Face port). The original is time first, [length][batch]; ours is batch first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+import zoo
+from tests.adapters import text_models
 from tests.adapters.case import Adapter, Case, Output, Skipped
 from zoo.tasks.instances import join_translations
 from zoo.tasks.masking import blank_words, drop_words, rarity_weights, replace_ids, shuffle_words, xlm_choice
@@ -141,7 +145,59 @@ def _schedule(item: dict[str, Any]) -> Schedule:
     raise LookupError(f"no schedule for {item['class']}")
 
 
+def hugging_face(case: Case) -> dict[str, Any]:
+    """The port calls languages ``langs``."""
+    named = {"language_ids" if name == "langs" else name: tensor for name, tensor in case.inputs.items()}
+    return dict(text_models.hugging_face(replace(case, inputs=named)))
+
+
+def original(case: Case) -> dict[str, Any]:
+    """The encoder and its prediction layer on (length, batch) tensors: MLM, CLM, TLM."""
+    inputs = case.inputs
+    model = text_models.load(case, "masked-lm", "xlm-original")
+    ids = inputs["x"].T
+    real = text_models.real_of_lengths(inputs["lengths"], ids.shape[1])
+    given: dict[str, Any] = {"attention_mask": real}
+    if "langs" in inputs:
+        given["language_ids"] = inputs["langs"].T
+    if "positions" in inputs:
+        given["position_ids"] = inputs["positions"].T
+    chosen = inputs["pred_mask"].T  # in the order of time, then batch, as the reference flattens them
+    labels = torch.full_like(ids, -100).T
+    labels[inputs["pred_mask"]] = inputs["y"]
+    with torch.no_grad():
+        result = model(ids, labels=labels.T, **given)
+        kept = norms(model.model, ids, **given)
+    return {
+        "tensor": result.encoded.last_hidden_state.transpose(0, 1),
+        "scores": result.prediction_logits.transpose(0, 1)[chosen.T],
+        "loss": result.loss,
+        **{name: text_models.at_real(value, real) for name, value in kept.items()},
+    }
+
+
+def norms(model: Any, *inputs: Tensor, **named: Any) -> dict[str, Tensor]:
+    """What leaves each norm, padding included, under the reference's hook names; packing off, so that it is (batch, length, hidden)."""
+    places = {"hook.layer_norm_emb": model.embeddings.norm}
+    for index, block in enumerate(model.encoder.blocks):
+        places |= {f"hook.layer_norm1.{index}": block.attention_norm, f"hook.layer_norm2.{index}": block.feed_forward_norm}
+    kept: dict[str, Tensor] = {}
+    handles = [
+        place.register_forward_hook(lambda _module, _inputs, output, name=name: kept.update({name: output}))
+        for name, place in places.items()
+    ]
+    with zoo.packing(False):
+        model(*inputs, **named)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
 ADAPTERS: dict[str, Adapter] = {
+    "transformers.XLMModel": hugging_face,
+    "transformers.XLMWithLMHeadModel": hugging_face,
+    "transformers.XLMFor": hugging_face,
+    "TransformerModel.fwd": original,
     "add_noise": add_noise,
     "utils.concat_batches": concat_batches,
     "concat-batches": concat_batches,

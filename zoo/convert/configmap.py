@@ -5,11 +5,12 @@ Every foreign key is used or listed with a reason; every field of ours is writte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zoo.convert.templates import Template, same
+from zoo.convert.values import FORMS
 from zoo.errors import ConfigError, MapError, closest
 
 _MISSING = object()
@@ -25,6 +26,7 @@ class Entry:
     optional: bool = False
     none: str = ""  # on the way back, an unset field is written as the value of this one
     default: object = _MISSING
+    form: str = ""  # a named pair of functions of zoo.convert.values, for values that no list of pairs can tell
 
     def forward(self, value: object, layout: str) -> object:
         if self.pairs:
@@ -33,6 +35,8 @@ class Entry:
                     return ours
             known = ", ".join(repr(theirs) for theirs, _ in self.pairs)
             raise ConfigError(f"{layout}: config key {self.key!r} is {value!r}, which has no counterpart here; known are {known}")
+        if self.form:
+            return FORMS[self.form].forward(value, f"{layout}: config key {self.key!r}")
         if isinstance(self.default, float) and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         return value
@@ -40,6 +44,8 @@ class Entry:
     def back(self, value: object, ours: Mapping[str, object], layout: str) -> object:
         if value is None and self.none:
             value = ours.get(self.none)
+        if self.form:
+            return FORMS[self.form].back(value)
         if not self.pairs:
             return value
         for theirs, mine in self.pairs:
@@ -63,10 +69,11 @@ class ConfigMap:
     fixed: Mapping[str, object]  # our field -> what this layout always means
     lost: Mapping[str, str]  # our field -> why the layout can't carry it
     from_keys: Mapping[str, Template]  # our field -> tensor whose presence it states
+    from_shapes: Mapping[str, tuple[Template, int]]  # our field -> tensor and the axis whose size it is
 
     @classmethod
     def parse(cls, table: Mapping[str, Any], layout: str, where: str) -> ConfigMap:
-        known = {"defaults", "ignored", "only", "constants", "task", "fixed", "lost", "from_keys", "aliases"}
+        known = {"defaults", "ignored", "only", "constants", "task", "fixed", "lost", "from_keys", "from_shapes", "aliases"}
         parts: dict[str, Any] = {name: dict(table.get(name, {})) for name in known}
         entries = {}
         for key, written in table.items():
@@ -92,7 +99,7 @@ class ConfigMap:
         made: dict[str, str] = {}
         for part, fields in {
             "config": [entry.field for entry in entries.values()],
-            **{f"config.{name}": parts[name] for name in ("fixed", "lost", "from_keys")},
+            **{f"config.{name}": parts[name] for name in ("fixed", "lost", "from_keys", "from_shapes")},
         }.items():
             for field in fields:
                 if field in made:
@@ -102,6 +109,11 @@ class ConfigMap:
             if key not in entries:
                 raise MapError(f"{where}: [config.aliases] {old!r} points to {key!r}, which is no key of [config]")
         from_keys = {field: Template.parse(str(name)) for field, name in parts["from_keys"].items()}
+        from_shapes = {}
+        for field, written in parts["from_shapes"].items():
+            if not (isinstance(written, list) and len(written) == 2 and isinstance(written[0], str) and isinstance(written[1], int)):
+                raise MapError(f"{where}: [config.from_shapes] {field!r}: write [tensor, axis], got {written!r}")
+            from_shapes[field] = (Template.parse(written[0]), written[1])
         return cls(
             layout,
             entries,
@@ -113,15 +125,24 @@ class ConfigMap:
             parts["fixed"],
             parts["lost"],
             from_keys,
+            from_shapes,
         )
 
     @property
     def fields(self) -> set[str]:
         """Our fields that this map speaks of."""
-        return {entry.field for entry in self.entries.values()} | set(self.fixed) | set(self.lost) | set(self.from_keys)
+        made = {entry.field for entry in self.entries.values()}
+        return made.union(self.fixed, self.lost, self.from_keys, self.from_shapes)
 
-    def forward(self, foreign: Mapping[str, object], names: Collection[str] | None = None) -> dict[str, object]:
-        """Our fields from a foreign config; ``names``, the file's tensors cleaned of prefixes, decide the fields that no key states."""
+    def forward(
+        self,
+        foreign: Mapping[str, object],
+        names: Collection[str] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> dict[str, object]:
+        """Our fields from a foreign config; ``names``, the file's tensors cleaned of prefixes, and their ``shapes`` decide the fields that
+        no key states.
+        """
         given: dict[str, object] = {}
         known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
         for key, value in foreign.items():
@@ -163,6 +184,10 @@ class ConfigMap:
         if names is not None:
             for field, template in self.from_keys.items():
                 ours[field] = any(template.match(name) is not None for name in names)
+        for field, (template, axis) in self.from_shapes.items():
+            for name, shape in (shapes or {}).items():
+                if template.match(name) is not None and axis < len(shape):
+                    ours[field] = int(shape[axis])
         return ours
 
     def back(self, ours: Mapping[str, object]) -> dict[str, object]:
@@ -182,6 +207,11 @@ class ConfigMap:
                 raise ConfigError(f"{self.layout}: the config lacks our field {entry.field!r}, which becomes {key!r}")
         return foreign
 
+    def resolved(self, ours: Mapping[str, object]) -> dict[str, object]:
+        """Ours with unset fields filled by those that stand for them (a classifier's dropout by the model's)."""
+        standing = {entry.field: entry.none for entry in self.entries.values() if entry.none}
+        return {field: ours.get(standing[field]) if value is None and field in standing else value for field, value in ours.items()}
+
     def task_options(self, foreign: Mapping[str, object]) -> dict[str, object]:
         """What a foreign config says about its task's head (labels and the like); no part of the model's config."""
         return {key: value for key, value in foreign.items() if key in self.task}
@@ -193,12 +223,15 @@ def _entry(key: str, written: object, defaults: Mapping[str, object], where: str
         return Entry(key, written, default=default)
     if not isinstance(written, Mapping) or not isinstance(written.get("to"), str):
         raise MapError(f'{where}: write our field, or a table with "to", got {written!r}')
-    unknown = set(written) - {"to", "values", "optional", "none"}
+    unknown = set(written) - {"to", "values", "optional", "none", "form"}
     if unknown:
-        raise MapError(f"{where}: unknown option {sorted(unknown)[0]!r}; there are to, values, optional, none")
+        raise MapError(f"{where}: unknown option {sorted(unknown)[0]!r}; there are to, values, optional, none, form")
+    form = str(written.get("form", ""))
+    if form and form not in FORMS:
+        raise MapError(f"{where}: unknown form {form!r}; there are {', '.join(FORMS)}")
     values = written.get("values", {})
     pairs = tuple(values.items()) if isinstance(values, Mapping) else tuple((theirs, ours) for theirs, ours in values)
-    return Entry(key, written["to"], pairs, bool(written.get("optional", False)), str(written.get("none", "")), default)
+    return Entry(key, written["to"], pairs, bool(written.get("optional", False)), str(written.get("none", "")), default, form)
 
 
 def _only(written: object, where: str) -> tuple[tuple[object, ...], str]:

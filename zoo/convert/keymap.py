@@ -217,10 +217,15 @@ class KeyMap:
 
     # --- config ---------------------------------------------------------------------------------------------------------------------
 
-    def config_forward(self, foreign: Mapping[str, object], tensors: Iterable[str] | None = None) -> dict[str, object]:
-        """Our config fields from a foreign config; with the file's tensor names also those that only the tensors show (a pooler)."""
+    def config_forward(
+        self, foreign: Mapping[str, object], tensors: Mapping[str, Described] | Iterable[str] | None = None
+    ) -> dict[str, object]:
+        """Our config fields from a foreign config; with the file's tensors also those that only their names (a pooler) or shapes (the
+        rows of a table) show.
+        """
         names = None if tensors is None else self._clean(tensors)[0]
-        return self.config.forward(foreign, names)
+        shapes = {name: tensors[actual].shape for name, (actual, _) in names.items()} if names and isinstance(tensors, Mapping) else None
+        return self.config.forward(foreign, names, shapes)
 
     def config_back(self, ours: Mapping[str, object], heads: Collection[str] = ()) -> dict[str, object]:
         """The foreign config for ours, loadable by the other library; ``heads`` choose the architecture it names."""
@@ -471,6 +476,10 @@ class _Builder:
             )
         if over and (len(theirs) > 1 or len(ours) > 1 or not (fan_in or fan_out) or (fan_in and fan_out)):
             raise MapError(f"{where}: `over` goes with one name on each side and one join, stack, split or unstack")
+        try:
+            ops = tuple(o.counted(len(theirs) if o.fan == "in" else len(ours)) if o.fan and not over else o for o in ops)
+        except MapError as error:
+            raise MapError(f"{where}: {error}") from None
         when = self._conditions(options.get("when"), where)
         head = str(options.get("head", ""))
         for their_texts, our_texts in self._expanded(theirs, ours, where):
@@ -486,7 +495,7 @@ class _Builder:
                 label,
                 sources,
                 targets,
-                tuple(o.counted(len(theirs) if o.fan == "in" else len(ours)) if o.fan and not over else o for o in ops),
+                ops,
                 over,
                 when,
                 str(options.get("otherwise", "")),
@@ -567,7 +576,7 @@ class _Builder:
                     )
             sources.add(template, entry)
             for pattern, _ in (*keymap.drop_patterns, *keymap.foreign_heads):
-                if entry.head == "" and fnmatch.fnmatchcase(template.text, pattern):
+                if entry.head == "" and not entry.bare and fnmatch.fnmatchcase(template.text, pattern):
                     raise MapError(
                         f"{self.where}: pattern {pattern!r} would take {template.text!r}, which has its own entry {entry.label!r}"
                     )
@@ -651,7 +660,7 @@ class _Planner:
                 self.problems.append(
                     f"{label} needs {', '.join(repr(x) for x in lacking)} beside {members[0][1]!r}"
                     if lacking
-                    else f"{label} needs pieces numbered from 0 without gaps, got {positions}"
+                    else f"{label} needs pieces numbered from 0 without gaps, got {_some([name for _, name in members])}"
                 )
                 continue
             names = tuple(name for _, name in members)
@@ -810,7 +819,8 @@ class _Forward(_Planner):
     ) -> tuple[Entry | None, dict[str, int]]:
         """The one entry that a source meets; None where it is left out, dropped by a pattern, or a problem."""
         hits: list[tuple[Entry, dict[str, int]]] = self.map._sources.find(name)
-        placed = [(entry, bindings) for entry, bindings in hits if not self.prefix or entry.bare is not within]
+        anywhere = not self.prefix
+        placed = [hit for hit in hits if anywhere or hit[0].bare is not within or (isinstance(hit[0], Plain) and not hit[0].passenger)]
         active = [(entry, bindings) for entry, bindings in placed if self.active(entry)]
         if active:
             return self._of_heads(actual, active, left_out)
@@ -842,6 +852,11 @@ class _Forward(_Planner):
         self.problems.append(f"{actual!r} meets no rule; {hint}")
         return None, {}
 
+    def _needed(self, original: str) -> bool:
+        """Whether a tensor is not in the file and the backbone, not a head, wants it: then a head's copy of it counts."""
+        rules = [entry for entry, _ in self.map._sources.find(original) if isinstance(entry, Rule) and self.active(entry)]
+        return original not in self.names and any(not rule.head for rule in rules)
+
     def _of_heads(
         self, actual: str, active: list[tuple[Entry, dict[str, int]]], left_out: dict[str, str]
     ) -> tuple[Entry | None, dict[str, int]]:
@@ -852,9 +867,9 @@ class _Forward(_Planner):
                 self.problems.append(f"{actual!r} meets {' and '.join(repr(entry.label) for entry, _ in active)}; one of them is too many")
                 return None, {}
             return active[0]
-        stands_in = [hit for hit in active if isinstance(hit[0], Tie) and hit[0].original.fill(hit[1]) not in self.names]
-        if stands_in:  # the only copy of a tensor that the backbone needs
-            return stands_in[0]
+        for entry, bindings in active:
+            if isinstance(entry, Tie) and self._needed(entry.original.fill(bindings)):
+                return entry, bindings
         chosen = [head for head in heads if self.wanted is None or head in self.wanted]
         if len(chosen) > 1 and self.stated is not None:
             chosen = [head for head in chosen if head in self.stated]

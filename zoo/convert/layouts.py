@@ -74,6 +74,18 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
     )
 
 
+def own_config(archive: Listed) -> dict[str, object] | None:
+    """The config that a file holds beside its tensors, where a layout says under which key (``[recognise] config_in``), or None."""
+    for path in available().values():
+        for place in load(path).recognise.get("config_in", ()):
+            value: object = archive.metadata
+            for key in place.split("."):
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, Mapping):
+                return {str(key): part for key, part in value.items()}
+    return None
+
+
 def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
     """The error for a checkpoint that stands alone: its tensors don't say how many heads attend, or which activation."""
     name = keymap.recognise.get("config_file", "config.json")
@@ -82,7 +94,7 @@ def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
 
 def is_ours(archive: Listed) -> bool:
     """Whether the zoo wrote the file, or another wrote it under our names."""
-    return any(str(key).startswith("zoo.") for key in archive.metadata) or "embeddings.token.weight" in archive.tensors
+    return "zoo.description" in archive.metadata or "zoo.content_sha256" in archive.metadata or "embeddings.token.weight" in archive.tensors
 
 
 def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | None) -> str | None:
@@ -96,6 +108,9 @@ def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | Non
         for key, accepted in wanted.get("config", {}).items():
             if key in config and config[key] not in accepted:
                 return f"is for {key} {' or '.join(map(repr, accepted))}"
+        for key in wanted.get("config_keys", []):
+            if key not in config:
+                return f"is for a config with {key!r}"
     lacking = keymap.fits(archive.tensors)
     if lacking:
         first = lacking[0]

@@ -200,16 +200,17 @@ def check_contract(
 
     ``overrides`` are the fields that the caller set otherwise on purpose.
     """
+    resolved = keymap.config.resolved(config)
     if foreign is not None:
         for name, value in keymap.config_forward(foreign).items():
-            if name in config and name not in overrides and not same(value, config[name]):
+            if name in config and name not in overrides and not same(value, resolved[name]):
                 return Rung("contract", False, f"the foreign config says {name}={value!r}, the model has {config[name]!r}")
     try:
         written = keymap.config_back(config)
     except ConfigError as error:
         return Rung("contract", None, f"the way back is not open: {error}")
     for name, value in keymap.config_forward(written).items():
-        if name in config and config[name] is not None and not same(value, config[name]):
+        if name in config and not same(value, resolved[name]):
             return Rung("contract", False, f"{name}={config[name]!r} comes back from {keymap.layout} as {value!r}")
     return Rung("contract", True, "every key of the config is used, or known to say nothing about the model")
 

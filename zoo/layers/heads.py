@@ -35,6 +35,24 @@ class MaskedLMHead(nn.Module):
         return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
 
 
+class TableHead(nn.Module):
+    """``E h + bias``: word scores straight from the states, with E the token table that is handed over (XLM). ``tied=False``: a matrix of
+    its own instead.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, *, tied: bool = True) -> None:
+        super().__init__()
+        self.decoder = None if tied else nn.Linear(hidden_size, vocab_size, bias=False)
+        self.bias = nn.Parameter(Tensor(vocab_size))
+
+    def init_parameters(self, std: float, generator: object = None) -> None:
+        self.bias.zero_()
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """(..., hidden) and the token table (vocabulary, hidden) -> (..., vocabulary)."""
+        return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)
+
+
 class AnswerHead(nn.Module):
     """``W_2 norm(gelu(W_1 x + b)) + b'``: ViLBERT's and LXMERT's classifier over answers."""
 
@@ -125,3 +143,18 @@ class RegionToPhraseHead(nn.Module):
     def forward(self, phrases: Tensor, regions: Tensor) -> Tensor:
         """(batch, phrases, hidden), (batch, regions, hidden) -> (batch, phrases, regions)."""
         return torch.einsum("bph,brh->bpr", self.query(phrases), self.key(regions)) * self.scale
+
+
+class ClassificationHead(nn.Module):
+    """``W' dropout(act(W x + b)) + b'``: a classifier with a layer of its own (ELECTRA: GELU)."""
+
+    def __init__(self, hidden_size: int, num_labels: int, activation_name: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, num_labels)
+        self.activation = activation(activation_name)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden) -> (..., labels)."""
+        return self.output(self.dropout(self.activation(self.dense(x))))

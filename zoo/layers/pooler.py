@@ -31,7 +31,7 @@ class ReluPooler(nn.Module):
 
 
 def pool(hidden: Tensor, real: Tensor | None, mode: str) -> Tensor:
-    """Sentence vector by ``mode``: "mean" or "max" over the real tokens, or "cls", the first one.
+    """Sentence vector by ``mode``: "mean" or "max" over the real tokens, "cls" (or "first"), the first one, or "last".
 
     hidden (batch, length, hidden); real (batch, length) bool, True = a real token, or None where all are -> (batch, hidden). A row
     without a real token gives zeros.
@@ -44,5 +44,5 @@ def pool(hidden: Tensor, real: Tensor | None, mode: str) -> Tensor:
     if mode == "max":
         top = hidden.masked_fill(~real.unsqueeze(2), -torch.inf).amax(1)
         return top.masked_fill(~real.any(1, keepdim=True), 0)
-    first = real.int().argmax(1)
-    return hidden.gather(1, first[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
+    one = real.shape[1] - 1 - real.int().flip(1).argmax(1) if mode == "last" else real.int().argmax(1)
+    return hidden.gather(1, one[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)

@@ -83,6 +83,12 @@ class TaskModel(nn.Module):
         return self.model.embeddings.token.weight  # type: ignore[union-attr, return-value]
 
 
+def label_head(model: Model, name: str, num_labels: int) -> nn.Module:
+    """The head of that name for so many labels: one linear layer, unless the family builds its own."""
+    own = model.task_heads.get(name)
+    return nn.Linear(model.config.hidden_size, num_labels) if own is None else own(model.config, num_labels)
+
+
 def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, Any], name: str) -> TaskModel:
     """A task model around a fresh model of ``model_class``; parts that the task does not read (the pooler) are left out."""
     spec = require_fit(task, offers_of_class(model_class), name)

@@ -44,6 +44,13 @@ _LABELS = {"num_labels": 2, "problem_type": None}
 
 TASKS: dict[str, TaskSpec] = _specs(
     TaskSpec("masked-lm", _TEXT, "zoo.tasks.text:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"),
+    TaskSpec(
+        "replaced-token-detection",
+        _TEXT,
+        "zoo.tasks.electra:ReplacedTokenDetection",
+        heads=("replaced_token",),
+        summary="which tokens are not the original ones",
+    ),
     TaskSpec("next-sentence", _POOLED, "zoo.tasks.text:NextSentence", heads=("next_sentence",), summary="does B follow A (0 = it does)"),
     TaskSpec("sentence-order", _POOLED, "zoo.tasks.text:SentenceOrder", heads=("sentence_order",), summary="were A and B swapped (0 = no)"),
     TaskSpec(

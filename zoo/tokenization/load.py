@@ -206,7 +206,7 @@ SENTENCEPIECE_RULES = ("plain", "albert", "xlm-roberta")
 
 def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
     path = inside(folder, name, "sentencepiece")
-    allowed = COMMON | {"rules": (str,), "frame": (str,), "lower_case": (bool,), "keep_accents": (bool,)}
+    allowed = COMMON | {"rules": (str,), "frame": (str,), "lower_case": (bool,), "keep_accents": (bool,), "digit_comma": (bool,)}
     options = take(options, allowed, "sentencepiece")
     model = read_sentencepiece(path)
     fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
@@ -222,8 +222,8 @@ def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hint
             rules = "albert"
     if rules not in SENTENCEPIECE_RULES:
         raise unknown("rules for a sentencepiece tokenizer", rules, SENTENCEPIECE_RULES)
-    only = {"albert": {"lower_case", "keep_accents", "special"}, "plain": {"frame", "special"}, "xlm-roberta": set()}[rules]
-    for option in ("lower_case", "keep_accents", "frame", "special"):
+    only = {"albert": {"lower_case", "keep_accents", "digit_comma", "special"}, "plain": {"frame", "special"}, "xlm-roberta": set()}[rules]
+    for option in ("lower_case", "keep_accents", "digit_comma", "frame", "special"):
         if option in options and option not in only:
             raise ConfigError(f"the option {option} does not go with the rules {rules!r} of a sentencepiece tokenizer")
     max_length = options.get("max_length", hints.max_length)
@@ -242,6 +242,7 @@ def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hint
         model,
         lower_case=options.get("lower_case", True if lower is None else lower),
         keep_accents=options.get("keep_accents", bool(keep)),
+        digit_comma=options.get("digit_comma", True),
         special=special,
         max_length=max_length,
     )
@@ -376,6 +377,7 @@ def _saved_xlm(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> Pre
 
 PRE_STEPS: dict[str, Callable[[Mapping[str, Any], tokenizers.Tokenizer], PreStep]] = {
     "none": lambda options, backend: NoPreStep(),
+    "albert": lambda options, backend: sentence_piece.DigitComma(backend),
     "clip": lambda options, backend: bpe.CleanCaption(),
     "sentencepiece": _saved_longest_match,
     "xlm": _saved_xlm,

@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from zoo.errors import CheckpointError, unknown
+from zoo.errors import CheckpointError, InputError, unknown
 from zoo.tokenization.files import guarded
 from zoo.tokenization.sentencepiece_file import CONTROL, NORMAL, SPACE, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel
 from zoo.tokenization.tokenizer import KNOWN_INPUTS, SpecialTokens, Tokenizer
 from zoo.tokenization.wordpiece import add_special, bert_frame, present, roberta_frame
 
 NEVER = 100.0  # what a piece loses that must lose against its parts
+CUT = "\ufdd0"  # no character, and never one; DigitComma marks a place with it
+COMMAS = re.compile("[,\ufe10\ufe50\uff0c]")  # what becomes a comma
 
 
 class LongestMatch:
@@ -79,6 +82,47 @@ class LongestMatch:
         return {"keep": list(self.keep)}
 
 
+class DigitComma:
+    """ALBERT's pre-step: where the model would give a piece that ends in a digit and a comma ("5,"), the comma stands alone.
+
+    As in the original, the model is asked first, and what stands before the comma in such a piece is asked again. The places where the
+    text must be cut are marked, and the ``tokenizers.Tokenizer`` behind this step cuts there. Without the step its pieces are those of
+    today's ``AlbertTokenizer`` in transformers, which knows no such rule.
+    """
+
+    name = "albert"
+    takes_language = False
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self.backend = backend
+
+    def __call__(self, text: str, language: str | None = None) -> str:
+        text = text.replace(CUT, "")
+        if not COMMAS.search(text):
+            return text
+        cuts: set[int] = set()
+        encoding = self._ask(text)
+        for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+            if len(token) < 2 or token[-1] != "," or not token[-2].isdigit():
+                continue
+            number = token[:-1].replace(SPACE, "")
+            place = end - 1 - len(number)
+            if place < start:
+                continue  # characters that the normalizer made several of cannot be cut
+            cuts |= {end - 1, end}
+            if token[0] != SPACE:
+                for piece in self._ask(number).tokens:
+                    cuts.add(place)
+                    place += len(piece.replace(SPACE, ""))
+        return CUT.join(text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)]))
+
+    def _ask(self, text: str) -> tokenizers.Encoding:
+        return guarded("the text cannot be encoded", InputError, lambda: self.backend.encode(text, add_special_tokens=False))
+
+    def options(self) -> dict[str, object]:
+        return {}
+
+
 def longest_match(model: SentencePieceModel, keep: Iterable[str] = ()) -> LongestMatch | None:
     """The pre-step of a model, None where it has no table."""
     if not model.charsmap:
@@ -105,11 +149,10 @@ def normalizer_of(model: SentencePieceModel, before: list[normalizers.Normalizer
 # the tokenizer ------------------------------------------------------------------------------------------------------------------------
 
 
-def vocabulary(model: SentencePieceModel, split_digit_comma: bool = False) -> list[tuple[str, float]]:
+def vocabulary(model: SentencePieceModel) -> list[tuple[str, float]]:
     """Pieces and the scores that a unigram lattice should use.
 
-    User-defined symbols win over any way to spell them from parts; unused pieces lose; with ``split_digit_comma`` a piece that
-    ends in a digit and a comma loses against its parts.
+    User-defined symbols win over any way to spell them from parts, and unused pieces lose.
     """
     normal = [score for score, kind in zip(model.scores, model.types, strict=True) if kind == NORMAL]
     highest, lowest = max(normal, default=0.0), min(normal, default=0.0)
@@ -117,7 +160,7 @@ def vocabulary(model: SentencePieceModel, split_digit_comma: bool = False) -> li
     for piece, score, kind in zip(model.pieces, model.scores, model.types, strict=True):
         if kind == USER_DEFINED:
             score = max(len(piece.encode()) * highest - 0.1, lowest)
-        elif kind == UNUSED or (split_digit_comma and len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()):
+        elif kind == UNUSED:
             score -= NEVER
         result.append((piece, score))
     return result
@@ -214,14 +257,13 @@ def albert(
     *,
     lower_case: bool = True,
     keep_accents: bool = False,
+    digit_comma: bool = True,
     special: SpecialTokens,
     max_length: int | None = None,
 ) -> Tokenizer:
     """ALBERT: blanks joined, quotes of two signs made one, accents and case dropped, and only then the model; [CLS] a [SEP] b [SEP].
 
-    A piece that ends in a digit and a comma ("1,") loses against its parts. The original splits such a piece after the fact, which
-    now and then cuts the digits elsewhere. Without accents no cluster of several characters is left, so the model's table needs no
-    pre-step.
+    ``digit_comma``: see DigitComma. The table of the model needs no pre-step: hardly a cluster of characters is left without accents.
     """
     ids = {piece: index for index, piece in enumerate(model.pieces)}
     special = present(ids, special, model.what)
@@ -234,9 +276,10 @@ def albert(
         before += [normalizers.NFKD(), normalizers.StripAccents()]
     if lower_case:
         before.append(normalizers.Lowercase())
-    backend = build(model, vocabulary(model, split_digit_comma=True), model.unk_id, before=before, frame=bert_frame(special, ids))
+    backend = build(model, vocabulary(model), model.unk_id, before=before, frame=bert_frame(special, ids))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(CUT, behavior="removed"), backend.pre_tokenizer])
     add_special(backend, special)
-    return Tokenizer(backend, special=special, max_length=max_length)
+    return Tokenizer(backend, special=special, pre_step=DigitComma(backend) if digit_comma else None, max_length=max_length)
 
 
 def xlm_roberta(model: SentencePieceModel, *, max_length: int | None = None) -> Tokenizer:

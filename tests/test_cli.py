@@ -1,0 +1,109 @@
+"""The `zoo` command as a user meets it: output, --json, exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import zoo
+from zoo.cli import main
+
+TINY = {"vocab_size": 40, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12, "max_positions": 16}
+SETS = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one call."""
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+@pytest.fixture
+def zoo_command(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+def test_list_and_info_print_names_or_json(zoo_command):
+    code, out, _ = zoo_command("list", "albert-*", "--pillar", "lightweight")
+    assert (code, out.split()) == (0, ["albert-base", "albert-large", "albert-rxn", "albert-xlarge", "albert-xxlarge"])
+    code, out, _ = zoo_command("list", "albert-base", "--pretrained", "--json")
+    assert (code, json.loads(out)) == (0, ["albert-base.v1", "albert-base.v2"])
+    code, out, _ = zoo_command("info", "albert-base", "--json")
+    assert json.loads(out)["parameters"] == 11_683_584
+    code, out, _ = zoo_command("info", "albert-base")
+    assert code == 0
+    assert "parameters: 11,683,584" in out
+    assert "map proven, bytes never seen" in out.replace("\n", " ") or "map proven" in out
+
+
+def test_create_convert_inspect_verify_and_back(zoo_command, tmp_path):
+    code, out, _ = zoo_command("create", "bert-base", *SETS, "--task", "masked-lm", "-o", str(tmp_path / "model"), "--json")
+    assert code == 0
+    made = json.loads(out)
+    assert made["saved"] == str(tmp_path / "model")
+    assert made["parameters"] == zoo.load(tmp_path / "model").num_parameters()
+
+    code, out, err = zoo_command("convert", str(tmp_path / "model"), str(tmp_path / "theirs"), "--to", "hf-bert", "--json")
+    assert code == 0, err
+    assert "cls.predictions.bias" in load_file(tmp_path / "theirs" / "model.safetensors")
+
+    code, out, _ = zoo_command("inspect", str(tmp_path / "theirs"), "--json")
+    found = json.loads(out)
+    assert (code, found["layout"], found["family"], found["heads"]) == (0, "hf-bert", "bert", ["masked_lm"])
+
+    code, out, err = zoo_command("convert", str(tmp_path / "theirs"), str(tmp_path / "ours.safetensors"))
+    assert code == 0, err
+    first, again = load_file(tmp_path / "model" / "model.safetensors"), load_file(tmp_path / "ours.safetensors")
+    assert set(again) == set(first)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+    assert zoo_command("verify", str(tmp_path / "ours.safetensors"))[0] == 0
+    loaded = zoo.load(tmp_path / "ours.safetensors", task="masked-lm")  # a single file describes itself
+    assert torch.equal(loaded.token_table, first["embeddings.token.weight"])
+
+
+def test_verify_fails_with_exit_code_1_where_a_value_was_changed(zoo_command, tmp_path):
+    zoo_command("create", "bert-base", *SETS, "-o", str(tmp_path / "model"))
+    path = tmp_path / "model" / "model.safetensors"
+    zoo_command("convert", str(tmp_path / "model"), str(tmp_path / "theirs"), "--to", "hf-bert")
+    zoo_command("convert", str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    path = tmp_path / "ours" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    code, out, _ = zoo_command("verify", str(tmp_path / "ours"), "--json")
+    assert code == 1
+    assert json.loads(out)["rungs"][0]["reached"] is False
+
+
+def test_what_goes_wrong_is_one_line_and_an_exit_code(zoo_command, tmp_path):
+    code, _, err = zoo_command("info", "albert-bse")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'albert-base'" in err
+    save_file({"x": torch.zeros(2)}, tmp_path / "strange.safetensors")
+    code, _, err = zoo_command("convert", str(tmp_path / "strange.safetensors"), str(tmp_path / "out.safetensors"))
+    assert code == 1
+    assert "no known layout fits" in err
+    assert not (tmp_path / "out.safetensors").exists()
+    assert zoo_command("list", "--no-such-option")[0] == 2
+    assert zoo_command("create", "bert-base", "--set", "num_heads")[0] == 2
+
+
+def test_the_cache_is_listed_verified_and_pruned(zoo_command, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_HOME", str(tmp_path))
+    for call in (("list",), ("verify",), ("prune", "--dry-run")):
+        code, out, err = zoo_command("cache", *call, "--json")
+        assert (code, json.loads(out)) == (0, []), err
+
+
+def test_python_dash_m_runs_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "zoo", "list", "albert-base"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "albert-base")

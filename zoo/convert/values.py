@@ -1,0 +1,43 @@
+"""Named pairs of functions for config values that no list of pairs can tell: what a foreign value means to us, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from zoo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Form:
+    """``forward(value, what)`` to ours (``what`` names the value in errors), ``back(value)`` to theirs."""
+
+    forward: Callable[[object, str], object]
+    back: Callable[[object], object]
+
+
+def names_of_ids(value: object, what: str) -> object:
+    """``{"en": 0, "fr": 1}`` (or ``{"0": "en", "1": "fr"}``) -> ``("en", "fr")``; nothing -> ``()``."""
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{what} must give each name its number, got {type(value).__name__}")
+    by_name = all(isinstance(number, int) for number in value.values())
+    pairs = {int(cast(int, number)): str(name) for name, number in value.items()} if by_name else None
+    if pairs is None:
+        try:
+            pairs = {int(str(number)): str(name) for number, name in value.items()}
+        except ValueError:
+            raise ConfigError(f"{what} must give each name its number, got {dict(value)!r}") from None
+    if sorted(pairs) != list(range(len(value))):
+        raise ConfigError(f"{what} must number its {len(value)} names from 0 without gaps, got {sorted(pairs)}")
+    return tuple(pairs[number] for number in range(len(pairs)))
+
+
+def ids_of_names(value: object) -> object:
+    """``("en", "fr")`` -> ``{"en": 0, "fr": 1}``."""
+    return {name: number for number, name in enumerate(cast(tuple[str, ...], value))}
+
+
+FORMS: dict[str, Form] = {"names-by-id": Form(names_of_ids, ids_of_names)}

@@ -1,0 +1,29 @@
+"""Norms that torch does not have."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class StandardDeviationNorm(nn.Module):
+    """``weight · (x - mean) / (std + eps) + bias`` with the unbiased standard deviation (n - 1), as UER-py and Tensor2Tensor's port have
+    it.
+
+    `nn.LayerNorm` divides by ``sqrt(variance + eps)`` with the biased variance (n): close, and not the same.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def init_parameters(self, std: float, generator: object = None) -> None:
+        self.weight.fill_(1)
+        self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        centred = x - x.mean(-1, keepdim=True)
+        return self.weight * centred / (x.std(-1, keepdim=True) + self.eps) + self.bias
