@@ -14,6 +14,7 @@ from zoo.errors import InputError
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.masks import Padding, packing_enabled
 from zoo.layers.stack import Stack
+from zoo.layers.streams import Schedule
 from zoo.layers.trace import Trace
 from zoo.outputs import Encoded, Streams
 from zoo.registry import TEXT_INPUTS
@@ -99,6 +100,8 @@ def _sites(module: nn.Module, path: str, stream: str, depths: tuple[int, ...]) -
             yield Site(where, roles[name], getattr(module, "stream", stream), depths, module, name)
         if isinstance(child, Stack):
             yield from _stack_sites(child, where, getattr(child, "stream", stream))
+        elif isinstance(child, Schedule):
+            yield from _schedule_sites(child, where)
         else:
             yield from _sites(child, where, getattr(child, "stream", stream), depths)
 
@@ -109,6 +112,20 @@ def _stack_sites(stack: Stack, path: str, stream: str) -> Iterator[Site]:
         ran.setdefault(where, []).append(depth)
     for where, at in ran.items():
         yield from _sites(stack.get_submodule(where[len(path) + 1 :]), where, stream, tuple(at))
+
+
+def _schedule_sites(schedule: Schedule, path: str) -> Iterator[Site]:
+    """A block of one stream is that stream's; in a block of several the part named like a stream is. A depth is a step's number."""
+    ran: dict[str, tuple[tuple[str, ...], list[int]]] = {}
+    for depth, (where, writes) in enumerate(schedule.runs()):
+        ran.setdefault(where, (writes, []))[1].append(depth)
+    for where, (writes, at) in ran.items():
+        block = schedule.get_submodule(where)
+        if len(writes) == 1:
+            yield from _sites(block, f"{path}.{where}", writes[0], tuple(at))
+        else:
+            for name, side in block.named_children():
+                yield from _sites(side, f"{path}.{where}.{name}", name if name in writes else "joint", tuple(at))
 
 
 def _runs_of(stack: Stack, path: str) -> Iterator[str]:
@@ -164,6 +181,7 @@ class VisionLanguageModel(Model):
     answers_at: ClassVar[str] = "pooled"  # where an answer is read: the "pooled" vector, or the "last-word" before the closing [SEP]
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
     pairs_of_pictures: ClassVar[bool] = True  # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
+    matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training
     whole_image: ClassVar[bool] = False  # whether region 0 stands for the whole picture
     embeddings: TextEmbeddings
 

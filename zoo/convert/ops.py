@@ -24,10 +24,12 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.
 
 
 def size_of(size: Size, config: Mapping[str, object]) -> int:
-    """A size as a number: itself, or the value of the config field that it names."""
+    """A size as a number: itself, or the value of the config field that it names, of a list its length."""
     if isinstance(size, int):
         return size
     value = config.get(size)
+    if isinstance(value, (list, tuple)):
+        return len(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"the map needs config field {size!r} as a whole number, the config has {value!r}")
     return value

@@ -5,14 +5,16 @@ from zoo.layers.blocks import DecoderBlock, EncoderBlock, bert_block
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, activation
 from zoo.layers.masks import Mask, Padding, Pattern, between, causal, packing, packing_enabled, prefix, together, window
-from zoo.layers.pooler import FirstTokenPooler, pool
+from zoo.layers.pooler import FirstTokenPooler, ReluPooler, pool
 from zoo.layers.residual import Residual, post_norm, pre_norm
 from zoo.layers.stack import Stack
+from zoo.layers.streams import CoAttentionBlock, Schedule, Side, Step, draw, interleaved
 from zoo.layers.trace import Trace
 
 __all__ = [
     "ACTIVATIONS",
     "Attention",
+    "CoAttentionBlock",
     "DecoderBlock",
     "EncoderBlock",
     "FeedForward",
@@ -20,16 +22,22 @@ __all__ = [
     "Mask",
     "Padding",
     "Pattern",
+    "ReluPooler",
     "Residual",
+    "Schedule",
+    "Side",
     "Stack",
+    "Step",
     "TextEmbeddings",
     "Trace",
     "activation",
     "bert_block",
     "between",
     "causal",
+    "draw",
     "explicit_attention",
     "fused_attention",
+    "interleaved",
     "packing",
     "packing_enabled",
     "pool",

@@ -345,13 +345,13 @@ def together(*streams: Padding) -> tuple[Padding, ...]:
         )
         counts.append([by_row[row] for row in range(batch)])
     order = tuple(sorted(range(len(counts[0])), key=lambda row: tuple(c[row] for c in counts)))
-    return tuple(replace(s, packed=_reorder(s, order, c)) for s, c in zip(streams, counts, strict=True))
+    device = next(s.real.device for s in streams if s.real is not None)
+    return tuple(replace(s, packed=_reorder(s, order, c, device)) for s, c in zip(streams, counts, strict=True))
 
 
-def _reorder(stream: Padding, order: tuple[int, ...], counts: Sequence[int]) -> Packed:
+def _reorder(stream: Padding, order: tuple[int, ...], counts: Sequence[int], device: torch.device) -> Packed:
     batch, length = stream.grid
-    device = stream.real.device if stream.real is not None else None
-    real = stream.real if stream.real is not None else torch.ones(batch, length, dtype=torch.bool)
+    real = stream.real if stream.real is not None else torch.ones(batch, length, dtype=torch.bool, device=device)
     chosen = torch.tensor(order, device=device)
     row, column = real[chosen].nonzero(as_tuple=True)
     straight = stream.packed is None or stream.packed.positions is None

@@ -18,6 +18,18 @@ class FirstTokenPooler(nn.Module):
         return torch.tanh(self.dense(first))
 
 
+class ReluPooler(nn.Module):
+    """``relu(W h_first + b)``, to a width that may differ: ViLBERT's vector of one stream."""
+
+    def __init__(self, hidden_size: int, output_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, output_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """The first state (batch, hidden) -> (batch, output)."""
+        return torch.relu(self.dense(first))
+
+
 def pool(hidden: Tensor, real: Tensor | None, mode: str) -> Tensor:
     """Sentence vector by ``mode``: "mean" or "max" over the real tokens, "cls" (or "first"), the first one, or "last".
 

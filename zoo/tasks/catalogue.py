@@ -151,7 +151,7 @@ VISION: dict[str, TaskSpec] = _specs(
         _WORDS | _REGIONS | _FUSED,
         "zoo.tasks.multi_task:MultiTask",
         heads=("masked_lm", "masked_region", "image_text_matching"),
-        options={"num_answers": 3129, "num_gqa_answers": 1533, **_HEAD},
+        options={"num_answers": 3129, "num_gqa_answers": 1533, "only": None, **_HEAD},
         summary="every head of a 12-in-1 checkpoint over one pass",
     ),
 )

@@ -27,7 +27,7 @@ from zoo.tasks.vision_losses import REGION_TARGETS, region_loss, soft_answer_los
 
 FAR = -10_000.0  # added to the score of a padded region, as the systems do; finite, so that losses over all regions stay so
 FORMS = ("linear", "mlp", "transform", "weight-normed")
-_SHOWN_BY = {"weight": "linear", "dense.direction": "weight-normed", "dense.weight": "mlp", "transform.weight": "transform"}
+SHOWN_BY = {"weight": "linear", "dense.direction": "weight-normed", "dense.weight": "mlp", "transform.weight": "transform"}
 
 
 def make_head(form: str, input_size: int, num_labels: int, config: Any, hidden_size: int | None = None) -> nn.Module:
@@ -65,7 +65,7 @@ class VisionTask(TaskModel):
     @classmethod
     def options_from(cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any) -> dict[str, Any]:
         name = f"heads.{spec.name.replace('-', '_')}"
-        shown = next((form for ending, form in _SHOWN_BY.items() if f"{name}.{ending}" in sizes), None)
+        shown = next((form for ending, form in SHOWN_BY.items() if f"{name}.{ending}" in sizes), None)
         found: dict[str, Any] = {"head": shown} if shown and "head" in spec.options else {}
         last = next((sizes[n] for n in (f"{name}.weight", f"{name}.output.weight", f"{name}.output.direction") if n in sizes), None)
         return found | ({"num_labels": last[0]} if last and "num_labels" in spec.options else {})
@@ -76,6 +76,11 @@ class VisionTask(TaskModel):
 
     def encode(self, inputs: tuple[Tensor, ...], named: Mapping[str, Any]) -> Any:
         return self.model(**self.given(inputs, named))
+
+    def match(self, encoded: Any) -> Tensor:
+        """Scores (batch, 2) of the pooled vector for "belongs together" and "does not", in the family's order."""
+        rate: Any = self.model.matching_dropout
+        return self.heads["image_text_matching"](F.dropout(need_pooler(encoded), rate, self.training))
 
     def predict_words(self, encoded: Any, given: Mapping[str, Any]) -> Tensor:
         """Word scores at real positions, zeros elsewhere: over text and regions where one encoder reads both."""
@@ -98,15 +103,16 @@ class MaskedLM(VisionTask):
         given = self.given(inputs, named)
         encoded = self.model(**given)
         logits = self.predict_words(encoded, given)
-        loss = None if labels is None else word_loss(logits, labels)
+        loss = None if labels is None else word_loss(encoded, logits, labels)
         return TaskOutput(loss, {} if loss is None else {"masked_lm": loss}, logits, logits, encoded=encoded)
 
 
-def word_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the labels that are not -100. labels (batch, length): the first positions, or all of them."""
-    if labels.dim() != 2 or labels.shape[0] != logits.shape[0] or labels.shape[1] > logits.shape[1]:
-        raise TaskError(f"labels must be (batch, length) with at most {logits.shape[1]} positions, got {tuple(labels.shape)}")
-    check_labels(labels, tuple(labels.shape), "labels", logits.shape[2])
+def word_loss(encoded: Any, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over the labels that are not -100: (batch, positions), or for the text alone where it shares its sequence."""
+    lengths = (logits.shape[1], encoded.text_length) if isinstance(encoded, Joint) else (logits.shape[1],)
+    if labels.dim() != 2 or labels.shape[1] not in lengths:
+        raise TaskError(f"labels must be (batch, length) with {' or '.join(map(str, lengths))} positions, got {tuple(labels.shape)}")
+    check_labels(labels, (logits.shape[0], labels.shape[1]), "labels", logits.shape[2])
     return token_cross_entropy(logits[:, : labels.shape[1]], labels)
 
 
@@ -144,7 +150,7 @@ class ImageTextMatching(VisionTask):
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch,) 0 or 1."""
         encoded = self.encode(inputs, named)
-        logits = self.heads["image_text_matching"](need_pooler(encoded))
+        logits = self.match(encoded)
         loss = None if labels is None else _matching_loss(logits, labels)
         losses = {} if loss is None else {"image_text_matching": loss}
         return TaskOutput(loss, losses, logits, seq_relationship_logits=logits, encoded=encoded)
@@ -177,11 +183,11 @@ class Pretraining(VisionTask):
         given = self.given(inputs, named)
         encoded = self.model(**given)
         words = self.predict_words(encoded, given)
-        matching = self.heads["image_text_matching"](need_pooler(encoded))
+        matching = self.match(encoded)
         regions = self.heads["masked_region"](encoded.image.last_hidden_state) if "masked_region" in self.heads else None
         losses = {}
         if labels is not None:
-            losses["masked_lm"] = word_loss(words, labels)
+            losses["masked_lm"] = word_loss(encoded, words, labels)
         if region_labels is not None:
             if regions is None:
                 raise InputError("region_labels were given, but this family has no masked_region head: its regions are never masked")
@@ -235,7 +241,7 @@ class VisualReasoning(Classification):
     def options_from(cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any) -> dict[str, Any]:
         found = super().options_from(sizes, spec, config, model_class)
         name = f"heads.{cls.name}"
-        first = next((sizes[n] for ending in _SHOWN_BY if (n := f"{name}.{ending}") in sizes), None)
+        first = next((sizes[n] for ending in SHOWN_BY if (n := f"{name}.{ending}") in sizes), None)
         return found | ({} if first is None else {"pairs": first[1] == 2 * model_class.widths(config)["pooled"]})
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:

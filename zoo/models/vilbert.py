@@ -1,0 +1,308 @@
+"""ViLBERT (Lu et al., 2019): two streams, words and regions, that look at each other in co-attention blocks; 12-in-1 (Lu et al., 2020).
+
+    text_0  = norm(token + position + segment)                     image_0 = norm(W_f f + W_l l)          l: x1, y1, x2, y2, area, relative
+    text'   = norm(text + W MHA(q = text, kv = image)),            image'  = norm(image + W MHA(q = image, kv = text))          co-attention
+              then a feed-forward each; between them each stream runs plain blocks of its own
+    pooled  = relu(W_t text_first) * relu(W_v image_first)         or their sum: ``fusion``
+
+Connection k stands before text block ``text_connections[k]`` and image block ``image_connections[k]``; its attention works at width
+``co_hidden_size``. 12-in-1 puts a task's row between the first and the second token, behind the sum and before the norm.
+
+Traps: the pooler is ReLU, not tanh. Region 0 is the whole picture (box 0, 0, 1, 1, 1; MMF's checkpoints have none). The first connection
+meets the bare region embeddings. Matching label 0 = the caption belongs to the picture. The region head uses the *text's* activation. With
+task tokens all results of the text are one longer than the input. ``dynamic_attention``: the mean of the text scales queries and keys of
+image blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import Config, check_activation, check_choice, check_heads, check_positive, free
+from zoo.errors import ConfigError, InputError
+from zoo.layers import (
+    Attention,
+    CoAttentionBlock,
+    FeedForward,
+    Padding,
+    ReluPooler,
+    Schedule,
+    Side,
+    Step,
+    TextEmbeddings,
+    bert_block,
+    interleaved,
+)
+from zoo.layers.embeddings import check_features, check_ids
+from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
+from zoo.layers.streams import GatedAttention, GatedBlock, Journey
+from zoo.model import VisionLanguageModel
+from zoo.outputs import Encoded, Streams
+from zoo.registry import TEXT_INPUTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViLBertConfig(Config):
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    num_segments: int = 2
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+    visual_size: int = 2048  # width of a region's feature
+    box_size: int = 5
+    image_hidden_size: int = 1024
+    image_num_layers: int = 6
+    image_num_heads: int = 8
+    image_intermediate_size: int = 1024
+    image_activation: str = "gelu"
+    co_hidden_size: int = 1024  # width of co-attention and of the pooled vectors
+    co_num_heads: int = 8
+    text_connections: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
+    image_connections: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    co_attention: bool = True  # False: two streams that never meet
+    dynamic_attention: bool = False
+    fusion: str = "mul"
+    num_tasks: int = 0  # rows of the task table; 0: no task token
+    region_target_size: int = 1601  # what a masked region is predicted as: the detector's classes, or the feature's width
+    dropout: float = free(0.1)
+    attention_dropout: float = free(0.1)
+    image_dropout: float = free(0.1)
+    image_attention_dropout: float = free(0.1)
+    classifier_dropout: float | None = free(0.1)
+    initializer_range: float = free(0.02)
+
+    def check(self) -> None:
+        check_positive(self, "vocab_size", "hidden_size", "num_layers", "intermediate_size", "max_positions", "num_segments", "visual_size")
+        check_positive(self, "box_size", "image_hidden_size", "image_num_layers", "image_intermediate_size", "co_hidden_size")
+        check_positive(self, "region_target_size")
+        check_heads(self.hidden_size, self.num_heads)
+        check_heads(self.image_hidden_size, self.image_num_heads, "image_hidden_size", "image_num_heads")
+        check_heads(self.co_hidden_size, self.co_num_heads, "co_hidden_size", "co_num_heads")
+        check_activation(self.activation)
+        check_activation(self.image_activation, "image_activation")
+        check_choice("fusion", self.fusion, ("mul", "sum"))
+        if len(self.text_connections) != len(self.image_connections) or not self.text_connections:
+            raise ConfigError(
+                f"text_connections={self.text_connections} and image_connections={self.image_connections} must be pairs, and at least one"
+            )
+        for name, layers in (("text_connections", self.num_layers), ("image_connections", self.image_num_layers)):
+            at = getattr(self, name)
+            if list(at) != sorted(at) or not at[0] >= 0 or at[-1] >= layers:
+                raise ConfigError(f"{name}={at} must rise and lie in 0..{layers - 1}")
+
+    @property
+    def schedule(self) -> tuple[Step, ...]:
+        """Which block runs when, on which streams."""
+        steps = interleaved(self.num_layers, self.image_num_layers, self.text_connections, self.image_connections)
+        if not self.co_attention:
+            steps = tuple(step for step in steps if step.part != "both")
+        gated = ("image", "text") if self.dynamic_attention else ("image",)
+        return tuple(replace(step, reads=gated) if step.part == "image" else step for step in steps)
+
+
+class TaskEmbeddings(TextEmbeddings):
+    """``norm`` of the text's sums, with the task's row, which has neither position nor segment, after the first token."""
+
+    def __init__(self, c: ViLBertConfig) -> None:
+        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+        super().__init__(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
+        self.task = nn.Embedding(c.num_tasks, c.hidden_size) if c.num_tasks else None
+
+    def with_task(self, x: Tensor, task_type_ids: Tensor | None) -> Tensor:
+        """The sums (batch, length, hidden) -> (batch, length or length + 1, hidden)."""
+        if self.task is None:
+            if task_type_ids is not None:
+                raise InputError("this model has no task tokens (config.num_tasks = 0); leave task_type_ids out")
+            return self.dropout(self.norm(x))
+        if task_type_ids is None:
+            raise InputError(f"this model was trained with task tokens; give task_type_ids (batch,) in 0..{self.task.num_embeddings - 1}")
+        ids = task_type_ids.reshape(-1, 1)
+        check_ids(ids, self.task.num_embeddings, "task_type_ids")
+        rows = self.task(ids).expand(x.shape[0], -1, -1)  # (batch, 1, hidden)
+        return self.dropout(self.norm(torch.cat([x[:, :1], rows, x[:, 1:]], 1)))
+
+
+class RegionEmbeddings(nn.Module):
+    """``norm(W_f f + W_l l)``: a region's feature and its box."""
+
+    def __init__(self, visual_size: int, box_size: int, hidden_size: int, norm_eps: float, dropout: float) -> None:
+        super().__init__()
+        self.features = nn.Linear(visual_size, hidden_size)
+        self.boxes = nn.Linear(box_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """(batch, regions, visual size), (batch, regions, box size) -> (batch, regions, hidden)."""
+        return self.dropout(self.norm(self.features(features) + self.boxes(boxes)))
+
+
+def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:
+    """A connection: queries of one stream, keys and values of the other, at width ``co_hidden_size``."""
+    head = c.co_hidden_size // c.co_num_heads
+
+    def side(own: int, other: int, inner: int, activation: str, attention_dropout: float, dropout: float) -> Side:
+        return Side(
+            Attention(own, c.co_num_heads, key_size=other, head_size=head, dropout=attention_dropout),
+            FeedForward(own, inner, activation),
+            nn.LayerNorm(own, c.norm_eps),
+            nn.LayerNorm(own, c.norm_eps),
+            dropout=dropout,
+        )
+
+    text, image = c.hidden_size, c.image_hidden_size
+    return CoAttentionBlock(  # each side's attention drops probabilities at the rate of the stream it looks at
+        side(text, image, c.intermediate_size, c.activation, c.image_attention_dropout, c.dropout),
+        side(image, text, c.image_intermediate_size, c.image_activation, c.attention_dropout, c.image_dropout),
+    )
+
+
+def image_block(c: ViLBertConfig) -> nn.Module:
+    """An image block; with dynamic attention one whose queries and keys the text scales."""
+    size, eps = c.image_hidden_size, c.norm_eps
+    if not c.dynamic_attention:
+        return bert_block(
+            size,
+            c.image_num_heads,
+            c.image_intermediate_size,
+            activation=c.image_activation,
+            norm_eps=eps,
+            dropout=c.image_dropout,
+            attention_dropout=c.image_attention_dropout,
+        )
+    return GatedBlock(
+        GatedAttention(size, c.image_num_heads, c.hidden_size, dropout=c.image_attention_dropout),
+        FeedForward(size, c.image_intermediate_size, c.image_activation),
+        nn.LayerNorm(size, eps),
+        nn.LayerNorm(size, eps),
+        dropout=c.image_dropout,
+    )
+
+
+def text_block(c: ViLBertConfig) -> nn.Module:
+    return bert_block(
+        c.hidden_size,
+        c.num_heads,
+        c.intermediate_size,
+        activation=c.activation,
+        norm_eps=c.norm_eps,
+        dropout=c.dropout,
+        attention_dropout=c.attention_dropout,
+    )
+
+
+class ViLBert(VisionLanguageModel):
+    Config = ViLBertConfig
+    heads = {  # noqa: RUF012
+        "masked_lm": lambda c: MaskedLMHead(
+            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
+        ),
+        "masked_region": lambda c: RegionHead(c.image_hidden_size, c.region_target_size, c.activation, c.norm_eps),
+        "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
+    }
+    task_heads = {  # noqa: RUF012
+        "visual_question_answering": lambda c, n: AnswerHead(c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
+        "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
+    }
+    inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")
+    whole_image = True
+    matching_dropout = 0.1
+
+    def __init__(self, config: ViLBertConfig) -> None:
+        super().__init__(config)
+        c = config
+        self.embeddings = TaskEmbeddings(c)
+        self.image_embeddings = RegionEmbeddings(c.visual_size, c.box_size, c.image_hidden_size, c.norm_eps, c.dropout)
+        blocks = {
+            "text": [text_block(c) for _ in range(c.num_layers)],
+            "image": [image_block(c) for _ in range(c.image_num_layers)],
+            "both": [co_attention_block(c) for _ in c.text_connections if c.co_attention],
+        }
+        self.encoder = Schedule(blocks, c.schedule)
+        self.text_pooler = ReluPooler(c.hidden_size, c.co_hidden_size)
+        self.image_pooler = ReluPooler(c.image_hidden_size, c.co_hidden_size)
+
+    @classmethod
+    def widths(cls, config: ViLBertConfig) -> Mapping[str, int]:
+        return {"text": config.hidden_size, "image": config.image_hidden_size, "pooled": config.co_hidden_size}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        visual_boxes: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        task_type_ids: Tensor | None = None,
+        *,
+        all_pairs: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Streams:
+        """Encode texts and the regions of their pictures.
+
+        visual_features: (batch, regions, visual size). visual_boxes: (batch, regions, box size), see `zoo.regions`. visual_mask: (batch,
+        regions), 1/True = a real region. task_type_ids: (batch,) int, for models with task tokens. One text with many pictures runs through
+        its own first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with the picture running fast.
+        """
+        if visual_features is None or visual_boxes is None:
+            raise InputError("this model reads pictures: give visual_features and visual_boxes")
+        text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
+        text = text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
+        batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
+        check_features(visual_features, batch, self.config.visual_size, "visual_features")
+        check_features(visual_boxes, batch, self.config.box_size, "visual_boxes")
+        words = self.task_mask(attention_mask)
+        x = {"text": self.embeddings.with_task(text, task_type_ids), "image": self.image_embeddings(visual_features, visual_boxes)}
+        masks = {"text": (words, "attention_mask"), "image": (visual_mask, "visual_mask")}
+        of = {
+            name: Padding.of(mask, (len(x[name]), x[name].shape[1]), pack=not output_attentions, name=said, device=text.device)
+            for name, (mask, said) in masks.items()
+        }
+        way = Journey(x, of, hidden_states=output_hidden_states, attentions=output_attentions)
+        if all_pairs or way.apart:
+            meet = next((i for i, step in enumerate(self.encoder.steps) if step.part == "both"), len(self.encoder.steps))
+            way.run(self.encoder, slice(meet))  # the streams run apart until they first meet
+            way.spread(pairing(len(x["text"]), len(x["image"]), all_pairs))
+            way.run(self.encoder, slice(meet, None))
+        else:
+            way.run(self.encoder)
+        text_pooled, image_pooled = self.text_pooler(way.first("text")), self.image_pooler(way.first("image"))  # (batch, co hidden)
+        return Streams(
+            text=Encoded(way.x["text"], text_pooled, *way.kept("text")),
+            image=Encoded(way.x["image"], image_pooled, *way.kept("image")),
+            pooler_output=text_pooled * image_pooled if self.config.fusion == "mul" else text_pooled + image_pooled,
+            cross_attentions=way.across(("text", "image"), ("image", "text")),
+        )
+
+    def task_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """The text's mask, a real token longer where the model has task tokens."""
+        if attention_mask is None or not self.config.num_tasks:
+            return attention_mask
+        if attention_mask.dim() != 2:
+            raise InputError(f"attention_mask must be (batch, length) for a model with task tokens, got {tuple(attention_mask.shape)}")
+        return torch.cat([attention_mask.new_ones(attention_mask.shape[0], 1), attention_mask], 1)
+
+    def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Streams) -> Tensor | None:
+        mask = self.task_mask(attention_mask)
+        assert encoded.text is not None
+        return mask if mask is None else mask.expand(encoded.text.last_hidden_state.shape[0], -1)
+
+
+def pairing(texts: int, pictures: int, all_pairs: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """One text for each picture, or every text with every picture, pictures running fast."""
+    every = {"text": lambda x: x.repeat_interleave(pictures, 0), "image": lambda x: x.repeat(texts, *[1] * (x.dim() - 1))}
+    return every if all_pairs else {"text": every["text"]}
