@@ -2,7 +2,7 @@
 
     python benchmarks/convert_stream.py FOLDER [--gigabytes 6] [--shards 4] [--dtype float16] [--layout tf-bert]
 
-FOLDER needs room for three times the size. The page cache is dropped between the runs where that is allowed; the result says whether it was.
+FOLDER needs room for three times the size. The page cache is dropped between the runs where that is allowed; the result says if it was.
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ _CANARY: list[Canary] = []
 def canary() -> Canary:
     """The one audit hook of this process; hooks can't be taken away again."""
     if not _CANARY:
+        "".encode("cp437")  # zipfile's codec for old names: Python imports it on first use
         _CANARY.append(Canary())
         sys.addaudithook(_CANARY[0])
     return _CANARY[0]

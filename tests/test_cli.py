@@ -97,6 +97,13 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(zoo_command, tmp_path):
     assert zoo_command("create", "bert-base", "--set", "num_heads")[0] == 2
 
 
+def test_the_cache_is_listed_verified_and_pruned(zoo_command, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_HOME", str(tmp_path))
+    for call in (("list",), ("verify",), ("prune", "--dry-run")):
+        code, out, err = zoo_command("cache", *call, "--json")
+        assert (code, json.loads(out)) == (0, []), err
+
+
 def test_python_dash_m_runs_the_same_command():
     done = subprocess.run([sys.executable, "-m", "zoo", "list", "albert-base"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "albert-base")

@@ -259,6 +259,23 @@ def test_an_operation_makes_what_it_says_and_its_inverse_restores_it(what):
     assert equal(again, theirs)
 
 
+@pytest.mark.parametrize("what", ["join", "stack", "stack over a number", "join over ranks"])
+def test_the_order_of_names_in_a_file_does_not_matter(what):
+    rules, theirs, ours = OPERATIONS[what]
+    shuffled = dict(reversed(theirs.items()))
+    assert equal(a_map(rules=rules).forward(infos(shuffled), {"three": 3, "ranks": 2}).run(theirs.__getitem__), ours)
+
+
+def test_a_copy_that_canonical_files_hold_is_always_written():
+    rules = {"a": {"to": "b", "op": "transpose"}}
+    ours = {"b": W}
+    for canonical_copy, ties, expected in [(True, False, {"a", "copy"}), (False, False, {"a"}), (False, True, {"a", "copy"})]:
+        keymap = a_map(rules=rules, tie={"copy": {"of": "a", "canonical": canonical_copy}})
+        made = keymap.back(infos(ours), {}, ties=ties).run(ours.__getitem__)
+        assert set(made) == expected
+        assert all(torch.equal(tensor, W.T) for tensor in made.values())
+
+
 def test_what_rows_throw_away_is_told():
     rules, theirs, _ = OPERATIONS["rows"]
     assert a_map(rules=rules).forward(infos(theirs), {}).losses == {"b": "padding rows"}
@@ -712,6 +729,7 @@ def test_defaults_stand_in_for_keys_of_a_later_day():
     )
     assert config["norm_eps"] == 1e-12
     assert config["activation"] == "gelu_tanh"
+    assert config["num_segments"] == 16  # of that code's class; the published configs all say 2
     assert config["tie_word_embeddings"] is True
 
 

@@ -206,12 +206,86 @@ def verify(path: str, as_json: Json = False) -> None:
 
 
 @app.command()
-def fetch(name: str, as_json: Json = False) -> None:
-    """Fetch a checkpoint into the cache: a model's tag, or a source like hub:org/name."""
-    from zoo.conversion import locate
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model's tag, or a source like hub:org/name@revision.")],
+    force: Annotated[bool, typer.Option("--force", help="Fetch again, and follow a revision that moved.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a checkpoint into the cache."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    path, _ = locate(name)
+    from zoo.conversion import is_remote, record_of
+    from zoo.fetch import fetch as fetch_source
+
+    source = name if is_remote(name) else record_of(name)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), transient=True, disable=as_json
+    ) as bars:
+        shown: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            task = shown.setdefault(what, None)
+            if task is None:
+                task = shown[what] = bars.add_task(what, total=total)
+            bars.update(task, completed=done, total=total)
+
+        path = fetch_source(source, progress=None if as_json else tell, force=force)
     _json({"path": str(path)}) if as_json else print(path)
+
+
+cache_app = typer.Typer(help="What was fetched: list, verify, prune.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("list")
+def cache_list(as_json: Json = False) -> None:
+    """List what lies in the cache."""
+    from zoo.cache import Cache
+
+    entries = Cache().entries()
+    if as_json:
+        _json([{"source": e.source, "name": e.name, "revision": e.revision, "bytes": e.bytes, "folder": str(e.folder)} for e in entries])
+        return
+    _table("cache", ["source", "name", "MB", "fetched"], [[e.source, e.name or "", f"{e.bytes / 1e6:.1f}", e.fetched] for e in entries])
+
+
+@cache_app.command("verify")
+def cache_verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these; all if left out.")] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove what is damaged, so that it is fetched again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hash everything again and compare. Exit code 1 where something is damaged."""
+    from zoo.cache import Cache
+
+    found = Cache().verify(names or (), drop=drop)
+    if as_json:
+        _json([{"source": v.entry.source, "problems": list(v.problems)} for v in found])
+    else:
+        for v in found:
+            print(f"{'damaged' if v.problems else 'ok     '} {v.entry.source}" + "".join(f"\n        {p}" for p in v.problems))
+    if any(v.problems for v in found):
+        raise SystemExit(1)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,
+    older_than_days: Annotated[float | None, typer.Option(help="Only what was fetched longer ago.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove left-overs, and of what was fetched only what you name."""
+    from zoo.cache import Cache
+
+    gone = Cache().prune(names or (), older_than_days=older_than_days, everything=everything, dry_run=dry_run)
+    if as_json:
+        _json([{"path": str(p.path), "bytes": p.bytes, "reason": p.reason} for p in gone])
+        return
+    for p in gone:
+        print(f"{'would remove' if dry_run else 'removed'} {p.path} ({p.bytes / 1e6:.1f} MB): {p.reason}")
+    print(f"{sum(p.bytes for p in gone) / 1e6:.1f} MB")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from zoo import registry
 from zoo.cache import home, locked, safe_name
 from zoo.convert import engine, layouts
 from zoo.convert import verify as ladder
-from zoo.convert.files import embedding_options, foreign_config, read_description
+from zoo.convert.files import architectures_of, embedding_options, foreign_config, read_description
 from zoo.convert.keymap import KeyMap, Plan
 from zoo.convert.readers import open_archive
 from zoo.errors import CheckpointError, InputError, unknown
@@ -90,7 +90,7 @@ def verify(
             keymap,
             ours.to_dict(),
             targets_of(model_class, ours, {name: info.shape for name, info in plan.outputs.items()}),
-            architectures=(foreign or {}).get("architectures") or (),
+            architectures=architectures_of(foreign),
             foreign=foreign,
             expected_sha256=recorded_hash(record, path),
             probe=probe,
@@ -182,7 +182,7 @@ def planned(
     """The class, our config and the plan for a foreign archive; ``heads`` None = every head that the file has."""
     model_class = model_class or class_of_maps(keymap.family)
     ours = model_class.Config.from_dict(keymap.config_forward(foreign or {}, archive.tensors))
-    plan = keymap.forward(archive.tensors, ours.to_dict(), heads=heads, architectures=(foreign or {}).get("architectures") or ())
+    plan = keymap.forward(archive.tensors, ours.to_dict(), heads=heads, architectures=architectures_of(foreign))
     return model_class, ours, plan
 
 
@@ -248,7 +248,7 @@ def _forward(
                 shard_size=shard_size,
                 dry_run=dry_run,
                 progress=progress,
-                architectures=(foreign or {}).get("architectures") or (),
+                architectures=architectures_of(foreign),
                 foreign=foreign,
                 expected_sha256=recorded_hash(record, path),
                 metadata={"zoo.description": json.dumps(description, sort_keys=True)},

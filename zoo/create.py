@@ -26,13 +26,13 @@ from zoo.conversion import (
     staged,
 )
 from zoo.convert import layouts
-from zoo.convert.files import embedding_options, foreign_config, read_description
+from zoo.convert.files import architectures_of, embedding_options, foreign_config, read_description
 from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
 from zoo.convert.writer import write_tensors
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.model import initialise
-from zoo.tasks.base import TaskModel, build_task, offers_of_class
+from zoo.tasks.base import TaskModel, build_task, offers_of_class, spec_of_class, task_class
 from zoo.tasks.catalogue import TASKS, require_fit
 
 
@@ -179,7 +179,7 @@ def canonical_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _split(overrides: Mapping[str, Any], model_class: Any, task: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Config fields and task options among a user's keywords."""
-    fields, known = model_class.Config.field_names(), TASKS[task].options if task else {}
+    fields, known = model_class.Config.field_names(), spec_of_class(task, model_class).options if task else {}
     for name in overrides:
         if name not in fields and name not in known:
             hint = "" if task or not any(name in spec.options for spec in TASKS.values()) else "(an option of a task: pass task= too)"
@@ -231,7 +231,7 @@ def _load_foreign(source: Any, request: Request) -> Any:
         if request.task == "sentence-embedding":
             options = {**embedding_options(source), **options}
         wanted = heads_of_task(request.task, model_class)
-        plan = keymap.forward(archive.tensors, config.to_dict(), heads=wanted, architectures=(foreign or {}).get("architectures") or ())
+        plan = keymap.forward(archive.tensors, config.to_dict(), heads=wanted, architectures=architectures_of(foreign))
         check_ties(archive, plan)
         sizes = {name: info.shape for name, info in plan.outputs.items()}
         module, random = _fitted(model_class, config, options, sizes, replace(request, name=variant.name if variant else keymap.family))
@@ -285,10 +285,9 @@ def _fitted(
     pooled = any(name.startswith("pooler.") for name in sizes)
     if task is None and not pooled and "pooler" in config.field_names() and _pooler_has_parameters(model_class, config):
         config = config.replace(pooler=False)
-    if task is not None and "num_labels" in TASKS[task].options and "num_labels" not in options:
-        head = f"heads.{task.replace('-', '_')}"
-        stored = sizes.get(f"{head}.weight") or sizes.get(f"{head}.output.weight")
-        options = {**options, **({"num_labels": stored[0]} if stored else {})}
+    if task is not None:
+        spec = spec_of_class(task, model_class)
+        options = {**task_class(spec).options_from(sizes, spec, config, model_class), **options}
     with torch.device("meta"):
         module = _build(model_class, config, task, options, request.name or model_class.__name__)
     random = []
@@ -329,9 +328,7 @@ def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
     """The heads whose tensors a task needs from a file."""
     if task is None:
         return ()
-    spec = TASKS[task]
-    own = task.replace("-", "_")
-    return tuple(h for h in (*spec.heads, *spec.one_of) if h in model_class.heads) or ((own,) if task != "sentence-embedding" else ())
+    return task_class(spec := spec_of_class(task, model_class)).heads_from(spec, model_class)
 
 
 def check_ties(archive: Archive, plan: Plan) -> None:

@@ -65,7 +65,7 @@ def info(name: str) -> dict[str, Any]:
 def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family, size, what is foreign or refused."""
     from zoo.convert import layouts
-    from zoo.convert.files import foreign_config, read_description
+    from zoo.convert.files import architectures_of, foreign_config, read_description
     from zoo.convert.readers import open_archive
     from zoo.errors import ZooError
 
@@ -89,7 +89,7 @@ def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str |
         try:
             keymap = layouts.load(layouts.recognise(archive, foreign))
             ours = keymap.config_forward(foreign or {}, archive.tensors)
-            plan = keymap.forward(archive.tensors, ours, architectures=(foreign or {}).get("architectures") or (), inspect=True)
+            plan = keymap.forward(archive.tensors, ours, architectures=architectures_of(foreign), inspect=True)
         except ZooError as error:
             return {**found, "layout": None, "why": str(error), "first_names": names[:10]}
         return {

@@ -15,9 +15,11 @@ from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.masks import Padding, packing_enabled
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace
-from zoo.outputs import Encoded
+from zoo.outputs import Encoded, Streams
+from zoo.registry import TEXT_INPUTS
 
 HeadFactory = Callable[[Any], nn.Module]
+TaskHeadFactory = Callable[[Any, int], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Model(nn.Module):
 
     Config: ClassVar[type[Config]]
     heads: ClassVar[Mapping[str, HeadFactory]] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
+    inputs: ClassVar[tuple[str, ...]] = TEXT_INPUTS  # the tensors that ``forward`` reads, as the family's .toml lists them
+    task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}  # heads that the family builds its own way: (config, labels) to part
     exceptions: ClassVar[Mapping[str, str]] = {}  # common properties that the paper's own model breaks, each with its reason
 
     def __init__(self, config: Any) -> None:
@@ -59,6 +63,11 @@ class Model(nn.Module):
     def packing(self) -> bool:
         """Whether a padded batch would run packed, here and now."""
         return packing_enabled()
+
+    @classmethod
+    def widths(cls, config: Any) -> Mapping[str, int]:
+        """The widths that heads read: of the text's states, of the regions' and of the pooled vector, where the model has them."""
+        return dict.fromkeys(("text", "image", "pooled"), config.hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -147,6 +156,22 @@ class TextEncoder(Model):
         return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
 
 
+class VisionLanguageModel(Model):
+    """A model of pictures and words: what its tasks need to know of it besides its result, which has ``text``, ``image`` and
+    ``pooler_output``.
+    """
+
+    answers_at: ClassVar[str] = "pooled"  # where an answer is read: the "pooled" vector, or the "last-word" before the closing [SEP]
+    answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
+    pairs_of_pictures: ClassVar[bool] = True  # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
+    whole_image: ClassVar[bool] = False  # whether region 0 stands for the whole picture
+    embeddings: TextEmbeddings
+
+    def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Any) -> Tensor | None:
+        """Which of the states that predict words are real, (batch, positions) bool; None where all are."""
+        raise NotImplementedError
+
+
 def initialise(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
     """Draw every Linear and Embedding of ``module`` from a normal of ``std`` cut at two of them; biases 0; norms 1 and 0.
 
@@ -184,7 +209,7 @@ def truncated_normal(weight: Tensor, std: float, generator: torch.Generator | No
     weight.clamp_(-2 * std, 2 * std)
 
 
-def need_pooler(encoded: Encoded) -> Tensor:
+def need_pooler(encoded: Encoded | Streams) -> Tensor:
     """The pooled output, or an InputError that says why there is none."""
     if encoded.pooler_output is None:
         raise InputError("this model was built without its pooler (config.pooler = False), so there is no pooled output")

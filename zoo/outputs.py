@@ -38,13 +38,40 @@ class Encoded(Output):
 
 
 @dataclass(frozen=True)
+class Joint(Encoded):
+    """Text and regions after one encoder that reads both: an `Encoded` of the joint sequence, the text first, as the user gave them.
+
+    ``text`` and ``image`` are its two parts, so that results of one and of two streams are read alike.
+    """
+
+    text_length: int = 0
+
+    @property
+    def text(self) -> Encoded:
+        """The text's positions (batch, length, hidden), with the pooled vector."""
+        return Encoded(self.last_hidden_state[:, : self.text_length], self.pooler_output, self._cut(slice(self.text_length)))
+
+    @property
+    def image(self) -> Encoded:
+        """The regions' positions (batch, regions, hidden)."""
+        return Encoded(self.last_hidden_state[:, self.text_length :], None, self._cut(slice(self.text_length, None)))
+
+    def _cut(self, where: slice) -> tuple[Tensor, ...] | None:
+        return None if self.hidden_states is None else tuple(state[:, where] for state in self.hidden_states)
+
+
+@dataclass(frozen=True)
 class Streams(Output):
-    """Several streams, each an `Encoded`; ``cross_attentions`` (batch, heads, query, key) per block that looks across."""
+    """Several streams, each an `Encoded`; ``pooler_output`` (batch, size) where the model fuses their pooled vectors into one.
+
+    ``cross_attentions``: per block that looks across, one map (batch, heads, query, key), or a tuple of one for each direction.
+    """
 
     text: Encoded | None = None
     image: Encoded | None = None
     entity: Encoded | None = None
     joint: Encoded | None = None
+    pooler_output: Tensor | None = None
     cross_attentions: tuple[Any, ...] | None = None
 
 
@@ -64,8 +91,9 @@ class TaskOutput(Output):
     """What a task model returns: ``loss`` and the named ``losses`` it sums (where labels were given) and the head's results.
 
     ``logits`` (batch, classes) or (batch, length, classes); spans as ``start_logits``, ``end_logits`` (batch, length); pre-training heads
-    as ``prediction_logits`` (batch, length, vocabulary), ``seq_relationship_logits`` and ``sop_logits`` (batch, 2); ``embedding`` (batch,
-    hidden). ``encoded`` is what the model below returned.
+    as ``prediction_logits`` (batch, length, vocabulary), ``region_logits`` (batch, regions, classes), ``seq_relationship_logits`` and
+    ``sop_logits`` (batch, 2); ``embedding`` (batch, hidden). ``scores``: where one task has several heads, each head's logits by its name.
+    ``encoded`` is what the model below returned.
     """
 
     loss: Tensor | None = None
@@ -78,7 +106,9 @@ class TaskOutput(Output):
     end_logits: Tensor | None = None
     embedding: Tensor | None = None
     encoded: Any = None
+    region_logits: Tensor | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
 
-for _cls in (Encoded, Streams, Seq2Seq, TaskOutput):  # torch.export takes and gives them as pytrees
+for _cls in (Encoded, Joint, Streams, Seq2Seq, TaskOutput):  # torch.export takes and gives them as pytrees
     torch.export.register_dataclass(_cls, serialized_type_name=f"zoo.{_cls.__name__}")

@@ -22,6 +22,7 @@ from typing import Any
 from zoo.errors import ConfigError, unknown
 
 ENTRY_POINTS = "zoo.models"
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 PILLARS = ("foundation", "lightweight", "knowledge-enhanced", "cross-modal", "cross-lingual")
 _FAMILY_KEYS = {
     "family",
@@ -68,7 +69,7 @@ class Variant:
     default_tag: str | None = None
     heads: tuple[str, ...] = ()
     pooler: bool = True
-    inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    inputs: tuple[str, ...] = TEXT_INPUTS
     maps: str = ""  # the family whose layouts serve it
     notes: str = ""
     cls: type | None = None  # given by `register`; otherwise imported from class_path
@@ -205,6 +206,7 @@ def register(
         config=values,
         heads=tuple(getattr(cls, "heads", ())),
         pooler="pooler" in config_class.field_names(),
+        inputs=tuple(getattr(cls, "inputs", TEXT_INPUTS)),
         maps=maps or name.split("-")[0],
         cls=cls,
     )

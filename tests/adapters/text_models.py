@@ -73,6 +73,9 @@ def hugging_face(case: Case) -> Mapping[str, Any]:
     given = {name: case.inputs[name] for name in (*INPUTS, *(LABELS if task else ())) if name in case.inputs}
     if task == "next-sentence" and "next_sentence_label" in given:
         given["labels"] = given.pop("next_sentence_label")
+    if task == "question-answering" and "attention_mask" in given:  # the reference lets padding compete for the answer: give it states too
+        mask = given["attention_mask"]
+        given["attention_mask"] = mask[:, None, :].expand(-1, mask.shape[1], -1)
     with torch.no_grad():
         result = model(**given, output_hidden_states=True, output_attentions=True)
     real = real_of(case)

@@ -80,6 +80,12 @@ def foreign_config(source: Any, config: Mapping[str, Any] | str | os.PathLike[st
     return None
 
 
+def architectures_of(foreign: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The classes that a foreign config says its file is for; they settle whose head an ambiguous name is."""
+    named = (foreign or {}).get("architectures")
+    return tuple(str(name) for name in named) if isinstance(named, list) else ()
+
+
 def embedding_options(source: Any) -> dict[str, Any]:
     """How a sentence encoder's folder says that vectors are made (modules.json, 1_Pooling/config.json); empty where it says nothing."""
     folder = folder_of(source)

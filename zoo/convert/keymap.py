@@ -576,7 +576,7 @@ class _Builder:
                     )
             sources.add(template, entry)
             for pattern, _ in (*keymap.drop_patterns, *keymap.foreign_heads):
-                if entry.head == "" and fnmatch.fnmatchcase(template.text, pattern):
+                if entry.head == "" and not entry.bare and fnmatch.fnmatchcase(template.text, pattern):
                     raise MapError(
                         f"{self.where}: pattern {pattern!r} would take {template.text!r}, which has its own entry {entry.label!r}"
                     )

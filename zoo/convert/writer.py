@@ -13,11 +13,14 @@ import math
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +58,37 @@ class _Shard:
     descriptor: int = -1
 
 
+class _Hasher:
+    """Hashes blocks beside the writing of them: one thread, and only so many blocks behind that memory stays flat."""
+
+    def __init__(self, behind: int = 8):
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="zoo-content")
+        self._free = threading.Semaphore(behind)
+        self._hashes: dict[str, Any] = {}
+        self._current: Any = None
+
+    def begin(self, name: str) -> None:
+        self._current = self._hashes[name] = hashlib.sha256()
+
+    def update(self, data: memoryview) -> None:
+        self._free.acquire()
+        self._pool.submit(self._update, self._current, data)
+
+    def _update(self, digest: Any, data: memoryview) -> None:
+        try:
+            digest.update(data)
+        finally:
+            self._free.release()
+
+    def digests(self) -> dict[str, str]:
+        """Of every tensor, once all blocks are through."""
+        self._pool.submit(int).result()
+        return {name: digest.hexdigest() for name, digest in self._hashes.items()}
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 class SafetensorsWriter:
     """A safetensors file, or several with an index, in the making; a context manager.
 
@@ -88,6 +122,7 @@ class SafetensorsWriter:
         self.digests: dict[str, str] = {}
         self._place = {name: shard for shard in self.shards for name in shard.names}
         self._done = 0
+        self._hasher = _Hasher()
 
     def __enter__(self) -> SafetensorsWriter:
         with self._space_errors():
@@ -124,7 +159,7 @@ class SafetensorsWriter:
         dtype = DTYPES[info.dtype]
         if tensor.dtype != dtype and not (tensor.is_floating_point() and dtype.is_floating_point):
             raise CheckpointError(f"{name!r} is {tensor.dtype}; only floats are cast, and {dtype} was announced")
-        digest = hashlib.sha256()
+        self._hasher.begin(name)
         at = shard.reserved + shard.offsets[name]
         with self._space_errors():
             for block in blocks(tensor.detach()):
@@ -133,16 +168,17 @@ class SafetensorsWriter:
                     block = block.to(dtype)
                     check_finite(block, name, f" in {info.dtype}: the value is too large for it; keep the file's own dtype")
                 data = raw(block)
-                digest.update(data)
+                self._hasher.update(data)
                 _write_at(shard.descriptor, data, at)
                 at += len(data)
                 self._done += len(data)
                 if self.progress is not None:
                     self.progress(self._done, self.total)
-        self.digests[name] = digest.hexdigest()
+        self.digests[name] = ""
 
     def content_sha256(self) -> str:
         """A hash of all names, dtypes, shapes and bytes, whatever their order and sharding."""
+        self.digests.update(self._hasher.digests())
         return content_hash(self.infos, self.digests)
 
     def finish(self, metadata: Mapping[str, str] | None = None) -> Written:
@@ -209,6 +245,7 @@ class SafetensorsWriter:
         shard.descriptor = -1
 
     def _discard(self) -> None:
+        self._hasher.close()
         for shard in self.shards:
             if shard.temporary is not None:
                 _remove([shard.temporary])

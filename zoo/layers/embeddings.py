@@ -111,3 +111,14 @@ def same_shape(ids: Tensor, tokens: Tensor, name: str) -> None:
 
 def _all_zero(ids: Tensor) -> bool:
     return torch.compiler.is_compiling() or ids.device.type == "meta" or not bool(ids.any())
+
+
+def check_features(features: Tensor, batch: int, width: int, name: str) -> None:
+    """Refuse features that are not floats of shape (batch, regions, width)."""
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        raise InputError(
+            f"{name} must be a float tensor, got {features.dtype if isinstance(features, Tensor) else type(features).__name__}"
+        )
+    if features.dim() != 3 or features.shape[0] != batch or features.shape[2] != width:
+        hint = "" if features.dim() != 3 or features.shape[2] == width else f": this model was trained on features {width} wide"
+        raise InputError(f"{name} must be (batch, regions, width) = ({batch}, any, {width}), got {tuple(features.shape)}{hint}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.model import Model, initialise
-from zoo.tasks.catalogue import TaskSpec, require_fit
+from zoo.tasks.catalogue import TaskSpec, offered, require_fit, spec_for
 
 
 class TaskModel(nn.Module):
@@ -32,6 +32,21 @@ class TaskModel(nn.Module):
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
         """Assemble around a model; subclasses say which heads."""
         raise NotImplementedError
+
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        """The heads whose tensors the task needs from a file: the family's that it reads, else the one of its own name."""
+        family = tuple(head for head in (*spec.heads, *spec.one_of) if head in model_class.heads)
+        return family or (spec.name.replace("-", "_"),)
+
+    @classmethod
+    def options_from(cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any) -> dict[str, Any]:
+        """The options that stored tensors show, by their canonical names and shapes: the number of labels."""
+        if "num_labels" not in spec.options:
+            return {}
+        own = spec.name.replace("-", "_")
+        stored = sizes.get(f"heads.{own}.weight") or sizes.get(f"heads.{own}.output.weight")
+        return {"num_labels": stored[0]} if stored else {}
 
     @property
     def config(self) -> Any:
@@ -68,21 +83,38 @@ class TaskModel(nn.Module):
         return self.model.embeddings.token.weight  # type: ignore[union-attr, return-value]
 
 
+def label_head(model: Model, name: str, num_labels: int) -> nn.Module:
+    """The head of that name for so many labels: one linear layer, unless the family builds its own."""
+    own = model.task_heads.get(name)
+    return nn.Linear(model.config.hidden_size, num_labels) if own is None else own(model.config, num_labels)
+
+
 def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, Any], name: str) -> TaskModel:
     """A task model around a fresh model of ``model_class``; parts that the task does not read (the pooler) are left out."""
     spec = require_fit(task, offers_of_class(model_class), name)
     options = check_options(spec, options)
     if "pooler" in config.field_names():
-        config = config.replace(pooler="pooled" in spec.reads)
-    module, _, class_name = spec.class_path.partition(":")
-    built: TaskModel = getattr(importlib.import_module(module), class_name).build(model_class(config), options)
+        config = config.replace(pooler=bool(spec.reads & {"pooled", "fused"}))
+    built = task_class(spec).build(model_class(config), options)
     built.task = task
     return built
 
 
+def task_class(spec: TaskSpec) -> type[TaskModel]:
+    """The class that a spec names."""
+    module, _, class_name = spec.class_path.partition(":")
+    found: type[TaskModel] = getattr(importlib.import_module(module), class_name)
+    return found
+
+
+def spec_of_class(task: str, model_class: Any) -> TaskSpec:
+    """The task's spec as it is for a model class."""
+    return spec_for(task, offers_of_class(model_class))
+
+
 def offers_of_class(model_class: Any) -> frozenset[str]:
     """What a model class offers to tasks."""
-    return frozenset({"text", *(("pooled",) if "pooler" in model_class.Config.field_names() else ()), *model_class.heads})
+    return offered(model_class.inputs, "pooler" in model_class.Config.field_names(), model_class.heads)
 
 
 def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,11 @@ from zoo.registry import Variant
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task: what it ``reads`` of a model ("text": token states, "pooled": the pooled vector), the pre-training ``heads`` it needs of the
-    family's, ``one_of`` which it needs at least one, the options it takes with their defaults, and the class that builds it.
+    """A task: what it ``reads`` of a model, the pre-training ``heads`` it needs of the family's, ``one_of`` which it needs at least one,
+    the options it takes with their defaults, and the class that builds it.
+
+    Read are "text": the states of a text, "pooled": its pooled vector; of a model of pictures and words "words", "regions" and "fused", the
+    pooled vector of both. One name may stand for two specs, one for each kind of model: `spec_for` chooses.
     """
 
     name: str
@@ -41,6 +44,13 @@ _LABELS = {"num_labels": 2, "problem_type": None}
 
 TASKS: dict[str, TaskSpec] = _specs(
     TaskSpec("masked-lm", _TEXT, "zoo.tasks.text:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"),
+    TaskSpec(
+        "replaced-token-detection",
+        _TEXT,
+        "zoo.tasks.electra:ReplacedTokenDetection",
+        heads=("replaced_token",),
+        summary="which tokens are not the original ones",
+    ),
     TaskSpec("next-sentence", _POOLED, "zoo.tasks.text:NextSentence", heads=("next_sentence",), summary="does B follow A (0 = it does)"),
     TaskSpec("sentence-order", _POOLED, "zoo.tasks.text:SentenceOrder", heads=("sentence_order",), summary="were A and B swapped (0 = no)"),
     TaskSpec(
@@ -69,6 +79,85 @@ TASKS: dict[str, TaskSpec] = _specs(
 )
 
 
+_WORDS, _REGIONS, _FUSED = frozenset({"words"}), frozenset({"regions"}), frozenset({"fused"})
+_HEAD = {"head": None}  # the head's form, None: the family's own; see zoo.tasks.vision
+
+VISION: dict[str, TaskSpec] = _specs(
+    TaskSpec("masked-lm", _WORDS, "zoo.tasks.vision:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"),
+    TaskSpec(
+        "masked-region",
+        _REGIONS,
+        "zoo.tasks.vision:MaskedRegion",
+        heads=("masked_region",),
+        options={"region_target": "classes", "num_negatives": 128},
+        summary="the regions behind the masks",
+    ),
+    TaskSpec(
+        "image-text-matching",
+        _FUSED,
+        "zoo.tasks.vision:ImageTextMatching",
+        heads=("image_text_matching",),
+        summary="do the words belong to the picture",
+    ),
+    TaskSpec(
+        "pretraining",
+        _WORDS | _REGIONS | _FUSED,
+        "zoo.tasks.vision:Pretraining",
+        heads=("masked_lm", "image_text_matching"),
+        options={"region_target": "classes", "num_negatives": 128},
+        summary="masked words, image-text matching and, where the family has it, masked regions together",
+    ),
+    TaskSpec(
+        "visual-question-answering",
+        _WORDS | _FUSED,
+        "zoo.tasks.vision:VisualQuestionAnswering",
+        options={"num_labels": 3129, **_HEAD},
+        summary="an answer to a question about a picture, with soft scores",
+    ),
+    TaskSpec(
+        "visual-reasoning",
+        _FUSED,
+        "zoo.tasks.vision:VisualReasoning",
+        options={"num_labels": 2, "pairs": None, **_HEAD},
+        summary="is a sentence true of two pictures (NLVR2)",
+    ),
+    TaskSpec(
+        "visual-entailment",
+        _FUSED,
+        "zoo.tasks.vision:VisualEntailment",
+        options={"num_labels": 3, **_HEAD},
+        summary="does a picture entail a sentence (SNLI-VE)",
+    ),
+    TaskSpec(
+        "sequence-classification",
+        _FUSED,
+        "zoo.tasks.vision:Classification",
+        options={**_LABELS, **_HEAD},
+        summary="a label for a picture and its words",
+    ),
+    TaskSpec("multiple-choice", _FUSED, "zoo.tasks.vision:MultipleChoice", summary="the right one of several texts or pictures (VCR)"),
+    TaskSpec(
+        "image-text-retrieval", _FUSED, "zoo.tasks.vision:Retrieval", summary="a score for how well words and picture match, for ranking"
+    ),
+    TaskSpec("grounding", _REGIONS, "zoo.tasks.vision:Grounding", summary="the region that an expression means (RefCOCO)"),
+    TaskSpec(
+        "region-to-phrase",
+        _WORDS | _REGIONS,
+        "zoo.tasks.vision:RegionToPhrase",
+        summary="the regions that phrases mean",
+    ),
+    TaskSpec(
+        "multi-task",
+        _WORDS | _REGIONS | _FUSED,
+        "zoo.tasks.multi_task:MultiTask",
+        heads=("masked_lm", "masked_region", "image_text_matching"),
+        options={"num_answers": 3129, "num_gqa_answers": 1533, **_HEAD},
+        summary="every head of a 12-in-1 checkpoint over one pass",
+    ),
+)
+TASKS |= {name: spec for name, spec in VISION.items() if name not in TASKS}
+
+
 def task_spec(name: str) -> TaskSpec:
     """The task of that name; an unknown name is an UnknownNameError with the three closest."""
     if name not in TASKS:
@@ -76,24 +165,38 @@ def task_spec(name: str) -> TaskSpec:
     return TASKS[name]
 
 
+def spec_for(name: str, offers: frozenset[str]) -> TaskSpec:
+    """The task of that name as it is for a model with these ``offers``."""
+    spec = task_spec(name)
+    return VISION[name] if "words" in offers and name in VISION else spec
+
+
+def offered(inputs: Collection[str], pooler: bool, heads: Iterable[str]) -> frozenset[str]:
+    """What a model offers to tasks, from what it reads, whether it pools, and its pre-training heads."""
+    if "visual_features" in inputs:
+        return frozenset({"words", "regions", "fused", *heads})
+    return frozenset({"text", *(("pooled",) if pooler else ()), *heads})
+
+
 def offers_of(model: Variant) -> frozenset[str]:
     """What a registered model offers to tasks."""
-    return frozenset({"text", *(("pooled",) if model.pooler else ()), *model.heads})
+    return offered(model.inputs, model.pooler, model.heads)
 
 
 def fits(task: str, model: Variant) -> bool:
     """Whether the task fits the model."""
-    return not task_spec(task).missing(offers_of(model))
+    offers = offers_of(model)
+    return not spec_for(task, offers).missing(offers)
 
 
 def fitting(offers: frozenset[str]) -> list[str]:
     """The names of the tasks that fit."""
-    return [name for name, spec in TASKS.items() if not spec.missing(offers)]
+    return [name for name in TASKS if not spec_for(name, offers).missing(offers)]
 
 
 def require_fit(task: str, offers: frozenset[str], model: str) -> TaskSpec:
     """The task's spec, or a TaskError that says what the model lacks and which tasks fit it."""
-    spec = task_spec(task)
+    spec = spec_for(task, offers)
     if lacks := spec.missing(offers):
         raise TaskError(f"{task!r} does not fit {model}: it lacks {', '.join(lacks)}; tasks that fit: {', '.join(fitting(offers))}")
     return spec

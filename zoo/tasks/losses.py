@@ -9,13 +9,18 @@ from torch.nn import functional as F
 from zoo.errors import TaskError
 
 
+def widened(logits: Tensor) -> Tensor:
+    """Logits in float32 where they are narrower; float64 stays."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def token_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.0) -> Tensor:
     """Mean negative log likelihood over the labels that are not -100.
 
     logits (..., classes), labels (...) int64. ``epsilon`` is added to the count, as BERT's and ALBERT's TensorFlow code does (1e-5).
     Without any label the loss is zero and has a gradient of zeros.
     """
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+    total = F.cross_entropy(widened(logits.flatten(0, -2)), labels.flatten(), ignore_index=-100, reduction="sum")
     count = (labels != -100).sum()
     return total / (count + epsilon if epsilon else count.clamp(min=1))
 
@@ -30,20 +35,23 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
     if problem_type == "regression":
         return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).reshape(logits.squeeze(-1).shape))
     if problem_type == "single-label":
-        return F.cross_entropy(logits.float(), labels)
+        return F.cross_entropy(widened(logits), labels)
     if problem_type == "multi-label":
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     raise TaskError(f"problem_type must be 'regression', 'single-label' or 'multi-label', got {problem_type!r}")
 
 
-def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Mean of the cross-entropies of an answer's first and last token; positions outside the text are left out.
+def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor, real: Tensor | None = None) -> Tensor:
+    """Mean of the cross-entropies of an answer's first and last token over the real tokens; positions outside the text are left out.
 
-    start_logits, end_logits (batch, length); start, end (batch,) int64.
+    start_logits, end_logits (batch, length); start, end (batch,) int64; real (batch, length) bool, True = a real token, None where all are.
     """
     length = start_logits.shape[1]
-    parts = [
-        token_cross_entropy(logits[:, None], torch.where((at < 0) | (at >= length), -100, at)[:, None])
-        for logits, at in ((start_logits, start), (end_logits, end))
-    ]
+    parts = []
+    for logits, at in ((start_logits, start), (end_logits, end)):
+        outside = (at < 0) | (at >= length)
+        if real is not None:
+            outside = outside | ~real.gather(1, at.clamp(0, length - 1)[:, None]).squeeze(1)
+            logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)  # padding is no answer
+        parts.append(token_cross_entropy(logits[:, None], torch.where(outside, -100, at)[:, None]))
     return (parts[0] + parts[1]) / 2

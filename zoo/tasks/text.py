@@ -13,8 +13,9 @@ from zoo.layers.masks import Padding
 from zoo.layers.pooler import pool
 from zoo.model import Model, need_pooler
 from zoo.outputs import TaskOutput
-from zoo.tasks.base import TaskModel, check_labels, flat_choices
-from zoo.tasks.losses import classification_loss, span_loss, token_cross_entropy
+from zoo.tasks.base import TaskModel, check_labels, flat_choices, label_head
+from zoo.tasks.catalogue import TaskSpec
+from zoo.tasks.losses import classification_loss, span_loss, token_cross_entropy, widened
 
 
 class MaskedLM(TaskModel):
@@ -27,16 +28,15 @@ class MaskedLM(TaskModel):
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch, length): the true ids at masked places, -100 elsewhere."""
         encoded = self.model(*inputs, **named)
-        logits = self.predict(encoded.last_hidden_state, _mask_of(inputs, named))
+        logits = self.predict(encoded.last_hidden_state, padding_of(encoded.last_hidden_state, inputs, named))
         if labels is None:
             return TaskOutput(logits=logits, prediction_logits=logits, encoded=encoded)
         check_labels(labels, tuple(logits.shape[:2]), "labels", logits.shape[2])
         loss = token_cross_entropy(logits, labels)
         return TaskOutput(loss, {"masked_lm": loss}, logits, logits, encoded=encoded)
 
-    def predict(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def predict(self, hidden: Tensor, padding: Padding) -> Tensor:
         """Word scores, computed at real tokens only."""
-        padding = Padding.of(attention_mask, (hidden.shape[0], hidden.shape[1]))
         return padding.unpack(self.heads["masked_lm"](padding.pack(hidden), self.token_table))
 
 
@@ -60,7 +60,7 @@ class Pretraining(MaskedLM):
         kept.
         """
         encoded = self.model(*inputs, **named)
-        words = self.predict(encoded.last_hidden_state, _mask_of(inputs, named))
+        words = self.predict(encoded.last_hidden_state, padding_of(encoded.last_hidden_state, inputs, named))
         pooled = self.dropout(need_pooler(encoded)) if "sentence_order" in self.heads else need_pooler(encoded)
         follows = self.heads["next_sentence"](pooled) if "next_sentence" in self.heads else None
         order = self.heads["sentence_order"](pooled) if "sentence_order" in self.heads else None
@@ -73,7 +73,7 @@ class Pretraining(MaskedLM):
                 if logits is None:
                     raise InputError(f"{name}_label was given, but this family has no {name} head; its heads are {', '.join(self.heads)}")
                 check_labels(label.flatten(), (logits.shape[0],), f"{name}_label", 2)
-                losses[name] = F.cross_entropy(logits.float(), label.flatten())
+                losses[name] = F.cross_entropy(widened(logits), label.flatten())
         loss = sum(losses.values()) if losses else None
         return TaskOutput(loss, losses, None, words, follows, order, encoded=encoded)  # type: ignore[arg-type]
 
@@ -95,7 +95,7 @@ class _PairJudge(TaskModel):
         loss = None
         if labels is not None:
             check_labels(labels.flatten(), (logits.shape[0],), "labels", 2)
-            loss = F.cross_entropy(logits.float(), labels.flatten())
+            loss = F.cross_entropy(widened(logits), labels.flatten())
         given = {"seq_relationship_logits" if self.head == "next_sentence" else "sop_logits": logits}
         return TaskOutput(loss, {} if loss is None else {self.head: loss}, logits, encoded=encoded, **given)
 
@@ -117,7 +117,7 @@ class SequenceClassification(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"sequence_classification": nn.Linear(model.config.hidden_size, options["num_labels"])}, options)
+        return cls(model, {"sequence_classification": label_head(model, "sequence_classification", options["num_labels"])}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch,) int for classes, (batch, classes) float for several at once, (batch,) float for one output -> logits (batch,
@@ -138,12 +138,13 @@ class TokenClassification(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"token_classification": nn.Linear(model.config.hidden_size, options["num_labels"])}, options)
+        return cls(model, {"token_classification": label_head(model, "token_classification", options["num_labels"])}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, length) int, -100 = left out -> logits (batch, length, classes)."""
+        """labels (batch, length) int, -100 = left out -> logits (batch, length, classes), zeros at padding."""
         encoded = self.model(*inputs, **named)
-        logits = self.heads["token_classification"](self.dropout(encoded.last_hidden_state))
+        hidden = encoded.last_hidden_state
+        logits = padding_of(hidden, inputs, named, pack=False).unpack(self.heads["token_classification"](self.dropout(hidden)))
         loss = None
         if labels is not None:
             check_labels(labels, tuple(logits.shape[:2]), "labels", logits.shape[2])
@@ -161,14 +162,17 @@ class QuestionAnswering(TaskModel):
     def forward(
         self, *inputs: Tensor, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **named: Any
     ) -> TaskOutput:
-        """start_positions, end_positions (batch,) int; outside the text = left out -> start_logits, end_logits (batch, length)."""
+        """start_positions, end_positions (batch,) int; outside the text = left out -> start_logits, end_logits (batch, length), zeros at
+        padding, which the loss does not count among the places of an answer.
+        """
         encoded = self.model(*inputs, **named)
-        start, end = self.heads["question_answering"](encoded.last_hidden_state).unbind(-1)
+        padding = padding_of(encoded.last_hidden_state, inputs, named, pack=False)
+        start, end = padding.unpack(self.heads["question_answering"](encoded.last_hidden_state)).unbind(-1)
         loss = None
         if (start_positions is None) != (end_positions is None):
             raise InputError("give both start_positions and end_positions, or neither")
         if start_positions is not None and end_positions is not None:
-            loss = span_loss(start, end, start_positions.flatten(), end_positions.flatten())
+            loss = span_loss(start, end, start_positions.flatten(), end_positions.flatten(), padding.real)
         return TaskOutput(loss, {} if loss is None else {"span": loss}, start_logits=start, end_logits=end, encoded=encoded)
 
 
@@ -177,7 +181,7 @@ class MultipleChoice(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"multiple_choice": nn.Linear(model.config.hidden_size, 1)}, options)
+        return cls(model, {"multiple_choice": label_head(model, "multiple_choice", 1)}, options)
 
     def forward(
         self,
@@ -197,7 +201,7 @@ class MultipleChoice(TaskModel):
         loss = None
         if labels is not None:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
-            loss = F.cross_entropy(logits.float(), labels)
+            loss = F.cross_entropy(widened(logits), labels)
         return TaskOutput(loss, {} if loss is None else {"choice": loss}, logits, encoded=encoded)
 
 
@@ -205,6 +209,10 @@ class SentenceEmbedding(TaskModel):
     """One vector for a text: its token states pooled over real tokens, then at length one where ``normalize`` says so."""
 
     POOLINGS = ("mean", "max", "cls")
+
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        return ()
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
@@ -216,11 +224,11 @@ class SentenceEmbedding(TaskModel):
         """-> embedding (batch, hidden)."""
         encoded = self.model(*inputs, **named)
         hidden = encoded.last_hidden_state
-        padding = Padding.of(_mask_of(inputs, named), (hidden.shape[0], hidden.shape[1]), pack=False)
-        vector = pool(hidden, padding.real, self.options["pooling"])
+        vector = pool(hidden, padding_of(hidden, inputs, named, pack=False).real, self.options["pooling"])
         return TaskOutput(embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded)
 
 
-def _mask_of(inputs: tuple[Tensor, ...], named: Mapping[str, Any]) -> Tensor | None:
-    """The attention mask among a model's inputs: second by position, or by name."""
-    return inputs[1] if len(inputs) > 1 else named.get("attention_mask")
+def padding_of(hidden: Tensor, inputs: tuple[Tensor, ...], named: Mapping[str, Any], *, pack: bool = True) -> Padding:
+    """Which tokens are real, from a model's inputs: the mask is the second by position, or a name."""
+    mask = inputs[1] if len(inputs) > 1 else named.get("attention_mask")
+    return Padding.of(mask, (hidden.shape[0], hidden.shape[1]), lengths=named.get("lengths"), pack=pack, device=hidden.device)

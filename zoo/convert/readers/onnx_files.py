@@ -121,7 +121,7 @@ def read(path: Path, data: memoryview, beside: Callable[[str], memoryview | None
 
 
 def _turned(load: Load) -> Load:
-    return lambda: load().t().contiguous()
+    return lambda: load().t().clone(memory_format=torch.contiguous_format)
 
 
 def _root(graph: _Graph) -> str:

@@ -395,9 +395,9 @@ _CALLS: dict[tuple[str, str], Call] = {
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): _numpy_dtype,
 }
-for _module in ("builtins", "__builtin__"):
-    _CALLS |= {(_module, "list"): _sequence, (_module, "tuple"): _tuple, (_module, "set"): _set, (_module, "frozenset"): _set}
-    _CALLS |= {(_module, "dict"): _ordered_dict, (_module, "bytes"): _bytes, (_module, "eval"): _eval}
+_PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
+_CALLS |= {("builtins", "list"): _sequence, ("builtins", "tuple"): _tuple, ("builtins", "set"): _set, ("builtins", "frozenset"): _set}
+_CALLS |= {("builtins", "dict"): _ordered_dict, ("builtins", "bytes"): _bytes, ("builtins", "eval"): _eval}
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _CALLS |= {(_module, "_reconstruct"): _numpy_empty, (_module, "scalar"): _numpy_scalar}
 for _module in ("numpy.core.numeric", "numpy._core.numeric"):
@@ -779,6 +779,7 @@ class _Machine:
         self.push(self.contain(self.named(module, name)))
 
     def named(self, module: str, name: str) -> Any:
+        module = _PYTHON2_MODULES.get(module, module)
         if module == "torch" and name in SCALAR_TYPES:
             return f"torch.{name}"
         if module == "torch" and name in ("per_tensor_affine", "per_channel_affine", "strided", "contiguous_format"):
@@ -801,12 +802,14 @@ class _Machine:
             return self.refuse(function.name, how, arguments)
         if not isinstance(function, Global):
             self.fail(f"calls {repr_short(function)}")
-        if (function.module, function.name) in (("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")) and arguments:
+        if (function.module, function.name) == ("copyreg", "_reconstructor") and arguments:
             return self.refuse(str(arguments[0]) if isinstance(arguments[0], Global) else "an object")
         known = _CALLS.get((function.module, function.name))
         if known is not None:
             try:
                 result = known(*arguments)
+            except CheckpointError:
+                raise
             except (TypeError, ValueError):  # not the call that this name is known for
                 return self.refuse(str(function), how, arguments)
             if isinstance(result, Refused):

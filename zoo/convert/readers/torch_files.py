@@ -13,7 +13,6 @@ import torch
 
 from zoo.convert.readers.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.convert.readers.buffers import Member, tensor_at
-from zoo.convert.readers.limits import MAX_NODES
 from zoo.convert.readers.pickles import (
     ArrayRef,
     LongBytes,
@@ -123,7 +122,7 @@ def array_tensor(data: memoryview, offset: int, dtype: str, shape: tuple[int, ..
         data, offset = memoryview(bytearray(words.astype(f"<u{word}").tobytes())), 0
     if fortran and len(shape) > 1:
         tensor = tensor_at(data, offset, dtype, shape[::-1])
-        return tensor.permute(tuple(reversed(range(len(shape))))).contiguous()
+        return tensor.permute(tuple(reversed(range(len(shape))))).clone(memory_format=torch.contiguous_format)
     return tensor_at(data, offset, dtype, shape)
 
 
@@ -217,7 +216,7 @@ def read_legacy(path: Path, data: memoryview, group: str | None) -> Archive:
     reader = _Torch(what, {})
     result = unpickle(data, system.end, persistent=reader.persistent, what=what)
     keys = unpickle(data, result.end, what=f"{path}: its list of storages")
-    if not isinstance(keys.value, list) or len(keys.value) > MAX_NODES:
+    if not isinstance(keys.value, list) or len(keys.value) > len(reader.dtypes):
         raise CheckpointError(f"{path} has {printable(repr_short(keys.value))} where the list of storages should be")
     places: dict[str, memoryview] = {}
     position = keys.end

@@ -28,6 +28,9 @@ MAX_REFUSED_NAMES = 2000
 Leaf = TensorRef | ArrayRef | StorageRef
 
 
+_PLAIN = (int, str, float, bool, type(None))
+
+
 class _Nothing:
     """Stands for a branch that holds no plain data."""
 
@@ -53,6 +56,11 @@ class _Walk:
     seen: set[int] = field(default_factory=set)  # refused nodes that hang in the tree
     nodes: int = 0
 
+    def count(self, nodes: int) -> None:
+        self.nodes += nodes
+        if self.nodes > MAX_NODES:
+            raise CheckpointError(f"{self.what} unfolds to more than {MAX_NODES} values")
+
     def refuse(self, name: str, path: tuple[str, ...]) -> None:
         if name in self.refused or len(self.refused) < MAX_REFUSED_NAMES:
             place, count = self.refused.get(name, (printable(".".join(path)) or "the top", 0))
@@ -60,9 +68,7 @@ class _Walk:
 
     def visit(self, value: Any, path: tuple[str, ...], above: tuple[int, ...] = ()) -> Any:
         """The plain data of ``value``, or ``_NOTHING``; tensors and refused objects are noted on the way."""
-        self.nodes += 1
-        if self.nodes > MAX_NODES:
-            raise CheckpointError(f"{self.what} unfolds to more than {MAX_NODES} values")
+        self.count(16)
         if value is None or isinstance(value, (bool, int, float, str, bytes)):
             return value
         if isinstance(value, (TensorRef, StorageRef)) or (isinstance(value, ArrayRef) and value.dtype is not None):
@@ -85,7 +91,8 @@ class _Walk:
         if isinstance(value, dict):
             return self.visit_items(value.items(), path, above)
         if isinstance(value, (list, tuple, set)):
-            parts = [self.visit(part, (*path, str(i)), above) for i, part in enumerate(value)]
+            self.count(len(value))
+            parts = [part if type(part) in _PLAIN else self.visit(part, (*path, str(i)), above) for i, part in enumerate(value)]
             kept = [None if part is _NOTHING else part for part in parts]
             return kept if not parts or any(part is not _NOTHING for part in parts) else _NOTHING
         if isinstance(value, Refused):
@@ -97,10 +104,14 @@ class _Walk:
         empty = True
         for key, value in items:
             empty = False
+            if type(value) in _PLAIN:  # by far the most frequent case: dictionaries of words
+                plain[key] = value
+                continue
             part = _part(key)
             result = self.visit(value, path if part in MODULE_PARTS else (*path, part), above)
             if result is not _NOTHING:
                 plain[key] = result
+        self.count(len(plain))
         return plain if plain or empty else _NOTHING
 
     def visit_refused(self, value: Refused, path: tuple[str, ...], above: tuple[int, ...]) -> Any:

@@ -1,0 +1,99 @@
+"""Fill the generated tables of `docs/models/*.md` from the code: sizes, parameters, checkpoints with licence and proof, tasks.
+
+    python -m docs.generate            rewrite what stands between the markers
+    python -m docs.generate --check    exit code 1 where a page is out of date
+
+A page asks for a table by a line ``<!-- table: sizes -->`` (or ``checkpoints``, ``tasks``); the table stands between it and ``<!-- end
+-->``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from zoo import registry
+from zoo.sources import records
+from zoo.tasks.catalogue import fitting, offers_of
+
+PAGES = Path(__file__).parent / "models"
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def sizes(variants: list[registry.Variant]) -> str:
+    """A row per variant: the fields in which the family's variants differ, and the parameters."""
+    configs = {v.name: registry.config(v.name) for v in variants}
+    first = next(iter(configs.values()))
+    shown = [n for n in first.field_names() if len({str(getattr(c, n)) for c in configs.values()}) > 1 and n not in first.free_fields()]
+    if len(variants) == 1:
+        shown = [n for n in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size") if n in first.field_names()]
+    rows = []
+    for v in variants:
+        with torch.device("meta"):
+            count = v.model_class()(configs[v.name]).num_parameters()
+        stated = v.parameters.get("count")
+        proof = "counted" if stated is None else "equal to " + v.parameters["source"] if stated == count else f"stated {stated:,}"
+        rows.append([f"`{v.name}`", *(str(getattr(configs[v.name], n)) for n in shown), f"{count:,}", proof])
+    return table(["variant", *shown, "parameters", "which are"], rows)
+
+
+def checkpoints(variants: list[registry.Variant]) -> str:
+    """A row per tag: where it can be had, its layout and licence, and how far it is proven."""
+    known, rows = records(), []
+    for v in variants:
+        for tag in registry.tags(v):
+            record = known.get(f"{v.name}.{tag}")
+            if record is None:
+                continue
+            seen = "map proven, bytes never seen" if record.unverified else "bytes hashed"
+            rows.append(
+                [f"`{v.name}.{tag}`", "<br>".join(f"`{s}`" for s in record.sources), f"`{record.layout}`", record.licence or "", seen]
+            )
+    return table(["tag", "sources, in order", "layout", "licence", "proof"], rows) if rows else "No public checkpoint is known.\n"
+
+
+def tasks(variants: list[registry.Variant]) -> str:
+    """The tasks that fit the family."""
+    return ", ".join(f"`{name}`" for name in fitting(offers_of(variants[0]))) + "\n"
+
+
+def render(page: Path) -> str:
+    """The page with its tables filled anew."""
+    families = registry.families()
+    name = page.stem
+    family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
+    makers = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks}
+
+    def fill(match: re.Match[str]) -> str:
+        if family is None:
+            raise SystemExit(f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}")
+        if match[2] not in makers:
+            raise SystemExit(f"{page.name} asks for the table {match[2]!r}; there are {', '.join(makers)}")
+        variants = sorted(families[family], key=lambda v: registry.natural(v.name))
+        return match[1] + "\n" + makers[match[2]](variants) + "\n" + match[3]
+
+    return BLOCK.sub(fill, page.read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    stale = []
+    for page in sorted(PAGES.glob("*.md")):
+        new = render(page)
+        if new != page.read_text(encoding="utf-8"):
+            stale.append(page.name)
+            if "--check" not in sys.argv:
+                page.write_text(new, encoding="utf-8")
+    print(f"{'out of date' if '--check' in sys.argv else 'rewritten'}: {', '.join(stale) or 'nothing'}")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Asking the transformers library: its classes built for a config of ours, and our weights on their way to it and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from zoo.convert import layouts
+from zoo.convert.keymap import Info
+from zoo.create import canonical_state
+
+PROBLEMS = {"regression": "regression", "single-label": "single_label_classification", "multi-label": "multi_label_classification"}
+
+
+def hugging_face(layout: str, class_name: str, config: Any, options: Mapping[str, Any]) -> nn.Module:
+    """A class of transformers for a config of ours, in float64, with the attention that is written out."""
+    cls = getattr(transformers, class_name)
+    keymap = layouts.load(layout)
+    foreign = {**keymap.config_back(config.to_dict(), keymap.architectures[class_name]), "num_labels": options.get("num_labels", 2)}
+    if options.get("problem_type"):
+        foreign["problem_type"] = PROBLEMS[options["problem_type"]]
+    theirs = cls.config_class.from_dict(foreign)
+    theirs._attn_implementation = "eager"
+    bare = "add_pooling_layer" in inspect.signature(cls).parameters
+    return (cls(theirs, add_pooling_layer=config.pooler) if bare else cls(theirs)).double().eval()
+
+
+def way_back(layout: str, model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """A model's tensors (or others under the same names) in a foreign layout, stored copies of tied ones included."""
+    ours = dict(canonical_state(model)) if tensors is None else dict(tensors)
+    infos = {name: Info(tuple(tensor.shape), "F64") for name, tensor in ours.items()}
+    return layouts.load(layout).back(infos, model.config.to_dict(), ties=True).run(lambda name: ours[name])
+
+
+def taught(layout: str, theirs: nn.Module, ours: nn.Module) -> nn.Module:
+    """Their class with our weights, loaded strictly."""
+    theirs.load_state_dict(way_back(layout, ours), strict=True)
+    return theirs
+
+
+@torch.no_grad()
+def asked(theirs: nn.Module, inputs: Mapping[str, Tensor], **labels: Any) -> Any:
+    """Their result on our inputs; they take integer masks only."""
+    given = {name: x.long() if name == "attention_mask" and x.dim() == 2 else x for name, x in inputs.items()}
+    return theirs(**given, **labels)

@@ -1,0 +1,290 @@
+"""Drawing small models and batches of every registered family, for the property tests."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import zoo
+from zoo import registry
+from zoo.tasks.catalogue import TASKS, offers_of
+
+MASKS = ("none", "full", "right", "left", "holes")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
+
+
+# -- families ----------------------------------------------------------------------------------------------------------------------------
+
+
+def families() -> list[str]:
+    """Every family that the zoo registers."""
+    return sorted(registry.families())
+
+
+def family(name: str) -> ModuleType:
+    """The tests' module of a family."""
+    return importlib.import_module(f"tests.families.{name.replace('-', '_')}")
+
+
+def with_oracle() -> list[str]:
+    """The families that another library can be asked about."""
+    return [name for name in families() if hasattr(family(name), "oracle")]
+
+
+def tasks_of(name: str) -> list[str]:
+    """The tasks that fit a family."""
+    return [task for task, spec in TASKS.items() if not spec.missing(offers_of(registry.families()[name][0]))]
+
+
+FAMILY_TASKS = [(name, task) for name in families() for task in tasks_of(name)]
+
+
+def build(name: str, config: Any, task: str | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    """A family's model of this config through the public call, in eval mode, every parameter random."""
+    made = zoo.create(registry.families()[name][0].name, task=task, dtype=dtype, **config.to_dict(), **options)
+    return randomised(made, seed)
+
+
+@torch.no_grad()
+def randomised(model: nn.Module, seed: int = 0, scale: float = 0.4) -> nn.Module:
+    """Every parameter random, norms and biases too, so that a term that is missing or doubled shows. -> the model, in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        center = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale + center)
+    return model.eval()
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A model's inputs. ``streams``: which inputs (batch, length, ...) run along with which mask (batch, length)."""
+
+    inputs: Mapping[str, Tensor]
+    streams: Mapping[str, tuple[str, ...]]
+
+    def along(self, mask: str) -> list[str]:
+        return [name for name in self.streams[mask] if name in self.inputs]
+
+    def real(self, mask: str = "attention_mask") -> Tensor:
+        """(batch, length) bool, True = a real token."""
+        first = self.inputs[self.along(mask)[0]]
+        given = self.inputs.get(mask)
+        return torch.ones(first.shape[:2], dtype=torch.bool) if given is None else given.bool()
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    @property
+    def masked(self) -> Batch:
+        """The same with every mask written out."""
+        return replace(self, inputs={**self.inputs, **{mask: self.real(mask) for mask in self.streams}})
+
+    def with_(self, **inputs: Tensor) -> Batch:
+        return replace(self, inputs={**self.inputs, **inputs})
+
+    def refilled(self, seed: int) -> Batch:
+        """Padding filled with other things: values that stand at real places elsewhere."""
+        generator = torch.Generator().manual_seed(seed)
+        changed = {}
+        for mask in self.streams:
+            real = self.real(mask)
+            if not real.any():
+                continue
+            for name in self.along(mask):
+                values = self.inputs[name][real]
+                chosen = values[torch.randint(len(values), (int((~real).sum()),), generator=generator)]
+                changed[name] = self.inputs[name].masked_scatter(_like(~real, self.inputs[name]), chosen)
+        return self.with_(**changed)
+
+    def lengthened(self, mask: str, columns: list[int]) -> Batch:
+        """Padding put before each of these columns (the length itself = at the end), filled with row 0's first value."""
+        given = self.masked
+        where = sorted(columns)
+        changed = {}
+        for name in [mask, *given.along(mask)]:
+            x = given.inputs[name]
+            filler = x[:1, :1].expand(x.shape[0], 1, *x.shape[2:]) if name != mask else torch.zeros(x.shape[0], 1, dtype=x.dtype)
+            pieces, last = [], 0
+            for column in where:
+                pieces += [x[:, last:column], filler]
+                last = column
+            changed[name] = torch.cat([*pieces, x[:, last:]], 1)
+        return given.with_(**changed)
+
+    def reordered(self, order: list[int]) -> Batch:
+        return replace(self, inputs={name: x[torch.tensor(order)] for name, x in self.inputs.items()})
+
+    def __repr__(self) -> str:
+        shapes = {name: tuple(x.shape) for name, x in self.inputs.items()}
+        masks = {mask: self.real(mask).int().tolist() for mask in self.streams}
+        return f"Batch({shapes}, real={masks})"
+
+
+def _like(mask: Tensor, x: Tensor) -> Tensor:
+    return mask.reshape(mask.shape + (1,) * (x.dim() - 2)).expand(x.shape)
+
+
+TEXT_INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
+
+
+@st.composite
+def attention_masks(draw: st.DrawFn, batch: int, length: int, kinds: tuple[str, ...] = MASKS, least: int = 1) -> Tensor | None:
+    """(batch, length) int or bool, or None: right or left padding, holes, at least ``least`` real tokens a row."""
+    kind = draw(st.sampled_from(kinds))
+    if kind == "none":
+        return None
+    rows = []
+    for _ in range(batch):
+        count = length if kind == "full" else draw(st.integers(min(least, length), length))
+        if kind == "holes":
+            places = draw(st.permutations(range(length)))[:count]
+            rows.append([column in places for column in range(length)])
+        else:
+            row = [True] * count + [False] * (length - count)
+            rows.append(row[::-1] if kind == "left" else row)
+    return torch.tensor(rows).to(draw(st.sampled_from([torch.int64, torch.bool, torch.int32])))
+
+
+@st.composite
+def text_batches(draw: st.DrawFn, config: Any, *, kinds: tuple[str, ...] = MASKS, least: int = 1, embeds: bool = True) -> Batch:
+    """A batch of texts for a model with the usual inputs; ids never are the padding id."""
+    batch, length = draw(st.integers(1, 4)), draw(st.integers(1, min(7, config.max_positions)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    width = getattr(config, "embedding_size", config.hidden_size)
+    inputs: dict[str, Tensor] = {}
+    if embeds and draw(st.integers(0, 4)) == 0:
+        inputs["inputs_embeds"] = torch.randn(batch, length, width, generator=generator, dtype=torch.float64)
+    else:
+        inputs["input_ids"] = torch.randint(1, config.vocab_size, (batch, length), generator=generator)
+    mask = draw(attention_masks(batch, length, kinds, least))
+    if mask is not None:
+        inputs["attention_mask"] = mask
+    if draw(st.booleans()):
+        inputs["token_type_ids"] = torch.randint(config.num_segments, (batch, length), generator=generator)
+    if draw(st.booleans()):
+        inputs["position_ids"] = torch.randint(config.max_positions, (batch, length), generator=generator)
+    return Batch(inputs, {"attention_mask": TEXT_INPUTS})
+
+
+def encoder_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields that BERT-like configs share."""
+    num_heads, head_size = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    return {
+        "vocab_size": draw(st.integers(5, 20)),
+        "hidden_size": num_heads * head_size,
+        "num_layers": draw(st.integers(1, 3)),
+        "num_heads": num_heads,
+        "intermediate_size": draw(st.integers(1, 12)),
+        "max_positions": draw(st.integers(8, 12)),
+        "num_segments": draw(st.integers(1, 3)),
+        "activation": draw(st.sampled_from(ACTIVATIONS)),
+        "norm_eps": draw(st.sampled_from([1e-12, 1e-5, 1e-2])),
+        "tie_word_embeddings": draw(st.booleans()),
+        "pooler": draw(st.booleans()),
+        "dropout": 0.3,
+        "attention_dropout": 0.3,
+        "classifier_dropout": draw(st.sampled_from([None, 0.2])),
+    }
+
+
+@st.composite
+def configs(draw: st.DrawFn, name: str) -> Any:
+    """A tiny config of a family."""
+    return family(name).tiny_config(draw)
+
+
+@st.composite
+def batches(draw: st.DrawFn, name: str, config: Any, **options: Any) -> Batch:
+    """A batch for a model of a family."""
+    return family(name).inputs(draw, config, **options)
+
+
+def states(name: str, output: Any) -> dict[str, Tensor]:
+    """A model's last states by the mask they run along with."""
+    own = getattr(family(name), "states", None)
+    return {"attention_mask": output.last_hidden_state} if own is None else own(output)
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def task_options(draw: st.DrawFn, task: str) -> dict[str, Any]:
+    """Options of a task."""
+    if task == "sentence-embedding":
+        return {"pooling": draw(st.sampled_from(["mean", "max", "cls"])), "normalize": draw(st.booleans())}
+    return {"num_labels": draw(st.integers(1, 4))} if "num_labels" in TASKS[task].options else {}
+
+
+def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
+    """Labels that fit a task, some of them left out, at least one of each kind given."""
+    generator = torch.Generator().manual_seed(seed)
+    real = batch.real()
+    rows, length = real.shape
+
+    def per_token(classes: int) -> Tensor:
+        labels = torch.randint(classes, (rows, length), generator=generator)
+        keep = (torch.rand(rows, length, generator=generator) < 0.6) & real
+        keep[tuple(real.nonzero()[0])] = True
+        return labels.masked_fill(~keep, -100)
+
+    def per_row(classes: int) -> Tensor:
+        return torch.randint(classes, (rows,), generator=generator)
+
+    if task in ("masked-lm", "pretraining"):
+        labels = {"labels": per_token(model.config.vocab_size)}
+        if task == "pretraining":
+            labels |= {f"{head}_label": per_row(2) for head in ("next_sentence", "sentence_order") if head in model.heads}
+        return labels
+    if task in ("next-sentence", "sentence-order"):
+        return {"labels": per_row(2)}
+    if task == "token-classification":
+        return {"labels": per_token(model.options["num_labels"])}
+    if task == "question-answering":
+        place = [int(torch.nonzero(row)[torch.randint(int(row.sum()), (1,), generator=generator)]) for row in real]
+        ends = torch.tensor(place)
+        return {"start_positions": torch.tensor(place[:1] + [length + 3] * (rows - 1)), "end_positions": ends}
+    if task == "sequence-classification":
+        classes = model.options["num_labels"]
+        if classes == 1:
+            return {"labels": torch.randn(rows, generator=generator, dtype=torch.float64)}
+        if classes == 4:
+            return {"labels": torch.randint(2, (rows, classes), generator=generator).double()}
+        return {"labels": per_row(classes)}
+    if task == "multiple-choice":
+        return {"labels": torch.zeros(1, dtype=torch.int64)}
+    return {}
+
+
+def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
+    """A batch as a task takes it: for multiple choice its rows are the choices of one question."""
+    if task != "multiple-choice":
+        return dict(batch.inputs)
+    return {name: x[None] for name, x in batch.inputs.items() if name != "position_ids"}
+
+
+def results(output: Any) -> dict[str, Tensor]:
+    """The tensors that a task model returns, without what the model below it returned."""
+    return {name: value for name, value in output.present() if isinstance(value, Tensor)}
+
+
+def relative(mine: Tensor, reference: Tensor) -> float:
+    """max|difference| / max|reference|."""
+    assert mine.shape == reference.shape, f"{tuple(mine.shape)} against {tuple(reference.shape)}"
+    assert mine.dtype == reference.dtype, f"{mine.dtype} against {reference.dtype}"
+    if not reference.numel():
+        return 0.0
+    assert mine.isfinite().all(), "infinite or NaN"
+    largest = float(reference.abs().max())
+    return float((mine - reference).abs().max()) / (largest or 1.0)

@@ -1,0 +1,204 @@
+"""VisualBERT (Li et al., 2019): one BERT over words and image regions.
+
+    text_t   = token + segment + position                       region_r = W f_r + b + visual segment + visual position_0
+    h_0      = norm([text ; regions])                           one norm over both, text first
+    h        = BERT's blocks over the joint sequence,           pooled = tanh(W_p h_first)
+
+With words aligned to regions (VCR): region_r += mean of the *text* positions of its words. ``bypass``: the blocks read the text alone, then
+one more block reads [encoded text ; regions].
+
+Differs from BERT: regions are further tokens; boxes are not used (Flickr30k's files append them to the features). Traps: every region takes
+visual position 0. The authors' loaders give regions segment 0, the Hugging Face port gives 1 where the caller says nothing:
+``visual_segment`` keeps what a layout means. Matching label 1 = the caption belongs to the image. The answer to a question is read at the
+word before the last [SEP], where the authors put a [MASK], not at the pooled vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import Config, check_activation, check_heads, check_positive, free
+from zoo.errors import ConfigError, InputError
+from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block
+from zoo.layers.blocks import EncoderBlock
+from zoo.layers.embeddings import check_features, check_ids
+from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
+from zoo.model import VisionLanguageModel
+from zoo.outputs import Joint
+from zoo.registry import TEXT_INPUTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualBertConfig(Config):
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    num_segments: int = 2
+    visual_size: int = 2048  # width of a region's feature
+    visual_segment: int = 0  # of regions whose segment the caller does not give
+    bypass: bool = False  # the blocks read the text alone; one more block joins the regions
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+    pooler: bool = True
+    dropout: float = free(0.1)
+    attention_dropout: float = free(0.1)
+    classifier_dropout: float | None = free(None)  # None: as `dropout`
+    initializer_range: float = free(0.02)
+
+    def check(self) -> None:
+        check_positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "num_segments")
+        check_positive(self, "visual_size")
+        check_heads(self.hidden_size, self.num_heads)
+        check_activation(self.activation)
+        if not 0 <= self.visual_segment < self.num_segments:
+            raise ConfigError(f"visual_segment={self.visual_segment} must lie in 0..{self.num_segments - 1} (num_segments)")
+
+
+class JointEmbeddings(TextEmbeddings):
+    """``norm([token + segment + position ; W f + visual segment + visual position_0])``."""
+
+    def __init__(self, c: VisualBertConfig) -> None:
+        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+        super().__init__(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
+        self.visual_projection = nn.Linear(c.visual_size, c.hidden_size)
+        self.visual_segment = nn.Embedding(c.num_segments, c.hidden_size)
+        self.visual_position = nn.Embedding(c.max_positions, c.hidden_size)  # only row 0 is ever used
+        self.default_segment = c.visual_segment
+
+    def join(self, text: Tensor, features: Tensor | None, segments: Tensor | None, alignment: Tensor | None) -> Tensor:
+        """The text's sum (batch, length, hidden) and the regions' features -> (batch, length + regions, hidden)."""
+        parts = [text] if features is None else [text, self.regions(features, segments, alignment)]
+        return self.dropout(self.norm(torch.cat(parts, 1)))
+
+    def regions(self, features: Tensor, segments: Tensor | None, alignment: Tensor | None) -> Tensor:
+        """(batch, regions, visual size) -> (batch, regions, hidden)."""
+        x = self.visual_projection(features) + self.visual_position.weight[0]  # (batch, regions, hidden)
+        if segments is None:
+            x = x + self.visual_segment.weight[self.default_segment]
+        else:
+            check_ids(segments, self.visual_segment.num_embeddings, "visual_token_type_ids")
+            x = x + self.visual_segment(segments)
+        return x if alignment is None else x + self.aligned(alignment)
+
+    def aligned(self, alignment: Tensor) -> Tensor:
+        """Mean of the positions of each region's words, (batch, regions, words) with -1 = no word -> (batch, regions, hidden)."""
+        real = alignment >= 0
+        check_ids(alignment.clamp(min=0).flatten(1), self.position.num_embeddings, "image_text_alignment")
+        positions = self.position(alignment.clamp(min=0)).masked_fill(~real.unsqueeze(3), 0)  # (batch, regions, words, hidden)
+        return positions.sum(2) / real.sum(2, keepdim=True).clamp(min=1)
+
+
+def block(c: VisualBertConfig) -> EncoderBlock:
+    return bert_block(
+        c.hidden_size,
+        c.num_heads,
+        c.intermediate_size,
+        activation=c.activation,
+        norm_eps=c.norm_eps,
+        dropout=c.dropout,
+        attention_dropout=c.attention_dropout,
+    )
+
+
+class VisualBert(VisionLanguageModel):
+    Config = VisualBertConfig
+    heads = {  # noqa: RUF012
+        "masked_lm": lambda c: MaskedLMHead(
+            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
+        ),
+        "image_text_matching": lambda c: nn.Linear(c.hidden_size, 2),
+    }
+    task_heads = {"region_to_phrase": lambda c, _: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads)}  # noqa: RUF012
+    inputs = (*TEXT_INPUTS, "visual_features", "visual_mask", "visual_token_type_ids", "image_text_alignment")
+    answers_at = "last-word"
+    pairs_of_pictures = False
+    answer_loss = "kl"
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = JointEmbeddings(config)
+        self.encoder = Stack([block(config) for _ in range(config.num_layers)])
+        self.joining = block(config) if config.bypass else None
+        self.pooler = FirstTokenPooler(config.hidden_size) if config.pooler else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        visual_mask: Tensor | None = None,
+        visual_token_type_ids: Tensor | None = None,
+        image_text_alignment: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Joint:
+        """Encode texts and the regions of their pictures; the result holds the text's positions first, then the regions'.
+
+        visual_features: (batch, regions, visual size), or None for text alone. visual_mask: (batch, regions), 1/True = a real region.
+        visual_token_type_ids: (batch, regions) int, where None means ``config.visual_segment``. image_text_alignment: (batch, regions,
+        words) int, the places of a region's words in the text, -1 = none. The other arguments are BERT's.
+        """
+        trace = Trace(output_hidden_states, output_attentions)
+        text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
+        text = text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
+        grid, length = (text.shape[0], text.shape[1]), text.shape[1]
+        if visual_features is not None:
+            check_features(visual_features, text.shape[0], self.config.visual_size, "visual_features")
+        x = self.embeddings.join(text, visual_features, visual_token_type_ids, image_text_alignment)  # (batch, length + regions, hidden)
+        real = self.joint_mask(attention_mask, visual_mask, grid, None if visual_features is None else visual_features.shape[1])
+        joint = Padding.of(real, (x.shape[0], x.shape[1]), pack=not output_attentions, device=x.device)
+        if self.joining is None:
+            x = joint.pack(x)  # (tokens, hidden) where the batch has padding
+            trace.hidden(x)
+            x = joint.unpack(self.encoder(x, joint.mask, None, trace))  # (batch, length + regions, hidden)
+            states, maps = trace.states(joint.unpack), trace.maps(joint.real)
+        else:
+            alone = Padding.of(attention_mask, grid, pack=not output_attentions, device=x.device)
+            words = alone.pack(x[:, :length])
+            trace.hidden(words)
+            words = alone.unpack(self.encoder(words, alone.mask, None, trace))  # (batch, length, hidden)
+            after = Trace(output_hidden_states, output_attentions)
+            x = self.joining(joint.pack(torch.cat([words, x[:, length:]], 1)), joint.mask, None, after)
+            after.hidden(x)
+            x = joint.unpack(x)  # (batch, length + regions, hidden)
+            states, maps = trace.states(alone.unpack), trace.maps(alone.real)
+            states = None if states is None else (*states, *(after.states(joint.unpack) or ()))
+            maps = None if maps is None else (*maps, *(after.maps(joint.real) or ()))
+        pooled = None if self.pooler is None else self.pooler(joint.first(x))  # (batch, hidden)
+        return Joint(x, pooled, states, maps, length)
+
+    @staticmethod
+    def joint_mask(attention_mask: Tensor | None, visual_mask: Tensor | None, grid: tuple[int, int], regions: int | None) -> Tensor | None:
+        """The masks of text and regions as one (batch, length + regions) bool; None where all is real."""
+        if regions is None:
+            if visual_mask is not None:
+                raise InputError("visual_mask was given without visual_features")
+            return attention_mask
+        if attention_mask is None and visual_mask is None:
+            return None
+        if attention_mask is not None and attention_mask.dim() == 3:
+            raise InputError("attention_mask must be (batch, length) here: a matrix can't say what words and regions see of each other")
+        text = Padding.of(attention_mask, grid, pack=False).real
+        image = Padding.of(visual_mask, (grid[0], regions), pack=False, name="visual_mask").real
+        given = text if text is not None else image
+        assert given is not None
+        text = given.new_ones(grid) if text is None else text
+        image = given.new_ones(grid[0], regions) if image is None else image
+        return torch.cat([text, image], 1)
+
+    def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Joint) -> Tensor | None:
+        batch, total = encoded.last_hidden_state.shape[:2]
+        regions = total - encoded.text_length
+        return self.joint_mask(attention_mask, visual_mask, (batch, encoded.text_length), regions or None)

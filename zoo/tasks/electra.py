@@ -1,0 +1,196 @@
+"""ELECTRA's objectives: finding replaced tokens, and the step that trains generator and discriminator together.
+
+    corrupted = original text with the generator's samples written at the masked places
+    loss = gen_weight · (masked words) + disc_weight · (replaced tokens over all real tokens)
+
+The gradient stops at the samples. A place where the sample happens to be the original counts as original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import ConfigError
+from zoo.model import Model
+from zoo.outputs import Output, TaskOutput
+from zoo.tasks.base import TaskModel, check_labels
+from zoo.tasks.masking import write_samples
+from zoo.tasks.text import MaskedLM, padding_of
+
+MASK_SHARE = 0.85  # of the chosen places; the others keep their token, none gets a random one
+NOISE = 1e-9
+
+
+class ReplacedTokenDetection(TaskModel):
+    """Is a token the original or a replacement? ``logits`` (batch, length), above zero = replaced; zeros at padding."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {"replaced_token": model.heads["replaced_token"](model.config)}, options)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels (batch, length), 1 = replaced, 0 = original; the loss is the mean over real tokens."""
+        encoded = self.model(*inputs, **named)
+        hidden = encoded.last_hidden_state
+        padding = padding_of(hidden, inputs, named)
+        scores = self.heads["replaced_token"](padding.pack(hidden)).unsqueeze(-1)
+        logits = padding.unpack(scores).squeeze(-1)  # (batch, length)
+        if labels is None:
+            return TaskOutput(logits=logits, encoded=encoded)
+        check_labels(labels, tuple(logits.shape), "labels", 2)
+        loss = replaced_token_loss(logits, labels, padding.real)
+        return TaskOutput(loss, {"replaced_token": loss}, logits, encoded=encoded)
+
+
+def replaced_token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
+    """Mean binary cross-entropy over real tokens; ``epsilon`` is added to their number, as the TensorFlow code does (1e-6)."""
+    losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    weights = torch.ones_like(losses) if real is None else real.to(losses.dtype)
+    return (losses * weights).sum() / (weights.sum() + epsilon)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random part of one step: ``positions`` (batch, n) int64, drawn with replacement; ``keep`` (batch, n) uniform, below 0.85 =
+    masked; ``noise`` (batch, n, vocabulary) uniform, for the Gumbel trick.
+    """
+
+    positions: Tensor
+    keep: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class ElectraStep(Output):
+    """One step's losses and all that lies between: what the generator saw and said, what the discriminator saw and was to say."""
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    masked_ids: Tensor  # (batch, length)
+    positions: Tensor  # (batch, n), 0 where unused
+    originals: Tensor  # (batch, n), 0 where unused
+    weights: Tensor  # (batch, n), 1 = used
+    generator_logits: Tensor  # (batch, n, vocabulary)
+    samples: Tensor  # (batch, n)
+    corrupted_ids: Tensor  # (batch, length)
+    replaced: Tensor  # (batch, length) bool
+    logits: Tensor  # (batch, length)
+    generator: Any = None  # what either model returned
+    discriminator: Any = None
+
+
+class ElectraPretraining(nn.Module):
+    """A generator and a discriminator that are trained together and share all embeddings but the projection.
+
+    ``generator``: a model for the task masked-lm, ``discriminator``: one for replaced-token-detection; the generator takes over the
+    discriminator's tables and norm unless ``shared`` is False. ``special_ids``: tokens that are never chosen ([CLS], [SEP], [MASK]).
+    """
+
+    def __init__(
+        self,
+        generator: MaskedLM,
+        discriminator: ReplacedTokenDetection,
+        *,
+        mask_id: int,
+        special_ids: Collection[int],
+        max_predictions: int,
+        mask_probability: float = 0.15,
+        weights: tuple[float, float] = (1.0, 50.0),
+        temperature: float = 1.0,
+        disallow_correct: bool = False,
+        shared: bool = True,
+    ) -> None:
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator
+        self.mask_id, self.special_ids = mask_id, tuple(special_ids)
+        self.max_predictions, self.mask_probability = max_predictions, mask_probability
+        self.weights, self.temperature, self.disallow_correct = weights, temperature, disallow_correct
+        if shared:
+            share_embeddings(generator.model, discriminator.model)
+
+    def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> Draws:
+        """What chance has to say in one step."""
+        batch, count = input_ids.shape[0], self.max_predictions
+        candidates = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(self.special_ids, device=input_ids.device))
+        positions = torch.multinomial(candidates.float(), count, replacement=True, generator=generator)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, device=input_ids.device, generator=generator)
+
+        return Draws(positions, uniform(batch, count), uniform(batch, count, self.generator.config.vocab_size))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        draws: Draws | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ElectraStep:
+        """input_ids, attention_mask, token_type_ids (batch, length). ``draws``: what `draw` would give, else drawn from ``generator``."""
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        draws = self.draw(input_ids, real, generator) if draws is None else draws
+
+        wanted = (real.sum(1) * self.mask_probability).round().clamp(1, self.max_predictions)  # (batch,)
+        used = torch.arange(self.max_predictions, device=input_ids.device) < wanted[:, None]  # (batch, n)
+        positions = draws.positions * used
+        originals = input_ids.gather(1, positions) * used
+        hidden_at = positions * (draws.keep < MASK_SHARE)
+        masked, _ = write_samples(input_ids, torch.full_like(positions, self.mask_id), hidden_at)
+
+        guessed = self.generator.model(masked, attention_mask, token_type_ids)
+        states = guessed.last_hidden_state
+        states = states.gather(1, positions[:, :, None].expand(-1, -1, states.shape[2]))  # (batch, n, hidden)
+        words = self.generator.heads["masked_lm"](states, self.generator.token_table)  # (batch, n, vocabulary)
+        nll = F.cross_entropy(words.flatten(0, 1), originals.flatten(), reduction="none").unflatten(0, originals.shape)
+        word_loss = (nll * used).sum() / (used.sum() + 1e-6)
+
+        samples = sample_words(words, draws.noise, self.temperature, originals if self.disallow_correct else None)
+        corrupted, written = write_samples(input_ids, samples, positions)
+        replaced = written & (corrupted != input_ids)
+
+        judged = self.discriminator(corrupted, attention_mask, token_type_ids)
+        token_loss = replaced_token_loss(judged.logits, replaced, real, epsilon=1e-6)
+        return ElectraStep(
+            loss=self.weights[0] * word_loss + self.weights[1] * token_loss,
+            losses={"masked_lm": word_loss, "replaced_token": token_loss},
+            masked_ids=masked,
+            positions=positions,
+            originals=originals,
+            weights=used.to(words.dtype),
+            generator_logits=words,
+            samples=samples,
+            corrupted_ids=corrupted,
+            replaced=replaced,
+            logits=judged.logits,
+            generator=guessed,
+            discriminator=judged.encoded,
+        )
+
+
+@torch.no_grad()
+def sample_words(logits: Tensor, noise: Tensor, temperature: float = 1.0, disallowed: Tensor | None = None) -> Tensor:
+    """A word from each softmax, by the Gumbel trick: logits and uniform ``noise`` (..., vocabulary), ``disallowed`` ids (...) -> (...)."""
+    scores = logits / temperature
+    if disallowed is not None:
+        scores = scores - 1000.0 * F.one_hot(disallowed, scores.shape[-1]).to(scores.dtype)
+    return (scores - torch.log(-torch.log(noise + NOISE) + NOISE)).argmax(-1)
+
+
+def share_embeddings(generator: Any, discriminator: Any) -> None:
+    """Make the generator read the discriminator's token, position and segment tables and norm; each keeps its projection."""
+    mine, theirs = generator.embeddings, discriminator.embeddings
+    if mine.token.weight.shape != theirs.token.weight.shape:
+        sizes = f"{tuple(mine.token.weight.shape)} and {tuple(theirs.token.weight.shape)}"
+        raise ConfigError(
+            f"shared embeddings need token tables of one shape, got {sizes}; give both models one embedding_size, or shared=False"
+        )
+    for part in ("token", "position", "segment", "norm"):
+        setattr(mine, part, getattr(theirs, part))
