@@ -442,7 +442,7 @@ def test_it_exports_for_any_batch_and_length_and_agrees(name, task):
     model, batch = small(name, task), fixed_batch(name)
     rows, length = torch.export.Dim("rows", min=2, max=64), torch.export.Dim("length", min=2, max=10)
     given, shape = tuple(batch.inputs.values()), {0: rows, 1: length}
-    shapes = {key: shape for key in batch.inputs} if task is None else {"inputs": (shape,) * len(given)}
+    shapes = dict.fromkeys(batch.inputs, shape) if task is None else {"inputs": (shape,) * len(given)}
     program = torch.export.export(model, given, dynamic_shapes=shapes).module()
     for inputs in (given, tuple(x[:3, 1:5] for x in given)):
         with torch.no_grad():
