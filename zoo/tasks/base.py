@@ -94,7 +94,8 @@ def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, A
     spec = require_fit(task, offers_of_class(model_class), name)
     options = check_options(spec, options)
     if "pooler" in config.field_names():
-        config = config.replace(pooler=bool(spec.reads & {"pooled", "fused"}))
+        pooled = bool(spec.reads & {"pooled", "fused"}) and task.replace("-", "_") not in model_class.reads_first
+        config = config.replace(pooler=pooled)
     built = task_class(spec).build(model_class(config), options)
     built.task = task
     return built

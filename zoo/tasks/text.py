@@ -124,7 +124,12 @@ class SequenceClassification(TaskModel):
         classes).
         """
         encoded = self.model(*inputs, **named)
-        logits = self.heads["sequence_classification"](self.dropout(need_pooler(encoded)))
+        if "sequence_classification" in self.model.reads_first:
+            hidden = encoded.last_hidden_state
+            vector = padding_of(hidden, inputs, named).first(hidden)
+        else:
+            vector = need_pooler(encoded)
+        logits = self.heads["sequence_classification"](self.dropout(vector))  # (batch, classes)
         loss = None
         if labels is not None:
             kind = problem_of(logits, labels, self.options["problem_type"])
