@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from rich.console import Console
@@ -60,14 +61,15 @@ QUERIES = ["music played on a stringed instrument", "new laws and politics", "is
 REACTION = "CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)[MASK]c1ncccc1F"
 
 
-def timed(run: object, rounds: int = 5) -> float:
-    """The median of ``rounds`` runs in milliseconds."""
-    times = []
+def timed(*runs: Callable[[], object], rounds: int = 7) -> list[float]:
+    """The median time of each run in milliseconds; every round runs each once, in turn."""
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        start = time.perf_counter()
-        run()  # type: ignore[operator]
-        times.append((time.perf_counter() - start) * 1000)
-    return statistics.median(times)
+        for run, own in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            own.append((time.perf_counter() - start) * 1000)
+    return [statistics.median(own) for own in times]
 
 
 def search(console: Console) -> None:
@@ -90,9 +92,11 @@ def search(console: Console) -> None:
                 table.add_row(f"{score:.3f}", SENTENCES[index])
             console.print(table)
 
-        packed = timed(lambda: model(**batch))
-        with zoo.packing(False):
-            padded = timed(lambda: model(**batch))
+        def padded_run() -> object:
+            with zoo.packing(False):
+                return model(**batch)
+
+        packed, padded = timed(lambda: model(**batch), padded_run)
     real, total = int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
     console.print(
         f"{len(SENTENCES)} sentences, {real} real tokens in a batch of {total}: "

@@ -355,8 +355,15 @@ def test_passengers_travel_through_a_file_of_ours(tmp_path):
 
 
 def test_files_of_ours_are_recognised_by_their_metadata(tmp_path):
-    write_tensors(tmp_path / "x.safetensors", {"w": torch.zeros(1)}, {"zoo.layout": "hf-bert"})
+    write_tensors(tmp_path / "x.safetensors", {"w": torch.zeros(1)}, {"zoo.content_sha256": "0" * 64})
     assert layouts.recognise(File({"w": torch.zeros(1)}, metadata_of(tmp_path / "x.safetensors"))) == "zoo"
+
+
+def test_a_file_that_was_written_in_a_foreign_layout_is_not_taken_for_ours(tmp_path):
+    _, ours, keymap, config = foreign_file()
+    convert_back(File(ours), keymap, config, tmp_path)
+    path = tmp_path / "model.safetensors"
+    assert layouts.recognise(File(load_file(path), metadata_of(path)), json.loads((tmp_path / "config.json").read_text())) == "hf-bert"
 
 
 def test_the_maps_are_found_in_a_checkout_and_in_an_installed_package(tmp_path, monkeypatch):

@@ -83,6 +83,7 @@ def verify(
                 return ladder.verify_ours(archive, targets_of(model_class, found, shapes_of(archive)), probe=probe)
     foreign = foreign_config(path, config if config is not None else record.config if record else None)
     with opened(path) as archive:
+        foreign = layouts.own_config(archive) if foreign is None else foreign
         keymap = layouts.load(layout or (record.layout if record and record.layout else layouts.recognise(archive, foreign)))
         model_class, ours, plan = planned(keymap, archive, foreign, None)
         return ladder.verify_foreign(
@@ -219,6 +220,7 @@ def _forward(
     with opened(path) as archive:
         if not isinstance(path, Mapping) and map_file is None and layout is None and read_description(path) is not None:
             raise CheckpointError(f"{path} is in our layout already; to leave it, name a layout with to=")
+        foreign = layouts.own_config(archive) if foreign is None else foreign
         keymap = (
             layouts.load(Path(map_file))
             if map_file
@@ -332,6 +334,7 @@ def converted(record: Record) -> Path:
     folder = fetch(record)
     foreign = foreign_config(folder, record.config)
     with open_archive(folder) as archive:
+        foreign = layouts.own_config(archive) if foreign is None else foreign
         keymap = layouts.load(record.layout or layouts.recognise(archive, foreign))
     name = safe_name(f"{record.name}-{keymap.layout}-{keymap.version}-{FORMAT_VERSION}-{zoo.__version__}-{folder.name}")
     target = home() / "converted" / name

@@ -216,8 +216,7 @@ def _load_foreign(source: Any, request: Request) -> Any:
     """A checkpoint in a public layout, through its map."""
     foreign = foreign_config(source, request.config)
     with opened(source) as archive:
-        if foreign is None:
-            foreign = layouts.own_config(archive)
+        foreign = layouts.own_config(archive) if foreign is None else foreign
         keymap = layouts.load(request.layout or layouts.recognise(archive, foreign))
         variant = registry.variant(registry.split(request.name)[0]) if request.name else None
         if variant is not None and variant.maps != keymap.family:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tests.adapters.case import Adapter, Case, Output
 from tests.adapters.text_models import at_real, load
+from zoo.knowledge import KnowledgeGraph
+from zoo.tasks.knowledge import SentenceTreeCollator
 
 
 def uer(case: Case) -> Case:
@@ -86,8 +88,31 @@ def tagger(case: Case) -> dict[str, Any]:
     }
 
 
+def trees(case: Case) -> dict[str, Any]:
+    """Sentences come segmented; ids are not asked for, so any will do."""
+    given = case.given
+    collator = SentenceTreeCollator(
+        graph=KnowledgeGraph.from_triples(map(tuple, given["triples"])),
+        token_id=lambda token: 1,
+        unknown_id=1,
+        max_entities=given["max_entities"],
+        predicate=given["predicate"],
+        max_length=given["max_length"],
+        to_max_length=True,
+    )
+    grown = [collator.tree(words).tokens for words in given["sentences"]]
+    batch = collator(given["sentences"])
+    return {
+        "tokens": [tokens + ["[PAD]"] * (given["max_length"] - len(tokens)) for tokens in grown],
+        "soft_positions": batch["position_ids"],
+        "visible_matrix": batch["attention_mask"].long(),
+        "inserted_flag": batch["inserted"].long(),
+    }
+
+
 ADAPTERS: dict[str, Adapter] = {
     "uer.models.model.Model": language_model,
     "BertClassifier": classifier,
     "BertTagger": tagger,
+    "add_knowledge_with_vm": trees,
 }

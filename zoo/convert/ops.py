@@ -14,30 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zoo.convert.readers.archive import TORCH_DTYPES as DTYPES
 from zoo.errors import CheckpointError, ConfigError, MapError, closest
 
 Shape = tuple[int, ...]
 Size = int | str  # a number, or the name of one of our config fields
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-    "C128": torch.complex128,
-}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 
 class StandardDeviationNorm(nn.Module):
-    """``weight · (x - mean) / (std + eps) + bias`` with the unbiased standard deviation (n - 1), as UER-py and Tensor2Tensor's port have
-    it.
+    """``weight · (x - mean) / (std + eps) + bias`` with the unbiased standard deviation (n - 1), as UER-py has it.
 
     `nn.LayerNorm` divides by ``sqrt(variance + eps)`` with the biased variance (n): close, and not the same.
     """

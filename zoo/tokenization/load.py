@@ -324,7 +324,7 @@ def from_json(folder: Path, name: object, options: dict[str, Any], hints: Hints)
     text = read_text(path)
     backend = guarded(f"{path} is no tokenizer.json", CheckpointError, lambda: tokenizers.Tokenizer.from_str(text))
     for table in charsmaps_of(backend):  # a forged table is met here and not in the middle of a text
-        rules_of(table, str(path))
+        rules_of(table)
     extras_path = folder / SAVED_EXTRAS
     if extras_path.is_file() and path.name == SAVED_BACKEND:
         return from_saved(backend, read_json_object(extras_path), extras_path, options)
@@ -367,7 +367,7 @@ def _saved_longest_match(options: Mapping[str, Any], backend: tokenizers.Tokeniz
         raise CheckpointError(
             f"the saved tokenizer names the pre-step 'sentencepiece'; its normalizer has {len(tables)} tables instead of one"
         )
-    return sentence_piece.LongestMatch(rules_of(tables[0], "the saved tokenizer"), [str(text) for text in options["keep"]])
+    return sentence_piece.LongestMatch(rules_of(tables[0]), [str(text) for text in options["keep"]])
 
 
 def _saved_xlm(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> PreStep:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from zoo.errors import CheckpointError
@@ -100,9 +101,9 @@ class SentencePieceModel:
     what: str = field(default="the model", compare=False)
 
     @cached_property
-    def rules(self) -> dict[str, str]:
+    def rules(self) -> Mapping[str, str]:
         """The normalizer's table as text -> replacement."""
-        return rules_of(self.charsmap, self.what) if self.charsmap else {}
+        return rules_of(self.charsmap) if self.charsmap else {}
 
     @property
     def unk_id(self) -> int:
@@ -192,7 +193,8 @@ def _check(model: SentencePieceModel) -> None:
 # the normalizer's table ---------------------------------------------------------------------------------------------------------------
 
 
-def rules_of(blob: bytes, what: str) -> dict[str, str]:
+@lru_cache(maxsize=1)  # half a second for the public tables, which most models share
+def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str, str]:
     """The table as text -> replacement, having followed every path of its double-array trie, so that no text can lead outside it.
 
     A unit: bits 0-7 the byte it is reached by, bit 8 whether a key ends here, bits 10-30 the offset to its children (times 256 where
@@ -234,4 +236,4 @@ def rules_of(blob: bytes, what: str) -> dict[str, str]:
                 rules[keys[row].decode("utf-8")] = strings[start : strings.index(b"\0", start)].decode("utf-8")
             except UnicodeDecodeError as error:
                 raise CheckpointError(f"{what}: the normalizer's table is not UTF-8 text at the key {keys[row]!r}") from error
-    return rules
+    return MappingProxyType(rules)

@@ -1,0 +1,27 @@
+"""Knowledge as typed inputs: triples, lexicons of entities, and where their mentions stand in a text. Imports no torch."""
+
+from zoo.knowledge.alignment import Mention, TokenSpan, first_pieces, token_spans, whitespace_tokens
+from zoo.knowledge.graph import KnowledgeGraph, Triple
+from zoo.knowledge.lexicon import Candidate, EntityLexicon, EntityTable, candidate_mentions
+from zoo.knowledge.readers import read_ntriples, read_openke_names, read_openke_triples, read_triples, read_tsv, read_vectors, read_wordnet
+
+__all__ = [
+    "Candidate",
+    "EntityLexicon",
+    "EntityTable",
+    "KnowledgeGraph",
+    "Mention",
+    "TokenSpan",
+    "Triple",
+    "candidate_mentions",
+    "first_pieces",
+    "read_ntriples",
+    "read_openke_names",
+    "read_openke_triples",
+    "read_triples",
+    "read_tsv",
+    "read_vectors",
+    "read_wordnet",
+    "token_spans",
+    "whitespace_tokens",
+]

@@ -1,0 +1,170 @@
+"""Knowledge in the batch: sentence trees (K-BERT), entities beside tokens (ERNIE), n-grams (ZEN), spans with candidates (KnowBert).
+
+SentenceTreeCollator(graph, tokenizer.backend.token_to_id, ...)      any family that takes a (batch, query, key) attention_mask
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from zoo.errors import ConfigError, InputError
+
+K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]", "[PRE]", "[OBJ]")
+"""What is never cut into pieces."""
+
+
+class Lookup(Protocol):
+    """What a sentence tree asks a graph: `zoo.knowledge.KnowledgeGraph` has it."""
+
+    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class SentenceTree:
+    """A sentence with its branches laid flat, trunk word, its branches, next trunk word, ...
+
+    ``positions``: the trunk counts past its branches, a branch counts on from the last token of its word. ``visible`` (tokens, tokens)
+    bool: row sees column. ``inserted``: True where a token came from the graph.
+    """
+
+    tokens: list[str]
+    positions: np.ndarray[Any, Any]
+    visible: np.ndarray[Any, Any]
+    inserted: np.ndarray[Any, Any]
+
+    def cut(self, length: int) -> SentenceTree:
+        """The first ``length`` tokens; a branch may lose its end."""
+        return SentenceTree(self.tokens[:length], self.positions[:length], self.visible[:length, :length], self.inserted[:length])
+
+
+def sentence_tree(
+    words: Iterable[str],
+    graph: Lookup,
+    *,
+    pieces: Callable[[str], Sequence[str]] = list,
+    max_entities: int = 2,
+    predicate: bool = True,
+    special: Collection[str] = K_BERT_SPECIAL,
+) -> SentenceTree:
+    """Graft up to ``max_entities`` facts behind each word that is a subject of the graph, the first ones of its file.
+
+    ``pieces`` cuts words and facts into tokens: single characters for K-BERT's Chinese, a tokenizer's pieces for English. ``predicate``:
+    a branch is predicate and object, else the object alone. Words of ``special`` stay whole.
+    """
+    tokens: list[str] = []
+    positions: list[int] = []
+    word_of: list[int] = []
+    branch_of: list[int] = []  # 0 on the trunk, else the number of the branch
+    branches, last = 0, -1
+    for number, word in enumerate(words):
+        cut = [word] if word in special else list(pieces(word))
+        tokens += cut
+        positions += range(last + 1, last + 1 + len(cut))
+        word_of += [number] * len(cut)
+        branch_of += [0] * len(cut)
+        last += len(cut)
+        if not cut or not max_entities:
+            continue
+        for value in graph.values(word, predicate=predicate, limit=max_entities):
+            grafted = list(pieces(value))
+            branches += 1
+            tokens += grafted
+            positions += range(last + 1, last + 1 + len(grafted))
+            word_of += [number] * len(grafted)
+            branch_of += [branches] * len(grafted)
+    owner, branch = np.array(word_of, np.int32), np.array(branch_of, np.int32)
+    trunk = branch == 0
+    both = trunk[:, None] & trunk
+    same_branch = branch[:, None] == branch  # on the trunk: everyone with everyone
+    of_word = (owner[:, None] == owner) & (trunk[:, None] | trunk)
+    return SentenceTree(tokens, np.array(positions, np.int64), both | same_branch | of_word, ~trunk)
+
+
+def longest_subjects(units: Sequence[str], graph: Any, *, joiner: str = " ", max_units: int = 5) -> list[str]:
+    """Words of a sentence with the subjects of ``graph`` in one piece, longest first from the left: a segmenter for English words
+    (``joiner`` " ") or for single characters (``joiner`` "").
+    """
+    words: list[str] = []
+    at = 0
+    while at < len(units):
+        for size in range(min(max_units, len(units) - at), 0, -1):
+            word = joiner.join(units[at : at + size])
+            if size == 1 or word in graph:
+                words.append(word)
+                at += size
+                break
+    return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceTreeCollator:
+    """Words of sentences -> a batch whose attention_mask is the visible matrix and whose position_ids are the soft positions.
+
+    ``token_id`` gives a token's id, None for an unknown one, which becomes ``unknown_id``. ``segments``: the segment of the first sentence,
+    one more behind each [SEP]; K-BERT begins at 1, BERT at 0. ``max_length``: longer trees are cut; ``to_max_length`` pads every batch
+    to it. Padding stands at the last position and sees nothing.
+    """
+
+    graph: Lookup
+    token_id: Callable[[str], int | None]
+    unknown_id: int
+    pad_id: int = 0
+    pieces: Callable[[str], Sequence[str]] = list
+    max_entities: int = 2
+    predicate: bool = True
+    special: Collection[str] = K_BERT_SPECIAL
+    separator: str = "[SEP]"
+    segments: int = 1
+    max_length: int = 128
+    to_max_length: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_entities < 0 or self.max_length < 1:
+            raise ConfigError(f"max_entities={self.max_entities} must not be negative, max_length={self.max_length} must be at least 1")
+
+    def tree(self, words: Sequence[str]) -> SentenceTree:
+        """The tree of one sentence, cut."""
+        if isinstance(words, str):
+            raise InputError(f"a sentence is a list of words, got the string {words[:40]!r}; segment it first, e.g. with longest_subjects")
+        grown = sentence_tree(
+            words, self.graph, pieces=self.pieces, max_entities=self.max_entities, predicate=self.predicate, special=self.special
+        )
+        if not grown.tokens:
+            raise InputError("a sentence has no tokens")
+        return grown.cut(self.max_length)
+
+    def __call__(self, sentences: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+        """-> input_ids, token_type_ids, position_ids (batch, length) int64, attention_mask (batch, length, length) and inserted (batch,
+        length) bool.
+        """
+        trees = [self.tree(words) for words in sentences]
+        if not trees:
+            raise InputError("a batch needs at least one sentence")
+        length = self.max_length if self.to_max_length else max(len(tree.tokens) for tree in trees)
+        ids = np.full((len(trees), length), self.pad_id, np.int64)
+        positions = np.full((len(trees), length), length - 1, np.int64)
+        kinds = np.zeros((len(trees), length), np.int64)
+        visible = np.zeros((len(trees), length, length), bool)
+        inserted = np.zeros((len(trees), length), bool)
+        for row, tree in enumerate(trees):
+            size = len(tree.tokens)
+            found = (self.token_id(token) for token in tree.tokens)
+            ids[row, :size] = [self.unknown_id if number is None else number for number in found]
+            positions[row, :size] = tree.positions
+            visible[row, :size, :size] = tree.visible
+            inserted[row, :size] = tree.inserted
+            ends = np.cumsum([0, *(token == self.separator for token in tree.tokens[:-1])])
+            kinds[row, :size] = self.segments + np.minimum(ends, 1)
+        arrays = {
+            "input_ids": ids,
+            "token_type_ids": kinds,
+            "position_ids": positions,
+            "attention_mask": visible,
+            "inserted": inserted,
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
