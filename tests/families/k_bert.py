@@ -1,18 +1,22 @@
-"""K-BERT: BERT whose knowledge comes in through positions and a visible matrix, which its own tests show."""
+"""K-BERT: its small configs and inputs, visible matrices among them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
-from tests.families.bert import inputs
-from tests.strategies import encoder_fields
-from zoo.models.k_bert import KBertConfig
-
-__all__ = ["inputs", "tiny_config"]
+from tests.strategies import Batch, encoder_fields, text_batches
+from zoo.models.k_bert import POOLED_STATES, KBertConfig
 
 
 def tiny_config(draw: st.DrawFn) -> KBertConfig:
+    """One number has no standard deviation, so there are at least two."""
     fields = encoder_fields(draw)
-    if fields["hidden_size"] == 1:  # one number has no standard deviation
+    if fields["hidden_size"] == 1:
         fields["hidden_size"] = 2
-    return KBertConfig(**fields)
+    return KBertConfig(**fields, pooled_state=draw(st.sampled_from(POOLED_STATES)))
+
+
+def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
+    return draw(text_batches(config, **options))
