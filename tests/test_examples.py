@@ -72,6 +72,17 @@ def test_every_objective_learns_within_a_few_steps(pretraining, name, steps):
     assert curve.final < 0.85 * curve.baseline
 
 
+def test_the_model_that_guesses_the_next_word_cannot_see_it(pretraining):
+    objective = replace(pretraining.OBJECTIVES["clm"], size=pretraining.OBJECTIVES["clm"].size | SMALL)
+    model, _ = pretraining.train(
+        objective, pretraining.corpus_of(RECIPES, RECIPES, 80), 0, torch.Generator().manual_seed(0), check_batches=1
+    )
+    rows = torch.tensor([[3, 9, 10, 11], [3, 9, 10, 12]])
+    first, second = model.eval()(rows).logits
+    torch.testing.assert_close(first[:3], second[:3])
+    assert not torch.equal(first[3], second[3])
+
+
 def test_the_same_seed_gives_the_same_curve_and_another_does_not(pretraining):
     first, again, other = (run(pretraining, "ngram", 2, seed).train for seed in (3, 3, 4))
     assert first == again
