@@ -198,8 +198,8 @@ def from_peft(
         for key, tensor in tensors.items():
             plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.")
             match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.[^.]+)?(?:\.(weight|bias))?", plain)
-            if match and match[3] != "bias":
-                found.setdefault(match[1], {})[match[2]] = tensor
+            if match and (match[3] != "bias" or match[2] == "lora_B"):
+                found.setdefault(match[1], {})[match[2] + ("_bias" if match[3] == "bias" else "")] = tensor
             elif match or ".lora_" in plain:
                 raise TechniqueError(f"peft's tensor {key!r} is of a kind that is not known here")
             else:
@@ -219,18 +219,15 @@ def from_peft(
             alpha=alpha,
             dropout=float(config.get("lora_dropout") or 0),
             rank_stabilized=bool(config.get("use_rslora")),
+            bias=any("lora_B_bias" in parts for parts in places.values()),
             dora=any("lora_magnitude_vector" in parts for parts in places.values()),
             paths=tuple(places),
             name=name,
         )
         apply(model, technique)
         for path, parts in places.items():
-            _fill(
-                bare_model(model).get_submodule(f"{path}.loras.{name}"),
-                parts["lora_A"],
-                parts["lora_B"],
-                parts.get("lora_magnitude_vector"),
-            )
+            update = bare_model(model).get_submodule(f"{path}.loras.{name}")
+            _fill(update, parts["lora_A"], parts["lora_B"], parts.get("lora_magnitude_vector"), parts.get("lora_B_bias"))
     return model
 
 
@@ -240,12 +237,14 @@ def _named(path: str, pattern: str) -> bool:
 
 
 @torch.no_grad()
-def _fill(update: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor | None = None) -> None:
+def _fill(update: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None) -> None:
     assert isinstance(update, LowRank)
     update.down.copy_(down)
     update.up.copy_(up)
     if magnitude is not None and update.magnitude is not None:
         update.magnitude.copy_(magnitude.flatten())
+    if bias is not None and update.up_bias is not None:
+        update.up_bias.copy_(bias)
 
 
 def to_peft(model: nn.Module, layout: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -440,7 +439,7 @@ def _loras(
         return [IA3(paths=where, name=name)]
     dora = any("m.weight" in own for own in parts.values())
     alpha, rank = float(config.get("alpha", 8)), int(config["r"])
-    return [LoRA(paths=where, rank=rank, alpha=alpha, dropout=float(config.get("dropout", 0.0)), dora=dora, name=name)]
+    return [LoRA(paths=where, rank=rank, alpha=alpha, dropout=float(config.get("dropout", 0.0)), dora=dora, dora_whole=dora, name=name)]
 
 
 def fusion_of(names: tuple[str, ...], config: Mapping[str, Any]) -> AdapterFusion:
