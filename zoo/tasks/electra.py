@@ -150,7 +150,8 @@ class ElectraPretraining(nn.Module):
         states = states.gather(1, positions[:, :, None].expand(-1, -1, states.shape[2]))  # (batch, n, hidden)
         words = self.generator.heads["masked_lm"](states, self.generator.token_table)  # (batch, n, vocabulary)
         nll = F.cross_entropy(words.flatten(0, 1), originals.flatten(), reduction="none").unflatten(0, originals.shape)
-        word_loss = (nll * used).sum() / (used.sum() + 1e-6)
+        weights = used.to(nll.dtype)
+        word_loss = (nll * weights).sum() / (weights.sum() + 1e-6)
 
         samples = sample_words(words, draws.noise, self.temperature, originals if self.disallow_correct else None)
         corrupted, written = write_samples(input_ids, samples, positions)
@@ -164,7 +165,7 @@ class ElectraPretraining(nn.Module):
             masked_ids=masked,
             positions=positions,
             originals=originals,
-            weights=used.to(words.dtype),
+            weights=weights,
             generator_logits=words,
             samples=samples,
             corrupted_ids=corrupted,
