@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -14,8 +15,19 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import registry
-from zoo.tasks.catalogue import TASKS, offers_of
+from zoo.tasks.catalogue import TASKS, fitting, offers_of
 
+TEXT_TASKS = (
+    "masked-lm",
+    "pretraining",
+    "next-sentence",
+    "sentence-order",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "sentence-embedding",
+)
 MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
 
@@ -24,13 +36,21 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmo
 
 
 def families() -> list[str]:
-    """Every family that the zoo registers."""
-    return sorted(registry.families())
+    """Every registered family that these tests know, see `tests.families`; a test holds them to be all."""
+    return [name for name in sorted(registry.families()) if importlib.util.find_spec(_module(name))]
+
+
+def _module(name: str) -> str:
+    return f"tests.families.{name.replace('-', '_')}"
 
 
 def family(name: str) -> ModuleType:
     """The tests' module of a family."""
-    return importlib.import_module(f"tests.families.{name.replace('-', '_')}")
+    return importlib.import_module(_module(name))
+
+
+def model_class(name: str) -> Any:
+    return registry.families()[name][0].model_class()
 
 
 def with_oracle() -> list[str]:
@@ -40,14 +60,27 @@ def with_oracle() -> list[str]:
 
 def tasks_of(name: str) -> list[str]:
     """The tasks that fit a family."""
-    return [task for task, spec in TASKS.items() if not spec.missing(offers_of(registry.families()[name][0]))]
+    return fitting(offers_of(registry.families()[name][0]))
 
 
-FAMILY_TASKS = [(name, task) for name in families() for task in tasks_of(name)]
+def family_tasks() -> list[tuple[str, str]]:
+    """Every family with every task of its whose labels the tests know."""
+    return [
+        (name, task)
+        for name in families()
+        for task in tasks_of(name)
+        if hasattr(family(name), "labels") or (task in TEXT_TASKS and not several_streams(name))
+    ]
+
+
+def several_streams(name: str) -> bool:
+    """Whether a family reads more than one text, so that its module says where its states are."""
+    return hasattr(family(name), "states")
 
 
 def build(name: str, config: Any, task: str | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     """A family's model of this config through the public call, in eval mode, every parameter random."""
+    options = {key: value for key, value in options.items() if key not in config.field_names()}  # K-BERT's config has a `pooling` too
     made = zoo.create(registry.families()[name][0].name, task=task, dtype=dtype, **config.to_dict(), **options)
     return randomised(made, seed)
 
@@ -135,7 +168,7 @@ def _like(mask: Tensor, x: Tensor) -> Tensor:
     return mask.reshape(mask.shape + (1,) * (x.dim() - 2)).expand(x.shape)
 
 
-TEXT_INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
+TEXT_INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "language_ids")
 
 
 @st.composite
@@ -211,9 +244,58 @@ def batches(draw: st.DrawFn, name: str, config: Any, **options: Any) -> Batch:
 
 
 def states(name: str, output: Any) -> dict[str, Tensor]:
-    """A model's last states by the mask they run along with."""
-    own = getattr(family(name), "states", None)
-    return {"attention_mask": output.last_hidden_state} if own is None else own(output)
+    """A model's last states by the mask they run along with; where there is one stream, all its hidden states too."""
+    if several_streams(name):
+        found: dict[str, Tensor] = family(name).states(output)
+        return found
+    hidden = {f"hidden_states[{depth}]": x for depth, x in enumerate(output.hidden_states or ())}
+    return {"last_hidden_state": output.last_hidden_state, **hidden}
+
+
+def mask_of(name: str, state: str) -> str:
+    """The mask that one of `states` runs along with."""
+    return state if several_streams(name) else "attention_mask"
+
+
+SMALL = {
+    "vocab_size": 19,
+    "hidden_size": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "intermediate_size": 11,
+    "max_positions": 10,
+    "embedding_size": 5,
+    "bottleneck_size": 6,
+    "num_groups": 2,
+    "num_segments": 2,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "classifier_dropout": 0.0,
+}
+
+
+def small_config(name: str, **fields: Any) -> Any:
+    """A fixed small config of a family, without dropout; a family's ``SMALL`` adds to the sizes here."""
+    cls = model_class(name).Config
+    wanted = {**SMALL, **getattr(family(name), "SMALL", {}), **fields}
+    return cls(**{key: value for key, value in wanted.items() if key in cls.field_names()})
+
+
+def small_batch(name: str) -> Batch:
+    """Ragged texts for it: right padding, a hole, full, left padding; a family's own ``small_batch()`` comes first."""
+    own = getattr(family(name), "small_batch", None)
+    if own is not None:
+        return own()
+    ids = torch.randint(1, 19, (4, 6), generator=torch.Generator().manual_seed(4))
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]),
+    }
+    if "token_type_ids" in registry.families()[name][0].inputs:
+        inputs["token_type_ids"] = torch.arange(24).reshape(4, 6) % 5 % 2
+    if "language_ids" in registry.families()[name][0].inputs:
+        inputs["language_ids"] = torch.arange(24).reshape(4, 6) % 2
+    return Batch(inputs, {"attention_mask": TEXT_INPUTS})
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------------------------
@@ -229,6 +311,9 @@ def task_options(draw: st.DrawFn, task: str) -> dict[str, Any]:
 
 def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     """Labels that fit a task, some of them left out, at least one of each kind given."""
+    own = next((family(name) for name in families() if model_class(name) is type(model.model) and hasattr(family(name), "labels")), None)
+    if own is not None:
+        return own.labels(task, model, batch, seed)
     generator = torch.Generator().manual_seed(seed)
     real = batch.real()
     rows, length = real.shape

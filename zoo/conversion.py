@@ -116,6 +116,8 @@ def locate(source: Any) -> tuple[Any, Record | None]:
     if os.sep not in name and (name in records() or registry.split(name)[0] in registry.list_models()):
         record = record_of(name)
         return fetch(record), record
+    if os.sep not in name and "." not in name:
+        raise unknown("model", name, registry.list_models(), "(and there is no such file or folder)")
     raise CheckpointError(f"{name!r} does not exist; give a file, a folder, a registered name or a source like hub:org/name")
 
 

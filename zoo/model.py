@@ -54,6 +54,7 @@ class Model(nn.Module):
     heads: ClassVar[Mapping[str, HeadFactory]] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
     inputs: ClassVar[tuple[str, ...]] = TEXT_INPUTS  # the tensors that ``forward`` reads, as the family's .toml lists them
     task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}  # heads that the family builds its own way: (config, labels) to part
+    reads_first: ClassVar[frozenset[str]] = frozenset()  # of them, those that read the first token's state and not the pooled vector
     exceptions: ClassVar[Mapping[str, str]] = {}  # common properties that the paper's own model breaks, each with its reason
 
     def __init__(self, config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor
 import zoo
 from tests.adapters import text_models
 from tests.adapters.case import Adapter, Case, Output, Skipped
+from zoo.generate import generate
 from zoo.tasks.instances import join_translations
 from zoo.tasks.masking import blank_words, drop_words, rarity_weights, replace_ids, shuffle_words, xlm_choice
 from zoo.tasks.schedules import Schedule, cosine_restarts, inverse_square_root
@@ -176,6 +178,42 @@ def original(case: Case) -> dict[str, Any]:
     }
 
 
+def translation(case: Case) -> dict[str, Any]:
+    """A step of supervised translation, and greedy writing; the target's words are predicted from those before them."""
+    inputs = case.inputs
+    model = text_models.load(case, "conditional-generation", "xlm-translation-original")
+    source, target = inputs["x1"].T, inputs["x2"].T
+    read = text_models.real_of_lengths(inputs["len1"], source.shape[1])
+    written = text_models.real_of_lengths(inputs["len2"], target.shape[1])
+    stated = re.search(r"max_len (\d+)", case.info["notes"])
+    labels = torch.full_like(target, -100)
+    labels[:, :-1] = torch.where(written[:, 1:], target[:, 1:], -100)
+    languages = {"language_ids": inputs["langs1"].T} if "langs1" in inputs else {}
+    target_languages = {"decoder_language_ids": inputs["langs2"].T} if "langs2" in inputs else {}
+    with torch.no_grad():
+        result = model(
+            source,
+            read,
+            decoder_input_ids=target,
+            decoder_attention_mask=written,
+            labels=labels,
+            **languages,
+            **target_languages,
+        )
+        if target_languages:
+            target_languages = {"decoder_language_ids": inputs["langs2"][0].tolist()}
+        generated = generate(model, source, read, max_length=int(stated[1]) if stated else None, **languages, **target_languages)
+    predicted = (labels != -100).T
+    return {
+        "enc": text_models.at_real(result.encoded.encoder.last_hidden_state, read),
+        "dec": result.encoded.last_hidden_state.transpose(0, 1),
+        "scores": result.prediction_logits.transpose(0, 1)[predicted],
+        "loss": result.loss,
+        "generated": generated.T,
+        "generated_len": ((generated == model.config.end_token_id).cumsum(1) < 2).sum(1) + 1,  # the first end is the beginning
+    }
+
+
 def norms(model: Any, *inputs: Tensor, **named: Any) -> dict[str, Tensor]:
     """What leaves each norm, padding included, under the reference's hook names; packing off, so that it is (batch, length, hidden)."""
     places = {"hook.layer_norm_emb": model.embeddings.norm}
@@ -198,6 +236,7 @@ ADAPTERS: dict[str, Adapter] = {
     "transformers.XLMWithLMHeadModel": hugging_face,
     "transformers.XLMFor": hugging_face,
     "TransformerModel.fwd": original,
+    "EncDecTrainer.mt_step": translation,
     "add_noise": add_noise,
     "utils.concat_batches": concat_batches,
     "concat-batches": concat_batches,

@@ -111,6 +111,10 @@ def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | Non
         for key in wanted.get("config_keys", []):
             if key not in config:
                 return f"is for a config with {key!r}"
+    if config is None or config.get("model_type") is None:
+        own = any(name.startswith(prefix) for prefix in keymap.prefixes if prefix for name in archive.tensors)
+        if wanted.get("stated") or (wanted.get("marked") and not own):
+            return f"is taken only where the config says model_type {' or '.join(map(repr, wanted.get('model_type', [])))}"
     lacking = keymap.fits(archive.tensors)
     if lacking:
         first = lacking[0]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,7 @@ def xlm_block(c: XlmConfig) -> XlmBlock:
 
 class Xlm(TextEncoder):
     Config = XlmConfig
+    inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "language_ids", "position_ids")
     heads = {"masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings)}  # noqa: RUF012
 
     def __init__(self, config: XlmConfig) -> None:

@@ -53,7 +53,7 @@ class XlmSteps:
         self.merges = list(merges)
         self.language = language
         self.lower_case = lower_case
-        self._ranks = {merge: rank for rank, merge in reversed(list(enumerate(self.merges)))}
+        self._ranks = {merge: rank for rank, merge in enumerate(self.merges)}
         self._cache: dict[str, str] = {}
         self._moses: dict[str, tuple[Any, Any]] = {}
         self._special = re.compile("(" + "|".join(map(re.escape, FIRST)) + ")")
