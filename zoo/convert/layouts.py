@@ -11,6 +11,7 @@ from zoo.convert.keymap import Described, KeyMap
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.resources import weights_folder
 
+TRANSFER = "transfer-"  # maps from one family's names of ours to another's, for `init_from`; no layouts of files
 OURS = "zoo"  # the layout of files that we wrote
 
 
@@ -26,7 +27,17 @@ class Listed(Protocol):
 def available() -> dict[str, Path]:
     """Every layout that has a map, with the map's file, in natural order."""
     files = sorted(weights_folder().glob("*/*.toml"))
-    return {file.stem: file for file in files if not file.parent.name.startswith("_") and file.stem not in ("sources", "probes")}
+    return {
+        file.stem: file
+        for file in files
+        if not file.parent.name.startswith("_") and file.stem not in ("sources", "probes") and not file.stem.startswith(TRANSFER)
+    }
+
+
+def transfers(family: str) -> dict[str, Path]:
+    """The families whose checkpoints can start this one, with the maps that say how."""
+    files = sorted((weights_folder() / family).glob(f"{TRANSFER}*.toml"))
+    return {file.stem.removeprefix(TRANSFER): file for file in files}
 
 
 def path_of(layout: str) -> Path:
