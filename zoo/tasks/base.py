@@ -94,7 +94,8 @@ def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, A
     spec = require_fit(task, offers_of_class(model_class), name)
     options = check_options(spec, options)
     if "pooler" in config.field_names():
-        config = config.replace(pooler=bool(spec.reads & {"pooled", "fused"}))
+        wanted = bool(spec.reads & {"pooled", "fused"}) or ("pooled" in spec.may_read and config.pooler)
+        config = config.replace(pooler=wanted)
     built = task_class(spec).build(model_class(config), options)
     built.task = task
     return built
