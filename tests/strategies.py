@@ -258,6 +258,8 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
                 labels["entity_candidates"] = torch.randn(5, model.config.entity_size, generator=generator, dtype=torch.float64)
                 labels["entity_labels"] = per_token(5)
         return labels
+    if task == "entity-typing":
+        return {"labels": torch.randint(2, (rows, model.options["num_labels"]), generator=generator).double()}
     if task in ("next-sentence", "sentence-order"):
         return {"labels": per_row(2)}
     if task == "token-classification":
