@@ -3,8 +3,8 @@
     h_0 = W norm(token + segment + position)          input_embedding_size, then hidden_size
     words = O norm(gelu(W_o h + b)) + bias            output_embedding_size; O is a table of its own, left behind after pre-training
 
-Differs from BERT: parameters of the embeddings are spent on depth instead, and the input table is never tied to the output's. Traps: no dropout
-but the classifier's; the public file has no output table, so that masked words come from a head that starts at random.
+Differs from BERT: parameters of the embeddings are spent on depth instead, and the input table is never tied to the output's. Traps: no
+dropout but the classifier's; the public file has no output table, so that masked words come from a head that starts at random.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ class RemBertConfig(Config):
 class RemBert(TextEncoder):
     Config = RemBertConfig
     heads = {  # noqa: RUF012
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.output_embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=False
-        ),
+        "masked_lm": lambda c: MaskedLMHead(c.hidden_size, c.output_embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=False),
     }
 
     def __init__(self, config: RemBertConfig) -> None:
