@@ -150,7 +150,7 @@ def _starts(written: Any) -> list[int] | None:
     """A list of flags by id, or of ids, or nothing."""
     if not isinstance(written, list):
         return None
-    flags = len(written) > 0 and set(written) <= {0, 1, True, False}
+    flags = len(written) > 0 and set(written) <= {0, 1}
     return [number for number, flag in enumerate(written) if flag] if flags else written
 
 

@@ -159,7 +159,7 @@ class MbartDecoder(nn.Module):
 
 
 class LanguageModelHead(nn.Module):
-    """``E h + b`` with the token table E that is handed over (``tied=False``: a matrix of its own) and a constant b, stored, not trained."""
+    """``E h + b``: E the token table that is handed over (``tied=False``: a matrix of its own), b a constant that is stored, not trained."""
 
     bias: Tensor
 
