@@ -309,6 +309,9 @@ def task_options(draw: st.DrawFn, task: str) -> dict[str, Any]:
     return {"num_labels": draw(st.integers(1, 4))} if "num_labels" in TASKS[task].options else {}
 
 
+COMPANIONS = {"pair_labels": "pairs", "entity_labels": "entity_candidates"}  # labels that mean nothing without another input
+
+
 def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     """Labels that fit a task, some of them left out, at least one of each kind given."""
     own = next((family(name) for name in families() if model_class(name) is type(model.model) and hasattr(family(name), "labels")), None)
@@ -331,7 +334,17 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
         labels = {"labels": per_token(model.config.vocab_size)}
         if task == "pretraining":
             labels |= {f"{head}_label": per_row(2) for head in ("next_sentence", "sentence_order") if head in model.heads}
+            if "span_boundary" in model.heads:  # from the first real token to the last
+                ends = [torch.nonzero(row).flatten() for row in real]
+                labels["pairs"] = torch.tensor([[[int(places[0]), int(places[-1])]] for places in ends])
+                shape = (rows, 1, model.config.max_span_targets)
+                labels["pair_labels"] = torch.randint(model.config.vocab_size, shape, generator=generator)
+            if "masked_entity" in model.heads:
+                labels["entity_candidates"] = torch.randn(5, model.config.entity_size, generator=generator, dtype=torch.float64)
+                labels["entity_labels"] = per_token(5)
         return labels
+    if task == "entity-typing":
+        return {"labels": torch.randint(2, (rows, model.options["num_labels"]), generator=generator).double()}
     if task in ("next-sentence", "sentence-order"):
         return {"labels": per_row(2)}
     if task == "token-classification":
