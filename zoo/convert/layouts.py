@@ -71,8 +71,9 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
         return OURS
     verdicts = {layout: _verdict(load(path), archive, config) for layout, path in available().items()}
     fitting = [layout for layout, reason in verdicts.items() if reason is None]
-    if len(fitting) == 1:
-        return fitting[0]
+    outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # the config says it, not the names alone
+    if len(fitting) == 1 or len(outright) == 1:
+        return (outright or fitting)[0]
     model_type = None if config is None else config.get("model_type")
     if len(fitting) > 1:
         said = "is missing" if config is None else f"says model_type={model_type!r}"
@@ -111,6 +112,8 @@ def is_ours(archive: Listed) -> bool:
 def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | None) -> str | None:
     """Why a layout does not fit, or None."""
     wanted = keymap.recognise
+    if wanted.get("stated") and (config is None or ("model_type" in wanted and "model_type" not in config)):
+        return "goes by what the config says, since its names are another layout's too"
     if config is not None:
         stated = config.get("model_type")
         types = wanted.get("model_type", [])
