@@ -17,15 +17,28 @@ from zoo.layers.extend import Extension
 
 
 class LowRank(nn.Module):
-    """One update ``s · B A``: ``down`` is A, ``up`` is B. ``magnitude`` (out,) makes it a DoRA."""
+    """One update ``s · B A``: ``down`` is A, ``up`` is B. ``magnitude`` (out,) makes it a DoRA; ``whole``: m scales the bias too, over the
+    norm of W + B A without s (as the library ``adapters`` has it). ``bias``: B has one.
+    """
 
-    def __init__(self, in_features: int, out_features: int, rank: int, scale: float, *, dropout: float = 0.0, dora: bool = False) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        scale: float,
+        *,
+        dropout: float = 0.0,
+        dora: bool = False,
+        whole: bool = False,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(rank, in_features))
         self.up = nn.Parameter(torch.empty(out_features, rank))
         self.magnitude = nn.Parameter(torch.empty(out_features)) if dora else None
-        self.scale = scale
-        self.dropout = dropout
+        self.up_bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.scale, self.dropout, self.whole = scale, dropout, whole
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         """A uniform within 1/sqrt(in), as a Linear starts; B zero, so that training starts from the model as it is."""
@@ -34,6 +47,8 @@ class LowRank(nn.Module):
         self.up.zero_()
         if self.magnitude is not None:
             self.magnitude.fill_(1)
+        if self.up_bias is not None:
+            self.up_bias.zero_()
 
     def delta(self) -> Tensor:
         """``s · B A`` (out, in)."""
@@ -41,7 +56,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.down), self.up) * self.scale
+        return F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.down), self.up, self.up_bias) * self.scale
 
 
 class Rescaling(nn.Module):
@@ -75,14 +90,15 @@ class LowRankUpdated(Extension):
                 weight, bias = self.weight, self.bias
                 assert isinstance(weight, Tensor)
                 share = update.magnitude / row_norms(weight, update)
-                bare = y if bias is None else y - bias
+                bare = y if bias is None or update.whole else y - bias
                 y = y + (share - 1) * bare + share * update(x)
         return y
 
 
 def row_norms(weight: Tensor, update: LowRank) -> Tensor:
     """``‖W + s B A‖`` of each output's row, (out,), without a gradient."""
-    return torch.linalg.vector_norm((weight + update.delta()).detach(), dim=1)
+    delta = update.up @ update.down if update.whole else update.delta()
+    return torch.linalg.vector_norm((weight + delta).detach(), dim=1)
 
 
 class Rescaled(Extension):

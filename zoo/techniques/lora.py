@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from zoo.config import check_positive
-from zoo.errors import TechniqueError
+from zoo.errors import TechniqueError, unknown
 from zoo.layers.extend import extend, restore
 from zoo.layers.low_rank import LowRank, LowRankUpdated, Rescaled, Rescaling, row_norms
 from zoo.model import Model, Site
@@ -35,7 +35,10 @@ class LoRA(PlacedTechnique):
     dropout: float = 0.0
     roles: tuple[str, ...] = ("attention-query", "attention-value")
     rank_stabilized: bool = False
+    bias: bool = False  # B has a bias
     dora: bool = False
+    dora_whole: bool = False  # m scales the bias too, over the norm of W + B A without s: the form of the library `adapters`
+    paths: tuple[str, ...] = ()  # these parts by their paths, in place of roles
     name: str = "default"
 
     def check(self) -> None:
@@ -47,7 +50,7 @@ class LoRA(PlacedTechnique):
         return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        sites = linear_sites(self, model, self.roles)
+        sites = linear_sites(self, model, self.roles, self.paths)
         for site in sites:
             if isinstance(site.module, LowRankUpdated) and self.name in site.module.loras:
                 raise TechniqueError(f"{site.path} has a LoRA named {self.name!r} already; give this one another name")
@@ -55,7 +58,16 @@ class LoRA(PlacedTechnique):
         for site in sites:
             linear = site.module
             assert isinstance(linear, nn.Linear)
-            update = LowRank(linear.in_features, linear.out_features, self.rank, self.scale, dropout=self.dropout, dora=self.dora)
+            update = LowRank(
+                linear.in_features,
+                linear.out_features,
+                self.rank,
+                self.scale,
+                dropout=self.dropout,
+                dora=self.dora,
+                whole=self.dora_whole,
+                bias=self.bias,
+            )
             update = fresh(update, linear.weight, std, generator)
             update.train(linear.training)
             if update.magnitude is not None and not linear.weight.is_meta:
@@ -70,10 +82,11 @@ class IA3(PlacedTechnique):
     """``l ⊙ (W x + b)``: a learned scale for each output of keys, values and the feed-forward's inner layer."""
 
     roles: tuple[str, ...] = ("attention-key", "attention-value", "feed-forward-up")
+    paths: tuple[str, ...] = ()  # these parts by their paths, in place of roles
     name: str = "default"
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        sites = linear_sites(self, model, self.roles)
+        sites = linear_sites(self, model, self.roles, self.paths)
         for site in sites:
             if isinstance(site.module, Rescaled) and self.name in site.module.rescalings:
                 raise TechniqueError(f"{site.path} has a rescaling named {self.name!r} already; give this one another name")
@@ -95,11 +108,19 @@ def add_update(linear: Any, name: str, update: LowRank) -> None:
     linear.active_loras = (*linear.active_loras, name)
 
 
-def linear_sites(technique: PlacedTechnique, model: Model, roles: Sequence[str]) -> list[Site]:
-    """The places of these roles that are linear layers, each once."""
-    if not roles:
+def linear_sites(technique: PlacedTechnique, model: Model, roles: Sequence[str], paths: Sequence[str]) -> list[Site]:
+    """The places of these roles (or at these paths) that are linear layers, each once."""
+    if not roles and not paths:
         raise TechniqueError(f"{type(technique).__name__} needs at least one role, such as {', '.join(LINEAR_ROLES)}")
-    sites = technique.places(model, *roles)
+    if paths:
+        parts = dict(model.named_modules())
+        if missing := [path for path in paths if path not in parts]:
+            raise unknown(f"part of {type(model).__name__}", missing[0], parts)
+        sites = [
+            Site(path, "", "", (), model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in dict.fromkeys(paths)
+        ]
+    else:
+        sites = technique.places(model, *roles)
     for site in sites:
         if not isinstance(site.module, nn.Linear):
             raise TechniqueError(f"{site.path} is a {type(site.module).__name__}; {type(technique).__name__} changes linear layers")
@@ -118,7 +139,8 @@ def merge(model: nn.Module, name: str | None = None) -> Mapping[str, Any]:
     for path, part in parts:
         for key in [k for k in part.loras if name in (None, k)]:
             update = part.loras[key]
-            assert isinstance(update, LowRank)
+            if update.up_bias is not None or (update.magnitude is not None and (update.whole or len(part.loras) > 1)):
+                raise TechniqueError(f"the update {key!r} at {path} can't be merged: it has a bias, or its norm depends on other updates")
             before = part.weight.clone() if update.magnitude is not None else None
             if update.magnitude is not None:
                 share = update.magnitude / row_norms(part.weight, update)
