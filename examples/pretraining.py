@@ -184,9 +184,7 @@ class Curve:
         return self.held_out[max(self.held_out)]
 
 
-def batches(
-    objective: Objective, documents: list[Document], pieces: Sequence[str], generator: torch.Generator
-) -> Iterator[dict[str, Any]]:
+def batches(objective: Objective, documents: list[Document], pieces: Sequence[str], generator: torch.Generator) -> Iterator[dict[str, Any]]:
     """Endless batches: the documents again and again, in a new order and with new masks."""
     collate = objective.collator(pieces)
     while True:

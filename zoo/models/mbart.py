@@ -159,7 +159,9 @@ class MbartDecoder(nn.Module):
 
 
 class LanguageModelHead(nn.Module):
-    """``E h + b``: E the token table that is handed over (``tied=False``: a matrix of its own), b a constant that is stored, not trained."""
+    """``E h + b``: E the token table that is handed over (``tied=False``: a matrix of its own), b a constant that is stored, not
+    trained.
+    """
 
     bias: Tensor
 
