@@ -27,7 +27,7 @@ class ConditionalGeneration(TaskModel):
         """
         given = {**dict(zip(self.model.inputs, inputs, strict=False)), **named}
         if labels is not None and given.get("decoder_input_ids") is None and hasattr(self.model, "decoder_inputs"):
-            given["decoder_input_ids"] = self.model.decoder_inputs(labels)
+            given["decoder_input_ids"] = self.model.decoder_inputs(labels)  # type: ignore[operator]
         decoded = self.model(**given)
         logits = self.predict(decoded.last_hidden_state, given.get("decoder_attention_mask"))
         if labels is None:
