@@ -20,6 +20,7 @@ from zoo.errors import ConfigError
 from zoo.model import Model
 from zoo.outputs import Output, TaskOutput
 from zoo.tasks.base import TaskModel, check_labels
+from zoo.tasks.losses import widened
 from zoo.tasks.masking import write_samples
 from zoo.tasks.text import MaskedLM, padding_of
 
@@ -50,6 +51,7 @@ class ReplacedTokenDetection(TaskModel):
 
 def replaced_token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
     """Mean binary cross-entropy over real tokens; ``epsilon`` is added to their number, as the TensorFlow code does (1e-6)."""
+    logits = widened(logits)
     losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
     weights = torch.ones_like(losses) if real is None else real.to(losses.dtype)
     return (losses * weights).sum() / (weights.sum() + epsilon)
