@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -24,6 +25,7 @@ TEXT_TASKS = (
     "sentence-order",
     "sequence-classification",
     "token-classification",
+    "replaced-token-detection",
     "question-answering",
     "multiple-choice",
     "sentence-embedding",
@@ -35,9 +37,15 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmo
 # -- families ----------------------------------------------------------------------------------------------------------------------------
 
 
+def registered() -> list[str]:
+    """Every registered family, or those that the environment names (``ZOO_TEST_FAMILIES=bert,albert``)."""
+    chosen = os.environ.get("ZOO_TEST_FAMILIES", "")
+    return sorted(name for name in registry.families() if not chosen or name in chosen.split(","))
+
+
 def families() -> list[str]:
-    """Every registered family that these tests know, see `tests.families`; a test holds them to be all."""
-    return [name for name in sorted(registry.families()) if importlib.util.find_spec(_module(name))]
+    """The registered families that these tests know, see `tests.families`; a test holds them to be all."""
+    return [name for name in registered() if importlib.util.find_spec(_module(name))]
 
 
 def _module(name: str) -> str:
@@ -252,6 +260,12 @@ def states(name: str, output: Any) -> dict[str, Tensor]:
     return {"last_hidden_state": output.last_hidden_state, **hidden}
 
 
+def pooled(output: Any) -> Tensor | None:
+    """The pooled vector, where there is one."""
+    found: Tensor | None = getattr(output, "pooler_output", None)
+    return found
+
+
 def mask_of(name: str, state: str) -> str:
     """The mask that one of `states` runs along with."""
     return state if several_streams(name) else "attention_mask"
@@ -345,6 +359,8 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
         return labels
     if task == "entity-typing":
         return {"labels": torch.randint(2, (rows, model.options["num_labels"]), generator=generator).double()}
+    if task == "replaced-token-detection":
+        return {"labels": torch.randint(2, (rows, length), generator=generator)}
     if task in ("next-sentence", "sentence-order"):
         return {"labels": per_row(2)}
     if task == "token-classification":
@@ -369,7 +385,7 @@ def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
     """A batch as a task takes it: for multiple choice its rows are the choices of one question."""
     if task != "multiple-choice":
         return dict(batch.inputs)
-    return {name: x[None] for name, x in batch.inputs.items() if name != "position_ids"}
+    return {name: x[None] for name, x in batch.inputs.items()}
 
 
 def results(output: Any) -> dict[str, Tensor]:
