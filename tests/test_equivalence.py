@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import zoo
 from tests import oracle, strategies
 from tests.families import albert
-from tests.strategies import batches, build, configs, family, labels_for, randomised, relative, results, small_config, task_options
+from tests.strategies import batches, build, configs, family, labels_for, randomised, relative, results, task_options
 from zoo.layers import Mask
 
 ROWS_ONLY = ("xlm",)
@@ -180,9 +180,27 @@ def test_a_stated_problem_type_gives_transformers_loss(name, problem):
 
 
 def fixed_config(name: str) -> Any:
-    """One small config, deep enough for plans to differ."""
-    fields = {"num_layers": 4, "num_inner_blocks": 2, "num_segments": 3}
-    return small_config(name, **fields)
+    """One small config with nothing at its default that matters; a family's ``SMALL`` adds to the sizes here."""
+    cls = strategies.model_class(name).Config
+    sizes = {
+        "vocab_size": 23,
+        "hidden_size": 8,
+        "num_layers": 4,
+        "num_heads": 2,
+        "intermediate_size": 11,
+        "max_positions": 9,
+        "num_segments": 3,
+        "embedding_size": 5,
+        "num_groups": 2,
+        "num_inner_blocks": 2,
+        "num_languages": 1,
+        "pad_token_id": 0,
+        "norm_eps": 1e-3,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        **getattr(family(name), "SMALL", {}),
+    }
+    return cls(**{key: value for key, value in sizes.items() if key in cls.field_names()})
 
 
 @pytest.mark.parametrize("name", strategies.with_oracle())
