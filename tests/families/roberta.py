@@ -29,9 +29,9 @@ def tiny_config(draw: st.DrawFn) -> RobertaConfig:
 
 
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
-    """The table's first rows are for padding: texts are as much shorter."""
+    """The table's first rows are for padding: texts are as much shorter, and leave room for one more token."""
     fields = {"vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "num_segments": config.num_segments}
-    return draw(text_batches(SimpleNamespace(**fields, max_positions=config.longest), **options))
+    return draw(text_batches(SimpleNamespace(**fields, max_positions=config.longest - 1), **options))
 
 
 def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
