@@ -100,6 +100,10 @@ def info(name: str, as_json: Json = False) -> None:
     print(f"parameters: {found['parameters']:,} ({parts})")
     print("inputs: " + ", ".join(found["inputs"]))
     print("tasks: " + ", ".join(found["tasks"]))
+    if found["schedule"]:
+        from zoo.layers.streams import draw
+
+        print(draw(zoo.config(name).schedule))
     for rule, reason in found["exceptions"].items():
         print(f"exception to {rule}: {reason}")
     _table("config", ["field", "value"], [[k, str(v)] for k, v in found["config"].items()])
