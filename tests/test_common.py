@@ -99,6 +99,8 @@ def test_the_stated_parameter_count_is_met_and_the_build_on_meta_is_complete(nam
     if stated:
         assert stated["source"]
         assert model.num_parameters() == stated["count"]
+    if "visual_features" in variant.inputs:  # see tests/test_vision.py
+        return
     ids = torch.zeros(2, 5, dtype=torch.int64, device="meta")
     out = model(ids, torch.ones_like(ids))
     assert out.last_hidden_state.shape == (2, 5, config.hidden_size)
@@ -442,7 +444,7 @@ def test_it_exports_for_any_batch_and_length_and_agrees(name, task):
     model, batch = small(name, task), fixed_batch(name)
     rows, length = torch.export.Dim("rows", min=2, max=64), torch.export.Dim("length", min=2, max=10)
     given, shape = tuple(batch.inputs.values()), {0: rows, 1: length}
-    shapes = {key: shape for key in batch.inputs} if task is None else {"inputs": (shape,) * len(given)}
+    shapes = dict.fromkeys(batch.inputs, shape) if task is None else {"inputs": (shape,) * len(given)}
     program = torch.export.export(model, given, dynamic_shapes=shapes).module()
     for inputs in (given, tuple(x[:3, 1:5] for x in given)):
         with torch.no_grad():
