@@ -333,7 +333,7 @@ def read_safetensors(path: Path | str) -> Iterator[Item]:
         if not isinstance(written, str):
             raise CheckpointError(f"{path} holds no regions: its header has no 'zoo.regions'")
         for name, about in json.loads(written).items():
-            parts = {
+            parts: dict[str, Any] = {
                 part: archive.read(f"{name}/{part}")
                 for part in ("features", "boxes", "image_size", "mask", "confidence", "labels")
                 if f"{name}/{part}" in archive.tensors
