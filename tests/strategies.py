@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -24,6 +25,7 @@ TEXT_TASKS = (
     "sentence-order",
     "sequence-classification",
     "token-classification",
+    "replaced-token-detection",
     "question-answering",
     "multiple-choice",
     "sentence-embedding",
@@ -35,9 +37,22 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmo
 # -- families ----------------------------------------------------------------------------------------------------------------------------
 
 
+def registered() -> list[str]:
+    """Every registered family, or those that the environment names (``ZOO_TEST_FAMILIES=bert,albert``)."""
+    chosen = os.environ.get("ZOO_TEST_FAMILIES", "")
+    return sorted(name for name in registry.families() if not chosen or name in chosen.split(","))
+
+
 def families() -> list[str]:
-    """Every registered family that these tests know, see `tests.families`; a test holds them to be all."""
-    return [name for name in sorted(registry.families()) if importlib.util.find_spec(_module(name))]
+    """The registered families that these tests know, see `tests.families`; a test holds them to be all. Those that read pictures are
+    held to the same by tests/test_vision.py.
+    """
+    return [name for name in registered() if importlib.util.find_spec(_module(name)) and name not in vision_families()]
+
+
+def vision_families() -> list[str]:
+    """Every family that reads pictures and words; tests/test_vision.py holds them to the common properties."""
+    return [name for name in registered() if "visual_features" in registry.families()[name][0].inputs]
 
 
 def _module(name: str) -> str:
@@ -63,12 +78,16 @@ def tasks_of(name: str) -> list[str]:
     return fitting(offers_of(registry.families()[name][0]))
 
 
+OWN_TESTS = ("entity-linking",)  # tasks that mean nothing without inputs which only their own tests draw
+
+
 def family_tasks() -> list[tuple[str, str]]:
     """Every family with every task of its whose labels the tests know."""
     return [
         (name, task)
         for name in families()
         for task in tasks_of(name)
+        if task not in OWN_TESTS
         if hasattr(family(name), "labels") or (task in TEXT_TASKS and not several_streams(name))
     ]
 
@@ -210,6 +229,36 @@ def text_batches(draw: st.DrawFn, config: Any, *, kinds: tuple[str, ...] = MASKS
     return Batch(inputs, {"attention_mask": TEXT_INPUTS})
 
 
+VISUAL_INPUTS = ("visual_features", "visual_boxes", "visual_token_type_ids", "image_text_alignment")
+
+
+@st.composite
+def picture_batches(
+    draw: st.DrawFn, config: Any, *, boxes: bool, segments: bool, alignment: bool, kinds: tuple[str, ...] = MASKS, least: int = 1
+) -> Batch:
+    """A batch of texts and the regions of their pictures."""
+    if getattr(config, "num_tasks", 0):  # the task's token comes after the first column, where such texts start
+        kinds = tuple(kind for kind in kinds if kind not in ("left", "holes"))
+    text = draw(text_batches(config, kinds=kinds, least=least, embeds=False))
+    batch, length = text.inputs["input_ids"].shape
+    regions = draw(st.integers(1, 5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    inputs = dict(text.inputs)
+    inputs["visual_features"] = torch.randn(batch, regions, config.visual_size, generator=generator, dtype=torch.float64)
+    mask = draw(attention_masks(batch, regions, kinds, least))
+    if mask is not None:
+        inputs["visual_mask"] = mask
+    if boxes:
+        inputs["visual_boxes"] = torch.rand(batch, regions, config.box_size, generator=generator, dtype=torch.float64)
+    if segments and draw(st.booleans()):
+        inputs["visual_token_type_ids"] = torch.randint(config.num_segments, (batch, regions), generator=generator)
+    if alignment and draw(st.booleans()):
+        inputs["image_text_alignment"] = torch.randint(-1, length, (batch, regions, 2), generator=generator)
+    if getattr(config, "num_tasks", 0):
+        inputs["task_type_ids"] = torch.randint(config.num_tasks, (batch,), generator=generator)
+    return Batch(inputs, {"attention_mask": TEXT_INPUTS, "visual_mask": VISUAL_INPUTS})
+
+
 def encoder_fields(draw: st.DrawFn) -> dict[str, Any]:
     """Fields that BERT-like configs share."""
     num_heads, head_size = draw(st.integers(1, 3)), draw(st.integers(1, 4))
@@ -250,6 +299,12 @@ def states(name: str, output: Any) -> dict[str, Tensor]:
         return found
     hidden = {f"hidden_states[{depth}]": x for depth, x in enumerate(output.hidden_states or ())}
     return {"last_hidden_state": output.last_hidden_state, **hidden}
+
+
+def pooled(output: Any) -> Tensor | None:
+    """The pooled vector, where there is one."""
+    found: Tensor | None = getattr(output, "pooler_output", None)
+    return found
 
 
 def mask_of(name: str, state: str) -> str:
@@ -309,6 +364,9 @@ def task_options(draw: st.DrawFn, task: str) -> dict[str, Any]:
     return {"num_labels": draw(st.integers(1, 4))} if "num_labels" in TASKS[task].options else {}
 
 
+COMPANIONS = {"pair_labels": "pairs", "entity_labels": "entity_candidates"}  # labels that mean nothing without another input
+
+
 def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     """Labels that fit a task, some of them left out, at least one of each kind given."""
     own = next((family(name) for name in families() if model_class(name) is type(model.model) and hasattr(family(name), "labels")), None)
@@ -331,7 +389,19 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
         labels = {"labels": per_token(model.config.vocab_size)}
         if task == "pretraining":
             labels |= {f"{head}_label": per_row(2) for head in ("next_sentence", "sentence_order") if head in model.heads}
+            if "span_boundary" in model.heads:  # from the first real token to the last
+                ends = [torch.nonzero(row).flatten() for row in real]
+                labels["pairs"] = torch.tensor([[[int(places[0]), int(places[-1])]] for places in ends])
+                shape = (rows, 1, model.config.max_span_targets)
+                labels["pair_labels"] = torch.randint(model.config.vocab_size, shape, generator=generator)
+            if "masked_entity" in model.heads:
+                labels["entity_candidates"] = torch.randn(5, model.config.entity_size, generator=generator, dtype=torch.float64)
+                labels["entity_labels"] = per_token(5)
         return labels
+    if task == "entity-typing":
+        return {"labels": torch.randint(2, (rows, model.options["num_labels"]), generator=generator).double()}
+    if task == "replaced-token-detection":
+        return {"labels": torch.randint(2, (rows, length), generator=generator)}
     if task in ("next-sentence", "sentence-order"):
         return {"labels": per_row(2)}
     if task == "token-classification":
@@ -356,7 +426,7 @@ def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
     """A batch as a task takes it: for multiple choice its rows are the choices of one question."""
     if task != "multiple-choice":
         return dict(batch.inputs)
-    return {name: x[None] for name, x in batch.inputs.items() if name != "position_ids"}
+    return {name: x[None] for name, x in batch.inputs.items()}
 
 
 def results(output: Any) -> dict[str, Tensor]:

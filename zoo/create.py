@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from zoo.conversion import (
     WEIGHTS_FILE,
     class_and_config,
     class_of_maps,
+    convert,
     converted,
     locate,
     opened,
@@ -82,6 +84,7 @@ def create(
     name: str,
     *,
     pretrained: bool | str | os.PathLike[str] | Mapping[str, Tensor] = False,
+    init_from: str | os.PathLike[str] | None = None,
     task: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -96,17 +99,20 @@ def create(
     tag where the name has none), or a file, a folder, ``"hub:org/name@revision"``, or tensors by their foreign names. overrides: config
     fields and the task's options (``num_labels``); on top of loaded weights only those fields that shape no weight. device: may be "meta".
     dtype: random weights are float32 unless you say, loaded ones come as stored. generator: draws the random weights. techniques: applied
-    in order, see `zoo.apply`.
+    in order, see `zoo.apply`. init_from: another family's checkpoint (``"bert-base.google"``, a file or folder) that fills what it can by
+    declared rules; ``model.load_report`` says what stays random.
 
     Raises UnknownNameError for a name, tag, task or field that does not exist (with the closest), ConfigError for values that contradict
-    each other or the weights, TechniqueError where a technique finds no parts, TaskError where the task does not fit, CheckpointError for a
-    file that is not this model, FetchError where it can't be had.
+    each other or the weights, TechniqueError where a technique finds no parts, TaskError where the task does not fit, CheckpointError for
+    a file that is not this model, FetchError where it can't be had.
     """
     variant, _ = registry.resolve(name)
     model_class = variant.model_class()
     if task is not None:
         require_fit(task, offers_of_class(model_class), variant.name)
     fields, options = _split(overrides, model_class, task)
+    if pretrained is not False and init_from is not None:
+        raise ConfigError("pretrained= fills the whole model and init_from= starts a part of it from another family; give one of them")
     if pretrained is not False:
         request = Request(name, task, layout, None, device, dtype, generator, overrides)
         if pretrained is not True:
@@ -120,6 +126,8 @@ def create(
     module.to(dtype or torch.float32)
     module.to_empty(device=device or "cpu")
     module.init_weights(generator)  # type: ignore[operator]
+    if init_from is not None:
+        return _finish(module, variant.name, warm_start(module, variant, init_from)).train()
     return _finish(module, variant.name, None)
 
 
@@ -203,6 +211,44 @@ def _finish(module: nn.Module, name: str | None, report: LoadReport | None) -> n
     bare.zoo_name = name  # type: ignore[assignment]
     module.load_report = report  # type: ignore[assignment]
     return module.eval() if report is not None else module
+
+
+def warm_start(module: nn.Module, variant: registry.Variant, source: str | os.PathLike[str]) -> LoadReport:
+    """Fill what another family's checkpoint can start, by the declared transfer map; the report says what stays random.
+
+    Raises UnknownNameError where no transfer is declared, CheckpointError where sizes differ.
+    """
+    origin, record = locate(source)
+    with tempfile.TemporaryDirectory() as folder:
+        if record is not None:
+            origin = converted(record)
+        elif read_description(Path(origin)) is None:
+            convert(origin, folder + "/ours")
+            origin = Path(folder) / "ours"
+        description = read_description(Path(origin))
+        assert description is not None
+        family = next(v.maps for vs in registry.families().values() for v in vs if v.class_path == description["class"])
+        known = layouts.transfers(variant.maps)
+        if family not in known:
+            raise unknown(f"family to start {variant.name} from", family, known)
+        keymap = layouts.load(known[family])
+        targets = canonical_state(module)
+        with open_archive(Path(origin)) as archive:
+            heads = {name.split(".")[1] for name in targets if name.startswith("heads.")}
+            plan = keymap.forward(archive.tensors, module.config.to_dict(), heads=heads, inspect=True)  # type: ignore[union-attr, operator]
+            started: set[str] = set()
+            for step in plan.steps:
+                for name, tensor in step.run(archive.read).items():
+                    if name not in targets or targets[name].shape != tensor.shape:
+                        wanted = tuple(targets[name].shape) if name in targets else "nothing of that name"
+                        raise CheckpointError(f"{source}: {name} is {tuple(tensor.shape)} there; {variant.name} has {wanted}")
+                    with torch.no_grad():
+                        targets[name].copy_(tensor)
+                    started.add(name)
+            left_out = {**plan.left_out, **plan.dropped}
+            if missed := [n for n in archive.tensors if n not in left_out and not any(n in step.sources for step in plan.steps)]:
+                raise CheckpointError(f"{source}: {missed[0]} has no place in {variant.name}; do the sizes agree?")
+    return LoadReport(str(source), keymap.layout, left_out, tuple(name for name in targets if name not in started))
 
 
 def _load(source: Any, request: Request) -> Any:

@@ -97,7 +97,7 @@ def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, A
     options = check_options(spec, options)
     if "pooler" in config.field_names():
         pooled = bool(spec.reads & {"pooled", "fused"}) and task.replace("-", "_") not in model_class.reads_first
-        config = config.replace(pooler=pooled)
+        config = config.replace(pooler=pooled or ("pooled" in spec.may_read and config.pooler))
     built = task_class(spec).build(model_class(config), options)
     built.task = task
     return built
