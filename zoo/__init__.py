@@ -27,6 +27,7 @@ _WHERE = {
     "InvertibleAdapter": "zoo.techniques.adapters",
     "LoRA": "zoo.techniques.lora",
     "Model": "zoo.model",
+    "PrefixTuning": "zoo.techniques.prefix",
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
     "StridedAttention": "zoo.techniques.sparse",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from zoo.techniques.base import apply as apply
     from zoo.techniques.lora import IA3 as IA3
     from zoo.techniques.lora import LoRA as LoRA
+    from zoo.techniques.prefix import PrefixTuning as PrefixTuning
     from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
     from zoo.techniques.sharing import Sharing as Sharing
     from zoo.techniques.sparse import FixedAttention as FixedAttention
