@@ -217,8 +217,7 @@ def xlm_sides(xlm_files):
 @given(text=anything(), language=st.sampled_from(["en", "fr", "de", "ro", "ru", "fi"]), lower=st.booleans())
 def test_xlms_pieces_equal_transformers_on_random_text(xlm_sides, text, language, lower):
     ours, theirs = xlm_sides[lower]
-    if any(token in text for token in ("</s>", "<special1>", "<mask>")):
-        text = text.replace("<", " ")  # special tokens are cut out before the method that takes a language
+    text = text.replace("<", " ")  # special tokens are cut out before the method that takes a language
     expected = [theirs.encoder.get(piece, 3) for piece in theirs._tokenize(text, lang=language)]
     assert ours.encode(text, language=language).ids[1:-1] == expected
 

@@ -221,16 +221,20 @@ def albert_texts() -> st.SearchStrategy[str]:
 def albert_sides(albert_file):
     model = read_sentencepiece(albert_file)
     pieces = vocabulary(model)
-    theirs = {
-        lower: AlbertTokenizer(vocab=pieces, _spm_precompiled_charsmap=model.charsmap, do_lower_case=lower) for lower in (True, False)
+    return {
+        (lower, keep): (
+            albert(model, lower_case=lower, keep_accents=keep, digit_comma=False, special=ALBERT_SPECIAL),
+            AlbertTokenizer(vocab=pieces, _spm_precompiled_charsmap=model.charsmap, do_lower_case=lower, keep_accents=keep),
+        )
+        for lower in (True, False)
+        for keep in (True, False)
     }
-    return {lower: (albert(model, lower_case=lower, digit_comma=False, special=ALBERT_SPECIAL), theirs[lower]) for lower in theirs}
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=albert_texts(), pair=st.none() | albert_texts().filter(bool), lower=st.booleans())
-def test_albert_without_its_digit_rule_equals_transformers(albert_sides, text, pair, lower):
-    ours, theirs = albert_sides[lower]
+@given(text=albert_texts(), pair=st.none() | albert_texts().filter(bool), options=st.tuples(st.booleans(), st.booleans()))
+def test_albert_without_its_digit_rule_equals_transformers(albert_sides, text, pair, options):
+    ours, theirs = albert_sides[options]
     expected = theirs(text, pair, return_token_type_ids=True)
     encoding = ours.encode(text, pair)
     assert encoding.ids == expected["input_ids"]

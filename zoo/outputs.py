@@ -61,6 +61,18 @@ class Joint(Encoded):
 
 
 @dataclass(frozen=True)
+class WithEntities(Encoded):
+    """A text read together with what is known of its entities: an `Encoded` of the text, and ``entity``, the stream beside it."""
+
+    entity: Encoded | None = None
+
+    @property
+    def text(self) -> Encoded:
+        """The text alone."""
+        return Encoded(self.last_hidden_state, self.pooler_output, self.hidden_states, self.attentions)
+
+
+@dataclass(frozen=True)
 class Streams(Output):
     """Several streams, each an `Encoded`; ``pooler_output`` (batch, size) where the model fuses their pooled vectors into one.
 
@@ -110,5 +122,5 @@ class TaskOutput(Output):
     scores: dict[str, Tensor] = field(default_factory=dict)
 
 
-for _cls in (Encoded, Joint, Streams, Seq2Seq, TaskOutput):  # torch.export takes and gives them as pytrees
+for _cls in (Encoded, WithEntities, Joint, Streams, Seq2Seq, TaskOutput):  # torch.export takes and gives them as pytrees
     torch.export.register_dataclass(_cls, serialized_type_name=f"zoo.{_cls.__name__}")

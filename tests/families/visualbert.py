@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.strategies import Batch, encoder_fields, picture_batches
+from tests.pictures import picture_batches, ragged
+from tests.strategies import Batch, encoder_fields
 from zoo.models.visualbert import VisualBertConfig
 
 LAYOUT = "hf-visualbert"
@@ -37,6 +38,13 @@ def tiny_config(draw: st.DrawFn, **fixed: Any) -> VisualBertConfig:
 
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
     return draw(picture_batches(config, boxes=False, segments=True, alignment=True, **options))
+
+
+SMALL = {"visual_size": 5}
+
+
+def small_batch() -> Batch:
+    return ragged(boxes=False)
 
 
 def states(output: Any) -> dict[str, Tensor]:

@@ -25,4 +25,5 @@ class StandardDeviationNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
         centred = x - x.mean(-1, keepdim=True)
-        return self.weight * centred / (x.std(-1, keepdim=True) + self.eps) + self.bias
+        deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5  # its gradient at zero is zero
+        return self.weight * centred / (deviation + self.eps) + self.bias

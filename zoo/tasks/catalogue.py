@@ -15,8 +15,9 @@ class TaskSpec:
     """A task: what it ``reads`` of a model, the pre-training ``heads`` it needs of the family's, ``one_of`` which it needs at least one,
     the options it takes with their defaults, and the class that builds it.
 
-    Read are "text": the states of a text, "pooled": its pooled vector; of a model of pictures and words "words", "regions" and "fused", the
-    pooled vector of both. One name may stand for two specs, one for each kind of model: `spec_for` chooses.
+    Read are "text": the states of a text, "pooled": its pooled vector, "entities": what it knows beside the text; of an encoder-decoder
+    "source and target"; of a model of pictures and words "words", "regions" and "fused", the pooled vector of both. ``may_read``: what is
+    read where the config has it. One name may stand for several specs, one for each kind of model: `spec_for` chooses.
     """
 
     name: str
@@ -26,6 +27,7 @@ class TaskSpec:
     one_of: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
+    may_read: frozenset[str] = frozenset()
 
     def missing(self, offers: frozenset[str]) -> list[str]:
         """What a model lacks for this task, in words."""
@@ -41,6 +43,7 @@ def _specs(*specs: TaskSpec) -> dict[str, TaskSpec]:
 
 _TEXT, _POOLED = frozenset({"text"}), frozenset({"pooled"})
 _LABELS = {"num_labels": 2, "problem_type": None}
+_BOTH = frozenset({"source and target"})
 
 TASKS: dict[str, TaskSpec] = _specs(
     TaskSpec("masked-lm", _TEXT, "zoo.tasks.text:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"),
@@ -69,6 +72,13 @@ TASKS: dict[str, TaskSpec] = _specs(
     ),
     TaskSpec("question-answering", _TEXT, "zoo.tasks.text:QuestionAnswering", summary="the span that answers a question"),
     TaskSpec("multiple-choice", _POOLED, "zoo.tasks.text:MultipleChoice", summary="the right one of several texts"),
+    TaskSpec(
+        "conditional-generation",
+        _BOTH,
+        "zoo.tasks.generation:ConditionalGeneration",
+        heads=("language_model",),
+        summary="the next word of a target text, given a source",
+    ),
     TaskSpec(
         "sentence-embedding",
         _TEXT,
@@ -158,6 +168,32 @@ VISION: dict[str, TaskSpec] = _specs(
 )
 TASKS |= {name: spec for name, spec in VISION.items() if name not in TASKS}
 
+TASKS["entity-typing"] = TaskSpec(
+    "entity-typing",
+    _POOLED | {"entities"},
+    "zoo.tasks.knowledge_heads:EntityTyping",
+    options={"num_labels": 2},
+    summary="all the types of a marked mention",
+)
+PRETRAINING: dict[str, TaskSpec] = {  # by the head that asks for a pre-training of its own
+    "span_boundary": TaskSpec(
+        "pretraining",
+        _TEXT,
+        "zoo.tasks.knowledge_heads:SpanPretraining",
+        heads=("masked_lm", "span_boundary"),
+        options={"span_loss_weight": 1.0},
+        summary="masked spans, from their own places and from their boundaries",
+        may_read=_POOLED,
+    ),
+    "masked_entity": TaskSpec(
+        "pretraining",
+        _TEXT | _POOLED,
+        "zoo.tasks.knowledge_heads:EntityPretraining",
+        heads=("masked_lm", "next_sentence", "masked_entity"),
+        summary="masked words, next sentence, and which entity a mention means",
+    ),
+}
+
 
 def task_spec(name: str) -> TaskSpec:
     """The task of that name; an unknown name is an UnknownNameError with the three closest."""
@@ -169,14 +205,21 @@ def task_spec(name: str) -> TaskSpec:
 def spec_for(name: str, offers: frozenset[str]) -> TaskSpec:
     """The task of that name as it is for a model with these ``offers``."""
     spec = task_spec(name)
+    if name == "pretraining":
+        for head, own in PRETRAINING.items():
+            if head in offers:
+                return own
     return VISION[name] if "words" in offers and name in VISION else spec
 
 
 def offered(inputs: Collection[str], pooler: bool, heads: Iterable[str]) -> frozenset[str]:
     """What a model offers to tasks, from what it reads, whether it pools, and its pre-training heads."""
+    if "decoder_input_ids" in inputs:
+        return frozenset({"source and target", *heads})
     if "visual_features" in inputs:
         return frozenset({"words", "regions", "fused", *heads})
-    return frozenset({"text", *(("pooled",) if pooler else ()), *heads})
+    entities = ("entities",) if any(name in inputs for name in ("entity_embeds", "entity_candidates")) else ()
+    return frozenset({"text", *(("pooled",) if pooler else ()), *entities, *heads})
 
 
 def offers_of(model: Variant) -> frozenset[str]:

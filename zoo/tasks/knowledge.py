@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from zoo.errors import ConfigError, InputError
+from zoo.tasks.masking import IGNORED, python_random
 
 K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]", "[PRE]", "[OBJ]")
 """What is never cut into pieces."""
@@ -168,3 +169,76 @@ class SentenceTreeCollator:
             "inserted": inserted,
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityDenoising:
+    """ERNIE's (Tsinghua) batches of entities: of the mentions ``replaced`` get another entity of the batch, ``dropped`` lose theirs; to
+    be guessed is the original.
+
+    ``vectors`` (entities, size), without a row for "no entity": its vector is zero.
+    """
+
+    vectors: torch.Tensor
+    replaced: float = 0.05
+    dropped: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.vectors.dim() != 2:
+            raise InputError(f"vectors must be (entities, size), got {tuple(self.vectors.shape)}")
+        if self.replaced < 0 or self.dropped < 0 or self.replaced + self.dropped > 1:
+            raise ConfigError(f"replaced={self.replaced} and dropped={self.dropped} must be shares that sum to at most 1")
+
+    def __call__(self, entity_ids: torch.Tensor, generator: torch.Generator | None = None, rng: Any = None) -> dict[str, torch.Tensor]:
+        """entity_ids (batch, length), -1 = no mention -> entity_embeds, entity_mask (position 0 always counts), entity_candidates (the
+        batch's entities in order of their ids, behind the zero vector), entity_labels (their numbers, -100 = no mention).
+
+        ``rng``: a ``random.Random`` in place of the generator; for each mention it draws random(), then randint() where it is replaced.
+        """
+        self.check(entity_ids)
+        rng = python_random(generator) if rng is None else rng
+        known = sorted(set(entity_ids.flatten().tolist()) - {-1})
+        number = {entity: place for place, entity in enumerate(known, 1)}
+        labels = torch.tensor([[number.get(e, IGNORED) for e in row] for row in entity_ids.tolist()])
+        seen = torch.tensor([[e if e == -1 else self._fate(e, known, rng) for e in row] for row in entity_ids.tolist()])
+        mask = seen != -1
+        mask[:, 0] = True
+        return {
+            "entity_embeds": self.look_up(seen),
+            "entity_mask": mask.long(),
+            "entity_candidates": self.look_up(torch.tensor([-1, *known])),
+            "entity_labels": labels,
+        }
+
+    def batch(self, entity_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The inputs alone, nothing corrupted: entity_embeds and entity_mask."""
+        self.check(entity_ids)
+        mask = entity_ids != -1
+        mask[:, 0] = True
+        return {"entity_embeds": self.look_up(entity_ids), "entity_mask": mask.long()}
+
+    def look_up(self, entity_ids: torch.Tensor) -> torch.Tensor:
+        """The vectors of ids, zeros for -1."""
+        found = self.vectors[entity_ids.clamp(min=0)]
+        return found.masked_fill((entity_ids == -1).unsqueeze(-1), 0)
+
+    def check(self, entity_ids: torch.Tensor) -> None:
+        if entity_ids.dim() != 2 or entity_ids.is_floating_point():
+            raise InputError(f"entity_ids must be (batch, length) whole numbers, got {tuple(entity_ids.shape)} of {entity_ids.dtype}")
+        if entity_ids.numel() and not (int(entity_ids.min()) >= -1 and int(entity_ids.max()) < len(self.vectors)):
+            low, high = int(entity_ids.min()), int(entity_ids.max())
+            raise InputError(f"entity_ids must lie in 0..{len(self.vectors) - 1}, or be -1 for no entity, got {low}..{high}")
+
+    def _fate(self, entity: int, known: Sequence[int], rng: Any) -> int:
+        draw = rng.random()
+        if draw < self.replaced:
+            return known[rng.randint(1, len(known)) - 1]
+        return -1 if draw < self.replaced + self.dropped else entity
+
+
+def thinned(entity_ids: Sequence[int]) -> list[int]:
+    """ERNIE's pre-training data: of a run of pieces with one entity every second keeps it, the first, the third, ... (-1 = none)."""
+    kept: list[int] = []
+    for entity in entity_ids:
+        kept.append(-1 if kept and kept[-1] == entity else entity)
+    return kept

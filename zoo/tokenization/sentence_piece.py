@@ -18,7 +18,7 @@ The results equal those of the ``sentencepiece`` library, but for these gaps:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -136,13 +136,15 @@ def longest_match(model: SentencePieceModel, keep: Iterable[str] = ()) -> Longes
     return LongestMatch(model.rules, fixed | set(keep))
 
 
-def normalizer_of(model: SentencePieceModel, before: list[normalizers.Normalizer] | None = None) -> normalizers.Normalizer:
-    """The model's own table, its treatment of blanks, and the blank in front, behind the steps ``before``."""
-    steps = list(before or [])
+def normalizer_of(
+    model: SentencePieceModel, before: Sequence[normalizers.Normalizer] = (), after: Sequence[normalizers.Normalizer] = ()
+) -> normalizers.Normalizer:
+    """The model's own table between the steps ``before`` and ``after``, its treatment of blanks, and the blank in front."""
+    steps = list(before)
     if model.charsmap:
         make = lambda: normalizers.Precompiled(model.charsmap)  # noqa: E731
         steps.append(guarded(f"{model.what}: the normalizer's table is broken", CheckpointError, make))
-    steps.append(normalizers.Replace(" ", SPACE))
+    steps += [*after, normalizers.Replace(" ", SPACE)]
     if model.remove_extra_whitespaces:
         steps.append(normalizers.Replace(tokenizers.Regex(f"^{SPACE}+|{SPACE}+$"), ""))
         steps.append(normalizers.Replace(tokenizers.Regex(f"{SPACE}{{2,}}"), SPACE))
@@ -187,7 +189,8 @@ def build(
     vocab: list[tuple[str, float]],
     unk_id: int,
     *,
-    before: list[normalizers.Normalizer] | None = None,
+    before: Sequence[normalizers.Normalizer] = (),
+    after: Sequence[normalizers.Normalizer] = (),
     frame: processors.TemplateProcessing | None = None,
 ) -> tokenizers.Tokenizer:
     """A ``tokenizers.Tokenizer`` for the pieces in ``vocab`` (the model's own, or a family's order of them)."""
@@ -203,7 +206,7 @@ def build(
             problem, CheckpointError, lambda: models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=model.byte_fallback)
         )
     backend = tokenizers.Tokenizer(algorithm)
-    backend.normalizer = normalizer_of(model, before)
+    backend.normalizer = normalizer_of(model, before, after)
     # a piece never reaches over the start of a word in ordinary models: cutting there changes nothing and numbers the words
     by_word = SPACE in model.pieces and not any(SPACE in piece[1:] for piece in model.pieces)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=by_word)
@@ -266,14 +269,13 @@ def albert(
     special: SpecialTokens,
     max_length: int | None = None,
 ) -> Tokenizer:
-    """ALBERT: blanks joined, quotes of two signs made one, accents and case dropped, and only then the model; [CLS] a [SEP] b [SEP].
+    """ALBERT: quotes of two signs made one, accents and case dropped, blanks joined, and only then the model; [CLS] a [SEP] b [SEP].
 
     ``digit_comma``: see DigitComma. The table of the model needs no pre-step: hardly a cluster of characters is left without accents.
     """
     ids = {piece: index for index, piece in enumerate(model.pieces)}
     special = present(ids, special, model.what)
     before: list[normalizers.Normalizer] = [
-        normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
         normalizers.Replace("``", '"'),
         normalizers.Replace("''", '"'),
     ]
@@ -281,7 +283,8 @@ def albert(
         before += [normalizers.NFKD(), normalizers.StripAccents()]
     if lower_case:
         before.append(normalizers.Lowercase())
-    backend = build(model, vocabulary(model), model.unk_id, before=before, frame=bert_frame(special, ids))
+    blanks = [normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Replace(tokenizers.Regex("^ | $"), "")]
+    backend = build(model, vocabulary(model), model.unk_id, before=before, after=blanks, frame=bert_frame(special, ids))
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(CUT, behavior="removed"), backend.pre_tokenizer])
     add_special(backend, special)
     return Tokenizer(backend, special=special, pre_step=DigitComma(backend) if digit_comma else None, max_length=max_length)

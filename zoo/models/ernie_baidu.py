@@ -1,0 +1,131 @@
+"""ERNIE 1.0 and 2.0 (Sun et al., 2019, 2020; Baidu): BERT taught by masking whole phrases and entities, then by many tasks in turn.
+
+    h_0 = norm(token + segment + position + task)            the task's vector from 2.0 on: one task id for a whole text, 0 by default
+    the rest is BERT
+
+Version 1.0 differs from BERT in what is masked (see `zoo.tasks.knowledge_masking`): of a chosen phrase or entity every token is to be
+guessed. Version 2.0 adds tasks continually, the old ones go on beside the new one, and each has its task vector.
+Traps: 1.0 is a ReLU model, in the blocks and in the masked-word head; 2.0 has GELU. The norm's eps is 1e-5, paddle's default. 1.0 has 513
+positions. A config may promise task vectors that a checkpoint lacks: that is refused, not made up. ERNIE of Tsinghua is no relative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from zoo.config import check_positive
+from zoo.errors import InputError
+from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block
+from zoo.layers.embeddings import check_ids, same_shape
+from zoo.layers.heads import MaskedLMHead
+from zoo.model import TextEncoder
+from zoo.models.bert import BertConfig
+from zoo.outputs import Encoded
+from zoo.registry import TEXT_INPUTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErnieConfig(BertConfig):
+    vocab_size: int = 30_522
+    num_segments: int = 4
+    norm_eps: float = 1e-5
+    task_embeddings: bool = True  # from 2.0 on
+    num_tasks: int = 16
+
+    def check(self) -> None:
+        super().check()
+        check_positive(self, "num_tasks")
+
+
+class ErnieEmbeddings(TextEmbeddings):
+    """BERT's embeddings and a vector for the task."""
+
+    def __init__(self, c: ErnieConfig) -> None:
+        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+        super().__init__(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
+        self.task = nn.Embedding(c.num_tasks, c.hidden_size) if c.task_embeddings else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        task_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """As `TextEmbeddings`, and ``task_type_ids`` (batch, length), or (batch,) with one for each text -> (batch, length, hidden)."""
+        tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
+        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens) + self.tasks(task_type_ids, tokens)
+        return self.dropout(self.norm(x))
+
+    def tasks(self, task_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
+        """The task's part (batch or 1, length or 1, hidden)."""
+        if self.task is None:
+            if task_type_ids is not None:
+                raise InputError("this model has no task embeddings (they came with version 2.0); leave task_type_ids out")
+            return 0.0
+        if task_type_ids is None:
+            return self.task.weight[0]
+        if task_type_ids.dim() == 1:
+            task_type_ids = task_type_ids[:, None].expand(-1, tokens.shape[1])
+        same_shape(task_type_ids, tokens, "task_type_ids")
+        check_ids(task_type_ids, self.task.num_embeddings, "task_type_ids")
+        return self.task(task_type_ids)
+
+
+class Ernie(TextEncoder):
+    Config = ErnieConfig
+    heads = {  # noqa: RUF012
+        "masked_lm": lambda c: MaskedLMHead(
+            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
+        ),
+        "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
+    }
+    inputs = (*TEXT_INPUTS, "task_type_ids")
+    embeddings: ErnieEmbeddings
+
+    def __init__(self, config: ErnieConfig) -> None:
+        super().__init__(config)
+        c = config
+        self.embeddings = ErnieEmbeddings(c)
+        self.encoder = Stack(
+            [
+                bert_block(
+                    c.hidden_size,
+                    c.num_heads,
+                    c.intermediate_size,
+                    activation=c.activation,
+                    norm_eps=c.norm_eps,
+                    dropout=c.dropout,
+                    attention_dropout=c.attention_dropout,
+                )
+                for _ in range(c.num_layers)
+            ]
+        )
+        self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        task_type_ids: Tensor | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Encoded:
+        """As `TextEncoder`, and ``task_type_ids`` (batch, length) or (batch,) int, 0 where left out; a 1.0 model refuses them."""
+        trace = Trace(output_hidden_states, output_attentions)
+        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, task_type_ids)  # (batch, length, hidden)
+        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
+        trace.hidden(x)
+        x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)
+        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
+        return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))

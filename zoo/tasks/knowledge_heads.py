@@ -1,0 +1,147 @@
+"""Tasks of models that know: spans from their boundaries (SpanBERT), entities behind mentions (ERNIE of Tsinghua), types of mentions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import InputError, TaskError
+from zoo.model import Model, need_pooler
+from zoo.outputs import TaskOutput
+from zoo.tasks.base import TaskModel, check_labels
+from zoo.tasks.catalogue import TaskSpec
+from zoo.tasks.losses import token_cross_entropy, widened
+from zoo.tasks.text import MaskedLM, Pretraining, padding_of
+
+
+class SpanPretraining(MaskedLM):
+    """SpanBERT's: the words of masked spans, and, for ``pairs`` of boundaries, the same words from the boundaries alone.
+
+    ``loss = masked_lm + span_loss_weight · sum over the spans' words / (their number + 1)``; the scores from the boundaries stand in
+    ``scores["span_boundary"]`` (batch, spans, places, vocabulary). A config with a pooler adds the next sentence.
+    """
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        names = ["masked_lm", "span_boundary"] + (["next_sentence"] if model.config.pooler else [])
+        return cls(model, {name: model.heads[name](model.config) for name in names}, options)
+
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        return (*spec.heads, "next_sentence")
+
+    def forward(
+        self,
+        *inputs: Tensor,
+        pairs: Tensor | None = None,
+        labels: Tensor | None = None,
+        pair_labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        **named: Any,
+    ) -> TaskOutput:
+        """pairs (batch, spans, 2): the places of the left and the right boundary; labels (batch, length), pair_labels (batch, spans,
+        places), -100 = left out; next_sentence_label (batch,).
+        """
+        layer = self.config.span_layer % self.config.num_layers
+        last = layer == self.config.num_layers - 1
+        wanted = named.pop("output_hidden_states", False)
+        encoded = self.model(*inputs, output_hidden_states=wanted or not last, **named)
+        hidden = encoded.last_hidden_state
+        words = self.predict(hidden, padding_of(hidden, inputs, named))
+        losses: dict[str, Tensor] = {}
+        if labels is not None:
+            check_labels(labels, tuple(words.shape[:2]), "labels", words.shape[2])
+            losses["masked_lm"] = token_cross_entropy(words, labels)
+        scores = {}
+        if pairs is not None:
+            read = hidden if last else encoded.hidden_states[layer + 1]
+            scores["span_boundary"] = self.heads["span_boundary"](read, pairs, self.token_table)
+        if pair_labels is not None:
+            if pairs is None:
+                raise InputError("pair_labels were given without pairs, the places of the spans' boundaries")
+            check_labels(pair_labels, tuple(scores["span_boundary"].shape[:3]), "pair_labels", words.shape[2])
+            losses["span_boundary"] = self.options["span_loss_weight"] * span_boundary_loss(scores["span_boundary"], pair_labels)
+        follows = None
+        if "next_sentence" in self.heads:
+            follows = self.heads["next_sentence"](need_pooler(encoded))
+            if next_sentence_label is not None:
+                check_labels(next_sentence_label.flatten(), (follows.shape[0],), "next_sentence_label", 2)
+                losses["next_sentence"] = F.cross_entropy(widened(follows), next_sentence_label.flatten())
+        elif next_sentence_label is not None:
+            raise InputError("next_sentence_label was given, but this model reads one text: its config has no pooler")
+        loss = sum(losses.values()) if losses else None
+        return TaskOutput(loss, losses, None, words, follows, encoded=encoded, scores=scores)  # type: ignore[arg-type]
+
+
+def span_boundary_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """The sum over the labels that are not -100, divided by their number plus one."""
+    total = F.cross_entropy(widened(scores).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / ((labels != -100).sum() + 1)
+
+
+class EntityPretraining(Pretraining):
+    """ERNIE's (Tsinghua): masked words, next sentence, and for each mention which of the batch's entities it means.
+
+    The entities' scores stand in ``scores["masked_entity"]`` (batch, length, candidates).
+    """
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {name: model.heads[name](model.config) for name in ("masked_lm", "next_sentence", "masked_entity")}, options)
+
+    def forward(  # type: ignore[override]
+        self,
+        *inputs: Tensor,
+        entity_candidates: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        entity_labels: Tensor | None = None,
+        **named: Any,
+    ) -> TaskOutput:
+        """entity_candidates (candidates, entity size): the vectors to choose from, the first one zero, "no entity"; entity_labels (batch,
+        length): their numbers, -100 = no mention here.
+        """
+        told = super().forward(*inputs, labels=labels, next_sentence_label=next_sentence_label, **named)
+        if entity_candidates is None:
+            if entity_labels is not None:
+                raise InputError("entity_labels were given without entity_candidates, the vectors that they number")
+            return told
+        hidden = told.encoded.last_hidden_state
+        padding = padding_of(hidden, inputs, named)
+        scores = padding.unpack(self.heads["masked_entity"](padding.pack(hidden), entity_candidates))  # (batch, length, candidates)
+        losses = dict(told.losses)
+        if entity_labels is not None:
+            check_labels(entity_labels, tuple(scores.shape[:2]), "entity_labels", scores.shape[2])
+            losses["masked_entity"] = token_cross_entropy(scores, entity_labels)
+        loss = sum(losses.values()) if losses else None
+        return TaskOutput(
+            loss,  # type: ignore[arg-type]
+            losses,
+            None,
+            told.prediction_logits,
+            told.seq_relationship_logits,
+            encoded=told.encoded,
+            scores={"masked_entity": scores},
+        )
+
+
+class EntityTyping(TaskModel):
+    """``W dropout(pooled)`` without a bias: all the types of a mention that is marked in the text, each yes or no."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {"entity_typing": nn.Linear(model.config.hidden_size, options["num_labels"], bias=False)}, options)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels (batch, types), 1 = it is one -> logits (batch, types)."""
+        encoded = self.model(*inputs, **named)
+        logits = self.heads["entity_typing"](self.dropout(need_pooler(encoded)))
+        loss = None
+        if labels is not None:
+            if labels.shape != logits.shape:
+                raise TaskError(f"labels must have shape {tuple(logits.shape)}, one number for each type, got {tuple(labels.shape)}")
+            loss = F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
+        return TaskOutput(loss, {} if loss is None else {"typing": loss}, logits, encoded=encoded)
