@@ -344,7 +344,7 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
 
 def theirs_of(task: str | None, ours: Any, options: dict[str, Any]) -> Any:
     config = ours.config if task is None else ours.model.config
-    theirs = visualbert.oracle(config, task, options)
+    theirs = visualbert.theirs(config, task, options)
     if task == "region-to-phrase":  # their class carries pre-training heads and a pooler, which it does not use
         own = {**theirs.state_dict(), **oracle.way_back(visualbert.LAYOUT, ours)}
         theirs.load_state_dict(own, strict=True)

@@ -51,7 +51,7 @@ def states(output: Any) -> dict[str, Tensor]:
     return {"attention_mask": output.text.last_hidden_state, "visual_mask": output.image.last_hidden_state}
 
 
-def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
+def theirs(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
     from tests.oracle import hugging_face
 
     return hugging_face(LAYOUT, CLASSES[task], config, options)
