@@ -25,6 +25,7 @@ _WHERE = {
     "InvertibleAdapter": "zoo.techniques.adapters",
     "LoRA": "zoo.techniques.lora",
     "Model": "zoo.model",
+    "Regions": "zoo.regions",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from zoo.info import inspect as inspect
     from zoo.layers.masks import packing as packing
     from zoo.model import Model as Model
+    from zoo.regions import Regions as Regions
     from zoo.registry import config as config
     from zoo.registry import list_models as list_models
     from zoo.registry import register as register
