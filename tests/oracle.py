@@ -43,8 +43,8 @@ def taught(layout: str, theirs: nn.Module, ours: nn.Module) -> nn.Module:
     return theirs
 
 
-@torch.no_grad()
-def asked(theirs: nn.Module, inputs: Mapping[str, Tensor], **labels: Any) -> Any:
+def asked(theirs: nn.Module, inputs: Mapping[str, Tensor], *, gradients: bool = False, **labels: Any) -> Any:
     """Their result on our inputs; they take integer masks only."""
     given = {name: x.long() if name == "attention_mask" and x.dim() == 2 else x for name, x in inputs.items()}
-    return theirs(**given, **labels)
+    with torch.set_grad_enabled(gradients):
+        return theirs(**given, **labels)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -14,8 +16,21 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import registry
-from zoo.tasks.catalogue import TASKS, offers_of
+from zoo.tasks.catalogue import TASKS, fitting, offers_of
 
+TEXT_TASKS = (
+    "masked-lm",
+    "pretraining",
+    "next-sentence",
+    "sentence-order",
+    "sequence-classification",
+    "token-classification",
+    "replaced-token-detection",
+    "question-answering",
+    "multiple-choice",
+    "sentence-embedding",
+    "entity-typing",
+)
 MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
 
@@ -23,14 +38,28 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmo
 # -- families ----------------------------------------------------------------------------------------------------------------------------
 
 
+def registered() -> list[str]:
+    """Every registered family, or those that the environment names (``ZOO_TEST_FAMILIES=bert,albert``)."""
+    chosen = os.environ.get("ZOO_TEST_FAMILIES", "")
+    return sorted(name for name in registry.families() if not chosen or name in chosen.split(","))
+
+
 def families() -> list[str]:
-    """Every family that the zoo registers."""
-    return sorted(registry.families())
+    """The registered families that these tests know, see `tests.families`; a test holds them to be all."""
+    return [name for name in registered() if importlib.util.find_spec(_module(name))]
+
+
+def _module(name: str) -> str:
+    return f"tests.families.{name.replace('-', '_')}"
 
 
 def family(name: str) -> ModuleType:
     """The tests' module of a family."""
-    return importlib.import_module(f"tests.families.{name.replace('-', '_')}")
+    return importlib.import_module(_module(name))
+
+
+def model_class(name: str) -> Any:
+    return registry.families()[name][0].model_class()
 
 
 def with_oracle() -> list[str]:
@@ -40,15 +69,27 @@ def with_oracle() -> list[str]:
 
 def tasks_of(name: str) -> list[str]:
     """The tasks that fit a family."""
-    return [task for task, spec in TASKS.items() if not spec.missing(offers_of(registry.families()[name][0]))]
+    return fitting(offers_of(registry.families()[name][0]))
 
 
-OWN_TESTS = ("entity-linking",)  # tasks that mean nothing without inputs which only their own tests draw
-FAMILY_TASKS = [(name, task) for name in families() for task in tasks_of(name) if task not in OWN_TESTS]
+def family_tasks() -> list[tuple[str, str]]:
+    """Every family with every task of its whose labels the tests know."""
+    return [
+        (name, task)
+        for name in families()
+        for task in tasks_of(name)
+        if hasattr(family(name), "labels") or (task in TEXT_TASKS and not several_streams(name))
+    ]
+
+
+def several_streams(name: str) -> bool:
+    """Whether a family reads more than one text, so that its module says where its states are."""
+    return hasattr(family(name), "states")
 
 
 def build(name: str, config: Any, task: str | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     """A family's model of this config through the public call, in eval mode, every parameter random."""
+    options = {key: value for key, value in options.items() if key not in config.field_names()}  # K-BERT's config has a `pooling` too
     made = zoo.create(registry.families()[name][0].name, task=task, dtype=dtype, **config.to_dict(), **options)
     return randomised(made, seed)
 
@@ -136,7 +177,7 @@ def _like(mask: Tensor, x: Tensor) -> Tensor:
     return mask.reshape(mask.shape + (1,) * (x.dim() - 2)).expand(x.shape)
 
 
-TEXT_INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
+TEXT_INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "language_ids")
 
 
 @st.composite
@@ -212,9 +253,64 @@ def batches(draw: st.DrawFn, name: str, config: Any, **options: Any) -> Batch:
 
 
 def states(name: str, output: Any) -> dict[str, Tensor]:
-    """A model's last states by the mask they run along with."""
-    own = getattr(family(name), "states", None)
-    return {"attention_mask": output.last_hidden_state} if own is None else own(output)
+    """A model's last states by the mask they run along with; where there is one stream, all its hidden states too."""
+    if several_streams(name):
+        found: dict[str, Tensor] = family(name).states(output)
+        return found
+    hidden = {f"hidden_states[{depth}]": x for depth, x in enumerate(output.hidden_states or ())}
+    return {"last_hidden_state": output.last_hidden_state, **hidden}
+
+
+def pooled(output: Any) -> Tensor | None:
+    """The pooled vector, where there is one."""
+    found: Tensor | None = getattr(output, "pooler_output", None)
+    return found
+
+
+def mask_of(name: str, state: str) -> str:
+    """The mask that one of `states` runs along with."""
+    return state if several_streams(name) else "attention_mask"
+
+
+SMALL = {
+    "vocab_size": 19,
+    "hidden_size": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "intermediate_size": 11,
+    "max_positions": 10,
+    "embedding_size": 5,
+    "bottleneck_size": 6,
+    "num_groups": 2,
+    "num_segments": 2,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "classifier_dropout": 0.0,
+}
+
+
+def small_config(name: str, **fields: Any) -> Any:
+    """A fixed small config of a family, without dropout; a family's ``SMALL`` adds to the sizes here."""
+    cls = model_class(name).Config
+    wanted = {**SMALL, **getattr(family(name), "SMALL", {}), **fields}
+    return cls(**{key: value for key, value in wanted.items() if key in cls.field_names()})
+
+
+def small_batch(name: str) -> Batch:
+    """Ragged texts for it: right padding, a hole, full, left padding; a family's own ``small_batch()`` comes first."""
+    own = getattr(family(name), "small_batch", None)
+    if own is not None:
+        return own()
+    ids = torch.randint(1, 19, (4, 6), generator=torch.Generator().manual_seed(4))
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]),
+    }
+    if "token_type_ids" in registry.families()[name][0].inputs:
+        inputs["token_type_ids"] = torch.arange(24).reshape(4, 6) % 5 % 2
+    if "language_ids" in registry.families()[name][0].inputs:
+        inputs["language_ids"] = torch.arange(24).reshape(4, 6) % 2
+    return Batch(inputs, {"attention_mask": TEXT_INPUTS})
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------------------------
@@ -233,6 +329,9 @@ COMPANIONS = {"pair_labels": "pairs", "entity_labels": "entity_candidates"}  # l
 
 def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     """Labels that fit a task, some of them left out, at least one of each kind given."""
+    own = next((family(name) for name in families() if model_class(name) is type(model.model) and hasattr(family(name), "labels")), None)
+    if own is not None:
+        return own.labels(task, model, batch, seed)
     generator = torch.Generator().manual_seed(seed)
     real = batch.real()
     rows, length = real.shape
@@ -261,6 +360,8 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
         return labels
     if task == "entity-typing":
         return {"labels": torch.randint(2, (rows, model.options["num_labels"]), generator=generator).double()}
+    if task == "replaced-token-detection":
+        return {"labels": torch.randint(2, (rows, length), generator=generator)}
     if task in ("next-sentence", "sentence-order"):
         return {"labels": per_row(2)}
     if task == "token-classification":
@@ -285,7 +386,7 @@ def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
     """A batch as a task takes it: for multiple choice its rows are the choices of one question."""
     if task != "multiple-choice":
         return dict(batch.inputs)
-    return {name: x[None] for name, x in batch.inputs.items() if name != "position_ids"}
+    return {name: x[None] for name, x in batch.inputs.items()}
 
 
 def results(output: Any) -> dict[str, Tensor]:

@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "ActiveAdapters": "zoo.techniques.adapters",
+    "AdapterFusion": "zoo.techniques.adapters",
+    "BottleneckAdapter": "zoo.techniques.adapters",
     "Config": "zoo.config",
+    "IA3": "zoo.techniques.lora",
+    "InvertibleAdapter": "zoo.techniques.adapters",
+    "LoRA": "zoo.techniques.lora",
     "Model": "zoo.model",
     "ZooError": "zoo.errors",
+    "apply": "zoo.techniques.base",
     "config": "zoo.registry",
     "convert": "zoo.conversion",
     "create": "zoo.create",
@@ -54,6 +61,13 @@ if TYPE_CHECKING:
     from zoo.registry import list_models as list_models
     from zoo.registry import register as register
     from zoo.registry import unregister as unregister
+    from zoo.techniques.adapters import ActiveAdapters as ActiveAdapters
+    from zoo.techniques.adapters import AdapterFusion as AdapterFusion
+    from zoo.techniques.adapters import BottleneckAdapter as BottleneckAdapter
+    from zoo.techniques.adapters import InvertibleAdapter as InvertibleAdapter
+    from zoo.techniques.base import apply as apply
+    from zoo.techniques.lora import IA3 as IA3
+    from zoo.techniques.lora import LoRA as LoRA
 
 
 def __getattr__(name: str) -> Any:

@@ -51,9 +51,12 @@ class Model(nn.Module):
     """
 
     Config: ClassVar[type[Config]]
+    roles: ClassVar[Mapping[str, str]] = {"embeddings": "embeddings", "encoder": "encoder", "pooler": "pooler"}
+    techniques: tuple[Any, ...] = ()  # what was applied, in order, see `zoo.techniques`
     heads: ClassVar[Mapping[str, HeadFactory]] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
     inputs: ClassVar[tuple[str, ...]] = TEXT_INPUTS  # the tensors that ``forward`` reads, as the family's .toml lists them
     task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}  # heads that the family builds its own way: (config, labels) to part
+    reads_first: ClassVar[frozenset[str]] = frozenset()  # of them, those that read the first token's state and not the pooled vector
     exceptions: ClassVar[Mapping[str, str]] = {}  # common properties that the paper's own model breaks, each with its reason
 
     def __init__(self, config: Any) -> None:
@@ -96,7 +99,10 @@ def _sites(module: nn.Module, path: str, stream: str, depths: tuple[int, ...]) -
     roles: Mapping[str, str] = getattr(module, "roles", {})
     for name, child in module.named_children():
         where = f"{path}.{name}" if path else name
-        if name in roles:
+        if name in roles and isinstance(child, nn.ModuleList):
+            for index in range(len(child)):
+                yield Site(f"{where}.{index}", roles[name], getattr(module, "stream", stream), depths, child, str(index))
+        elif name in roles:
             yield Site(where, roles[name], getattr(module, "stream", stream), depths, module, name)
         if isinstance(child, Stack):
             yield from _stack_sites(child, where, getattr(child, "stream", stream))

@@ -74,8 +74,9 @@ class Case:
 
     @property
     def object(self) -> str:
-        """The reference's function or class, as the case names it."""
-        return str(self.info["source"]["object"])
+        """The reference's function or class, as the case names it; several one after another."""
+        source = self.info["source"]
+        return "; ".join(str(each["object"]) for each in (source if isinstance(source, list) else [source]))
 
     @property
     def given(self) -> Any:

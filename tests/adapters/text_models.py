@@ -66,10 +66,10 @@ def encoded_outputs(encoded: Any, real: Tensor | None) -> dict[str, Any]:
     return outputs
 
 
-def hugging_face(case: Case) -> Mapping[str, Any]:
+def hugging_face(case: Case, layout: str | None = None) -> Mapping[str, Any]:
     """Any of the Bert*/Albert* classes: encoder, heads and losses."""
     task = task_of(case)
-    model = load(case, task)
+    model = load(case, task, layout)
     given = {name: case.inputs[name] for name in (*INPUTS, *(LABELS if task else ())) if name in case.inputs}
     if task == "next-sentence" and "next_sentence_label" in given:
         given["labels"] = given.pop("next_sentence_label")

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from tests.adapters.case import Adapter, Case, Output
 from tests.adapters.text_models import at_real, load
+from zoo.regions import box_overlap
 from zoo.tasks.vision_losses import negatives_from
+from zoo.tasks.vision_masking import mask_each_word, mask_regions, whole_image_feature
 
 MULTI_TASK, BETA = "vilbert-multi-task", "vilbert-beta"
 TARGETS = {0: "classes", 1: "features", 2: "contrastive"}
@@ -151,8 +153,40 @@ def task_heads(case: Case) -> Mapping[str, Any]:
     return task_outputs(result, *reals(case, given))
 
 
+def masking(case: Case) -> Mapping[str, Any]:
+    given, config = case.given, case.config
+    boxes, features = torch.tensor(given["boxes"], dtype=torch.float64), torch.tensor(given["features"], dtype=torch.float64)
+    regions = mask_regions(
+        features,
+        boxes,
+        given["region_draws"],
+        probability=config["region_probability"],
+        zero_share=config["zero_share"],
+        overlap=config["iou_threshold"],
+    )
+    stream = iter(given["random_word_ids"])
+    tokens, labels = mask_each_word(
+        given["tokens"],
+        given["word_draws"],
+        lambda: next(stream),
+        config["mask_token_id"],
+        probability=config["word_probability"],
+        ignore=-1,
+    )
+    return {
+        "iou": box_overlap(boxes, boxes),
+        "masked_features": regions.features,
+        "region_label": regions.labels,
+        "masked_label": regions.marked.long(),
+        "global_feature": whole_image_feature(regions.features, regions.marked),
+        "masked_tokens": tokens,
+        "token_label": labels,
+    }
+
+
 ADAPTERS: dict[str, Adapter] = {
     "BertForMultiModalPreTraining": pretraining,
     "VILBertForVLTasks": task_heads,
     "vilbert.BertModel": encoder,
+    "concept_cap_dataset": masking,
 }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +17,12 @@ from torch import Tensor
 import zoo
 from tests.adapters import text_models
 from tests.adapters.case import Adapter, Case, Output, Skipped
+from zoo.generate import generate
 from zoo.tasks.instances import join_translations
 from zoo.tasks.masking import blank_words, drop_words, rarity_weights, replace_ids, shuffle_words, xlm_choice
 from zoo.tasks.schedules import Schedule, cosine_restarts, inverse_square_root
+from zoo.tokenization import load_tokenizer
+from zoo.tokenization.xlm import XlmSteps
 
 DRAWS = 6000
 STEPS = (0, 1, 10, 100, 499, 500, 501, 1000, 3999, 4000, 10000, 30000, 100000)
@@ -176,6 +183,42 @@ def original(case: Case) -> dict[str, Any]:
     }
 
 
+def translation(case: Case) -> dict[str, Any]:
+    """A step of supervised translation, and greedy writing; the target's words are predicted from those before them."""
+    inputs = case.inputs
+    model = text_models.load(case, "conditional-generation", "xlm-translation-original")
+    source, target = inputs["x1"].T, inputs["x2"].T
+    read = text_models.real_of_lengths(inputs["len1"], source.shape[1])
+    written = text_models.real_of_lengths(inputs["len2"], target.shape[1])
+    stated = re.search(r"max_len (\d+)", case.info["notes"])
+    labels = torch.full_like(target, -100)
+    labels[:, :-1] = torch.where(written[:, 1:], target[:, 1:], -100)
+    languages = {"language_ids": inputs["langs1"].T} if "langs1" in inputs else {}
+    target_languages = {"decoder_language_ids": inputs["langs2"].T} if "langs2" in inputs else {}
+    with torch.no_grad():
+        result = model(
+            source,
+            read,
+            decoder_input_ids=target,
+            decoder_attention_mask=written,
+            labels=labels,
+            **languages,
+            **target_languages,
+        )
+        if target_languages:
+            target_languages = {"decoder_language_ids": inputs["langs2"][0].tolist()}
+        generated = generate(model, source, read, max_length=int(stated[1]) if stated else None, **languages, **target_languages)
+    predicted = (labels != -100).T
+    return {
+        "enc": text_models.at_real(result.encoded.encoder.last_hidden_state, read),
+        "dec": result.encoded.last_hidden_state.transpose(0, 1),
+        "scores": result.prediction_logits.transpose(0, 1)[predicted],
+        "loss": result.loss,
+        "generated": generated.T,
+        "generated_len": ((generated == model.config.end_token_id).cumsum(1) < 2).sum(1) + 1,  # the first end is the beginning
+    }
+
+
 def norms(model: Any, *inputs: Tensor, **named: Any) -> dict[str, Tensor]:
     """What leaves each norm, padding included, under the reference's hook names; packing off, so that it is (batch, length, hidden)."""
     places = {"hook.layer_norm_emb": model.embeddings.norm}
@@ -193,11 +236,50 @@ def norms(model: Any, *inputs: Tensor, **named: Any) -> dict[str, Tensor]:
     return kept
 
 
+def tokenizer(case: Case) -> dict[str, Any]:
+    """Moses steps and BPE; the vocabulary's pieces stand for what the reference shows before it looks them up."""
+    config = case.config
+    lower = bool(config.get("do_lowercase_and_remove_accent", True))
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = {piece: index for index, piece in enumerate(config["vocab"])}
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        (Path(folder) / "merges.txt").write_text("".join(f"{a} {b} 1\n" for a, b in config["merges"]), encoding="utf-8")
+        ours = load_tokenizer(folder, {"xlm": {"vocab": "vocab.json", "merges": "merges.txt"}, "lower_case": lower})
+
+    assert isinstance(ours.pre_step, XlmSteps)
+
+    def pieces(text: str, language: str | None) -> list[str]:
+        return ours.pre_step(text, language).split()
+
+    items: list[dict[str, Any]] = []
+    texts = [item["input"] for item in case.info["items"]]
+    for given in texts:
+        if "pair" in given:
+            first, second = texts[0], texts[1]
+            both = ours.encode(first["text"], second["text"], language=first["lang"], pair_language=second["lang"])
+            items.append({"with_special": both.ids, "token_type_ids": both.type_ids})
+            continue
+        ids = ours.encode(given["text"], language=given["lang"]).ids
+        items.append(
+            {
+                "moses_input_after_normalisation": ours.pre_step.plain_signs(given["text"]),
+                "tokens": pieces(given["text"], given["lang"]),
+                "tokens_without_lang": pieces(given["text"], None),
+                "ids": ids[1:-1],
+                "with_special": ids,
+                "decoded": "".join(pieces(given["text"], given["lang"])).replace("</w>", " ").strip(),
+            }
+        )
+    return {"items": items}
+
+
 ADAPTERS: dict[str, Adapter] = {
+    "transformers.XLMTokenizer": tokenizer,
     "transformers.XLMModel": hugging_face,
     "transformers.XLMWithLMHeadModel": hugging_face,
     "transformers.XLMFor": hugging_face,
     "TransformerModel.fwd": original,
+    "EncDecTrainer.mt_step": translation,
     "add_noise": add_noise,
     "utils.concat_batches": concat_batches,
     "concat-batches": concat_batches,

@@ -5,6 +5,7 @@ Every foreign key is used or listed with a reason; every field of ours is writte
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ class ConfigMap:
     layout: str
     entries: Mapping[str, Entry]
     aliases: Mapping[str, str]  # old spelling -> key
-    ignored: Mapping[str, str]  # key -> why it says nothing about the model
+    ignored: Mapping[str, str]  # key, or a pattern of keys -> why it says nothing about the model
     only: Mapping[str, tuple[tuple[object, ...], str]]  # key -> values that we can take, why no other
     constants: Mapping[str, object]  # written on the way back, and held to where present
     task: Mapping[str, str]  # key -> what it says about a task's head
@@ -168,7 +169,7 @@ class ConfigMap:
                         f"{self.layout}: config keys {key!r} and {name!r} mean the same, but say {value!r} and {given[name]!r}"
                     )
                 given[name] = value
-            elif key not in self.ignored and key not in self.task:
+            elif key not in self.task and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
                 near = ", ".join(repr(k) for k in closest(key, known))
                 raise ConfigError(
                     f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. "

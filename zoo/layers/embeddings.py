@@ -29,7 +29,13 @@ class TextEmbeddings(nn.Module):
     ``num_segments`` = 0: no segment table. ``projection``: embedding_size -> hidden_size (ALBERT, ELECTRA small).
     """
 
-    roles = {"token": "token-embedding", "projection": "embedding-projection"}  # noqa: RUF012
+    roles = {  # noqa: RUF012
+        "token": "token-embedding",
+        "position": "position-embedding",
+        "segment": "segment-embedding",
+        "norm": "embedding-norm",
+        "projection": "embedding-projection",
+    }
 
     def __init__(
         self,

@@ -193,6 +193,8 @@ class Journey:
 class Side(nn.Module):
     """One stream's half of a co-attention block: attention to the other stream, then feed-forward, each in its residual."""
 
+    roles = {**EncoderBlock.roles, "attention": "cross-attention", "attention_norm": "cross-attention-norm"}  # noqa: RUF012
+
     def __init__(
         self,
         attention: nn.Module,

@@ -16,7 +16,7 @@ image blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -217,13 +217,14 @@ class ViLBert(VisionLanguageModel):
     inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")
     whole_image = True
     matching_dropout = 0.1
+    embeddings: TaskEmbeddings
 
     def __init__(self, config: ViLBertConfig) -> None:
         super().__init__(config)
         c = config
         self.embeddings = TaskEmbeddings(c)
         self.image_embeddings = RegionEmbeddings(c.visual_size, c.box_size, c.image_hidden_size, c.norm_eps, c.dropout)
-        blocks = {
+        blocks: dict[str, Sequence[nn.Module]] = {
             "text": [text_block(c) for _ in range(c.num_layers)],
             "image": [image_block(c) for _ in range(c.image_num_layers)],
             "both": [co_attention_block(c) for _ in c.text_connections if c.co_attention],

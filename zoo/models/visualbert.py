@@ -122,6 +122,8 @@ class VisualBert(VisionLanguageModel):
     pairs_of_pictures = False
     answer_loss = "kl"
 
+    embeddings: JointEmbeddings
+
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
         self.embeddings = JointEmbeddings(config)

@@ -94,8 +94,8 @@ def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, A
     spec = require_fit(task, offers_of_class(model_class), name)
     options = check_options(spec, options)
     if "pooler" in config.field_names():
-        wanted = bool(spec.reads & {"pooled", "fused"}) or ("pooled" in spec.may_read and config.pooler)
-        config = config.replace(pooler=wanted)
+        pooled = bool(spec.reads & {"pooled", "fused"}) and task.replace("-", "_") not in model_class.reads_first
+        config = config.replace(pooler=pooled or ("pooled" in spec.may_read and config.pooler))
     built = task_class(spec).build(model_class(config), options)
     built.task = task
     return built
@@ -129,14 +129,14 @@ def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check_labels(labels: Tensor, shape: tuple[int, ...], name: str, classes: int | None = None) -> None:
+def check_labels(labels: Tensor, shape: tuple[int, ...], name: str, classes: int | None = None, *, integers: bool = False) -> None:
     """Refuse labels of another shape, or integer ones outside 0..classes-1 (-100 excepted). Values are looked at on CPU only."""
     if tuple(labels.shape) != shape:
         raise TaskError(f"{name} must have shape {shape}, got {tuple(labels.shape)}")
+    if (integers or classes is not None) and labels.is_floating_point():
+        raise TaskError(f"{name} must hold integers, got {labels.dtype}")
     if classes is None or torch.compiler.is_compiling() or labels.device.type != "cpu":
         return
-    if labels.is_floating_point():
-        raise TaskError(f"{name} must hold integers, got {labels.dtype}")
     real = labels[labels != -100]
     if real.numel() and not (int(real.min()) >= 0 and int(real.max()) < classes):
         raise TaskError(f"{name} must lie in 0..{classes - 1} (or be -100 to be left out), got {int(real.min())}..{int(real.max())}")

@@ -15,9 +15,9 @@ class TaskSpec:
     """A task: what it ``reads`` of a model, the pre-training ``heads`` it needs of the family's, ``one_of`` which it needs at least one,
     the options it takes with their defaults, and the class that builds it.
 
-    Read are "text": the states of a text, "pooled": its pooled vector, "entities": what it knows beside the text; of a model of pictures
-    and words "words", "regions" and "fused", the pooled vector of both. ``may_read``: what is read where the config has it. One name may
-    stand for several specs, one for each kind of model: `spec_for` chooses.
+    Read are "text": the states of a text, "pooled": its pooled vector, "entities": what it knows beside the text; of an encoder-decoder
+    "source and target"; of a model of pictures and words "words", "regions" and "fused", the pooled vector of both. ``may_read``: what is
+    read where the config has it. One name may stand for several specs, one for each kind of model: `spec_for` chooses.
     """
 
     name: str
@@ -43,6 +43,7 @@ def _specs(*specs: TaskSpec) -> dict[str, TaskSpec]:
 
 _TEXT, _POOLED = frozenset({"text"}), frozenset({"pooled"})
 _LABELS = {"num_labels": 2, "problem_type": None}
+_BOTH = frozenset({"source and target"})
 
 TASKS: dict[str, TaskSpec] = _specs(
     TaskSpec("masked-lm", _TEXT, "zoo.tasks.text:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"),
@@ -71,6 +72,13 @@ TASKS: dict[str, TaskSpec] = _specs(
     ),
     TaskSpec("question-answering", _TEXT, "zoo.tasks.text:QuestionAnswering", summary="the span that answers a question"),
     TaskSpec("multiple-choice", _POOLED, "zoo.tasks.text:MultipleChoice", summary="the right one of several texts"),
+    TaskSpec(
+        "conditional-generation",
+        _BOTH,
+        "zoo.tasks.generation:ConditionalGeneration",
+        heads=("language_model",),
+        summary="the next word of a target text, given a source",
+    ),
     TaskSpec(
         "sentence-embedding",
         _TEXT,
@@ -218,6 +226,8 @@ def spec_for(name: str, offers: frozenset[str]) -> TaskSpec:
 
 def offered(inputs: Collection[str], pooler: bool, heads: Iterable[str]) -> frozenset[str]:
     """What a model offers to tasks, from what it reads, whether it pools, and its pre-training heads."""
+    if "decoder_input_ids" in inputs:
+        return frozenset({"source and target", *heads})
     if "visual_features" in inputs:
         return frozenset({"words", "regions", "fused", *heads})
     entities = {"entity_embeds": ("entities",), "entity_candidates": ("entities", "mentions")}

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from zoo.errors import TaskError
 
+PROBLEM_TYPES = ("regression", "single-label", "multi-label")
+
 
 def widened(logits: Tensor) -> Tensor:
     """Logits in float32 where they are narrower; float64 stays."""
@@ -25,20 +27,25 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.0) ->
     return total / (count + epsilon if epsilon else count.clamp(min=1))
 
 
+def problem_of(logits: Tensor, labels: Tensor, problem_type: str | None) -> str:
+    """Which loss is meant: as stated, or judged by the number of outputs and the labels' dtype."""
+    if problem_type not in (None, *PROBLEM_TYPES):
+        raise TaskError(f"problem_type must be 'regression', 'single-label' or 'multi-label', got {problem_type!r}")
+    return problem_type or ("regression" if logits.shape[-1] == 1 else "multi-label" if labels.is_floating_point() else "single-label")
+
+
 def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
     """Cross-entropy for integer labels (batch,), binary cross-entropy for float labels (batch, classes), mean squared error for one output.
 
-    ``problem_type``: "regression", "single-label", "multi-label", or None to judge by the number of outputs and the labels' dtype.
+    ``problem_type``: "regression", "single-label", "multi-label", or None, see `problem_of`.
     """
-    if problem_type is None:
-        problem_type = "regression" if logits.shape[-1] == 1 else "multi-label" if labels.is_floating_point() else "single-label"
+    problem_type = problem_of(logits, labels, problem_type)
     if problem_type == "regression":
-        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).reshape(logits.squeeze(-1).shape))
+        outputs = widened(logits).squeeze(-1)
+        return F.mse_loss(outputs, labels.to(outputs.dtype).reshape(outputs.shape))
     if problem_type == "single-label":
         return F.cross_entropy(widened(logits), labels)
-    if problem_type == "multi-label":
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    raise TaskError(f"problem_type must be 'regression', 'single-label' or 'multi-label', got {problem_type!r}")
+    return F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
 
 
 def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor, real: Tensor | None = None) -> Tensor:
@@ -55,3 +62,20 @@ def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tens
             logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)  # padding is no answer
         parts.append(token_cross_entropy(logits[:, None], torch.where(outside, -100, at)[:, None]))
     return (parts[0] + parts[1]) / 2
+
+
+def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, *, reduction: str = "mean") -> Tensor:
+    """``(1 - e - e/(V-1)) · -log p(label) + e/(V-1) · Σ_v -log p(v)`` over the labels that are not -100, as fairseq smooths.
+
+    logits (..., V), labels (...) int64; reduction "mean" or "sum". The rest of the probability is spread over the V - 1 other classes.
+    """
+    if not 0 <= smoothing < 1:
+        raise TaskError(f"smoothing={smoothing} must lie in [0, 1)")
+    if reduction not in ("mean", "sum"):
+        raise TaskError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    real = labels != -100
+    surprise = -widened(logits)[real].log_softmax(-1)  # (labels, V)
+    right = surprise.gather(1, labels[real][:, None]).sum()
+    share = smoothing / (logits.shape[-1] - 1)
+    total = (1 - smoothing - share) * right + share * surprise.sum()
+    return total if reduction == "sum" else total / real.sum().clamp(min=1)

@@ -15,7 +15,7 @@ from zoo.model import Model, need_pooler
 from zoo.outputs import TaskOutput
 from zoo.tasks.base import TaskModel, check_labels, flat_choices, label_head
 from zoo.tasks.catalogue import TaskSpec
-from zoo.tasks.losses import classification_loss, span_loss, token_cross_entropy, widened
+from zoo.tasks.losses import classification_loss, problem_of, span_loss, token_cross_entropy, widened
 
 
 class MaskedLM(TaskModel):
@@ -124,11 +124,19 @@ class SequenceClassification(TaskModel):
         classes).
         """
         encoded = self.model(*inputs, **named)
-        logits = self.heads["sequence_classification"](self.dropout(need_pooler(encoded)))
+        if "sequence_classification" in self.model.reads_first:
+            hidden = encoded.last_hidden_state
+            vector = padding_of(hidden, inputs, named).first(hidden)
+        else:
+            vector = need_pooler(encoded)
+        logits = self.heads["sequence_classification"](self.dropout(vector))  # (batch, classes)
         loss = None
         if labels is not None:
-            single = not labels.is_floating_point() and logits.shape[1] > 1
-            check_labels(labels, (logits.shape[0],) if single else tuple(labels.shape), "labels", logits.shape[1] if single else None)
+            kind = problem_of(logits, labels, self.options["problem_type"])
+            wide = kind == "multi-label" or (kind == "regression" and logits.shape[1] > 1)
+            shape = tuple(logits.shape) if wide else (logits.shape[0],)
+            column = kind == "regression" and labels.dim() == 2 and not wide  # (batch, 1) does for one output
+            check_labels(labels[:, 0] if column else labels, shape, "labels", logits.shape[1] if kind == "single-label" else None)
             loss = classification_loss(logits, labels, self.options["problem_type"])
         return TaskOutput(loss, {} if loss is None else {"classification": loss}, logits, encoded=encoded)
 
@@ -172,6 +180,8 @@ class QuestionAnswering(TaskModel):
         if (start_positions is None) != (end_positions is None):
             raise InputError("give both start_positions and end_positions, or neither")
         if start_positions is not None and end_positions is not None:
+            for name, places in (("start_positions", start_positions), ("end_positions", end_positions)):
+                check_labels(places.flatten(), (start.shape[0],), name, integers=True)
             loss = span_loss(start, end, start_positions.flatten(), end_positions.flatten(), padding.real)
         return TaskOutput(loss, {} if loss is None else {"span": loss}, start_logits=start, end_logits=end, encoded=encoded)
 
@@ -183,21 +193,13 @@ class MultipleChoice(TaskModel):
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
         return cls(model, {"multiple_choice": label_head(model, "multiple_choice", 1)}, options)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> TaskOutput:
-        """input_ids, attention_mask, token_type_ids (batch, choices, length); labels (batch,) -> logits (batch, choices)."""
-        flat = (flat_choices(input_ids), flat_choices(attention_mask), flat_choices(token_type_ids))
-        encoded = self.model(*flat, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """The model's inputs, (batch, choices, length, ...) each; labels (batch,) -> logits (batch, choices)."""
+        first = next(x for x in (*inputs, named.get("input_ids"), named.get("inputs_embeds")) if x is not None)
+        flat = {name: flat_choices(x) if isinstance(x, Tensor) else x for name, x in named.items()}
+        encoded = self.model(*(flat_choices(x) for x in inputs), **flat)
         scores = self.heads["multiple_choice"](self.dropout(need_pooler(encoded)))  # (batch · choices, 1)
-        logits = scores.view(input_ids.shape[0], input_ids.shape[1])
+        logits = scores.view(first.shape[0], first.shape[1])
         loss = None
         if labels is not None:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])

@@ -191,7 +191,7 @@ class Pretraining(VisionTask):
         if region_labels is not None:
             if regions is None:
                 raise InputError("region_labels were given, but this family has no masked_region head: its regions are never masked")
-            losses["masked_region"] = _region_loss(self.options, regions, region_labels, region_targets, negatives)
+            losses["masked_region"] = _region_loss(self.options, regions, region_labels, region_targets, negatives)  # type: ignore[assignment]
         if match_labels is not None:
             losses["image_text_matching"] = _matching_loss(matching, match_labels)
         total: Any = sum(losses.values()) if losses else None  # type: ignore[arg-type]

@@ -1,0 +1,175 @@
+"""XLM's encoder-decoder (Lample and Conneau, 2019): two XLMs, of which the second also looks at what the first has read.
+
+    m   = Xlm(source)                                                       its own embeddings, languages, blocks
+    a   = norm(h + MHA(h; causal)),   c = norm(a + MHA(a, m)),   h' = 1[real] · norm(c + W_2 gelu(W_1 c))
+    scores = E h + b                                                        E: the decoder's own token table
+
+Each side has its full set of tables, so that both can start from one pre-trained XLM; nothing is shared between them. A translation begins
+with </s> in the target language and ends with the next </s> (`zoo.generate`). Traps: the encoder's file holds a prediction layer too,
+which translating never uses (the head ``masked_lm``). Labels are the words that follow: at place t the word at t + 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from zoo.config import free
+from zoo.layers import Attention, DecoderBlock, FeedForward, Mask, Padding, Trace, between, causal, together
+from zoo.layers.heads import TableHead
+from zoo.layers.languages import Languages
+from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
+from zoo.outputs import Encoded, Seq2Seq
+
+
+@dataclass(frozen=True, kw_only=True)
+class XlmTranslationConfig(XlmConfig):
+    vocab_size: int = 64_139
+    num_layers: int = 6  # of each side
+    num_languages: int = 2
+    pooler: bool = False
+    end_token_id: int = free(1)  # </s>, on both ends of a sentence
+
+    @property
+    def start_token_id(self) -> int:
+        return self.end_token_id
+
+
+class XlmDecoderBlock(DecoderBlock):
+    """The original Transformer's decoder block, after which rows of padding are zeros."""
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Tensor:
+        return zero_padding(super().forward(x, memory, mask, memory_mask, trace), mask)
+
+
+def decoder_block(c: XlmConfig) -> XlmDecoderBlock:
+    """A block of the decoder."""
+    return XlmDecoderBlock(
+        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
+        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
+        FeedForward(c.hidden_size, c.intermediate_size, c.activation),
+        (nn.LayerNorm(c.hidden_size, c.norm_eps), nn.LayerNorm(c.hidden_size, c.norm_eps), nn.LayerNorm(c.hidden_size, c.norm_eps)),
+        dropout=c.dropout,
+    )
+
+
+class XlmDecoder(nn.Module):
+    """The second XLM: embeddings of its own and blocks that look across."""
+
+    def __init__(self, c: XlmConfig) -> None:
+        super().__init__()
+        self.embeddings = XlmEmbeddings(c)
+        self.blocks = nn.ModuleList(decoder_block(c) for _ in range(c.num_layers))
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace) -> Tensor:
+        """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like x."""
+        x = zero_padding(x, mask)
+        trace.hidden(x)
+        for block in self.blocks:
+            x = block(x, memory, mask, memory_mask, trace)
+            trace.hidden(x)
+        return x
+
+
+class XlmTranslation(Xlm):
+    Config = XlmTranslationConfig
+    inputs: ClassVar[tuple[str, ...]] = (
+        "input_ids",
+        "attention_mask",
+        "language_ids",
+        "position_ids",
+        "decoder_input_ids",
+        "decoder_attention_mask",
+        "decoder_language_ids",
+        "decoder_position_ids",
+    )
+    heads = {  # noqa: RUF012
+        "language_model": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
+        "masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
+    }
+
+    def __init__(self, config: XlmTranslationConfig) -> None:
+        super().__init__(config)
+        self.decoder = XlmDecoder(config)
+
+    @property
+    def output_table(self) -> Tensor:
+        """The token table that word scores are taken with, (vocabulary, hidden)."""
+        return self.decoder.embeddings.token.weight
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        language_ids: Languages | None = None,
+        position_ids: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        decoder_language_ids: Languages | None = None,
+        decoder_position_ids: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Seq2Seq:
+        """Encode a batch of sources, and decode their translations as far as they are given.
+
+        input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same shapes, 1/True = a real token; languages
+        as `Xlm` takes them. -> the decoder's states (batch, target length, hidden), the encoder's under ``encoder``.
+        """
+        shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        encoded = self.encode(input_ids, attention_mask, language_ids, position_ids, **shown)
+        decoded = self.decode(
+            decoder_input_ids,
+            encoded.last_hidden_state,
+            attention_mask,
+            decoder_attention_mask,
+            decoder_language_ids,
+            decoder_position_ids,
+            **shown,
+        )
+        return replace(decoded, encoder=encoded)
+
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        language_ids: Languages | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Encoded:
+        """What the first XLM reads."""
+        return Xlm.forward(
+            self,
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            language_ids=language_ids,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+
+    def decode(
+        self,
+        decoder_input_ids: Tensor | None,
+        memory: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        decoder_language_ids: Languages | None = None,
+        decoder_position_ids: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Seq2Seq:
+        """What the second makes of ``memory``, the encoder's states (batch, length, hidden); ``attention_mask`` is the source's."""
+        trace = Trace(output_hidden_states, output_attentions)
+        x = self.decoder.embeddings(decoder_input_ids, None, decoder_position_ids, None, decoder_language_ids)  # (batch, length, hidden)
+        source = Padding.of(attention_mask, (memory.shape[0], memory.shape[1]), pack=not output_attentions)
+        target = Padding.of(decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask")
+        source, target = together(source, target)
+        x = self.decoder(target.pack(x), source.pack(memory), target.mask & causal(), between(target, source), trace)
+        cross = trace.cross_maps()
+        return Seq2Seq(target.unpack(x), trace.states(target.unpack), trace.maps(target.real), cross)
