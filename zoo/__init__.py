@@ -31,6 +31,7 @@ _WHERE = {
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
     "StridedAttention": "zoo.techniques.sparse",
+    "Regions": "zoo.regions",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from zoo.info import inspect as inspect
     from zoo.layers.masks import packing as packing
     from zoo.model import Model as Model
+    from zoo.regions import Regions as Regions
     from zoo.registry import config as config
     from zoo.registry import list_models as list_models
     from zoo.registry import register as register

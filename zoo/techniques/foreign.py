@@ -330,7 +330,6 @@ def from_adapters(
     bare = bare_model(model)
     taken: dict[str, Tensor] = {}
     for name, config in configs.items():
-        # each adapter's tensors by the module at which they sit
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             match = ADAPTER_TENSOR.fullmatch(key)
@@ -352,9 +351,8 @@ def from_adapters(
             _prefix_of_adapters(model, name, config, tensors)
             continue
         if kind == "union":
-            union: list[Mapping[str, Any]] = list(config["configs"])
-            for number, own in enumerate(union):
-                from_adapters(model, tensors, {name: own}, layout=layout if number or layout else None)
+            for each in config["configs"]:
+                from_adapters(model, tensors, {name: each}, layout=layout)
             continue
         if kind not in (None, "bottleneck"):
             raise TechniqueError(f"adapters' architecture {kind!r} is not read here; bottleneck, lora and prefix_tuning are")
