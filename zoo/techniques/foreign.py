@@ -170,8 +170,8 @@ def split_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     adapter: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.")
-        if ".original_module." in key:
-            continue
+        if ".original_module." in key or key.startswith("word_embeddings."):
+            continue  # unused, and another name of the token table
         if any(word in key for word in (".lora_", ".modules_to_save.", "prompt_encoder.", "prompt_embeddings")):
             adapter[key] = tensor
             if ".modules_to_save." in key:
