@@ -4,8 +4,8 @@
     dynamic       u = GLU(W_1 x),  kernel_t = softmax(W_k u_t) per head,  out = W_2 (kernel_t over u around t)
     lightweight   the kernel is learned, the same at every t
 
-A kernel serves all channels of its head. Trap: padding is zeroed before W_1, whose bias makes it something again, so the neighbors of padding
-read it; ``clean=True`` zeroes it after, too, and then padding changes nothing.
+A kernel serves all channels of its head. Trap: padding is zeroed before W_1, whose bias makes it something again, so the neighbors of
+padding read it; ``clean=True`` zeroes it after, too, and then padding changes nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from zoo.layers.trace import Trace
 class LocalConvolution(nn.Module):
     """Depthwise convolution over ``width`` tokens, with a kernel of each position's own ("dynamic") or a learned one.
 
-    glu: the input goes through W_1 to twice the width and a gate. linear: W_1 and W_2 exist at all. softmax: kernels sum to one. causal: the
-    window ends at its token instead of being centred (an even one reaches further back).
+    glu: the input goes through W_1 to twice the width and a gate. linear: W_1 and W_2 exist at all. softmax: kernels sum to one. causal:
+    the window ends at its token instead of being centred (an even one reaches further back).
     """
 
     def __init__(
