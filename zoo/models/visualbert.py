@@ -115,8 +115,8 @@ class VisualBert(VisionLanguageModel):
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
         "image_text_matching": lambda c: nn.Linear(c.hidden_size, 2),
+        "region_to_phrase": lambda c: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads),
     }
-    task_heads = {"region_to_phrase": lambda c, _: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads)}  # noqa: RUF012
     inputs = (*TEXT_INPUTS, "visual_features", "visual_mask", "visual_token_type_ids", "image_text_alignment")
     answers_at = "last-word"
     pairs_of_pictures = False
