@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from zoo.create import save as save
     from zoo.create import tokenizer as tokenizer
     from zoo.errors import ZooError as ZooError
+    from zoo.generate import generate as generate
     from zoo.info import info as info
     from zoo.info import inspect as inspect
     from zoo.layers.masks import packing as packing
