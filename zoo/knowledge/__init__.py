@@ -3,6 +3,7 @@
 from zoo.knowledge.alignment import Mention, TokenSpan, first_pieces, token_spans, whitespace_tokens
 from zoo.knowledge.graph import KnowledgeGraph, Triple
 from zoo.knowledge.lexicon import Candidate, EntityLexicon, EntityTable, candidate_mentions
+from zoo.knowledge.ngrams import NGram, NGramLexicon, extract_ngrams
 from zoo.knowledge.readers import read_ntriples, read_openke_names, read_openke_triples, read_triples, read_tsv, read_vectors, read_wordnet
 
 __all__ = [
@@ -11,9 +12,12 @@ __all__ = [
     "EntityTable",
     "KnowledgeGraph",
     "Mention",
+    "NGram",
+    "NGramLexicon",
     "TokenSpan",
     "Triple",
     "candidate_mentions",
+    "extract_ngrams",
     "first_pieces",
     "read_ntriples",
     "read_openke_names",

@@ -175,7 +175,13 @@ TASKS["entity-typing"] = TaskSpec(
     options={"num_labels": 2},
     summary="all the types of a marked mention",
 )
-PRETRAINING: dict[str, TaskSpec] = {  # by the head that asks for a pre-training of its own
+TASKS["entity-linking"] = TaskSpec(
+    "entity-linking",
+    frozenset({"mentions"}),
+    "zoo.tasks.knowledge_heads:EntityLinking",
+    summary="which entity each candidate span means, if any",
+)
+PRETRAINING: dict[str, TaskSpec] = {  # by the head, or what else is offered, that asks for a pre-training of its own
     "span_boundary": TaskSpec(
         "pretraining",
         _TEXT,
@@ -191,6 +197,13 @@ PRETRAINING: dict[str, TaskSpec] = {  # by the head that asks for a pre-training
         "zoo.tasks.knowledge_heads:EntityPretraining",
         heads=("masked_lm", "next_sentence", "masked_entity"),
         summary="masked words, next sentence, and which entity a mention means",
+    ),
+    "mentions": TaskSpec(
+        "pretraining",
+        _TEXT | _POOLED | {"mentions"},
+        "zoo.tasks.knowledge_heads:LinkedPretraining",
+        heads=("masked_lm", "next_sentence"),
+        summary="masked words, next sentence, and the linking of mentions",
     ),
 }
 
@@ -218,8 +231,9 @@ def offered(inputs: Collection[str], pooler: bool, heads: Iterable[str]) -> froz
         return frozenset({"source and target", *heads})
     if "visual_features" in inputs:
         return frozenset({"words", "regions", "fused", *heads})
-    entities = ("entities",) if any(name in inputs for name in ("entity_embeds", "entity_candidates")) else ()
-    return frozenset({"text", *(("pooled",) if pooler else ()), *entities, *heads})
+    entities = {"entity_embeds": ("entities",), "entity_candidates": ("entities", "mentions")}
+    known = next((words for name, words in entities.items() if name in inputs), ())
+    return frozenset({"text", *(("pooled",) if pooler else ()), *known, *heads})
 
 
 def offers_of(model: Variant) -> frozenset[str]:

@@ -5,6 +5,7 @@ SentenceTreeCollator(graph, tokenizer.backend.token_to_id, ...)      any family 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from zoo.errors import ConfigError, InputError
+from zoo.knowledge.ngrams import NGram, NGramLexicon
 from zoo.tasks.masking import IGNORED, python_random
 
 K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]", "[PRE]", "[OBJ]")
@@ -242,3 +244,45 @@ def thinned(entity_ids: Sequence[int]) -> list[int]:
     for entity in entity_ids:
         kept.append(-1 if kept and kept[-1] == entity else entity)
     return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGramCollator:
+    """ZEN's n-grams of a batch of token lists: matched, shuffled, and cut to a share of ``max_ngrams`` that grows with the text.
+
+    ``max_length``: the length at which a text may have ``max_ngrams``; the matrix is as long as the longest text, or so long with
+    ``to_max_length``.
+    """
+
+    lexicon: NGramLexicon
+    max_length: int = 128
+    max_ngrams: int = 128
+    to_max_length: bool = False
+
+    def choose(self, tokens: Sequence[str], rng: Any = None) -> list[NGram]:
+        """The n-grams of one text in the order in which they are handed over. ``rng``: a ``random.Random``; None: not shuffled."""
+        found = self.lexicon.matches(tokens)
+        if rng is not None:
+            rng.shuffle(found)
+        return found[: math.ceil(len(tokens) / self.max_length * self.max_ngrams)]
+
+    def __call__(
+        self, texts: Sequence[Sequence[str]], first_lengths: Sequence[int], generator: torch.Generator | None = None, rng: Any = None
+    ) -> dict[str, torch.Tensor]:
+        """texts: tokens with [CLS] and [SEP]; first_lengths: how many of them belong to the first sentence, both specials counted
+        -> ngram_ids, ngram_mask, ngram_token_type_ids (batch, n-grams), ngram_positions (batch, length, n-grams).
+        """
+        rng = python_random(generator) if rng is None else rng
+        chosen = [self.choose(tokens, rng) for tokens in texts]
+        length = self.max_length if self.to_max_length else max(map(len, texts))
+        most = self.max_ngrams if self.to_max_length else max(1, *map(len, chosen))
+        if any(len(tokens) > length for tokens in texts):
+            raise InputError(f"a text has {max(map(len, texts))} tokens, max_length={length}; cut it first")
+        shape = (len(texts), most)
+        ids, mask, kinds = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
+        positions = torch.zeros(len(texts), length, most, dtype=torch.int64)
+        for row, (ngrams, first) in enumerate(zip(chosen, first_lengths, strict=True)):
+            for place, ngram in enumerate(ngrams):
+                ids[row, place], mask[row, place], kinds[row, place] = ngram.number, 1, int(ngram.start >= first)
+                positions[row, ngram.start : ngram.start + ngram.length, place] = 1
+        return {"ngram_ids": ids, "ngram_mask": mask, "ngram_token_type_ids": kinds, "ngram_positions": positions}

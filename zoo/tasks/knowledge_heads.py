@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError, TaskError
 from zoo.model import Model, need_pooler
-from zoo.outputs import TaskOutput
+from zoo.outputs import Candidates, TaskOutput
 from zoo.tasks.base import TaskModel, check_labels
 from zoo.tasks.catalogue import TaskSpec
 from zoo.tasks.losses import token_cross_entropy, widened
@@ -126,6 +128,81 @@ class EntityPretraining(Pretraining):
             encoded=told.encoded,
             scores={"masked_entity": scores},
         )
+
+
+def linking_loss(kind: str, scores: Tensor, ids: Tensor, gold: Tensor, margin: float = 0.2) -> Tensor:
+    """How well candidates are told apart; scores and ids (batch, spans, candidates), gold (batch, spans), the true entity's id.
+
+    "margin": mean over all candidates of ``max(0, margin - score)`` for the true one, ``max(0, margin + score)`` for others. "softmax":
+    negative log likelihood of the true one, over the spans that have candidates.
+    """
+    true = ids == gold.unsqueeze(2)
+    if kind == "margin":
+        signed = torch.where(true, -scores, scores)
+        return (signed + margin).clamp(min=0)[ids > 0].mean()
+    target = true.int().argmax(2).masked_fill(~(ids > 0).any(2), -100)
+    return F.cross_entropy(widened(scores).flatten(0, 1), target.flatten())
+
+
+def linked_entities(scores: Tensor, candidates: Candidates, threshold: float, null_id: int) -> Tensor:
+    """The links that are made, (links, 4): row of the batch, first and last token, entity; a span whose best score is not above the
+    threshold, or belongs to the null entity, makes none.
+    """
+    best, place = scores.max(2)  # (batch, spans)
+    entity = candidates.ids.gather(2, place.unsqueeze(2)).squeeze(2)
+    made = (best > threshold) & (entity != null_id)
+    rows = torch.arange(len(scores), device=scores.device)[:, None].expand_as(entity)
+    return torch.stack([rows, candidates.spans[:, :, 0], candidates.spans[:, :, 1], entity], 2)[made]
+
+
+def linking_losses(model: Model, encoded: Any, named: Mapping[str, Any], gold: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The loss of each source for which the true entities are given."""
+    losses = {}
+    for name, entities in gold.items():
+        candidates = (named.get("entity_candidates") or {}).get(name)
+        if candidates is None:
+            raise InputError(f"gold_entities were given for {name!r} without its entity_candidates")
+        check_labels(entities, tuple(candidates.spans.shape[:2]), "gold_entities")
+        losses[f"{name}_linking"] = linking_loss(model.config.knowledge[name].loss, encoded.links[name].scores, candidates.ids, entities)
+    return losses
+
+
+class LinkedPretraining(Pretraining):
+    """KnowBert's: masked words, next sentence, and, for each source with ``gold_entities``, the linking of its candidates."""
+
+    def forward(  # type: ignore[override]
+        self,
+        *inputs: Tensor,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        gold_entities: Mapping[str, Tensor] | None = None,
+        **named: Any,
+    ) -> TaskOutput:
+        """gold_entities: by source the true entity of each span, (batch, spans) int."""
+        told = super().forward(*inputs, labels=labels, next_sentence_label=next_sentence_label, **named)
+        losses = {**told.losses, **linking_losses(self.model, told.encoded, named, gold_entities or {})}
+        loss = sum(losses.values()) if losses else None
+        return dataclasses.replace(told, loss=loss, losses=losses)  # type: ignore[arg-type]
+
+
+class EntityLinking(TaskModel):
+    """KnowBert's first stage: the linkers alone. ``scores`` by source (batch, spans, candidates)."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {}, options)
+
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        return ()
+
+    def forward(self, *inputs: Tensor, gold_entities: Mapping[str, Tensor] | None = None, **named: Any) -> TaskOutput:
+        """gold_entities: by source the true entity of each span, (batch, spans) int."""
+        encoded = self.model(*inputs, **named)
+        losses = linking_losses(self.model, encoded, named, gold_entities or {})
+        loss = sum(losses.values()) if losses else None
+        scores = {name: links.scores for name, links in encoded.links.items()}
+        return TaskOutput(loss, losses, encoded=encoded, scores=scores)  # type: ignore[arg-type]
 
 
 class EntityTyping(TaskModel):
