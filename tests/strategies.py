@@ -29,6 +29,7 @@ TEXT_TASKS = (
     "question-answering",
     "multiple-choice",
     "sentence-embedding",
+    "entity-typing",
 )
 MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")

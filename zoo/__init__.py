@@ -21,16 +21,22 @@ _WHERE = {
     "AdapterFusion": "zoo.techniques.adapters",
     "BottleneckAdapter": "zoo.techniques.adapters",
     "Config": "zoo.config",
+    "FactorizedEmbedding": "zoo.techniques.sharing",
+    "FixedAttention": "zoo.techniques.sparse",
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "LoRA": "zoo.techniques.lora",
     "Model": "zoo.model",
     "Regions": "zoo.regions",
+    "Sharing": "zoo.techniques.sharing",
+    "SlidingWindow": "zoo.techniques.sparse",
+    "StridedAttention": "zoo.techniques.sparse",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
     "convert": "zoo.conversion",
     "create": "zoo.create",
+    "generate": "zoo.generate",
     "info": "zoo.info",
     "inspect": "zoo.info",
     "list_models": "zoo.registry",
@@ -70,6 +76,11 @@ if TYPE_CHECKING:
     from zoo.techniques.base import apply as apply
     from zoo.techniques.lora import IA3 as IA3
     from zoo.techniques.lora import LoRA as LoRA
+    from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
+    from zoo.techniques.sharing import Sharing as Sharing
+    from zoo.techniques.sparse import FixedAttention as FixedAttention
+    from zoo.techniques.sparse import SlidingWindow as SlidingWindow
+    from zoo.techniques.sparse import StridedAttention as StridedAttention
 
 
 def __getattr__(name: str) -> Any:
