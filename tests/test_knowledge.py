@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo.errors import CheckpointError, ConfigError, InputError, UnknownNameError
+from zoo.errors import CheckpointError, ConfigError, InputError, MissingExtraError, UnknownNameError
 from zoo.knowledge import (
     Candidate,
     EntityLexicon,
@@ -26,6 +26,8 @@ from zoo.knowledge import (
     candidate_mentions,
     extract_ngrams,
     first_pieces,
+    jieba_segmenter,
+    mark_words,
     read_ntriples,
     read_openke_names,
     read_openke_triples,
@@ -305,6 +307,23 @@ def test_spans_meet_their_budget_begin_at_words_and_do_not_touch(seed, length, r
     for left, right, *words in masked.pairs:
         inside = range(left + 1, right) if outer else range(left, right + 1)
         assert [w for w in words if w] == [tokens[p] for p in inside][:3]
+
+
+def test_a_segmenters_words_are_marked_and_masked_whole():
+    from zoo.tasks.masking import word_units, wordpiece_start
+
+    tokens = ["[CLS]", "使", "用", "语", "言", "模", "型", "bert", "##s", "[SEP]"]
+    marked = mark_words(tokens, ["使用", "语言", "模型", " berts"])
+    assert marked == ["[CLS]", "使", "##用", "语", "##言", "模", "##型", "bert", "##s", "[SEP]"]
+    assert word_units(marked, ("[CLS]", "[SEP]"), wordpiece_start) == [[1, 2], [3, 4], [5, 6], [7, 8]]
+    with pytest.raises(InputError, match="make up 2 letters, the tokens 11"):
+        mark_words(tokens, ["使用"])
+
+
+def test_without_jieba_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    with pytest.raises(MissingExtraError, match=r"extended-zoo\[chinese\]"):
+        jieba_segmenter()
 
 
 def test_a_unit_is_masked_whole_and_special_tokens_never():
