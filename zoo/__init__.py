@@ -31,6 +31,11 @@ _WHERE = {
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
     "StridedAttention": "zoo.techniques.sparse",
+    "PrefixTuning": "zoo.techniques.prefix",
+    "Sharing": "zoo.techniques.sharing",
+    "SlidingWindow": "zoo.techniques.sparse",
+    "StridedAttention": "zoo.techniques.sparse",
+    "Regions": "zoo.regions",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
@@ -77,6 +82,7 @@ if TYPE_CHECKING:
     from zoo.techniques.base import apply as apply
     from zoo.techniques.lora import IA3 as IA3
     from zoo.techniques.lora import LoRA as LoRA
+    from zoo.techniques.prefix import PrefixTuning as PrefixTuning
     from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
     from zoo.techniques.sharing import Sharing as Sharing
     from zoo.techniques.sparse import FixedAttention as FixedAttention
