@@ -29,6 +29,7 @@ TEXT_TASKS = (
     "question-answering",
     "multiple-choice",
     "sentence-embedding",
+    "entity-typing",
 )
 MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
@@ -44,15 +45,8 @@ def registered() -> list[str]:
 
 
 def families() -> list[str]:
-    """The registered families that these tests know, see `tests.families`; a test holds them to be all. Those that read pictures are
-    held to the same by tests/test_vision.py.
-    """
-    return [name for name in registered() if importlib.util.find_spec(_module(name)) and name not in vision_families()]
-
-
-def vision_families() -> list[str]:
-    """Every family that reads pictures and words; tests/test_vision.py holds them to the common properties."""
-    return [name for name in registered() if "visual_features" in registry.families()[name][0].inputs]
+    """The registered families that these tests know, see `tests.families`; a test holds them to be all."""
+    return [name for name in registered() if importlib.util.find_spec(_module(name))]
 
 
 def _module(name: str) -> str:
@@ -227,36 +221,6 @@ def text_batches(draw: st.DrawFn, config: Any, *, kinds: tuple[str, ...] = MASKS
     if draw(st.booleans()):
         inputs["position_ids"] = torch.randint(config.max_positions, (batch, length), generator=generator)
     return Batch(inputs, {"attention_mask": TEXT_INPUTS})
-
-
-VISUAL_INPUTS = ("visual_features", "visual_boxes", "visual_token_type_ids", "image_text_alignment")
-
-
-@st.composite
-def picture_batches(
-    draw: st.DrawFn, config: Any, *, boxes: bool, segments: bool, alignment: bool, kinds: tuple[str, ...] = MASKS, least: int = 1
-) -> Batch:
-    """A batch of texts and the regions of their pictures."""
-    if getattr(config, "num_tasks", 0):  # the task's token comes after the first column, where such texts start
-        kinds = tuple(kind for kind in kinds if kind not in ("left", "holes"))
-    text = draw(text_batches(config, kinds=kinds, least=least, embeds=False))
-    batch, length = text.inputs["input_ids"].shape
-    regions = draw(st.integers(1, 5))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    inputs = dict(text.inputs)
-    inputs["visual_features"] = torch.randn(batch, regions, config.visual_size, generator=generator, dtype=torch.float64)
-    mask = draw(attention_masks(batch, regions, kinds, least))
-    if mask is not None:
-        inputs["visual_mask"] = mask
-    if boxes:
-        inputs["visual_boxes"] = torch.rand(batch, regions, config.box_size, generator=generator, dtype=torch.float64)
-    if segments and draw(st.booleans()):
-        inputs["visual_token_type_ids"] = torch.randint(config.num_segments, (batch, regions), generator=generator)
-    if alignment and draw(st.booleans()):
-        inputs["image_text_alignment"] = torch.randint(-1, length, (batch, regions, 2), generator=generator)
-    if getattr(config, "num_tasks", 0):
-        inputs["task_type_ids"] = torch.randint(config.num_tasks, (batch,), generator=generator)
-    return Batch(inputs, {"attention_mask": TEXT_INPUTS, "visual_mask": VISUAL_INPUTS})
 
 
 def encoder_fields(draw: st.DrawFn) -> dict[str, Any]:

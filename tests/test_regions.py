@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import zoo
+from tests.strategies import small_config
 from zoo.errors import CheckpointError, InputError, UnknownNameError
 from zoo.image_grid import grid_regions
 from zoo.region_files import check_regions, convert_regions, kind_of, read_regions, save_regions
@@ -139,9 +140,7 @@ def test_names_are_refused_with_the_closest():
 
 
 def test_a_model_gets_what_it_reads():
-    from tests.test_vision import tiny
-
-    vilbert, visualbert = tiny("vilbert", visual_size=4), tiny("visualbert", visual_size=4)
+    vilbert, visualbert = (small_config(name, visual_size=4) for name in ("vilbert", "visualbert"))
     made = some().for_model(vilbert)
     assert made["visual_features"].shape == (1, 4, 4)
     assert made["visual_boxes"][0, 0].tolist() == [0, 0, 1, 1, 1]

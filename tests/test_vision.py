@@ -20,12 +20,10 @@ from zoo.create import canonical_state
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.layers.streams import draw as draw_schedule
 from zoo.layers.streams import interleaved
-from zoo.models.vilbert import ViLBertConfig
-from zoo.models.visualbert import VisualBertConfig
 from zoo.tasks.base import offers_of_class
 from zoo.tasks.catalogue import TASKS, offers_of, spec_for
 
-FAMILIES = strategies.vision_families()
+FAMILIES = [n for n in strategies.registered() if "visual_features" in registry.families()[n][0].inputs]
 TOLERANCE = 1e-12
 SETTINGS = {"deadline": None, "derandomize": True}
 
@@ -50,6 +48,8 @@ def run(model: Any, inputs: Any, **more: Any) -> Any:
 
 
 def configs_and_batches(data: st.DataObject, name: str, **fixed: Any) -> tuple[Any, Batch]:
+    if name == "vilbert":
+        fixed = {"num_tasks": data.draw(st.sampled_from([0, 3])), **fixed}
     config = data.draw(st.composite(lambda draw: family(name).tiny_config(draw, **fixed))())
     return config, data.draw(strategies.batches(name, config, least=1))
 
@@ -64,37 +64,11 @@ def states(name: str, config: Any, out: Any) -> dict[str, Tensor]:
 
 
 def tiny(name: str, **fields: Any) -> Any:
-    sizes: dict[str, Any] = {
-        "vocab_size": 19,
-        "hidden_size": 8,
-        "num_layers": 2,
-        "num_heads": 2,
-        "intermediate_size": 11,
-        "max_positions": 10,
-        "visual_size": 5,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "classifier_dropout": 0.0,
-    }
-    if name == "vilbert":
-        sizes |= {"image_hidden_size": 6, "image_num_layers": 2, "image_num_heads": 3, "image_intermediate_size": 7, "co_hidden_size": 4}
-        sizes |= {"co_num_heads": 2, "text_connections": (0, 1), "image_connections": (0, 1), "region_target_size": 4}
-        sizes |= {"image_dropout": 0.0, "image_attention_dropout": 0.0}
-    config = VisualBertConfig if name == "visualbert" else ViLBertConfig
-    return config(**{**sizes, **fields})
+    return strategies.small_config(name, **fields)
 
 
-def ragged(name: str, rows: int = 4) -> Batch:
-    generator = torch.Generator().manual_seed(4)
-    inputs = {
-        "input_ids": torch.randint(1, 19, (rows, 6), generator=generator),
-        "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])[:rows],
-        "visual_features": torch.randn(rows, 3, 5, generator=generator, dtype=torch.float64),
-        "visual_mask": torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0]])[:rows],
-    }
-    if name == "vilbert":
-        inputs["visual_boxes"] = torch.rand(rows, 3, 5, generator=generator, dtype=torch.float64)
-    return Batch(inputs, {"attention_mask": strategies.TEXT_INPUTS, "visual_mask": strategies.VISUAL_INPUTS})
+def ragged(name: str) -> Batch:
+    return strategies.small_batch(name)
 
 
 def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
@@ -370,7 +344,7 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
 
 def theirs_of(task: str | None, ours: Any, options: dict[str, Any]) -> Any:
     config = ours.config if task is None else ours.model.config
-    theirs = visualbert.oracle(config, task, options)
+    theirs = visualbert.theirs(config, task, options)
     if task == "region-to-phrase":  # their class carries pre-training heads and a pooler, which it does not use
         own = {**theirs.state_dict(), **oracle.way_back(visualbert.LAYOUT, ours)}
         theirs.load_state_dict(own, strict=True)

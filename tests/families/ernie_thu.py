@@ -28,7 +28,3 @@ def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
         mask = torch.randint(2, first.shape[:2], generator=generator)
         batch = batch.with_(entity_embeds=vectors, entity_mask=mask)
     return Batch(batch.inputs, {mask: (*names, "entity_embeds", "entity_mask") for mask, names in batch.streams.items()})
-
-
-def states(output: Any) -> dict[str, torch.Tensor]:
-    return {"attention_mask": output.last_hidden_state, "entity_mask": output.entity.last_hidden_state}

@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.strategies import ACTIVATIONS, Batch, encoder_fields, picture_batches
+from tests.pictures import picture_batches, ragged
+from tests.strategies import ACTIVATIONS, Batch, encoder_fields
 from zoo.models.vilbert import ViLBertConfig
 
 
@@ -37,7 +38,6 @@ def tiny_config(draw: st.DrawFn, **fixed: Any) -> ViLBertConfig:
             "co_attention": draw(st.integers(0, 5)) > 0,
             "dynamic_attention": draw(st.booleans()),
             "fusion": draw(st.sampled_from(["mul", "sum"])),
-            "num_tasks": draw(st.sampled_from([0, 3])),
             "region_target_size": 4,
             "image_dropout": 0.3,
             "image_attention_dropout": 0.3,
@@ -48,6 +48,26 @@ def tiny_config(draw: st.DrawFn, **fixed: Any) -> ViLBertConfig:
 
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
     return draw(picture_batches(config, boxes=True, segments=False, alignment=False, **options))
+
+
+SMALL = {
+    "visual_size": 5,
+    "image_hidden_size": 6,
+    "image_num_layers": 2,
+    "image_num_heads": 3,
+    "image_intermediate_size": 7,
+    "co_hidden_size": 4,
+    "co_num_heads": 2,
+    "text_connections": (0, 1),
+    "image_connections": (0, 1),
+    "region_target_size": 4,
+    "image_dropout": 0.0,
+    "image_attention_dropout": 0.0,
+}
+
+
+def small_batch() -> Batch:
+    return ragged(boxes=True)
 
 
 def states(output: Any) -> dict[str, Tensor]:

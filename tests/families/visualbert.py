@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.strategies import Batch, encoder_fields, picture_batches
+from tests.pictures import picture_batches, ragged
+from tests.strategies import Batch, encoder_fields
 from zoo.models.visualbert import VisualBertConfig
 
 LAYOUT = "hf-visualbert"
@@ -39,11 +40,18 @@ def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
     return draw(picture_batches(config, boxes=False, segments=True, alignment=True, **options))
 
 
+SMALL = {"visual_size": 5}
+
+
+def small_batch() -> Batch:
+    return ragged(boxes=False)
+
+
 def states(output: Any) -> dict[str, Tensor]:
     return {"attention_mask": output.text.last_hidden_state, "visual_mask": output.image.last_hidden_state}
 
 
-def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
+def theirs(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
     from tests.oracle import hugging_face
 
     return hugging_face(LAYOUT, CLASSES[task], config, options)

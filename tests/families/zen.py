@@ -38,8 +38,3 @@ def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
         more["ngram_mask"] = mask
     streams = {name: (*batch.streams.get(name, ()), *along) for name, along in ALONG.items()}
     return Batch({**batch.inputs, **more}, streams)
-
-
-def states(output: Any) -> dict[str, torch.Tensor]:
-    beside = getattr(output, "entity", None)
-    return {"attention_mask": output.last_hidden_state} | ({} if beside is None else {"ngram_mask": beside.last_hidden_state})

@@ -112,8 +112,8 @@ def is_ours(archive: Listed) -> bool:
 def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | None) -> str | None:
     """Why a layout does not fit, or None."""
     wanted = keymap.recognise
-    if wanted.get("stated") and (config is None or ("model_type" in wanted and "model_type" not in config)):
-        return "goes by what the config says, since its names are another layout's too"
+    if wanted.get("stated") and config is None:
+        return "is taken only by what the config says, since its names are another layout's too"
     if config is not None:
         stated = config.get("model_type")
         types = wanted.get("model_type", [])
@@ -127,7 +127,7 @@ def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | Non
                 return f"is for a config with {key!r}"
     if config is None or config.get("model_type") is None:
         own = any(name.startswith(prefix) for prefix in keymap.prefixes if prefix for name in archive.tensors)
-        if wanted.get("stated") or (wanted.get("marked") and not own):
+        if (wanted.get("stated") and "model_type" in wanted) or (wanted.get("marked") and not own):
             return f"is taken only where the config says model_type {' or '.join(map(repr, wanted.get('model_type', [])))}"
     lacking = keymap.fits(archive.tensors)
     if lacking:

@@ -109,6 +109,38 @@ class TextEmbeddings(nn.Module):
         return self.position(position_ids)
 
 
+class FactorizedTable(nn.Embedding):
+    """``(E P)[t]``: a narrow table and what widens it. `table` is the product, which tied decoders read."""
+
+    def __init__(self, num_embeddings: int, size: int, output_size: int) -> None:
+        super().__init__(num_embeddings, size)
+        self.projection = nn.Linear(size, output_size, bias=False)
+        self.embedding_dim = output_size  # as seen from outside
+
+    @property
+    def table(self) -> Tensor:
+        """(vocabulary, output size)."""
+        return self.projection(self.weight)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.projection(super().forward(input_ids))
+
+
+class NarrowTable(nn.Embedding):
+    """A table whose rows are widened later, by a projection that stands elsewhere."""
+
+    widen: nn.Linear
+
+    def __init__(self, num_embeddings: int, size: int, projection: nn.Linear) -> None:
+        super().__init__(num_embeddings, size)
+        object.__setattr__(self, "widen", projection)  # borrowed, see `zoo.layers.sharing`
+
+    @property
+    def table(self) -> Tensor:
+        """(vocabulary, output size), as a head of full width reads it."""
+        return self.weight @ self.widen.weight.T
+
+
 def same_shape(ids: Tensor, tokens: Tensor, name: str) -> None:
     """Refuse ids whose (batch, length) is not the text's."""
     if tuple(ids.shape) != tuple(tokens.shape[:2]):

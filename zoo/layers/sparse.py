@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
@@ -220,12 +220,43 @@ def sparse_attention(
     length = q.shape[2]
     if sparsity.rows >= length:
         return DenseAttention()(q, k, v, mask & sparsity.pattern, None, None, dropout, before)
-    zones = _Zones(q, k, v, sparsity, mask, dropout, before)
-    out = zones.run()
+    tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *(before or ())))
+    fused = q.device.type == "cpu" and not dropout and not tracked and q.is_floating_point() and FLASH is not None
+    out = (_fused if fused else _by_blocks)(q, k, v, sparsity, mask, dropout, before)
     if sparsity.rows:
         top = replace(mask, pattern=None) & _allowed(sparsity, mask)
         first = DenseAttention()(q[:, :, : sparsity.rows], k, v, top, None, None, dropout, before)
         out = torch.cat([first, out[:, :, sparsity.rows :]], 2)
+    return out
+
+
+FLASH: Callable[..., tuple[Tensor, Tensor]] | None = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""The kernel under scaled_dot_product_attention on a CPU, which also gives the logarithm of each query's sum; None where torch has none."""
+
+
+def _by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, sparsity: Sparsity, mask: Mask, dropout: float, before: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """The formula written out for a few blocks at a time, with dropout and gradients, on any device."""
+    return _Zones(q, k, v, sparsity, mask, dropout, before).run()
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, sparsity: Sparsity, mask: Mask, dropout: float, before: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Each zone through the fused kernel, then joined by the logarithms of their sums; a few heads at a time. For inference on a CPU."""
+    batch, heads, length, size = q.shape
+    group = max(1, min(heads, ROOM // 4 // (length * size) or 1))
+    out = q.new_empty(batch, heads, length, v.shape[3])
+    masks: list[Tensor] = []
+    for row in range(batch):
+        keys = None if mask.keys is None else mask.keys[row : row + 1]
+        if keys is not None:
+            masks = []
+        for first in range(0, heads, group):
+            mine = (slice(row, row + 1), slice(first, first + group))
+            own = None if before is None else (before[0][:, mine[1]], before[1][:, mine[1]])
+            zones = _Zones(q[mine], k[mine], v[mine], sparsity, replace(mask, keys=keys), dropout, own)
+            masks = masks or zones.masks()
+            out[mine] = zones.fused(masks)
     return out
 
 
@@ -319,6 +350,50 @@ class _Zones:
             out = more if out is None else out + more
         assert out is not None
         return out
+
+    def masks(self) -> list[Tensor]:
+        """Who may look at whom, zone by zone, for all blocks at once, as the fused kernel takes it; batch and heads are one there."""
+        rows = torch.arange(self.blocks * self.block, device=self.device).unflatten(0, (-1, self.block))
+        start = torch.arange(self.blocks, device=self.device) * self.block - self.left
+        masks = []
+        if self.near:
+            places = start[:, None] + torch.arange(self.width, device=self.device)
+            masks.append(self.seen(rows, places[:, None, :], (places >= 0) & (places < self.length))[0])  # (1, blocks, block, width)
+        if self.far:
+            masks.append(self.seen_far(rows, start)[0].flatten(1, 2)[None])  # (1, 1, tokens, far)
+        if self.stride:
+            seen = self.seen_class(rows, start)[0].flatten(1, 2)  # (1, tokens, steps)
+            masks.append(seen.unflatten(1, (-1, self.stride)).transpose(1, 2))  # (1, residue, rounds, steps)
+        return masks
+
+    def fused(self, masks: Sequence[Tensor]) -> Tensor:
+        """All blocks at once, one zone after the other: (1, heads, length, value size)."""
+        q = self.q.flatten(0, 1)  # (heads, blocks, block, size)
+        zones, turn = [], iter(masks)
+        if self.near:
+            k, v = (x.flatten(0, 1).transpose(-1, -2) for x in (self.near_k, self.near_v))
+            zones.append(tuple(x.flatten(1, 2) for x in self.kernel(q, k, v, next(turn))))
+        if self.far:
+            k, v = (x.flatten(0, 1).unsqueeze(1) for x in (self.far_k, self.far_v))
+            zones.append(tuple(x.squeeze(1) for x in self.kernel(q.flatten(1, 2).unsqueeze(1), k, v, next(turn))))
+        if self.stride:
+            by_class = q.flatten(1, 2).unflatten(1, (-1, self.stride)).transpose(1, 2)  # (heads, residue, rounds, size)
+            found = self.kernel(by_class, self.class_k.flatten(0, 1), self.class_v.flatten(0, 1), next(turn))
+            zones.append(tuple(x.transpose(1, 2).flatten(1, 2) for x in found))
+        out, total = zones[0]
+        for more, log_sum in zones[1:]:
+            joined = torch.logaddexp(total, log_sum)
+            safe = joined.masked_fill(joined == -torch.inf, 0)
+            mine, theirs = ((x - safe).exp().to(out.dtype).unsqueeze(-1) for x in (total, log_sum))
+            out, total = (out * mine).addcmul_(more, theirs), joined
+        return out[None, :, : self.length]
+
+    def kernel(self, q: Tensor, k: Tensor, v: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
+        """(heads, groups, queries, size) each -> the result and the logarithm of each query's sum, -inf where it may see nothing."""
+        assert FLASH is not None
+        add = torch.zeros(may.shape, dtype=q.dtype, device=q.device).masked_fill_(~may, -torch.inf)
+        out, log_sum = FLASH(q, k, v, 0.0, False, attn_mask=add.expand(q.shape[0], *may.shape[1:]), scale=self.scale)
+        return out, log_sum.masked_fill(~may.any(-1), -torch.inf)
 
     def softmax(self, scores: Sequence[Tensor], allowed: Sequence[Tensor]) -> Tensor:
         """Over all zones together; a query that may see nothing yields zeros."""

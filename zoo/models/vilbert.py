@@ -144,7 +144,8 @@ class RegionEmbeddings(nn.Module):
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
         """(batch, regions, visual size), (batch, regions, box size) -> (batch, regions, hidden)."""
-        return self.dropout(self.norm(self.features(features) + self.boxes(boxes)))
+        dtype = self.features.weight.dtype
+        return self.dropout(self.norm(self.features(features.to(dtype)) + self.boxes(boxes.to(dtype))))
 
 
 def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:

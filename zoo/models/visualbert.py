@@ -80,7 +80,9 @@ class JointEmbeddings(TextEmbeddings):
 
     def regions(self, features: Tensor, segments: Tensor | None, alignment: Tensor | None) -> Tensor:
         """(batch, regions, visual size) -> (batch, regions, hidden)."""
-        x = self.visual_projection(features) + self.visual_position.weight[0]  # (batch, regions, hidden)
+        x = (
+            self.visual_projection(features.to(self.visual_projection.weight.dtype)) + self.visual_position.weight[0]
+        )  # (batch, regions, hidden)
         if segments is None:
             x = x + self.visual_segment.weight[self.default_segment]
         else:

@@ -18,9 +18,14 @@ PLACES = {
     "ActiveAdapters": "zoo.techniques.adapters",
     "AdapterFusion": "zoo.techniques.adapters",
     "BottleneckAdapter": "zoo.techniques.adapters",
+    "FactorizedEmbedding": "zoo.techniques.sharing",
+    "FixedAttention": "zoo.techniques.sparse",
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "LoRA": "zoo.techniques.lora",
+    "Sharing": "zoo.techniques.sharing",
+    "SlidingWindow": "zoo.techniques.sparse",
+    "StridedAttention": "zoo.techniques.sparse",
 }
 """Every technique that a saved config may name, and its module."""
 
@@ -183,3 +188,32 @@ def freeze_all_but(model: nn.Module, *, heads: bool = True) -> list[str]:
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[str, nn.Module]]:
+    """Path and innermost core of the attentions of these roles (self-attention by default) that have one."""
+    found = []
+    for site in technique.places(model, *(roles or ("self-attention",))):
+        if not hasattr(site.module, "core"):
+            raise TechniqueError(f"{site.path} is a {type(site.module).__name__}, which has no exchangeable core")
+        found.append((site.path, innermost(site.module)))
+    return found
+
+
+def innermost(attention: nn.Module) -> nn.Module:
+    """The core that computes, below those that only bring something along (a prefix)."""
+    core = attention.core
+    while hasattr(core, "inner"):
+        core = core.inner  # type: ignore[union-attr, assignment]
+    assert isinstance(core, nn.Module)
+    return core
+
+
+def put_core(attention: nn.Module, new: nn.Module) -> None:
+    """Exchange the innermost core."""
+    holder: nn.Module = attention
+    name = "core"
+    while hasattr(inner := getattr(holder, name), "inner"):
+        holder, name = inner, "inner"
+    new.train(attention.training)
+    setattr(holder, name, new)
