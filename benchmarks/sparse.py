@@ -3,7 +3,8 @@
     python -m benchmarks.sparse [--lengths 1024 2048 ...] [--json FILE] [--svg FILE]
 
 Each figure is taken in a process of its own with one thread: the least processor time of three forward passes (wall time stands in the
-JSON; it says little on a shared machine), and how far the peak of the resident memory rises over what the inputs take. The slope is that of log time over log length between 4k and the longest.
+JSON; it says little on a shared machine), and how far the peak of the resident memory rises over what the inputs take. The slope is that
+of log time over log length between 4k and the longest.
 """
 
 from __future__ import annotations

@@ -72,16 +72,12 @@ def tasks_of(name: str) -> list[str]:
     return fitting(offers_of(registry.families()[name][0]))
 
 
-OWN_TESTS = ("entity-linking",)  # tasks that mean nothing without inputs which only their own tests draw
-
-
 def family_tasks() -> list[tuple[str, str]]:
     """Every family with every task of its whose labels the tests know."""
     return [
         (name, task)
         for name in families()
         for task in tasks_of(name)
-        if task not in OWN_TESTS
         if hasattr(family(name), "labels") or (task in TEXT_TASKS and not several_streams(name))
     ]
 

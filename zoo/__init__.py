@@ -40,6 +40,7 @@ _WHERE = {
     "config": "zoo.registry",
     "convert": "zoo.conversion",
     "create": "zoo.create",
+    "generate": "zoo.generate",
     "info": "zoo.info",
     "inspect": "zoo.info",
     "list_models": "zoo.registry",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from zoo.create import save as save
     from zoo.create import tokenizer as tokenizer
     from zoo.errors import ZooError as ZooError
+    from zoo.generate import generate as generate
     from zoo.info import info as info
     from zoo.info import inspect as inspect
     from zoo.layers.masks import packing as packing
