@@ -168,7 +168,7 @@ def test_more_padding_anywhere_changes_nothing_on_real_tokens(name, data):
     mask = next(iter(batch.streams))
     length = batch.real(mask).shape[1]
     free = "position_ids" in batch.inputs  # without them the place in the row is the position
-    room = config.max_positions - length
+    room = getattr(config, "longest", config.max_positions) - length
     columns = data.draw(st.lists(st.integers(0 if free else length, length), min_size=1, max_size=max(1, min(3, room))))
     longer = batch.lengthened(mask, columns)
     with zoo.packing(data.draw(st.booleans())):
@@ -400,7 +400,10 @@ def test_save_and_load_is_exact(name, task, tied, tmp_path):
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", [n for n, t in FAMILY_TASKS if t == "masked-lm"])
+TYING = [n for n, t in FAMILY_TASKS if t == "masked-lm" and "tie_word_embeddings" in strategies.model_class(n).Config.field_names()]
+
+
+@pytest.mark.parametrize("name", TYING)
 def test_a_tied_decoder_stays_tied_through_load_save_and_to(name, tmp_path):
     model = zoo.load(zoo.save(small(name, "masked-lm", tie_word_embeddings=True), tmp_path / "saved"))
     for moved in (model, model.to(torch.float32), model.to("cpu"), zoo.load(zoo.save(model, tmp_path / "again"))):

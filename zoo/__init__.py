@@ -27,6 +27,7 @@ _WHERE = {
     "InvertibleAdapter": "zoo.techniques.adapters",
     "LoRA": "zoo.techniques.lora",
     "Model": "zoo.model",
+    "PrefixTuning": "zoo.techniques.prefix",
     "Regions": "zoo.regions",
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from zoo.create import save as save
     from zoo.create import tokenizer as tokenizer
     from zoo.errors import ZooError as ZooError
+    from zoo.generate import generate as generate
     from zoo.info import info as info
     from zoo.info import inspect as inspect
     from zoo.layers.masks import packing as packing
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from zoo.techniques.base import apply as apply
     from zoo.techniques.lora import IA3 as IA3
     from zoo.techniques.lora import LoRA as LoRA
+    from zoo.techniques.prefix import PrefixTuning as PrefixTuning
     from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
     from zoo.techniques.sharing import Sharing as Sharing
     from zoo.techniques.sparse import FixedAttention as FixedAttention

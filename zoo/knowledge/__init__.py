@@ -5,6 +5,7 @@ from zoo.knowledge.graph import KnowledgeGraph, Triple
 from zoo.knowledge.lexicon import Candidate, EntityLexicon, EntityTable, candidate_mentions
 from zoo.knowledge.ngrams import NGram, NGramLexicon, extract_ngrams
 from zoo.knowledge.readers import read_ntriples, read_openke_names, read_openke_triples, read_triples, read_tsv, read_vectors, read_wordnet
+from zoo.knowledge.words import Segmenter, jieba_segmenter, mark_words
 
 __all__ = [
     "Candidate",
@@ -14,11 +15,14 @@ __all__ = [
     "Mention",
     "NGram",
     "NGramLexicon",
+    "Segmenter",
     "TokenSpan",
     "Triple",
     "candidate_mentions",
     "extract_ngrams",
     "first_pieces",
+    "jieba_segmenter",
+    "mark_words",
     "read_ntriples",
     "read_openke_names",
     "read_openke_triples",

@@ -24,7 +24,7 @@ K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]"
 class Lookup(Protocol):
     """What a sentence tree asks a graph: `zoo.knowledge.KnowledgeGraph` has it."""
 
-    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None) -> list[str]: ...
+    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = "") -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ def sentence_tree(
     pieces: Callable[[str], Sequence[str]] = list,
     max_entities: int = 2,
     predicate: bool = True,
+    joiner: str = "",
     special: Collection[str] = K_BERT_SPECIAL,
 ) -> SentenceTree:
     """Graft up to ``max_entities`` facts behind each word that is a subject of the graph, the first ones of its file.
 
     ``pieces`` cuts words and facts into tokens: single characters for K-BERT's Chinese, a tokenizer's pieces for English. ``predicate``:
-    a branch is predicate and object, else the object alone. Words of ``special`` stay whole.
+    a branch is predicate and object, with ``joiner`` between them (a space for English), else the object alone. Words of ``special`` stay
+    whole.
     """
     tokens: list[str] = []
     positions: list[int] = []
@@ -73,7 +75,7 @@ def sentence_tree(
         last += len(cut)
         if not cut or not max_entities:
             continue
-        for value in graph.values(word, predicate=predicate, limit=max_entities):
+        for value in graph.values(word, predicate=predicate, limit=max_entities, joiner=joiner):
             grafted = list(pieces(value))
             branches += 1
             tokens += grafted
@@ -120,6 +122,7 @@ class SentenceTreeCollator:
     pieces: Callable[[str], Sequence[str]] = list
     max_entities: int = 2
     predicate: bool = True
+    joiner: str = ""
     special: Collection[str] = K_BERT_SPECIAL
     separator: str = "[SEP]"
     segments: int = 1
@@ -135,7 +138,13 @@ class SentenceTreeCollator:
         if isinstance(words, str):
             raise InputError(f"a sentence is a list of words, got the string {words[:40]!r}; segment it first, e.g. with longest_subjects")
         grown = sentence_tree(
-            words, self.graph, pieces=self.pieces, max_entities=self.max_entities, predicate=self.predicate, special=self.special
+            words,
+            self.graph,
+            pieces=self.pieces,
+            max_entities=self.max_entities,
+            predicate=self.predicate,
+            joiner=self.joiner,
+            special=self.special,
         )
         if not grown.tokens:
             raise InputError("a sentence has no tokens")

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.errors import TechniqueError, unknown
+from zoo.layers.extend import extend
+from zoo.layers.prefix import Prefixed
 from zoo.model import Model, Site, initialise
 
 PLACES = {
@@ -23,6 +25,7 @@ PLACES = {
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "LoRA": "zoo.techniques.lora",
+    "PrefixTuning": "zoo.techniques.prefix",
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
     "StridedAttention": "zoo.techniques.sparse",
@@ -191,29 +194,22 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[str, nn.Module]]:
-    """Path and innermost core of the attentions of these roles (self-attention by default) that have one."""
+    """Path and core of the attentions of these roles (self-attention by default)."""
     found = []
     for site in technique.places(model, *(roles or ("self-attention",))):
         if not hasattr(site.module, "core"):
             raise TechniqueError(f"{site.path} is a {type(site.module).__name__}, which has no exchangeable core")
-        found.append((site.path, innermost(site.module)))
+        core = site.module.core
+        assert isinstance(core, nn.Module)
+        found.append((site.path, core))
     return found
 
 
-def innermost(attention: nn.Module) -> nn.Module:
-    """The core that computes, below those that only bring something along (a prefix)."""
-    core = attention.core
-    while hasattr(core, "inner"):
-        core = core.inner  # type: ignore[union-attr, assignment]
-    assert isinstance(core, nn.Module)
-    return core
-
-
 def put_core(attention: nn.Module, new: nn.Module) -> None:
-    """Exchange the innermost core."""
-    holder: nn.Module = attention
-    name = "core"
-    while hasattr(inner := getattr(holder, name), "inner"):
-        holder, name = inner, "inner"
+    """Exchange an attention's core; prefixes in front of the old one go in front of the new one."""
+    old = attention.core
     new.train(attention.training)
-    setattr(holder, name, new)
+    if isinstance(old, Prefixed):
+        extend(new, Prefixed)
+        new.prefixes = old.prefixes  # type: ignore[assignment]
+    attention.core = new

@@ -13,7 +13,7 @@ import torch
 
 from zoo.config import check_choice, check_positive
 from zoo.errors import ConfigError, TechniqueError
-from zoo.layers.attention import DenseAttention
+from zoo.layers.prefix import plain
 from zoo.layers.sparse import SparseAttention, Sparsity, fixed, local, strided, windowed
 from zoo.model import Model
 from zoo.techniques.base import PlacedTechnique, cores, put_core
@@ -36,7 +36,7 @@ class SparseTechnique(PlacedTechnique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         sites = cores(self, model)
         for path, core in sites:
-            if type(core) is not DenseAttention:
+            if not plain(core):
                 raise TechniqueError(f"the attention at {path} has a {type(core).__name__} already; it can't be made sparse on top")
         for place, (path, _) in enumerate(sites):
             attention = model.get_submodule(path)
