@@ -153,7 +153,7 @@ def test_tasks_over_texts_do_not_fit_and_those_over_pictures_do(name):
     assert sorted(two_streams) == sorted(v.name for v in registry.families()["vilbert"])
 
 
-# -- padding, order, packing ---------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -266,7 +266,7 @@ def test_in_training_packed_and_unpacked_give_one_loss_and_one_gradient(name, ta
             assert float((gradient - other_gradients[key]).abs().max()) <= TOLERANCE * largest, key
 
 
-# -- save and load, export, compile --------------------------------------------------------------------------------------------------------
+# -- save and load, export, compile ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((name, None) for name in FAMILIES), *FAMILY_TASKS])
@@ -342,7 +342,7 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
                 assert (tensor == 1).all(), key
 
 
-# -- VisualBERT against transformers -------------------------------------------------------------------------------------------------------
+# -- VisualBERT against transformers -----------------------------------------------------------------------------------------------------
 
 
 def theirs_of(task: str | None, ours: Any, options: dict[str, Any]) -> Any:
@@ -572,7 +572,7 @@ def bert_like() -> Any:
     return BertConfig(**fields)
 
 
-# -- the maps --------------------------------------------------------------------------------------------------------------------------------
+# -- the maps ----------------------------------------------------------------------------------------------------------------------------
 
 PRETRAINING = ("masked_lm", "image_text_matching")
 SHARED = (*PRETRAINING, "masked_region", "visual_question_answering", "image_text_retrieval", "grounding", "token_score")
