@@ -30,7 +30,6 @@ ROOT = Path(__file__).parents[1]
 LISTS = Path(__file__).with_suffix("")
 GOAL = 0.95
 COPIED = ("zoo", "tests", "weights", "pyproject.toml")
-LONGEST = 300  # seconds; a mutant that hangs is noticed
 FAMILIES = ("bert", "albert")  # what the shared tests draw, unless a list says more
 TESTS = ("tests/test_attention.py", "tests/test_golden.py", "tests/test_equivalence.py", "tests/test_common.py", "tests/test_bad_input.py")
 
@@ -121,11 +120,11 @@ def run_tests(tree: Path, tests: list[str], log: Path, stop: bool) -> None:
     os._exit(code)
 
 
-def forked(tree: Path, tests: list[str], log: Path, stop: bool) -> int | None:
-    """The tests' exit code, or None where they never came to an end."""
+def forked(tree: Path, tests: list[str], log: Path, *, stop: bool, longest: float | None = None) -> int | None:
+    """The tests' exit code, or None where they took ``longest`` seconds without coming to an end."""
     process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, tests, log, stop))
     process.start()
-    process.join(LONGEST if stop else 4 * LONGEST)
+    process.join(longest)
     if process.is_alive():
         process.kill()
         process.join()
@@ -138,13 +137,13 @@ def failed(log: Path) -> list[str]:
     return re.findall(r"^(?:FAILED|ERROR) (\S+?\.py(?:::[^\n]*?)?)(?: - .*)?$", log.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def attempt(mutant: Mutant, tree: Path, left_out: list[str]) -> Outcome:
+def attempt(mutant: Mutant, tree: Path, left_out: list[str], longest: float) -> Outcome:
     """Break, test, mend."""
     path, log, start = tree / mutant.file, tree / "log.txt", time.perf_counter()
     good = path.read_text(encoding="utf-8")
     path.write_text(good.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        code = forked(tree, [*mutant.tests, *(f"--deselect={name}" for name in left_out)], log, stop=True)
+        code = forked(tree, [*mutant.tests, *(f"--deselect={name}" for name in left_out)], log, stop=True, longest=longest)
     finally:
         path.write_text(good, encoding="utf-8")
     seconds = round(time.perf_counter() - start, 1)
@@ -153,7 +152,7 @@ def attempt(mutant: Mutant, tree: Path, left_out: list[str]) -> Outcome:
     if code == 1:
         return Outcome(mutant.name, mutant.file, (failed(log) or ["?"])[0], seconds)
     if code is None:
-        return Outcome(mutant.name, mutant.file, f"no end within {LONGEST} s", seconds)
+        return Outcome(mutant.name, mutant.file, f"no end within {longest:.0f} s", seconds)
     return Outcome(mutant.name, mutant.file, "", seconds, f"exit code {code}: {log.read_text(encoding='utf-8').strip()[-300:]}")
 
 
@@ -166,9 +165,11 @@ def baseline(tree: Path, tests: list[str]) -> list[str]:
     return failed(log)
 
 
-def work(queue: multiprocessing.Queue[Mutant | None], results: multiprocessing.Queue[Outcome], tree: Path, left_out: list[str]) -> None:
+def work(
+    queue: multiprocessing.Queue[Mutant | None], results: multiprocessing.Queue[Outcome], tree: Path, left_out: list[str], longest: float
+) -> None:
     while (mutant := queue.get()) is not None:
-        results.put(attempt(mutant, tree, left_out))
+        results.put(attempt(mutant, tree, left_out, longest))
 
 
 def main() -> int:
@@ -195,11 +196,12 @@ def main() -> int:
         left_out = baseline(trees[0], list(dict.fromkeys(test for mutant in chosen for test in mutant.tests)))
         for name in left_out:
             print(f"left out, it fails without any mutant: {name}", flush=True)
+        longest = 60 + 6 * (time.perf_counter() - start)  # a mutant that hangs is noticed
         print(f"{time.perf_counter() - start:.0f} s for the tests without a mutant; now {len(chosen)} mutants", flush=True)
         queue, results = context.Queue(), context.Queue()
         for item in [*chosen, *([None] * len(trees))]:
             queue.put(item)
-        workers = [context.Process(target=work, args=(queue, results, tree, left_out)) for tree in trees]
+        workers = [context.Process(target=work, args=(queue, results, tree, left_out, longest)) for tree in trees]
         for worker in workers:
             worker.start()
         outcomes = []

@@ -21,15 +21,27 @@ _WHERE = {
     "AdapterFusion": "zoo.techniques.adapters",
     "BottleneckAdapter": "zoo.techniques.adapters",
     "Config": "zoo.config",
+    "FactorizedEmbedding": "zoo.techniques.sharing",
+    "FixedAttention": "zoo.techniques.sparse",
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "LoRA": "zoo.techniques.lora",
     "Model": "zoo.model",
+    "Regions": "zoo.regions",
+    "Sharing": "zoo.techniques.sharing",
+    "SlidingWindow": "zoo.techniques.sparse",
+    "StridedAttention": "zoo.techniques.sparse",
+    "PrefixTuning": "zoo.techniques.prefix",
+    "Sharing": "zoo.techniques.sharing",
+    "SlidingWindow": "zoo.techniques.sparse",
+    "StridedAttention": "zoo.techniques.sparse",
+    "Regions": "zoo.regions",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
     "convert": "zoo.conversion",
     "create": "zoo.create",
+    "generate": "zoo.generate",
     "info": "zoo.info",
     "inspect": "zoo.info",
     "list_models": "zoo.registry",
@@ -53,10 +65,12 @@ if TYPE_CHECKING:
     from zoo.create import save as save
     from zoo.create import tokenizer as tokenizer
     from zoo.errors import ZooError as ZooError
+    from zoo.generate import generate as generate
     from zoo.info import info as info
     from zoo.info import inspect as inspect
     from zoo.layers.masks import packing as packing
     from zoo.model import Model as Model
+    from zoo.regions import Regions as Regions
     from zoo.registry import config as config
     from zoo.registry import list_models as list_models
     from zoo.registry import register as register
@@ -68,6 +82,12 @@ if TYPE_CHECKING:
     from zoo.techniques.base import apply as apply
     from zoo.techniques.lora import IA3 as IA3
     from zoo.techniques.lora import LoRA as LoRA
+    from zoo.techniques.prefix import PrefixTuning as PrefixTuning
+    from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
+    from zoo.techniques.sharing import Sharing as Sharing
+    from zoo.techniques.sparse import FixedAttention as FixedAttention
+    from zoo.techniques.sparse import SlidingWindow as SlidingWindow
+    from zoo.techniques.sparse import StridedAttention as StridedAttention
 
 
 def __getattr__(name: str) -> Any:

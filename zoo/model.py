@@ -95,9 +95,10 @@ class Model(nn.Module):
         yield from _sites(self, "", "text", ())
 
 
-def _sites(module: nn.Module, path: str, stream: str, depths: tuple[int, ...]) -> Iterator[Site]:
+def _sites(module: nn.Module, path: str, stream: str, own_depths: tuple[int, ...]) -> Iterator[Site]:
     roles: Mapping[str, str] = getattr(module, "roles", {})
     for name, child in module.named_children():
+        depths = tuple(sorted({*own_depths, *getattr(child, "also_at", ())}))  # a part that other layers borrow runs at theirs too
         where = f"{path}.{name}" if path else name
         if name in roles and isinstance(child, nn.ModuleList):
             for index in range(len(child)):

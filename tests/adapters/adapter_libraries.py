@@ -72,3 +72,15 @@ def peft_lora(case: Case) -> dict[str, Any]:
     model = foreign.from_peft(model, {k: v for k, v in own.items() if ".lora_" in k}, case.config["peft"], layout="hf-bert")
     labels = {"labels": case.inputs["labels"]} if "labels" in case.inputs else {}
     return answers(case, model, **labels)
+
+
+def peft_prefix(case: Case) -> dict[str, Any]:
+    base, own = foreign.split_peft(case.weights)
+    config = {"peft_type": "PREFIX_TUNING", **case.config, **case.config.get("peft", {})}
+    task = "sequence-classification" if "classifier.weight" in base else None
+    options = {"num_labels": int(base["classifier.weight"].shape[0])} if task else {}
+    model = zoo.load(base, config=base_config(case), task=task, **options)
+    model = foreign.from_peft(model, {k: v for k, v in own.items() if "prompt_e" in k}, config, layout="hf-bert")
+    labels = {"labels": case.inputs["labels"]} if "labels" in case.inputs else {}
+    bare = getattr(model, "model", model)
+    return {**answers(case, model, **labels), "prefix": bare.prefixes["default"].eject()}

@@ -1,4 +1,4 @@
-"""mBART: its small configs and its inputs, and how transformers builds the same."""
+"""mBART: its small configs and its inputs; tests/test_mbart.py asks transformers about them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 from tests.strategies import MASKS, Batch, attention_masks, encoder_fields
 from zoo.models.mbart import MbartConfig
 
-LAYOUT = "hf-mbart"
-CLASSES = {None: "MBartModel", "conditional-generation": "MBartForConditionalGeneration"}
 ALONG = ("input_ids", "position_ids")
 SMALL = {"decoder_num_layers": 2, "decoder_num_heads": 4, "decoder_intermediate_size": 9}
 
@@ -64,9 +62,3 @@ def labels(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tens
     real = batch.real("decoder_attention_mask")
     drawn = torch.randint(2, model.config.vocab_size, real.shape, generator=torch.Generator().manual_seed(seed))
     return {"labels": drawn.masked_fill(~real, -100)}
-
-
-def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
-    from tests.oracle import hugging_face
-
-    return hugging_face(LAYOUT, CLASSES[task], config, options)

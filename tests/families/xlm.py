@@ -21,7 +21,6 @@ CLASSES = {
     "token-classification": "XLMForTokenClassification",
     "question-answering": "XLMForQuestionAnsweringSimple",
 }
-SEES_MATRIX = False  # transformers takes none here
 SMALL = {"num_languages": 2, "pad_token_id": 0, "embedding_range": 0.05}
 NAMES = ("en", "fr", "de", "ru")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.families.roberta import SMALL, inputs, tiny_config
+from tests.families.roberta import SMALL, inputs, padding_learns, tiny_config
 
 __all__ = ["CLASSES", "LAYOUT", "SMALL", "inputs", "oracle", "tiny_config"]
 
@@ -23,4 +23,4 @@ CLASSES = {
 def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
     from tests.oracle import hugging_face
 
-    return hugging_face(LAYOUT, CLASSES[task], config, options)
+    return padding_learns(hugging_face(LAYOUT, CLASSES[task], config, options))

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.families import roberta
-from tests.families.roberta import SMALL, inputs
+from tests.families.roberta import SMALL, inputs, padding_learns
 from zoo.models.xlm_roberta_xl import XlmRobertaXlConfig
 
 __all__ = ["CLASSES", "LAYOUT", "SMALL", "inputs", "oracle", "tiny_config"]
@@ -31,4 +31,4 @@ def tiny_config(draw: st.DrawFn) -> XlmRobertaXlConfig:
 def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
     from tests.oracle import hugging_face
 
-    return hugging_face(LAYOUT, CLASSES[task], config, options)
+    return padding_learns(hugging_face(LAYOUT, CLASSES[task], config, options))

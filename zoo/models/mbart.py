@@ -16,6 +16,7 @@ padding stands on the right. The table has two rows that are never read. Vectors
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -215,19 +216,26 @@ class Mbart(Model):
         decoder_attention_mask: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Seq2Seq:
         """Encode a batch of sources, and decode their targets as far as they are given.
 
         input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same shapes, 1/True = a real token; positions
-        from 0. -> the decoder's states (batch, target length, hidden), the encoder's under ``encoder``; the last of the hidden states is
-        the normalized result.
+        from 0; lengths: real tokens of each source, where they stand first. -> the decoder's states (batch, target length, hidden), the
+        encoder's under ``encoder``; the last of the hidden states is the normalized result.
         """
         shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        encoded = self.encode(input_ids, attention_mask, position_ids, **shown)
+        encoded = self.encode(input_ids, attention_mask, position_ids, lengths=lengths, **shown)
         decoded = self.decode(
-            decoder_input_ids, encoded.last_hidden_state, attention_mask, decoder_attention_mask, decoder_position_ids, **shown
+            decoder_input_ids,
+            encoded.last_hidden_state,
+            attention_mask,
+            decoder_attention_mask,
+            decoder_position_ids,
+            lengths=lengths,
+            **shown,
         )
         return replace(decoded, encoder=encoded)
 
@@ -237,13 +245,14 @@ class Mbart(Model):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
         """The source's states (batch, length, hidden), normalized."""
         trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, position_ids)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions)
+        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
         x = padding.pack(x)  # (tokens, hidden) where the batch has padding
         trace.hidden(x)
         x = padding.unpack(self.norm(self.encoder(x, padding.mask, None, trace)))  # (batch, length, hidden)
@@ -257,6 +266,7 @@ class Mbart(Model):
         decoder_attention_mask: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Seq2Seq:
@@ -264,7 +274,9 @@ class Mbart(Model):
         trace = Trace(output_hidden_states, output_attentions)
         tokens = self.embeddings.look_up(decoder_input_ids, "decoder_input_ids")
         x = self.decoder.embeddings.place(tokens, decoder_position_ids, "decoder_position_ids")  # (batch, length, hidden)
-        source = Padding.of(attention_mask, (memory.shape[0], memory.shape[1]), pack=not output_attentions)
+        source = Padding.of(
+            attention_mask, (memory.shape[0], memory.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         target = Padding.of(decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask")
         source, target = together(source, target)
         x = self.decoder(target.pack(x), source.pack(memory), target.mask & causal(), between(target, source), trace)

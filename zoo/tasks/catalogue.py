@@ -154,6 +154,7 @@ VISION: dict[str, TaskSpec] = _specs(
         "region-to-phrase",
         _WORDS | _REGIONS,
         "zoo.tasks.vision:RegionToPhrase",
+        heads=("region_to_phrase",),
         summary="the regions that phrases mean",
     ),
     TaskSpec(

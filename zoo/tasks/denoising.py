@@ -1,4 +1,4 @@
-"""What a denoising encoder-decoder must undo: sentences in another order, each span of words behind one mask (Lewis et al., Liu et al.,
+"""What a denoising encoder-decoder must undo: sentences out of order, each span of words behind one mask (Lewis et al.; Liu et al., 2020).
 2020).
 
     <s> a b c </s> d e </s> [lang]   ->   <s> d [mask] </s> a b [mask] [lang]

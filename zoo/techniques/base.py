@@ -12,15 +12,23 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.errors import TechniqueError, unknown
+from zoo.layers.extend import extend
+from zoo.layers.prefix import Prefixed
 from zoo.model import Model, Site, initialise
 
 PLACES = {
     "ActiveAdapters": "zoo.techniques.adapters",
     "AdapterFusion": "zoo.techniques.adapters",
     "BottleneckAdapter": "zoo.techniques.adapters",
+    "FactorizedEmbedding": "zoo.techniques.sharing",
+    "FixedAttention": "zoo.techniques.sparse",
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "LoRA": "zoo.techniques.lora",
+    "PrefixTuning": "zoo.techniques.prefix",
+    "Sharing": "zoo.techniques.sharing",
+    "SlidingWindow": "zoo.techniques.sparse",
+    "StridedAttention": "zoo.techniques.sparse",
 }
 """Every technique that a saved config may name, and its module."""
 
@@ -183,3 +191,25 @@ def freeze_all_but(model: nn.Module, *, heads: bool = True) -> list[str]:
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[str, nn.Module]]:
+    """Path and core of the attentions of these roles (self-attention by default)."""
+    found = []
+    for site in technique.places(model, *(roles or ("self-attention",))):
+        if not hasattr(site.module, "core"):
+            raise TechniqueError(f"{site.path} is a {type(site.module).__name__}, which has no exchangeable core")
+        core = site.module.core
+        assert isinstance(core, nn.Module)
+        found.append((site.path, core))
+    return found
+
+
+def put_core(attention: nn.Module, new: nn.Module) -> None:
+    """Exchange an attention's core; prefixes in front of the old one go in front of the new one."""
+    old = attention.core
+    new.train(attention.training)
+    if isinstance(old, Prefixed):
+        extend(new, Prefixed)
+        new.prefixes = old.prefixes  # type: ignore[assignment]
+    attention.core = new

@@ -30,6 +30,7 @@ from zoo.layers.low_rank import LowRank
 from zoo.techniques.adapters import AdapterFusion, BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.base import Technique, apply, bare_model, new_tensors, recorded
 from zoo.techniques.lora import IA3, LoRA
+from zoo.techniques.prefix import PrefixTuning
 
 ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_orig": "gelu", "quick_gelu": "quick_gelu"}
 LORA_PLACES = {"q": "attention-query", "k": "attention-key", "v": "attention-value"}
@@ -185,8 +186,11 @@ def from_peft(
 ) -> nn.Module:
     """Apply a LoRA as ``peft`` saves it. Heads that were saved whole are copied into the heads of a task model."""
     kind = str(config["peft_type"]).rpartition(".")[2].upper()
-    if kind != "LORA":
-        raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA is")
+    if kind not in ("LORA", "PREFIX_TUNING"):
+        raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA and PREFIX_TUNING are")
+    if kind == "PREFIX_TUNING":
+        _prefix_of_peft(model, name, config, {key: tensor for key, tensor in tensors.items() if "prompt_e" in key})
+        tensors = {key: tensor for key, tensor in tensors.items() if "prompt_e" not in key}
     for option in ("layer_replication", "use_qalora", "use_bdlora"):
         if config.get(option):
             raise TechniqueError(f"peft's {option}={config[option]!r} is not known here")
@@ -343,8 +347,15 @@ def from_adapters(
                 else:
                     _fill(bare.get_submodule(f"{ours}.loras.{name}"), own["lora_A"], own["lora_B"], own.get("m.weight"))
             continue
+        if kind == "prefix_tuning":
+            _prefix_of_adapters(model, name, config, tensors)
+            continue
+        if kind == "union":
+            for each in config["configs"]:
+                from_adapters(model, tensors, {name: each}, layout=layout)
+            continue
         if kind not in (None, "bottleneck"):
-            raise TechniqueError(f"adapters' architecture {kind!r} is not read here; bottleneck and lora are")
+            raise TechniqueError(f"adapters' architecture {kind!r} is not read here; bottleneck, lora and prefix_tuning are")
         for technique in bottlenecks(name, config, parts, bare):
             apply(model, technique)
         for path, own in parts.items():
@@ -361,6 +372,46 @@ def from_adapters(
                 taken[f"{_part_of(f'{match[1]}.LayerNorm', paths, keymap.prefixes)}.fusions.{match[3]}.{match[4]}"] = tensor
     _copy(taken, bare.state_dict(keep_vars=True), "the adapter")
     return model
+
+
+def _prefix_of_adapters(model: nn.Module, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    if config.get("use_gating"):
+        raise TechniqueError("adapters' gated prefixes are not known here")
+    start = re.compile(rf"(?:.+\.)?prefix_tuning\.prefix_tunings\.{re.escape(name)}\.self_prefix\.(.+)")
+    found = {m[1]: t for key, t in tensors.items() if (m := start.fullmatch(key))}
+    flat, length = bool(config.get("flat")), int(config["prefix_length"])
+    left_out = set(config.get("leave_out") or ())
+    depths = sorted({d for site in bare_model(model).sites() if site.role == "self-attention" for d in site.depths})
+    technique = PrefixTuning(
+        name=name,
+        length=length,
+        bottleneck=None if flat else int(config["bottleneck_size"]),
+        activation=activation_of(config.get("non_linearity", "tanh")),
+        dropout=float(config.get("dropout", 0.0)),
+        depths=tuple(d for d in depths if d not in left_out) if left_out else (),
+    )
+    apply(model, technique)
+    if flat:
+        taken = {"values": found["control_trans"].reshape(length, -1)}
+    else:
+        parts = {"wte": "table", "control_trans.0": "down", "control_trans.2": "up"}
+        taken = {f"{parts[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": tensor for key, tensor in found.items()}
+    _copy(taken, bare_model(model).get_submodule(f"prefixes.{name}").state_dict(keep_vars=True), "the prefix")
+
+
+def _prefix_of_peft(model: nn.Module, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """In memory a table, behind which a network may stand; in a file P itself."""
+    found = {key.rpartition("prompt_encoder.")[2].partition(".")[2] if "prompt_encoder." in key else key: t for key, t in tensors.items()}
+    network = "transform.0.weight" in found
+    length = int(config["num_virtual_tokens"])
+    bottleneck = int(found["transform.0.weight"].shape[0]) if network else None
+    apply(model, PrefixTuning(name=name, length=length, bottleneck=bottleneck, shift_positions=True))
+    if network:
+        parts = {"embedding": "table", "transform.0": "down", "transform.2": "up"}
+        taken = {f"{parts[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": tensor for key, tensor in found.items()}
+    else:
+        taken = {"values": found["prompt_embeddings"] if "prompt_embeddings" in found else found["embedding.weight"]}
+    _copy(taken, bare_model(model).get_submodule(f"prefixes.{name}").state_dict(keep_vars=True), "the prefix")
 
 
 def _adapter_key(key: str, config: Mapping[str, Any]) -> str:
