@@ -118,7 +118,7 @@ msgstr ""
 
 
 def test_a_document_is_cut_at_lines_and_sentence_ends(texts):
-    text = "A headline\n\nIt rained. \"It rained,\" he said. Was it 3.5 inches? Nobody knows."
+    text = 'A headline\n\nIt rained. "It rained," he said. Was it 3.5 inches? Nobody knows.'
     assert texts.sentences_of(text) == ["A headline", "It rained.", '"It rained," he said.', "Was it 3.5 inches?", "Nobody knows."]
 
 
