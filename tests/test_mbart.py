@@ -27,7 +27,7 @@ def close(mine: Tensor, theirs: Tensor, where: Tensor | None = None) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 def test_both_stacks_are_transformers_stacks(data):
     config = data.draw(configs("mbart"))
     batch = data.draw(batches("mbart", config, plain=True))
@@ -56,12 +56,14 @@ def test_both_stacks_are_transformers_stacks(data):
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_a_transformers_writer_loads_and_gives_its_scores_and_loss_from_labels_alone(data):
     config = data.draw(configs("mbart"))
     theirs = randomised(oracle.hugging_face(LAYOUT, WRITER, config, {}), data.draw(st.integers(0, 2**16)))
     theirs.final_logits_bias.normal_(generator=torch.Generator().manual_seed(0))
-    ours = zoo.load(theirs.state_dict(), config=theirs.config.to_dict(), task=TASK)
+    for side in (theirs.model.encoder, theirs.model.decoder):  # transformers 5 unties these too where the output is untied; 4 did not
+        side.embed_tokens.weight.data.copy_(theirs.model.shared.weight.data)
+    ours = zoo.load(theirs.state_dict(), layout=LAYOUT, config=theirs.config.to_dict(), task=TASK)
     assert not ours.load_report.random
     batch = data.draw(batches("mbart", config, plain=True))
     source = {name: batch.inputs[name].long() for name in ("input_ids", "attention_mask") if name in batch.inputs}
@@ -104,7 +106,7 @@ def test_a_text_without_a_stated_language_is_not_begun():
     assert (generate(begun, torch.tensor([[4, 5, 2]]), max_length=4)[:, 0] == 2).all()
 
 
-def test_fairseq_s_layout_gives_its_files_back_and_refuses_a_bias_it_cannot_say():
+def test_fairseq_s_layout_gives_its_files_back():
     from tests.adapters.case import golden_cases, load_case
 
     case = load_case(golden_cases("mbart/seq2seq-fairseq")[0])

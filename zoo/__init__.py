@@ -19,23 +19,22 @@ __version__ = "0.1.0"
 _WHERE = {
     "ActiveAdapters": "zoo.techniques.adapters",
     "AdapterFusion": "zoo.techniques.adapters",
+    "AdaptiveSpan": "zoo.techniques.adaptive_span",
     "BottleneckAdapter": "zoo.techniques.adapters",
     "Config": "zoo.config",
     "FactorizedEmbedding": "zoo.techniques.sharing",
     "FixedAttention": "zoo.techniques.sparse",
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
+    "KAdapter": "zoo.techniques.k_adapter",
     "LoRA": "zoo.techniques.lora",
+    "LongShortRange": "zoo.techniques.long_short",
     "Model": "zoo.model",
-    "Regions": "zoo.regions",
-    "Sharing": "zoo.techniques.sharing",
-    "SlidingWindow": "zoo.techniques.sparse",
-    "StridedAttention": "zoo.techniques.sparse",
     "PrefixTuning": "zoo.techniques.prefix",
+    "Regions": "zoo.regions",
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
     "StridedAttention": "zoo.techniques.sparse",
-    "Regions": "zoo.regions",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
@@ -79,7 +78,10 @@ if TYPE_CHECKING:
     from zoo.techniques.adapters import AdapterFusion as AdapterFusion
     from zoo.techniques.adapters import BottleneckAdapter as BottleneckAdapter
     from zoo.techniques.adapters import InvertibleAdapter as InvertibleAdapter
+    from zoo.techniques.adaptive_span import AdaptiveSpan as AdaptiveSpan
     from zoo.techniques.base import apply as apply
+    from zoo.techniques.k_adapter import KAdapter as KAdapter
+    from zoo.techniques.long_short import LongShortRange as LongShortRange
     from zoo.techniques.lora import IA3 as IA3
     from zoo.techniques.lora import LoRA as LoRA
     from zoo.techniques.prefix import PrefixTuning as PrefixTuning

@@ -33,6 +33,7 @@ from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
 from zoo.convert.writer import write_tensors
 from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.layers.extend import own_class
 from zoo.model import initialise
 from zoo.tasks.base import TaskModel, build_task, offers_of_class, spec_of_class, task_class
 from zoo.tasks.catalogue import TASKS, require_fit
@@ -176,7 +177,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         **({"techniques": [technique.record() for technique in applied]} if applied else {}),
         "zoo_format": FORMAT_VERSION,
         "model": getattr(bare, "zoo_name", None),
-        "class": f"{type(bare).__module__}:{type(bare).__qualname__}",
+        "class": f"{own_class(bare).__module__}:{own_class(bare).__qualname__}",
         "config": bare.config.to_dict(),  # type: ignore[union-attr, operator]
         "task": model.task if isinstance(model, TaskModel) else None,
         "options": model.options if isinstance(model, TaskModel) else {},

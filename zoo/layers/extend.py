@@ -32,6 +32,14 @@ def extended_class(extension: type, own: type) -> type:
     return type(f"{extension.__name__}{own.__name__}", (extension, own), {"__doc__": extension.__doc__})
 
 
+def own_class(part: nn.Module) -> type:
+    """The class of a part without its extensions."""
+    cls = type(part)
+    while len(cls.__bases__) == 2 and issubclass(cls.__bases__[0], Extension):
+        cls = cls.__bases__[1]
+    return cls
+
+
 def extend(part: nn.Module, extension: type[Extension]) -> bool:
     """Make ``part`` an instance of ``extension`` too; whether it was none before."""
     if isinstance(part, extension):

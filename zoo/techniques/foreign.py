@@ -26,6 +26,7 @@ from zoo.convert.ops import DTYPE_NAMES
 from zoo.convert.readers import open_archive
 from zoo.convert.writer import write_tensors
 from zoo.errors import CheckpointError, TechniqueError
+from zoo.layers.extend import own_class
 from zoo.layers.low_rank import LowRank
 from zoo.techniques.adapters import AdapterFusion, BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.base import Technique, apply, bare_model, new_tensors, recorded
@@ -54,7 +55,10 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], *, library: s
         raise TechniqueError(f"library must be 'zoo' or 'peft', got {library!r}")
     own = {_canonical(model, name): tensor.detach() for name, tensor in new_tensors(model)}
     own |= {name: tensor.detach() for name, tensor in model.state_dict().items() if name.startswith("heads.")}
-    description = {"class": f"{type(bare).__module__}:{type(bare).__qualname__}", "techniques": [t.record() for t in bare.techniques]}
+    description = {
+        "class": f"{own_class(bare).__module__}:{own_class(bare).__qualname__}",
+        "techniques": [t.record() for t in bare.techniques],
+    }
     write_tensors(folder / "adapter.safetensors", own, {"zoo.adapter": json.dumps(description, sort_keys=True)})
     (folder / "adapter.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
@@ -98,7 +102,7 @@ def load_adapter(
 def _load_ours(model: nn.Module, folder: Path) -> nn.Module:
     description = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
     bare = bare_model(model)
-    if description["class"] != (mine := f"{type(bare).__module__}:{type(bare).__qualname__}"):
+    if description["class"] != (mine := f"{own_class(bare).__module__}:{own_class(bare).__qualname__}"):
         raise CheckpointError(f"{folder} is an adapter of {description['class']}, not of {mine}")
     apply(model, *recorded(description["techniques"]))
     with open_archive(folder / "adapter.safetensors") as archive:
@@ -127,7 +131,7 @@ def _copy(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor], shown: st
 def layout_of(model: nn.Module) -> str:
     """The Hugging Face layout of a model's family."""
     bare = bare_model(model)
-    mine = f"{type(bare).__module__}:{type(bare).__qualname__}"
+    mine = f"{own_class(bare).__module__}:{own_class(bare).__qualname__}"
     for variants in registry.families().values():
         for variant in variants:
             if variant.class_path == mine:
@@ -170,8 +174,8 @@ def split_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     adapter: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.")
-        if ".original_module." in key:
-            continue
+        if ".original_module." in key or key.startswith("word_embeddings."):
+            continue  # unused, and another name of the token table
         if any(word in key for word in (".lora_", ".modules_to_save.", "prompt_encoder.", "prompt_embeddings")):
             adapter[key] = tensor
             if ".modules_to_save." in key:
