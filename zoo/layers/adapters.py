@@ -261,13 +261,13 @@ class CouplingNet(nn.Module):
         return self.up(self.activation(self.down(x)))
 
 
-class InvertedAfter(Extension):
-    """Embeddings whose result goes through couplings."""
+class Coupled(Extension):
+    """The last part of the embeddings, whose result goes through couplings."""
 
     couplings: nn.ModuleDict
 
-    def forward(self, *inputs: Tensor | None, **named: Tensor | None) -> Tensor:
-        x: Tensor = super().forward(*inputs, **named)
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
         for coupling in self.couplings.values():
             x = coupling(x)
         return x

@@ -242,7 +242,7 @@ class SpanCore(DenseAttention):
         if self.key_positions is not None:
             more = self.relative(q, distance)
             add = more if add is None else add + more
-        weight = self.span.weight(distance.abs()).transpose(0, 1)  # (batch or 1, heads, query, key)
+        weight = self.weight(distance)  # (batch or 1, heads, query, key)
         if before is not None:
             k, v, allowed, add = in_front(before, k, v, allowed, add)
             weight = F.pad(weight, (before[0].shape[2], 0), value=1)
@@ -250,6 +250,11 @@ class SpanCore(DenseAttention):
         if trace is not None and wanted:
             trace.keep(probabilities)
         return out
+
+    def weight(self, distance: Tensor) -> Tensor:
+        """m(|i - j|), none beyond the limit: (batch or 1, query, key) -> (batch or 1, heads, query, key)."""
+        far = distance.abs()
+        return self.span.weight(far).masked_fill(far > self.span.limit, 0).transpose(0, 1)
 
     def places(self, mask: Mask, query: int, key: int, device: torch.device) -> tuple[Tensor, Tensor]:
         rows = mask.query_positions if mask.query_positions is not None else torch.arange(query, device=device)[None]
@@ -293,6 +298,6 @@ class SpanCore(DenseAttention):
                 allowed = allowed & mask.keys[:, None, None, low:high]
             block = q[:, :, start:stop]
             add = None if self.key_positions is None else self.relative(block, distance)
-            weight = self.span.weight(distance.abs()).transpose(0, 1)
+            weight = self.weight(distance)
             out.append(self.attended(block, k[:, :, low:high], v[:, :, low:high], allowed, add, weight, dropout)[0])
         return torch.cat(out, 2)

@@ -16,6 +16,7 @@ from torch import nn
 from zoo.config import check_activation, check_choice
 from zoo.errors import ConfigError, TechniqueError
 from zoo.layers import adapters as layers
+from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.extend import extend
 from zoo.model import Model, Site
 from zoo.techniques.base import PlacedTechnique, Technique, fresh
@@ -126,6 +127,8 @@ class ActiveAdapters(PlacedTechnique):
     The switch from batch to batch: ``zoo.apply(model, zoo.ActiveAdapters(names=("german",)))``.
     """
 
+    adds_tensors = False
+
     names: tuple[str, ...] = ()
     how: str = "stack"
 
@@ -203,20 +206,21 @@ class InvertibleAdapter(Technique):
     activation: str = "relu"
     name: str = "default"
 
-    needs = ("embeddings",)
+    needs = ("embeddings", "embedding-norm")
 
     def check(self) -> None:
         check_activation(self.activation)
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        site = next(site for site in model.sites() if site.role == "embeddings")
-        part: Any = site.module
-        token = part.token.weight
-        size = model.config.hidden_size
-        if isinstance(part, layers.InvertedAfter) and self.name in part.couplings:
-            raise TechniqueError(f"{site.path} has an invertible adapter named {self.name!r} already; give this one another name")
-        coupling = fresh(layers.Coupling(size, self.activation, self.reduction), token, model.config.initializer_range, generator)
-        if extend(part, layers.InvertedAfter):
-            part.couplings = nn.ModuleDict()
-        part.couplings[self.name] = coupling
+        embeddings: Any = next(site.module for site in model.sites() if site.role == "embeddings")
+        last: Any = embeddings.norm
+        if type(embeddings).forward is TextEmbeddings.forward and embeddings.projection is not None:
+            last = embeddings.projection  # ALBERT's order; others project before the norm
+        if isinstance(last, layers.Coupled) and self.name in last.couplings:
+            raise TechniqueError(f"the embeddings have an invertible adapter named {self.name!r} already; give this one another name")
+        coupling = layers.Coupling(model.config.hidden_size, self.activation, self.reduction)
+        coupling = fresh(coupling, last.weight, model.config.initializer_range, generator)
+        if extend(last, layers.Coupled):
+            last.couplings = nn.ModuleDict()
+        last.couplings[self.name] = coupling
         return None

@@ -26,6 +26,7 @@ from zoo.convert.ops import DTYPE_NAMES
 from zoo.convert.readers import open_archive
 from zoo.convert.writer import write_tensors
 from zoo.errors import CheckpointError, TechniqueError
+from zoo.layers.adapters import Coupled
 from zoo.layers.extend import own_class
 from zoo.layers.low_rank import LowRank
 from zoo.techniques.adapters import AdapterFusion, BottleneckAdapter, InvertibleAdapter
@@ -365,9 +366,10 @@ def from_adapters(
         for path, own in parts.items():
             for key, tensor in own.items():
                 taken[f"{_part_of(f'{path}.LayerNorm', paths, keymap.prefixes)}.adapters.{name}.{_adapter_key(key, config)}"] = tensor
+        coupled = next((path for path, part in bare.named_modules() if isinstance(part, Coupled)), "embeddings")
         for key, tensor in tensors.items():
             if match := re.fullmatch(rf"(?:.+\.)?invertible_adapters\.{re.escape(name)}\.([FG])\.([02])\.(weight|bias)", key):
-                taken[f"embeddings.couplings.{name}.{match[1].lower()}.{'down' if match[2] == '0' else 'up'}.{match[3]}"] = tensor
+                taken[f"{coupled}.couplings.{name}.{match[1].lower()}.{'down' if match[2] == '0' else 'up'}.{match[3]}"] = tensor
     if fusion is not None:
         names, options = fusion
         apply(model, fusion_of(names, options))

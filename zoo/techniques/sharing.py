@@ -50,9 +50,13 @@ class Sharing(Technique):
         runs = {name: blocks for name, blocks in runs_of(model).items() if self._wanted(name, model)}
         if not any(len(blocks) > 1 for blocks in runs.values()):
             raise TechniqueError(f"{type(model).__name__} has no layers to share parts between: its stacks run one block each")
-        plan = [(name, group) for name, blocks in runs.items() for group in self._groups(blocks)]
-        for name, group in plan:
-            self._check_alike(name, group)
+        plan = [(name, group) for name, blocks in runs.items() for alike in self._alike(blocks) for group in self._groups(alike)]
+        if not any(self._parts(group[0]) for _, group in plan):
+            raise TechniqueError(f"no layer of {type(model).__name__} has a {self.share} part of its own; are they shared already?")
+        if all(len(group) == 1 for _, group in plan):
+            raise TechniqueError(
+                f"no two neighboring layers of {type(model).__name__} are alike, or groups={self.groups} leaves each alone"
+            )
         depths = {id(site.module): site.depths for site in model.sites()}
         for _, group in plan:
             for places in zip(*(self._parts(block) for block in group), strict=True):
@@ -82,15 +86,20 @@ class Sharing(Technique):
                     found.append((holder, name))
         return found
 
-    def _check_alike(self, name: str, group: Sequence[nn.Module]) -> None:
+    def _alike(self, blocks: Sequence[nn.Module]) -> list[list[nn.Module]]:
+        """Runs of neighboring layers whose parts are of the same kinds and shapes: only those can share."""
+
         def shapes(block: nn.Module) -> list[Any]:
             parts = [(key, getattr(holder, key)) for holder, key in self._parts(block)]
             return [(key, type(part), {n: tuple(t.shape) for n, t in part.state_dict().items()}) for key, part in parts]
 
-        if not shapes(group[0]):
-            raise TechniqueError(f"a {type(group[0]).__name__} of {name} has no {self.share} part of its own to share")
-        if any(shapes(block) != shapes(group[0]) for block in group[1:]):
-            raise TechniqueError(f"the layers of {name} differ in their parts or are shared already; they can't share")
+        runs: list[list[nn.Module]] = []
+        for block in blocks:
+            if runs and shapes(runs[-1][0]) == shapes(block):
+                runs[-1].append(block)
+            else:
+                runs.append([block])
+        return runs
 
     @torch.no_grad()
     def _share(self, places: Sequence[tuple[nn.Module, str]], depths: Mapping[int, tuple[int, ...]]) -> None:
