@@ -41,7 +41,7 @@ from zoo.tasks.optim import BertAdam, clip_gradients, decay_groups
 from zoo.tasks.schedules import scheduler, warmup_times_decay
 
 LENGTH, BLOCK, VOCABULARY = 64, 32, 1000  # tokens of a pair, tokens of a piece of running text, size of the vocabulary
-LANGUAGES = ("de", "fr", "es")
+LANGUAGES = ("de", "fr", "es", "ru")
 TINY: dict[str, Any] = {"num_layers": 2, "hidden_size": 128, "num_heads": 4, "max_positions": LENGTH, "initializer_range": 0.09}  # 128^-0.5
 TINY_BERT: dict[str, Any] = TINY | {"intermediate_size": 512, "dropout": 0.0, "attention_dropout": 0.0}
 TINY_ALBERT: dict[str, Any] = TINY | {"intermediate_size": 512, "embedding_size": 64, "activation": "gelu", "classifier_dropout": 0.0}
@@ -71,7 +71,7 @@ class Objective:
     examples: Examples
     collator: Callable[[Sequence[str]], Callable[..., dict[str, Any]]]
     loss: str = "masked_lm"
-    steps: int = 600
+    steps: int = 800
     rate: float = 2e-3
     batch: int = 32
 
@@ -138,6 +138,7 @@ OBJECTIVES: dict[str, Objective] = {
         TINY_XLM | {"num_languages": 1, "causal": True},
         running_text,
         lambda p: CausalLMCollator(pad_id=PAD),
+        steps=400,
     ),
     "tlm": Objective(
         "TLM: masked words in translations (XLM)",
@@ -146,6 +147,7 @@ OBJECTIVES: dict[str, Objective] = {
         TINY_XLM | {"num_languages": 1 + len(LANGUAGES)},
         translated,
         lambda p: TranslationLMCollator(masking(p, TokenMasking())),
+        steps=1200,
     ),
     "nsp": Objective(
         "NSP beside MLM: does B follow A (BERT)",
@@ -218,10 +220,9 @@ def train(
 ) -> tuple[Any, Curve]:
     """A trained model and its curve. Whatever is random comes from ``generator``."""
     model = zoo.create(objective.variant, task=objective.task, generator=generator, vocab_size=len(corpus.pieces), **objective.size)
-    optimizer = BertAdam(
-        decay_groups(model.named_parameters()), lr=objective.rate, betas=(0.9, 0.98)
-    )  # 0.999 forgets too slowly for short runs
-    schedule = scheduler(optimizer, warmup_times_decay(objective.rate, steps + 1, max(1, steps // 10)), objective.rate)
+    groups = decay_groups(model.named_parameters())
+    optimizer = BertAdam(groups, lr=objective.rate, betas=(0.9, 0.98))  # 0.999 learns the scale of gradients too slowly for short runs
+    schedule = scheduler(optimizer, warmup_times_decay(objective.rate, max(1, steps), max(1, steps // 10)), objective.rate)
     stream = batches(objective, corpus.train, corpus.pieces, generator)
     held_out = list(itertools.islice(batches(objective, corpus.held_out, corpus.pieces, generator), check_batches))
     curve = Curve(baseline=baseline(objective, corpus, held_out))
@@ -229,6 +230,8 @@ def train(
         if step % max(1, steps // checks) == 0 or step == steps:
             curve.held_out[step] = check(model, objective, held_out)
             tell(f"step {step}: held-out loss {curve.held_out[step]:.3f}, baseline {curve.baseline:.3f}")
+        if step == steps:
+            break
         output = model(**next(stream))
         optimizer.zero_grad()
         output.loss.backward()

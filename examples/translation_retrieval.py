@@ -3,8 +3,9 @@
     python examples/translation_retrieval.py --images docs/images
 
 A tiny XLM reads the messages of Django's user interface in two languages at a time, masked on both sides, positions counted from 0 in
-each half. Messages that it never saw are then embedded, each language alone, as the mean of their states, and each English one is
-searched for among the others. Three things to beat: chance, the same model before training, and the words that both languages share.
+each half. Messages that it never saw are then embedded, each language alone, as the mean of their states after the first block, and each
+English one is searched for among the others. To compare with: chance, the same model before training, and the words that both languages
+share. Draws the retrieval and the curve of the training.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from texts import PAD, SEP, Document
 from torch import Tensor
 from torch.nn import functional as F
 
-import zoo
 from zoo.layers.pooler import pool
 from zoo.tasks.collate import pad_examples
 
+LAYER = 1  # the last one speaks the language of the words to guess
 
-def embed(model: Any, documents: Sequence[Document], language: int) -> Tensor:
-    """(messages, hidden): the mean state of each message in one language, the mean of all taken off, at length one."""
+
+def embed(model: Any, documents: Sequence[Document], language: int, layer: int = LAYER) -> Tensor:
+    """(messages, hidden): the mean state of each message in one language after so many blocks, the mean of all taken off, at length one."""
     model.eval()
     batch = pad_examples([{"input_ids": [SEP, *document[language][: LENGTH // 2 - 2], SEP]} for document in documents], PAD)
     with torch.inference_mode():
-        hidden = model.model(**batch, language_ids=language).last_hidden_state  # (messages, length, hidden)
+        encoded = model.model(**batch, language_ids=language, output_hidden_states=True)
+    hidden = encoded.hidden_states[layer]  # (messages, length, hidden)
     vectors = pool(hidden, batch["attention_mask"].bool(), "mean")
     return F.normalize(vectors - vectors.mean(0), dim=1)  # what all messages of a language share says nothing
 
@@ -77,15 +80,10 @@ def draw(rows: dict[str, list[float]], chance: float, count: int, path: Path) ->
     pyplot.close(figure)
 
 
-def retrieval(corpus: Corpus, steps: int, seed: int) -> dict[str, list[float]]:
+def retrieval(corpus: Corpus, fresh: Any, trained: Any) -> dict[str, list[float]]:
     """Accuracy for each language beside English: of shared words, before training and after."""
-    objective, size = OBJECTIVES["tlm"], len(corpus.pieces)
-    fresh = zoo.create(
-        objective.variant, task=objective.task, generator=torch.Generator().manual_seed(seed), vocab_size=size, **objective.size
-    )
-    trained, curve = pretraining.train(objective, corpus, steps, torch.Generator().manual_seed(seed), tell=pretraining.aloud)
-    print(f"held-out loss {curve.held_out[0]:.3f} -> {curve.final:.3f}, unigram {curve.baseline:.3f}")
     found: dict[str, list[float]] = {"shared words": [], "before training": [], "after training": []}
+    size = len(corpus.pieces)
     for language in range(1, 1 + len(LANGUAGES)):
         found["shared words"].append(accuracy(overlap(corpus.held_out, 0, size), overlap(corpus.held_out, language, size)))
         for name, model in (("before training", fresh), ("after training", trained)):
@@ -101,7 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     corpus = pretraining.translated_corpus()
-    found = retrieval(corpus, options.steps, options.seed)
+    objective = OBJECTIVES["tlm"]
+    fresh, _ = pretraining.train(objective, corpus, 0, torch.Generator().manual_seed(options.seed))
+    trained, curve = pretraining.train(
+        objective, corpus, options.steps, torch.Generator().manual_seed(options.seed), tell=pretraining.aloud
+    )
+    pretraining.draw(curve, objective, options.images / "tlm.png")
+    found = retrieval(corpus, fresh, trained)
+    print(f"held-out loss {curve.held_out[0]:.3f} -> {curve.final:.3f}, unigram {curve.baseline:.3f}")
     count = len(corpus.held_out)
     print(f"{count} unseen messages, chance {1 / count:.1%}; {len(corpus.train)} to train on; {time.perf_counter() - start:.0f} s")
     for name, values in found.items():

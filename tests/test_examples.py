@@ -26,7 +26,7 @@ MESSAGES = [
     ["close the page", "die seite schließen"],
     ["close the file", "die datei schließen"],
 ] * 8
-SMALL = {"hidden_size": 32, "num_heads": 2}
+SMALL = {"hidden_size": 64, "num_heads": 2, "initializer_range": 0.12}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def run(pretraining, name, steps, seed=0):
     if "intermediate_size" in size:
         size |= {"intermediate_size": 64}
     objective = replace(pretraining.OBJECTIVES[name], size=size, batch=8, rate=3e-3)
-    return pretraining.train(objective, corpus, steps, torch.Generator().manual_seed(seed), checks=1, check_batches=2)[1]
+    return pretraining.train(objective, corpus, steps, torch.Generator().manual_seed(seed), checks=1, check_batches=4)[1]
 
 
 OBJECTIVES = ("mlm", "wwm", "ngram", "clm", "tlm", "nsp", "sop")
@@ -68,9 +68,8 @@ def test_the_objectives_are_these(pretraining):
 @pytest.mark.parametrize(("name", "steps"), [*((name, 30) for name in OBJECTIVES[:5]), ("nsp", 60), ("sop", 60)])
 def test_every_objective_learns_within_a_few_steps(pretraining, name, steps):
     curve = run(pretraining, name, steps)
-    print(name, curve.train[::5], curve.held_out, curve.baseline)
-    assert len(curve.train) == steps + 1
-    assert curve.final < 0.9 * curve.held_out[0]
+    assert len(curve.train) == steps
+    assert curve.final < 0.85 * curve.baseline
 
 
 def test_the_same_seed_gives_the_same_curve_and_another_does_not(pretraining):
