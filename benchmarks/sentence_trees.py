@@ -45,7 +45,8 @@ def measure(triples: int, count: int) -> dict[str, float]:
         built = time.perf_counter()
         graph = KnowledgeGraph.open(Path(folder) / "graph")
         opened = time.perf_counter()
-        asked = [f"主{random.Random(2).randrange(triples)}" for _ in range(10_000)]
+        rng = random.Random(2)
+        asked = [f"主{rng.randrange(triples)}" for _ in range(10_000)]
         looked = time.perf_counter()
         for subject in asked:
             graph.values(subject, limit=2)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,15 +60,15 @@ def split(documents: Sequence[list[str]], every: int = 10) -> tuple[list[list[st
 
 
 def translations(languages: Sequence[str]) -> list[dict[str, str]]:
-    """Messages of at least three words that all ``languages`` (besides "en") translate: ``{"en": "...", "de": "...", ...}``."""
+    """Messages that all ``languages`` (besides "en") translate: ``{"en": "...", "de": "...", ...}``."""
     root = fetch(CATALOGUES)
     tables = {language: catalogue(root, language) for language in languages}
     shared = set.intersection(*(set(table) for table in tables.values()))
     found = {}
     for message in sorted(shared):
-        english = plain(message)
-        if len(english.split()) >= 3:
-            found[english.lower()] = {"en": english} | {language: plain(tables[language][message]) for language in languages}
+        row = {"en": plain(message)} | {language: plain(tables[language][message]) for language in languages}
+        if all(row.values()):
+            found[row["en"].lower()] = row
     return list(found.values())
 
 
@@ -102,12 +103,16 @@ def plain(message: str) -> str:
 
 
 def learn_wordpiece(lines: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A WordPiece tokenizer of lowercase text, learned from ``lines``."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
-    tokenizer.train_from_iterator(lines, trainer)
+    """A WordPiece tokenizer of lowercase text, learned from ``lines``; the same lines give the same vocabulary."""
+    lines = list(lines)
+    normalizer, words = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    letters = sorted(set("".join(map(normalizer.normalize_str, lines))) - set(string.whitespace))
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    learner.normalizer, learner.pre_tokenizer = normalizer, words
+    first = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]  # else numbered, and ties broken, in the order of a hash
+    learner.train_from_iterator(lines, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False))
+    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
     return tokenizer
 
 

@@ -18,7 +18,7 @@ from zoo.models.zen import valid_first
 from zoo.outputs import Candidates
 from zoo.tasks.knowledge_heads import linked_entities, linking_loss
 
-SETTINGS = {"deadline": None, "derandomize": True, "max_examples": 25}
+SETTINGS = {"deadline": None, "derandomize": True, "max_examples": 12}
 TOLERANCE = 1e-12
 
 

@@ -13,9 +13,12 @@ from torch import Tensor
 
 import zoo
 from tests import oracle, strategies
+from tests.adapters.case import GOLDEN, load_case
 from tests.families import visualbert
 from tests.strategies import Batch, build, family, relative, results
 from zoo import registry
+from zoo.convert import layouts
+from zoo.convert.keymap import Info
 from zoo.create import canonical_state
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.layers.streams import draw as draw_schedule
@@ -150,7 +153,7 @@ def test_tasks_over_texts_do_not_fit_and_those_over_pictures_do(name):
     assert sorted(two_streams) == sorted(v.name for v in registry.families()["vilbert"])
 
 
-# -- padding, order, packing ---------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -263,7 +266,7 @@ def test_in_training_packed_and_unpacked_give_one_loss_and_one_gradient(name, ta
             assert float((gradient - other_gradients[key]).abs().max()) <= TOLERANCE * largest, key
 
 
-# -- save and load, export, compile --------------------------------------------------------------------------------------------------------
+# -- save and load, export, compile ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((name, None) for name in FAMILIES), *FAMILY_TASKS])
@@ -339,7 +342,7 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
                 assert (tensor == 1).all(), key
 
 
-# -- VisualBERT against transformers -------------------------------------------------------------------------------------------------------
+# -- VisualBERT against transformers -----------------------------------------------------------------------------------------------------
 
 
 def theirs_of(task: str | None, ours: Any, options: dict[str, Any]) -> Any:
@@ -567,3 +570,43 @@ def bert_like() -> Any:
 
     fields = {k: v for k, v in tiny("visualbert").to_dict().items() if k in BertConfig.field_names()}
     return BertConfig(**fields)
+
+
+# -- the maps ----------------------------------------------------------------------------------------------------------------------------
+
+PRETRAINING = ("masked_lm", "image_text_matching")
+SHARED = (*PRETRAINING, "masked_region", "visual_question_answering", "image_text_retrieval", "grounding", "token_score")
+ROUND_TRIPS = {
+    "visualbert/encoder": ("hf-visualbert", ()),
+    "visualbert/pretraining": ("hf-visualbert", PRETRAINING),
+    "visualbert/region-to-phrase": ("hf-visualbert", (*PRETRAINING, "region_to_phrase")),
+    "visualbert/vqa": ("hf-visualbert", ("visual_question_answering",)),
+    "visualbert/original-pretraining": ("visualbert-original", PRETRAINING),
+    "mmf-visualbert/classification": ("mmf-visualbert", ("sequence_classification",)),
+    "mmf-visualbert/pretraining": ("mmf-visualbert", PRETRAINING),
+    "vilbert/encoder-default-layout": ("vilbert-multi-task", ()),
+    "vilbert/task-heads": ("vilbert-multi-task", (*SHARED, "gqa", "visual_reasoning", "visual_entailment")),
+    "vilbert/beta-task-heads": ("vilbert-beta", SHARED),
+    "12-in-1/task-tokens": ("vilbert-multi-task", (*SHARED, "gqa", "visual_reasoning", "visual_entailment")),
+    "mmf-vilbert/pretraining": ("mmf-vilbert", (*PRETRAINING, "masked_region")),
+    "mmf-vilbert/classification": ("mmf-vilbert", ("sequence_classification",)),
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_a_checkpoint_goes_through_ours_and_back_bit_by_bit(name):
+    layout, heads = ROUND_TRIPS[name]
+    case, keymap = load_case(GOLDEN / name), layouts.load(layout)
+    infos = {key: Info(tuple(tensor.shape)) for key, tensor in case.weights.items()}
+    config = keymap.config_forward(case.config, infos)
+    plan = keymap.forward(infos, config, heads=heads)
+    made = plan.run(lambda key: case.weights[key])
+    assert not plan.left_out
+    assert ("vilbert" in layout) == any("q_dense" in key for key in plan.passengers)
+    ours = {key: Info(tuple(tensor.shape)) for key, tensor in made.items()}
+    back = keymap.back(ours, config, heads=heads or None, ties=True, prefix=plan.prefix).run(lambda key: made[key])
+    there = {key.removeprefix("model."): tensor for key, tensor in case.weights.items() if not key.endswith("position_ids")}
+    assert set(back) == set(there)
+    for key, tensor in there.items():
+        assert torch.equal(tensor, back[key]), key
+    assert keymap.config_forward(keymap.config_back(config, heads), infos) == config

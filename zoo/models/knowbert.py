@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.config import check_choice, check_heads, check_positive
+from zoo.config import check_choice, check_heads, check_positive, free
 from zoo.errors import ConfigError, InputError
 from zoo.layers import Attention, FeedForward, FirstTokenPooler, Mask, Padding, Stack, TextEmbeddings, Trace, bert_block, post_norm
 from zoo.layers.heads import MaskedLMHead
@@ -55,6 +55,7 @@ class Knowledge:
     linking_hidden: int
     loss: str
     threshold: float
+    margin: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class KnowBertConfig(BertConfig):
     wiki_word_intermediate: int = 1024
     wiki_linking_hidden: int = 100
     wiki_loss: str = "margin"
-    wiki_threshold: float = 0.0
+    wiki_threshold: float = 0.0  # the margin loss's: below it a candidate counts for nothing
+    wiki_margin: float = free(0.2)
     wordnet_layer: int | None = None
     wordnet_entities: int = 117_700
     wordnet_entity_size: int = 200
@@ -85,6 +87,7 @@ class KnowBertConfig(BertConfig):
     wordnet_linking_hidden: int = 100
     wordnet_loss: str = "softmax"
     wordnet_threshold: float = 0.0
+    wordnet_margin: float = free(0.2)
     null_entity_id: int = 3
 
     def check(self) -> None:

@@ -3,15 +3,17 @@
 softened   T² KL(softmax(t / T) || softmax(s / T))                            Hinton et al.; mean over positions
 DistilBERT  a_ce softened + a_mlm words + a_clm next words + a_mse ||s - t||² + a_cos (1 - cos(h_s, h_t))
 MobileBERT  layer by layer, each in its own phase of training: feature maps, attention maps, feature means and variances
+MiniLM      KL(R_teacher || R_student) of relations R = softmax(A Aᵀ / sqrt(d_r)) between queries, keys and values of one layer
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import TaskError
@@ -161,3 +163,54 @@ def _weighted(weights: Mapping[str, float], terms: Mapping[str, Tensor]) -> Tens
 def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
     if student.shape != teacher.shape:
         raise TaskError(f"{what} of student and teacher must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+
+
+# --- MiniLM ------------------------------------------------------------------------------------------------------------------------------
+
+RELATIONS_V2 = {("query", "query"): 1 / 3, ("key", "key"): 1 / 3, ("value", "value"): 1 / 3}
+RELATIONS_V1 = {("query", "key"): 1.0, ("value", "value"): 1.0}  # attention and value relations; heads as many as the models have
+
+
+def projections(block: nn.Module, layer_input: Tensor) -> dict[str, Tensor]:
+    """Query, key and value of a block for what enters it, (batch, length, hidden) -> the same each, biases included.
+
+    ``hidden_states[i]`` of an `Encoded` enters block i of a post-norm encoder.
+    """
+    attention: Any = block.attention
+    return {name: getattr(attention, name)(layer_input) for name in ("query", "key", "value")}
+
+
+def relation_loss(
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    num_heads: int,
+    real: Tensor | None = None,
+    relations: Mapping[tuple[str, str], float] = RELATIONS_V2,
+) -> Tensor:
+    """MiniLMv2's transfer of self-attention relations: ``Σ α_ij KL(R_teacher || R_student)`` with ``R_ij = softmax(A_i A_jᵀ / sqrt(d_r))``.
+
+    student, teacher: query, key and value (batch, length, their own hidden size), split anew into ``num_heads`` relation heads each. real
+    (batch, length) bool, True = a token: padding neither relates nor is related to. The divergence is summed over a sequence, divided by
+    heads and length, and averaged over the batch. `RELATIONS_V1` with the models' own number of heads is MiniLM's first version.
+    """
+    batch, length = next(iter(student.values())).shape[:2]
+    if real is None:
+        real = torch.ones(batch, length, dtype=torch.bool, device=next(iter(student.values())).device)
+    counts = real.sum(1).clamp(min=1)
+    total = torch.zeros((), device=real.device, dtype=next(iter(student.values())).dtype)
+    for (first, second), weight in relations.items():
+        log_teacher = _relations(teacher[first].detach(), teacher[second].detach(), num_heads, real)
+        log_student = _relations(student[first], student[second], num_heads, real)
+        both = (real[:, None, :, None] & real[:, None, None, :]).expand_as(log_teacher)
+        divergence = (log_teacher.exp() * (log_teacher - log_student)).masked_fill(~both, 0).sum((1, 2, 3))  # (batch,)
+        total = total + weight * (divergence / (num_heads * counts)).mean()
+    return total
+
+
+def _relations(a: Tensor, b: Tensor, num_heads: int, real: Tensor) -> Tensor:
+    """Log relations (batch, heads, length, length); those to padding hold the smallest number."""
+    if a.shape[2] % num_heads:
+        raise TaskError(f"{num_heads} relation heads do not divide the hidden size {a.shape[2]}")
+    a, b = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (a, b))  # (batch, heads, length, hidden / heads)
+    scores = a @ b.transpose(2, 3) / a.shape[3] ** 0.5
+    return scores.masked_fill(~real[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)

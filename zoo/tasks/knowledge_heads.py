@@ -163,7 +163,8 @@ def linking_losses(model: Model, encoded: Any, named: Mapping[str, Any], gold: M
         if candidates is None:
             raise InputError(f"gold_entities were given for {name!r} without its entity_candidates")
         check_labels(entities, tuple(candidates.spans.shape[:2]), "gold_entities")
-        losses[f"{name}_linking"] = linking_loss(model.config.knowledge[name].loss, encoded.links[name].scores, candidates.ids, entities)
+        source = model.config.knowledge[name]
+        losses[f"{name}_linking"] = linking_loss(source.loss, encoded.links[name].scores, candidates.ids, entities, source.margin)
     return losses
 
 

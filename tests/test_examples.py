@@ -1,0 +1,137 @@
+"""The training examples, small: what they train learns, and what they compare with is what it is said to be."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RECIPES = [
+    ["First wash the rice in cold water.", "Then boil the rice in a large pot.", "Then wait until the pot is dry.", "Last salt the rice."],
+    ["First cut the bread into thin slices.", "Then toast the slices in a hot pan.", "Last put cheese on the slices."],
+    ["First peel the apples and the pears.", "Then bake the apples with sugar.", "Then cool the apples.", "Last eat them with cream."],
+    ["First heat the milk in a small pot.", "Then stir the cocoa into the milk.", "Last pour the milk into a cup."],
+] * 3
+MESSAGES = [
+    ["save the file", "die datei sichern"],
+    ["open the file", "die datei öffnen"],
+    ["save the page", "die seite sichern"],
+    ["open the page", "die seite öffnen"],
+    ["close the page", "die seite schließen"],
+    ["close the file", "die datei schließen"],
+] * 8
+SMALL = {"hidden_size": 64, "num_heads": 2, "initializer_range": 0.12}
+
+
+@pytest.fixture(scope="module")
+def pretraining():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        yield importlib.import_module("pretraining")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def texts(pretraining):
+    return importlib.import_module("texts")
+
+
+@pytest.fixture(scope="module")
+def retrieval(pretraining):
+    return importlib.import_module("translation_retrieval")
+
+
+def run(pretraining, name, steps, seed=0):
+    documents = MESSAGES if name == "tlm" else RECIPES
+    corpus = pretraining.corpus_of(documents, documents, 80)
+    size = pretraining.OBJECTIVES[name].size | SMALL
+    if "intermediate_size" in size:
+        size |= {"intermediate_size": 64}
+    objective = replace(pretraining.OBJECTIVES[name], size=size, batch=8, rate=3e-3)
+    return pretraining.train(objective, corpus, steps, torch.Generator().manual_seed(seed), checks=1, check_batches=4)[1]
+
+
+OBJECTIVES = ("mlm", "wwm", "ngram", "clm", "tlm", "nsp", "sop")
+
+
+def test_the_objectives_are_these(pretraining):
+    assert tuple(pretraining.OBJECTIVES) == OBJECTIVES
+
+
+@pytest.mark.parametrize(("name", "steps"), [*((name, 30) for name in OBJECTIVES[:5]), ("nsp", 60), ("sop", 60)])
+def test_every_objective_learns_within_a_few_steps(pretraining, name, steps):
+    curve = run(pretraining, name, steps)
+    assert len(curve.train) == steps
+    assert curve.final < 0.85 * curve.baseline
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_does_not(pretraining):
+    first, again, other = (run(pretraining, "ngram", 2, seed).train for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_the_unigram_baseline_is_what_the_best_guess_without_context_costs(texts):
+    unigram = texts.Unigram.of([[5, 5, 5], [6]], 8)  # with one added to each of eight: 4, 2 and six of 1, out of 12
+    labels = torch.tensor([[-100, 5], [6, 7]])
+    assert unigram.loss(labels) == pytest.approx((math.log(12 / 4) + math.log(12 / 2) + math.log(12)) / 3)
+
+
+def test_a_coin_costs_ln_2_where_both_labels_are_as_frequent(texts):
+    assert texts.coin(torch.tensor([0, 1, 1, 0])) == pytest.approx(math.log(2))
+    assert texts.coin(torch.tensor([1, 1, 1])) == 0
+
+
+def test_a_catalogue_gives_plain_messages_and_leaves_out_fuzzy_plural_and_empty_ones(texts):
+    catalogue = r"""msgid ""
+msgstr "Language: de\n"
+
+#: models.py:3
+msgid "The %(name)s was <b>saved</b>."
+msgstr ""
+"%(name)s wurde "
+"<b>gesichert</b>."
+
+#, fuzzy
+msgid "Log out"
+msgstr "Anmelden"
+
+#, python-format
+msgid "%d day"
+msgid_plural "%d days"
+msgstr[0] "%d Tag"
+msgstr[1] "%d Tage"
+
+msgid "Home"
+msgstr ""
+"""
+    (pair,) = texts.messages(catalogue)
+    assert [texts.plain(side) for side in pair] == ["The was saved", "wurde gesichert"]
+
+
+def test_a_document_is_cut_at_lines_and_sentence_ends(texts):
+    text = 'A headline\n\nIt rained. "It rained," he said. Was it 3.5 inches? Nobody knows.'
+    assert texts.sentences_of(text) == ["A headline", "It rained.", '"It rained," he said.', "Was it 3.5 inches?", "Nobody knows."]
+
+
+def test_retrieval_counts_the_right_ones_both_ways(retrieval):
+    vectors = torch.eye(4)
+    assert retrieval.accuracy(vectors, vectors) == 1
+    assert retrieval.accuracy(vectors, vectors[[1, 0, 2, 3]]) == 0.5
+    assert retrieval.accuracy(vectors, vectors[[1, 2, 3, 0]]) == 0
+
+
+def test_a_drawing_is_a_small_file(pretraining, tmp_path):
+    pytest.importorskip("matplotlib")
+    curve = pretraining.Curve([3.0, 2.0, 1.0], {0: 3.0, 2: 1.0}, 2.5)
+    pretraining.draw(curve, pretraining.OBJECTIVES["mlm"], tmp_path / "folder" / "mlm.png")
+    content = (tmp_path / "folder" / "mlm.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) < 60_000
