@@ -64,7 +64,7 @@ class Reference:
         matrices = {f"{name}.{p}": case.weights[f"{prefix}.{p}"] for name, prefix in fusion.items() for p in ("weight", "bias")}
         if technique.fusion == "concat":
             self.model.knowledge_fusion.load_state_dict(matrices, strict=True)
-        ids, mask = case.inputs["input_ids"], case.inputs["attention_mask"]
+        ids, mask = (case.inputs[name].flatten(0, -2) for name in ("input_ids", "attention_mask"))  # several choices are rows
         length = ids.shape[1]
         with torch.no_grad():
             seen = mask[:, None, :].expand(-1, length, -1)  # padding is hidden from RoBERTa's tokens, and has states itself
@@ -154,7 +154,10 @@ def fine_tuned(case: Case) -> dict[str, Any]:
     x = torch.cat([at(marker, made.features) for marker in markers], -1) if markers else made.features[:, 0]
     if "task_model.dense.weight" in case.weights:
         x = linear(case, "task_model.dense", x)
-    logits = linear(case, "task_model.out_proj", x)
+    head = next(name for name in ("out_proj", "classifier", "dense") if f"task_model.{name}.weight" in case.weights)
+    logits = x if head == "dense" else linear(case, f"task_model.{head}", x)
+    if case.inputs["input_ids"].dim() == 3:
+        logits = logits.reshape(case.inputs["input_ids"].shape[:2])
     labels = case.inputs["labels"]
     soft = labels.is_floating_point()
     loss = F.binary_cross_entropy_with_logits(logits, labels) if soft else F.cross_entropy(logits, labels.flatten())
