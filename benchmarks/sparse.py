@@ -54,7 +54,7 @@ def forms(length: int) -> dict[str, Callable[[], object]]:
         "dense, masked": masked,
         "strided": run(merged),
         "strided heads": run(local(stride), strided(stride)),
-        "fixed": run(fixed(stride, max(1, stride // 16))),
+        "fixed": run(fixed(stride, 8)),
         "window": run(windowed(64)),
         "window + global": run(windowed(64, 16)),
     }

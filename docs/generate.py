@@ -25,7 +25,7 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def pages() -> list[Path]:
     """The pages that may hold tables."""
-    return [PAGES.parent / "families.md", *sorted(PAGES.glob("*.md"))]
+    return [PAGES.parent / "families.md", PAGES.parent / "techniques.md", *sorted(PAGES.glob("*.md"))]
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -88,15 +88,23 @@ def families_table(_: object = None) -> str:
     return table(["family", "pillar", "streams", "variants", "tags", "layouts"], rows)
 
 
+def matrix(variants: list[registry.Variant]) -> str:
+    """Which technique goes onto which family."""
+    from zoo.techniques.matrix import cells
+    from zoo.techniques.matrix import table as written
+
+    return written(cells())
+
+
 def render(page: Path) -> str:
     """The page with its tables filled anew."""
     families = registry.families()
     name = page.stem
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
-    makers = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks, "families": families_table}
+    makers = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks, "families": families_table, "matrix": matrix}
 
     def fill(match: re.Match[str]) -> str:
-        if family is None and match[2] != "families":
+        if family is None and match[2] not in ("families", "matrix"):
             raise SystemExit(f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}")
         if match[2] not in makers:
             raise SystemExit(f"{page.name} asks for the table {match[2]!r}; there are {', '.join(makers)}")

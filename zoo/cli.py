@@ -158,6 +158,18 @@ def create(
 
 
 @app.command()
+def matrix(as_json: Json = False) -> None:
+    """Show which technique goes onto which family, and why not."""
+    from zoo.techniques.matrix import cells, table
+
+    found = cells()
+    if as_json:
+        _json({"cells": found})
+    else:
+        print(table(found))
+
+
+@app.command()
 def inspect(
     path: str,
     config: Annotated[Path | None, typer.Option(help="The foreign config, where none lies beside the file.")] = None,

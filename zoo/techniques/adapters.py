@@ -219,7 +219,7 @@ class InvertibleAdapter(Technique):
         if isinstance(last, layers.Coupled) and self.name in last.couplings:
             raise TechniqueError(f"the embeddings have an invertible adapter named {self.name!r} already; give this one another name")
         coupling = layers.Coupling(model.config.hidden_size, self.activation, self.reduction)
-        coupling = fresh(coupling, last.weight, model.config.initializer_range, generator)
+        coupling = fresh(coupling, embeddings.token.weight, model.config.initializer_range, generator)
         if extend(last, layers.Coupled):
             last.couplings = nn.ModuleDict()
         last.couplings[self.name] = coupling

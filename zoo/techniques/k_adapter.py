@@ -14,7 +14,7 @@ from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.extend import extend
 from zoo.layers.knowledge_adapters import KnowledgeAdapter, KnowledgeFusion, WithKnowledge
 from zoo.layers.stack import Stack
-from zoo.model import Model
+from zoo.model import Model, TextEncoder
 from zoo.techniques.base import Technique, fresh
 
 
@@ -50,9 +50,8 @@ class KAdapter(Technique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         if isinstance(model, WithKnowledge):
             raise TechniqueError("the model has knowledge adapters already; name all of them in one KAdapter")
-        encoder = getattr(model, "encoder", None)
-        if not isinstance(encoder, Stack):
-            raise TechniqueError(f"{type(model).__name__} has no single stack whose hidden states an adapter could read")
+        if not isinstance(model, TextEncoder) or not isinstance(model.encoder, Stack):
+            raise TechniqueError(f"{type(model).__name__} is no encoder of one text, whose hidden states an adapter could read")
         depth = 1 + max(depth for site in model.sites() for depth in site.depths)
         taps = self.taps or (0, depth // 2, depth)
         if any(not 0 <= tap <= depth for tap in taps):
