@@ -15,6 +15,8 @@ import zoo
 from tests import oracle, strategies
 from tests.families import albert
 from tests.strategies import batches, build, configs, family, labels_for, randomised, relative, results, task_options
+from zoo.convert import layouts
+from zoo.errors import ConfigError
 from zoo.layers import Mask
 
 ROWS_ONLY = ("xlm",)
@@ -297,3 +299,31 @@ def test_a_sentence_vector_is_the_pooled_states_of_real_tokens(pooling, normaliz
         tokens = [states[row, column] for column in range(6) if mask[row, column]]
         vector = {"mean": sum(tokens) / len(tokens), "max": torch.stack(tokens).amax(0), "cls": tokens[0]}[pooling]
         check(mine[row], vector / vector.square().sum().sqrt() if normalize else vector, f"row {row}")
+
+
+def foreign_defaults(name: str) -> dict[str, Any]:
+    """The config that transformers' class has of itself."""
+    values: dict[str, Any] = oracle.config_class(family(name).CLASSES[None])().to_dict()
+    return {**values, "architectures": None}
+
+
+@pytest.mark.parametrize("name", strategies.with_oracle())
+def test_a_config_that_leaves_a_key_out_means_transformers_default(name):
+    keymap, foreign = layouts.load(family(name).LAYOUT), foreign_defaults(name)
+    wanted = keymap.config_forward(foreign)
+    for key, entry in keymap.config.entries.items():
+        if key in foreign and not entry.none:  # not those that follow another key where absent
+            without = {other: value for other, value in foreign.items() if other != key}
+            try:
+                got = keymap.config_forward(without)
+            except ConfigError:  # a size that every config states
+                continue
+            assert got.get(entry.field) == wanted[entry.field] or (entry.field not in got and wanted[entry.field] is None), key
+
+
+@pytest.mark.parametrize("name", [name for name in strategies.with_oracle() if hasattr(family(name), "DEFAULT")])
+def test_the_variant_that_transformers_takes_by_default_has_its_config(name):
+    keymap = layouts.load(family(name).LAYOUT)
+    wanted = keymap.config_forward(foreign_defaults(name))
+    ours = zoo.config(family(name).DEFAULT).to_dict()
+    assert {key: ours[key] for key in wanted} == wanted

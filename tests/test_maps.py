@@ -15,6 +15,7 @@ from zoo.convert.keymap import constant
 from zoo.errors import CheckpointError, ConfigError
 
 PARTS = {"transe"}  # maps of trainable parts that are no registered models; their own tests hold them both ways
+PADDED = {"hf-bert-for-k-bert": "embeddings.segment.weight"}  # the layout lacks this table's first row, which is zeros in what it gives
 LAYOUTS = sorted(name for name in layouts.available() if layouts.load(name).family not in PARTS)
 
 
@@ -65,6 +66,8 @@ def test_there_and_back_loses_nothing(layout):
         said += 1
         for name, kind in plan.checks:  # what the layout implies without storing it must be exactly that
             ours[name] = constant(kind, tuple(ours[name].shape), ours[name].dtype)
+        if layout in PADDED:
+            ours[PADDED[layout]][0] = 0
         theirs = plan.run(ours.__getitem__)
         back_again = keymap.forward(DictArchive(theirs).tensors, values, heads=heads, architectures=foreign.get("architectures") or ())
         made = back_again.run(theirs.__getitem__)
