@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.config import check_positive
 from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.adaptive_span import Span, SpanCore
-from zoo.layers.prefix import plain
+from zoo.layers.prefixes import plain
 from zoo.model import Model
 from zoo.techniques.base import PlacedTechnique, cores, fresh, put_core
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.config import Config
 from zoo.errors import TechniqueError, unknown
 from zoo.layers.extend import extend
-from zoo.layers.prefix import Prefixed
+from zoo.layers.prefixes import Prefixed
 from zoo.model import Model, Site, initialise
 
 PLACES = {

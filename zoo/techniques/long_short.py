@@ -12,7 +12,7 @@ from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.attention import Attention
 from zoo.layers.extend import own_class
 from zoo.layers.long_short import LocalConvolution, LongShortAttention
-from zoo.layers.prefix import plain
+from zoo.layers.prefixes import plain
 from zoo.model import Model
 from zoo.techniques.base import PlacedTechnique, fresh
 

@@ -16,7 +16,7 @@ from torch import nn
 from zoo.config import check_activation, check_positive
 from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.extend import extend
-from zoo.layers.prefix import Prefix, Prefixed
+from zoo.layers.prefixes import Prefix, Prefixed
 from zoo.model import Model
 from zoo.techniques.base import PlacedTechnique, bare_model, fresh
 

@@ -13,7 +13,7 @@ import torch
 
 from zoo.config import check_choice, check_positive
 from zoo.errors import ConfigError, TechniqueError
-from zoo.layers.prefix import plain
+from zoo.layers.prefixes import plain
 from zoo.layers.sparse import SparseAttention, Sparsity, fixed, local, strided, windowed
 from zoo.model import Model
 from zoo.techniques.base import PlacedTechnique, cores, put_core
