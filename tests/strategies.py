@@ -378,15 +378,20 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
             return {"labels": torch.randint(2, (rows, classes), generator=generator).double()}
         return {"labels": per_row(classes)}
     if task == "multiple-choice":
-        return {"labels": torch.zeros(1, dtype=torch.int64)}
+        return {"labels": torch.randint(rows // questions(batch), (questions(batch),), generator=generator)}
     return {}
 
 
+def questions(batch: Batch) -> int:
+    """How many questions of several choices a batch makes."""
+    return 2 if batch.rows % 2 == 0 else 1
+
+
 def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
-    """A batch as a task takes it: for multiple choice its rows are the choices of one question."""
+    """A batch as a task takes it: for multiple choice its rows are the choices of one or two questions."""
     if task != "multiple-choice":
         return dict(batch.inputs)
-    return {name: x[None] for name, x in batch.inputs.items()}
+    return {name: x.unflatten(0, (questions(batch), -1)) for name, x in batch.inputs.items()}
 
 
 def results(output: Any) -> dict[str, Tensor]:

@@ -115,16 +115,20 @@ def test_a_visible_matrix_decides_row_by_row_and_an_empty_row_gives_zeros():
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("written_out", [True, False])
-def test_a_mask_hides_a_key_however_high_its_score(pack, written_out):
-    """A mask of -100 or -10,000 would let such a key through."""
+@pytest.mark.parametrize("low", [False, True])
+def test_a_mask_hides_a_key_however_the_scores_lie(pack, written_out, low):
+    """Padding whose score is huge, or real keys whose scores lie far below -10,000: a mask of that size would let padding through."""
     op, real = attention(), torch.tensor([[True, True, True, False], [True, True, False, True]])
     x = torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     x[~real] *= 1e8
+    if low:
+        op.query.bias.data.fill_(300)
+        op.key.bias.data.fill_(-300)
     wanted = oracle(op, x, x, real[:, None, :].expand(2, 4, 4))
     padding = Padding.of(real, (2, 4), pack=pack)
     rows = padding.pack(x)
     got = padding.unpack(op(rows, rows, rows, padding.mask, None, Trace(attentions=written_out)))
-    torch.testing.assert_close(got[real], wanted[real], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(got[real], wanted[real], rtol=1e-9, atol=1e-9)
 
 
 def test_gradients_stay_finite_where_a_query_sees_nothing():

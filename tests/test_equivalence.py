@@ -105,7 +105,7 @@ def compare_task(task: str, mine: dict[str, Tensor], reference: Any, labels: dic
         compared += 1
         a, b = mine[own], reference[foreign]
         if task == "multiple-choice":
-            check(a[0], b[0], own, real[:, 0])
+            check(a.flatten(), b.flatten(), own, real[:, 0])
         else:
             check(a, b, own, real[:, 0] if pooled or own in ("seq_relationship_logits", "sop_logits") else real)
     assert compared == (2 if task in ("pretraining", "question-answering") else 1)
