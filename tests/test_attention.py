@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -205,3 +206,10 @@ def test_streams_packed_in_different_orders_are_refused():
     image = Padding.of(torch.tensor([[1, 0], [1, 1]]), (2, 2))
     with pytest.raises(InputError, match="together"):
         between(text, image)
+
+
+def test_no_module_of_the_layers_hides_a_function_of_that_name():
+    import zoo.layers
+
+    modules = {path.stem for path in Path(zoo.layers.__file__).parent.glob("*.py")}
+    assert not modules & set(zoo.layers.__all__)
