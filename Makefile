@@ -10,7 +10,7 @@ demo: $(VENV)/.run
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q   # one thread each: two workers share the cores
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -23,6 +23,11 @@ PAGES = Path(__file__).parent / "models"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def pages() -> list[Path]:
+    """The pages that may hold tables."""
+    return [PAGES.parent / "families.md", PAGES.parent / "techniques.md", *sorted(PAGES.glob("*.md"))]
+
+
 def table(columns: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
@@ -65,19 +70,45 @@ def tasks(variants: list[registry.Variant]) -> str:
     return ", ".join(f"`{name}`" for name in fitting(offers_of(variants[0]))) + "\n"
 
 
+def families_table(_: object = None) -> str:
+    """A row per family: pillar, streams, variants, tags, layouts."""
+    from zoo.convert import layouts
+
+    by_maps: dict[str, list[str]] = {}
+    for name in layouts.available():
+        by_maps.setdefault(layouts.load(name).family, []).append(name)
+    rows = []
+    for family, variants in sorted(registry.families().items(), key=lambda item: (registry.PILLARS.index(item[1][0].pillar), item[0])):
+        tags = sum(len(registry.tags(v)) for v in variants)
+        own = ", ".join(f"`{name}`" for name in sorted(by_maps.get(variants[0].maps, [])))
+        page = f"[{family}](models/{family.replace('-', '_')}.md)"
+        if not (PAGES / f"{family.replace('-', '_')}.md").exists():
+            page = f"[{family}](models/{family}.md)"
+        rows.append([page, variants[0].pillar, str(variants[0].streams), str(len(variants)), str(tags), own])
+    return table(["family", "pillar", "streams", "variants", "tags", "layouts"], rows)
+
+
+def matrix(variants: list[registry.Variant]) -> str:
+    """Which technique goes onto which family."""
+    from zoo.techniques.matrix import cells
+    from zoo.techniques.matrix import table as written
+
+    return written(cells())
+
+
 def render(page: Path) -> str:
     """The page with its tables filled anew."""
     families = registry.families()
     name = page.stem
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
-    makers = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks}
+    makers = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks, "families": families_table, "matrix": matrix}
 
     def fill(match: re.Match[str]) -> str:
-        if family is None:
+        if family is None and match[2] not in ("families", "matrix"):
             raise SystemExit(f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}")
         if match[2] not in makers:
             raise SystemExit(f"{page.name} asks for the table {match[2]!r}; there are {', '.join(makers)}")
-        variants = sorted(families[family], key=lambda v: registry.natural(v.name))
+        variants = sorted(families[family], key=lambda v: registry.natural(v.name)) if family else []
         return match[1] + "\n" + makers[match[2]](variants) + "\n" + match[3]
 
     return BLOCK.sub(fill, page.read_text(encoding="utf-8"))
@@ -85,7 +116,7 @@ def render(page: Path) -> str:
 
 def main() -> int:
     stale = []
-    for page in sorted(PAGES.glob("*.md")):
+    for page in pages():
         new = render(page)
         if new != page.read_text(encoding="utf-8"):
             stale.append(page.name)

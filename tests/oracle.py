@@ -30,6 +30,11 @@ def hugging_face(layout: str, class_name: str, config: Any, options: Mapping[str
     return (cls(theirs, add_pooling_layer=config.pooler) if bare else cls(theirs)).double().eval()
 
 
+def config_class(class_name: str) -> Any:
+    """The config class of a class of transformers."""
+    return getattr(transformers, class_name).config_class
+
+
 def way_back(layout: str, model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A model's tensors (or others under the same names) in a foreign layout, stored copies of tied ones included."""
     ours = dict(canonical_state(model)) if tensors is None else dict(tensors)
@@ -43,8 +48,8 @@ def taught(layout: str, theirs: nn.Module, ours: nn.Module) -> nn.Module:
     return theirs
 
 
-@torch.no_grad()
-def asked(theirs: nn.Module, inputs: Mapping[str, Tensor], **labels: Any) -> Any:
+def asked(theirs: nn.Module, inputs: Mapping[str, Tensor], *, gradients: bool = False, **labels: Any) -> Any:
     """Their result on our inputs; they take integer masks only."""
     given = {name: x.long() if name == "attention_mask" and x.dim() == 2 else x for name, x in inputs.items()}
-    return theirs(**given, **labels)
+    with torch.set_grad_enabled(gradients):
+        return theirs(**given, **labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -24,9 +25,11 @@ TEXT_TASKS = (
     "sentence-order",
     "sequence-classification",
     "token-classification",
+    "replaced-token-detection",
     "question-answering",
     "multiple-choice",
     "sentence-embedding",
+    "entity-typing",
 )
 MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
@@ -35,9 +38,15 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmo
 # -- families ----------------------------------------------------------------------------------------------------------------------------
 
 
+def registered() -> list[str]:
+    """Every registered family, or those that the environment names (``ZOO_TEST_FAMILIES=bert,albert``)."""
+    chosen = os.environ.get("ZOO_TEST_FAMILIES", "")
+    return sorted(name for name in registry.families() if not chosen or name in chosen.split(","))
+
+
 def families() -> list[str]:
-    """Every registered family that these tests know, see `tests.families`; a test holds them to be all."""
-    return [name for name in sorted(registry.families()) if importlib.util.find_spec(_module(name))]
+    """The registered families that these tests know, see `tests.families`; a test holds them to be all."""
+    return [name for name in registered() if importlib.util.find_spec(_module(name))]
 
 
 def _module(name: str) -> str:
@@ -252,6 +261,12 @@ def states(name: str, output: Any) -> dict[str, Tensor]:
     return {"last_hidden_state": output.last_hidden_state, **hidden}
 
 
+def pooled(output: Any) -> Tensor | None:
+    """The pooled vector, where there is one."""
+    found: Tensor | None = getattr(output, "pooler_output", None)
+    return found
+
+
 def mask_of(name: str, state: str) -> str:
     """The mask that one of `states` runs along with."""
     return state if several_streams(name) else "attention_mask"
@@ -309,6 +324,9 @@ def task_options(draw: st.DrawFn, task: str) -> dict[str, Any]:
     return {"num_labels": draw(st.integers(1, 4))} if "num_labels" in TASKS[task].options else {}
 
 
+COMPANIONS = {"pair_labels": "pairs", "entity_labels": "entity_candidates"}  # labels that mean nothing without another input
+
+
 def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     """Labels that fit a task, some of them left out, at least one of each kind given."""
     own = next((family(name) for name in families() if model_class(name) is type(model.model) and hasattr(family(name), "labels")), None)
@@ -331,7 +349,19 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
         labels = {"labels": per_token(model.config.vocab_size)}
         if task == "pretraining":
             labels |= {f"{head}_label": per_row(2) for head in ("next_sentence", "sentence_order") if head in model.heads}
+            if "span_boundary" in model.heads:  # from the first real token to the last
+                ends = [torch.nonzero(row).flatten() for row in real]
+                labels["pairs"] = torch.tensor([[[int(places[0]), int(places[-1])]] for places in ends])
+                shape = (rows, 1, model.config.max_span_targets)
+                labels["pair_labels"] = torch.randint(model.config.vocab_size, shape, generator=generator)
+            if "masked_entity" in model.heads:
+                labels["entity_candidates"] = torch.randn(5, model.config.entity_size, generator=generator, dtype=torch.float64)
+                labels["entity_labels"] = per_token(5)
         return labels
+    if task == "entity-typing":
+        return {"labels": torch.randint(2, (rows, model.options["num_labels"]), generator=generator).double()}
+    if task == "replaced-token-detection":
+        return {"labels": torch.randint(2, (rows, length), generator=generator)}
     if task in ("next-sentence", "sentence-order"):
         return {"labels": per_row(2)}
     if task == "token-classification":
@@ -348,15 +378,20 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
             return {"labels": torch.randint(2, (rows, classes), generator=generator).double()}
         return {"labels": per_row(classes)}
     if task == "multiple-choice":
-        return {"labels": torch.zeros(1, dtype=torch.int64)}
+        return {"labels": torch.randint(rows // questions(batch), (questions(batch),), generator=generator)}
     return {}
 
 
+def questions(batch: Batch) -> int:
+    """How many questions of several choices a batch makes."""
+    return 2 if batch.rows % 2 == 0 else 1
+
+
 def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
-    """A batch as a task takes it: for multiple choice its rows are the choices of one question."""
+    """A batch as a task takes it: for multiple choice its rows are the choices of one or two questions."""
     if task != "multiple-choice":
         return dict(batch.inputs)
-    return {name: x[None] for name, x in batch.inputs.items() if name != "position_ids"}
+    return {name: x.unflatten(0, (questions(batch), -1)) for name, x in batch.inputs.items()}
 
 
 def results(output: Any) -> dict[str, Tensor]:

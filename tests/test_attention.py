@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,24 @@ def test_a_visible_matrix_decides_row_by_row_and_an_empty_row_gives_zeros():
         torch.testing.assert_close(op(x, x, x, padding.mask, None, trace), wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("written_out", [True, False])
+@pytest.mark.parametrize("low", [False, True])
+def test_a_mask_hides_a_key_however_the_scores_lie(pack, written_out, low):
+    """Padding whose score is huge, or real keys whose scores lie far below -10,000: a mask of that size would let padding through."""
+    op, real = attention(), torch.tensor([[True, True, True, False], [True, True, False, True]])
+    x = torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    x[~real] *= 1e8
+    if low:
+        op.query.bias.data.fill_(300)
+        op.key.bias.data.fill_(-300)
+    wanted = oracle(op, x, x, real[:, None, :].expand(2, 4, 4))
+    padding = Padding.of(real, (2, 4), pack=pack)
+    rows = padding.pack(x)
+    got = padding.unpack(op(rows, rows, rows, padding.mask, None, Trace(attentions=written_out)))
+    torch.testing.assert_close(got[real], wanted[real], rtol=1e-9, atol=1e-9)
+
+
 def test_gradients_stay_finite_where_a_query_sees_nothing():
     op, real = attention(), torch.tensor([[True, True, False], [False, False, False]])
     for trace in (None, Trace(attentions=True)):
@@ -187,3 +206,10 @@ def test_streams_packed_in_different_orders_are_refused():
     image = Padding.of(torch.tensor([[1, 0], [1, 1]]), (2, 2))
     with pytest.raises(InputError, match="together"):
         between(text, image)
+
+
+def test_no_module_of_the_layers_hides_a_function_of_that_name():
+    import zoo.layers
+
+    modules = {path.stem for path in Path(zoo.layers.__file__).parent.glob("*.py")}
+    assert not modules & set(zoo.layers.__all__)

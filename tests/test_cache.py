@@ -299,3 +299,15 @@ def test_an_atomic_write_replaces_whole_files_and_leaves_nothing_when_it_fails(t
     with pytest.raises(OSError, match="full"):
         write_atomically(tmp_path / "f", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"old")]
+
+
+def test_pruning_takes_unfinished_conversions_and_with_everything_the_finished_ones(tmp_path):
+    cache = Cache(tmp_path)
+    whole, half = tmp_path / "converted" / "bert", tmp_path / "converted" / ".bert.x.incomplete"
+    for folder in (whole, half):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"1234")
+    assert [item.path for item in cache.prune()] == [half]
+    assert whole.is_dir()
+    assert [item.path for item in cache.prune(everything=True)] == [whole]
+    assert not whole.exists()

@@ -44,6 +44,13 @@ def test_list_and_info_print_names_or_json(zoo_command):
     assert "map proven, bytes never seen" in out.replace("\n", " ") or "map proven" in out
 
 
+def test_info_draws_the_schedule_of_two_streams(zoo_command):
+    code, out, _ = zoo_command("info", "vilbert-base")
+    assert code == 0
+    assert "[both 0]  <=>   [both 0]" in out
+    assert out.index("[text 0..5]") < out.index("[both 0]") < out.index("[image 5]") < out.index("[text 11]")
+
+
 def test_create_convert_inspect_verify_and_back(zoo_command, tmp_path):
     code, out, _ = zoo_command("create", "bert-base", *SETS, "--task", "masked-lm", "-o", str(tmp_path / "model"), "--json")
     assert code == 0

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo.create import canonical_state
-from zoo.errors import CheckpointError, ConfigError, InputError
+from zoo.errors import CheckpointError, ConfigError, InputError, UnknownNameError
 
 TINY = {"vocab_size": 40, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12, "max_positions": 16}
 
@@ -204,3 +204,23 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
         with pytest.raises(CheckpointError, match=r"encoder.*down.bias"):
             zoo.convert(tensors, tmp_path / out, config=config)
     assert sorted(os.listdir(tmp_path)) == listed
+
+
+def test_another_familys_checkpoint_starts_what_it_can_and_the_report_says_what_stays_random(tmp_path):
+    bert = tiny("pretraining", seed=5)
+    zoo.save(bert, tmp_path / "bert")
+    sizes = {**TINY, "visual_size": 6, "image_hidden_size": 8, "image_num_layers": 2, "image_num_heads": 2, "image_intermediate_size": 8}
+    sizes |= {"co_hidden_size": 8, "co_num_heads": 2, "text_connections": (1,), "image_connections": (1,)}
+    model = zoo.create("vilbert-base", init_from=tmp_path / "bert", generator=torch.Generator().manual_seed(1), **sizes)
+    assert torch.equal(model.encoder.text[1].attention.key.weight, bert.model.encoder.blocks[1].attention.key.weight)
+    assert torch.equal(model.embeddings.token.weight, bert.token_table)
+    report = model.load_report
+    assert {name.split(".")[0] for name in report.random} == {"image_embeddings", "encoder", "text_pooler", "image_pooler"}
+    assert not [name for name in report.random if name.startswith("encoder.text")]
+    assert report.left_out["pooler.dense.weight"] == "a ViLBERT pools its text to another width"
+    with pytest.raises(CheckpointError, match=r"token.weight is \(40, 8\) there"):
+        zoo.create("vilbert-base", init_from=tmp_path / "bert", **{**sizes, "vocab_size": 41})
+    with pytest.raises(UnknownNameError, match="family to start albert-base from 'bert'"):
+        zoo.create("albert-base", init_from=tmp_path / "bert", **TINY)
+    with pytest.raises(ConfigError, match="give one of them"):
+        zoo.create("vilbert-base", init_from=tmp_path / "bert", pretrained=True)

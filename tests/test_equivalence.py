@@ -15,7 +15,11 @@ import zoo
 from tests import oracle, strategies
 from tests.families import albert
 from tests.strategies import batches, build, configs, family, labels_for, randomised, relative, results, task_options
+from zoo.convert import layouts
+from zoo.errors import ConfigError
+from zoo.layers import Mask
 
+ROWS_ONLY = ("xlm",)
 TOLERANCE = 1e-9  # max|difference| / max|reference|
 CASES = [(name, task) for name in strategies.with_oracle() for task in family(name).CLASSES if task is not None]
 
@@ -33,7 +37,7 @@ def at(where: Tensor, hidden: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", strategies.with_oracle())
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_the_encoder_is_transformers_encoder(name, data):
     config = data.draw(configs(name))
     batch = data.draw(batches(name, config))
@@ -62,18 +66,23 @@ def test_the_encoder_is_transformers_encoder(name, data):
 
 @pytest.mark.parametrize(("name", "task"), CASES)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_each_head_gives_transformers_logits_and_losses(name, task, data):
     config, options = data.draw(configs(name)), data.draw(task_options(task))
     batch = data.draw(batches(name, config, embeds=task != "multiple-choice"))
     seed = data.draw(st.integers(0, 2**16))
     ours = build(name, config, task, seed=seed, **options)
     theirs = oracle.taught(family(name).LAYOUT, family(name).oracle(ours.config, task, options), ours)
-    inputs, labels = strategies.for_task(task, batch), labels_for(task, ours, batch, seed)
+    inputs, labels = task_inputs(task, batch), labels_for(task, ours, batch, seed)
     with torch.no_grad():
         mine = results(ours(**inputs, **labels))
     reference = oracle.asked(theirs, inputs, **labels)
     compare_task(task, mine, reference, labels, batch)
+
+
+def task_inputs(task: str, batch: strategies.Batch) -> dict[str, Tensor]:
+    """A batch as both sides take it: not all of transformers' classes take positions for several choices."""
+    return {key: x for key, x in strategies.for_task(task, batch).items() if task != "multiple-choice" or key != "position_ids"}
 
 
 def compare_task(task: str, mine: dict[str, Tensor], reference: Any, labels: dict[str, Tensor], batch: strategies.Batch) -> None:
@@ -96,7 +105,7 @@ def compare_task(task: str, mine: dict[str, Tensor], reference: Any, labels: dic
         compared += 1
         a, b = mine[own], reference[foreign]
         if task == "multiple-choice":
-            check(a[0], b[0], own, real[:, 0])
+            check(a.flatten(), b.flatten(), own, real[:, 0])
         else:
             check(a, b, own, real[:, 0] if pooled or own in ("seq_relationship_logits", "sop_logits") else real)
     assert compared == (2 if task in ("pretraining", "question-answering") else 1)
@@ -104,7 +113,10 @@ def compare_task(task: str, mine: dict[str, Tensor], reference: Any, labels: dic
         check(mine["loss"], answer_loss(reference, labels, real), "loss")
         if not real.all():
             return
-    if task in ("masked-lm", "token-classification") or real[:, 0].all():
+    if task == "replaced-token-detection":  # theirs takes the labels in float32
+        targets = labels["labels"][real].double()
+        check(mine["loss"], F.binary_cross_entropy_with_logits(reference.logits[real], targets), "loss")
+    elif task in ("masked-lm", "token-classification") or real[:, 0].all():
         check(mine["loss"], reference.loss, "loss")
 
 
@@ -136,7 +148,7 @@ def test_a_transformers_model_loads_and_gives_its_numbers(name, task, data):
             mine = ours(**batch.inputs)
         check(mine.last_hidden_state, oracle.asked(theirs, batch.inputs).last_hidden_state, "last_hidden_state", batch.real())
         return
-    inputs, labels = strategies.for_task(task, batch), labels_for(task, ours, batch)
+    inputs, labels = task_inputs(task, batch), labels_for(task, ours, batch)
     with torch.no_grad():
         mine = results(ours(**inputs, **labels))
     compare_task(task, mine, oracle.asked(theirs, inputs, **labels), labels, batch)
@@ -163,48 +175,69 @@ def test_a_stated_problem_type_gives_transformers_loss(name, problem):
     options = {"num_labels": 3, "problem_type": problem}
     ours = build(name, config, "sequence-classification", **options)
     theirs = oracle.taught(family(name).LAYOUT, family(name).oracle(ours.config, "sequence-classification", options), ours)
-    ids = torch.randint(1, config.vocab_size, (4, 5), generator=torch.Generator().manual_seed(1))
+    inputs = {key: x for key, x in strategies.small_batch(name).inputs.items() if key != "attention_mask"}
     labels = torch.tensor([2, 0, 1, 1]) if problem == "single-label" else torch.rand(4, 3, dtype=torch.float64)
     with torch.no_grad():
-        check(ours(ids, labels=labels).loss, oracle.asked(theirs, {"input_ids": ids}, labels=labels).loss, "loss")
+        check(ours(**inputs, labels=labels).loss, oracle.asked(theirs, inputs, labels=labels).loss, "loss")
 
 
 def fixed_config(name: str) -> Any:
-    """One small config with nothing at its default."""
-    sizes = {"vocab_size": 23, "hidden_size": 8, "num_layers": 4, "num_heads": 2, "intermediate_size": 11, "max_positions": 9}
-    more = {"embedding_size": 5, "num_groups": 2, "num_inner_blocks": 2} if name == "albert" else {}
-    variant = strategies.registry.families()[name][0]
-    return variant.model_class().Config(**sizes, **more, num_segments=3, norm_eps=1e-3, dropout=0.0, attention_dropout=0.0)
+    """One small config with nothing at its default that matters; a family's ``SMALL`` adds to the sizes here."""
+    cls = strategies.model_class(name).Config
+    sizes = {
+        "vocab_size": 23,
+        "hidden_size": 8,
+        "num_layers": 4,
+        "num_heads": 2,
+        "intermediate_size": 11,
+        "max_positions": 9,
+        "num_segments": 3,
+        "embedding_size": 5,
+        "num_groups": 2,
+        "num_inner_blocks": 2,
+        "num_languages": 1,
+        "pad_token_id": 0,
+        "norm_eps": 1e-3,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        **getattr(family(name), "SMALL", {}),
+    }
+    return cls(**{key: value for key, value in sizes.items() if key in cls.field_names()})
 
 
 @pytest.mark.parametrize("name", strategies.with_oracle())
 @pytest.mark.parametrize("packed", [True, False])
 def test_gradients_are_transformers_gradients_through_the_map(name, packed):
-    ours = build(name, fixed_config(name), "pretraining", seed=3)
-    theirs = oracle.taught(family(name).LAYOUT, family(name).oracle(ours.config, "pretraining", {}), ours)
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(1, 23, (3, 6), generator=generator)
-    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 0]])
-    batch = strategies.Batch({"input_ids": ids, "attention_mask": mask}, {"attention_mask": ("input_ids",)})
-    labels = labels_for("pretraining", ours, batch)
+    task = next(task for task in ("pretraining", "masked-lm") if task in family(name).CLASSES)
+    ours = build(name, fixed_config(name), task, seed=3)
+    theirs = oracle.taught(family(name).LAYOUT, family(name).oracle(ours.config, task, {}), ours)
+    batch = strategies.small_batch(name)
+    right_padded = (torch.arange(6) < torch.tensor([4, 6, 2, 5])[:, None]).long()
+    batch = batch.with_(attention_mask=right_padded)
+    labels = labels_for(task, ours, batch)
     with zoo.packing(packed):
         ours(**batch.inputs, **labels).loss.backward()
-    theirs(**batch.inputs, **labels).loss.backward()
+    oracle.asked(theirs, batch.inputs, gradients=True, **labels).loss.backward()
     theirs_by_name = {key: p.grad for key, p in theirs.named_parameters(remove_duplicate=False)}
     prefix = "model."
     mine = oracle.way_back(family(name).LAYOUT, ours, {key.removeprefix(prefix): p.grad for key, p in ours.named_parameters()})
     assert set(mine) == set(theirs_by_name)
+    vanished, tiny = 0, 1e-12 * max(float(gradient.abs().max()) for gradient in mine.values())
     for key, gradient in mine.items():
-        if key.endswith("key.bias"):  # the softmax takes it away: zero but for rounding
-            assert max(float(gradient.abs().max()), float(theirs_by_name[key].abs().max())) < 1e-14
+        theirs_too = theirs_by_name[key]
+        if max(float(gradient.abs().max()), float(theirs_too.abs().max())) > tiny:  # the softmax takes the key's bias away
+            check(gradient, theirs_too, key)
         else:
-            check(gradient, theirs_by_name[key], key)
+            vanished += 1
+    assert vanished <= ours.config.num_layers
 
 
 @pytest.mark.parametrize("name", strategies.with_oracle())
 @given(data=st.data())
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_a_visible_matrix_is_transformers_four_dimensional_mask(name, data):
+    if name in ROWS_ONLY:
+        pytest.skip("its class there takes no mask of four dimensions")
     config = data.draw(configs(name))
     batch = data.draw(batches(name, config, kinds=("none",)))
     rows, length = batch.real().shape
@@ -240,16 +273,10 @@ def test_where_transformers_takes_the_wrong_albert_group_ours_takes_the_right_on
         mine = ours(ids, output_hidden_states=True)
         x = mine.hidden_states[0]
         for group, state in zip(right, mine.hidden_states[1:], strict=True):
-            x = ours.encoder.blocks[group](x, zoo_mask(x))
+            x = ours.encoder.blocks[group](x, Mask())
             assert torch.equal(x, state)
     reference = oracle.asked(oracle.taught("hf-albert", albert.oracle(config, None, {}), ours), {"input_ids": ids})
     assert relative(mine.last_hidden_state, reference.last_hidden_state) > TOLERANCE
-
-
-def zoo_mask(x: Tensor) -> Any:
-    from zoo.layers import Mask
-
-    return Mask()
 
 
 def test_no_other_albert_plan_of_up_to_thirty_layers_needs_an_exclusion():
@@ -263,7 +290,7 @@ def test_a_sentence_vector_is_the_pooled_states_of_real_tokens(pooling, normaliz
     config = fixed_config("bert")
     ours = build("bert", config, "sentence-embedding", pooling=pooling, normalize=normalize)
     theirs = oracle.taught("hf-bert", family("bert").oracle(ours.config, None, {}), ours)
-    ids = torch.randint(1, 23, (4, 6), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(1, 19, (4, 6), generator=torch.Generator().manual_seed(3))
     mask = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0]])
     states = oracle.asked(theirs, {"input_ids": ids, "attention_mask": mask}).last_hidden_state
     with torch.no_grad():
@@ -272,3 +299,31 @@ def test_a_sentence_vector_is_the_pooled_states_of_real_tokens(pooling, normaliz
         tokens = [states[row, column] for column in range(6) if mask[row, column]]
         vector = {"mean": sum(tokens) / len(tokens), "max": torch.stack(tokens).amax(0), "cls": tokens[0]}[pooling]
         check(mine[row], vector / vector.square().sum().sqrt() if normalize else vector, f"row {row}")
+
+
+def foreign_defaults(name: str) -> dict[str, Any]:
+    """The config that transformers' class has of itself."""
+    values: dict[str, Any] = oracle.config_class(family(name).CLASSES[None])().to_dict()
+    return {**values, "architectures": None}
+
+
+@pytest.mark.parametrize("name", strategies.with_oracle())
+def test_a_config_that_leaves_a_key_out_means_transformers_default(name):
+    keymap, foreign = layouts.load(family(name).LAYOUT), foreign_defaults(name)
+    wanted = keymap.config_forward(foreign)
+    for key, entry in keymap.config.entries.items():
+        if key in foreign and not entry.none:  # not those that follow another key where absent
+            without = {other: value for other, value in foreign.items() if other != key}
+            try:
+                got = keymap.config_forward(without)
+            except ConfigError:  # a size that every config states
+                continue
+            assert got.get(entry.field) == wanted[entry.field] or (entry.field not in got and wanted[entry.field] is None), key
+
+
+@pytest.mark.parametrize("name", [name for name in strategies.with_oracle() if hasattr(family(name), "DEFAULT")])
+def test_the_variant_that_transformers_takes_by_default_has_its_config(name):
+    keymap = layouts.load(family(name).LAYOUT)
+    wanted = keymap.config_forward(foreign_defaults(name))
+    ours = zoo.config(family(name).DEFAULT).to_dict()
+    assert {key: ours[key] for key in wanted} == wanted

@@ -182,3 +182,12 @@ def test_a_model_that_does_not_write_or_trains_is_refused():
         generate(translator(), IDS, max_length=13, language_ids="en", decoder_language_ids="fr")
     with pytest.raises(TaskError, match="lacks text"):
         zoo.create("xlm-translation-enfr-1024", task="masked-lm", **SIZES)
+
+
+def test_a_target_word_sees_nothing_to_its_right():
+    model, target = translator(), torch.tensor([[1, 5, 6, 7], [1, 8, 9, 4]])
+    changed = torch.cat([target[:, :2], target[:, 2:].flip(1)], 1)
+    named = {"language_ids": "en", "decoder_language_ids": "fr"}
+    one, other = (model(IDS, REAL, decoder_input_ids=ids, **named).logits for ids in (target, changed))
+    assert torch.equal(one[:, :2], other[:, :2])
+    assert not torch.allclose(one[:, 2:], other[:, 2:])

@@ -17,12 +17,30 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "ActiveAdapters": "zoo.techniques.adapters",
+    "AdapterFusion": "zoo.techniques.adapters",
+    "AdaptiveSpan": "zoo.techniques.adaptive_span",
+    "BottleneckAdapter": "zoo.techniques.adapters",
     "Config": "zoo.config",
+    "FactorizedEmbedding": "zoo.techniques.sharing",
+    "FixedAttention": "zoo.techniques.sparse",
+    "IA3": "zoo.techniques.lora",
+    "InvertibleAdapter": "zoo.techniques.adapters",
+    "KAdapter": "zoo.techniques.k_adapter",
+    "LoRA": "zoo.techniques.lora",
+    "LongShortRange": "zoo.techniques.long_short",
     "Model": "zoo.model",
+    "PrefixTuning": "zoo.techniques.prefix",
+    "Regions": "zoo.regions",
+    "Sharing": "zoo.techniques.sharing",
+    "SlidingWindow": "zoo.techniques.sparse",
+    "StridedAttention": "zoo.techniques.sparse",
     "ZooError": "zoo.errors",
+    "apply": "zoo.techniques.base",
     "config": "zoo.registry",
     "convert": "zoo.conversion",
     "create": "zoo.create",
+    "generate": "zoo.generate",
     "info": "zoo.info",
     "inspect": "zoo.info",
     "list_models": "zoo.registry",
@@ -46,14 +64,32 @@ if TYPE_CHECKING:
     from zoo.create import save as save
     from zoo.create import tokenizer as tokenizer
     from zoo.errors import ZooError as ZooError
+    from zoo.generate import generate as generate
     from zoo.info import info as info
     from zoo.info import inspect as inspect
     from zoo.layers.masks import packing as packing
     from zoo.model import Model as Model
+    from zoo.regions import Regions as Regions
     from zoo.registry import config as config
     from zoo.registry import list_models as list_models
     from zoo.registry import register as register
     from zoo.registry import unregister as unregister
+    from zoo.techniques.adapters import ActiveAdapters as ActiveAdapters
+    from zoo.techniques.adapters import AdapterFusion as AdapterFusion
+    from zoo.techniques.adapters import BottleneckAdapter as BottleneckAdapter
+    from zoo.techniques.adapters import InvertibleAdapter as InvertibleAdapter
+    from zoo.techniques.adaptive_span import AdaptiveSpan as AdaptiveSpan
+    from zoo.techniques.base import apply as apply
+    from zoo.techniques.k_adapter import KAdapter as KAdapter
+    from zoo.techniques.long_short import LongShortRange as LongShortRange
+    from zoo.techniques.lora import IA3 as IA3
+    from zoo.techniques.lora import LoRA as LoRA
+    from zoo.techniques.prefix import PrefixTuning as PrefixTuning
+    from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
+    from zoo.techniques.sharing import Sharing as Sharing
+    from zoo.techniques.sparse import FixedAttention as FixedAttention
+    from zoo.techniques.sparse import SlidingWindow as SlidingWindow
+    from zoo.techniques.sparse import StridedAttention as StridedAttention
 
 
 def __getattr__(name: str) -> Any:

@@ -481,6 +481,11 @@ class Cache:
                     drop(blob, "no entry holds it")
             for stray in sorted(self.refs.glob("*.incomplete")):
                 drop(stray, "unfinished")
+        for path in sorted((self.root / "converted").glob("*")):  # what `zoo.create` made of the fetched files
+            if path.name.endswith(".incomplete"):
+                drop(path, "unfinished")
+            elif everything and path.is_dir():
+                drop(path, "everything")
         return pruned
 
     def _linked(self, tree: Path) -> bool:

@@ -100,6 +100,10 @@ def info(name: str, as_json: Json = False) -> None:
     print(f"parameters: {found['parameters']:,} ({parts})")
     print("inputs: " + ", ".join(found["inputs"]))
     print("tasks: " + ", ".join(found["tasks"]))
+    if found["schedule"]:
+        from zoo.layers.streams import draw
+
+        print(draw(zoo.config(name).schedule))
     for rule, reason in found["exceptions"].items():
         print(f"exception to {rule}: {reason}")
     _table("config", ["field", "value"], [[k, str(v)] for k, v in found["config"].items()])
@@ -123,6 +127,7 @@ def create(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the model into this folder.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="With the public checkpoint's weights.")] = False,
     source: Annotated[str | None, typer.Option("--from", help="Weights from this file, folder or hub:org/name.")] = None,
+    init_from: Annotated[str | None, typer.Option(help="Another family's checkpoint that starts what it can.")] = None,
     task: Task = None,
     override: Override = None,
     seed: Annotated[int, typer.Option(help="For random weights.")] = 0,
@@ -132,7 +137,7 @@ def create(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    model = zoo.create(name, pretrained=source or pretrained, task=task, generator=generator, **_overrides(override))
+    model = zoo.create(name, pretrained=source or pretrained, init_from=init_from, task=task, generator=generator, **_overrides(override))
     result: dict[str, Any] = {"name": name, "task": task, "parameters": model.num_parameters(), "dtype": str(model.dtype)}
     if out is not None:
         tokenizer = None
@@ -150,6 +155,18 @@ def create(
         print(model.load_report)
     if out is not None:
         print(f"saved in {result['saved']}")
+
+
+@app.command()
+def matrix(as_json: Json = False) -> None:
+    """Show which technique goes onto which family, and why not."""
+    from zoo.techniques.matrix import cells, table
+
+    found = cells()
+    if as_json:
+        _json({"cells": found})
+    else:
+        print(table(found))
 
 
 @app.command()

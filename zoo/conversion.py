@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from zoo.convert.readers import open_archive
 from zoo.errors import CheckpointError, InputError, unknown
 from zoo.model import Model
 from zoo.sources import Record, records
+from zoo.techniques.base import Technique, apply, recorded
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -80,7 +81,8 @@ def verify(
         if description is not None and layout in (None, layouts.OURS):
             with open_archive(path) as archive:
                 model_class, found = class_and_config(description, path)
-                return ladder.verify_ours(archive, targets_of(model_class, found, shapes_of(archive)), probe=probe)
+                targets = targets_of(model_class, found, shapes_of(archive), recorded(description.get("techniques", ())))
+                return ladder.verify_ours(archive, targets, probe=probe)
     foreign = foreign_config(path, config if config is not None else record.config if record else None)
     with opened(path) as archive:
         foreign = layouts.own_config(archive) if foreign is None else foreign
@@ -189,13 +191,15 @@ def planned(
     return model_class, ours, plan
 
 
-def targets_of(model_class: Any, config: Any, stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def targets_of(
+    model_class: Any, config: Any, stored: Mapping[str, tuple[int, ...]], techniques: Sequence[Technique] = ()
+) -> dict[str, tuple[int, ...]]:
     """The names and shapes that a whole file must have: the bare model's, and those of the heads that are ``stored``.
 
     Heads that the family declares are built to be measured; heads of a user's task (a classifier of any size) are taken as they are.
     """
     with torch.device("meta"):
-        bare: Model = model_class(config)
+        bare: Model = apply(model_class(config), *techniques)
         targets = {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()}
         for head in dict.fromkeys(name.split(".")[1] for name in stored if name.startswith("heads.")):
             if head in model_class.heads:
@@ -272,6 +276,9 @@ def _back(
     if description is None:
         raise CheckpointError(f"{path} is not in our layout; convert it first, then the way back is open")
     keymap = layouts.load(Path(map_file)) if map_file else layouts.load(to)
+    if tensors := [t for t in recorded(description.get("techniques", ())) if t.adds_tensors]:
+        name = type(tensors[0]).__name__
+        raise CheckpointError(f"{path} was saved with {name}, whose tensors {to} has no names for; merge it or leave it out first")
     model_class, config = class_and_config(description, path)
     if class_of_maps(keymap.family) is not model_class:
         raise CheckpointError(f"{path} holds a {description['class']}; the layout {to} is for {keymap.family}")

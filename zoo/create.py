@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from zoo.conversion import (
     WEIGHTS_FILE,
     class_and_config,
     class_of_maps,
+    convert,
     converted,
     locate,
     opened,
@@ -31,9 +33,11 @@ from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
 from zoo.convert.writer import write_tensors
 from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.layers.extend import own_class
 from zoo.model import initialise
 from zoo.tasks.base import TaskModel, build_task, offers_of_class, spec_of_class, task_class
 from zoo.tasks.catalogue import TASKS, require_fit
+from zoo.techniques.base import Technique, apply, recorded
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,20 @@ class Request:
     generator: torch.Generator | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     shown: str = ""
+    techniques: tuple[Technique, ...] = ()  # that the stored model was saved with
 
 
 def create(
     name: str,
     *,
     pretrained: bool | str | os.PathLike[str] | Mapping[str, Tensor] = False,
+    init_from: str | os.PathLike[str] | None = None,
     task: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
     layout: str | None = None,
+    techniques: Sequence[Technique] = (),
     **overrides: Any,
 ) -> Any:
     """Build a registered model, with a head where ``task`` names one.
@@ -92,29 +99,36 @@ def create(
     name: a variant, or a variant and a checkpoint tag after a dot. pretrained: True for the tag's public checkpoint (the variant's default
     tag where the name has none), or a file, a folder, ``"hub:org/name@revision"``, or tensors by their foreign names. overrides: config
     fields and the task's options (``num_labels``); on top of loaded weights only those fields that shape no weight. device: may be "meta".
-    dtype: random weights are float32 unless you say, loaded ones come as stored. generator: draws the random weights.
+    dtype: random weights are float32 unless you say, loaded ones come as stored. generator: draws the random weights. techniques: applied
+    in order, see `zoo.apply`. init_from: another family's checkpoint (``"bert-base.google"``, a file or folder) that fills what it can by
+    declared rules; ``model.load_report`` says what stays random.
 
     Raises UnknownNameError for a name, tag, task or field that does not exist (with the closest), ConfigError for values that contradict
-    each other or the weights, TaskError where the task does not fit, CheckpointError for a file that is not this model, FetchError where
-    it can't be had.
+    each other or the weights, TechniqueError where a technique finds no parts, TaskError where the task does not fit, CheckpointError for
+    a file that is not this model, FetchError where it can't be had.
     """
     variant, _ = registry.resolve(name)
     model_class = variant.model_class()
     if task is not None:
         require_fit(task, offers_of_class(model_class), variant.name)
     fields, options = _split(overrides, model_class, task)
+    if pretrained is not False and init_from is not None:
+        raise ConfigError("pretrained= fills the whole model and init_from= starts a part of it from another family; give one of them")
     if pretrained is not False:
         request = Request(name, task, layout, None, device, dtype, generator, overrides)
         if pretrained is not True:
-            return _load(pretrained, request)
+            return apply(_load(pretrained, request), *techniques, generator=generator)
         record = record_of(name)
-        return _load(converted(record), replace(request, name=record.name, shown=record.name))
+        loaded = _load(converted(record), replace(request, name=record.name, shown=record.name))
+        return apply(loaded, *techniques, generator=generator)
     config = model_class.Config.from_dict(registry.config_values(name)).replace(**fields)
     with torch.device("meta"):
-        module = _build(model_class, config, task, options, variant.name)
+        module = apply(_build(model_class, config, task, options, variant.name), *techniques)
     module.to(dtype or torch.float32)
     module.to_empty(device=device or "cpu")
     module.init_weights(generator)  # type: ignore[operator]
+    if init_from is not None:
+        return _finish(module, variant.name, warm_start(module, variant, init_from)).train()
     return _finish(module, variant.name, None)
 
 
@@ -158,10 +172,12 @@ def save(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None
 def describe(model: nn.Module) -> dict[str, Any]:
     """What `save` writes into config.json: enough to build the model again."""
     bare = model.model if isinstance(model, TaskModel) else model
+    applied = getattr(bare, "techniques", ())
     return {
+        **({"techniques": [technique.record() for technique in applied]} if applied else {}),
         "zoo_format": FORMAT_VERSION,
         "model": getattr(bare, "zoo_name", None),
-        "class": f"{type(bare).__module__}:{type(bare).__qualname__}",
+        "class": f"{own_class(bare).__module__}:{own_class(bare).__qualname__}",
         "config": bare.config.to_dict(),  # type: ignore[union-attr, operator]
         "task": model.task if isinstance(model, TaskModel) else None,
         "options": model.options if isinstance(model, TaskModel) else {},
@@ -196,6 +212,44 @@ def _finish(module: nn.Module, name: str | None, report: LoadReport | None) -> n
     bare.zoo_name = name  # type: ignore[assignment]
     module.load_report = report  # type: ignore[assignment]
     return module.eval() if report is not None else module
+
+
+def warm_start(module: nn.Module, variant: registry.Variant, source: str | os.PathLike[str]) -> LoadReport:
+    """Fill what another family's checkpoint can start, by the declared transfer map; the report says what stays random.
+
+    Raises UnknownNameError where no transfer is declared, CheckpointError where sizes differ.
+    """
+    origin, record = locate(source)
+    with tempfile.TemporaryDirectory() as folder:
+        if record is not None:
+            origin = converted(record)
+        elif read_description(Path(origin)) is None:
+            convert(origin, folder + "/ours")
+            origin = Path(folder) / "ours"
+        description = read_description(Path(origin))
+        assert description is not None
+        family = next(v.maps for vs in registry.families().values() for v in vs if v.class_path == description["class"])
+        known = layouts.transfers(variant.maps)
+        if family not in known:
+            raise unknown(f"family to start {variant.name} from", family, known)
+        keymap = layouts.load(known[family])
+        targets = canonical_state(module)
+        with open_archive(Path(origin)) as archive:
+            heads = {name.split(".")[1] for name in targets if name.startswith("heads.")}
+            plan = keymap.forward(archive.tensors, module.config.to_dict(), heads=heads, inspect=True)  # type: ignore[union-attr, operator]
+            started: set[str] = set()
+            for step in plan.steps:
+                for name, tensor in step.run(archive.read).items():
+                    if name not in targets or targets[name].shape != tensor.shape:
+                        wanted = tuple(targets[name].shape) if name in targets else "nothing of that name"
+                        raise CheckpointError(f"{source}: {name} is {tuple(tensor.shape)} there; {variant.name} has {wanted}")
+                    with torch.no_grad():
+                        targets[name].copy_(tensor)
+                    started.add(name)
+            left_out = {**plan.left_out, **plan.dropped}
+            if missed := [n for n in archive.tensors if n not in left_out and not any(n in step.sources for step in plan.steps)]:
+                raise CheckpointError(f"{source}: {missed[0]} has no place in {variant.name}; do the sizes agree?")
+    return LoadReport(str(source), keymap.layout, left_out, tuple(name for name in targets if name not in started))
 
 
 def _load(source: Any, request: Request) -> Any:
@@ -254,7 +308,8 @@ def _load_ours(source: Path, description: Mapping[str, Any], request: Request) -
     if request.name is not None and registry.resolve(request.name)[0].model_class() is not model_class:
         raise CheckpointError(f"{source} holds a {description['class']}, not a {request.name}")
     same_task = request.task in (None, description["task"])
-    request = replace(request, task=description["task"] if same_task else request.task)
+    task = description["task"] if same_task else request.task
+    request = replace(request, task=task, techniques=recorded(description.get("techniques", ())))
     fields, given = _split(request.overrides, model_class, request.task)
     hints = description["options"] if same_task else description.get("hints", {}).get(request.task, {})
     options = {**hints, **given}
@@ -288,7 +343,7 @@ def _fitted(
         spec = spec_of_class(task, model_class)
         options = {**task_class(spec).options_from(sizes, spec, config, model_class), **options}
     with torch.device("meta"):
-        module = _build(model_class, config, task, options, request.name or model_class.__name__)
+        module = apply(_build(model_class, config, task, options, request.name or model_class.__name__), *request.techniques)
     random = []
     for target, tensor in canonical_state(module).items():
         if sizes.get(target) == tuple(tensor.shape):

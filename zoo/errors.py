@@ -29,6 +29,10 @@ class TaskError(ZooError, ValueError):
     """A task that does not fit a model, or labels that do not fit a task."""
 
 
+class TechniqueError(ZooError, ValueError):
+    """A technique that a model's parts do not allow."""
+
+
 class CheckpointError(ZooError, ValueError):
     """A file that is truncated, hostile, of an unknown format, or holds the wrong tensors."""
 

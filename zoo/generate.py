@@ -39,6 +39,8 @@ def generate(
     for_encoder = {name: value for name, value in named.items() if name not in for_decoder}
     memory = body.encode(input_ids, attention_mask, **for_encoder).last_hidden_state
     if start_ids is None:
+        if config.start_token_id is None:
+            raise InputError("this model begins a text with its language's token: pass start_ids (batch, 1), or say config.start_token_id")
         start_ids = input_ids.new_full((input_ids.shape[0], 1), config.start_token_id)
     written = start_ids
     if not written.shape[1] < limit <= config.max_positions:

@@ -57,6 +57,7 @@ def info(name: str) -> dict[str, Any]:
         "tasks": fitting(offers_of(variant)),
         "default_tag": next(iter(registry.tags(variant)), None),
         "checkpoints": checkpoints,
+        "schedule": [str(step) for step in getattr(config, "schedule", ())],
         "exceptions": dict(model.exceptions),
         "notes": variant.notes,
     }

@@ -51,6 +51,8 @@ class Model(nn.Module):
     """
 
     Config: ClassVar[type[Config]]
+    roles: ClassVar[Mapping[str, str]] = {"embeddings": "embeddings", "encoder": "encoder", "pooler": "pooler"}
+    techniques: tuple[Any, ...] = ()  # what was applied, in order, see `zoo.techniques`
     heads: ClassVar[Mapping[str, HeadFactory]] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
     inputs: ClassVar[tuple[str, ...]] = TEXT_INPUTS  # the tensors that ``forward`` reads, as the family's .toml lists them
     task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}  # heads that the family builds its own way: (config, labels) to part
@@ -93,11 +95,15 @@ class Model(nn.Module):
         yield from _sites(self, "", "text", ())
 
 
-def _sites(module: nn.Module, path: str, stream: str, depths: tuple[int, ...]) -> Iterator[Site]:
+def _sites(module: nn.Module, path: str, stream: str, own_depths: tuple[int, ...]) -> Iterator[Site]:
     roles: Mapping[str, str] = getattr(module, "roles", {})
     for name, child in module.named_children():
+        depths = tuple(sorted({*own_depths, *getattr(child, "also_at", ())}))  # a part that other layers borrow runs at theirs too
         where = f"{path}.{name}" if path else name
-        if name in roles:
+        if name in roles and isinstance(child, nn.ModuleList):
+            for index in range(len(child)):
+                yield Site(f"{where}.{index}", roles[name], getattr(module, "stream", stream), depths, child, str(index))
+        elif name in roles:
             yield Site(where, roles[name], getattr(module, "stream", stream), depths, module, name)
         if isinstance(child, Stack):
             yield from _stack_sites(child, where, getattr(child, "stream", stream))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.errors import InputError
+
 
 class Output:
     """Common to all results: fields that hold nothing are None; iterate with `present`."""
@@ -58,6 +60,68 @@ class Joint(Encoded):
 
     def _cut(self, where: slice) -> tuple[Tensor, ...] | None:
         return None if self.hidden_states is None else tuple(state[:, where] for state in self.hidden_states)
+
+
+@dataclass(frozen=True)
+class WithEntities(Encoded):
+    """A text read together with what is known of its entities: an `Encoded` of the text, and ``entity``, the stream beside it."""
+
+    entity: Encoded | None = None
+
+    @property
+    def text(self) -> Encoded:
+        """The text alone."""
+        return Encoded(self.last_hidden_state, self.pooler_output, self.hidden_states, self.attentions)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Spans of a batch that may be mentions, and the entities that each may mean (KnowBert).
+
+    ``spans`` (batch, spans, 2) int: first and last token, the last included, -1 = no span. ``ids`` (batch, spans, candidates) int, 0 = no
+    candidate. ``priors`` (batch, spans, candidates): how probable each is before anything is read, summing to one.
+    """
+
+    spans: Tensor
+    ids: Tensor
+    priors: Tensor
+
+    def check(self, grid: tuple[int, int], entities: int) -> None:
+        """Raise InputError unless all fits a batch (rows, length) and a table of ``entities`` rows. Values are looked at on CPU only."""
+        rows, length = grid
+        if self.spans.dim() != 3 or self.spans.shape[0] != rows or self.spans.shape[2] != 2 or self.spans.is_floating_point():
+            got = f"{tuple(self.spans.shape)} of {self.spans.dtype}"
+            raise InputError(f"the candidates' spans must be ({rows}, spans, 2) whole numbers, got {got}")
+        if self.ids.shape[:2] != self.spans.shape[:2] or self.ids.dim() != 3 or self.priors.shape != self.ids.shape:
+            got = f"ids {tuple(self.ids.shape)} and priors {tuple(self.priors.shape)}"
+            raise InputError(f"ids and priors must be (batch, spans, candidates) for spans {tuple(self.spans.shape)}, got {got}")
+        if torch.compiler.is_compiling() or self.spans.device.type != "cpu":
+            return
+        first, last = self.spans.unbind(2)
+        wrong = (first >= 0) & ((last < first) | (last >= length))
+        if bool(wrong.any()):
+            span = self.spans[wrong][0].tolist()
+            raise InputError(f"the span {span} lies outside the text: it must be first, last with 0 <= first <= last < {length}")
+        if self.ids.numel() and not (int(self.ids.min()) >= 0 and int(self.ids.max()) < entities):
+            raise InputError(f"the candidates' ids must lie in 0..{entities - 1}, got {int(self.ids.min())}..{int(self.ids.max())}")
+
+
+@dataclass(frozen=True)
+class Links:
+    """What a source of knowledge was linked to: ``scores`` (batch, spans, candidates), -10,000 for what is no candidate; ``entities``
+    (batch, spans, size), the mixed vectors, zeros where no span is; on request ``attention`` (batch, heads, words, spans).
+    """
+
+    scores: Tensor
+    entities: Tensor
+    attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Linked(Encoded):
+    """A text whose mentions were linked: an `Encoded`, and by source its `Links`."""
+
+    links: dict[str, Links] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,5 +174,16 @@ class TaskOutput(Output):
     scores: dict[str, Tensor] = field(default_factory=dict)
 
 
-for _cls in (Encoded, Joint, Streams, Seq2Seq, TaskOutput):  # torch.export takes and gives them as pytrees
+_RESULTS = (
+    Encoded,
+    WithEntities,
+    Candidates,
+    Links,
+    Linked,
+    Joint,
+    Streams,
+    Seq2Seq,
+    TaskOutput,
+)
+for _cls in _RESULTS:  # torch.export takes and gives them as pytrees
     torch.export.register_dataclass(_cls, serialized_type_name=f"zoo.{_cls.__name__}")

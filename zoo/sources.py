@@ -20,14 +20,16 @@ from typing import Any
 from zoo.errors import ConfigError, closest, unknown
 from zoo.resources import weights_folder
 
+OPTIONS = frozenset({"rules", "level", "language"})  # words of a tokenizer's entry that name no file
+
 
 @dataclass(frozen=True)
 class Record:
     """What is known about one public checkpoint.
 
     ``files`` maps each file that the checkpoint needs, besides config and tokenizer, to its sha256 ("" = nobody hashed it);
-    ``optional`` names those that are taken along where a source has them. In ``tokenizer`` strings are file names, anything else
-    is an option.
+    ``optional`` names those that are taken along where a source has them. In ``tokenizer`` strings and lists of them are file names,
+    those of `OPTIONS` and anything else an option.
     """
 
     family: str
@@ -62,7 +64,9 @@ class Record:
     def wanted(self) -> dict[str, str]:
         """Every file that must be there besides the checkpoint, with its sha256 or ""."""
         named = dict.fromkeys([self.config] if isinstance(self.config, str) else [], "")
-        named |= dict.fromkeys((value for value in self.tokenizer.values() if isinstance(value, str)), "")
+        for key, value in self.tokenizer.items():
+            if key not in OPTIONS:
+                named |= dict.fromkeys([value] if isinstance(value, str) else value if isinstance(value, tuple | list) else [], "")
         return named | dict(self.files)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.adapters.case import Adapter, Case, Output
 from tests.adapters.text_models import at_real, load
+from zoo.layers import interleaved
 from zoo.regions import box_overlap
 from zoo.tasks.vision_losses import negatives_from
 from zoo.tasks.vision_masking import mask_each_word, mask_regions, whole_image_feature
@@ -79,9 +80,11 @@ def encoder(case: Case) -> Mapping[str, Any]:
         ran = {"text": 0, "image": 0}
         pooler = {"text": model.text_pooler, "image": model.image_pooler}
         states = {"text": result.text.hidden_states, "image": result.image.hidden_states}
-        for step in model.encoder.steps:
-            for name in step.writes:
-                ran[name] += 1
+        c = model.config
+        for step in interleaved(c.num_layers, c.image_num_layers, c.text_connections, c.image_connections):
+            if step.part != "both" or c.co_attention:  # the reference lists states at its connections, whether they run or not
+                for name in step.writes:
+                    ran[name] += 1
             if step.part == "both":
                 for name, real in (("text", text), ("image", image)):
                     state = states[name][ran[name]]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,8 @@ from zoo.generate import generate
 from zoo.tasks.instances import join_translations
 from zoo.tasks.masking import blank_words, drop_words, rarity_weights, replace_ids, shuffle_words, xlm_choice
 from zoo.tasks.schedules import Schedule, cosine_restarts, inverse_square_root
+from zoo.tokenization import load_tokenizer
+from zoo.tokenization.xlm import XlmSteps
 
 DRAWS = 6000
 STEPS = (0, 1, 10, 100, 499, 500, 501, 1000, 3999, 4000, 10000, 30000, 100000)
@@ -231,7 +236,45 @@ def norms(model: Any, *inputs: Tensor, **named: Any) -> dict[str, Tensor]:
     return kept
 
 
+def tokenizer(case: Case) -> dict[str, Any]:
+    """Moses steps and BPE; the vocabulary's pieces stand for what the reference shows before it looks them up."""
+    config = case.config
+    lower = bool(config.get("do_lowercase_and_remove_accent", True))
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = {piece: index for index, piece in enumerate(config["vocab"])}
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        (Path(folder) / "merges.txt").write_text("".join(f"{a} {b} 1\n" for a, b in config["merges"]), encoding="utf-8")
+        ours = load_tokenizer(folder, {"xlm": {"vocab": "vocab.json", "merges": "merges.txt"}, "lower_case": lower})
+
+    assert isinstance(ours.pre_step, XlmSteps)
+
+    def pieces(text: str, language: str | None) -> list[str]:
+        return ours.pre_step(text, language).split()
+
+    items: list[dict[str, Any]] = []
+    texts = [item["input"] for item in case.info["items"]]
+    for given in texts:
+        if "pair" in given:
+            first, second = texts[0], texts[1]
+            both = ours.encode(first["text"], second["text"], language=first["lang"], pair_language=second["lang"])
+            items.append({"with_special": both.ids, "token_type_ids": both.type_ids})
+            continue
+        ids = ours.encode(given["text"], language=given["lang"]).ids
+        items.append(
+            {
+                "moses_input_after_normalisation": ours.pre_step.plain_signs(given["text"]),
+                "tokens": pieces(given["text"], given["lang"]),
+                "tokens_without_lang": pieces(given["text"], None),
+                "ids": ids[1:-1],
+                "with_special": ids,
+                "decoded": "".join(pieces(given["text"], given["lang"])).replace("</w>", " ").strip(),
+            }
+        )
+    return {"items": items}
+
+
 ADAPTERS: dict[str, Adapter] = {
+    "transformers.XLMTokenizer": tokenizer,
     "transformers.XLMModel": hugging_face,
     "transformers.XLMWithLMHeadModel": hugging_face,
     "transformers.XLMFor": hugging_face,

@@ -11,6 +11,7 @@ from tests.strategies import Batch, encoder_fields, text_batches
 from zoo.models.albert import AlbertConfig
 
 LAYOUT = "hf-albert"
+DEFAULT = "albert-xxlarge"  # the variant whose config transformers' class has of itself
 CLASSES = {
     None: "AlbertModel",
     "masked-lm": "AlbertForMaskedLM",

@@ -11,6 +11,7 @@ from tests.strategies import Batch, encoder_fields, text_batches
 from zoo.models.bert import BertConfig
 
 LAYOUT = "hf-bert"
+DEFAULT = "bert-base"  # the variant whose config transformers' class has of itself
 CLASSES = {
     None: "BertModel",
     "masked-lm": "BertForMaskedLM",

@@ -11,6 +11,7 @@ from tests.strategies import Batch, encoder_fields, text_batches
 from zoo.models.mobilebert import MobileBertConfig
 
 LAYOUT = "hf-mobilebert"
+SMALL = {"bottleneck_size": 6, "num_feed_forwards": 2, "norm": "layer_norm_hf"}
 CLASSES = {
     None: "MobileBertModel",
     "masked-lm": "MobileBertForMaskedLM",

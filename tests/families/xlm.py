@@ -21,6 +21,7 @@ CLASSES = {
     "token-classification": "XLMForTokenClassification",
     "question-answering": "XLMForQuestionAnsweringSimple",
 }
+SMALL = {"num_languages": 2, "pad_token_id": 0, "embedding_range": 0.05}
 NAMES = ("en", "fr", "de", "ru")
 
 

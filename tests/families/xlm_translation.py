@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests import strategies
 from tests.families import xlm
 from tests.strategies import Batch
 from zoo.models.xlm_translation import XlmTranslationConfig
@@ -28,3 +29,10 @@ def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
 
 def states(output: Any) -> Mapping[str, Tensor]:
     return {"attention_mask": output.encoder.last_hidden_state, "decoder_attention_mask": output.last_hidden_state}
+
+
+def small_batch() -> Batch:
+    source, target = strategies.small_batch("xlm"), strategies.small_batch("xlm").reordered([3, 2, 1, 0])
+    given = {**source.inputs, **{f"decoder_{name}": x for name, x in target.inputs.items()}}
+    along = ("input_ids", "language_ids", "position_ids")
+    return Batch(given, {"attention_mask": along, "decoder_attention_mask": tuple(f"decoder_{name}" for name in along)})

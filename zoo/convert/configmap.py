@@ -71,11 +71,14 @@ class ConfigMap:
     lost: Mapping[str, str]  # our field -> why the layout can't carry it
     from_keys: Mapping[str, Template]  # our field -> tensor whose presence it states
     from_shapes: Mapping[str, tuple[Template, int]]  # our field -> tensor and the axis whose size it is
+    flatten: tuple[str, ...] = ()  # foreign keys whose tables are read as "key.inner key"
 
     @classmethod
     def parse(cls, table: Mapping[str, Any], layout: str, where: str) -> ConfigMap:
         known = {"defaults", "ignored", "only", "constants", "task", "fixed", "lost", "from_keys", "from_shapes", "aliases"}
         parts: dict[str, Any] = {name: dict(table.get(name, {})) for name in known}
+        table = {**table}
+        flatten = tuple(table.pop("flatten", ()))
         entries = {}
         for key, written in table.items():
             if key not in known or not isinstance(table[key], Mapping) or "to" in table[key]:
@@ -127,6 +130,7 @@ class ConfigMap:
             parts["lost"],
             from_keys,
             from_shapes,
+            flatten,
         )
 
     @property
@@ -144,6 +148,7 @@ class ConfigMap:
         """Our fields from a foreign config; ``names``, the file's tensors cleaned of prefixes, and their ``shapes`` decide the fields that
         no key states.
         """
+        foreign = _flat(foreign, self.flatten)
         given: dict[str, object] = {}
         known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
         for key, value in foreign.items():
@@ -206,7 +211,7 @@ class ConfigMap:
                 foreign[key] = entry.back(ours[entry.field], ours, self.layout)
             elif not entry.optional and entry.default is _MISSING:
                 raise ConfigError(f"{self.layout}: the config lacks our field {entry.field!r}, which becomes {key!r}")
-        return foreign
+        return _nested(foreign, self.flatten)
 
     def resolved(self, ours: Mapping[str, object]) -> dict[str, object]:
         """Ours with unset fields filled by those that stand for them (a classifier's dropout by the model's)."""
@@ -216,6 +221,32 @@ class ConfigMap:
     def task_options(self, foreign: Mapping[str, object]) -> dict[str, object]:
         """What a foreign config says about its task's head (labels and the like); no part of the model's config."""
         return {key: value for key, value in foreign.items() if key in self.task}
+
+
+def _flat(foreign: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
+    """``{"a": {"b": {"c": 1}}}`` -> ``{"a.b.c": 1}`` for the keys named."""
+    flat: dict[str, object] = {}
+    for key, value in foreign.items():
+        if key.split(".")[0] in keys and isinstance(value, Mapping):
+            flat.update(_flat({f"{key}.{inner}": part for inner, part in value.items()}, keys))
+        else:
+            flat[key] = value
+    return flat
+
+
+def _nested(flat: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
+    """The way back of `_flat`; what is None is left out there."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        first, *rest = key.split(".")
+        if first not in keys or not rest:
+            nested[key] = value
+        elif value is not None:
+            table = nested
+            for part in (first, *rest[:-1]):
+                table = table.setdefault(part, {})
+            table[rest[-1]] = value
+    return nested
 
 
 def _entry(key: str, written: object, defaults: Mapping[str, object], where: str) -> Entry:

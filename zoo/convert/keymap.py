@@ -805,7 +805,8 @@ class _Forward(_Planner):
                 self.collect(rule, rule.sources, name, actual, bindings)
         self.finish(False, self.tensors, lambda rule, name: name)
         for make in self.map.makes:
-            if all(condition.holds(self.config) for condition in make.when):
+            unasked = bool(head_of(make.target)) and self.wanted is not None and head_of(make.target) not in self.wanted
+            if not unasked and all(condition.holds(self.config) for condition in make.when):
                 shape = tuple(size_of(size, self.config) for size in make.shape)
                 self.add(Step((), (make.target,), (shape,), (self._float_dtype(),), rule=f"make {make.target}", constant=make.kind))
         return self._concluded(inspect, dropped, left_out, ties, passengers, notes)

@@ -11,6 +11,7 @@ from zoo.convert.keymap import Described, KeyMap
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.resources import weights_folder
 
+TRANSFER = "transfer-"  # maps from one family's names of ours to another's, for `init_from`; no layouts of files
 OURS = "zoo"  # the layout of files that we wrote
 
 
@@ -26,7 +27,17 @@ class Listed(Protocol):
 def available() -> dict[str, Path]:
     """Every layout that has a map, with the map's file, in natural order."""
     files = sorted(weights_folder().glob("*/*.toml"))
-    return {file.stem: file for file in files if not file.parent.name.startswith("_") and file.stem not in ("sources", "probes")}
+    return {
+        file.stem: file
+        for file in files
+        if not file.parent.name.startswith("_") and file.stem not in ("sources", "probes") and not file.stem.startswith(TRANSFER)
+    }
+
+
+def transfers(family: str) -> dict[str, Path]:
+    """The families whose checkpoints can start this one, with the maps that say how."""
+    files = sorted((weights_folder() / family).glob(f"{TRANSFER}*.toml"))
+    return {file.stem.removeprefix(TRANSFER): file for file in files}
 
 
 def path_of(layout: str) -> Path:
@@ -60,8 +71,9 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
         return OURS
     verdicts = {layout: _verdict(load(path), archive, config) for layout, path in available().items()}
     fitting = [layout for layout, reason in verdicts.items() if reason is None]
-    if len(fitting) == 1:
-        return fitting[0]
+    outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # the config says it, not the names alone
+    if len(fitting) == 1 or len(outright) == 1:
+        return (outright or fitting)[0]
     model_type = None if config is None else config.get("model_type")
     if len(fitting) > 1:
         said = "is missing" if config is None else f"says model_type={model_type!r}"
@@ -100,6 +112,8 @@ def is_ours(archive: Listed) -> bool:
 def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | None) -> str | None:
     """Why a layout does not fit, or None."""
     wanted = keymap.recognise
+    if wanted.get("stated") and config is None:
+        return "is taken only by what the config says, since its names are another layout's too"
     if config is not None:
         stated = config.get("model_type")
         types = wanted.get("model_type", [])
@@ -113,7 +127,7 @@ def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | Non
                 return f"is for a config with {key!r}"
     if config is None or config.get("model_type") is None:
         own = any(name.startswith(prefix) for prefix in keymap.prefixes if prefix for name in archive.tensors)
-        if wanted.get("stated") or (wanted.get("marked") and not own):
+        if (wanted.get("stated") and "model_type" in wanted) or (wanted.get("marked") and not own):
             return f"is taken only where the config says model_type {' or '.join(map(repr, wanted.get('model_type', [])))}"
     lacking = keymap.fits(archive.tensors)
     if lacking:

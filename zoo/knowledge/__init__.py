@@ -3,7 +3,9 @@
 from zoo.knowledge.alignment import Mention, TokenSpan, first_pieces, token_spans, whitespace_tokens
 from zoo.knowledge.graph import KnowledgeGraph, Triple
 from zoo.knowledge.lexicon import Candidate, EntityLexicon, EntityTable, candidate_mentions
+from zoo.knowledge.ngrams import NGram, NGramLexicon, extract_ngrams
 from zoo.knowledge.readers import read_ntriples, read_openke_names, read_openke_triples, read_triples, read_tsv, read_vectors, read_wordnet
+from zoo.knowledge.words import Segmenter, jieba_segmenter, mark_words
 
 __all__ = [
     "Candidate",
@@ -11,10 +13,16 @@ __all__ = [
     "EntityTable",
     "KnowledgeGraph",
     "Mention",
+    "NGram",
+    "NGramLexicon",
+    "Segmenter",
     "TokenSpan",
     "Triple",
     "candidate_mentions",
+    "extract_ngrams",
     "first_pieces",
+    "jieba_segmenter",
+    "mark_words",
     "read_ntriples",
     "read_openke_names",
     "read_openke_triples",

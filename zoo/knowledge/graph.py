@@ -134,11 +134,13 @@ class KnowledgeGraph:
             for p, o in zip(self._predicates[start:stop].tolist(), self._objects[start:stop].tolist(), strict=True)
         ]
 
-    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None) -> list[str]:
-        """What a sentence tree grafts behind a subject: predicate and object as one string, or the object alone; each once, in order."""
+    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = "") -> list[str]:
+        """What a sentence tree grafts behind a subject: predicate and object as one string, ``joiner`` between them, or the object alone;
+        each once, in order.
+        """
         values: dict[str, None] = {}
         for relation, value in self.facts(subject):
-            values.setdefault(relation + value if predicate else value)
+            values.setdefault(relation + joiner + value if predicate else value)
             if len(values) == limit:
                 break
         return list(values)[:limit]

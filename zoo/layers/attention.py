@@ -51,6 +51,52 @@ def fused_attention(
     return out.masked_fill(~allowed.any(-1, keepdim=True), 0)
 
 
+class DenseAttention(nn.Module):
+    """Every query over every key that the mask allows: the core of `Attention`, between its projections. It has no parameters.
+
+    Another core (sparse, with an adaptive span, behind a prefix) is called alike.
+    """
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        bias: Tensor | None,
+        trace: Trace | None,
+        dropout: float,
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """One dense rectangle: (batch, heads, length, head size) each -> (batch, heads, query length, head size).
+
+        ``before``: keys and values (1, heads, n, head size) that stand in front of the real ones and that every query sees.
+        """
+        scale = 1 / math.sqrt(q.shape[-1])
+        causal = mask.plain_causal and q.shape[2] == k.shape[2] and bias is None and before is None
+        wanted = trace is not None and trace.wants_attentions
+        allowed = None if causal and not wanted else mask.allowed(q.shape[2], k.shape[2], q.device)
+        if bias is not None:
+            bias = mask.bias_at(bias, q.shape[2], k.shape[2]).to(q.dtype)
+        if before is not None:
+            k, v, allowed, bias = in_front(before, k, v, allowed, bias)
+        if wanted:
+            assert trace is not None
+            out, probabilities = explicit_attention(q, k, v, allowed, bias, scale, dropout)
+            trace.keep(probabilities)
+            return out
+        return fused_attention(q, k, v, allowed, bias, scale, dropout, causal)
+
+
+def in_front(
+    before: tuple[Tensor, Tensor], k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Put keys and values that everyone sees in front of (batch, heads, length, head size), with columns for them in mask and bias."""
+    n = before[0].shape[2]
+    k, v = (torch.cat([extra.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2) for extra, x in zip(before, (k, v), strict=True))
+    return k, v, None if allowed is None else F.pad(allowed, (n, 0), value=True), None if bias is None else F.pad(bias, (n, 0))
+
+
 class Attention(nn.Module):
     """Multi-head attention. ``key_size``: width of the key and value inputs where it differs from the query's (cross-attention);
     ``head_size``: where it is not hidden_size / num_heads; ``output_size``: where the result's width differs from the query's.
@@ -61,6 +107,7 @@ class Attention(nn.Module):
         "key": "attention-key",
         "value": "attention-value",
         "output": "attention-output",
+        "core": "attention-core",
     }
 
     def __init__(
@@ -83,6 +130,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(key_size or hidden_size, inner)
         self.value = nn.Linear(value_size or key_size or hidden_size, inner)
         self.output = nn.Linear(inner, output_size or hidden_size)
+        self.core: nn.Module = DenseAttention()
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None
@@ -107,15 +155,4 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, trace: Trace | None) -> Tensor:
         """One dense rectangle: (batch, length, heads, head size) each -> (batch, query length, heads, head size)."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        scale = 1 / math.sqrt(self.head_size)
-        dropout = self.dropout if self.training else 0.0
-        if bias is not None:
-            bias = mask.bias_at(bias, q.shape[2], k.shape[2]).to(q.dtype)
-        if trace is not None and trace.wants_attentions:
-            out, probabilities = explicit_attention(q, k, v, mask.allowed(q.shape[2], k.shape[2], q.device), bias, scale, dropout)
-            trace.keep(probabilities)
-        else:
-            causal = mask.plain_causal and q.shape[2] == k.shape[2]
-            allowed = None if causal and bias is None else mask.allowed(q.shape[2], k.shape[2], q.device)
-            out = fused_attention(q, k, v, allowed, bias, scale, dropout, causal)
-        return out.transpose(1, 2)
+        return self.core(q, k, v, mask, bias, trace, self.dropout if self.training else 0.0).transpose(1, 2)

@@ -14,6 +14,13 @@ from zoo.layers.trace import Trace
 class EncoderBlock(nn.Module):
     """Self-attention, then feed-forward, each in its residual."""
 
+    roles = {  # noqa: RUF012
+        "attention": "self-attention",
+        "attention_norm": "attention-norm",
+        "feed_forward": "feed-forward",
+        "feed_forward_norm": "feed-forward-norm",
+    }
+
     def __init__(
         self,
         attention: nn.Module,
@@ -40,6 +47,12 @@ class EncoderBlock(nn.Module):
 
 class DecoderBlock(nn.Module):
     """Self-attention (causal by its mask), cross-attention over an encoder's result, then feed-forward, each in its residual."""
+
+    roles = {  # noqa: RUF012
+        **EncoderBlock.roles,
+        "cross_attention": "cross-attention",
+        "cross_attention_norm": "cross-attention-norm",
+    }
 
     def __init__(
         self,

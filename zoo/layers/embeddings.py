@@ -29,7 +29,15 @@ class TextEmbeddings(nn.Module):
     ``num_segments`` = 0: no segment table. ``projection``: embedding_size -> hidden_size (ALBERT, ELECTRA small).
     """
 
-    roles = {"token": "token-embedding", "projection": "embedding-projection"}  # noqa: RUF012
+    roles = {  # noqa: RUF012
+        "token": "token-embedding",
+        "position": "position-embedding",
+        "segment": "segment-embedding",
+        "norm": "embedding-norm",
+        "projection": "embedding-projection",
+    }
+
+    first_position: int = 0  # where the first token stands, positions not being given; behind a prefix it stands later
 
     def __init__(
         self,
@@ -74,8 +82,8 @@ class TextEmbeddings(nn.Module):
             inputs_embeds = self.token(input_ids)
         elif inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.token.embedding_dim:
             raise InputError(f"inputs_embeds must be (batch, length, {self.token.embedding_dim}), got {tuple(inputs_embeds.shape)}")
-        if inputs_embeds.shape[1] > self.position.num_embeddings:
-            limit = self.position.num_embeddings
+        limit = self.position.num_embeddings - self.first_position
+        if inputs_embeds.shape[1] > limit:
             raise InputError(f"the text is {inputs_embeds.shape[1]} tokens long; this model has {limit} positions: cut it or split it")
         return inputs_embeds
 
@@ -94,13 +102,45 @@ class TextEmbeddings(nn.Module):
     def positions(self, position_ids: Tensor | None, tokens: Tensor) -> Tensor:
         """The position part (batch or 1, length, embedding)."""
         if position_ids is None:
-            return self.position.weight[: tokens.shape[1]]
+            return self.position.weight[self.first_position : self.first_position + tokens.shape[1]]
         if position_ids.dim() == 1:
             position_ids = position_ids[None]
         check_ids(position_ids, self.position.num_embeddings, "position_ids")
         if position_ids.shape[0] != 1 or position_ids.shape[1] != tokens.shape[1]:
             same_shape(position_ids, tokens, "position_ids")
         return self.position(position_ids)
+
+
+class FactorizedTable(nn.Embedding):
+    """``(E P)[t]``: a narrow table and what widens it. `table` is the product, which tied decoders read."""
+
+    def __init__(self, num_embeddings: int, size: int, output_size: int) -> None:
+        super().__init__(num_embeddings, size)
+        self.projection = nn.Linear(size, output_size, bias=False)
+        self.embedding_dim = output_size  # as seen from outside
+
+    @property
+    def table(self) -> Tensor:
+        """(vocabulary, output size)."""
+        return self.projection(self.weight)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.projection(super().forward(input_ids))
+
+
+class NarrowTable(nn.Embedding):
+    """A table whose rows are widened later, by a projection that stands elsewhere."""
+
+    widen: nn.Linear
+
+    def __init__(self, num_embeddings: int, size: int, projection: nn.Linear) -> None:
+        super().__init__(num_embeddings, size)
+        object.__setattr__(self, "widen", projection)  # borrowed, see `zoo.layers.sharing`
+
+    @property
+    def table(self) -> Tensor:
+        """(vocabulary, output size), as a head of full width reads it."""
+        return self.weight @ self.widen.weight.T
 
 
 def same_shape(ids: Tensor, tokens: Tensor, name: str) -> None:

@@ -15,18 +15,18 @@ Languages = Tensor | str | int | Sequence[str | int]
 
 
 class LanguageEmbedding(nn.Embedding):
-    """A vector for each language; ``names`` in the order of their ids, empty where only ids are known.
-
-    Drawn from a normal of standard deviation size^(-1/2), as XLM draws its tables.
+    """A vector for each language; ``names`` in the order of their ids, empty where only ids are known. ``std``: of its first values, where
+    it differs from other tables'.
     """
 
-    def __init__(self, num_languages: int, size: int, names: Sequence[str] = ()) -> None:
+    def __init__(self, num_languages: int, size: int, names: Sequence[str] = (), std: float | None = None) -> None:
         super().__init__(num_languages, size)
-        self.names = tuple(names)
+        self.names, self.std = tuple(names), std
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        """The paper's own scale in place of ``std``."""
-        self.weight.normal_(0, self.embedding_dim**-0.5, generator=generator)
+        """A normal cut at two deviations, like every table's."""
+        width = std if self.std is None else self.std
+        nn.init.trunc_normal_(self.weight, 0, width, -2 * width, 2 * width, generator=generator)
 
     def forward(self, language_ids: Languages | None, tokens: Tensor) -> Tensor:  # type: ignore[override]
         """``language_ids``: (batch, length) int, or a name or id, or one for each text; tokens (batch, length, size) -> like tokens.

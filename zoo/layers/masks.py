@@ -64,6 +64,10 @@ class Packed:
         out = x.new_zeros(batch * length, *x.shape[1:])
         return out.index_copy(0, self.index, x).unflatten(0, (batch, length))
 
+    def real(self) -> Tensor:
+        """(batch, length) bool, True where a token came from."""
+        return self.unpack(torch.ones(self.index.shape, dtype=torch.bool, device=self.index.device))
+
 
 @dataclass(frozen=True)
 class Padding:

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Op = Callable[[Tensor], Tensor]
 Residual = Callable[[Tensor, Op, Op, Op], Tensor]
 
 
+class JoiningNorm(nn.Module):
+    """A norm that says itself how a sublayer's result joins what entered the sublayer, as bottleneck adapters need it."""
+
+    def post_norm(self, x: Tensor, result: Tensor) -> Tensor:
+        """In place of ``norm(x + result)``."""
+        raise NotImplementedError
+
+    def pre_norm(self, x: Tensor, result: Tensor) -> Tensor:
+        """In place of ``x + result``."""
+        raise NotImplementedError
+
+
 def post_norm(x: Tensor, op: Op, norm: Op, dropout: Op) -> Tensor:
     """``norm(x + dropout(op(x)))``: the original Transformer, BERT and most of its descendants."""
-    return norm(x + dropout(op(x)))
+    result = dropout(op(x))
+    return norm.post_norm(x, result) if isinstance(norm, JoiningNorm) else norm(x + result)
 
 
 def pre_norm(x: Tensor, op: Op, norm: Op, dropout: Op) -> Tensor:
     """``x + dropout(op(norm(x)))``: GPT-2, mBART, XLM-R XL."""
-    return x + dropout(op(norm(x)))
+    result = dropout(op(norm(x)))
+    return norm.pre_norm(x, result) if isinstance(norm, JoiningNorm) else x + result

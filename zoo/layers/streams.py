@@ -147,7 +147,8 @@ class Journey:
     @property
     def apart(self) -> bool:
         """Whether the streams have batches of different sizes, so that they can't look at each other yet."""
-        return len({len(value) for value in self.x.values()}) > 1
+        first, *others = self.x.values()
+        return any(other.shape[0] != first.shape[0] for other in others)
 
     def run(self, schedule: Schedule, steps: slice = slice(None)) -> None:
         """Some steps of the schedule."""
@@ -192,6 +193,8 @@ class Journey:
 
 class Side(nn.Module):
     """One stream's half of a co-attention block: attention to the other stream, then feed-forward, each in its residual."""
+
+    roles = {**EncoderBlock.roles, "attention": "cross-attention", "attention_norm": "cross-attention-norm"}  # noqa: RUF012
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from zoo.config import Config, check_activation, check_choice, check_heads, check_positive, free
 from zoo.errors import ConfigError
-from zoo.layers import Attention, FeedForward, FirstTokenPooler, Mask, Stack, TextEmbeddings, Trace, activation, post_norm
+from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Mask, Stack, TextEmbeddings, Trace, activation, post_norm
 from zoo.layers.feed_forward import identity
 from zoo.model import TextEncoder
 
@@ -149,6 +149,12 @@ class Bottleneck(nn.Module):
 class StackedBlock(nn.Module):
     """Self-attention, then ``num_feed_forwards`` feed-forwards, each in its residual, all in the width of the stream: no bottleneck."""
 
+    roles = {  # noqa: RUF012
+        **EncoderBlock.roles,
+        "inner_feed_forwards": "feed-forward",
+        "inner_feed_forward_norms": "feed-forward-norm",
+    }
+
     def __init__(self, c: MobileBertConfig) -> None:
         super().__init__()
         self.attention = self.new_attention(c)
@@ -165,13 +171,13 @@ class StackedBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         """(batch, length, hidden) or packed (tokens, hidden) -> the same shape."""
-        a = self.attention_norm(x + self.dropout(self.attention(x, x, x, mask, bias, trace)))
+        a = post_norm(x, lambda y: self.attention(y, y, y, mask, bias, trace), self.attention_norm, self.dropout)
         return self.think(a, self.dropout)
 
     def think(self, a: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
         """The feed-forwards, one after the other; dropout only at the last."""
         for feed_forward, norm in zip(self.inner_feed_forwards, self.inner_feed_forward_norms, strict=True):
-            a = norm(a + feed_forward(a))
+            a = post_norm(a, feed_forward, norm, identity)
         return post_norm(a, self.feed_forward, self.feed_forward_norm, dropout)
 
 
@@ -190,7 +196,9 @@ class BottleneckBlock(StackedBlock):
     def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         r = self.input_bottleneck(x)  # (..., bottleneck)
         query, value = self.attended(x, r)
-        a = self.attention_norm(self.attention(query, query, value, mask, bias, trace) + r)  # (..., bottleneck)
+        a = post_norm(
+            r, lambda _: self.attention(query, query, value, mask, bias, trace), self.attention_norm, identity
+        )  # (..., bottleneck)
         out = self.output_bottleneck
         return post_norm(x, lambda _: out.dense(self.think(a, identity)), out.norm, self.dropout)  # (..., hidden)
 

@@ -10,8 +10,8 @@ Connection k stands before text block ``text_connections[k]`` and image block ``
 
 Traps: the pooler is ReLU, not tanh. Region 0 is the whole picture (box 0, 0, 1, 1, 1; MMF's checkpoints have none). The first connection
 meets the bare region embeddings. Matching label 0 = the caption belongs to the picture. The region head uses the *text's* activation. With
-task tokens all results of the text are one longer than the input. ``dynamic_attention``: the mean of the text scales queries and keys of
-image blocks.
+task tokens all results of the text are one longer than the input, and a text starts in the first column. ``dynamic_attention``: the mean
+of the text scales queries and keys of image blocks.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ class RegionEmbeddings(nn.Module):
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
         """(batch, regions, visual size), (batch, regions, box size) -> (batch, regions, hidden)."""
-        return self.dropout(self.norm(self.features(features) + self.boxes(boxes)))
+        dtype = self.features.weight.dtype
+        return self.dropout(self.norm(self.features(features.to(dtype)) + self.boxes(boxes.to(dtype))))
 
 
 def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:
@@ -270,14 +271,14 @@ class ViLBert(VisionLanguageModel):
         x = {"text": self.embeddings.with_task(text, task_type_ids), "image": self.image_embeddings(visual_features, visual_boxes)}
         masks = {"text": (words, "attention_mask"), "image": (visual_mask, "visual_mask")}
         of = {
-            name: Padding.of(mask, (len(x[name]), x[name].shape[1]), pack=not output_attentions, name=said, device=text.device)
+            name: Padding.of(mask, (x[name].shape[0], x[name].shape[1]), pack=not output_attentions, name=said, device=text.device)
             for name, (mask, said) in masks.items()
         }
         way = Journey(x, of, hidden_states=output_hidden_states, attentions=output_attentions)
         if all_pairs or way.apart:
             meet = next((i for i, step in enumerate(self.encoder.steps) if step.part == "both"), len(self.encoder.steps))
             way.run(self.encoder, slice(meet))  # the streams run apart until they first meet
-            way.spread(pairing(len(x["text"]), len(x["image"]), all_pairs))
+            way.spread(pairing(x["text"].shape[0], x["image"].shape[0], all_pairs))
             way.run(self.encoder, slice(meet, None))
         else:
             way.run(self.encoder)
@@ -295,7 +296,8 @@ class ViLBert(VisionLanguageModel):
             return attention_mask
         if attention_mask.dim() != 2:
             raise InputError(f"attention_mask must be (batch, length) for a model with task tokens, got {tuple(attention_mask.shape)}")
-        return torch.cat([attention_mask.new_ones(attention_mask.shape[0], 1), attention_mask], 1)
+        token = attention_mask.new_ones(attention_mask.shape[0], 1)
+        return torch.cat([attention_mask[:, :1], token, attention_mask[:, 1:]], 1)
 
     def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Streams) -> Tensor | None:
         mask = self.task_mask(attention_mask)

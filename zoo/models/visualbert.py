@@ -80,7 +80,9 @@ class JointEmbeddings(TextEmbeddings):
 
     def regions(self, features: Tensor, segments: Tensor | None, alignment: Tensor | None) -> Tensor:
         """(batch, regions, visual size) -> (batch, regions, hidden)."""
-        x = self.visual_projection(features) + self.visual_position.weight[0]  # (batch, regions, hidden)
+        x = (
+            self.visual_projection(features.to(self.visual_projection.weight.dtype)) + self.visual_position.weight[0]
+        )  # (batch, regions, hidden)
         if segments is None:
             x = x + self.visual_segment.weight[self.default_segment]
         else:
@@ -115,8 +117,8 @@ class VisualBert(VisionLanguageModel):
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
         "image_text_matching": lambda c: nn.Linear(c.hidden_size, 2),
+        "region_to_phrase": lambda c: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads),
     }
-    task_heads = {"region_to_phrase": lambda c, _: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads)}  # noqa: RUF012
     inputs = (*TEXT_INPUTS, "visual_features", "visual_mask", "visual_token_type_ids", "image_text_alignment")
     answers_at = "last-word"
     pairs_of_pictures = False

@@ -27,7 +27,7 @@ from zoo.layers import Attention, EncoderBlock, FeedForward, Mask, Padding, Stac
 from zoo.layers.heads import TableHead
 from zoo.layers.languages import LanguageEmbedding, Languages, ignore_languages
 from zoo.layers.positions import SinusoidalPositions
-from zoo.model import TextEncoder
+from zoo.model import TextEncoder, truncated_normal
 from zoo.outputs import Encoded
 
 
@@ -52,6 +52,7 @@ class XlmConfig(Config):
     attention_dropout: float = free(0.1)
     classifier_dropout: float | None = free(0.1)
     initializer_range: float = free(0.02)
+    embedding_range: float | None = free(None)  # of the tables, None: hidden_size^(-1/2)
 
     def check(self) -> None:
         check_positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions", "num_languages")
@@ -71,10 +72,14 @@ class XlmConfig(Config):
 
 
 class Table(nn.Embedding):
-    """A table drawn from a normal of standard deviation size^(-1/2), as XLM draws its own."""
+    """A table that is drawn with a standard deviation of its own."""
+
+    def __init__(self, rows: int, size: int, std: float) -> None:
+        super().__init__(rows, size)
+        self.std = std
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        self.weight.normal_(0, self.embedding_dim**-0.5, generator=generator)
+        truncated_normal(self.weight, self.std, generator)
 
 
 class XlmEmbeddings(TextEmbeddings):
@@ -84,9 +89,11 @@ class XlmEmbeddings(TextEmbeddings):
 
     def __init__(self, c: XlmConfig) -> None:
         super().__init__(c.vocab_size, c.hidden_size, c.max_positions, 0, nn.LayerNorm(c.hidden_size, c.norm_eps), dropout=c.dropout)
-        self.token = Table(c.vocab_size, c.hidden_size)
-        self.position = (SinusoidalPositions if c.sinusoidal_positions else Table)(c.max_positions, c.hidden_size)
-        self.language = LanguageEmbedding(c.num_languages, c.hidden_size, c.languages) if c.tells_languages else None
+        std = c.hidden_size**-0.5 if c.embedding_range is None else c.embedding_range
+        self.token = Table(c.vocab_size, c.hidden_size, std)
+        sinusoidal = SinusoidalPositions(c.max_positions, c.hidden_size) if c.sinusoidal_positions else None
+        self.position = sinusoidal or Table(c.max_positions, c.hidden_size, std)
+        self.language = LanguageEmbedding(c.num_languages, c.hidden_size, c.languages, std) if c.tells_languages else None
 
     def forward(
         self,
@@ -144,10 +151,10 @@ class Xlm(TextEncoder):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        language_ids: Languages | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        language_ids: Languages | None = None,
+        token_type_ids: Tensor | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,

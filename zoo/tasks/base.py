@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
+from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.model import Model, initialise
 from zoo.tasks.catalogue import TaskSpec, offered, require_fit, spec_for
 
@@ -80,7 +81,8 @@ class TaskModel(nn.Module):
     @property
     def token_table(self) -> Tensor:
         """The token embedding that decoders are tied to, (vocabulary, embedding size)."""
-        return self.model.embeddings.token.weight  # type: ignore[union-attr, return-value]
+        token = self.model.embeddings.token  # type: ignore[union-attr]
+        return token.table if isinstance(token, FactorizedTable | NarrowTable) else token.weight  # type: ignore[union-attr, return-value]
 
 
 def label_head(model: Model, name: str, num_labels: int) -> nn.Module:
@@ -95,7 +97,7 @@ def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, A
     options = check_options(spec, options)
     if "pooler" in config.field_names():
         pooled = bool(spec.reads & {"pooled", "fused"}) and task.replace("-", "_") not in model_class.reads_first
-        config = config.replace(pooler=pooled)
+        config = config.replace(pooler=pooled or ("pooled" in spec.may_read and config.pooler))
     built = task_class(spec).build(model_class(config), options)
     built.task = task
     return built

@@ -15,9 +15,9 @@ class TaskSpec:
     """A task: what it ``reads`` of a model, the pre-training ``heads`` it needs of the family's, ``one_of`` which it needs at least one,
     the options it takes with their defaults, and the class that builds it.
 
-    Read are "text": the states of a text, "pooled": its pooled vector; of an encoder-decoder "source and target"; of a model of pictures
-    and words "words", "regions" and "fused", the pooled vector of both. One name may stand for two specs, one for each kind of model:
-    `spec_for` chooses.
+    Read are "text": the states of a text, "pooled": its pooled vector, "entities": what it knows beside the text; of an encoder-decoder
+    "source and target"; of a model of pictures and words "words", "regions" and "fused", the pooled vector of both. ``may_read``: what is
+    read where the config has it. One name may stand for several specs, one for each kind of model: `spec_for` chooses.
     """
 
     name: str
@@ -27,6 +27,7 @@ class TaskSpec:
     one_of: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
+    may_read: frozenset[str] = frozenset()
 
     def missing(self, offers: frozenset[str]) -> list[str]:
         """What a model lacks for this task, in words."""
@@ -153,6 +154,7 @@ VISION: dict[str, TaskSpec] = _specs(
         "region-to-phrase",
         _WORDS | _REGIONS,
         "zoo.tasks.vision:RegionToPhrase",
+        heads=("region_to_phrase",),
         summary="the regions that phrases mean",
     ),
     TaskSpec(
@@ -166,6 +168,45 @@ VISION: dict[str, TaskSpec] = _specs(
 )
 TASKS |= {name: spec for name, spec in VISION.items() if name not in TASKS}
 
+TASKS["entity-typing"] = TaskSpec(
+    "entity-typing",
+    _POOLED | {"entities"},
+    "zoo.tasks.knowledge_heads:EntityTyping",
+    options={"num_labels": 2},
+    summary="all the types of a marked mention",
+)
+TASKS["entity-linking"] = TaskSpec(
+    "entity-linking",
+    frozenset({"mentions"}),
+    "zoo.tasks.knowledge_heads:EntityLinking",
+    summary="which entity each candidate span means, if any",
+)
+PRETRAINING: dict[str, TaskSpec] = {  # by the head, or what else is offered, that asks for a pre-training of its own
+    "span_boundary": TaskSpec(
+        "pretraining",
+        _TEXT,
+        "zoo.tasks.knowledge_heads:SpanPretraining",
+        heads=("masked_lm", "span_boundary"),
+        options={"span_loss_weight": 1.0},
+        summary="masked spans, from their own places and from their boundaries",
+        may_read=_POOLED,
+    ),
+    "masked_entity": TaskSpec(
+        "pretraining",
+        _TEXT | _POOLED,
+        "zoo.tasks.knowledge_heads:EntityPretraining",
+        heads=("masked_lm", "next_sentence", "masked_entity"),
+        summary="masked words, next sentence, and which entity a mention means",
+    ),
+    "mentions": TaskSpec(
+        "pretraining",
+        _TEXT | _POOLED | {"mentions"},
+        "zoo.tasks.knowledge_heads:LinkedPretraining",
+        heads=("masked_lm", "next_sentence"),
+        summary="masked words, next sentence, and the linking of mentions",
+    ),
+}
+
 
 def task_spec(name: str) -> TaskSpec:
     """The task of that name; an unknown name is an UnknownNameError with the three closest."""
@@ -177,6 +218,10 @@ def task_spec(name: str) -> TaskSpec:
 def spec_for(name: str, offers: frozenset[str]) -> TaskSpec:
     """The task of that name as it is for a model with these ``offers``."""
     spec = task_spec(name)
+    if name == "pretraining":
+        for head, own in PRETRAINING.items():
+            if head in offers:
+                return own
     return VISION[name] if "words" in offers and name in VISION else spec
 
 
@@ -186,7 +231,9 @@ def offered(inputs: Collection[str], pooler: bool, heads: Iterable[str]) -> froz
         return frozenset({"source and target", *heads})
     if "visual_features" in inputs:
         return frozenset({"words", "regions", "fused", *heads})
-    return frozenset({"text", *(("pooled",) if pooler else ()), *heads})
+    entities = {"entity_embeds": ("entities",), "entity_candidates": ("entities", "mentions")}
+    known = next((words for name, words in entities.items() if name in inputs), ())
+    return frozenset({"text", *(("pooled",) if pooler else ()), *known, *heads})
 
 
 def offers_of(model: Variant) -> frozenset[str]:

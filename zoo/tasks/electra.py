@@ -20,6 +20,7 @@ from zoo.errors import ConfigError
 from zoo.model import Model
 from zoo.outputs import Output, TaskOutput
 from zoo.tasks.base import TaskModel, check_labels
+from zoo.tasks.losses import widened
 from zoo.tasks.masking import write_samples
 from zoo.tasks.text import MaskedLM, padding_of
 
@@ -50,6 +51,7 @@ class ReplacedTokenDetection(TaskModel):
 
 def replaced_token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
     """Mean binary cross-entropy over real tokens; ``epsilon`` is added to their number, as the TensorFlow code does (1e-6)."""
+    logits = widened(logits)
     losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
     weights = torch.ones_like(losses) if real is None else real.to(losses.dtype)
     return (losses * weights).sum() / (weights.sum() + epsilon)
@@ -150,7 +152,8 @@ class ElectraPretraining(nn.Module):
         states = states.gather(1, positions[:, :, None].expand(-1, -1, states.shape[2]))  # (batch, n, hidden)
         words = self.generator.heads["masked_lm"](states, self.generator.token_table)  # (batch, n, vocabulary)
         nll = F.cross_entropy(words.flatten(0, 1), originals.flatten(), reduction="none").unflatten(0, originals.shape)
-        word_loss = (nll * used).sum() / (used.sum() + 1e-6)
+        weights = used.to(nll.dtype)
+        word_loss = (nll * weights).sum() / (weights.sum() + 1e-6)
 
         samples = sample_words(words, draws.noise, self.temperature, originals if self.disallow_correct else None)
         corrupted, written = write_samples(input_ids, samples, positions)
@@ -164,7 +167,7 @@ class ElectraPretraining(nn.Module):
             masked_ids=masked,
             positions=positions,
             originals=originals,
-            weights=used.to(words.dtype),
+            weights=weights,
             generator_logits=words,
             samples=samples,
             corrupted_ids=corrupted,

@@ -22,9 +22,14 @@ class ConditionalGeneration(TaskModel):
         return cls(model, {"language_model": model.heads["language_model"](model.config)}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, target length): at each place the id that should follow it, -100 = left out."""
-        decoded = self.model(*inputs, **named)
-        logits = self.predict(decoded.last_hidden_state, named.get("decoder_attention_mask"))
+        """labels (batch, target length): at each place the id that should follow it, -100 = left out. A family that makes the decoder's
+        inputs from its labels (`decoder_inputs`) does so where none are given.
+        """
+        given = {**dict(zip(self.model.inputs, inputs, strict=False)), **named}
+        if labels is not None and given.get("decoder_input_ids") is None and hasattr(self.model, "decoder_inputs"):
+            given["decoder_input_ids"] = self.model.decoder_inputs(labels)  # type: ignore[operator]
+        decoded = self.model(**given)
+        logits = self.predict(decoded.last_hidden_state, given.get("decoder_attention_mask"))
         if labels is None:
             return TaskOutput(logits=logits, prediction_logits=logits, encoded=decoded)
         check_labels(labels, tuple(logits.shape[:2]), "labels", logits.shape[2])

@@ -5,6 +5,7 @@ SentenceTreeCollator(graph, tokenizer.backend.token_to_id, ...)      any family 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 
 from zoo.errors import ConfigError, InputError
+from zoo.knowledge.ngrams import NGram, NGramLexicon
+from zoo.tasks.masking import IGNORED, python_random
 
 K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]", "[PRE]", "[OBJ]")
 """What is never cut into pieces."""
@@ -21,7 +24,7 @@ K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]"
 class Lookup(Protocol):
     """What a sentence tree asks a graph: `zoo.knowledge.KnowledgeGraph` has it."""
 
-    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None) -> list[str]: ...
+    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = "") -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,14 @@ def sentence_tree(
     pieces: Callable[[str], Sequence[str]] = list,
     max_entities: int = 2,
     predicate: bool = True,
+    joiner: str = "",
     special: Collection[str] = K_BERT_SPECIAL,
 ) -> SentenceTree:
     """Graft up to ``max_entities`` facts behind each word that is a subject of the graph, the first ones of its file.
 
     ``pieces`` cuts words and facts into tokens: single characters for K-BERT's Chinese, a tokenizer's pieces for English. ``predicate``:
-    a branch is predicate and object, else the object alone. Words of ``special`` stay whole.
+    a branch is predicate and object, with ``joiner`` between them (a space for English), else the object alone. Words of ``special`` stay
+    whole.
     """
     tokens: list[str] = []
     positions: list[int] = []
@@ -70,7 +75,7 @@ def sentence_tree(
         last += len(cut)
         if not cut or not max_entities:
             continue
-        for value in graph.values(word, predicate=predicate, limit=max_entities):
+        for value in graph.values(word, predicate=predicate, limit=max_entities, joiner=joiner):
             grafted = list(pieces(value))
             branches += 1
             tokens += grafted
@@ -117,6 +122,7 @@ class SentenceTreeCollator:
     pieces: Callable[[str], Sequence[str]] = list
     max_entities: int = 2
     predicate: bool = True
+    joiner: str = ""
     special: Collection[str] = K_BERT_SPECIAL
     separator: str = "[SEP]"
     segments: int = 1
@@ -132,7 +138,13 @@ class SentenceTreeCollator:
         if isinstance(words, str):
             raise InputError(f"a sentence is a list of words, got the string {words[:40]!r}; segment it first, e.g. with longest_subjects")
         grown = sentence_tree(
-            words, self.graph, pieces=self.pieces, max_entities=self.max_entities, predicate=self.predicate, special=self.special
+            words,
+            self.graph,
+            pieces=self.pieces,
+            max_entities=self.max_entities,
+            predicate=self.predicate,
+            joiner=self.joiner,
+            special=self.special,
         )
         if not grown.tokens:
             raise InputError("a sentence has no tokens")
@@ -168,3 +180,118 @@ class SentenceTreeCollator:
             "inserted": inserted,
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityDenoising:
+    """ERNIE's (Tsinghua) batches of entities: of the mentions ``replaced`` get another entity of the batch, ``dropped`` lose theirs; to
+    be guessed is the original.
+
+    ``vectors`` (entities, size), without a row for "no entity": its vector is zero.
+    """
+
+    vectors: torch.Tensor
+    replaced: float = 0.05
+    dropped: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.vectors.dim() != 2:
+            raise InputError(f"vectors must be (entities, size), got {tuple(self.vectors.shape)}")
+        if self.replaced < 0 or self.dropped < 0 or self.replaced + self.dropped > 1:
+            raise ConfigError(f"replaced={self.replaced} and dropped={self.dropped} must be shares that sum to at most 1")
+
+    def __call__(self, entity_ids: torch.Tensor, generator: torch.Generator | None = None, rng: Any = None) -> dict[str, torch.Tensor]:
+        """entity_ids (batch, length), -1 = no mention -> entity_embeds, entity_mask (position 0 always counts), entity_candidates (the
+        batch's entities in order of their ids, behind the zero vector), entity_labels (their numbers, -100 = no mention).
+
+        ``rng``: a ``random.Random`` in place of the generator; for each mention it draws random(), then randint() where it is replaced.
+        """
+        self.check(entity_ids)
+        rng = python_random(generator) if rng is None else rng
+        known = sorted(set(entity_ids.flatten().tolist()) - {-1})
+        number = {entity: place for place, entity in enumerate(known, 1)}
+        labels = torch.tensor([[number.get(e, IGNORED) for e in row] for row in entity_ids.tolist()])
+        seen = torch.tensor([[e if e == -1 else self._fate(e, known, rng) for e in row] for row in entity_ids.tolist()])
+        mask = seen != -1
+        mask[:, 0] = True
+        return {
+            "entity_embeds": self.look_up(seen),
+            "entity_mask": mask.long(),
+            "entity_candidates": self.look_up(torch.tensor([-1, *known])),
+            "entity_labels": labels,
+        }
+
+    def batch(self, entity_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The inputs alone, nothing corrupted: entity_embeds and entity_mask."""
+        self.check(entity_ids)
+        mask = entity_ids != -1
+        mask[:, 0] = True
+        return {"entity_embeds": self.look_up(entity_ids), "entity_mask": mask.long()}
+
+    def look_up(self, entity_ids: torch.Tensor) -> torch.Tensor:
+        """The vectors of ids, zeros for -1."""
+        found = self.vectors[entity_ids.clamp(min=0)]
+        return found.masked_fill((entity_ids == -1).unsqueeze(-1), 0)
+
+    def check(self, entity_ids: torch.Tensor) -> None:
+        if entity_ids.dim() != 2 or entity_ids.is_floating_point():
+            raise InputError(f"entity_ids must be (batch, length) whole numbers, got {tuple(entity_ids.shape)} of {entity_ids.dtype}")
+        if entity_ids.numel() and not (int(entity_ids.min()) >= -1 and int(entity_ids.max()) < len(self.vectors)):
+            low, high = int(entity_ids.min()), int(entity_ids.max())
+            raise InputError(f"entity_ids must lie in 0..{len(self.vectors) - 1}, or be -1 for no entity, got {low}..{high}")
+
+    def _fate(self, entity: int, known: Sequence[int], rng: Any) -> int:
+        draw = rng.random()
+        if draw < self.replaced:
+            return known[rng.randint(1, len(known)) - 1]
+        return -1 if draw < self.replaced + self.dropped else entity
+
+
+def thinned(entity_ids: Sequence[int]) -> list[int]:
+    """ERNIE's pre-training data: of a run of pieces with one entity every second keeps it, the first, the third, ... (-1 = none)."""
+    kept: list[int] = []
+    for entity in entity_ids:
+        kept.append(-1 if kept and kept[-1] == entity else entity)
+    return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGramCollator:
+    """ZEN's n-grams of a batch of token lists: matched, shuffled, and cut to a share of ``max_ngrams`` that grows with the text.
+
+    ``max_length``: the length at which a text may have ``max_ngrams``; the matrix is as long as the longest text, or so long with
+    ``to_max_length``.
+    """
+
+    lexicon: NGramLexicon
+    max_length: int = 128
+    max_ngrams: int = 128
+    to_max_length: bool = False
+
+    def choose(self, tokens: Sequence[str], rng: Any = None) -> list[NGram]:
+        """The n-grams of one text in the order in which they are handed over. ``rng``: a ``random.Random``; None: not shuffled."""
+        found = self.lexicon.matches(tokens)
+        if rng is not None:
+            rng.shuffle(found)
+        return found[: math.ceil(len(tokens) / self.max_length * self.max_ngrams)]
+
+    def __call__(
+        self, texts: Sequence[Sequence[str]], first_lengths: Sequence[int], generator: torch.Generator | None = None, rng: Any = None
+    ) -> dict[str, torch.Tensor]:
+        """texts: tokens with [CLS] and [SEP]; first_lengths: how many of them belong to the first sentence, both specials counted
+        -> ngram_ids, ngram_mask, ngram_token_type_ids (batch, n-grams), ngram_positions (batch, length, n-grams).
+        """
+        rng = python_random(generator) if rng is None else rng
+        chosen = [self.choose(tokens, rng) for tokens in texts]
+        length = self.max_length if self.to_max_length else max(map(len, texts))
+        most = self.max_ngrams if self.to_max_length else max(1, *map(len, chosen))
+        if any(len(tokens) > length for tokens in texts):
+            raise InputError(f"a text has {max(map(len, texts))} tokens, max_length={length}; cut it first")
+        shape = (len(texts), most)
+        ids, mask, kinds = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
+        positions = torch.zeros(len(texts), length, most, dtype=torch.int64)
+        for row, (ngrams, first) in enumerate(zip(chosen, first_lengths, strict=True)):
+            for place, ngram in enumerate(ngrams):
+                ids[row, place], mask[row, place], kinds[row, place] = ngram.number, 1, int(ngram.start >= first)
+                positions[row, ngram.start : ngram.start + ngram.length, place] = 1
+        return {"ngram_ids": ids, "ngram_mask": mask, "ngram_token_type_ids": kinds, "ngram_positions": positions}

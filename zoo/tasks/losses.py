@@ -62,3 +62,20 @@ def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tens
             logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)  # padding is no answer
         parts.append(token_cross_entropy(logits[:, None], torch.where(outside, -100, at)[:, None]))
     return (parts[0] + parts[1]) / 2
+
+
+def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, *, reduction: str = "mean") -> Tensor:
+    """``(1 - e - e/(V-1)) · -log p(label) + e/(V-1) · Σ_v -log p(v)`` over the labels that are not -100, as fairseq smooths.
+
+    logits (..., V), labels (...) int64; reduction "mean" or "sum". The rest of the probability is spread over the V - 1 other classes.
+    """
+    if not 0 <= smoothing < 1:
+        raise TaskError(f"smoothing={smoothing} must lie in [0, 1)")
+    if reduction not in ("mean", "sum"):
+        raise TaskError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    real = labels != -100
+    surprise = -widened(logits)[real].log_softmax(-1)  # (labels, V)
+    right = surprise.gather(1, labels[real][:, None]).sum()
+    share = smoothing / (logits.shape[-1] - 1)
+    total = (1 - smoothing - share) * right + share * surprise.sum()
+    return total if reduction == "sum" else total / real.sum().clamp(min=1)

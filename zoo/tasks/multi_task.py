@@ -18,6 +18,7 @@ from zoo.model import Model, need_pooler
 from zoo.outputs import TaskOutput
 from zoo.tasks.base import TaskModel
 from zoo.tasks.catalogue import TaskSpec
+from zoo.tasks.losses import widened
 from zoo.tasks.vision import SHOWN_BY, VisionTask, region_scores
 from zoo.tasks.vision_losses import soft_answer_loss
 
@@ -145,9 +146,9 @@ def multi_task_loss(head: str, scores: Tensor, labels: Tensor, candidates: Tenso
     if head == "grounding":
         return soft_answer_loss(scores if candidates is None else scores.gather(1, candidates), labels)
     if head == "image_text_retrieval":
-        return F.cross_entropy(scores.unflatten(0, (len(labels), -1)).float(), labels)
+        return F.cross_entropy(widened(scores).unflatten(0, (len(labels), -1)), labels)
     if head in ("visual_reasoning", "visual_entailment"):
-        return F.binary_cross_entropy_with_logits(scores.float(), labels.float())
+        return F.binary_cross_entropy_with_logits(widened(scores), labels.to(widened(scores).dtype))
     raise TaskError(f"no loss is known for the head {head!r}")
 
 

@@ -193,21 +193,13 @@ class MultipleChoice(TaskModel):
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
         return cls(model, {"multiple_choice": label_head(model, "multiple_choice", 1)}, options)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> TaskOutput:
-        """input_ids, attention_mask, token_type_ids (batch, choices, length); labels (batch,) -> logits (batch, choices)."""
-        flat = (flat_choices(input_ids), flat_choices(attention_mask), flat_choices(token_type_ids))
-        encoded = self.model(*flat, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """The model's inputs, (batch, choices, length, ...) each; labels (batch,) -> logits (batch, choices)."""
+        first = next(x for x in (*inputs, named.get("input_ids"), named.get("inputs_embeds")) if x is not None)
+        flat = {name: flat_choices(x) if isinstance(x, Tensor) else x for name, x in named.items()}
+        encoded = self.model(*(flat_choices(x) for x in inputs), **flat)
         scores = self.heads["multiple_choice"](self.dropout(need_pooler(encoded)))  # (batch · choices, 1)
-        logits = scores.view(input_ids.shape[0], input_ids.shape[1])
+        logits = scores.view(first.shape[0], first.shape[1])
         loss = None
         if labels is not None:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])

@@ -22,7 +22,7 @@ from zoo.model import Model, VisionLanguageModel, need_pooler
 from zoo.outputs import Joint, TaskOutput
 from zoo.tasks.base import TaskModel, check_labels
 from zoo.tasks.catalogue import TaskSpec
-from zoo.tasks.losses import classification_loss, token_cross_entropy
+from zoo.tasks.losses import classification_loss, token_cross_entropy, widened
 from zoo.tasks.vision_losses import REGION_TARGETS, region_loss, soft_answer_loss
 
 FAR = -10_000.0  # added to the score of a padded region, as the systems do; finite, so that losses over all regions stay so
@@ -275,7 +275,7 @@ class VisualQuestionAnswering(VisionTask):
             loss = soft_answer_loss(logits, labels, str(self.model.answer_loss))
         elif labels is not None:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
-            loss = F.cross_entropy(logits.float(), labels)
+            loss = F.cross_entropy(widened(logits), labels)
         return TaskOutput(loss, {} if loss is None else {"answer": loss}, logits, encoded=encoded)
 
 
@@ -301,7 +301,7 @@ class MultipleChoice(VisionTask):
         loss = None
         if labels is not None:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
-            loss = F.cross_entropy(logits.float(), labels)
+            loss = F.cross_entropy(widened(logits), labels)
         return TaskOutput(loss, {} if loss is None else {"choice": loss}, logits, encoded=encoded)
 
 
@@ -320,7 +320,7 @@ class Retrieval(MultipleChoice):
         loss = None
         if labels is not None:
             check_labels(labels, tuple(logits.shape), "labels")
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+            loss = F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
         return TaskOutput(loss, {} if loss is None else {"match": loss}, logits, encoded=encoded)
 
 
@@ -344,7 +344,7 @@ class Grounding(VisionTask):
             loss = soft_answer_loss(logits, labels, "bce")
         elif labels is not None:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
-            loss = F.cross_entropy(logits.float(), labels)
+            loss = F.cross_entropy(widened(logits), labels)
         return TaskOutput(loss, {} if loss is None else {"grounding": loss}, logits, encoded=encoded)
 
 
@@ -355,9 +355,7 @@ class RegionToPhrase(VisionTask):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        if "region_to_phrase" not in model.task_heads:
-            raise TaskError(f"region-to-phrase does not fit {type(model).__name__}: its words and regions have no common space")
-        return cls(model, {"region_to_phrase": model.task_heads["region_to_phrase"](model.config, 0)}, options)
+        return cls(model, {"region_to_phrase": model.heads["region_to_phrase"](model.config)}, options)
 
     def forward(self, *inputs: Tensor, phrase_positions: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """phrase_positions (batch, phrases): the place of each phrase in the text, -1 = padding (its scores are those of place 0);
@@ -375,7 +373,7 @@ class RegionToPhrase(VisionTask):
         loss = None
         if labels is not None:
             check_labels(labels, tuple(logits.shape), "labels")
-            loss = F.kl_div(logits.float().log_softmax(-1), labels.float(), reduction="batchmean")
+            loss = F.kl_div(widened(logits).log_softmax(-1), labels.to(widened(logits).dtype), reduction="batchmean")
         return TaskOutput(loss, {} if loss is None else {"region_to_phrase": loss}, logits, encoded=encoded)
 
 
@@ -442,7 +440,7 @@ def _classified(name: str, logits: Tensor, labels: Tensor | None, problem_type: 
 
 def _matching_loss(logits: Tensor, labels: Tensor) -> Tensor:
     check_labels(labels.flatten(), (logits.shape[0],), "match_labels", 2)
-    return F.cross_entropy(logits.float(), labels.flatten())
+    return F.cross_entropy(widened(logits), labels.flatten())
 
 
 def _check_target(options: Mapping[str, Any]) -> None:

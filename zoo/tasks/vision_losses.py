@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import TaskError
+from zoo.tasks.losses import widened
 
 REGION_TARGETS = ("classes", "features", "contrastive")
 
@@ -15,9 +16,11 @@ def soft_answer_loss(logits: Tensor, labels: Tensor, kind: str = "bce") -> Tenso
     """On soft scores (batch, answers): "bce" is binary cross entropy summed over answers, "kl" the KL divergence from the softmax; both are
     means over the batch.
     """
+    logits = widened(logits)
+    labels = labels.to(logits.dtype)
     if kind == "kl":
-        return F.kl_div(logits.float().log_softmax(-1), labels.float(), reduction="batchmean")
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float()) * labels.shape[1]
+        return F.kl_div(logits.log_softmax(-1), labels, reduction="batchmean")
+    return F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
 
 
 def region_loss(
@@ -42,7 +45,8 @@ def region_loss(
         raise TaskError(f"region_labels and region_targets must be {wanted}, got {tuple(labels.shape)} and {tuple(targets.shape)}")
     chosen = labels == 1
     count = chosen.sum().clamp(min=1)
-    logits, targets = logits.float(), targets.float()
+    logits = widened(logits)
+    targets = targets.to(logits.dtype)
     if target == "classes":
         divergence = F.kl_div(logits.log_softmax(-1), targets, reduction="none").sum(2)
         return (divergence * chosen).sum() / count

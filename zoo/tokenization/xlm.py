@@ -81,8 +81,7 @@ class XlmSteps:
                 "segment the text yourself, put blanks between the words, and pass a language that is written with blanks"
             )
         normalizer, tokenizer = self._moses_of(language)
-        text = re.sub(r"([。．])\s*", ". ", text).translate(SIGNS)
-        text = normalizer.normalize(text)
+        text = normalizer.normalize(self.plain_signs(text))
         text = "".join(character for character in text if not unicodedata.category(character).startswith("C"))
         if language == "ro":
             text = text.translate(ROMANIAN)
@@ -91,6 +90,11 @@ class XlmSteps:
             decomposed = unicodedata.normalize("NFD", text.lower())
             text = "".join(character for character in decomposed if unicodedata.category(character) != "Mn").lower()
         return [word for word in text.split(" ") if word]
+
+    @staticmethod
+    def plain_signs(text: str) -> str:
+        """The text with typographic and full-width signs replaced by plain ones."""
+        return re.sub(r"([。．])\s*", ". ", text).translate(SIGNS)
 
     def _moses_of(self, language: str) -> tuple[Any, Any]:
         if language not in self._moses:

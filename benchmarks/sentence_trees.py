@@ -1,0 +1,82 @@
+"""How long K-BERT's trees take as the graph grows: build, open, look-ups, 10,000 sentences, and the memory of the process.
+
+python -m benchmarks.sentence_trees [--triples 1000000] [--sentences 10000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from zoo.knowledge import KnowledgeGraph, Triple
+from zoo.tasks.knowledge import SentenceTreeCollator
+
+
+def facts(count: int, seed: int = 0) -> Iterator[Triple]:
+    """Random triples: two fifths as many subjects as facts, fifty predicates."""
+    rng = random.Random(seed)
+    for number in range(count):
+        yield f"主{rng.randrange(max(1, count * 2 // 5))}", f"关系{number % 50}", f"值{rng.randrange(max(1, count * 3 // 5))}"
+
+
+def sentences(count: int, triples: int, seed: int = 1) -> list[list[str]]:
+    """Thirty words each, a third of them subjects of the graph."""
+    rng = random.Random(seed)
+    known = max(1, triples * 2 // 5)
+    return [["[CLS]", *(f"主{rng.randrange(known)}" if rng.random() < 1 / 3 else "字" for _ in range(30))] for _ in range(count)]
+
+
+def peak() -> int:
+    """The most memory this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def measure(triples: int, count: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        KnowledgeGraph.from_triples(facts(triples)).save(Path(folder) / "graph")
+        built = time.perf_counter()
+        graph = KnowledgeGraph.open(Path(folder) / "graph")
+        opened = time.perf_counter()
+        rng = random.Random(2)
+        asked = [f"主{rng.randrange(triples)}" for _ in range(10_000)]
+        looked = time.perf_counter()
+        for subject in asked:
+            graph.values(subject, limit=2)
+        found = time.perf_counter()
+        collator = SentenceTreeCollator(graph=graph, token_id=lambda token: 5, unknown_id=1, max_length=128)
+        texts = sentences(count, triples)
+        begun = time.perf_counter()
+        for start in range(0, count, 32):
+            collator(texts[start : start + 32])
+        done = time.perf_counter()
+    return {
+        "triples": triples,
+        "build_s": round(built - started, 3),
+        "open_s": round(opened - built, 4),
+        "look_up_us": round((found - looked) * 100, 2),
+        "sentences": count,
+        "trees_s": round(done - begun, 2),
+        "peak_mib": peak(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--triples", type=int, default=1_000_000)
+    parser.add_argument("--sentences", type=int, default=10_000)
+    options = parser.parse_args()
+    print(json.dumps({"machine": platform.processor() or platform.machine(), "python": platform.python_version()}))
+    for size in (options.triples // 100, options.triples // 10, options.triples):
+        print(json.dumps(measure(size, options.sentences)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

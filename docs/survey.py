@@ -1,0 +1,60 @@
+"""The survey's tables as the zoo has them: filled from the registry and the repository's golden cases into `docs/survey.md`.
+
+python -m docs.survey            rewrite the tables
+python -m docs.survey --check    exit code 1 where the page is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from docs.generate import BLOCK, table
+from zoo import registry
+
+PAGE = Path(__file__).parent / "survey.md"
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+
+# the survey's name: the variant that stands for it here, the folder of its golden cases, how knowledge enters, how the survey files it
+KNOWLEDGE = {
+    "K-BERT": ("k-bert-base", "k-bert", "input: facts grafted into the sentence, seen through a matrix", "knowledge graph"),
+    "BERT-wwm": ("bert-wwm-chinese", "whole-word-masking", "masking: whole words of a segmenter", "changed masking"),
+    "ERNIE (Baidu)": ("ernie-2-base", "ernie-baidu", "masking: phrases and entities; tasks added one by one", "not listed"),
+    "SpanBERT": ("spanbert-base", "spanbert", "masking: spans, guessed from their boundaries too", "changed masking"),
+    "KnowBERT": ("knowbert-wiki-wordnet", "knowbert", "structure: linked entities rewrite the states of a layer", "changed masking"),
+    "ZEN": ("zen-base", "zen", "structure: an encoder of n-grams beside the characters", "changed structure"),
+    "ERNIE_THU": ("ernie-thu-base", "ernie-thu", "structure: a stream of graph vectors fused with the words", "changed structure"),
+}
+
+
+def knowledge() -> str:
+    """Table 3: the knowledge-enhanced models."""
+    rows = []
+    for name, (variant_name, system, how, filed) in KNOWLEDGE.items():
+        variant = registry.variant(variant_name)
+        with torch.device("meta"):
+            count = variant.model_class()(registry.config(variant_name)).num_parameters()
+        cases = len(list((GOLDEN / system).glob("*/case.json")))
+        rows.append([name, f"`{variant_name}`", variant.paper, how, filed, f"{count:,}", str(cases)])
+    return table(["model", "here", "paper", "how knowledge enters", "the survey's method", "parameters", "golden cases"], rows)
+
+
+TABLES = {"knowledge": knowledge}
+
+
+def render() -> str:
+    """The page with its tables filled anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", PAGE.read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    new, old = render(), PAGE.read_text(encoding="utf-8")
+    if new != old and "--check" not in sys.argv:
+        PAGE.write_text(new, encoding="utf-8")
+    return 1 if new != old and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,396 @@
+"""Triples, lexicons, alignments, sentence trees, n-grams: what is read, found and refused. Oracles share no code with what they check."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zoo.errors import CheckpointError, ConfigError, InputError, MissingExtraError, UnknownNameError
+from zoo.knowledge import (
+    Candidate,
+    EntityLexicon,
+    EntityTable,
+    KnowledgeGraph,
+    Mention,
+    NGramLexicon,
+    candidate_mentions,
+    extract_ngrams,
+    first_pieces,
+    jieba_segmenter,
+    mark_words,
+    read_ntriples,
+    read_openke_names,
+    read_openke_triples,
+    read_tsv,
+    read_vectors,
+    read_wordnet,
+    token_spans,
+)
+from zoo.knowledge.transe import MarginLoss, TransE, TransEConfig, corrupted, link_scores, ranks, split_scores
+from zoo.tasks.knowledge import EntityDenoising, NGramCollator, SentenceTreeCollator, longest_subjects, sentence_tree, thinned
+from zoo.tasks.knowledge_masking import RandomSpanDraws, SpanMasking, knowledge_masking, unit_labels, unit_masking
+
+WORDS = st.text("abé京", min_size=1, max_size=3)
+TRIPLES = st.lists(st.tuples(WORDS, WORDS, WORDS), max_size=30)
+SETTINGS = {"deadline": None, "derandomize": True}
+
+
+def test_knowledge_without_training_imports_no_torch():
+    code = "import sys, zoo.knowledge; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "False"
+
+
+# -- graphs --------------------------------------------------------------------------------------------------------------------------------
+
+
+@given(triples=TRIPLES, limit=st.one_of(st.none(), st.integers(0, 3)), predicate=st.booleans())
+@settings(max_examples=60, **SETTINGS)
+def test_a_graph_keeps_the_order_of_its_file_and_each_fact_once(tmp_path_factory, triples, limit, predicate):
+    built = KnowledgeGraph.from_triples(triples)
+    opened = KnowledgeGraph.open(built.save(tmp_path_factory.mktemp("graph") / "arrays"))
+    facts: dict[str, list[tuple[str, str]]] = {}
+    for subject, relation, value in triples:
+        told = facts.setdefault(subject, [])
+        if (relation, value) not in told:
+            told.append((relation, value))
+    for graph in (built, opened):
+        assert len(graph) == sum(map(len, facts.values()))
+        assert set(graph.subjects()) == set(facts)
+        for subject in {part for triple in triples for part in triple} | {"nobody"}:
+            assert graph.facts(subject) == facts.get(subject, [])
+            assert (subject in graph) == (subject in facts)
+            values = list(dict.fromkeys(r + v if predicate else v for r, v in facts.get(subject, [])))
+            assert graph.values(subject, predicate=predicate, limit=limit) == values[:limit]
+        assert sorted(graph.triples()) == sorted(set(triples))
+
+
+def test_a_graph_is_built_once_and_opened_until_its_file_changes(tmp_path):
+    source, cache = tmp_path / "facts.spo", tmp_path / "facts.graph"
+    source.write_text("a\tis\tb\n\na\tis\tc\n", encoding="utf-8")
+    assert KnowledgeGraph.read(source, cache).values("a") == ["isb", "isc"]
+    built = (cache / "graph.json").stat().st_mtime_ns
+    assert KnowledgeGraph.read(source, cache).values("a") == ["isb", "isc"]
+    assert (cache / "graph.json").stat().st_mtime_ns == built
+    source.write_text("a\tis\td\n", encoding="utf-8")
+    assert KnowledgeGraph.read(source, cache).values("a") == ["isd"]
+    assert [p.name for p in tmp_path.iterdir()] in (["facts.spo", "facts.graph"], ["facts.graph", "facts.spo"])
+
+
+@pytest.mark.parametrize("broken", ["graph.json", "offsets.npy", "objects.npy"])
+def test_a_graph_that_is_cut_short_is_refused(tmp_path, broken):
+    folder = KnowledgeGraph.from_triples([("a", "b", "c")]).save(tmp_path / "g")
+    whole = (folder / broken).read_bytes()
+    (folder / broken).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=broken.split(".")[0]):
+        KnowledgeGraph.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "says"),
+    [
+        (read_tsv, "a\tb\tc\na b c\n", "line 2: a triple is subject TAB predicate TAB object"),
+        (read_tsv, "a\t\tc\n", "line 1"),
+        (read_ntriples, "<a> <b> <c> .\n<a> <b> c .\n", "line 2: not a triple"),
+        (read_ntriples, '"a" <b> <c> .\n', "line 1"),
+        (read_ntriples, '<a> <b> "\\q" .\n', "no escape"),
+        (read_openke_names, "2\na\t0\na\t1\n", "repeats"),
+        (read_openke_names, "3\na\t0\n", "promises 3 names and holds 1"),
+        (read_openke_triples, "1\n0 1\n", "line 2"),
+        (read_vectors, "1\t2\n1\n", "line 2 has 1 numbers, the first line 2"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, read, text, says):
+    file = tmp_path / "file.txt"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=says):
+        list(read(file))
+
+
+def test_n_triples_give_their_texts(tmp_path):
+    file = tmp_path / "file.nt"
+    file.write_text('# note\n<http://x/é> <p> "caf\\u00E9 \\"x\\""@fr . # end\n_:b <p> "1"^^<http://int> .\n', encoding="utf-8")
+    assert list(read_ntriples(file)) == [("http://x/é", "p", 'café "x"'), ("_:b", "p", "1")]
+
+
+def test_wordnet_files_become_synsets_senses_and_relations(tmp_path):
+    (tmp_path / "data.noun").write_text(
+        "  1 licence\n"
+        "00000020 05 n 02 dog 0 domestic_dog 0 001 @ 00000090 n 0000 | a pet\n"
+        "00000090 05 n 01 animal 0 002 ~ 00000020 n 0000 + 00000010 v 0101 | a being\n"
+        "00000150 05 n 01 dog 1 000 | a person\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "data.verb").write_text("00000010 29 v 01 live 0 000 01 + 01 00 | to be\n", encoding="utf-8")
+    (tmp_path / "index.noun").write_text(
+        "  1 licence\ndog n 2 1 @ 2 1 00000150 00000020\nanimal n 1 2 ~ + 1 1 00000090\n", encoding="utf-8"
+    )
+    graph = KnowledgeGraph.from_triples(read_wordnet(tmp_path, glosses=True))
+    assert graph.facts("dog") == [("sense", "dog.n.02"), ("sense", "dog.n.01")]
+    assert graph.facts("domestic dog") == [("sense", "dog.n.02")]
+    assert graph.facts("dog.n.02") == [("hypernym", "animal.n.01"), ("gloss", "a pet")]
+    assert ("derivation", "live.v.01") in graph.facts("animal.n.01")
+    with pytest.raises(InputError, match="holds none of WordNet"):
+        list(read_wordnet(tmp_path / "nowhere"))
+
+
+# -- sentence trees ------------------------------------------------------------------------------------------------------------------------
+
+
+@given(triples=TRIPLES, words=st.lists(WORDS, min_size=1, max_size=6), most=st.integers(0, 3))
+@settings(max_examples=60, **SETTINGS)
+def test_a_tree_sees_what_the_paper_says(triples, words, most):
+    graph = KnowledgeGraph.from_triples(triples)
+    tree = sentence_tree(words, graph, max_entities=most)
+    parts: list[tuple[int, int, str, int]] = []  # word, branch (0 = trunk), character, soft position
+    at = 0
+    for number, word in enumerate(words):
+        parts += [(number, 0, c, at + i) for i, c in enumerate(word)]
+        at += len(word)
+        for branch, value in enumerate(graph.values(word, limit=most), 1):
+            parts += [(number, branch, c, at + i) for i, c in enumerate(value)]
+    assert tree.tokens == [c for _, _, c, _ in parts]
+    assert tree.positions.tolist() == [p for _, _, _, p in parts]
+    assert tree.inserted.tolist() == [b > 0 for _, b, _, _ in parts]
+    for (i, (word, branch, _, _)), (j, (other, theirs, _, _)) in itertools.product(enumerate(parts), repeat=2):
+        if branch == 0 and theirs == 0:
+            seen = True
+        elif branch and theirs:
+            seen = (word, branch) == (other, theirs)
+        else:
+            seen = word == other
+        assert tree.visible[i, j] == seen
+
+
+def test_a_batch_of_trees_serves_any_family_with_a_matrix_mask():
+    import zoo
+
+    graph = KnowledgeGraph.from_triples([("paris", "capital of", "france"), ("paris", "has", "louvre")])
+    words = longest_subjects(["in", "paris", "now"], graph)
+    collator = SentenceTreeCollator(graph=graph, token_id=lambda t: 5 + len(t), unknown_id=1, pieces=str.split, joiner=" ", segments=0)
+    batch = collator([words, ["now", "[SEP]", "then"]])
+    assert batch["attention_mask"].shape == (2, 8, 8)
+    assert batch["token_type_ids"][1].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+    for name in ("bert-tiny", "albert-base", "k-bert-base"):
+        size = {"num_layers": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8}
+        model = zoo.create(name, **size).eval()
+        batch_of = {key: value for key, value in batch.items() if key != "inserted"}
+        before = model(**batch_of).last_hidden_state
+        louvre = batch["input_ids"].clone()
+        louvre[0, 6] = 20  # the last word of the second branch: "in" stands on the trunk and cannot see it
+        after = model(**{**batch_of, "input_ids": louvre}).last_hidden_state
+        assert torch.equal(before[0, 0], after[0, 0])
+        assert not torch.equal(before[0, 1], after[0, 1])
+
+
+def test_longer_trees_are_cut_and_strings_refused():
+    graph = KnowledgeGraph.from_triples([("ab", "x", "y")])
+    collator = SentenceTreeCollator(graph=graph, token_id={"a": 7}.get, unknown_id=1, max_length=3, to_max_length=True)
+    assert collator([["ab", "c"]])["input_ids"].tolist() == [[7, 1, 1]]
+    with pytest.raises(InputError, match="a list of words"):
+        collator(["ab c"])
+    with pytest.raises(ConfigError, match="max_length=0"):
+        SentenceTreeCollator(graph=graph, token_id={}.get, unknown_id=1, max_length=0)
+
+
+# -- mentions and lexicons -----------------------------------------------------------------------------------------------------------------
+
+
+def test_mentions_become_tokens_and_bad_ones_are_refused():
+    offsets = [(0, 0), (0, 3), (4, 7), (7, 9), (0, 0)]
+    spans = token_spans([Mention("Q1", 4, 9), Mention("Q2", 1, 2)], offsets, 9)
+    assert [(s.entity, s.first, s.last) for s in spans] == [("Q1", 2, 3), ("Q2", 1, 1)]
+    with pytest.raises(InputError, match=r"spans the characters 4\.\.12, which must lie in 0\.\.9"):
+        token_spans([Mention("Q1", 4, 12)], offsets, 9)
+    with pytest.raises(InputError, match="no token stands"):
+        token_spans([Mention("Q1", 3, 4)], offsets, 9)
+
+
+def test_an_entity_stands_at_its_first_piece_and_a_doubtful_one_nowhere():
+    mentions = [Mention("Q1", 0, 9, 0.9), Mention("Q2", 10, 12, 0.1)]
+    text = "jim  henson is"
+    tokens, entities = first_pieces(text, [mentions[0], Mention("Q3", 5, 11, 0.5)], lambda w: [w[:3], "##" + w[3:]][: 1 + (len(w) > 3)])
+    assert tokens == ["jim", "hen", "##son", "is"]
+    assert entities == ["Q1", "Q3", None, None]
+    assert first_pieces("a b", [Mention("Q", 2, 3, 0.1)], list, threshold=0.3)[1] == [None, None]
+
+
+def test_a_lexicon_looks_up_by_its_casing_and_refuses_doubles():
+    entries = {"Paris": (9, [Candidate("Paris", 0.9)]), "paris": (1, [Candidate("Plant", 1.0)])}
+    assert EntityLexicon(entries).candidates("PARIS") == ()
+    assert EntityLexicon(entries, casing="title").candidates("paris")[0].entity == "Paris"
+    assert EntityLexicon(entries, casing="title").candidates("PARIS")[0].entity == "Paris"
+    with pytest.raises(InputError, match="stands twice"):
+        EntityLexicon(entries, casing="lower")
+    with pytest.raises(UnknownNameError, match="'title'"):
+        EntityLexicon({}, casing="titel")
+    with pytest.raises(InputError, match="line 1 of the priors"):
+        EntityLexicon.read(["Paris\tmany\t1,0.5,Paris"])
+
+
+def test_candidates_skip_stop_words_and_sum_to_one():
+    lexicon = EntityLexicon({"bank of france": (1, [Candidate("Bank", 0.2), Candidate("Paris", 0.2)]), "of": (1, [Candidate("O", 1.0)])})
+    found = candidate_mentions(["the", "bank", "of", "france", ",", "of"], lexicon, stop_words={"of", "the"}, stop_symbols={","})
+    assert [(span, [c.prior for c in candidates]) for span, candidates in found] == [((1, 3), [0.5, 0.5])]
+
+
+def test_entity_tables_number_their_names_once(tmp_path):
+    (tmp_path / "entity2id.txt").write_text("2\nQ5\t1\nQ1\t0\n", encoding="utf-8")
+    (tmp_path / "entity2vec.vec").write_text("1\t2\n3\t4\n", encoding="utf-8")
+    table = EntityTable.read(tmp_path / "entity2id.txt", tmp_path / "entity2vec.vec")
+    assert (table.row(None), table.row("Q1"), table.row("Q5")) == (0, 1, 2)
+    assert np.array_equal(table.vectors, [[0, 0], [1, 2], [3, 4]])
+    with pytest.raises(UnknownNameError, match="'Q5'"):
+        table.row("Q6")
+    with pytest.raises(InputError, match="'a' stands twice"):
+        EntityTable(["a", "b", "a"])
+    with pytest.raises(InputError, match=r"shape \(1, width\)"):
+        EntityTable(["a"], vectors=np.zeros((2, 3)))
+
+
+# -- n-grams -------------------------------------------------------------------------------------------------------------------------------
+
+
+@given(text=st.lists(st.sampled_from("abc"), max_size=12), grams=st.lists(st.text("abc", min_size=1, max_size=8), max_size=8))
+@settings(max_examples=60, **SETTINGS)
+def test_every_n_gram_that_occurs_is_found(text, grams):
+    numbers = {tuple(gram): number for number, gram in enumerate(grams, 1)}
+    wanted = [
+        (numbers[tuple(text[q : q + p])], q, p) for p in range(2, 8) for q in range(len(text) - p + 1) if tuple(text[q : q + p]) in numbers
+    ]
+    assert [(m.number, m.start, m.length) for m in NGramLexicon(grams).matches(text)] == wanted
+
+
+def test_extraction_cuts_where_neighbors_do_not_belong_together():
+    texts = [list("京都人"), list("京都x"), list("y京都"), list("都x"), list("人y")] * 3
+    counts = dict(extract_ngrams(texts, min_count=3, min_pmi=math.log(1.5)))
+    assert counts[("京", "都")] == 9
+    assert ("都", "x") not in counts or counts[("都", "x")] == 6
+    assert all(count >= 3 for count in counts.values())
+    assert extract_ngrams(texts, min_count=10) == []
+
+
+def test_the_share_of_n_grams_grows_with_the_text():
+    collator = NGramCollator(lexicon=NGramLexicon(["aa"]), max_length=10, max_ngrams=5)
+    assert len(collator.choose(["a"] * 4)) == 2
+    batch = collator([["a"] * 4, ["b", "a", "a"]], [2, 1], generator=torch.Generator().manual_seed(0))
+    assert batch["ngram_positions"][1].tolist() == [[0, 0], [1, 0], [1, 0], [0, 0]]
+    assert batch["ngram_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["ngram_token_type_ids"][1].tolist() == [1, 0]
+
+
+# -- masking -------------------------------------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 999), length=st.integers(1, 40), ratio=st.sampled_from([0.15, 0.5, 1.0]), outer=st.booleans())
+@settings(max_examples=60, **SETTINGS)
+def test_spans_meet_their_budget_begin_at_words_and_do_not_touch(seed, length, ratio, outer):
+    rng = random.Random(seed)
+    tokens = [rng.randrange(5, 50) for _ in range(length)]
+    scheme = SpanMasking(mask_id=4, starts=lambda t: t % 3 > 0, ratio=ratio, outer=outer, max_targets=3)
+    spans = scheme.spans(tokens, RandomSpanDraws(rng))
+    covered = [p for first, last in spans for p in range(first, last + 1)]
+    assert len(covered) == len(set(covered)) == math.ceil(length * ratio)
+    assert all(b[0] > a[1] + 1 for a, b in itertools.pairwise(spans))
+    assert all(first == 0 or tokens[first] % 3 or tokens[first - 1] in tokens for first, _ in spans)
+    masked = scheme(tokens, tokens, RandomSpanDraws(random.Random(seed)))
+    assert [p for p, t in enumerate(masked.targets) if t] == sorted(p for p, t in enumerate(masked.targets) if t == tokens[p])
+    for left, right, *words in masked.pairs:
+        inside = range(left + 1, right) if outer else range(left, right + 1)
+        assert [w for w in words if w] == [tokens[p] for p in inside][:3]
+
+
+def test_a_segmenters_words_are_marked_and_masked_whole():
+    from zoo.tasks.masking import word_units, wordpiece_start
+
+    tokens = ["[CLS]", "使", "用", "语", "言", "模", "型", "bert", "##s", "[SEP]"]
+    marked = mark_words(tokens, ["使用", "语言", "模型", " berts"])
+    assert marked == ["[CLS]", "使", "##用", "语", "##言", "模", "##型", "bert", "##s", "[SEP]"]
+    assert word_units(marked, ("[CLS]", "[SEP]"), wordpiece_start) == [[1, 2], [3, 4], [5, 6], [7, 8]]
+    with pytest.raises(InputError, match="make up 2 letters, the tokens 11"):
+        mark_words(tokens, ["使用"])
+
+
+def test_without_jieba_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    with pytest.raises(MissingExtraError, match=r"extended-zoo\[chinese\]"):
+        jieba_segmenter()
+
+
+def test_a_unit_is_masked_whole_and_special_tokens_never():
+    labels = unit_labels([[7, 8], [9]])
+    assert labels == [-1, 0, 1, 0, -1]
+    corrupted_ids, targets = knowledge_masking([1, 7, 8, 9, 2], labels, [0.0, 0.1, 0.9, 0.5, 0.0], [5] * 5, 3)
+    assert corrupted_ids == [1, 3, 3, 9, 2]
+    assert targets == [-100, 7, 8, -100, -100]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(4, 16).reshape(2, 6)
+    units = torch.tensor([[-1, 0, 0, 1, 1, -1], [-1, 2, 2, 2, 3, -1]])
+    _, labels_of = unit_masking(ids, units, 3, 50, rate=0.5, generator=generator)
+    chosen = labels_of != -100
+    for row, unit in ((0, [1, 2]), (0, [3, 4]), (1, [1, 2, 3])):
+        assert len({bool(chosen[row, p]) for p in unit}) == 1
+    assert chosen.sum() >= 2
+    assert not chosen[:, [0, 5]].any()
+
+
+def test_entities_are_denoised_as_often_as_stated():
+    vectors = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 6, (40, 50), generator=torch.Generator().manual_seed(1))
+    made = EntityDenoising(vectors=vectors)(ids, torch.Generator().manual_seed(2))
+    assert (made["entity_labels"] == ids + 1).all()
+    assert torch.equal(made["entity_candidates"], torch.cat([torch.zeros(1, 3), vectors]))
+    dropped = (made["entity_embeds"] == 0).all(2)
+    assert abs(float(dropped.double().mean()) - 0.15) < 0.03
+    assert made["entity_mask"][:, 0].all()
+    with pytest.raises(InputError, match=r"must lie in 0\.\.5"):
+        EntityDenoising(vectors=vectors).batch(torch.tensor([[6]]))
+    assert thinned([4, 4, 4, 5, -1, 4]) == [4, -1, 4, 5, -1, 4]
+
+
+# -- TransE --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_transe_learns_a_ring_and_ranks_it_first():
+    generator = torch.Generator().manual_seed(0)
+    facts = torch.tensor([[i, 0, (i + 1) % 6] for i in range(5)])  # a line: every entity follows the one before
+    known = {tuple(fact) for fact in facts.tolist()}
+    model = TransE(TransEConfig(num_entities=6, num_relations=1, size=8, normalize=False))
+    model.init_weights(generator)
+    before = link_scores(ranks(model, facts, known))["mrr"]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(150):
+        batch = torch.cat([facts, corrupted(facts, 6, 4, known=known, generator=generator)])
+        loss = MarginLoss(1.0)(*split_scores(model(*batch.T), len(facts)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = link_scores(ranks(model, facts, known))
+    assert after["mrr"] > max(before, 0.9)
+    assert after["hits@1"] <= after["hits@3"] <= after["hits@10"] == 1.0
+    with pytest.raises(InputError, match=r"tails must lie in 0\.\.5, got 6"):
+        model(torch.tensor([0]), torch.tensor([0]), torch.tensor([6]))
+    with pytest.raises(InputError, match="positives"):
+        split_scores(torch.zeros(7), 5)
+
+
+def test_corruption_never_gives_a_known_fact():
+    known = {(h, 0, t) for h, t in itertools.product(range(4), range(4)) if h != t}
+    facts = torch.tensor(sorted(known))
+    negatives = corrupted(facts, 6, 3, known=known, generator=torch.Generator().manual_seed(1), rounds=200)
+    assert not {tuple(fact) for fact in negatives.tolist()} & known
+    changed = (negatives != facts.repeat(3, 1)).sum(1)
+    assert set(changed.tolist()) == {1}
+
+
+def test_the_module_lies_where_the_wheel_takes_it():
+    assert Path(sys.modules["zoo.knowledge"].__file__ or "").parent.name == "knowledge"

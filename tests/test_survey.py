@@ -1,0 +1,16 @@
+"""The survey's tables are those of the code."""
+
+from __future__ import annotations
+
+from docs import survey
+from zoo import registry
+
+
+def test_the_tables_are_current():
+    assert survey.render() == survey.PAGE.read_text(encoding="utf-8"), "run python -m docs.survey"
+
+
+def test_every_model_of_table_3_is_registered_and_has_golden_cases():
+    for name, (variant, system, _, _) in survey.KNOWLEDGE.items():
+        assert registry.variant(variant).pillar == "knowledge-enhanced", name
+        assert list((survey.GOLDEN / system).glob("*/case.json")), name

@@ -1,0 +1,547 @@
+"""Techniques: every one on every family that takes it, and what each of them promises."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import zoo
+from tests import strategies
+from tests.strategies import build, randomised, relative, small_batch, small_config, states
+from zoo.create import canonical_state
+from zoo.errors import CheckpointError, ConfigError, TechniqueError, UnknownNameError
+from zoo.layers import Mask, causal
+from zoo.layers.adapters import Coupling
+from zoo.layers.adaptive_span import SpanCore
+from zoo.layers.attention import DenseAttention
+from zoo.layers.sparse import everything, fixed, local, sparse_attention, strided, windowed
+from zoo.techniques import foreign, freeze_all_but, lora, new_tensors, prefix
+from zoo.techniques.adaptive_span import clamp_spans, span_loss, spans_of
+from zoo.techniques.matrix import EXAMPLES, refusal
+from zoo.techniques.sharing import factors
+
+FAMILIES = strategies.families()
+SETTINGS = {"deadline": None, "derandomize": True}
+CELLS = [(technique, family) for family in FAMILIES for technique in EXAMPLES]
+SAMPLE = [cell for number, cell in enumerate(CELLS) if number % 4 == 0 or cell[1] in ("bert", "vilbert")]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bert(task: str | None = None, **fields: object) -> nn.Module:
+    return build("bert", small_config("bert", **fields), task, seed=3)
+
+
+def run(model: nn.Module, family: str = "bert") -> dict[str, Tensor]:
+    with torch.no_grad():
+        return states(family, model(**small_batch(family).inputs))
+
+
+def unreached(model: nn.Module, family: str) -> set[str]:
+    """The parts of a model that the small batch does not reach at all: what stands there can't be reached either."""
+    sum(value.sum() for value in states(family, model(**small_batch(family).inputs)).values()).backward()
+    parts: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        parts[part] = parts.get(part, False) or parameter.grad is not None
+    model.zero_grad()
+    return {part for part, reached in parts.items() if not reached}
+
+
+def same(mine: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-12) -> bool:
+    return all(relative(a, b) <= tolerance for a, b in zip(mine.values(), other.values(), strict=True))
+
+
+# -- the matrix --------------------------------------------------------------------------------------------------------------------------
+
+
+def check_cell(technique: str, family: str, folder: object) -> None:
+    """Forward, gradients of what is new, save and load, or a refusal that touches nothing and says why."""
+    config = small_config(family)
+    model = build(family, config, seed=1)
+    before, names = run(model, family), list(model.state_dict())
+    idle = unreached(model, family)
+    reason = refusal(type(model), config, EXAMPLES[technique])
+    if reason is not None:
+        assert len(reason.split()) > 4
+        with pytest.raises(TechniqueError):
+            zoo.apply(model, *EXAMPLES[technique])
+        if len(EXAMPLES[technique]) == 1:
+            assert list(model.state_dict()) == names
+            assert same(run(model, family), before, 0)
+        return
+    zoo.apply(model, *EXAMPLES[technique], generator=seeded())
+    kept = set(model.state_dict()) & set(names)
+    if technique not in ("Sharing", "LongShortRange"):
+        assert kept == set(names), "existing tensors keep their names"
+    randomised(model, 5, 0.3) if technique != "Sharing" else None
+    if technique == "AdaptiveSpan":
+        clamp_spans(model)
+        with torch.no_grad():
+            for span in spans_of(model):
+                span.fraction.fill_(0.3)
+    after = run(model, family)
+    assert all(value.isfinite().all() for value in after.values())
+    if not type(EXAMPLES[technique][-1]).adds_tensors or technique == "Sharing":
+        assert not same(after, before), "it changes what the model gives"
+    model.train()
+    output = states(family, model(**small_batch(family).inputs))
+    sum((value * torch.randn(value.shape, generator=seeded(2), dtype=value.dtype)).sum() for value in output.values()).backward()
+    without = [name for name, parameter in new_tensors(model) if parameter.grad is None]
+    assert not [name for name in without if name.split(".")[0] not in idle]
+    model.eval()
+    loaded = zoo.load(zoo.save(model, folder))
+    assert type(loaded) is type(model)
+    assert loaded.techniques == model.techniques
+    mine, theirs = canonical_state(model), canonical_state(loaded)
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert same(run(loaded, family), run(model, family), 1e-14)
+    assert zoo.verify(folder).ok
+
+
+@pytest.mark.parametrize(("technique", "family"), SAMPLE)
+def test_a_technique_works_on_a_family_or_says_why_not(technique, family, tmp_path):
+    check_cell(technique, family, tmp_path / "saved")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("technique", "family"), [cell for cell in CELLS if cell not in SAMPLE])
+def test_every_other_technique_works_on_every_other_family_or_says_why_not(technique, family, tmp_path):
+    check_cell(technique, family, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("technique", EXAMPLES)
+def test_a_technique_combines_with_another_and_reloads(technique, tmp_path):
+    model = bert()
+    other = [zoo.LoRA(rank=2, name="more", roles=("feed-forward-up",)), zoo.BottleneckAdapter(name="more", kind="parallel")]
+    zoo.apply(model, *EXAMPLES[technique], *other, generator=seeded())
+    randomised(model, 4)
+    loaded = zoo.load(zoo.save(model, tmp_path / "saved"))
+    assert same(run(loaded), run(model), 1e-14)
+
+
+@pytest.mark.parametrize("technique", EXAMPLES)
+def test_a_model_with_a_technique_copies_pickles_compiles_and_moves(technique):
+    model = bert()
+    zoo.apply(model, *EXAMPLES[technique], generator=seeded())
+    randomised(model, 4)
+    wanted = run(model)
+    assert same(run(copy.deepcopy(model)), wanted, 0)
+    assert same(run(pickle.loads(pickle.dumps(model))), wanted, 0)
+    assert {p.dtype for p in copy.deepcopy(model).float().parameters()} == {torch.float32}
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(**small_batch("bert").inputs)
+    assert relative(compiled.last_hidden_state, next(iter(wanted.values()))) <= (1e-7 if technique == "AdaptiveSpan" else 1e-12)
+
+
+@pytest.mark.parametrize("technique", EXAMPLES)
+@pytest.mark.parametrize("family", ["bert", "albert", "mobilebert"])
+def test_packing_changes_nothing_under_a_technique(technique, family):
+    model = build(family, small_config(family), seed=1)
+    if refusal(type(model), model.config, EXAMPLES[technique]) is not None:
+        pytest.skip("does not go together")
+    zoo.apply(model, *EXAMPLES[technique], generator=seeded())
+    randomised(model, 4)
+    packed = run(model, family)
+    with zoo.packing(False):
+        unpacked = run(model, family)
+    assert same(packed, unpacked)
+
+
+def test_create_takes_techniques_and_a_task(tmp_path):
+    fields = small_config("bert").to_dict()
+    model = zoo.create("bert-base", task="sequence-classification", techniques=[zoo.StridedAttention(stride=2), zoo.LoRA(rank=2)], **fields)
+    assert [type(t).__name__ for t in model.model.techniques] == ["StridedAttention", "LoRA"]
+    folder = zoo.save(model, tmp_path / "saved")
+    loaded = zoo.load(folder)
+    assert loaded.task == "sequence-classification"
+    again = zoo.create("bert-base", pretrained=folder, techniques=[zoo.BottleneckAdapter()])
+    assert [type(t).__name__ for t in again.model.techniques] == ["StridedAttention", "LoRA", "BottleneckAdapter"]
+    assert str(again.model.changes[-1]).startswith("BottleneckAdapter")
+
+
+def test_what_does_not_fit_is_refused_with_the_reason():
+    model = bert()
+    with pytest.raises(TechniqueError, match="streams text at depths"):
+        zoo.apply(model, zoo.LoRA(streams=("image",)))
+    with pytest.raises(TechniqueError, match="is an object like"):
+        zoo.apply(model, "LoRA")
+    zoo.apply(model, zoo.LoRA())
+    with pytest.raises(TechniqueError, match="another name"):
+        zoo.apply(model, zoo.LoRA())
+    zoo.apply(model, zoo.SlidingWindow(radius=2))
+    with pytest.raises(TechniqueError, match="already"):
+        zoo.apply(model, zoo.StridedAttention())
+    with pytest.raises(UnknownNameError, match="rank"):
+        zoo.LoRA.from_dict({"rnk": 3})
+    with pytest.raises(ConfigError, match="do not fit"):
+        zoo.FixedAttention(stretch=4, summary=3, groups=2)
+    with pytest.raises(TechniqueError, match="no adapter named"):
+        zoo.apply(bert(), zoo.ActiveAdapters(names=("a",)))
+
+
+def test_an_unknown_technique_in_a_file_is_refused(tmp_path):
+    model = bert()
+    zoo.apply(model, zoo.LoRA())
+    folder = zoo.save(model, tmp_path / "saved")
+    text = (folder / "config.json").read_text().replace('"technique": "LoRA"', '"technique": "LoRa"')
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UnknownNameError, match="LoRA"):
+        zoo.load(folder)
+
+
+def test_a_layout_without_names_for_new_tensors_is_refused_and_one_is_enough_for_patterns(tmp_path):
+    model = bert("masked-lm")
+    zoo.apply(model, zoo.SlidingWindow(radius=2))
+    zoo.convert(zoo.save(model, tmp_path / "sparse"), tmp_path / "foreign.safetensors", to="hf-bert")
+    zoo.apply(model, zoo.LoRA())
+    with pytest.raises(CheckpointError, match="merge"):
+        zoo.convert(zoo.save(model, tmp_path / "lora"), tmp_path / "other.safetensors", to="hf-bert")
+    lora.merge(model)
+    zoo.convert(zoo.save(model, tmp_path / "merged"), tmp_path / "other.safetensors", to="hf-bert")
+
+
+# -- LoRA and adapters -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_merging_lora_changes_no_result_and_unmerging_gives_the_weights_back(dora):
+    model = bert()
+    zoo.apply(model, zoo.LoRA(rank=3, alpha=5, dora=dora, rank_stabilized=True), generator=seeded())
+    randomised(model, 4)
+    wanted, weights = run(model), copy.deepcopy(model.state_dict())
+    merged = lora.merge(model)
+    assert same(run(model), wanted)
+    assert list(model.state_dict()) == list(bert().state_dict())
+    assert not model.techniques
+    lora.unmerge(model, merged)
+    assert same(model.state_dict(), weights)
+
+
+def test_lora_starts_at_the_model_and_its_size_is_the_papers():
+    model = bert()
+    before = run(model)
+    zoo.apply(model, zoo.LoRA(rank=8))
+    assert same(run(model), before)
+    with torch.device("meta"):
+        base = zoo.create("bert-base", device="meta", techniques=[zoo.LoRA(rank=8)])
+        adapted = zoo.create("bert-base", device="meta", techniques=[zoo.BottleneckAdapter(reduction=16)])
+        houlsby = zoo.create("bert-base", device="meta", techniques=[zoo.BottleneckAdapter(kind="houlsby", reduction=16)])
+        prefixed = zoo.create("bert-base", device="meta", techniques=[zoo.PrefixTuning()])
+    assert base.changes[0].after - base.changes[0].before == 294_912
+    assert adapted.changes[0].after - adapted.changes[0].before == 894_528
+    assert houlsby.changes[0].after - houlsby.changes[0].before == 1_789_056
+    assert prefixed.changes[0].after - prefixed.changes[0].before == 9_872_384
+
+
+def test_a_shared_block_has_one_adapter_for_all_of_its_depths():
+    model = zoo.create("albert-base", device="meta", techniques=[zoo.BottleneckAdapter(), zoo.LoRA()])
+    assert [name for name in model.changes[0].added if name.endswith("down.weight")] == [
+        "encoder.blocks.0.blocks.0.feed_forward_norm.adapters.default.down.weight"
+    ]
+    (site,) = [site for site in model.sites() if site.role == "attention-query"]
+    assert site.depths == tuple(range(12))
+
+
+def test_adapters_can_be_switched_stacked_averaged_and_fused():
+    model = bert()
+    zoo.apply(model, zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=4.0), generator=seeded())
+    randomised(model, 3)
+    results = {}
+    ways = [(("a",), "stack"), (("b",), "stack"), (("a", "b"), "stack"), (("b", "a"), "stack"), (("a", "b"), "average"), ((), "stack")]
+    for names, how in ways:
+        zoo.apply(model, zoo.ActiveAdapters(names=names, how=how))
+        results[names, how] = next(iter(run(model).values()))
+    zoo.apply(model, zoo.AdapterFusion(names=("a", "b")), generator=seeded())
+    results["fused"] = next(iter(run(model).values()))
+    values = list(results.values())
+    assert all(relative(a, b) > 1e-6 for i, a in enumerate(values) for b in values[:i])
+    bare = bert()
+    bare.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in bare.state_dict()})
+    assert torch.equal(results[(), "stack"], next(iter(run(bare).values())))
+
+
+def test_the_coupling_is_undone_by_its_inverse():
+    coupling = randomised(Coupling(7, "relu", 2.0).double())
+    x = torch.randn(3, 4, 7, generator=seeded(), dtype=torch.float64)
+    assert relative(coupling.inverse(coupling(x)), x) <= 1e-12
+
+
+def test_freezing_leaves_what_is_new_and_the_heads():
+    model = bert("sequence-classification")
+    zoo.apply(model, zoo.LoRA(rank=2))
+    names = freeze_all_but(model)
+    assert names
+    assert all("loras" in name or name.startswith("heads.") for name in names)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(names)
+
+
+@pytest.mark.parametrize("technique", ["LoRA", "BottleneckAdapter", "PrefixTuning", "KAdapter"])
+def test_an_adapter_is_saved_and_loaded_alone(technique, tmp_path):
+    model = bert("sequence-classification")
+    zoo.apply(model, *EXAMPLES[technique], generator=seeded())
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    randomised(model, 7)
+    with torch.no_grad():
+        added = {name for name, _ in new_tensors(model)}
+        for name, tensor in model.state_dict().items():
+            if name not in added and not name.startswith("heads."):
+                tensor.copy_(base[name])
+    folder = foreign.save_adapter(model, tmp_path / "adapter")
+    assert (folder / "adapter.safetensors").stat().st_size < 60_000
+    other = bert("sequence-classification")
+    foreign.load_adapter(other, folder)
+    inputs = small_batch("bert").inputs
+    with torch.no_grad():
+        assert torch.equal(other(**inputs).logits, model(**inputs).logits)
+    with pytest.raises(CheckpointError, match="not of"):
+        foreign.load_adapter(build("albert", small_config("albert")), folder)
+
+
+def test_lora_travels_to_peft_and_back_with_its_scale(tmp_path):
+    model = bert("sequence-classification")
+    zoo.apply(model, zoo.LoRA(rank=3, alpha=7, rank_stabilized=True), generator=seeded())
+    randomised(model, 7)
+    bare = copy.deepcopy(model)
+    lora.merge(bare)  # only to have the same weights below
+    folder = foreign.save_adapter(model, tmp_path / "peft", library="peft")
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    other = bert("sequence-classification")
+    other.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if "loras" not in name})
+    foreign.load_adapter(other, folder)
+    assert same({"x": other(**small_batch("bert").inputs).logits}, {"x": model(**small_batch("bert").inputs).logits})
+
+
+def test_an_ejected_prefix_gives_the_same(tmp_path):
+    model = bert()
+    zoo.apply(model, zoo.PrefixTuning(length=3, bottleneck=5), generator=seeded())
+    randomised(model, 7)
+    wanted = run(model)
+    prefix.eject(model)
+    assert same(run(model), wanted)
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "saved"))), wanted)
+    assert [name for name, _ in model.prefixes.named_parameters()] == ["default.values"]
+
+
+# -- sharing and factorised tables -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "count"), [("all", 11_683_584), ("attention", 63_647_232), ("feed-forward", 37_686_528), (None, 89_650_176)]
+)
+def test_alberts_table_comes_out_from_bert_and_from_albert(share, count):
+    sharing = [] if share is None else [zoo.Sharing(share=share)]
+    whole = zoo.FactorizedEmbedding(size=128, whole=True)
+    assert zoo.create("bert-base", device="meta", vocab_size=30_000, techniques=[whole, *sharing]).num_parameters() == count
+    assert zoo.create("albert-base", device="meta", num_groups=12, techniques=sharing).num_parameters() == count
+
+
+@pytest.mark.parametrize("start", ["first", "average"])
+def test_a_group_starts_as_its_first_layer_or_as_the_mean(start):
+    model = bert(num_layers=5)
+    old = copy.deepcopy(model)
+    zoo.apply(model, zoo.Sharing(share="feed-forward", groups=2, start=start))
+    groups = [[0, 1, 2], [3, 4]]
+    for group in groups:
+        layers = [old.encoder.blocks[i].feed_forward.up.weight for i in group]
+        wanted = layers[0] if start == "first" else torch.stack(layers).mean(0)
+        for i in group:
+            assert relative(model.encoder.blocks[i].feed_forward.up.weight, wanted) <= 1e-15
+            assert torch.equal(model.encoder.blocks[i].attention.query.weight, old.encoder.blocks[i].attention.query.weight)
+    assert [site.depths for site in model.sites() if site.role == "feed-forward"] == [(0, 1, 2), (3, 4)]
+
+
+def test_sharing_all_runs_the_first_layer_at_every_depth():
+    model = bert(num_layers=3)
+    by_hand = copy.deepcopy(model)
+    for i in (1, 2):
+        by_hand.encoder.blocks[i].load_state_dict(by_hand.encoder.blocks[0].state_dict())
+    zoo.apply(model, zoo.Sharing())
+    assert same(run(model), run(by_hand))
+
+
+@given(rows=st.integers(1, 12), width=st.integers(2, 9), size=st.integers(1, 8))
+@settings(max_examples=30, **SETTINGS)
+def test_the_table_is_approximated_as_well_as_any_table_of_that_rank(rows, width, size):
+    table = torch.randn(rows, width, generator=seeded(rows), dtype=torch.float64)
+    left, right, kept = factors(table, size)
+    s = torch.linalg.svdvals(table)
+    lost = float((table - left @ right.T).square().sum())
+    assert abs(lost - float(s[size:].square().sum())) <= 1e-9
+    assert abs(1 - kept - lost / float(s.square().sum())) <= 1e-9
+
+
+def test_a_factorised_model_predicts_words_through_the_product():
+    model = bert("masked-lm")
+    wanted = model(**small_batch("bert").inputs).logits
+    with torch.no_grad():  # a table of rank 3
+        left, right, _ = factors(model.model.embeddings.token.weight, 3)
+        model.model.embeddings.token.weight.copy_(left @ right.T)
+    wanted = model(**small_batch("bert").inputs).logits
+    zoo.apply(model, zoo.FactorizedEmbedding(size=3))
+    assert relative(model(**small_batch("bert").inputs).logits, wanted) <= 1e-10
+
+
+# -- sparse attention --------------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def sparsities(draw):
+    see_back = draw(st.booleans())
+    width = st.integers(1, 9)
+    kind = draw(st.sampled_from(["local", "strided", "fixed", "window", "merged", "three", "all"]))
+    if kind == "local":
+        return local(draw(width), causal=see_back)
+    if kind == "strided":
+        return strided(draw(width), causal=see_back)
+    if kind == "fixed":
+        summary, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        stretch = summary * groups + draw(st.integers(0, 4))
+        return fixed(stretch, summary, group=draw(st.integers(0, groups - 1)), causal=see_back)
+    if kind == "window":
+        return windowed(draw(st.integers(0, 8)), draw(st.integers(0, 4)), causal=see_back)
+    if kind == "merged":
+        return local(draw(width), causal=see_back) | strided(draw(width), causal=see_back)
+    if kind == "three":
+        return local(draw(width)) | windowed(0, draw(st.integers(1, 3))) | strided(draw(width))
+    return everything(causal=see_back)
+
+
+def by_loops(q: Tensor, k: Tensor, v: Tensor, may) -> Tensor:
+    """Row by row, in float64: softmax over the keys that may be seen."""
+    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=torch.float64)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                keys = [j for j in range(k.shape[2]) if may(b, i, j)]
+                if keys:
+                    weights = torch.softmax((k[b, h, keys] @ q[b, h, i]) / q.shape[3] ** 0.5, 0)
+                    out[b, h, i] = weights @ v[b, h, keys]
+    return out
+
+
+@given(data=st.data(), sparsity=sparsities(), length=st.integers(1, 150), padded=st.booleans(), looks_back=st.booleans())
+@settings(max_examples=60, **SETTINGS)
+def test_sparse_attention_equals_dense_attention_under_the_patterns_mask(data, sparsity, length, padded, looks_back):
+    generator = seeded(length)
+    q, k, v = (torch.randn(2, 2, length, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    mask = Mask(keys=torch.rand(2, length, generator=generator) > 0.3) if padded else Mask()
+    mask = mask & causal() if looks_back else mask
+    before = None
+    if data.draw(st.booleans()):
+        before = tuple(torch.randn(1, 2, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    wanted = DenseAttention()(q, k, v, mask & sparsity.pattern, None, None, 0.0, before)
+    with torch.no_grad():
+        assert float((sparse_attention(q, k, v, sparsity, mask, 0.0, before) - wanted).abs().max()) <= 1e-12
+    q.requires_grad_()
+    assert float((sparse_attention(q, k, v, sparsity, mask, 0.0, before) - wanted).detach().abs().max()) <= 1e-12
+
+
+RULES = {
+    "local": (local(3), lambda i, j: abs(i - j) < 3),
+    "local causal": (local(3, causal=True), lambda i, j: i - 3 < j <= i),
+    "strided": (strided(4), lambda i, j: (i - j) % 4 == 0),
+    "strided causal": (strided(4, causal=True), lambda i, j: j <= i and (i - j) % 4 == 0),
+    "merged": (local(3) | strided(4), lambda i, j: abs(i - j) < 3 or (i - j) % 4 == 0),
+    "fixed": (fixed(5, 2, group=1), lambda i, j: i // 5 == j // 5 or j % 5 in (1, 2)),
+    "fixed causal": (fixed(5, 2, causal=True), lambda i, j: j <= i and (i // 5 == j // 5 or j % 5 in (3, 4))),
+    "window": (windowed(2, 1), lambda i, j: abs(i - j) <= 2 or i < 1 or j < 1),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_pattern_is_what_its_formula_says(name):
+    sparsity, rule = RULES[name]
+    q, k, v = (torch.randn(1, 1, 17, 3, generator=seeded(9), dtype=torch.float64) for _ in range(3))
+    with torch.no_grad():
+        assert relative(sparse_attention(q, k, v, sparsity), by_loops(q, k, v, lambda _, i, j: rule(i, j))) <= 1e-12
+
+
+@pytest.mark.parametrize("sparsity", [local(8) | strided(8), fixed(8, 2), windowed(4, 2)])
+def test_gradients_of_sparse_attention_are_those_of_dense(sparsity):
+    inputs = [torch.randn(1, 2, 70, 3, generator=seeded(i), dtype=torch.float64).requires_grad_() for i in range(3)]
+    weight = torch.randn(1, 2, 70, 3, generator=seeded(8), dtype=torch.float64)
+    mine = torch.autograd.grad((sparse_attention(*inputs, sparsity) * weight).sum(), inputs)
+    dense = DenseAttention()(*inputs, Mask() & sparsity.pattern, None, None, 0.0)
+    for a, b in zip(mine, torch.autograd.grad((dense * weight).sum(), inputs), strict=True):
+        assert relative(a, b) <= 1e-10
+
+
+def test_no_tensor_of_all_pairs_is_made():
+    """Peak of the tensors that are alive, by torch's own counting of what each operation gives."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(x, Tensor):
+                    self.numel = max(self.numel, x.untyped_storage().nbytes() // x.element_size())
+            return out
+
+    length = 4096
+    q, k, v = (torch.randn(1, 1, length, 8, generator=seeded(i)) for i in range(3))
+    for sparsity in (local(64) | strided(64), fixed(64, 4), windowed(32, 4)):
+        with torch.no_grad(), Largest() as seen:
+            sparse_attention(q, k, v, sparsity)
+        assert seen.numel <= length * 512, sparsity.pattern.name
+
+
+@pytest.mark.parametrize("mix", ["merged", "heads", "layers"])
+def test_strided_attention_in_a_model_is_the_dense_model_under_its_mask(mix):
+    model = bert(max_positions=40)
+    zoo.apply(model, zoo.StridedAttention(stride=3, mix=mix))
+    ids = torch.randint(1, 19, (2, 30), generator=seeded())
+    with torch.no_grad():
+        fast, written_out = model(ids), model(ids, output_attentions=True)
+    assert relative(fast.last_hidden_state, written_out.last_hidden_state) <= 1e-12
+    distance = (torch.arange(30)[:, None] - torch.arange(30)).abs()
+    near, far = distance < 3, distance % 3 == 0
+    for layer, maps in enumerate(written_out.attentions):
+        for head in range(2):
+            turn = {"merged": near | far, "heads": (near, far)[head % 2], "layers": (near, far)[layer % 2]}[mix]
+            assert torch.equal(maps[0, head] > 0, turn)
+
+
+# -- adaptive spans ----------------------------------------------------------------------------------------------------------------------
+
+
+@given(limit=st.integers(1, 20), ramp=st.integers(1, 6), z=st.floats(0, 1), length=st.integers(1, 90), positions=st.booleans())
+@settings(max_examples=30, **SETTINGS)
+def test_cutting_far_keys_changes_what_1e_8_changes(limit, ramp, z, length, positions):
+    core = SpanCore(2, 3, limit, ramp, 0.0, 0.0, positions).double()
+    with torch.no_grad():
+        core.span.fraction.copy_(torch.tensor([z, z / 2]))
+        if core.key_positions is not None:
+            core.key_positions.normal_(0, 0.3, generator=seeded(1))
+        q, k, v = (0.3 * torch.randn(1, 2, length, 3, generator=seeded(i), dtype=torch.float64) for i in range(3))
+        near = core.near(q, k, v, Mask(), 0.0, max(core.span.max_span, 1))
+        distance = (torch.arange(length)[:, None] - torch.arange(length))[None]
+        add = None if core.key_positions is None else core.relative(q, distance)
+        weight = core.weight(distance)
+        whole, _ = core.attended(q, k, v, None, add, weight, 0.0)
+    assert float((near - whole).abs().max()) <= 1e-5
+
+
+def test_spans_move_with_the_loss_and_are_clamped():
+    model = bert()
+    zoo.apply(model, zoo.AdaptiveSpan(limit=4, ramp=2, start=0.5, coefficient=0.1))
+    span_loss(model).backward()
+    for span in spans_of(model):
+        assert torch.allclose(span.fraction.grad, torch.full_like(span.fraction, 0.1 * 4 / 2))
+        with torch.no_grad():
+            span.fraction.add_(torch.tensor([2.0, -3.0]))
+    clamp_spans(model)
+    assert all(span.fraction.tolist() == [1.0, 0.0] for span in spans_of(model))

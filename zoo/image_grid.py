@@ -1,0 +1,60 @@
+"""Regions for those who have no detector: the cells of a convolutional network's last grid. No checkpoint here was trained on them.
+
+regions = grid_regions(images, size=224)                # images (batch, 3, height, width) in 0..1
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import InputError, missing_extra
+from zoo.regions import Regions
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures in RGB, which torchvision's networks expect
+
+
+def resnet_grid(name: str = "resnet50", *, pretrained: bool = False) -> nn.Module:
+    """torchvision's ResNet up to its last grid, (batch, 3, height, width) -> (batch, channels, height / 32, width / 32), in eval mode.
+
+    ``pretrained``: torchvision's own ImageNet weights, which it fetches; else random ones.
+    """
+    try:
+        from torchvision import models  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        raise missing_extra("a ResNet", "torchvision", "vision") from None
+    whole = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    return nn.Sequential(*list(whole.children())[:-2]).eval()
+
+
+@torch.no_grad()
+def grid_regions(
+    images: Tensor, network: nn.Module | None = None, *, size: int | None = 224, labelled: str = "torchvision-grid"
+) -> Regions:
+    """The cells of ``network``'s grid as regions, row by row; boxes are the cells as shares of the picture.
+
+    images (batch, 3, height, width) float in 0..1, RGB; ``size``: both sides are scaled to it first, None = as they are; network: any
+    module to (batch, channels, rows, columns), by default `resnet_grid`.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise InputError(f"images must be float (batch, 3, height, width) in 0..1, got {images.dtype} {tuple(images.shape)}")
+    if float(images.amin()) < 0 or float(images.amax()) > 1:
+        raise InputError(f"images must lie in 0..1, got {float(images.amin()):.3g}..{float(images.amax()):.3g}")
+    width, height = images.shape[3], images.shape[2]
+    if size is not None:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (MEAN, STD))
+    grid: Any = (network if network is not None else resnet_grid())((images - mean) / std)  # (batch, channels, rows, columns)
+    rows, columns = grid.shape[2:]
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    boxes = torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], -1).flatten(0, 1)  # (cells, 4)
+    return Regions(
+        grid.flatten(2).transpose(1, 2).cpu(),
+        boxes.expand(len(images), -1, -1),
+        torch.tensor([float(width), float(height)]).expand(len(images), -1),
+        format="normalised",
+        detector="torchvision-grid" if network is None else None,
+    )

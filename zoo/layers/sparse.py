@@ -1,0 +1,468 @@
+"""Sparse attention (Child et al., 2019; Beltagy et al., 2020): who sees whom is a rule on positions, and nobody else is looked at.
+
+    local(l)       |i - j| < l                              causal: i - l < j <= i
+    strided(l)     (i - j) mod l = 0                        causal: and j <= i
+    fixed(l, c)    same stretch of l tokens, or j one of a stretch's c summary tokens      causal: and j <= i
+    window(w) with g global tokens      |i - j| <= w, or i < g, or j < g
+    probabilities = softmax(q kᵀ / sqrt(d) where the rule allows),   as dense attention under the same mask, exactly
+
+Queries run in blocks, each over its *near* keys (a stretch around it), a few *far* columns that everyone sees, and the keys of its *residue
+class*. Time and memory grow like n · (near + far + n / stride), so like n · sqrt(n) for stride = sqrt(n); no n x n tensor is made. Where a
+rule on positions is not all there is (holes in a packed row, a matrix mask, an additive bias) or the probabilities are asked for, the
+dense form runs under the same rule; so it does under torch.compile and torch.export.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.errors import ConfigError
+from zoo.layers.attention import DenseAttention
+from zoo.layers.masks import Mask, Pattern
+from zoo.layers.trace import Trace
+
+BLOCK = 64  # queries that run together, at least, where a pattern does not say
+ROOM = 4 << 20  # scores that are held at once
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """A rule on positions and where the keys that it allows are to be found.
+
+    ``left``, ``right``: the near keys of query i are i - left .. i + right; ``stretch``: those of its stretch of so many tokens instead.
+    ``columns``: length -> the far columns. ``stride``: the keys of i's residue class. ``rows``: the first tokens, which are given all keys.
+    Where a key is found in two places the first counts.
+    """
+
+    pattern: Pattern
+    left: int = 0
+    right: int = -1  # less than -left: no near keys
+    stretch: int | None = None
+    columns: Callable[[int], range | list[int]] | None = None
+    stride: int | None = None
+    rows: int = 0
+
+    @property
+    def block(self) -> int:
+        """How many queries run together."""
+        if self.stretch is not None:
+            return self.stretch
+        if self.stride is not None:
+            return self.stride * max(1, math.ceil(BLOCK / self.stride))
+        return max(BLOCK, self.left, self.right)
+
+    def __or__(self, other: Sparsity) -> Sparsity:
+        """What either allows: local | strided is the paper's merged head."""
+        if (self.stretch or other.stretch) and max(self.left + self.right, other.left + other.right) >= 0:
+            raise ConfigError("a pattern of stretches can't be joined to one of a window; join the window to the strided pattern instead")
+        if self.stride and other.stride and self.stride != other.stride:
+            raise ConfigError(f"two strides can't be joined, got {self.stride} and {other.stride}")
+        one, two = self.columns, other.columns
+        mine, theirs = self.pattern, other.pattern
+        return Sparsity(
+            Pattern(partial(_either, mine.rule, theirs.rule), f"{mine.name} | {theirs.name}"),
+            max(self.left, other.left),
+            max(self.right, other.right),
+            self.stretch or other.stretch,
+            partial(_union, one, two) if one is not None and two is not None else one or two,
+            self.stride or other.stride,
+            max(self.rows, other.rows),
+        )
+
+
+# The rules are functions of this module with their numbers bound, so that a model that holds them can be pickled.
+Rule = Callable[[Tensor, Tensor], Tensor]
+Columns = Callable[[int], range | list[int]]
+
+
+def _either(one: Rule, two: Rule, query: Tensor, key: Tensor) -> Tensor:
+    return one(query, key) | two(query, key)
+
+
+def _union(one: Columns, two: Columns, length: int) -> list[int]:
+    return sorted({*one(length), *two(length)})
+
+
+def _local(width: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+    return (key <= query) & (query - key < width) if causal else (query - key).abs() < width
+
+
+def _strided(stride: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+    seen = (query - key) % stride == 0
+    return seen & (key <= query) if causal else seen
+
+
+def _fixed(stretch: int, low: int, high: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+    place = key % stretch
+    seen = (query // stretch == key // stretch) | ((place >= low) & (place < high))
+    return seen & (key <= query) if causal else seen
+
+
+def _summary(stretch: int, low: int, high: int, length: int) -> list[int]:
+    return [start + place for start in range(0, length, stretch) for place in range(low, high) if start + place < length]
+
+
+def _windowed(radius: int, tokens: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+    seen = ((query - key).abs() <= radius) | (query < tokens) | (key < tokens)
+    return seen & (key <= query) if causal else seen
+
+
+def _first(tokens: int, length: int) -> range:
+    return range(min(tokens, length))
+
+
+def _everything(causal: bool, query: Tensor, key: Tensor) -> Tensor:
+    return key <= query if causal else (query == query) & (key == key)
+
+
+def _named(name: str, causal: bool) -> str:
+    return f"{name[:-1]}, causal)" if causal else name
+
+
+def _check(**least_one: int) -> None:
+    for name, value in least_one.items():
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1")
+
+
+def local(width: int, *, causal: bool = False) -> Sparsity:
+    """``|i - j| < width``, causal ``i - width < j <= i``: the token itself counts."""
+    _check(width=width)
+    rule = Pattern(partial(_local, width, causal), _named(f"local({width})", causal), reach=width - 1)
+    return Sparsity(rule, width - 1, 0 if causal else width - 1)
+
+
+def strided(stride: int, *, causal: bool = False) -> Sparsity:
+    """``(i - j) mod stride = 0``."""
+    _check(stride=stride)
+    return Sparsity(Pattern(partial(_strided, stride, causal), _named(f"strided({stride})", causal)), stride=stride)
+
+
+def fixed(stretch: int, summary: int, *, group: int = 0, causal: bool = False) -> Sparsity:
+    """The query's own stretch of ``stretch`` tokens, and of each stretch the ``group``-th run of ``summary`` tokens from its end."""
+    _check(stretch=stretch, summary=summary)
+    low = stretch - summary * (group + 1)
+    if low < 0:
+        raise ConfigError(f"group {group} of {summary} summary tokens does not fit into a stretch of {stretch}")
+    high = low + summary
+    rule = Pattern(partial(_fixed, stretch, low, high, causal), _named(f"fixed({stretch}, {low}..{high - 1})", causal))
+    return Sparsity(rule, stretch=stretch, columns=partial(_summary, stretch, low, high))
+
+
+def windowed(radius: int, tokens: int = 0, *, causal: bool = False) -> Sparsity:
+    """``|i - j| <= radius``; the first ``tokens`` tokens see everyone and are seen by everyone."""
+    if radius < 0 or tokens < 0:
+        raise ConfigError(f"a window's radius and its global tokens can't be negative, got {radius} and {tokens}")
+    name = _named(f"window({radius}{f', {tokens} global' if tokens else ''})", causal)
+    pattern = Pattern(partial(_windowed, radius, tokens, causal), name, reach=None if tokens else radius)
+    return Sparsity(pattern, radius, 0 if causal else radius, columns=partial(_first, tokens) if tokens else None, rows=tokens)
+
+
+def everything(*, causal: bool = False) -> Sparsity:
+    """Full attention, as a pattern among others: heads may differ."""
+    return Sparsity(Pattern(partial(_everything, causal), _named("all()", causal), causal=causal), rows=1 << 62)
+
+
+class SparseAttention(DenseAttention):
+    """The core of `Attention` under a `Sparsity`, or under several that its heads take in turn."""
+
+    def __init__(self, *patterns: Sparsity) -> None:
+        super().__init__()
+        if not patterns:
+            raise ConfigError("sparse attention needs at least one pattern")
+        self.patterns = patterns
+
+    def extra_repr(self) -> str:
+        return ", ".join(sparsity.pattern.name for sparsity in self.patterns)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        bias: Tensor | None,
+        trace: Trace | None,
+        dropout: float,
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """As `DenseAttention`."""
+        heads, length = q.shape[1], q.shape[2]
+        irregular = mask.dense is not None or mask.query_positions is not None or mask.key_positions is not None
+        if (
+            irregular
+            or bias is not None
+            or (trace is not None and trace.wants_attentions)
+            or k.shape[2] != length
+            or q.device.type == "meta"
+            or torch.compiler.is_compiling()
+        ):
+            return super().forward(q, k, v, self.under_rule(mask, heads, q), bias, trace, dropout, before)
+        count = len(self.patterns)
+        if count == 1:
+            return sparse_attention(q, k, v, self.patterns[0], mask, dropout, before)
+        results = []
+        for turn, sparsity in enumerate(self.patterns[: min(count, heads)]):
+            mine = slice(turn, None, count)
+            own = None if before is None else (before[0][:, mine], before[1][:, mine])
+            results.append(sparse_attention(q[:, mine], k[:, mine], v[:, mine], sparsity, mask, dropout, own))
+        out = q.new_empty(q.shape[0], heads, length, v.shape[3])
+        order = [head for turn in range(min(count, heads)) for head in range(turn, heads, count)]
+        return out.index_copy(1, torch.tensor(order, device=q.device), torch.cat(results, 1))
+
+    def under_rule(self, mask: Mask, heads: int, like: Tensor) -> Mask:
+        """The mask joined with the rules of all heads, for the dense form."""
+        if len(self.patterns) == 1:
+            return mask & self.patterns[0].pattern
+
+        def rule(query: Tensor, key: Tensor) -> Tensor:
+            by_turn = [sparsity.pattern.rule(query, key) for sparsity in self.patterns]  # each (batch or 1, 1, query, key)
+            return torch.cat([by_turn[head % len(by_turn)] for head in range(heads)], 1)
+
+        return mask & Pattern(rule, self.extra_repr())
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sparsity: Sparsity,
+    mask: Mask | None = None,
+    dropout: float = 0.0,
+    before: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """(batch, heads, length, head size) each -> (batch, heads, length, value size), block by block.
+
+    mask: its keys and its pattern are joined to the rule. before: keys and values that every query sees, in front.
+    """
+    mask = Mask() if mask is None else mask
+    length = q.shape[2]
+    if sparsity.rows >= length:
+        return DenseAttention()(q, k, v, mask & sparsity.pattern, None, None, dropout, before)
+    tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *(before or ())))
+    fused = q.device.type == "cpu" and not dropout and not tracked and q.is_floating_point() and FLASH is not None
+    out = (_fused if fused else _by_blocks)(q, k, v, sparsity, mask, dropout, before)
+    if sparsity.rows:
+        top = replace(mask, pattern=None) & _allowed(sparsity, mask)
+        first = DenseAttention()(q[:, :, : sparsity.rows], k, v, top, None, None, dropout, before)
+        out = torch.cat([first, out[:, :, sparsity.rows :]], 2)
+    return out
+
+
+FLASH: Callable[..., tuple[Tensor, Tensor]] | None = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""The kernel under scaled_dot_product_attention on a CPU, which also gives the logarithm of each query's sum; None where torch has none."""
+
+
+def _by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, sparsity: Sparsity, mask: Mask, dropout: float, before: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """The formula written out for a few blocks at a time, with dropout and gradients, on any device."""
+    return _Zones(q, k, v, sparsity, mask, dropout, before).run()
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, sparsity: Sparsity, mask: Mask, dropout: float, before: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Each zone through the fused kernel, then joined by the logarithms of their sums; a few heads at a time. For inference on a CPU."""
+    batch, heads, length, size = q.shape
+    group = max(1, min(heads, ROOM // 4 // (length * size) or 1))
+    out = q.new_empty(batch, heads, length, v.shape[3])
+    masks: list[Tensor] = []
+    for row in range(batch):
+        keys = None if mask.keys is None else mask.keys[row : row + 1]
+        if keys is not None:
+            masks = []
+        for first in range(0, heads, group):
+            mine = (slice(row, row + 1), slice(first, first + group))
+            own = None if before is None else (before[0][:, mine[1]], before[1][:, mine[1]])
+            zones = _Zones(q[mine], k[mine], v[mine], sparsity, replace(mask, keys=keys), dropout, own)
+            masks = masks or zones.masks()
+            out[mine] = zones.fused(masks)
+    return out
+
+
+def _allowed(sparsity: Sparsity, mask: Mask) -> Pattern:
+    return sparsity.pattern if mask.pattern is None else sparsity.pattern & mask.pattern
+
+
+class _Zones:
+    """One run of `sparse_attention`: the keys of each zone, laid out so that blocks of queries meet them as views."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sparsity: Sparsity,
+        mask: Mask,
+        dropout: float,
+        before: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        self.rule = _allowed(sparsity, mask).rule
+        self.keys, self.dropout = mask.keys, dropout
+        self.length, self.block = q.shape[2], sparsity.block
+        self.stretch, self.stride = sparsity.stretch, sparsity.stride
+        self.left, self.right = (0, 0) if self.stretch else (min(sparsity.left, self.length), min(sparsity.right, self.length))
+        self.near = bool(self.stretch) or sparsity.left + sparsity.right >= 0
+        self.device = q.device
+        self.blocks = math.ceil(self.length / self.block)
+        whole = self.blocks * self.block
+        self.scale = 1 / math.sqrt(q.shape[3])
+        self.shape = (q.shape[0], q.shape[1], self.length, v.shape[3])
+        self.q = F.pad(q, (0, 0, 0, whole - self.length)).unflatten(2, (self.blocks, self.block))  # (batch, heads, blocks, block, size)
+        self.width = self.left + self.block + self.right if self.near else 0
+        if self.near:
+            pad = (0, 0, self.left, self.right + whole - self.length)
+            self.near_k, self.near_v = (F.pad(x, pad).unfold(2, self.width, self.block) for x in (k, v))  # (.., blocks, size, width), views
+        columns = list(sparsity.columns(self.length)) if sparsity.columns is not None else []
+        self.columns = torch.tensor(columns, device=self.device, dtype=torch.int64)
+        self.extra = 0 if before is None else before[0].shape[2]
+        self.far = len(columns) + self.extra
+        if self.far:
+            far = [x.index_select(2, self.columns) for x in (k, v)]
+            if before is not None:
+                far = [torch.cat([b.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2) for b, x in zip(before, far, strict=True)]
+            self.far_k, self.far_v = far
+        self.classes = 0
+        if self.stride:
+            steps = self.blocks * self.block // self.stride
+            self.classes = steps
+            pad = (0, 0, 0, whole - self.length)
+            # (batch, heads, residue, step, size)
+            self.class_k, self.class_v = (F.pad(x, pad).unflatten(2, (steps, self.stride)).transpose(2, 3) for x in (k, v))
+
+    def run(self) -> Tensor:
+        batch, heads = self.shape[:2]
+        per_block = batch * heads * self.block * (self.width + self.far + self.classes)
+        group = max(1, ROOM // max(1, per_block))
+        out = [self.some(first, min(first + group, self.blocks)) for first in range(0, self.blocks, group)]
+        return (out[0] if len(out) == 1 else torch.cat(out, 2)).flatten(2, 3)[:, :, : self.length]
+
+    def some(self, first: int, last: int) -> Tensor:
+        """Blocks first .. last - 1 of queries: (batch, heads, blocks, block, value size)."""
+        q = self.q[:, :, first:last]
+        rows = torch.arange(first * self.block, last * self.block, device=self.device).unflatten(0, (-1, self.block))  # (blocks, block)
+        scores, allowed = [], []
+        start = torch.arange(first, last, device=self.device) * self.block - self.left  # of the near keys, (blocks,)
+        if self.near:
+            places = start[:, None] + torch.arange(self.width, device=self.device)  # (blocks, width)
+            scores.append(q @ self.near_k[:, :, first:last])
+            allowed.append(self.seen(rows, places[:, None, :], (places >= 0) & (places < self.length)))
+        if self.far:
+            scores.append(torch.einsum("bhgqd,bhkd->bhgqk", q, self.far_k))
+            allowed.append(self.seen_far(rows, start))
+        if self.stride:
+            by_class = q.unflatten(3, (-1, self.stride)).flatten(2, 3) if self.block > self.stride else q  # (.., rounds, residue, size)
+            found = torch.einsum("bhgrd,bhrkd->bhgrk", by_class, self.class_k)
+            scores.append(found.unflatten(2, (last - first, -1)).flatten(3, 4) if self.block > self.stride else found)
+            allowed.append(self.seen_class(rows, start))
+        probabilities = self.softmax(scores, allowed)
+        parts = probabilities.split([s.shape[-1] for s in scores], -1)
+        out, at = None, 0
+        if self.near:
+            out, at = parts[0] @ self.near_v[:, :, first:last].transpose(-1, -2), 1
+        if self.far:
+            more = torch.einsum("bhgqk,bhkd->bhgqd", parts[at], self.far_v)
+            out, at = more if out is None else out + more, at + 1
+        if self.stride:
+            share = parts[at].unflatten(3, (-1, self.stride)).flatten(2, 3) if self.block > self.stride else parts[at]
+            found = torch.einsum("bhgrk,bhrkd->bhgrd", share, self.class_v)
+            more = found.unflatten(2, (last - first, -1)).flatten(3, 4) if self.block > self.stride else found
+            out = more if out is None else out + more
+        assert out is not None
+        return out
+
+    def masks(self) -> list[Tensor]:
+        """Who may look at whom, zone by zone, for all blocks at once, as the fused kernel takes it; batch and heads are one there."""
+        rows = torch.arange(self.blocks * self.block, device=self.device).unflatten(0, (-1, self.block))
+        start = torch.arange(self.blocks, device=self.device) * self.block - self.left
+        masks = []
+        if self.near:
+            places = start[:, None] + torch.arange(self.width, device=self.device)
+            masks.append(self.seen(rows, places[:, None, :], (places >= 0) & (places < self.length))[0])  # (1, blocks, block, width)
+        if self.far:
+            masks.append(self.seen_far(rows, start)[0].flatten(1, 2)[None])  # (1, 1, tokens, far)
+        if self.stride:
+            seen = self.seen_class(rows, start)[0].flatten(1, 2)  # (1, tokens, steps)
+            masks.append(seen.unflatten(1, (-1, self.stride)).transpose(1, 2))  # (1, residue, rounds, steps)
+        return masks
+
+    def fused(self, masks: Sequence[Tensor]) -> Tensor:
+        """All blocks at once, one zone after the other: (1, heads, length, value size)."""
+        q = self.q.flatten(0, 1)  # (heads, blocks, block, size)
+        zones, turn = [], iter(masks)
+        if self.near:
+            k, v = (x.flatten(0, 1).transpose(-1, -2) for x in (self.near_k, self.near_v))
+            zones.append(tuple(x.flatten(1, 2) for x in self.kernel(q, k, v, next(turn))))
+        if self.far:
+            k, v = (x.flatten(0, 1).unsqueeze(1) for x in (self.far_k, self.far_v))
+            zones.append(tuple(x.squeeze(1) for x in self.kernel(q.flatten(1, 2).unsqueeze(1), k, v, next(turn))))
+        if self.stride:
+            by_class = q.flatten(1, 2).unflatten(1, (-1, self.stride)).transpose(1, 2)  # (heads, residue, rounds, size)
+            found = self.kernel(by_class, self.class_k.flatten(0, 1), self.class_v.flatten(0, 1), next(turn))
+            zones.append(tuple(x.transpose(1, 2).flatten(1, 2) for x in found))
+        out, total = zones[0]
+        for more, log_sum in zones[1:]:
+            joined = torch.logaddexp(total, log_sum)
+            safe = joined.masked_fill(joined == -torch.inf, 0)
+            mine, theirs = ((x - safe).exp().to(out.dtype).unsqueeze(-1) for x in (total, log_sum))
+            out, total = (out * mine).addcmul_(more, theirs), joined
+        return out[None, :, : self.length]
+
+    def kernel(self, q: Tensor, k: Tensor, v: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
+        """(heads, groups, queries, size) each -> the result and the logarithm of each query's sum, -inf where it may see nothing."""
+        assert FLASH is not None
+        add = torch.zeros(may.shape, dtype=q.dtype, device=q.device).masked_fill_(~may, -torch.inf)
+        out, log_sum = FLASH(q, k, v, 0.0, False, attn_mask=add.expand(q.shape[0], *may.shape[1:]), scale=self.scale)
+        return out, log_sum.masked_fill(~may.any(-1), -torch.inf)
+
+    def softmax(self, scores: Sequence[Tensor], allowed: Sequence[Tensor]) -> Tensor:
+        """Over all zones together; a query that may see nothing yields zeros."""
+        joined = (scores[0] if len(scores) == 1 else torch.cat(list(scores), -1)) * self.scale
+        batch = max(mask.shape[0] for mask in allowed)
+        may = torch.cat([mask.expand(batch, *mask.shape[1:]) for mask in allowed], -1)  # (batch or 1, 1, blocks, block, keys)
+        probabilities = joined.masked_fill(~may, torch.finfo(joined.dtype).min).softmax(-1)
+        if not bool(may.any(-1).all()):
+            probabilities = probabilities.masked_fill(~may, 0)
+        return F.dropout(probabilities, self.dropout)
+
+    def seen(self, rows: Tensor, places: Tensor, valid: Tensor) -> Tensor:
+        """The rule at rows (blocks, block) and near keys (blocks, 1, width) -> (batch or 1, 1, blocks, block, width)."""
+        may = self.rule(rows[:, :, None], places) & valid[:, None, :]
+        if self.keys is None:
+            return may[None, None]
+        real = self.keys[:, places.clamp(0, self.length - 1)]  # (batch, blocks, 1, width)
+        return (may & real).unsqueeze(1)
+
+    def outside(self, start: Tensor, places: Tensor) -> Tensor:
+        """Whether keys are none of a block's near ones: start (blocks,), places (..., keys) -> (blocks, ..., keys)."""
+        if not self.near:
+            return torch.ones((), dtype=torch.bool, device=self.device)
+        start = start.reshape(-1, *[1] * places.dim())
+        return (places < start) | (places >= start + self.width)
+
+    def seen_far(self, rows: Tensor, start: Tensor) -> Tensor:
+        columns = self.columns[None, :]
+        may = self.rule(rows[:, :, None], self.columns[None, None, :]) & self.outside(start, columns)
+        may = may if self.keys is None else may & self.keys[:, None, None, self.columns]
+        may = may if self.keys is not None else may[None]
+        return F.pad(may, (self.extra, 0), value=True).unsqueeze(1)
+
+    def seen_class(self, rows: Tensor, start: Tensor) -> Tensor:
+        assert self.stride is not None
+        step = torch.arange(self.classes, device=self.device) * self.stride
+        places = (rows % self.stride)[:, :, None] + step  # (blocks, block, steps)
+        may = self.rule(rows[:, :, None], places) & (places < self.length)
+        if self.near:
+            first = start[:, None, None]
+            may = may & ((places < first) | (places >= first + self.width))
+        if self.far:
+            may = may & ~torch.isin(places, self.columns)
+        if self.keys is None:
+            return may[None, None]
+        return (may & self.keys[:, places.clamp(max=self.length - 1)]).unsqueeze(1)

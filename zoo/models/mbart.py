@@ -1,0 +1,289 @@
+"""mBART (Liu et al., 2020): an encoder-decoder for many languages, pre-trained to restore texts whose sentences were shuffled and cut.
+
+    h_0 = norm(sqrt(d) · token + position[t + 2])                       each side with its own positions and norm, one token table E
+    encoder:  a = h + MHA(norm(h)),                                     h' = a + W_2 gelu(W_1 norm(a))          pre-norm, eps 1e-5
+    decoder:  a = h + MHA(norm(h); causal),  c = a + MHA(norm(a), m),   h' = c + W_2 gelu(W_1 norm(c))
+    m = norm(encoder),   scores = E norm(decoder) + b                   a final norm on both sides; b is constant, zero in releases
+
+Differs from BART: the final norms, the norms before the sublayers, the scaled tokens, and that the language is a token: mBART-cc25 reads
+``X </s> [source]`` and writes ``[target] X </s>``; mBART-50 reads ``[source] X </s>`` and writes ``</s> [target] X``.
+
+Traps: the labels' own last token, not a fixed one, is what the decoder begins with (`zoo.layers.shift`): the language code for mBART-cc25,
+</s> for mBART-50. Positions count places, padding too, as the hub's library counts; fairseq counts tokens, which is the same where
+padding stands on the right. The table has two rows that are never read. Vectors of padding are drawn like others here; fairseq has zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.config import Config, check_activation, check_heads, check_positive, free
+from zoo.errors import ConfigError, InputError
+from zoo.layers import Attention, DecoderBlock, EncoderBlock, FeedForward, Mask, Padding, Stack, Trace, between, causal, pre_norm, together
+from zoo.layers.embeddings import check_ids, same_shape
+from zoo.layers.shift import shift_right
+from zoo.model import Model
+from zoo.outputs import Encoded, Seq2Seq
+
+OFFSET = 2  # rows of a position table before the first that is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class MbartConfig(Config):
+    vocab_size: int = 250_027
+    hidden_size: int = 1024
+    num_layers: int = 12  # of the encoder
+    num_heads: int = 16
+    intermediate_size: int = 4096
+    decoder_num_layers: int = 12
+    decoder_num_heads: int = 16
+    decoder_intermediate_size: int = 4096
+    max_positions: int = 1024  # places of a text on either side
+    scale_embeddings: bool = True  # tokens times sqrt(hidden_size)
+    activation: str = "gelu"
+    norm_eps: float = 1e-5
+    pad_token_id: int = 1
+    tie_word_embeddings: bool = True
+    dropout: float = free(0.1)
+    attention_dropout: float = free(0.0)
+    activation_dropout: float = free(0.0)
+    initializer_range: float = free(0.02)
+    start_token_id: int | None = free(None)  # what a text begins with where nobody says; None: its language must be said
+    end_token_id: int = free(2)  # </s>
+
+    def check(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+        check_positive(self, *sizes, "decoder_num_layers", "decoder_num_heads", "decoder_intermediate_size")
+        check_heads(self.hidden_size, self.num_heads)
+        check_heads(self.hidden_size, self.decoder_num_heads, heads_name="decoder_num_heads")
+        check_activation(self.activation)
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ConfigError(f"pad_token_id={self.pad_token_id} must lie in 0..vocab_size - 1 = {self.vocab_size - 1}")
+
+    @property
+    def token_scale(self) -> float:
+        return math.sqrt(self.hidden_size) if self.scale_embeddings else 1.0
+
+
+class PlacedTokens(nn.Module):
+    """``dropout(norm(scale · token + position[t + 2]))``: one side's embeddings above the token table."""
+
+    def __init__(self, c: MbartConfig) -> None:
+        super().__init__()
+        self.position = nn.Embedding(c.max_positions + OFFSET, c.hidden_size)
+        self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+        self.dropout = nn.Dropout(c.dropout)
+        self.scale, self.longest = c.token_scale, c.max_positions
+
+    def place(self, tokens: Tensor, position_ids: Tensor | None, name: str) -> Tensor:
+        """tokens (batch, length, hidden), position_ids (batch or 1, length) int from 0, or None for 0, 1, ... -> like tokens."""
+        length = tokens.shape[1]
+        if length > self.longest:
+            raise InputError(f"the text is {length} tokens long; this model has {self.longest} positions: cut it or split it")
+        if position_ids is None:
+            position_ids = torch.arange(length, device=tokens.device)
+        position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
+        check_ids(position_ids, self.longest, name)
+        if position_ids.shape[0] != 1 or position_ids.shape[1] != length:
+            same_shape(position_ids, tokens, name)
+        return self.dropout(self.norm(self.scale * tokens + self.position(position_ids + OFFSET)))
+
+
+class MbartEmbeddings(PlacedTokens):
+    """The token table that both sides read, and the encoder's embeddings."""
+
+    roles = {"token": "token-embedding"}  # noqa: RUF012
+
+    def __init__(self, c: MbartConfig) -> None:
+        super().__init__(c)
+        self.token = nn.Embedding(c.vocab_size, c.hidden_size)
+
+    def look_up(self, input_ids: Tensor | None, name: str) -> Tensor:
+        """(batch, length) int -> (batch, length, hidden), not scaled."""
+        if input_ids is None:
+            raise InputError(f"{name} is missing")
+        check_ids(input_ids, self.token.num_embeddings, name)
+        return self.token(input_ids)
+
+    def forward(self, input_ids: Tensor | None, position_ids: Tensor | None = None) -> Tensor:
+        """(batch, length) int -> (batch, length, hidden)."""
+        return self.place(self.look_up(input_ids, "input_ids"), position_ids, "position_ids")
+
+
+def encoder_block(c: MbartConfig) -> EncoderBlock:
+    """A block of the encoder."""
+    return EncoderBlock(
+        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
+        FeedForward(c.hidden_size, c.intermediate_size, c.activation, dropout=c.activation_dropout),
+        nn.LayerNorm(c.hidden_size, c.norm_eps),
+        nn.LayerNorm(c.hidden_size, c.norm_eps),
+        dropout=c.dropout,
+        residual=pre_norm,
+    )
+
+
+def decoder_block(c: MbartConfig) -> DecoderBlock:
+    """A block of the decoder; the memory it looks at has its norm already."""
+    return DecoderBlock(
+        Attention(c.hidden_size, c.decoder_num_heads, dropout=c.attention_dropout),
+        Attention(c.hidden_size, c.decoder_num_heads, dropout=c.attention_dropout),
+        FeedForward(c.hidden_size, c.decoder_intermediate_size, c.activation, dropout=c.activation_dropout),
+        (nn.LayerNorm(c.hidden_size, c.norm_eps), nn.LayerNorm(c.hidden_size, c.norm_eps), nn.LayerNorm(c.hidden_size, c.norm_eps)),
+        dropout=c.dropout,
+        residual=pre_norm,
+    )
+
+
+class MbartDecoder(nn.Module):
+    """Positions of its own, blocks that look across, the final norm."""
+
+    def __init__(self, c: MbartConfig) -> None:
+        super().__init__()
+        self.embeddings = PlacedTokens(c)
+        self.blocks = nn.ModuleList(decoder_block(c) for _ in range(c.decoder_num_layers))
+        self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace) -> Tensor:
+        """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like x."""
+        trace.hidden(x)
+        for block in self.blocks:
+            x = block(x, memory, mask, memory_mask, trace)
+            trace.hidden(x)
+        return self.norm(x)
+
+
+class LanguageModelHead(nn.Module):
+    """``E h + b``: E the token table that is handed over (``tied=False``: a matrix of its own), b a constant that is stored, not
+    trained.
+    """
+
+    bias: Tensor
+
+    def __init__(self, c: MbartConfig) -> None:
+        super().__init__()
+        self.decoder = None if c.tie_word_embeddings else nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.register_buffer("bias", torch.empty(c.vocab_size))
+
+    def init_parameters(self, std: float, generator: object = None) -> None:
+        self.bias.zero_()
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """(..., hidden) and the token table (vocabulary, hidden) -> (..., vocabulary)."""
+        return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)
+
+
+class Mbart(Model):
+    Config = MbartConfig
+    inputs: ClassVar[tuple[str, ...]] = (
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "decoder_input_ids",
+        "decoder_attention_mask",
+        "decoder_position_ids",
+    )
+    heads = {"language_model": LanguageModelHead}  # noqa: RUF012
+
+    def __init__(self, config: MbartConfig) -> None:
+        super().__init__(config)
+        self.embeddings = MbartEmbeddings(config)
+        self.encoder = Stack([encoder_block(config) for _ in range(config.num_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.decoder = MbartDecoder(config)
+
+    @property
+    def output_table(self) -> Tensor:
+        """The token table that word scores are taken with, (vocabulary, hidden)."""
+        return self.embeddings.token.weight
+
+    def decoder_inputs(self, labels: Tensor) -> Tensor:
+        """What the decoder reads where the labels (batch, length) are to follow: their last token, then all but the last place."""
+        return shift_right(labels, self.config.pad_token_id)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Seq2Seq:
+        """Encode a batch of sources, and decode their targets as far as they are given.
+
+        input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same shapes, 1/True = a real token; positions
+        from 0; lengths: real tokens of each source, where they stand first. -> the decoder's states (batch, target length, hidden), the
+        encoder's under ``encoder``; the last of the hidden states is the normalized result.
+        """
+        shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        encoded = self.encode(input_ids, attention_mask, position_ids, lengths=lengths, **shown)
+        decoded = self.decode(
+            decoder_input_ids,
+            encoded.last_hidden_state,
+            attention_mask,
+            decoder_attention_mask,
+            decoder_position_ids,
+            lengths=lengths,
+            **shown,
+        )
+        return replace(decoded, encoder=encoded)
+
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Encoded:
+        """The source's states (batch, length, hidden), normalized."""
+        trace = Trace(output_hidden_states, output_attentions)
+        x = self.embeddings(input_ids, position_ids)  # (batch, length, hidden)
+        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
+        trace.hidden(x)
+        x = padding.unpack(self.norm(self.encoder(x, padding.mask, None, trace)))  # (batch, length, hidden)
+        return Encoded(x, None, _ending(trace.states(padding.unpack), x), trace.maps(padding.real))
+
+    def decode(
+        self,
+        decoder_input_ids: Tensor | None,
+        memory: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Seq2Seq:
+        """What the decoder makes of ``memory``, the encoder's states (batch, length, hidden); ``attention_mask`` is the source's."""
+        trace = Trace(output_hidden_states, output_attentions)
+        tokens = self.embeddings.look_up(decoder_input_ids, "decoder_input_ids")
+        x = self.decoder.embeddings.place(tokens, decoder_position_ids, "decoder_position_ids")  # (batch, length, hidden)
+        source = Padding.of(
+            attention_mask, (memory.shape[0], memory.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
+        target = Padding.of(decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask")
+        source, target = together(source, target)
+        x = self.decoder(target.pack(x), source.pack(memory), target.mask & causal(), between(target, source), trace)
+        x = target.unpack(x)  # (batch, length, hidden)
+        return Seq2Seq(x, _ending(trace.states(target.unpack), x), trace.maps(target.real), trace.cross_maps())
+
+
+def _ending(states: tuple[Tensor, ...] | None, result: Tensor) -> tuple[Tensor, ...] | None:
+    """The hidden states, the last of them normalized."""
+    return None if states is None else (*states[:-1], result)

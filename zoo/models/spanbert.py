@@ -1,0 +1,75 @@
+"""SpanBERT (Joshi et al., 2020): BERT trained to guess masked spans, and each word of a span from the span's two outer neighbors alone.
+
+    span boundary objective, for a masked span between the words at l and r:
+    z_i = norm(gelu(W_1 [x_l; x_r; p_i] + b_1))          p_i a vector for the i-th place in the span, counted from 0
+    y_i = norm(gelu(W_2 z_i + b_2)),   scores_i = E y_i + b          E the token table
+
+The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens (`zoo.tasks.knowledge_masking.SpanMasking`), one
+text instead of two, no next-sentence objective and so no pooler (``pooler = True`` is the two-sentence variant of its code).
+Traps: the order is linear, activation, norm, twice. The position vectors are 200 wide whatever an option of the code says. The paper counts
+places in a span from 1. Released archives hold the encoder alone: a classifier's pooler starts at random.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.config import check_positive
+from zoo.errors import ConfigError, InputError
+from zoo.layers import activation
+from zoo.models.bert import Bert, BertConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanBertConfig(BertConfig):
+    vocab_size: int = 28_996
+    max_span_targets: int = 15  # words of a span that are guessed, from its first on
+    span_position_size: int = 200
+    span_layer: int = -1  # the block whose states the objective reads, -1 = the last
+
+    def check(self) -> None:
+        super().check()
+        check_positive(self, "max_span_targets", "span_position_size")
+        if not -self.num_layers <= self.span_layer < self.num_layers:
+            raise ConfigError(f"span_layer={self.span_layer} is none of the {self.num_layers} blocks")
+
+
+class SpanBoundaryHead(nn.Module):
+    """Guesses the words of a span from its two boundaries; the token table is handed over."""
+
+    def __init__(self, c: SpanBertConfig) -> None:
+        super().__init__()
+        self.position = nn.Embedding(c.max_span_targets, c.span_position_size)
+        self.first = nn.Linear(2 * c.hidden_size + c.span_position_size, c.hidden_size)
+        self.first_norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+        self.second = nn.Linear(c.hidden_size, c.hidden_size)
+        self.second_norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+        self.bias = nn.Parameter(Tensor(c.vocab_size))
+        self.activation = activation(c.activation)
+
+    def init_parameters(self, std: float, generator: object = None) -> None:
+        self.bias.zero_()
+
+    def forward(self, hidden: Tensor, pairs: Tensor, table: Tensor) -> Tensor:
+        """hidden (batch, length, hidden), pairs (batch, spans, 2) the boundaries' places, table (vocabulary, hidden) -> (batch, spans,
+        places, vocabulary).
+        """
+        if pairs.dim() != 3 or pairs.shape[0] != hidden.shape[0] or pairs.shape[2] != 2 or pairs.is_floating_point():
+            raise InputError(f"pairs must be ({hidden.shape[0]}, spans, 2) whole numbers, got {tuple(pairs.shape)} of {pairs.dtype}")
+        width = hidden.shape[2]
+        ends = hidden.gather(1, pairs.flatten(1).unsqueeze(2).expand(-1, -1, width))  # (batch, 2 · spans, hidden)
+        ends = ends.unflatten(1, (-1, 2)).flatten(2).unsqueeze(2)  # (batch, spans, 1, 2 · hidden)
+        places = self.position.weight.expand(*ends.shape[:2], -1, -1)  # (batch, spans, places, position size)
+        x = torch.cat([ends.expand(-1, -1, places.shape[2], -1), places], 3)
+        x = self.first_norm(self.activation(self.first(x)))
+        x = self.second_norm(self.activation(self.second(x)))
+        return F.linear(x, table, self.bias)
+
+
+class SpanBert(Bert):
+    Config = SpanBertConfig
+    heads = {**Bert.heads, "span_boundary": SpanBoundaryHead}  # noqa: RUF012

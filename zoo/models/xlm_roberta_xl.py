@@ -1,0 +1,76 @@
+"""XLM-R XL and XXL (Goyal et al., 2021): XLM-R with its norms before the sublayers, so that it can be deep and wide.
+
+    h_0 = token + position[p] + segment_0                         no norm
+    a   = h + MHA(norm(h)),   h' = a + W_2 gelu(W_1 norm(a))        pre-norm, eps 1e-5
+    result = norm(h_L)
+
+Differs from XLM-R in this alone. Trap: the hidden states between blocks are not normalized, the last one is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Padding, Stack, Trace, pre_norm
+from zoo.model import TextEncoder
+from zoo.models.roberta import Roberta, RobertaConfig, RobertaEmbeddings
+from zoo.outputs import Encoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class XlmRobertaXlConfig(RobertaConfig):
+    vocab_size: int = 250_880
+    hidden_size: int = 2560
+    num_layers: int = 36
+    num_heads: int = 32
+    intermediate_size: int = 10_240
+
+
+def pre_norm_block(c: RobertaConfig) -> EncoderBlock:
+    """BERT's operations with the norm before each."""
+    return EncoderBlock(
+        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
+        FeedForward(c.hidden_size, c.intermediate_size, c.activation),
+        nn.LayerNorm(c.hidden_size, c.norm_eps),
+        nn.LayerNorm(c.hidden_size, c.norm_eps),
+        dropout=c.dropout,
+        residual=pre_norm,
+    )
+
+
+class XlmRobertaXl(TextEncoder):
+    Config = XlmRobertaXlConfig
+    heads, task_heads, reads_first, exceptions = Roberta.heads, Roberta.task_heads, Roberta.reads_first, Roberta.exceptions
+
+    def __init__(self, config: XlmRobertaXlConfig) -> None:
+        super().__init__(config)
+        self.embeddings = RobertaEmbeddings(config, nn.Identity())
+        self.encoder = Stack([pre_norm_block(config) for _ in range(config.num_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.pooler = FirstTokenPooler(config.hidden_size) if config.pooler else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Encoded:
+        """As `TextEncoder`; the last hidden state is the normalized result."""
+        trace = Trace(output_hidden_states, output_attentions)
+        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
+        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
+        trace.hidden(x)
+        x = padding.unpack(self.norm(self.encoder(x, padding.mask, None, trace)))  # (batch, length, hidden)
+        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
+        states = trace.states(padding.unpack)
+        return Encoded(x, pooled, None if states is None else (*states[:-1], x), trace.maps(padding.real))

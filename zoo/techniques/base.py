@@ -1,0 +1,218 @@
+"""What every technique is: a frozen config that says what, and `apply`, which does it to a model and says what it changed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import Config
+from zoo.errors import TechniqueError, unknown
+from zoo.layers.extend import extend
+from zoo.layers.prefixes import Prefixed
+from zoo.model import Model, Site, initialise
+
+PLACES = {
+    "ActiveAdapters": "zoo.techniques.adapters",
+    "AdapterFusion": "zoo.techniques.adapters",
+    "AdaptiveSpan": "zoo.techniques.adaptive_span",
+    "BottleneckAdapter": "zoo.techniques.adapters",
+    "FactorizedEmbedding": "zoo.techniques.sharing",
+    "FixedAttention": "zoo.techniques.sparse",
+    "IA3": "zoo.techniques.lora",
+    "InvertibleAdapter": "zoo.techniques.adapters",
+    "KAdapter": "zoo.techniques.k_adapter",
+    "LoRA": "zoo.techniques.lora",
+    "LongShortRange": "zoo.techniques.long_short",
+    "PrefixTuning": "zoo.techniques.prefix",
+    "Sharing": "zoo.techniques.sharing",
+    "SlidingWindow": "zoo.techniques.sparse",
+    "StridedAttention": "zoo.techniques.sparse",
+}
+"""Every technique that a saved config may name, and its module."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a technique did to a model: parameters before and after, and the tensors that came and went (by their canonical names)."""
+
+    technique: str
+    before: int
+    after: int
+    added: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        share = f" ({(self.after - self.before) / self.before:+.2%})" if self.before else ""
+        lines = [f"{self.technique}: {self.before:,} parameters before, {self.after:,} after{share}"]
+        lines += [f"  {len(names)} tensors {verb}" for names, verb in ((self.added, "added"), (self.removed, "removed")) if names]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technique(Config):
+    """Base of the techniques. Subclasses add fields and write `change`."""
+
+    needs: ClassVar[tuple[str, ...]] = ()  # the roles without which there is nothing to do
+    adds_tensors: ClassVar[bool] = True  # or changes names and shapes: then a foreign layout has no place for the result
+
+    def apply(self, model: M, generator: torch.Generator | None = None) -> M:
+        """Change the model in place. -> the same model; what was done is the last of ``model.changes``.
+
+        Raises TechniqueError where the model lacks the parts, before anything is touched.
+        """
+        bare = bare_model(model)
+        for role in self.needs:
+            if not any(site.role == role for site in bare.sites()):
+                raise TechniqueError(f"{type(self).__name__} needs a part with the role {role!r}, which {type(bare).__name__} has not")
+        before, had = bare.num_parameters(), _shapes(bare)
+        notes = self.change(bare, generator)
+        has = _shapes(bare)
+        change = Change(
+            str(self),
+            before,
+            bare.num_parameters(),
+            {name: shape for name, shape in has.items() if had.get(name) != shape},
+            {name: shape for name, shape in had.items() if has.get(name) != shape},
+            tuple(notes or ()),
+        )
+        bare.techniques = (*bare.techniques, self)
+        bare.changes = (*getattr(bare, "changes", ()), change)  # type: ignore[assignment]
+        return model
+
+    def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
+        """Do it; remarks go into the report. Checks come before the first change. On meta nothing but names and shapes matters."""
+        raise NotImplementedError
+
+    def record(self) -> dict[str, Any]:
+        """How it stands in a saved config: its name and its fields."""
+        return {"technique": type(self).__name__, **self.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedTechnique(Technique):
+    """A technique that a user may restrict: to ``streams`` ("text", "image", ...) and to ``depths``; empty = everywhere."""
+
+    streams: tuple[str, ...] = ()
+    depths: tuple[int, ...] = ()
+
+    def places(self, model: Model, *roles: str) -> list[Site]:
+        """The model's sites of these roles in the wanted streams and depths; a TechniqueError that says what there is where none fits.
+
+        A part that runs at several depths (a shared block) is one place, wanted if one of its depths is.
+        """
+        sites = [site for site in model.sites() if site.role in roles]
+        found = [
+            site
+            for site in sites
+            if (not self.streams or site.stream in self.streams) and (not self.depths or set(site.depths) & set(self.depths))
+        ]
+        if not found:
+            name, what = type(model).__name__, " or ".join(repr(role) for role in roles)
+            if not sites:
+                raise TechniqueError(f"{type(self).__name__} needs a part with the role {what}, which {name} has not")
+            streams = ", ".join(sorted({site.stream for site in sites}))
+            depths = sorted({depth for site in sites for depth in site.depths})
+            wanted = f"streams={self.streams}, depths={self.depths}"
+            raise TechniqueError(f"no part of {name} fits {wanted}; its {what} parts are of the streams {streams} at depths {depths}")
+        return found
+
+
+def bare_model(model: nn.Module) -> Model:
+    """The model itself, or the one inside a task model."""
+    bare = model if isinstance(model, Model) else getattr(model, "model", None)
+    if not isinstance(bare, Model):
+        raise TechniqueError(f"a technique is applied to a model of the zoo, got {type(model).__name__}")
+    return bare
+
+
+def apply(model: M, *techniques: Technique, generator: torch.Generator | None = None) -> M:
+    """Apply techniques to a model in place, in order. -> the same model. ``generator`` draws the new weights."""
+    for technique in techniques:
+        if not isinstance(technique, Technique):
+            raise TechniqueError(f"a technique is an object like zoo.LoRA(rank=8), got {technique!r}")
+        technique.apply(model, generator)
+    return model
+
+
+def recorded(records: Sequence[Mapping[str, Any]]) -> tuple[Technique, ...]:
+    """The techniques that a saved config names; an unknown one is refused with the closest."""
+    found = []
+    for entry in records:
+        values = dict(entry)
+        name = str(values.pop("technique", ""))
+        if name not in PLACES:
+            raise unknown("technique", name, PLACES)
+        cls: type[Technique] = getattr(importlib.import_module(PLACES[name]), name)
+        found.append(cls.from_dict(values))
+    return tuple(found)
+
+
+def fresh(module: M, like: Tensor, std: float, generator: torch.Generator | None) -> M:
+    """A new part on the device and in the dtype of ``like``, its weights drawn (on meta: only its shapes)."""
+    with torch.no_grad():
+        module.to_empty(device=like.device) if like.is_meta else module.to(like.device)
+        module.to(like.dtype)
+        if not like.is_meta:
+            initialise(module, std, generator)
+    return module
+
+
+def on_meta(model: nn.Module) -> bool:
+    """Whether a model is only names and shapes so far."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def new_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that techniques added, with their names."""
+    bare = bare_model(model)
+    added = {name for change in getattr(bare, "changes", ()) for name in change.added}
+    prefix = "" if bare is model else "model."
+    for name, parameter in model.named_parameters():
+        if name.removeprefix(prefix) in added:
+            yield name, parameter
+
+
+def freeze_all_but(model: nn.Module, *, heads: bool = True) -> list[str]:
+    """Train what techniques added (and, with ``heads``, a task's heads), freeze the rest. -> the names that train."""
+    train = {name for name, _ in new_tensors(model)}
+    names = []
+    for name, parameter in model.named_parameters():
+        wanted = name in train or (heads and name.startswith("heads."))
+        parameter.requires_grad_(wanted)
+        if wanted:
+            names.append(name)
+    return names
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[str, nn.Module]]:
+    """Path and core of the attentions of these roles (self-attention by default)."""
+    found = []
+    for site in technique.places(model, *(roles or ("self-attention",))):
+        if not hasattr(site.module, "core"):
+            raise TechniqueError(f"{site.path} is a {type(site.module).__name__}, which has no exchangeable core")
+        core = site.module.core
+        assert isinstance(core, nn.Module)
+        found.append((site.path, core))
+    return found
+
+
+def put_core(attention: nn.Module, new: nn.Module) -> None:
+    """Exchange an attention's core; prefixes in front of the old one go in front of the new one."""
+    old = attention.core
+    new.train(attention.training)
+    if isinstance(old, Prefixed):
+        extend(new, Prefixed)
+        new.prefixes = old.prefixes  # type: ignore[assignment]
+    attention.core = new

@@ -1,0 +1,99 @@
+"""Which technique goes onto which family: every cell built on the meta device, or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from zoo import registry
+from zoo.errors import ConfigError, TechniqueError
+from zoo.techniques.adapters import ActiveAdapters, AdapterFusion, BottleneckAdapter, InvertibleAdapter
+from zoo.techniques.adaptive_span import AdaptiveSpan
+from zoo.techniques.base import Technique, apply, bare_model
+from zoo.techniques.k_adapter import KAdapter
+from zoo.techniques.long_short import LongShortRange
+from zoo.techniques.lora import IA3, LoRA
+from zoo.techniques.prefix import PrefixTuning
+from zoo.techniques.sharing import FactorizedEmbedding, Sharing
+from zoo.techniques.sparse import FixedAttention, SlidingWindow, StridedAttention
+
+_TWO = (BottleneckAdapter(name="one", reduction=2.0), BottleneckAdapter(name="two", reduction=2.0))
+
+EXAMPLES: dict[str, tuple[Technique, ...]] = {
+    "StridedAttention": (StridedAttention(stride=2),),
+    "FixedAttention": (FixedAttention(stretch=3, summary=1),),
+    "SlidingWindow": (SlidingWindow(radius=1, global_tokens=1),),
+    "AdaptiveSpan": (AdaptiveSpan(limit=2, ramp=2, start=0.5, positions=True),),
+    "LongShortRange": (LongShortRange(),),
+    "Sharing": (Sharing(),),
+    "FactorizedEmbedding": (FactorizedEmbedding(size=3),),
+    "LoRA": (LoRA(rank=2, alpha=4),),
+    "IA3": (IA3(),),
+    "BottleneckAdapter": (BottleneckAdapter(reduction=2.0),),
+    "AdapterFusion": (*_TWO, AdapterFusion(names=("one", "two"))),
+    "ActiveAdapters": (*_TWO, ActiveAdapters(names=("two", "one"))),
+    "InvertibleAdapter": (InvertibleAdapter(),),
+    "PrefixTuning": (PrefixTuning(length=2, bottleneck=3),),
+    "KAdapter": (KAdapter(names=("facts", "grammar"), size=4, num_heads=2, intermediate_size=6, num_layers=1, dropout=0.0),),
+}
+"""Each technique at a size that small models take, with what it stands on."""
+
+
+def cells(families: Iterable[str] | None = None, techniques: Iterable[str] | None = None) -> list[dict[str, str]]:
+    """One row for each technique and family: ``state`` "works" or "impossible", and the ``reason``."""
+    rows = []
+    for name in registry.families() if families is None else families:
+        config, model_class = _small(name)
+        for technique in EXAMPLES if techniques is None else techniques:
+            reason = refusal(model_class, config, EXAMPLES[technique])
+            rows.append(
+                {"technique": technique, "family": name, "state": "works" if reason is None else "impossible", "reason": reason or ""}
+            )
+    return rows
+
+
+def refusal(model_class: Any, config: Any, techniques: Iterable[Technique]) -> str | None:
+    """Why the techniques don't go onto a model of this config, or None where they do and change something."""
+    with torch.device("meta"):
+        model = model_class(config)
+    try:
+        apply(model, *techniques)
+    except TechniqueError as error:
+        return str(error)
+    last = bare_model(model).changes[-1]  # type: ignore[union-attr, index]
+    if type(list(techniques)[-1]).adds_tensors and not (last.added or last.removed):  # type: ignore[union-attr]
+        return "it would change neither a tensor nor the result"
+    return None
+
+
+def _small(family: str) -> tuple[Any, Any]:
+    variant = registry.families()[family][0]
+    config = registry.config(variant.name)
+    few: Mapping[str, int] = {"num_layers": 2, "image_num_layers": 2, "vocab_size": 50}
+    for fields in (few, {"vocab_size": 50}, {}):
+        try:
+            return config.replace(**{key: value for key, value in fields.items() if key in config.field_names()}), variant.model_class()
+        except ConfigError:
+            continue
+    raise AssertionError("a config equals itself")
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The cells as a Markdown table, families down and techniques across, and the reasons under it."""
+    techniques = list(dict.fromkeys(row["technique"] for row in rows))
+    by_family: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        by_family.setdefault(row["family"], {})[row["technique"]] = row
+    notes: dict[str, int] = {}
+    lines = ["| family | " + " | ".join(f"`{name}`" for name in techniques) + " |", "| --- |" + " :-: |" * len(techniques)]
+    for family, own in by_family.items():
+        marks = []
+        for name in techniques:
+            reason = own[name]["reason"]
+            marks.append("yes" if not reason else f"[{notes.setdefault(reason, len(notes) + 1)}]")
+        lines.append(f"| {family} | " + " | ".join(marks) + " |")
+    works = sum(row["state"] == "works" for row in rows)
+    lines += ["", f"{works} of {len(rows)} cells work ({works / len(rows):.0%}).", ""]
+    return "\n".join([*lines, *(f"{number}. {reason}" for reason, number in notes.items())]) + "\n"
