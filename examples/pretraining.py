@@ -25,6 +25,7 @@ import torch
 from texts import CLS, MASK, PAD, SEP, SPECIAL_IDS, Document, Unigram
 
 import zoo
+from zoo.errors import InputError
 from zoo.tasks.collate import (
     CausalLMCollator,
     Example,
@@ -209,9 +210,11 @@ def batches(objective: Objective, documents: list[Document], pieces: Sequence[st
     """Endless batches: the documents again and again, in a new order and with new masks."""
     collate = objective.collator(pieces)
     while True:
-        examples = objective.examples(documents, python_random(generator))
-        while len(batch := list(itertools.islice(examples, objective.batch))) == objective.batch:
-            yield collate(batch, generator)
+        examples = list(objective.examples(documents, python_random(generator)))
+        if len(examples) < objective.batch:
+            raise InputError(f"the documents give {len(examples)} examples, which fill no batch of {objective.batch}: take more text")
+        for start in range(0, len(examples) - objective.batch + 1, objective.batch):
+            yield collate(examples[start : start + objective.batch], generator)
 
 
 def train(

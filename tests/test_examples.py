@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoo.errors import InputError
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = [
     ["First wash the rice in cold water.", "Then boil the rice in a large pot.", "Then wait until the pot is dry.", "Last salt the rice."],
@@ -73,7 +75,7 @@ def test_every_objective_learns_within_a_few_steps(pretraining, name, steps):
 
 
 def test_the_model_that_guesses_the_next_word_cannot_see_it(pretraining):
-    objective = replace(pretraining.OBJECTIVES["clm"], size=pretraining.OBJECTIVES["clm"].size | SMALL)
+    objective = replace(pretraining.OBJECTIVES["clm"], size=pretraining.OBJECTIVES["clm"].size | SMALL, batch=4)
     model, _ = pretraining.train(
         objective, pretraining.corpus_of(RECIPES, RECIPES, 80), 0, torch.Generator().manual_seed(0), check_batches=1
     )
@@ -87,6 +89,13 @@ def test_the_same_seed_gives_the_same_curve_and_another_does_not(pretraining):
     first, again, other = (run(pretraining, "ngram", 2, seed).train for seed in (3, 3, 4))
     assert first == again
     assert first != other
+
+
+def test_too_little_text_for_a_batch_is_refused_by_number(pretraining):
+    objective = pretraining.OBJECTIVES["mlm"]
+    corpus = pretraining.corpus_of(RECIPES, RECIPES[:1], 80)
+    with pytest.raises(InputError, match=f"fill no batch of {objective.batch}"):
+        next(pretraining.batches(objective, corpus.held_out, corpus.pieces, torch.Generator()))
 
 
 def test_the_unigram_baseline_is_what_the_best_guess_without_context_costs(texts):
