@@ -104,6 +104,16 @@ def test_the_unigram_baseline_is_what_the_best_guess_without_context_costs(texts
     assert unigram.loss(labels) == pytest.approx((math.log(12 / 4) + math.log(12 / 2) + math.log(12)) / 3)
 
 
+def test_the_baseline_counts_the_training_text_and_the_ends_of_sentences_where_they_are_guessed(pretraining, texts):
+    corpus = pretraining.Corpus(train=[[[5, 5, 5], [6]]], held_out=[], pieces=[""] * 8)
+    words, ends = (
+        pretraining.baseline(pretraining.OBJECTIVES["clm"], corpus, [{"labels": torch.tensor([[5, last, -100]])}])
+        for last in (6, texts.SEP)
+    )
+    assert words == pytest.approx((math.log(12 / 4) + math.log(12 / 2)) / 2)
+    assert ends == pytest.approx((math.log(14 / 4) + math.log(14 / 3)) / 2)  # two sentences end: 4, 2, 3 and five of 1
+
+
 def test_a_coin_costs_ln_2_where_both_labels_are_as_frequent(texts):
     assert texts.coin(torch.tensor([0, 1, 1, 0])) == pytest.approx(math.log(2))
     assert texts.coin(torch.tensor([1, 1, 1])) == 0
