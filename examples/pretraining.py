@@ -4,7 +4,7 @@
     python examples/pretraining.py --all --images docs/images
     python examples/pretraining.py sop --steps 100         a shorter run
 
-Two layers of width 128, a vocabulary of 1,000 pieces learned on the spot, 1,000 news texts: minutes on one core. Needs matplotlib
+Two layers of width 128, a vocabulary of 1,000 pieces learned on the spot: minutes on one core. Needs matplotlib
 (``pip install extended-zoo[examples]``) for the drawing; the text comes out of a package that is fetched but not installed.
 """
 
