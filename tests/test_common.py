@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from typing import Any
 
 import pytest
@@ -101,6 +102,8 @@ def test_the_stated_parameter_count_is_met_and_the_build_on_meta_is_complete(nam
 
 
 def test_most_variants_state_a_parameter_count():
+    if os.environ.get("ZOO_TEST_FAMILIES"):
+        pytest.skip("said of all families together")
     assert sum(bool(registry.variant(name).parameters) for name in VARIANTS) >= 0.8 * len(VARIANTS)
 
 

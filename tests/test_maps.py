@@ -26,6 +26,8 @@ def model_of(maps: str, config, heads: tuple[str, ...]) -> dict[str, torch.Tenso
     module.add_module("model", model_class(config))
     module.add_module("heads", torch.nn.ModuleDict({name: model_class.heads[name](config) for name in heads}))
     strategies.randomised(module)
+    for buffer in module.buffers():  # stored tables that no one trains (XLM's sinusoids)
+        buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(1)))
     return {name.removeprefix("model."): tensor for name, tensor in module.state_dict().items()}
 
 
