@@ -1,7 +1,7 @@
 """Parts that serve more than one model. They know nothing of any model."""
 
 from zoo.layers.attention import Attention, explicit_attention, fused_attention
-from zoo.layers.blocks import DecoderBlock, EncoderBlock, bert_block
+from zoo.layers.blocks import DecoderBlock, EncoderBlock, bert_block, bert_block_of
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, activation
 from zoo.layers.masks import Mask, Padding, Pattern, between, causal, packing, packing_enabled, prefix, together, window
@@ -32,6 +32,7 @@ __all__ = [
     "Trace",
     "activation",
     "bert_block",
+    "bert_block_of",
     "between",
     "causal",
     "draw",

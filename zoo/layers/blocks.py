@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor, nn
 
 from zoo.layers.attention import Attention
@@ -97,4 +99,36 @@ def bert_block(
         nn.LayerNorm(hidden_size, norm_eps),
         nn.LayerNorm(hidden_size, norm_eps),
         dropout=dropout,
+    )
+
+
+class BlockSizes(Protocol):
+    """What `bert_block_of` reads from a config; most text models' configs have these fields."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def attention_dropout(self) -> float: ...
+
+
+def bert_block_of(config: BlockSizes) -> EncoderBlock:
+    """`bert_block` at the sizes of a config."""
+    return bert_block(
+        config.hidden_size,
+        config.num_heads,
+        config.intermediate_size,
+        activation=config.activation,
+        norm_eps=config.norm_eps,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
     )

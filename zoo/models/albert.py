@@ -19,7 +19,7 @@ from torch import nn
 
 from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.errors import ConfigError
-from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block
+from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.heads import MaskedLMHead
 from zoo.model import TextEncoder
 
@@ -86,17 +86,4 @@ class Albert(TextEncoder):
 
     @staticmethod
     def _group(c: AlbertConfig) -> Stack:
-        return Stack(
-            [
-                bert_block(
-                    c.hidden_size,
-                    c.num_heads,
-                    c.intermediate_size,
-                    activation=c.activation,
-                    norm_eps=c.norm_eps,
-                    dropout=c.dropout,
-                    attention_dropout=c.attention_dropout,
-                )
-                for _ in range(c.num_inner_blocks)
-            ]
-        )
+        return Stack([bert_block_of(c) for _ in range(c.num_inner_blocks)])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from zoo.config import Config, check_activation, check_heads, check_positive, free
-from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block
+from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.heads import MaskedLMHead
 from zoo.model import TextEncoder
 
@@ -59,18 +59,5 @@ class Bert(TextEncoder):
         c = config
         norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
         self.embeddings = TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
-        self.encoder = Stack(
-            [
-                bert_block(
-                    c.hidden_size,
-                    c.num_heads,
-                    c.intermediate_size,
-                    activation=c.activation,
-                    norm_eps=c.norm_eps,
-                    dropout=c.dropout,
-                    attention_dropout=c.attention_dropout,
-                )
-                for _ in range(c.num_layers)
-            ]
-        )
+        self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None

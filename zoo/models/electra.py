@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo.config import Config, check_activation, check_heads, check_positive, free
-from zoo.layers import Stack, TextEmbeddings, activation, bert_block
+from zoo.layers import Stack, TextEmbeddings, activation, bert_block_of
 from zoo.layers.heads import ClassificationHead, MaskedLMHead
 from zoo.model import TextEncoder
 
@@ -92,18 +92,5 @@ class Electra(TextEncoder):
             dropout=c.dropout,
             projection=nn.Linear(c.embedding_size, c.hidden_size) if c.embedding_size != c.hidden_size else None,
         )
-        self.encoder = Stack(
-            [
-                bert_block(
-                    c.hidden_size,
-                    c.num_heads,
-                    c.intermediate_size,
-                    activation=c.activation,
-                    norm_eps=c.norm_eps,
-                    dropout=c.dropout,
-                    attention_dropout=c.attention_dropout,
-                )
-                for _ in range(c.num_layers)
-            ]
-        )
+        self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
         self.pooler = nn.Identity() if c.pooler else None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.config import check_positive
 from zoo.errors import InputError
-from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block
+from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.heads import MaskedLMHead
 from zoo.model import TextEncoder
@@ -91,20 +91,7 @@ class Ernie(TextEncoder):
         super().__init__(config)
         c = config
         self.embeddings = ErnieEmbeddings(c)
-        self.encoder = Stack(
-            [
-                bert_block(
-                    c.hidden_size,
-                    c.num_heads,
-                    c.intermediate_size,
-                    activation=c.activation,
-                    norm_eps=c.norm_eps,
-                    dropout=c.dropout,
-                    attention_dropout=c.attention_dropout,
-                )
-                for _ in range(c.num_layers)
-            ]
-        )
+        self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
 
     def forward(  # type: ignore[override]

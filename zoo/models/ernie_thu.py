@@ -34,7 +34,7 @@ from zoo.layers import (
     TextEmbeddings,
     Trace,
     activation,
-    bert_block,
+    bert_block_of,
     post_norm,
 )
 from zoo.layers.heads import MaskedLMHead
@@ -181,15 +181,7 @@ class ErnieThu(TextEncoder):
     def _block(kind: str, c: ErnieThuConfig) -> nn.Module:
         if kind != "sim":
             return (FusionBlock if kind == "mix" else AggregatorBlock)(c)
-        return bert_block(
-            c.hidden_size,
-            c.num_heads,
-            c.intermediate_size,
-            activation=c.activation,
-            norm_eps=c.norm_eps,
-            dropout=c.dropout,
-            attention_dropout=c.attention_dropout,
-        )
+        return bert_block_of(c)
 
     def forward(  # type: ignore[override]
         self,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from zoo.config import Config, check_activation, check_heads, check_positive, free
-from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block
+from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.heads import MaskedLMHead
 from zoo.model import TextEncoder
 
@@ -64,18 +64,5 @@ class RemBert(TextEncoder):
             dropout=c.dropout,
             projection=nn.Linear(c.embedding_size, c.hidden_size),
         )
-        self.encoder = Stack(
-            [
-                bert_block(
-                    c.hidden_size,
-                    c.num_heads,
-                    c.intermediate_size,
-                    activation=c.activation,
-                    norm_eps=c.norm_eps,
-                    dropout=c.dropout,
-                    attention_dropout=c.attention_dropout,
-                )
-                for _ in range(c.num_layers)
-            ]
-        )
+        self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.errors import ConfigError, InputError
-from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block
+from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.heads import ClassificationHead, MaskedLMHead
 from zoo.model import TextEncoder
 
@@ -111,18 +111,5 @@ class Roberta(TextEncoder):
         super().__init__(config)
         c = config
         self.embeddings = RobertaEmbeddings(c, nn.LayerNorm(c.hidden_size, c.norm_eps))
-        self.encoder = Stack(
-            [
-                bert_block(
-                    c.hidden_size,
-                    c.num_heads,
-                    c.intermediate_size,
-                    activation=c.activation,
-                    norm_eps=c.norm_eps,
-                    dropout=c.dropout,
-                    attention_dropout=c.attention_dropout,
-                )
-                for _ in range(c.num_layers)
-            ]
-        )
+        self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None

@@ -35,6 +35,7 @@ from zoo.layers import (
     Step,
     TextEmbeddings,
     bert_block,
+    bert_block_of,
     interleaved,
 )
 from zoo.layers.embeddings import check_features, check_ids
@@ -191,15 +192,7 @@ def image_block(c: ViLBertConfig) -> nn.Module:
 
 
 def text_block(c: ViLBertConfig) -> nn.Module:
-    return bert_block(
-        c.hidden_size,
-        c.num_heads,
-        c.intermediate_size,
-        activation=c.activation,
-        norm_eps=c.norm_eps,
-        dropout=c.dropout,
-        attention_dropout=c.attention_dropout,
-    )
+    return bert_block_of(c)
 
 
 class ViLBert(VisionLanguageModel):

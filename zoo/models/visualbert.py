@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.errors import ConfigError, InputError
-from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block
+from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
 from zoo.layers.blocks import EncoderBlock
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
@@ -99,15 +99,7 @@ class JointEmbeddings(TextEmbeddings):
 
 
 def block(c: VisualBertConfig) -> EncoderBlock:
-    return bert_block(
-        c.hidden_size,
-        c.num_heads,
-        c.intermediate_size,
-        activation=c.activation,
-        norm_eps=c.norm_eps,
-        dropout=c.dropout,
-        attention_dropout=c.attention_dropout,
-    )
+    return bert_block_of(c)
 
 
 class VisualBert(VisionLanguageModel):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo.config import check_positive
 from zoo.errors import ConfigError, InputError
-from zoo.layers import EncoderBlock, FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block
+from zoo.layers import EncoderBlock, FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.heads import MaskedLMHead
 from zoo.model import TextEncoder
@@ -110,15 +110,7 @@ class Zen(TextEncoder):
 
     @staticmethod
     def _block(c: ZenConfig) -> EncoderBlock:
-        return bert_block(
-            c.hidden_size,
-            c.num_heads,
-            c.intermediate_size,
-            activation=c.activation,
-            norm_eps=c.norm_eps,
-            dropout=c.dropout,
-            attention_dropout=c.attention_dropout,
-        )
+        return bert_block_of(c)
 
     def forward(  # type: ignore[override]
         self,

@@ -1,0 +1,52 @@
+"""Heads that predict words through the token table."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.layers.feed_forward import activation
+
+
+class MaskedLMHead(nn.Module):
+    """``norm(act(W h + b)) Eᵀ + bias``: BERT's word predictor, with E the token table it is tied to.
+
+    The table is handed over at each call and stored nowhere here, so the tie survives loading, saving and ``.to()``. ``tied=False``: a
+    decoder matrix of its own instead. ``output_size``: the table's width (ALBERT: embedding_size).
+    """
+
+    def __init__(
+        self, hidden_size: int, output_size: int, vocab_size: int, activation_name: str, norm_eps: float, *, tied: bool = True
+    ) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, output_size)
+        self.norm = nn.LayerNorm(output_size, norm_eps)
+        self.decoder = None if tied else nn.Linear(output_size, vocab_size, bias=False)
+        self.bias = nn.Parameter(Tensor(vocab_size))
+        self.activation = activation(activation_name)
+
+    def init_parameters(self, std: float, generator: object = None) -> None:
+        self.bias.zero_()
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """(..., hidden) and the token table (vocabulary, output size) -> (..., vocabulary)."""
+        x = self.norm(self.activation(self.dense(hidden)))
+        return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
+
+
+class TableHead(nn.Module):
+    """``E h + bias``: word scores straight from the states, with E the token table that is handed over (XLM). ``tied=False``: a matrix of
+    its own instead.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, *, tied: bool = True) -> None:
+        super().__init__()
+        self.decoder = None if tied else nn.Linear(hidden_size, vocab_size, bias=False)
+        self.bias = nn.Parameter(Tensor(vocab_size))
+
+    def init_parameters(self, std: float, generator: object = None) -> None:
+        self.bias.zero_()
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """(..., hidden) and the token table (vocabulary, hidden) -> (..., vocabulary)."""
+        return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)
