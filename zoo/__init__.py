@@ -45,6 +45,7 @@ _WHERE = {
     "inspect": "zoo.info",
     "list_models": "zoo.registry",
     "load": "zoo.create",
+    "optimize": "zoo.optimize",
     "packing": "zoo.layers.masks",
     "register": "zoo.registry",
     "save": "zoo.create",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from zoo.info import inspect as inspect
     from zoo.layers.masks import packing as packing
     from zoo.model import Model as Model
+    from zoo.optimize import optimize as optimize
     from zoo.regions import Regions as Regions
     from zoo.registry import config as config
     from zoo.registry import list_models as list_models

@@ -99,7 +99,7 @@ class NoNorm(nn.Module):
         self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight + self.bias
+        return torch.addcmul(self.bias, x, self.weight)
 
 
 def trigram(tokens: Tensor) -> Tensor:
@@ -136,6 +136,8 @@ class MobileBertEmbeddings(TextEmbeddings):
 
 class Bottleneck(nn.Module):
     """``norm(W x + b)`` into another width."""
+
+    roles = {"dense": "bottleneck"}  # noqa: RUF012
 
     def __init__(self, size: int, output_size: int, norm: nn.Module) -> None:
         super().__init__()
