@@ -32,7 +32,7 @@ from zoo.convert.files import architectures_of, embedding_options, foreign_confi
 from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
 from zoo.convert.writer import write_tensors
-from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.errors import CheckpointError, ConfigError, InputError, unknown
 from zoo.layers.extend import own_class
 from zoo.model import initialise
 from zoo.tasks.base import TaskModel, build_task, offers_of_class, spec_of_class, task_class
@@ -159,6 +159,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None
     under the canonical names, a task's heads under ``heads.``. shard_size: bytes after which a new weights file begins. -> the folder.
     """
     folder = Path(folder)
+    if getattr(model, "prepared", None) is not None:
+        raise InputError("this model was prepared by zoo.optimize and holds its weights in no form that can be saved; save the original")
     description = describe(model)
     with staged(folder) as stage:
         tensors = {name: tensor.detach() for name, tensor in canonical_state(model).items()}

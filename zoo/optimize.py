@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.errors import InputError, unknown
 from zoo.layers.attention import DenseAttention
@@ -32,7 +32,7 @@ class Prepared:
         return "\n".join([f"states in {str(self.dtype).removeprefix('torch.')}", *self.changes])
 
 
-def optimize(model: Any, dtype: str | torch.dtype = "float32", *, compile: bool = False) -> Any:  # noqa: A002 - the word users know
+def optimize(model: Any, dtype: str | torch.dtype = "float32", *, compile: bool = False) -> Any:
     """A copy of ``model`` for inference on this CPU; ``prepared`` on it says what was changed. ``model`` stays as it is.
 
     dtype: "float32", "bfloat16" or "int8" (or torch's). Every linear layer in the model's blocks gets its weights laid out once for oneDNN,
@@ -107,7 +107,8 @@ def _linears(model: Any, int8: bool, compile_them: bool) -> str:
         site.replace(new)
         count += 1
     kind = "int8 products" if int8 else "oneDNN products"
-    return f"{count} linear layers as {kind}{', fused around them by torch.compile' if int8 and compile_them else ''}, {fused} with their activation"
+    around = ", torch.compile around them" if int8 and compile_them else ""
+    return f"{count} linear layers as {kind}, {fused} with their activation{around}"
 
 
 def _attention(model: Any) -> str:

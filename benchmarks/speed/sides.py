@@ -1,4 +1,4 @@
-"""What is compared: each side loads a folder in the Hugging Face layout and encodes one batch. Nothing heavy is imported before it is built.
+"""What is compared: each side loads a folder and encodes one batch. Nothing heavy is imported before a side is built.
 
 A side takes arrays: ``input_ids`` (batch, length) int64, ``attention_mask`` (batch, length) int64, 1 = real, and for models of pictures
 ``visual_embeds`` (batch, regions, width) float32 and ``visual_attention_mask``. It gives the last hidden states, (batch, length, hidden)

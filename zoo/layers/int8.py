@@ -27,7 +27,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation_name: str) -> Tensor:
     """x (rows, in) float; weight (out, in) int8; scale (out,) float32; bias (out,) -> ``act(W x + b)`` (rows, out), like x."""
     rounded, step = quantize_rows(x)
-    made = torch._int_mm(rounded, weight.t()).float() * step * scale
+    exact = torch._int_mm(rounded, weight.t()) if weight.shape[1] > 1 else rounded.int() * weight.int().t()  # torch errs at one column
+    made = exact.float() * step * scale
     made = made if bias is None else made + bias
     return activation(activation_name)(made).to(x.dtype)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class PackedWeight:
     """A weight in oneDNN's own layout, which only its products can read. Copies of a model share it."""
 
     _numbers = itertools.count()
-    _all: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
+    _all: ClassVar[weakref.WeakValueDictionary[int, PackedWeight]] = weakref.WeakValueDictionary()
 
     def __init__(self, weight: Tensor) -> None:
         self.tensor: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
@@ -112,7 +113,7 @@ class ShortAttention(DenseAttention):
         before: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """As `DenseAttention`."""
-        batch, heads, length, size = q.shape
+        batch, heads, _, size = q.shape
         keys = k.shape[2]
         serves = batch == 1 if q.dtype == torch.float32 else keys >= self.shortest
         plain = mask.keys is None and mask.dense is None and mask.pattern is None and bias is None and before is None
