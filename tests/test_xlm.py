@@ -191,3 +191,11 @@ def test_a_target_word_sees_nothing_to_its_right():
     one, other = (model(IDS, REAL, decoder_input_ids=ids, **named).logits for ids in (target, changed))
     assert torch.equal(one[:, :2], other[:, :2])
     assert not torch.allclose(one[:, 2:], other[:, 2:])
+
+
+def test_a_saved_model_that_names_its_languages_goes_to_the_foreign_layout(tmp_path):
+    fields = {"vocab_size": 40, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_languages": 3, "languages": ("de", "en", "fr")}
+    zoo.save(zoo.create("xlm-mlm-tlm-xnli15-1024", **fields), tmp_path / "ours")
+    zoo.convert(tmp_path / "ours", tmp_path / "theirs", to="hf-xlm")
+    zoo.convert(tmp_path / "theirs", tmp_path / "again")
+    assert zoo.load(tmp_path / "again").config.languages == ("de", "en", "fr")

@@ -22,7 +22,7 @@ from zoo.convert.files import architectures_of, embedding_options, foreign_confi
 from zoo.convert.keymap import KeyMap, Plan
 from zoo.convert.readers import open_archive
 from zoo.errors import CheckpointError, InputError, unknown
-from zoo.model import Model
+from zoo.model import Model, shapes_only
 from zoo.sources import Record, records
 from zoo.techniques.base import Technique, apply, recorded
 
@@ -198,7 +198,7 @@ def targets_of(
 
     Heads that the family declares are built to be measured; heads of a user's task (a classifier of any size) are taken as they are.
     """
-    with torch.device("meta"):
+    with shapes_only():
         bare: Model = apply(model_class(config), *techniques)
         targets = {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()}
         for head in dict.fromkeys(name.split(".")[1] for name in stored if name.startswith("heads.")):

@@ -34,7 +34,7 @@ from zoo.convert.readers import Archive, open_archive
 from zoo.convert.writer import write_tensors
 from zoo.errors import CheckpointError, ConfigError, InputError, unknown
 from zoo.layers.extend import own_class
-from zoo.model import initialise
+from zoo.model import initialise, shapes_only
 from zoo.tasks.base import TaskModel, build_task, offers_of_class, spec_of_class, task_class
 from zoo.tasks.catalogue import TASKS, require_fit
 from zoo.techniques.base import Technique, apply, recorded
@@ -122,7 +122,7 @@ def create(
         loaded = _load(converted(record), replace(request, name=record.name, shown=record.name))
         return apply(loaded, *techniques, generator=generator)
     config = model_class.Config.from_dict(registry.config_values(name)).replace(**fields)
-    with torch.device("meta"):
+    with shapes_only():
         module = apply(_build(model_class, config, task, options, variant.name), *techniques)
     module.to(dtype or torch.float32)
     module.to_empty(device=device or "cpu")
@@ -344,7 +344,7 @@ def _fitted(
     if task is not None:
         spec = spec_of_class(task, model_class)
         options = {**task_class(spec).options_from(sizes, spec, config, model_class), **options}
-    with torch.device("meta"):
+    with shapes_only():
         module = apply(_build(model_class, config, task, options, request.name or model_class.__name__), *request.techniques)
     random = []
     for target, tensor in canonical_state(module).items():
@@ -360,7 +360,7 @@ def _fitted(
 
 def _pooler_has_parameters(model_class: Any, config: Any) -> bool:
     """Whether a model's pooler is learned; MobileBERT's may be the bare first state."""
-    with torch.device("meta"):
+    with shapes_only():
         pooler = model_class(config).pooler
     return pooler is not None and next(pooler.parameters(), None) is not None
 

@@ -16,13 +16,12 @@ def info(name: str) -> dict[str, Any]:
 
     The name may carry a tag; then the config is the tag's. Imports torch, to count the parameters on the meta device.
     """
-    import torch
-
+    from zoo.model import shapes_only
     from zoo.sources import records
 
     variant, tag = registry.resolve(name)
     config = registry.config(name)
-    with torch.device("meta"):
+    with shapes_only():
         model = variant.model_class()(config)
     by_part: dict[str, int] = {}
     for parameter_name, parameter in model.named_parameters():

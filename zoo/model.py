@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zoo.config import Config
 from zoo.errors import InputError
@@ -195,6 +197,23 @@ class VisionLanguageModel(Model):
     def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Any) -> Tensor | None:
         """Which of the states that predict words are real, (batch, positions) bool; None where all are."""
         raise NotImplementedError
+
+
+class _Undrawn(TorchFunctionMode):
+    """`torch.nn.init` does nothing inside."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build parts on the meta device: shapes without numbers. Drawing them, which would do nothing there, would load half of torch."""
+    with torch.device("meta"), _Undrawn():
+        yield
 
 
 def initialise(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:

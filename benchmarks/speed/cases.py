@@ -51,11 +51,15 @@ class Case:
         """``full``: every token real; ``third``: about one third of them."""
         ids, mask = batch(self.batch, kind)
         arrays = {"input_ids": ids % zoo.config(self.name).vocab_size, "attention_mask": mask}
+        if self.layout == "hf-xlm":
+            arrays["langs"] = numpy.full_like(ids, 4)  # English
         if self.regions:
             count, width = self.regions
             generator = numpy.random.default_rng(0)
             arrays["visual_embeds"] = generator.standard_normal((self.batch, count, width), dtype=numpy.float32)
             kept = numpy.full(self.batch, count) if kind == "full" else generator.integers(10, count // 2, self.batch)
+            if self.layout:
+                arrays["visual_token_type_ids"] = numpy.ones((self.batch, count), dtype=numpy.int64)
             arrays["visual_attention_mask"] = (numpy.arange(count)[None] < kept[:, None]).astype(numpy.int64)
         return arrays
 

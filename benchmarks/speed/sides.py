@@ -7,7 +7,6 @@ float32.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,11 @@ class TorchSide(Side):
     """Sides that are torch modules called with tensors by name."""
 
     model: Any
-    words_first: bool = True
 
     def prepare(self, arrays: Arrays) -> Any:
         import torch
 
-        given = {name: torch.from_numpy(value) for name, value in arrays.items()}
-        return given
+        return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
     def run(self, given: Any) -> Any:
         import torch
@@ -77,6 +74,8 @@ class Zoo(TorchSide):
 
     def prepare(self, arrays: Arrays) -> Any:
         given = super().prepare(arrays)
+        if "langs" in given:
+            given["language_ids"] = given.pop("langs")
         if "visual_embeds" in given:
             given["visual_features"] = given.pop("visual_embeds")
             given["visual_mask"] = given.pop("visual_attention_mask")
@@ -223,8 +222,3 @@ SIDES: dict[str, Callable[[Path], Side]] = {
     "ctranslate2 int8": lambda folder: CTranslate2(folder, "int8_float32"),
 }
 """Every side by name; a name without a number format is float32."""
-
-
-def model_type(folder: Path) -> str:
-    """The foreign config's own word for the model."""
-    return str(json.loads((folder / "config.json").read_text())["model_type"])

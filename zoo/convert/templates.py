@@ -180,7 +180,9 @@ class Condition:
 
 
 def same(left: object, right: object) -> bool:
-    """Equality that keeps ``True`` and ``1`` apart."""
+    """Equality that keeps ``True`` and ``1`` apart, and a tuple and the list that JSON makes of it together."""
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
     return isinstance(left, bool) is isinstance(right, bool) and left == right
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
 from zoo import registry
 from zoo.errors import ConfigError, TechniqueError
+from zoo.model import shapes_only
 from zoo.techniques.adapters import ActiveAdapters, AdapterFusion, BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.adaptive_span import AdaptiveSpan
 from zoo.techniques.base import Technique, apply, bare_model
@@ -56,7 +55,7 @@ def cells(families: Iterable[str] | None = None, techniques: Iterable[str] | Non
 
 def refusal(model_class: Any, config: Any, techniques: Iterable[Technique]) -> str | None:
     """Why the techniques don't go onto a model of this config, or None where they do and change something."""
-    with torch.device("meta"):
+    with shapes_only():
         model = model_class(config)
     try:
         apply(model, *techniques)
