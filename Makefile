@@ -19,8 +19,9 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks.forward
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.speed --out docs/performance.csv
+	$(BIN)/python -m benchmarks.speed.report docs/performance.csv
 
 mutants: $(VENV)/.test
 	$(BIN)/python -m benchmarks.mutants
@@ -37,6 +38,10 @@ $(VENV)/.run: $(VENV)/.python $(SETUP)
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 clean:

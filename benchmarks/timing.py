@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -27,7 +28,17 @@ def interleaved(sides: Mapping[str, Callable[[], object]], rounds: int = 7, warm
 def machine() -> str:
     """One line that says where the figures come from."""
     threads = torch.get_num_threads()
-    return f"{platform.machine()}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{_processor()}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names and names[0] != "unknown" else platform.machine()
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

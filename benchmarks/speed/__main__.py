@@ -10,7 +10,7 @@ import csv
 import tempfile
 from pathlib import Path
 
-from benchmarks.speed.forward import Row, forward, matrix_rate
+from benchmarks.speed.forward import Row, forward, matrix_rates
 from benchmarks.speed.process import process
 from benchmarks.speed.tokens import tokens
 from benchmarks.speed.training import training
@@ -27,11 +27,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a CSV to write")
     parser.add_argument("--folder", type=Path, help="keep the weights here for another run")
     given = parser.parse_args()
-    rate = matrix_rate()
-    print(machine(), f"torch's own float32 product at {rate:.0f} GFLOP/s", sep="\n")
-    rows: list[Row] = [
-        {"model": machine(), "batch": "1024 x 768 x 3072", "kind": "machine", "real": "", "side": "torch", "ms": round(rate), "cosine": ""}
-    ]
+    torch_rate, onednn_rate = matrix_rates()
+    print(machine(), f"float32 products: torch's own {torch_rate:.0f} GFLOP/s, oneDNN's {onednn_rate:.0f}", sep="\n")
+    shape = {"model": machine(), "batch": "1024 x 768 x 3072", "kind": "machine", "real": "", "cosine": ""}
+    rows: list[Row] = [{**shape, "side": "torch", "ms": round(torch_rate)}, {**shape, "side": "onednn", "ms": round(onednn_rate)}]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         if "forward" in given.parts:

@@ -60,6 +60,8 @@ class Case:
             kept = numpy.full(self.batch, count) if kind == "full" else generator.integers(10, count // 2, self.batch)
             if self.layout:
                 arrays["visual_token_type_ids"] = numpy.ones((self.batch, count), dtype=numpy.int64)
+            else:  # ViLBERT reads boxes: corners and area, as shares of the picture
+                arrays["visual_boxes"] = generator.random((self.batch, count, 5), dtype=numpy.float32)
             arrays["visual_attention_mask"] = (numpy.arange(count)[None] < kept[:, None]).astype(numpy.int64)
         return arrays
 

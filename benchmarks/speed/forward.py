@@ -7,17 +7,20 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+import zoo
 from benchmarks.speed.cases import CASES, Case
-from benchmarks.timing import table
+from benchmarks.speed.sides import SIDES
+from benchmarks.timing import interleaved, table
+from zoo.layers.prepared import PreparedLinear
 
 PLAIN = ("zoo", "zoo optimized", "transformers")
 PEERS = ("onnxruntime", "onnxruntime int8", "openvino", "openvino bfloat16", "ctranslate2", "ctranslate2 int8")
@@ -34,20 +37,21 @@ class Worker:
     """A side in its process."""
 
     process: subprocess.Popen[str]
+    log: Path
 
     @classmethod
     def start(cls, side: str, folder: Path, log: Path) -> Worker:
         command = [sys.executable, "-m", "benchmarks.speed.worker", side, str(folder)]
         with log.open("w") as errors:
-            made = cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True))
-        made.answer(log)
+            made = cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True), log)
+        made.answer()
         return made
 
-    def answer(self, log: Path | None = None) -> Any:
+    def answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker ended early{'' if log is None else ':' + log.read_text()[-2000:]}")
+            raise RuntimeError(f"a worker ended early: {self.log.read_text()[-2000:]}")
         return json.loads(line)
 
     def ask(self, inputs: Path, output: Path | None = None) -> float:
@@ -87,15 +91,22 @@ def compare(a: numpy.ndarray, b: numpy.ndarray, real: numpy.ndarray, side: str) 
     return cosine
 
 
-def matrix_rate() -> float:
-    """GFLOP/s of torch's own float32 product of 1024 x 768 and 768 x 3072, the best of several runs."""
+def matrix_rates() -> tuple[float, float]:
+    """GFLOP/s of the product of 1024 x 768 and 768 x 3072 in float32: torch's own, and oneDNN's over weights laid out for it."""
     x, w = torch.randn(1024, 768), torch.randn(3072, 768)
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, w)
-        times.append(time.perf_counter() - start)
-    return 2 * 1024 * 768 * 3072 / statistics.median(times) / 1e9
+    packed = PreparedLinear(w, None)
+    with torch.inference_mode():
+        times = interleaved({"torch": lambda: torch.nn.functional.linear(x, w), "onednn": lambda: packed(x)}, 15)
+    work = 2 * 1024 * 768 * 3072 / 1e6
+    return work / times["torch"], work / times["onednn"]
+
+
+def work_of(case: Case, folder: Path, arrays: Mapping[str, numpy.ndarray]) -> float:
+    """GFLOP of the products in one padded pass."""
+    side = SIDES["zoo"](folder / "theirs")
+    with FlopCounterMode(display=False) as counter, zoo.packing(False):
+        side.run(side.prepare(arrays))
+    return counter.get_total_flops() / 1e9
 
 
 def measure(case: Case, rounds: int, folder: Path, skip: set[str]) -> list[Row]:
@@ -124,6 +135,9 @@ def measure(case: Case, rounds: int, folder: Path, skip: set[str]) -> list[Row]:
             for name in here:
                 row = {"model": case.name, "batch": f"{case.batch} x 128", "kind": kind, "real": f"{real.mean():.3f}", "side": name}
                 rows.append({**row, "ms": round(statistics.median(times[name]), 2), "cosine": f"{cosines[name]:.5f}"})
+            if kind == "full":
+                work = round(work_of(case, folder, arrays), 2)
+                rows.append({**dict.fromkeys(rows[0], ""), "model": case.name, "kind": "gflop", "side": "padded", "ms": work})
             show(rows, case.name, kind)
     finally:
         for worker in workers.values():

@@ -52,8 +52,8 @@ class TorchSide(Side):
             return self.model(**given)
 
     def states(self, result: Any) -> numpy.ndarray:
-        found = getattr(result, "last_hidden_state", None)
-        return (result.text if found is None else found).float().numpy()
+        found = result.text.last_hidden_state if hasattr(result, "text") else result.last_hidden_state
+        return found.float().numpy()
 
 
 class Zoo(TorchSide):
