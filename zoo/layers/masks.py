@@ -9,6 +9,7 @@ and joins the results, so the split is written once, under all attention ops.
 from __future__ import annotations
 
 import contextvars
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -283,11 +284,29 @@ class Mask:
         if self.query_rows is None or self.key_rows is None:
             return kernel(query, key, value, self)
         results = []
+        for cut_query, cut_key, rows, rectangle in self._rectangles:
+            if rectangle is None:  # nobody to look at
+                results.append(query.new_zeros(cut_query.stop - cut_query.start, query.shape[1], value.shape[2]))
+                continue
+            out = kernel(
+                query[cut_query].unflatten(0, (rows, -1)),
+                key[cut_key].unflatten(0, (rows, -1)),
+                value[cut_key].unflatten(0, (rows, -1)),
+                rectangle,
+            )
+            results.append(out.flatten(0, 1))
+        if not results:
+            return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    @functools.cached_property
+    def _rectangles(self) -> list[tuple[slice, slice, int, Mask | None]]:
+        """The dense rectangles of a packed batch: where its queries and its keys stand, its rows and its mask; None without keys."""
+        assert self.query_rows is not None
+        assert self.key_rows is not None
+        found: list[tuple[slice, slice, int, Mask | None]] = []
         for rows, (query_start, query_length), (key_start, key_length) in _runs(self.query_rows.lengths, self.key_rows.lengths):
             if query_length == 0:
-                continue
-            if key_length == 0:
-                results.append(query.new_zeros(rows * query_length, query.shape[1], value.shape[2]))
                 continue
             cut_query = slice(query_start, query_start + rows * query_length)
             cut_key = slice(key_start, key_start + rows * key_length)
@@ -296,18 +315,10 @@ class Mask:
                 query_rows=None,
                 key_rows=None,
                 query_positions=_cut(self.query_rows.positions, cut_query, rows),
-                key_positions=_cut(self.key_rows.positions, cut_key, rows),
+                key_positions=_cut(self.key_rows.positions, cut_key, rows) if key_length else None,
             )
-            out = kernel(
-                query[cut_query].unflatten(0, (rows, query_length)),
-                key[cut_key].unflatten(0, (rows, key_length)),
-                value[cut_key].unflatten(0, (rows, key_length)),
-                rectangle,
-            )
-            results.append(out.flatten(0, 1))
-        if not results:
-            return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
-        return results[0] if len(results) == 1 else torch.cat(results)
+            found.append((cut_query, cut_key, rows, rectangle if key_length else None))
+        return found
 
 
 def _cut(positions: Tensor | None, where: slice, rows: int) -> Tensor | None:
