@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import zoo
 from tests import strategies
@@ -222,7 +223,7 @@ def test_short_attention_is_attention(dtype, batch, length, keys, masked, data):
 def test_one_graph_serves_ragged_lengths(name):
     model, batch = build(name, small_config(name)), small_batch(name)
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     shortest = min(x.shape[1] for x in batch.inputs.values() if x.dim() > 1)
     with torch.no_grad():
