@@ -165,3 +165,20 @@ def test_a_drawing_is_a_small_file(pretraining, tmp_path):
     content = (tmp_path / "folder" / "mlm.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) < 60_000
+
+
+def test_spans_on_a_tiny_text_move_and_are_drawn(pretraining, tmp_path, monkeypatch):
+    example = importlib.import_module("adaptive_span")
+    monkeypatch.setattr(example, "SIZE", example.SIZE | {"num_layers": 1, "hidden_size": 16, "num_heads": 2})
+    monkeypatch.setattr(example, "BLOCK", 32)
+    row = example.characters(RECIPES * 4)
+    assert "".join(example.CHARACTERS[place] for place in row[:15].tolist()) == "first wash the "
+    batch = example.batch_of(row, torch.Generator().manual_seed(0), 2, 8)
+    assert torch.equal(batch["input_ids"][:, 1:], batch["labels"][:, :-1])
+    model, run = example.train(row, row, 30, torch.Generator().manual_seed(0), coefficient=1e-3)
+    assert run.held_out < run.bits[0]
+    assert float(run.spans[0].max()) == 64
+    assert float(example.spans(model).max()) < 64
+    pytest.importorskip("matplotlib")
+    example.draw(run, {"dense": 0.2, "learned spans": 0.1}, tmp_path / "spans.png")
+    assert (tmp_path / "spans.png").read_bytes().startswith(b"\x89PNG")

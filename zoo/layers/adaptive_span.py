@@ -12,6 +12,7 @@ which a token sees the L positions before it, not itself. `SpanCore` is the same
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,10 @@ class Span(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.fraction.fill_(self.start)
 
-    def weight(self, distance: Tensor) -> Tensor:
-        """m(d): distances (...) >= 0 -> (heads, ...)."""
-        z = self.fraction.reshape(-1, *[1] * distance.dim())
+    def weight(self, distance: Tensor, heads: Sequence[int] | None = None) -> Tensor:
+        """m(d): distances (...) >= 0 -> (heads, ...), of all heads or of these."""
+        z = self.fraction if heads is None else self.fraction[list(heads)]
+        z = z.reshape(-1, *[1] * distance.dim())
         return ((z * self.limit - distance.to(z.dtype)) / self.ramp + 1).clamp(0, 1)
 
     def apply_to(self, probabilities: Tensor, *, normalize: bool = True) -> Tensor:
@@ -59,6 +61,11 @@ class Span(nn.Module):
 
     def _reach(self, z: float) -> int:
         return min(self.limit, max(0, math.ceil(z * self.limit) + self.ramp))
+
+    @property
+    def reaches(self) -> list[int]:
+        """How far each head reaches, ramp included."""
+        return [self._reach(z) for z in self.fraction.detach().tolist()]
 
     @property
     def max_span(self) -> int:
@@ -203,8 +210,9 @@ class SpanLanguageModel(nn.Module):
 class SpanCore(DenseAttention):
     """The core of `Attention` with learned spans: weights m(|i - j|) after the softmax, prefixes in front at weight 1.
 
-    ``positions``: a learned score for each distance (heads share it, sides differ), where asked for. Blocks of queries meet only the keys
-    within the greatest reach, so short spans take less time; under torch.compile and for irregular masks all keys are met.
+    ``positions``: a learned score for each distance (heads share it, sides differ), where asked for. Heads of like reach run together, and
+    their blocks of queries meet only the keys within it, so each short span takes less time, also beside a long one; under torch.compile
+    and for irregular masks all keys are met.
     """
 
     def __init__(self, heads: int, head_size: int, limit: int, ramp: int, coefficient: float, start: float, positions: bool) -> None:
@@ -232,9 +240,15 @@ class SpanCore(DenseAttention):
         wanted = trace is not None and trace.wants_attentions
         regular = mask.dense is None and mask.query_positions is None and bias is None and before is None and k.shape[2] == length
         if regular and not wanted and q.device.type != "meta" and not torch.compiler.is_compiling():
-            reach = self.span.max_span
-            if 3 * max(reach, 1) < length:
-                return self.near(q, k, v, mask, dropout, max(reach, 1))
+            groups = self.groups(length)
+            if len(groups) > 1:
+                out = q.new_empty(q.shape[0], q.shape[1], length, v.shape[3])
+                for reach, heads in groups.items():
+                    out[:, heads] = self.near(q[:, heads], k[:, heads], v[:, heads], mask, dropout, reach, heads)
+                return out
+            ((reach, heads),) = groups.items()
+            if reach < length:
+                return self.near(q, k, v, mask, dropout, reach, heads)
         rows, columns = self.places(mask, length, k.shape[2], q.device)
         distance = rows[:, :, None] - columns[:, None, :]  # (batch or 1, query, key)
         allowed = mask.allowed(length, k.shape[2], q.device)
@@ -251,10 +265,21 @@ class SpanCore(DenseAttention):
             trace.keep(probabilities)
         return out
 
-    def weight(self, distance: Tensor) -> Tensor:
+    def groups(self, length: int) -> dict[int, list[int]]:
+        """Heads by how far they reach, in steps of doubling from 32 on; ``length`` where cutting would not pay."""
+        by_size: dict[int, list[tuple[int, int]]] = {}
+        for head, reach in enumerate(self.span.reaches):
+            size = 1 << max(5, (max(reach, 1) - 1).bit_length())
+            by_size.setdefault(size if 3 * reach < length else length, []).append((max(reach, 1), head))
+        return {
+            min(size, max(reach for reach, _ in members)) if size < length else length: [head for _, head in members]
+            for size, members in by_size.items()
+        }
+
+    def weight(self, distance: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """m(|i - j|), none beyond the limit: (batch or 1, query, key) -> (batch or 1, heads, query, key)."""
         far = distance.abs()
-        return self.span.weight(far).masked_fill(far > self.span.limit, 0).transpose(0, 1)
+        return self.span.weight(far, heads).masked_fill(far > self.span.limit, 0).transpose(0, 1)
 
     def places(self, mask: Mask, query: int, key: int, device: torch.device) -> tuple[Tensor, Tensor]:
         rows = mask.query_positions if mask.query_positions is not None else torch.arange(query, device=device)[None]
@@ -282,22 +307,23 @@ class SpanCore(DenseAttention):
         probabilities = normalized(probabilities * weight)
         return F.dropout(probabilities, dropout) @ v, probabilities
 
-    def near(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, reach: int) -> Tensor:
-        """Queries in blocks over the keys at most ``reach`` away; the softmax leaves out what has no weight."""
+    def near(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, reach: int, heads: Sequence[int] | None = None) -> Tensor:
+        """Queries of some ``heads`` in blocks over the keys at most ``reach`` away; the softmax leaves out what has no weight."""
         length, out = q.shape[2], []
         joined = mask & window(reach)
+        assert joined.pattern is not None
+        ahead = 0 if mask.pattern is not None and mask.pattern.causal else reach
         size = max(64, reach)
         for start in range(0, length, size):
             stop = min(start + size, length)
-            low, high = max(0, start - reach), min(length, stop + reach)
+            low, high = max(0, start - reach), min(length, stop + ahead)
             rows, columns = torch.arange(start, stop, device=q.device), torch.arange(low, high, device=q.device)
             distance = (rows[:, None] - columns[None, :])[None]
-            assert joined.pattern is not None
             allowed = joined.pattern.rule(rows[None, None, :, None], columns[None, None, None, :])
             if mask.keys is not None:
                 allowed = allowed & mask.keys[:, None, None, low:high]
             block = q[:, :, start:stop]
             add = None if self.key_positions is None else self.relative(block, distance)
-            weight = self.weight(distance)
+            weight = self.weight(distance, heads)
             out.append(self.attended(block, k[:, :, low:high], v[:, :, low:high], allowed, add, weight, dropout)[0])
         return torch.cat(out, 2)
