@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import zoo
 from zoo.cli import main
+from zoo.region_files import read_regions
 
 TINY = {"vocab_size": 40, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12, "max_positions": 16}
 SETS = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
@@ -49,6 +51,53 @@ def test_info_draws_the_schedule_of_two_streams(zoo_command):
     assert code == 0
     assert "[both 0]  <=>   [both 0]" in out
     assert out.index("[text 0..5]") < out.index("[both 0]") < out.index("[image 5]") < out.index("[text 11]")
+
+
+@pytest.fixture
+def dump(tmp_path):
+    """Two pictures as npz files; the second's box leaves its picture."""
+    boxes = torch.tensor([[0.0, 0, 50, 40], [10, 10, 90, 80]])
+    for name, shift in (("a", 0), ("b", 30)):
+        numpy.savez(
+            tmp_path / f"{name}.npz", features=torch.rand(2, 2048).numpy(), boxes=(boxes + shift).numpy(), image_width=100, image_height=80
+        )
+    return tmp_path
+
+
+def test_regions_check_names_the_pictures_that_cant_be_meant_and_fails(zoo_command, dump):
+    code, out, _ = zoo_command("regions", "check", str(dump))
+    assert code == 1
+    assert "npz, 2 pictures of 2 to 2 regions, 2048 wide" in out
+    assert "picture b: 1 boxes lie outside their picture" in out
+    code, out, _ = zoo_command("regions", "check", str(dump), "--limit", "1", "--for", "vilbert-base", "--json")
+    found = json.loads(out)
+    assert (code, found["passed"], found["pictures"], found["widths"], found["model_width"]) == (0, True, 1, [2048], 2048)
+
+
+def test_regions_check_holds_the_width_against_a_model(zoo_command, dump):
+    name = next(n for n in zoo.list_models(family="visualbert") if zoo.config(n).visual_size != 2048)
+    code, out, _ = zoo_command("regions", "check", str(dump), "--limit", "1", "--for", name)
+    assert (code, f"{name} reads features {zoo.config(name).visual_size} wide, these are 2048 wide" in out) == (1, True)
+    code, _, err = zoo_command("regions", "check", str(dump), "--for", "bert-base")
+    assert (code, "bert-base reads no regions" in err) == (1, True)
+    code, _, err = zoo_command("regions", "check", str(dump), "--for", "vilbert-bas")
+    assert (code, "vilbert-base" in err) == (2, True)
+
+
+def test_regions_convert_writes_what_is_read_back(zoo_command, dump):
+    target = dump / "regions.safetensors"
+    code, out, err = zoo_command("regions", "convert", str(dump), str(target))
+    assert (code, out, target.exists()) == (1, "", False)
+    assert "picture b: 1 boxes lie outside" in err
+    options = ("--limit", "1", "--detector", "bottom-up-attention", "--dtype", "float16", "--json")
+    code, out, _ = zoo_command("regions", "convert", str(dump), str(target), *options)
+    assert (code, json.loads(out)) == (0, {"pictures": 1, "path": str(target)})
+    ((name, regions),) = read_regions(target)
+    assert (name, regions.detector, regions.features.dtype) == ("a", "bottom-up-attention", torch.float16)
+    assert zoo_command("regions", "check", str(target))[0] == 0
+    code, _, err = zoo_command("regions", "convert", str(target), str(dump / "again.safetensors"), "--format", "xywh")
+    assert (code, "leave format out" in err) == (1, True)
+    assert zoo_command("regions", "convert", str(dump), str(target), "--dtype", "flaot16")[0] == 2
 
 
 def test_create_convert_inspect_verify_and_back(zoo_command, tmp_path):

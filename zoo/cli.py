@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
+from zoo.commands import regions
 from zoo.errors import UnknownNameError, ZooError
 
 app = typer.Typer(name="zoo", help=zoo.__doc__.splitlines()[0] if zoo.__doc__ else None, no_args_is_help=True, add_completion=False)
@@ -351,6 +352,9 @@ def fill_mask(
         return
     for place, guesses in enumerate(found, 1):
         _table(f"mask {place}", ["token", "probability"], [[g["token"], f"{g['probability']:.4f}"] for g in guesses])
+
+
+app.add_typer(regions.app, name="regions")
 
 
 if __name__ == "__main__":

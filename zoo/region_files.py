@@ -116,6 +116,8 @@ def _find(values: Mapping[str, Any], what: str) -> Any:
 def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
     if "regions" in values:
         found: Regions = values["regions"]
+        if options:
+            raise InputError(f"our own files say what their regions are; leave {', '.join(options)} out")
         return found
     features, boxes, shares = _find(values, "features"), _find(values, "boxes"), _find(values, "normalised")
     if features is None or (boxes is None and shares is None):
