@@ -32,7 +32,10 @@ from zoo.techniques.matrix import EXAMPLES, cells, refusal
 MORE = (zoo.LoRA(rank=2, name="more", roles=("feed-forward-up",)), zoo.BottleneckAdapter(name="more", kind="parallel"))
 """What each technique is combined with: the first of them that goes onto the family."""
 
-AS_REGISTERED: dict[str, dict[str, int]] = {"albert": {"num_groups": 1, "num_inner_blocks": 1}}
+AS_REGISTERED: dict[str, dict[str, Any]] = {
+    "albert": {"num_groups": 1, "num_inner_blocks": 1},
+    "ernie-thu": {"num_layers": 4, "layer_types": ()},
+}
 """Where the tests' small model is wired unlike the registered ones, on which the matrix stands."""
 
 

@@ -187,6 +187,89 @@ def test_adapters_can_be_switched_stacked_averaged_and_fused():
     assert torch.equal(results[(), "stack"], next(iter(run(bare).values())))
 
 
+def test_adapters_are_switched_from_batch_to_batch_without_a_growing_record(tmp_path):
+    model = bert()
+    zoo.apply(model, zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=4.0), generator=seeded())
+    randomised(model, 3)
+    given = {}
+    for name in ("a", "b", "a", "b", "a"):
+        zoo.apply(model, zoo.ActiveAdapters(names=(name,)))
+        found = run(model)
+        assert same(given.setdefault(name, found), found, 0)
+    assert not same(given["a"], given["b"])
+    assert [type(t).__name__ for t in model.techniques] == ["BottleneckAdapter", "BottleneckAdapter", "ActiveAdapters"]
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "saved"))), given["a"], 1e-14)
+
+
+def test_a_switch_of_one_layer_stays_in_the_record_beside_that_of_another(tmp_path):
+    model = bert(num_layers=2)
+    zoo.apply(model, zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=4.0), generator=seeded())
+    randomised(model, 3)
+    zoo.apply(model, zoo.ActiveAdapters(names=("a",), depths=(0,)), zoo.ActiveAdapters(names=("b",), depths=(1,)))
+    assert [norm.active for norm in (block.feed_forward_norm for block in model.encoder.blocks)] == [("a",), ("b",)]
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "saved"))), run(model), 1e-14)
+
+
+# -- K-Adapter ---------------------------------------------------------------------------------------------------------------------------
+
+SMALL_K = {"size": 4, "num_heads": 2, "intermediate_size": 6, "num_layers": 1, "dropout": 0.0}
+
+
+@pytest.mark.parametrize("family", ["albert", "electra", "xlm", "knowbert", "mobilebert"])
+@pytest.mark.parametrize("fusion", ["concat", "add"])
+def test_k_adapters_stand_beside_other_families_one_or_several_at_once(family, fusion):
+    for names in (("facts",), ("facts", "grammar"), ("facts", "grammar", "names")):
+        model = build(family, small_config(family), seed=1)
+        hidden = model(**small_batch(family).inputs, output_hidden_states=True)
+        zoo.apply(model, zoo.KAdapter(names=names, fusion=fusion, **SMALL_K), generator=seeded())
+        added = {name for name, _ in new_tensors(model)}
+        assert {name.split(".")[1] for name in added if name.startswith("knowledge.")} == set(names)
+        with torch.no_grad():
+            for _, parameter in new_tensors(model):
+                parameter.copy_(torch.randn(parameter.shape, generator=seeded(parameter.numel()), dtype=parameter.dtype) * 0.3)
+        given = model(**small_batch(family).inputs, output_hidden_states=True)
+        assert relative(given.last_hidden_state, hidden.last_hidden_state) > 1e-3
+        for mine, old in zip(given.hidden_states, hidden.hidden_states, strict=True):  # the model itself is left as it is
+            assert relative(mine, old) <= 1e-12
+        last, results = hidden.last_hidden_state, []
+        for name in names:  # by hand, on a row without padding
+            state = torch.zeros_like(last[:1])
+            for tap, at in zip(model.knowledge[name].adapters, model.knowledge[name].taps, strict=True):
+                f = hidden.hidden_states[at][-1:] + state[-1:] if state.shape[0] == 1 else None
+                state = f + tap.up(tap.encoder(tap.down(f), Mask(keys=real_row(family))))
+            results.append(state)
+        fusing = model.knowledge_fusion
+        if fusion == "add":
+            wanted = last[-1:] + sum(results)
+        else:
+            parts = [fusing.each[name](torch.cat([last[-1:], result], -1)) for name, result in zip(names, results, strict=True)]
+            wanted = parts[0] if len(parts) == 1 else fusing.joint(torch.cat(parts, -1))
+        keep = real_row(family)[..., None]
+        assert relative(given.last_hidden_state[-1:] * keep, wanted * keep) <= 1e-10
+
+
+def real_row(family: str) -> Tensor:
+    """The real tokens of the last row, (1, length) bool."""
+    return small_batch(family).inputs["attention_mask"][-1:].bool()
+
+
+def test_a_knowledge_adapter_trains_alone_and_is_combined_with_lora_and_strided_attention(tmp_path):
+    model = bert("sequence-classification")
+    zoo.apply(
+        model, zoo.KAdapter(names=("facts", "grammar"), **SMALL_K), zoo.LoRA(rank=2), zoo.StridedAttention(stride=2), generator=seeded()
+    )
+    names = freeze_all_but(model)
+    assert all(part in " ".join(names) for part in ("knowledge.facts", "knowledge.grammar", "knowledge_fusion", "loras", "heads."))
+    model(**small_batch("bert").inputs).logits.sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == set(names)
+    assert (
+        relative(zoo.load(zoo.save(model, tmp_path / "s"))(**small_batch("bert").inputs).logits, model(**small_batch("bert").inputs).logits)
+        <= 1e-14
+    )
+    with pytest.raises(TechniqueError, match="name all of them"):
+        zoo.apply(model, zoo.KAdapter(names=("more",), **SMALL_K))
+
+
 def test_the_coupling_is_undone_by_its_inverse():
     coupling = randomised(Coupling(7, "relu", 2.0).double())
     x = torch.randn(3, 4, 7, generator=seeded(), dtype=torch.float64)

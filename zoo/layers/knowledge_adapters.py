@@ -18,6 +18,7 @@ from zoo.errors import ConfigError
 from zoo.layers.blocks import bert_block
 from zoo.layers.extend import Extension
 from zoo.layers.masks import Mask, Padding
+from zoo.layers.pooler import pool
 from zoo.layers.stack import Stack
 
 
@@ -118,10 +119,17 @@ class KnowledgeFusion(nn.Module):
 
 
 class WithKnowledge(Extension):
-    """A model whose last states are joined with what its knowledge adapters give. All else it returns is the model's own."""
+    """A model whose last states are joined with what its knowledge adapters give. A pooler reads the joined states; the hidden states and
+    attention maps are the model's own.
+    """
 
     knowledge: nn.ModuleDict
     knowledge_fusion: KnowledgeFusion
+
+    @property
+    def pooled_state(self) -> str:
+        """Which state the pooler reads: the first, unless the family says another (K-BERT)."""
+        return getattr(getattr(self, "config", None), "pooled_state", "first")
 
     def forward(self, *inputs: Any, output_hidden_states: bool = False, **named: Any) -> Any:
         encoded = super().forward(*inputs, output_hidden_states=True, **named)
@@ -132,4 +140,8 @@ class WithKnowledge(Extension):
         mask = Mask(keys=padding.real)
         results = {name: adapter(encoded.hidden_states, mask) for name, adapter in self.knowledge.items()}
         fused = padding.unpack(self.knowledge_fusion(last, results))
-        return replace(encoded, last_hidden_state=fused, hidden_states=encoded.hidden_states if output_hidden_states else None)
+        pooler = getattr(self, "pooler", None)
+        pooled = encoded.pooler_output if pooler is None else pooler(pool(fused, padding.real, self.pooled_state))
+        return replace(
+            encoded, last_hidden_state=fused, pooler_output=pooled, hidden_states=encoded.hidden_states if output_hidden_states else None
+        )

@@ -82,6 +82,8 @@ class FusionFeedForward(FeedForward):
 class FusionBlock(nn.Module):
     """A "mix" layer: self-attention of the text, then the fusion of text and entities."""
 
+    roles = EncoderBlock.roles  # the text's parts; the entities' attention has its inner ones
+
     def __init__(self, c: ErnieThuConfig) -> None:
         super().__init__()
         self.attention = Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout)
@@ -99,7 +101,7 @@ class FusionBlock(nn.Module):
         text = post_norm(text, lambda y: self.attention(y, y, y, mask, None, trace), self.attention_norm, self.dropout)
         entity = padding.pack(entities.unpack(self.known(entities.pack(entity), entities.mask, entity_trace)))  # zeros between mentions
         new_text, new_entity = self.feed_forward(text, entity)
-        new_text = self.feed_forward_norm(text + self.dropout(new_text))
+        new_text = post_norm(text, lambda _: new_text, self.feed_forward_norm, self.dropout)
         return new_text, padding.unpack(self.entity_feed_forward_norm(entity + self.dropout(new_entity)))
 
     def known(self, entity: Tensor, mask: Mask, trace: Trace) -> Tensor:

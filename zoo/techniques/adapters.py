@@ -19,7 +19,7 @@ from zoo.layers import adapters as layers
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.extend import extend
 from zoo.model import Model, Site
-from zoo.techniques.base import PlacedTechnique, Technique, fresh
+from zoo.techniques.base import M, PlacedTechnique, Technique, bare_model, fresh
 
 ROLES = {"attention": "attention-norm", "cross-attention": "cross-attention-norm", "feed-forward": "feed-forward-norm"}
 KINDS: dict[str, dict[str, Any]] = {
@@ -134,6 +134,21 @@ class ActiveAdapters(PlacedTechnique):
 
     def check(self) -> None:
         check_choice("composition", self.how, ("stack", "average"))
+
+    def apply(self, model: M, generator: torch.Generator | None = None) -> M:
+        """As every technique; a switch just before this one that has no effect any more leaves the record."""
+        bare = bare_model(model)
+        before, changes = bare.techniques, getattr(bare, "changes", ())
+        super().apply(model, generator)
+        last = before[-1] if before else None
+        if isinstance(last, ActiveAdapters) and last._paths(bare) <= self._paths(bare):
+            bare.techniques = (*before[:-1], self)
+            if changes:
+                bare.changes = (*changes[:-1], bare.changes[-1])  # type: ignore[index, operator, assignment]
+        return model
+
+    def _paths(self, model: Model) -> set[str]:
+        return {site.path for site, _ in adapted(self, model, self.names)}
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         for site, names in adapted(self, model, self.names):
