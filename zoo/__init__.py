@@ -20,21 +20,30 @@ _WHERE = {
     "ActiveAdapters": "zoo.techniques.adapters",
     "AdapterFusion": "zoo.techniques.adapters",
     "AdaptiveSpan": "zoo.techniques.adaptive_span",
+    "AttentionProbabilities": "zoo.tasks.distill",
+    "AttentionScores": "zoo.tasks.distill",
     "BottleneckAdapter": "zoo.techniques.adapters",
     "Config": "zoo.config",
+    "Distillation": "zoo.tasks.distill",
+    "Embeddings": "zoo.tasks.distill",
     "FactorizedEmbedding": "zoo.techniques.sharing",
     "FixedAttention": "zoo.techniques.sparse",
+    "HiddenStates": "zoo.tasks.distill",
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "KAdapter": "zoo.techniques.k_adapter",
     "LoRA": "zoo.techniques.lora",
     "LongShortRange": "zoo.techniques.long_short",
     "Model": "zoo.model",
+    "Patience": "zoo.tasks.distill",
     "PrefixTuning": "zoo.techniques.prefix",
     "Regions": "zoo.regions",
+    "Relations": "zoo.tasks.distill",
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
+    "SoftTargets": "zoo.tasks.distill",
     "StridedAttention": "zoo.techniques.sparse",
+    "Transfer": "zoo.tasks.distill",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
@@ -76,6 +85,15 @@ if TYPE_CHECKING:
     from zoo.registry import list_models as list_models
     from zoo.registry import register as register
     from zoo.registry import unregister as unregister
+    from zoo.tasks.distill import AttentionProbabilities as AttentionProbabilities
+    from zoo.tasks.distill import AttentionScores as AttentionScores
+    from zoo.tasks.distill import Distillation as Distillation
+    from zoo.tasks.distill import Embeddings as Embeddings
+    from zoo.tasks.distill import HiddenStates as HiddenStates
+    from zoo.tasks.distill import Patience as Patience
+    from zoo.tasks.distill import Relations as Relations
+    from zoo.tasks.distill import SoftTargets as SoftTargets
+    from zoo.tasks.distill import Transfer as Transfer
     from zoo.techniques.adapters import ActiveAdapters as ActiveAdapters
     from zoo.techniques.adapters import AdapterFusion as AdapterFusion
     from zoo.techniques.adapters import BottleneckAdapter as BottleneckAdapter

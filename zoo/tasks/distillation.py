@@ -214,3 +214,46 @@ def _relations(a: Tensor, b: Tensor, num_heads: int, real: Tensor) -> Tensor:
     a, b = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (a, b))  # (batch, heads, length, hidden / heads)
     scores = a @ b.transpose(2, 3) / a.shape[3] ** 0.5
     return scores.masked_fill(~real[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
+
+
+# --- TinyBERT ----------------------------------------------------------------------------------------------------------------------------
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """``-mean softmax(teacher / T) · log softmax(student / T)`` over batch *and* classes: TinyBERT's prediction loss. No factor T²."""
+    _same_shape(student, teacher, "logits")
+    return -((teacher.detach() / temperature).softmax(-1) * (student / temperature).log_softmax(-1)).mean()
+
+
+def score_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean squared difference of attention scores (batch, heads, query, key) before the softmax, masks added.
+
+    Scores of -100 and less count as zero on their own side, as TinyBERT has it: what is masked on both sides adds nothing, but is counted.
+    """
+    _same_shape(student, teacher, "attention scores")
+    mine, theirs = (x.masked_fill(x <= -100, 0) for x in (student, teacher.detach()))
+    return F.mse_loss(mine, theirs)
+
+
+def uniform_layers(student: int, teacher: int) -> tuple[int, ...]:
+    """The teacher's layer for each of the student's layers 1, 2, ...: the last of equal shares."""
+    if teacher % student:
+        raise TaskError(f"{student} student layers do not divide {teacher} teacher layers; give the layers as pairs (student, teacher)")
+    return tuple(layer * (teacher // student) for layer in range(1, student + 1))
+
+
+# --- patient knowledge distillation -------------------------------------------------------------------------------------------------------
+
+
+def patience_loss(student: Tensor, teacher: Tensor, *, normalize: bool = True) -> Tensor:
+    """The mean squared difference of first-token states (batch, layers, hidden), each scaled to length one where ``normalize``."""
+    _same_shape(student, teacher, "first-token states")
+    teacher = teacher.detach()
+    if normalize:
+        student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+    return F.mse_loss(student, teacher)
+
+
+def averaged_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """``T² KL`` averaged over batch and classes: the soft loss of BERT-PKD's code."""
+    return softened_divergence(student, teacher, temperature) / student.shape[-1]
