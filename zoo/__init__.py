@@ -32,10 +32,12 @@ _WHERE = {
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "KAdapter": "zoo.techniques.k_adapter",
+    "L0Pruning": "zoo.techniques.pruning",
     "LoRA": "zoo.techniques.lora",
     "LongShortRange": "zoo.techniques.long_short",
     "Model": "zoo.model",
     "Patience": "zoo.tasks.distill",
+    "MovementPruning": "zoo.techniques.pruning",
     "PrefixTuning": "zoo.techniques.prefix",
     "Regions": "zoo.regions",
     "Relations": "zoo.tasks.distill",
@@ -44,6 +46,7 @@ _WHERE = {
     "SoftTargets": "zoo.tasks.distill",
     "StridedAttention": "zoo.techniques.sparse",
     "Transfer": "zoo.tasks.distill",
+    "WeightPruning": "zoo.techniques.pruning",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
@@ -105,6 +108,9 @@ if TYPE_CHECKING:
     from zoo.techniques.lora import IA3 as IA3
     from zoo.techniques.lora import LoRA as LoRA
     from zoo.techniques.prefix import PrefixTuning as PrefixTuning
+    from zoo.techniques.pruning import L0Pruning as L0Pruning
+    from zoo.techniques.pruning import MovementPruning as MovementPruning
+    from zoo.techniques.pruning import WeightPruning as WeightPruning
     from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
     from zoo.techniques.sharing import Sharing as Sharing
     from zoo.techniques.sparse import FixedAttention as FixedAttention

@@ -37,7 +37,7 @@ from zoo.layers.extend import own_class
 from zoo.model import initialise, shapes_only
 from zoo.tasks.base import TaskModel, build_task, offers_of_class, spec_of_class, task_class
 from zoo.tasks.catalogue import TASKS, require_fit
-from zoo.techniques.base import Technique, apply, recorded
+from zoo.techniques.base import Technique, apply, bare_model, recorded
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,9 @@ def create(
     module.to(dtype or torch.float32)
     module.to_empty(device=device or "cpu")
     module.init_weights(generator)  # type: ignore[operator]
+    if device is None or torch.device(device).type != "meta":
+        for technique in techniques:
+            technique.settle(bare_model(module), generator)
     if init_from is not None:
         return _finish(module, variant.name, warm_start(module, variant, init_from)).train()
     return _finish(module, variant.name, None)

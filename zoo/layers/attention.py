@@ -143,9 +143,9 @@ class Attention(nn.Module):
         if bias is not None and mask.packed and bias.dim() == 4 and bias.shape[0] != 1:
             raise InputError(f"a packed batch takes one bias for all rows, got {tuple(bias.shape)}; run it with packing off")
         # (batch, length, heads, head size), or (tokens, heads, head size) when packed
-        q = self.query(query).unflatten(-1, (-1, self.head_size))
-        k = self.key(key).unflatten(-1, (-1, self.head_size))
-        v = self.value(value).unflatten(-1, (-1, self.head_size))
+        q = self.query(query).unflatten(-1, (self.num_heads, self.head_size))
+        k = self.key(key).unflatten(-1, (self.num_heads, self.head_size))
+        v = self.value(value).unflatten(-1, (self.num_heads, self.head_size))
 
         def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
             return self.attend(q, k, v, mask, bias, trace)

@@ -26,12 +26,15 @@ PLACES = {
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "KAdapter": "zoo.techniques.k_adapter",
+    "L0Pruning": "zoo.techniques.pruning",
     "LoRA": "zoo.techniques.lora",
     "LongShortRange": "zoo.techniques.long_short",
+    "MovementPruning": "zoo.techniques.pruning",
     "PrefixTuning": "zoo.techniques.prefix",
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
     "StridedAttention": "zoo.techniques.sparse",
+    "WeightPruning": "zoo.techniques.pruning",
 }
 """Every technique that a saved config may name, and its module."""
 
@@ -74,6 +77,8 @@ class Technique(Config):
                 raise TechniqueError(f"{type(self).__name__} needs a part with the role {role!r}, which {type(bare).__name__} has not")
         before, had = bare.num_parameters(), _shapes(bare)
         notes = self.change(bare, generator)
+        if not on_meta(bare):
+            self.settle(bare, generator)
         has = _shapes(bare)
         change = Change(
             str(self),
@@ -90,6 +95,11 @@ class Technique(Config):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         """Do it; remarks go into the report. Checks come before the first change. On meta nothing but names and shapes matters."""
         raise NotImplementedError
+
+    def settle(self, model: Model, generator: torch.Generator | None) -> None:
+        """What depends on the numbers and not on the shapes alone, after `change`: at once, or, where a model is built on meta, when its
+        random weights have been drawn. A loaded model's tensors say it themselves.
+        """
 
     def record(self) -> dict[str, Any]:
         """How it stands in a saved config: its name and its fields."""

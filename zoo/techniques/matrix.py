@@ -15,6 +15,7 @@ from zoo.techniques.k_adapter import KAdapter
 from zoo.techniques.long_short import LongShortRange
 from zoo.techniques.lora import IA3, LoRA
 from zoo.techniques.prefix import PrefixTuning
+from zoo.techniques.pruning import L0Pruning, MovementPruning, WeightPruning
 from zoo.techniques.sharing import FactorizedEmbedding, Sharing
 from zoo.techniques.sparse import FixedAttention, SlidingWindow, StridedAttention
 
@@ -36,6 +37,9 @@ EXAMPLES: dict[str, tuple[Technique, ...]] = {
     "InvertibleAdapter": (InvertibleAdapter(),),
     "PrefixTuning": (PrefixTuning(length=2, bottleneck=3),),
     "KAdapter": (KAdapter(names=("facts", "grammar"), size=4, num_heads=2, intermediate_size=6, num_layers=1, dropout=0.0),),
+    "WeightPruning": (WeightPruning(sparsity=0.5, scope="across"),),
+    "MovementPruning": (MovementPruning(threshold=0.5),),
+    "L0Pruning": (L0Pruning(),),
 }
 """Each technique at a size that small models take, with what it stands on."""
 
