@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
+from benchmarks.fuzz_readers import lod_tensor
 from tests.families import ernie_thu, knowbert, zen
 from tests.strategies import build, randomised, relative
+from zoo.convert import layouts
+from zoo.convert.engine import DictArchive
 from zoo.errors import ConfigError, InputError
 from zoo.layers.norms import StandardDeviationNorm
 from zoo.models.ernie_thu import ErnieThuConfig
@@ -203,3 +208,54 @@ def test_k_berts_norm_divides_by_the_unbiased_deviation_plus_eps():
         assert torch.allclose(out, torch.tensor(wanted, dtype=torch.float64))
     with pytest.raises(ConfigError, match="one number has no standard deviation"):
         KBertConfig(hidden_size=1, num_heads=1)
+
+
+def source_of_knowledge(size: int, **linker: object) -> dict[str, object]:
+    """A source as KnowBert's archives describe one."""
+    inner = {"hidden_size": size, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 1024}
+    kind = "entity_linking_with_candidate_mentions"
+    linking = {"type": kind, "contextual_embedding_dim": 768, "span_encoder_config": inner, **linker}
+    return {"type": "soldered_kg", "should_init_kg_to_bert_inverse": False, "entity_linker": linking, "span_attention_config": inner}
+
+
+def test_an_archives_own_config_describes_the_released_knowbert():
+    words = {"type": "wordnet_all_embeddings", "entity_dim": 200, "entity_h5_key": "tucker_gensen"}
+    tables = {"vocab_namespace": "entity_wiki", "embedding_dim": 300, "trainable": False, "sparse": False}
+    sources = {
+        "wordnet": source_of_knowledge(200, namespace="entity_wordnet", loss_type="softmax", concat_entity_embedder=words),
+        "wiki": source_of_knowledge(300, namespace="entity_wiki", entity_embedding=tables),
+    }
+    told = {"type": "knowbert", "bert_model_name": "bert-base-uncased", "model_archive": "linker.tar.gz"}
+    model_part = {**told, "soldered_layers": {"wordnet": 10, "wiki": 9}, "soldered_kgs": sources}
+    around = {"vocabulary": {"directory_path": "v"}, "dataset_reader": {"type": "multitask_reader"}, "iterator": {}, "trainer": {}}
+    config = zoo.config("knowbert-wiki-wordnet").replace(wiki_entities=50, wordnet_entities=60)
+    model = zoo.create("knowbert-wiki-wordnet", device="meta", wiki_entities=50, wordnet_entities=60)
+    keymap = layouts.load("knowbert")
+    tensors = model.state_dict()
+    archive = DictArchive(keymap.back(DictArchive(tensors).tensors, config.to_dict()).run(tensors.__getitem__))
+    made = keymap.config_forward({**around, "model": model_part}, archive.tensors)
+    assert {name: value for name, value in config.to_dict().items() if name in made} == made
+    assert {f"wiki_{f}" for f in ("layer", "entities", "entity_size", "span_heads")} <= made.keys()
+    with pytest.raises(ConfigError, match="bert-large-cased"):
+        keymap.config_forward({"model": {**model_part, "bert_model_name": "bert-large-cased"}}, archive.tensors)
+
+
+def test_a_folder_that_paddle_saved_is_the_same_ernie(tmp_path):
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_positions": 9}
+    model = zoo.create("ernie-2-base", task="pretraining", **sizes, num_tasks=3, activation="relu")
+    config = randomised(model).config
+    tensors = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    keymap = layouts.load("paddle-ernie")
+    heads = ("masked_lm", "next_sentence")
+    theirs = keymap.back(DictArchive(tensors).tensors, config.to_dict(), heads=heads).run(tensors.__getitem__)
+    (tmp_path / "params").mkdir()
+    for name, tensor in theirs.items():
+        (tmp_path / "params" / name).write_bytes(lod_tensor(tensor.numpy()))
+    said = {"sent_type_vocab_size": 4, "task_type_vocab_size": 3, "max_position_embeddings": 9, "hidden_act": "relu"}
+    said |= {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    (tmp_path / "ernie_config.json").write_text(json.dumps(said), encoding="utf-8")
+    ids = torch.tensor([[1, 5, 6, 2]])
+    with torch.no_grad():
+        expected = model.eval()(ids, task_type_ids=torch.tensor([1])).prediction_logits
+        found = zoo.load(tmp_path, task="masked-lm").eval()(ids, task_type_ids=torch.tensor([1])).logits
+    torch.testing.assert_close(found, expected)

@@ -11,6 +11,7 @@ from tests import strategies
 from zoo import registry
 from zoo.convert import layouts
 from zoo.convert.engine import DictArchive
+from zoo.convert.files import CONFIG_NAMES
 from zoo.convert.keymap import constant
 from zoo.errors import CheckpointError, ConfigError
 
@@ -38,6 +39,11 @@ def families_of(maps: str) -> list[str]:
 def test_every_layout_is_for_a_registered_family():
     for layout in LAYOUTS:
         assert families_of(layouts.load(layout).family), f"{layout} is for {layouts.load(layout).family}, which nobody registers"
+
+
+def test_the_config_file_that_a_layout_names_is_looked_for_beside_a_checkpoint():
+    for layout in LAYOUTS:
+        assert layouts.load(layout).recognise.get("config_file", "config.json") in CONFIG_NAMES, layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.strategies import Batch, encoder_fields, text_batches
-from zoo.models.k_bert import POOLED_STATES, KBertConfig
+from zoo.models.k_bert import POOLER_INPUTS, KBertConfig
 
 
 def tiny_config(draw: st.DrawFn) -> KBertConfig:
@@ -15,7 +15,7 @@ def tiny_config(draw: st.DrawFn) -> KBertConfig:
     fields = encoder_fields(draw)
     if fields["hidden_size"] == 1:
         fields["hidden_size"] = 2
-    return KBertConfig(**fields, pooled_state=draw(st.sampled_from(POOLED_STATES)))
+    return KBertConfig(**fields, pooler_input=draw(st.sampled_from(POOLER_INPUTS)))
 
 
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError
 
-CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json")
+CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json", "ernie_config.json")
 LARGEST_CONFIG = 64 << 20
 
 

@@ -30,7 +30,7 @@ from zoo.layers.norms import StandardDeviationNorm
 from zoo.model import TextEncoder
 from zoo.outputs import Encoded
 
-POOLED_STATES = ("first", "mean", "max", "last")
+POOLER_INPUTS = ("cls", "mean", "max", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class KBertConfig(Config):
     num_segments: int = 3  # padding, first sentence, second sentence
     activation: str = "gelu"
     norm_eps: float = 1e-6  # added to the standard deviation
-    pooled_state: str = "first"  # what the pooler reads: the first token, the last, the mean or the maximum of the real ones
+    pooler_input: str = "cls"  # what the pooler reads, in the words of sentence-embedding's pooling: one token, or all the real ones
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = False
     pooler: bool = True
@@ -59,7 +59,7 @@ class KBertConfig(Config):
             raise ConfigError(f"hidden_size={self.hidden_size} must be at least 2: one number has no standard deviation")
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
-        check_choice("pooled_state", self.pooled_state, POOLED_STATES)
+        check_choice("pooler_input", self.pooler_input, POOLER_INPUTS)
 
 
 class KBertEmbeddings(TextEmbeddings):
@@ -120,5 +120,5 @@ class KBert(TextEncoder):
         x = padding.pack(x)  # (tokens, hidden) where a plain mask has padding; a matrix runs unpacked
         trace.hidden(x)
         x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(pool(x, padding.real, self.config.pooled_state))  # (batch, hidden)
+        pooled = None if self.pooler is None else self.pooler(pool(x, padding.real, self.config.pooler_input))  # (batch, hidden)
         return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
