@@ -27,12 +27,16 @@ _WHERE = {
     "Distillation": "zoo.tasks.distill",
     "Embeddings": "zoo.tasks.distill",
     "FactorizedEmbedding": "zoo.techniques.sharing",
+    "FeedForwardPruning": "zoo.techniques.structured",
     "FixedAttention": "zoo.techniques.sparse",
+    "GatePruning": "zoo.techniques.structured",
+    "HeadPruning": "zoo.techniques.structured",
     "HiddenStates": "zoo.tasks.distill",
     "IA3": "zoo.techniques.lora",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "KAdapter": "zoo.techniques.k_adapter",
     "L0Pruning": "zoo.techniques.pruning",
+    "LayerPruning": "zoo.techniques.structured",
     "LoRA": "zoo.techniques.lora",
     "LongShortRange": "zoo.techniques.long_short",
     "Model": "zoo.model",
@@ -116,6 +120,10 @@ if TYPE_CHECKING:
     from zoo.techniques.sparse import FixedAttention as FixedAttention
     from zoo.techniques.sparse import SlidingWindow as SlidingWindow
     from zoo.techniques.sparse import StridedAttention as StridedAttention
+    from zoo.techniques.structured import FeedForwardPruning as FeedForwardPruning
+    from zoo.techniques.structured import GatePruning as GatePruning
+    from zoo.techniques.structured import HeadPruning as HeadPruning
+    from zoo.techniques.structured import LayerPruning as LayerPruning
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from zoo.techniques.prefix import PrefixTuning
 from zoo.techniques.pruning import L0Pruning, MovementPruning, WeightPruning
 from zoo.techniques.sharing import FactorizedEmbedding, Sharing
 from zoo.techniques.sparse import FixedAttention, SlidingWindow, StridedAttention
+from zoo.techniques.structured import FeedForwardPruning, GatePruning, HeadPruning, LayerPruning
 
 _TWO = (BottleneckAdapter(name="one", reduction=2.0), BottleneckAdapter(name="two", reduction=2.0))
 
@@ -40,6 +41,10 @@ EXAMPLES: dict[str, tuple[Technique, ...]] = {
     "WeightPruning": (WeightPruning(sparsity=0.5, scope="across"),),
     "MovementPruning": (MovementPruning(threshold=0.5),),
     "L0Pruning": (L0Pruning(),),
+    "HeadPruning": (HeadPruning(kept=0.5),),
+    "FeedForwardPruning": (FeedForwardPruning(kept=0.5),),
+    "GatePruning": (GatePruning(),),
+    "LayerPruning": (LayerPruning(layers=(1,)),),
 }
 """Each technique at a size that small models take, with what it stands on."""
 
