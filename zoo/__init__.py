@@ -49,6 +49,7 @@ _WHERE = {
     "SlidingWindow": "zoo.techniques.sparse",
     "SoftTargets": "zoo.tasks.distill",
     "StridedAttention": "zoo.techniques.sparse",
+    "Theseus": "zoo.techniques.theseus",
     "Transfer": "zoo.tasks.distill",
     "WeightPruning": "zoo.techniques.pruning",
     "ZooError": "zoo.errors",
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     from zoo.techniques.structured import GatePruning as GatePruning
     from zoo.techniques.structured import HeadPruning as HeadPruning
     from zoo.techniques.structured import LayerPruning as LayerPruning
+    from zoo.techniques.theseus import Theseus as Theseus
 
 
 def __getattr__(name: str) -> Any:

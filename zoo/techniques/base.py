@@ -38,6 +38,7 @@ PLACES = {
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
     "StridedAttention": "zoo.techniques.sparse",
+    "Theseus": "zoo.techniques.theseus",
     "WeightPruning": "zoo.techniques.pruning",
 }
 """Every technique that a saved config may name, and its module."""

@@ -66,7 +66,9 @@ def head_importance(
                 loss(output).backward()
             for path, seen in contexts.items():
                 if form == "position":
-                    totals[path] += sum((y.detach() * y.grad).sum(-1).abs().flatten(0, -2).sum(0).double().cpu() for y in seen)  # type: ignore[operator]
+                    for y in seen:
+                        assert y.grad is not None
+                        totals[path] += (y.detach() * y.grad).sum(-1).abs().flatten(0, -2).sum(0).double().cpu()
                 else:
                     totals[path] += factors[path].grad.abs().double().cpu()  # type: ignore[union-attr]
             mask_ = batch.get("attention_mask")

@@ -19,6 +19,7 @@ from zoo.techniques.pruning import L0Pruning, MovementPruning, WeightPruning
 from zoo.techniques.sharing import FactorizedEmbedding, Sharing
 from zoo.techniques.sparse import FixedAttention, SlidingWindow, StridedAttention
 from zoo.techniques.structured import FeedForwardPruning, GatePruning, HeadPruning, LayerPruning
+from zoo.techniques.theseus import Theseus
 
 _TWO = (BottleneckAdapter(name="one", reduction=2.0), BottleneckAdapter(name="two", reduction=2.0))
 
@@ -44,6 +45,7 @@ EXAMPLES: dict[str, tuple[Technique, ...]] = {
     "HeadPruning": (HeadPruning(kept=0.5),),
     "FeedForwardPruning": (FeedForwardPruning(kept=0.5),),
     "GatePruning": (GatePruning(),),
+    "Theseus": (Theseus(layers=1, rate=1.0),),
     "LayerPruning": (LayerPruning(layers=(1,)),),
 }
 """Each technique at a size that small models take, with what it stands on."""

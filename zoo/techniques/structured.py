@@ -212,6 +212,8 @@ def check_attention(site: Site) -> None:
 
 def check_feed_forward(site: Site) -> None:
     """Refuse a feed-forward part that is not two plain matrices."""
+    if more := {name.split(".")[0] for name, _ in site.module.named_parameters()} - {"up", "down"}:
+        raise TechniqueError(f"the units of {site.path} are fed by {', '.join(sorted(more))} too; leave its depths out with depths=(...)")
     for name in ("up", "down"):
         if type(getattr(site.module, name, None)) is not nn.Linear:
             raise TechniqueError(f"{site.path}.{name} is not a plain linear layer; prune units before other techniques change it")
