@@ -67,6 +67,7 @@ _WHERE = {
     "register": "zoo.registry",
     "save": "zoo.create",
     "tokenizer": "zoo.create",
+    "trim_vocabulary": "zoo.trim",
     "unregister": "zoo.registry",
     "verify": "zoo.conversion",
 }
@@ -126,6 +127,7 @@ if TYPE_CHECKING:
     from zoo.techniques.structured import HeadPruning as HeadPruning
     from zoo.techniques.structured import LayerPruning as LayerPruning
     from zoo.techniques.theseus import Theseus as Theseus
+    from zoo.trim import trim_vocabulary as trim_vocabulary
 
 
 def __getattr__(name: str) -> Any:
