@@ -16,11 +16,11 @@ from tests import strategies
 from tests.strategies import batches, build, configs, pooled, relative, small_batch, small_config, states
 from zoo.errors import InputError, UnknownNameError
 from zoo.layers import Mask
-from zoo.layers.attention import DenseAttention
+from zoo.layers.attention import Attention, DenseAttention
 from zoo.layers.feed_forward import ACTIVATIONS
 from zoo.layers.int8 import Int8Linear, int8_product, quantize_rows
 from zoo.layers.masks import window
-from zoo.layers.prepared import FUSED, PreparedLinear, ShortAttention
+from zoo.layers.prepared import FUSED, JoinedAttention, PreparedLinear, ShortAttention
 
 FAMILIES = strategies.families()
 SETTINGS = {"deadline": None, "derandomize": True}
@@ -79,7 +79,7 @@ def test_the_original_keeps_its_weights_its_mode_and_its_gradient():
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
     for dtype in ("float32", "bfloat16", "int8"):
         fast = zoo.optimize(plain, dtype)
-        assert not fast.training
+        assert not any(part.training for part in fast.modules())
         assert not any(p.requires_grad for p in fast.parameters())
     assert plain.training
     assert all(p.requires_grad and p.dtype == torch.float32 for p in plain.parameters())
@@ -191,6 +191,14 @@ def test_the_compiled_int8_product_is_the_same_function():
     for rows in (3, 7, 12):
         x = seeded(rows, 8, seed=rows)
         assert torch.equal(graph(x, layer.weight, layer.scale, layer.bias, "gelu"), layer(x))
+
+
+def test_one_product_for_query_key_and_value_is_the_three():
+    attention = Attention(16, 2)
+    for name in ("query", "key", "value", "output"):
+        setattr(attention, name, Int8Linear.from_linear(getattr(attention, name)))
+    x = seeded(3, 7, 16)
+    assert torch.equal(JoinedAttention(attention)(x, x, x, Mask()), attention(x, x, x, Mask()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

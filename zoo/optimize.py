@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from zoo.errors import InputError, unknown
-from zoo.layers.attention import DenseAttention
+from zoo.layers.attention import Attention, DenseAttention
+from zoo.layers.blocks import DecoderBlock, EncoderBlock
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, identity
 from zoo.layers.int8 import Int8Linear, compiled, int8_product
-from zoo.layers.prepared import FUSED, PreparedLinear, ShortAttention
+from zoo.layers.prepared import FUSED, JoinedAttention, PreparedLinear, ShortAttention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 PRODUCTS = frozenset(
@@ -59,7 +60,7 @@ def optimize(model: Any, dtype: str | torch.dtype = "float32", *, compile: bool 
         made.compile(dynamic=True)
         changes.append("the whole model compiled: it runs padded")
     made.prepared = Prepared(carrier, tuple(changes))
-    return made
+    return made.eval()
 
 
 def _keep_pages() -> None:
@@ -106,6 +107,11 @@ def _linears(model: Any, int8: bool, compile_them: bool) -> str:
             fused += 1
         site.replace(new)
         count += 1
+    for site in list(model.sites()):
+        part = site.module
+        joins = site.role == "self-attention" and type(site.parent) in (EncoderBlock, DecoderBlock) and type(part) is Attention
+        if joins and all(isinstance(linear, Int8Linear) for linear in (part.query, part.key, part.value)):
+            site.replace(JoinedAttention(part))
     kind = "int8 products" if int8 else "oneDNN products"
     around = ", torch.compile around them" if int8 and compile_them else ""
     return f"{count} linear layers as {kind}, {fused} with their activation{around}"

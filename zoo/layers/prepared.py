@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.layers.attention import DenseAttention
+from zoo.layers.attention import Attention, DenseAttention
+from zoo.layers.int8 import Int8Linear
 from zoo.layers.masks import Mask
 from zoo.layers.trace import Trace
 
@@ -122,3 +123,31 @@ class ShortAttention(DenseAttention):
         flat_q, flat_k, flat_v = (x[0] if batch == 1 else x.reshape(batch * heads, -1, x.shape[-1]) for x in (q, k, v))
         scores = torch.baddbmm(q.new_zeros(1), flat_q, flat_k.transpose(1, 2), beta=0, alpha=1 / math.sqrt(size))
         return torch.bmm(scores.softmax(-1), flat_v).unflatten(0, (batch, heads))
+
+
+class JoinedAttention(Attention):
+    """Self-attention in int8 whose query, key and value are one product, so that their input is rounded once."""
+
+    def __init__(self, attention: Attention) -> None:
+        nn.Module.__init__(self)
+        self.num_heads, self.head_size, self.dropout = attention.num_heads, attention.head_size, attention.dropout
+        parts = (attention.query, attention.key, attention.value)
+        assert all(isinstance(part, Int8Linear) for part in parts)
+        weight, scale, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "scale", "bias"))
+        self.joined = Int8Linear(weight, scale, bias)
+        self.joined.product = parts[0].product
+        self.output, self.core = attention.output, attention.core
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None
+    ) -> Tensor:
+        """As `Attention`, of a block that gives all three inputs the same states."""
+        assert query is key
+        assert key is value
+        made = self.joined(query).unflatten(-1, (3, self.num_heads, self.head_size))
+        q, k, v = (part.contiguous() for part in made.unbind(-3))
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+            return self.attend(q, k, v, mask, bias, trace)
+
+        return self.output(mask.attend(kernel, q, k, v).flatten(-2))
