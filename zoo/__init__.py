@@ -26,6 +26,7 @@ _WHERE = {
     "Config": "zoo.config",
     "Distillation": "zoo.tasks.distill",
     "Embeddings": "zoo.tasks.distill",
+    "EarlyExit": "zoo.techniques.early_exit",
     "FactorizedEmbedding": "zoo.techniques.sharing",
     "FeedForwardPruning": "zoo.techniques.structured",
     "FixedAttention": "zoo.techniques.sparse",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from zoo.techniques.adapters import InvertibleAdapter as InvertibleAdapter
     from zoo.techniques.adaptive_span import AdaptiveSpan as AdaptiveSpan
     from zoo.techniques.base import apply as apply
+    from zoo.techniques.early_exit import EarlyExit as EarlyExit
     from zoo.techniques.k_adapter import KAdapter as KAdapter
     from zoo.techniques.long_short import LongShortRange as LongShortRange
     from zoo.techniques.lora import IA3 as IA3

@@ -21,6 +21,7 @@ PLACES = {
     "AdapterFusion": "zoo.techniques.adapters",
     "AdaptiveSpan": "zoo.techniques.adaptive_span",
     "BottleneckAdapter": "zoo.techniques.adapters",
+    "EarlyExit": "zoo.techniques.early_exit",
     "FactorizedEmbedding": "zoo.techniques.sharing",
     "FeedForwardPruning": "zoo.techniques.structured",
     "FixedAttention": "zoo.techniques.sparse",
