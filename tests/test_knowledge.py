@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,11 +181,14 @@ def test_a_batch_of_trees_serves_any_family_with_a_matrix_mask():
     batch = collator([words, ["now", "[SEP]", "then"]])
     assert batch["attention_mask"].shape == (2, 8, 8)
     assert batch["token_type_ids"][1].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
-    for name in ("bert-tiny", "albert-base", "k-bert-base"):
-        size = {"num_layers": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8}
-        model = zoo.create(name, **size).eval()
+    for name, first in (("bert-tiny", 0), ("albert-base", 0), ("k-bert-base", 0), ("roberta-base", 2)):
+        size = {"num_layers": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8, "vocab_size": 30}
+        model = zoo.create(name, **size, **({"num_segments": 2} if first else {})).eval()
+        batch = replace(collator, first_position=first)([words, ["now", "[SEP]", "then"]])
         batch_of = {key: value for key, value in batch.items() if key != "inserted"}
         before = model(**batch_of).last_hidden_state
+        plain = {key: batch[key][1:, :3] for key in ("input_ids", "token_type_ids")}  # a text without facts, its positions the model's own
+        torch.testing.assert_close(before[1:, :3], model(**plain).last_hidden_state)
         louvre = batch["input_ids"].clone()
         louvre[0, 6] = 20  # the last word of the second branch: "in" stands on the trunk and cannot see it
         after = model(**{**batch_of, "input_ids": louvre}).last_hidden_state
@@ -200,6 +204,15 @@ def test_longer_trees_are_cut_and_strings_refused():
         collator(["ab c"])
     with pytest.raises(ConfigError, match="max_length=0"):
         SentenceTreeCollator(graph=graph, token_id={}.get, unknown_id=1, max_length=0)
+
+
+def test_two_facts_of_a_hub_cost_no_more_than_two_facts(monkeypatch):
+    graph = KnowledgeGraph.from_triples(("hub", "is", f"thing {i}") for i in range(1000))
+    read = []
+    monkeypatch.setattr(graph, "_string", lambda number, own=graph._string: read.append(number) or own(number))
+    assert graph.values("hub", limit=2, joiner=" ") == ["is thing 0", "is thing 1"]
+    assert len(read) <= 5
+    assert graph.values("hub", limit=0) == []
 
 
 # -- mentions and lexicons -----------------------------------------------------------------------------------------------------------------
@@ -318,6 +331,8 @@ def test_a_segmenters_words_are_marked_and_masked_whole():
     assert word_units(marked, ("[CLS]", "[SEP]"), wordpiece_start) == [[1, 2], [3, 4], [5, 6], [7, 8]]
     with pytest.raises(InputError, match="make up 2 letters, the tokens 11"):
         mark_words(tokens, ["使用"])
+    with pytest.raises(InputError, match="pass segmenter"):
+        mark_words(tokens, str.split)
 
 
 def test_without_jieba_the_error_names_the_extra(monkeypatch):

@@ -128,22 +128,25 @@ class KnowledgeGraph:
 
     def facts(self, subject: str) -> list[tuple[str, str]]:
         """The (predicate, object) pairs of a subject in file order; none for a string that is no subject."""
+        return list(self._facts(subject))
+
+    def _facts(self, subject: str) -> Iterator[tuple[str, str]]:
         start, stop = self._range(subject)
-        return [
-            (self._string(p), self._string(o))
-            for p, o in zip(self._predicates[start:stop].tolist(), self._objects[start:stop].tolist(), strict=True)
-        ]
+        for at in range(start, stop):
+            yield self._string(int(self._predicates[at])), self._string(int(self._objects[at]))
 
     def values(self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = "") -> list[str]:
         """What a sentence tree grafts behind a subject: predicate and object as one string, ``joiner`` between them, or the object alone;
         each once, in order.
         """
         values: dict[str, None] = {}
-        for relation, value in self.facts(subject):
+        if limit == 0:
+            return []
+        for relation, value in self._facts(subject):  # one by one: a hub of the graph has thousands, and two are wanted
             values.setdefault(relation + joiner + value if predicate else value)
             if len(values) == limit:
                 break
-        return list(values)[:limit]
+        return list(values)
 
     def subjects(self) -> Iterator[str]:
         """Every subject, in the order in which the file first names them as anything."""

@@ -25,6 +25,8 @@ def mark_words(tokens: Sequence[str], words: Iterable[str], mark: str = "##") ->
     brackets are passed over. Masks are made on the marked tokens, the model reads the unmarked ones. Raises InputError where the words are
     of another text.
     """
+    if callable(words):
+        raise InputError(f"words must be the text's words, got the segmenter {words!r} itself; pass segmenter(text)")
     ends, at = set(), 0
     for word in words:
         at += len("".join(word.split()))

@@ -111,7 +111,8 @@ class SentenceTreeCollator:
     """Words of sentences -> a batch whose attention_mask is the visible matrix and whose position_ids are the soft positions.
 
     ``token_id`` gives a token's id, None for an unknown one, which becomes ``unknown_id``. ``segments``: the segment of the first sentence,
-    one more behind each [SEP]; K-BERT begins at 1, BERT at 0. ``max_length``: longer trees are cut; ``to_max_length`` pads every batch
+    one more behind each [SEP]; K-BERT begins at 1, BERT at 0. ``first_position``: the first token's, 0 but for RoBERTa and XLM-R, whose
+    positions begin behind the padding's, at pad_token_id + 1. ``max_length``: longer trees are cut; ``to_max_length`` pads every batch
     to it. Padding stands at the last position and sees nothing.
     """
 
@@ -126,12 +127,14 @@ class SentenceTreeCollator:
     special: Collection[str] = K_BERT_SPECIAL
     separator: str = "[SEP]"
     segments: int = 1
+    first_position: int = 0
     max_length: int = 128
     to_max_length: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_entities < 0 or self.max_length < 1:
-            raise ConfigError(f"max_entities={self.max_entities} must not be negative, max_length={self.max_length} must be at least 1")
+        if self.max_entities < 0 or self.first_position < 0 or self.max_length < 1:
+            given = f"max_entities={self.max_entities} and first_position={self.first_position}"
+            raise ConfigError(f"{given} must not be negative, max_length={self.max_length} must be at least 1")
 
     def tree(self, words: Sequence[str]) -> SentenceTree:
         """The tree of one sentence, cut."""
@@ -159,7 +162,7 @@ class SentenceTreeCollator:
             raise InputError("a batch needs at least one sentence")
         length = self.max_length if self.to_max_length else max(len(tree.tokens) for tree in trees)
         ids = np.full((len(trees), length), self.pad_id, np.int64)
-        positions = np.full((len(trees), length), length - 1, np.int64)
+        positions = np.full((len(trees), length), self.first_position + length - 1, np.int64)
         kinds = np.zeros((len(trees), length), np.int64)
         visible = np.zeros((len(trees), length, length), bool)
         inserted = np.zeros((len(trees), length), bool)
@@ -167,7 +170,7 @@ class SentenceTreeCollator:
             size = len(tree.tokens)
             found = (self.token_id(token) for token in tree.tokens)
             ids[row, :size] = [self.unknown_id if number is None else number for number in found]
-            positions[row, :size] = tree.positions
+            positions[row, :size] = self.first_position + tree.positions
             visible[row, :size, :size] = tree.visible
             inserted[row, :size] = tree.inserted
             ends = np.cumsum([0, *(token == self.separator for token in tree.tokens[:-1])])
