@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.adapters.case import Adapter, Case, Output
 from zoo.layers import Attention, EncoderBlock, FeedForward, Padding, post_norm, pre_norm
-from zoo.layers.long_short import LocalConvolution, LongShortAttention
+from zoo.layers.long_short import DynamicKernel, Gated, LearnedKernel, LocalConvolution, LongShortAttention
 
 NAMES = {
     r"self_attn\.branches\.0\.q_proj\.": "attention.attention.query.",
@@ -20,6 +20,7 @@ NAMES = {
     r"self_attn\.branches\.1\.linear1\.": "attention.convolution.up.",
     r"self_attn\.branches\.1\.linear2\.": "attention.convolution.down.",
     r"self_attn\.branches\.1\.weight_linear\.": "attention.convolution.kernel.",
+    r"self_attn\.branches\.1\.weight": "attention.convolution.kernel.weight",
     r"self_attn\.branches\.1\.": "attention.convolution.",
     r"self_attn_layer_norm\.": "attention_norm.",
     r"fc1\.": "feed_forward.up.",
@@ -39,16 +40,15 @@ def block(c: dict[str, Any], layer: int, weights: dict[str, Any]) -> EncoderBloc
     size = c["encoder_embed_dim"]
     (_, _, attention_size, attention_heads), (kind, kernel, width, heads) = (b.split(":") for b in c["encoder_branch_type"])
     kernel_size = c["encoder_kernel_size_list"][layer] if kernel == "default" else int(kernel)
-    convolution = LocalConvolution(
-        int(width),
-        int(heads),
-        kernel_size,
-        dynamic=kind == "dynamic",
-        glu=bool(c["encoder_glu"]),
-        linear=bool(c.get("conv_linear", True)),
-        softmax=bool(c["weight_softmax"]),
-        bias="attention.convolution.bias" in weights,
-    )
+    softmax, size_of = bool(c["weight_softmax"]), int(width)
+    if kind == "dynamic":
+        weighing = DynamicKernel(size_of, int(heads), kernel_size, softmax=softmax)
+    else:
+        weighing = LearnedKernel(int(heads), kernel_size, softmax=softmax)
+    up, down = None, None
+    if c.get("conv_linear", True):
+        up, down = Gated(size_of) if c["encoder_glu"] else nn.Linear(size_of, size_of), nn.Linear(size_of, size_of)
+    convolution = LocalConvolution(size_of, weighing, up, down, bias="attention.convolution.bias" in weights)
     attention = LongShortAttention(Attention(int(attention_size), int(attention_heads)), convolution, int(attention_size))
     made = EncoderBlock(
         attention,

@@ -19,43 +19,73 @@ from zoo.layers.masks import Mask
 from zoo.layers.trace import Trace
 
 
-class LocalConvolution(nn.Module):
-    """Depthwise convolution over ``width`` tokens, with a kernel of each position's own ("dynamic") or a learned one.
+class LearnedKernel(nn.Module):
+    """A kernel of ``width`` weights for each head, the same at every position; with ``softmax`` they sum to one."""
 
-    glu: the input goes through W_1 to twice the width and a gate. linear: W_1 and W_2 exist at all. softmax: kernels sum to one. causal:
-    the window ends at its token instead of being centred (an even one reaches further back).
+    def __init__(self, num_heads: int, width: int, *, softmax: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, width))
+        self.num_heads, self.width, self.softmax, self.dropout = num_heads, width, softmax, dropout
+
+    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
+        bound = (6 / (self.num_heads + self.width)) ** 0.5
+        self.weight.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, size) -> (1, 1, heads, width)."""
+        kernel = self.weight.softmax(-1) if self.softmax else self.weight
+        return F.dropout(kernel, self.dropout, self.training)[None, None]
+
+
+class DynamicKernel(nn.Linear):
+    """A kernel of each position's own, ``softmax(W_k u_t)`` for each head."""
+
+    def __init__(self, size: int, num_heads: int, width: int, *, softmax: bool = True, dropout: float = 0.0) -> None:
+        super().__init__(size, num_heads * width, bias=False)
+        self.num_heads, self.width, self.softmax, self.dropout = num_heads, width, softmax, dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, size) -> (batch, length, heads, width)."""
+        kernel = super().forward(x).unflatten(2, (self.num_heads, self.width))
+        return F.dropout(kernel.softmax(-1) if self.softmax else kernel, self.dropout, self.training)
+
+
+class Gated(nn.Linear):
+    """``GLU(W x + b)``: one half of the outputs gated by the other."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, 2 * size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.glu(super().forward(x), -1)
+
+
+class LocalConvolution(nn.Module):
+    """``down(kernel over up(x) around t)``, depthwise. ``up`` and ``down`` may be left out.
+
+    causal: the window ends at its token instead of being centred (an even one reaches further back). clean: see above.
     """
 
     def __init__(
         self,
         size: int,
-        num_heads: int,
-        width: int,
+        kernel: LearnedKernel | DynamicKernel,
+        up: nn.Module | None = None,
+        down: nn.Module | None = None,
         *,
-        dynamic: bool,
-        glu: bool = True,
-        linear: bool = True,
-        softmax: bool = True,
         causal: bool = False,
-        dropout: float = 0.0,
         bias: bool = False,
         clean: bool = False,
     ) -> None:
         super().__init__()
-        if size % num_heads:
-            raise ConfigError(f"num_heads={num_heads} does not divide the convolution's size={size}")
-        self.num_heads, self.width, self.softmax, self.dropout, self.clean, self.glu = num_heads, width, softmax, dropout, clean, glu
-        self.left = width - 1 if causal else width // 2
-        self.up = nn.Linear(size, 2 * size if glu else size) if linear else None
-        self.down = nn.Linear(size, size) if linear else None
-        self.kernel = nn.Linear(size, num_heads * width, bias=False) if dynamic else None
-        self.weight = None if dynamic else nn.Parameter(torch.empty(num_heads, width))
+        if size % kernel.num_heads:
+            raise ConfigError(f"num_heads={kernel.num_heads} does not divide the convolution's size={size}")
+        self.kernel, self.up, self.down, self.clean = kernel, up, down, clean
+        self.width = kernel.width
+        self.left = self.width - 1 if causal else self.width // 2
         self.bias = nn.Parameter(torch.empty(size)) if bias else None
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        if self.weight is not None:
-            bound = (6 / (self.num_heads + self.width)) ** 0.5
-            self.weight.uniform_(-bound, bound, generator=generator)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -63,18 +93,13 @@ class LocalConvolution(nn.Module):
         """x (batch, length, size); real (batch, length) bool or None -> (batch, length, size)."""
         if real is not None:
             x = x.masked_fill(~real.unsqueeze(2), 0)
-        if self.up is not None:
-            x = F.glu(self.up(x), -1) if self.glu else self.up(x)
+        x = x if self.up is None else self.up(x)
         if self.clean and real is not None:
             x = x.masked_fill(~real.unsqueeze(2), 0)
         windows = F.pad(x, (0, 0, self.left, self.width - 1 - self.left)).unfold(1, self.width, 1)  # (batch, length, size, width)
-        windows = windows.unflatten(2, (self.num_heads, -1))  # (batch, length, heads, channels, width)
-        raw = self.weight if self.kernel is None else self.kernel(x).unflatten(2, (self.num_heads, self.width))
-        assert raw is not None
-        kernel = raw.softmax(-1) if self.softmax else raw  # (batch, length, heads, width) or (heads, width)
-        kernel = F.dropout(kernel, self.dropout, self.training)
-        form = "hk,blhck->blhc" if self.kernel is None else "blhk,blhck->blhc"
-        out = torch.einsum(form, kernel, windows).flatten(2)
+        windows = windows.unflatten(2, (self.kernel.num_heads, -1))  # (batch, length, heads, channels, width)
+        kernel = self.kernel(x)
+        out = torch.einsum("blhk,blhck->blhc", kernel.expand(*windows.shape[:3], -1), windows).flatten(2)
         out = out if self.bias is None else out + self.bias
         return out if self.down is None else self.down(out)
 

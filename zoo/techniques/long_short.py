@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.attention import Attention
 from zoo.layers.extend import own_class
-from zoo.layers.long_short import LocalConvolution, LongShortAttention
+from zoo.layers.long_short import DynamicKernel, Gated, LearnedKernel, LocalConvolution, LongShortAttention
 from zoo.layers.prefixes import plain
 from zoo.model import Model
 from zoo.techniques.base import PlacedTechnique, fresh
@@ -55,21 +56,19 @@ class LongShortRange(PlacedTechnique):
         for place, (site, size, heads) in enumerate(plans):
             attention: Any = site.module
             head = size // attention.num_heads
-            kernel = self.widths[place % len(self.widths)]
             long = heads * head
             made = LongShortAttention(
                 Attention(long, heads, head_size=head, dropout=attention.dropout),
-                LocalConvolution(
-                    size - long,
-                    attention.num_heads - heads,
-                    kernel,
-                    dynamic=self.dynamic,
-                    glu=self.glu,
-                    softmax=self.softmax,
-                    dropout=self.dropout,
-                    clean=self.clean,
-                ),
+                self.convolution(size - long, attention.num_heads - heads, self.widths[place % len(self.widths)]),
                 long,
             )
             site.replace(fresh(made, attention.query.weight, model.config.initializer_range, generator).train(attention.training))
         return ("the exchanged layers start anew: their channels are split in two",)
+
+    def convolution(self, size: int, num_heads: int, width: int) -> LocalConvolution:
+        """The half of a layer that convolves."""
+        if self.dynamic:
+            kernel: Any = DynamicKernel(size, num_heads, width, softmax=self.softmax, dropout=self.dropout)
+        else:
+            kernel = LearnedKernel(num_heads, width, softmax=self.softmax, dropout=self.dropout)
+        return LocalConvolution(size, kernel, Gated(size) if self.glu else nn.Linear(size, size), nn.Linear(size, size), clean=self.clean)
