@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from zoo.techniques.matrix import EXAMPLES, refusal
 from zoo.techniques.sharing import factors
 
 FAMILIES = strategies.families()
+GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = {"deadline": None, "derandomize": True}
 CELLS = [(technique, family) for family in FAMILIES for technique in EXAMPLES]
 SAMPLE = [cell for number, cell in enumerate(CELLS) if number % 7 == 0 or cell[1] == "bert"]
@@ -319,6 +321,54 @@ def test_lora_travels_to_peft_and_back_with_its_scale(tmp_path):
     other.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if "loras" not in name})
     foreign.load_adapter(other, folder)
     assert same({"x": other(**small_batch("bert").inputs).logits}, {"x": model(**small_batch("bert").inputs).logits})
+
+
+WIRINGS = {
+    "houlsby": [zoo.BottleneckAdapter(kind="houlsby", name="a", reduction=2.0)],
+    "pfeiffer": [zoo.BottleneckAdapter(kind="pfeiffer", name="a", reduction=3.0, input_norm=True), zoo.InvertibleAdapter(name="a")],
+    "parallel": [zoo.BottleneckAdapter(kind="parallel", name="a", reduction=2.0, scaling="learned")],
+    "by layer": [zoo.BottleneckAdapter(name="a", reduction=r, depths=(d,), residual="sum") for r, d in ((2.0, 0), (3.0, 1))],
+    "lora": [zoo.LoRA(name="a", rank=3, alpha=7, roles=("attention-query", "attention-key", "feed-forward-up"))],
+    "dora": [zoo.LoRA(name="a", rank=3, alpha=7, dora=True, dora_whole=True)],
+}
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_an_adapter_travels_to_the_library_adapters_and_back(wiring, family, tmp_path):
+    model = build(family, small_config(family), seed=3)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    zoo.apply(model, *WIRINGS[wiring], zoo.BottleneckAdapter(name="other"), generator=seeded())
+    zoo.apply(model, zoo.ActiveAdapters(names=() if isinstance(WIRINGS[wiring][0], zoo.LoRA) else ("a",)))
+    randomised(model, 7)
+    model.load_state_dict({**model.state_dict(), **base})
+    folder = foreign.save_adapter(model, tmp_path / "adapters", library="adapters", name="a")
+    other = build(family, small_config(family), seed=3)
+    foreign.load_adapter(other, folder)
+    assert same(run(other, family), run(model, family))
+    assert {t.name for t in other.techniques} == {"a"}
+    with pytest.raises(TechniqueError, match="which are a, other"):
+        foreign.save_adapter(model, tmp_path / "none", library="adapters")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("case", ["houlsby", "pfeiffer"])
+def test_what_adapters_saved_is_written_again_as_it_was(case):
+    from tests.adapters.adapter_libraries import with_adapters
+    from tests.adapters.case import load_case
+    from zoo.techniques.write_adapters import to_adapters
+
+    loaded = load_case(GOLDEN / "bottleneck-adapters" / case)
+    stored = foreign.split_adapters(loaded.weights)[1]
+    name = next(iter(loaded.config["adapters"]))
+    tensors, config = to_adapters(with_adapters(loaded), name, "hf-bert")
+    mine = {key: tensor for key, tensor in stored.items() if f".{name}." in key}
+    assert tensors.keys() == mine.keys()
+    assert all(torch.equal(tensors[key], mine[key]) for key in mine)
+    theirs = loaded.config["adapters"][name]
+    assert {key: config["config"][key] for key in config["config"] if key in theirs} == {
+        key: theirs[key] for key in config["config"] if key in theirs
+    }
 
 
 def test_an_ejected_prefix_gives_the_same(tmp_path):

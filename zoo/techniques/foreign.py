@@ -39,27 +39,39 @@ LORA_PLACES = {"q": "attention-query", "k": "attention-key", "v": "attention-val
 PEFT_PREFIX = "base_model.model."
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike[str], *, library: str = "zoo", layout: str | None = None) -> Path:
+def save_adapter(
+    model: nn.Module, folder: str | os.PathLike[str], *, library: str = "zoo", layout: str | None = None, name: str | None = None
+) -> Path:
     """Write what techniques added, and a task's heads, without the model below. -> the folder.
 
-    library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, or "peft" for a LoRA.
+    library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for a LoRA, "adapters" for the bottleneck adapter
+    or LoRA of this ``name``.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     bare = bare_model(model)
     if library == "peft":
         tensors, config = to_peft(model, layout)
+        folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return folder
+    if library == "adapters":
+        from zoo.techniques.write_adapters import to_adapters
+
+        tensors, config = to_adapters(model, name, layout)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / "adapter.safetensors", tensors, {"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return folder
     if library != "zoo":
-        raise TechniqueError(f"library must be 'zoo' or 'peft', got {library!r}")
+        raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
     own = {_canonical(model, name): tensor.detach() for name, tensor in new_tensors(model)}
     own |= {name: tensor.detach() for name, tensor in model.state_dict().items() if name.startswith("heads.")}
     description = {
         "class": f"{own_class(bare).__module__}:{own_class(bare).__qualname__}",
         "techniques": [t.record() for t in bare.techniques],
     }
+    folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", own, {"zoo.adapter": json.dumps(description, sort_keys=True)})
     (folder / "adapter.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
@@ -263,6 +275,10 @@ def to_peft(model: nn.Module, layout: str | None = None) -> tuple[dict[str, Tens
     if not loras or len({t.name for t in loras}) > 1:
         raise TechniqueError(f"peft's file holds one LoRA; this model has {sorted({t.name for t in loras}) or 'none'}")
     first = loras[0]
+    if any(t.bias or t.dora_whole for t in loras):
+        raise TechniqueError(
+            "peft has no place for a bias of B as it is saved here, nor for the DoRA of adapters; save it with library='zoo'"
+        )
     paths = {ours: theirs for theirs, ours in foreign_paths(model, layout).items()}
     within = PEFT_PREFIX + (layouts.load(layout or layout_of(model)).prefixes[0] if bare is not model else "")
     tensors: dict[str, Tensor] = {}
