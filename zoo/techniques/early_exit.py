@@ -192,8 +192,9 @@ class EarlyExit(Technique):
         like = next(part.parameters())
         ramps = [OffRamp(model.config.hidden_size, self.num_labels, self.dropout) for _ in part.plan]
         extend(part, WithExits)
-        part.run = None
-        part.exits = nn.ModuleList(fresh(ramp, like, model.config.initializer_range, generator).train(part.training) for ramp in ramps)
+        stack: Any = part
+        stack.run = None
+        stack.exits = nn.ModuleList(fresh(ramp, like, model.config.initializer_range, generator).train(part.training) for ramp in ramps)
         return [f"{len(ramps)} off-ramps behind {self.stack}"]
 
     def settle(self, model: Model, generator: torch.Generator | None) -> None:
