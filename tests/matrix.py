@@ -74,7 +74,7 @@ def check_cell(technique: str, family: str, folder: Path) -> str | None:
         return reason
     idle = unreached(model, family)
     zoo.apply(model, *examples, generator=seeded())
-    if technique not in ("Sharing", "LongShortRange", "LayerPruning"):
+    if technique not in ("Sharing", "LongShortRange", "LayerPruning", "Int8", "WeightOnly"):  # share, replace, drop, store otherwise
         assert set(names) <= set(model.state_dict()), "existing tensors keep their names"
     check_effect(model, family, before, type(examples[-1]).adds_tensors)
     randomised(model, 5, 0.3) if technique != "Sharing" else None
@@ -111,7 +111,10 @@ def check_effect(model: Any, family: str, before: dict[str, Tensor], adds_tensor
         assert not same(run(model, family), before), "it changes what the model gives"
         return
     change = model.changes[-1]
-    assert change.before != change.after
+    if change.before == change.after:  # what it adds are ranges, which follow what passes
+        assert not same(run(model, family), before), "it changes what the model gives"
+        assert set(change.added) & {name for name, _ in model.named_buffers()}
+        return
     new = [parameter for _, parameter in new_tensors(model)]
     if not new:  # sharing only takes away
         assert change.after < change.before
@@ -157,7 +160,7 @@ def check_combination(model: Any, family: str, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in new_tensors(model):
             if ".more." in name:
-                parameter.add_(0.2)
+                parameter.add_(torch.randn(parameter.shape, generator=seeded(4), dtype=parameter.dtype) * 0.4)  # a norm forgets a constant
     assert not same(run(model, family), wanted), "the second technique changes what the model gives"
     check_reload(model, family, folder)
 

@@ -30,10 +30,13 @@ _WHERE = {
     "FactorizedEmbedding": "zoo.techniques.sharing",
     "FeedForwardPruning": "zoo.techniques.structured",
     "FixedAttention": "zoo.techniques.sparse",
+    "FullyQt": "zoo.techniques.quantization",
     "GatePruning": "zoo.techniques.structured",
     "HeadPruning": "zoo.techniques.structured",
     "HiddenStates": "zoo.tasks.distill",
     "IA3": "zoo.techniques.lora",
+    "IBert": "zoo.techniques.quantization",
+    "Int8": "zoo.techniques.quantization",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "KAdapter": "zoo.techniques.k_adapter",
     "L0Pruning": "zoo.techniques.pruning",
@@ -41,9 +44,11 @@ _WHERE = {
     "LoRA": "zoo.techniques.lora",
     "LongShortRange": "zoo.techniques.long_short",
     "Model": "zoo.model",
-    "Patience": "zoo.tasks.distill",
     "MovementPruning": "zoo.techniques.pruning",
+    "Patience": "zoo.tasks.distill",
     "PrefixTuning": "zoo.techniques.prefix",
+    "Q8Bert": "zoo.techniques.quantization",
+    "QBert": "zoo.techniques.quantization",
     "Regions": "zoo.regions",
     "Relations": "zoo.tasks.distill",
     "Sharing": "zoo.techniques.sharing",
@@ -52,6 +57,7 @@ _WHERE = {
     "StridedAttention": "zoo.techniques.sparse",
     "Theseus": "zoo.techniques.theseus",
     "Transfer": "zoo.tasks.distill",
+    "WeightOnly": "zoo.techniques.quantization",
     "WeightPruning": "zoo.techniques.pruning",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
@@ -119,6 +125,12 @@ if TYPE_CHECKING:
     from zoo.techniques.pruning import L0Pruning as L0Pruning
     from zoo.techniques.pruning import MovementPruning as MovementPruning
     from zoo.techniques.pruning import WeightPruning as WeightPruning
+    from zoo.techniques.quantization import FullyQt as FullyQt
+    from zoo.techniques.quantization import IBert as IBert
+    from zoo.techniques.quantization import Int8 as Int8
+    from zoo.techniques.quantization import Q8Bert as Q8Bert
+    from zoo.techniques.quantization import QBert as QBert
+    from zoo.techniques.quantization import WeightOnly as WeightOnly
     from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
     from zoo.techniques.sharing import Sharing as Sharing
     from zoo.techniques.sparse import FixedAttention as FixedAttention

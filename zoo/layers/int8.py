@@ -67,6 +67,14 @@ class Int8Linear(nn.Module):
         rounded, step = quantize_rows(linear.weight.detach().float())
         return cls(rounded, step.squeeze(1), None if linear.bias is None else linear.bias.detach().float(), activation_name)
 
+    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
+        """Random weights within two of ``std``, no bias."""
+        drawn = torch.empty(self.weight.shape, device=self.weight.device).normal_(0, 1, generator=generator).clamp(-2, 2)
+        self.weight.copy_(torch.round(drawn * 63.5).to(torch.int8))
+        self.scale.fill_(std / 63.5)
+        if self.bias is not None:
+            self.bias.zero_()
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, activation={self.activation_name}"
 

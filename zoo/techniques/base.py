@@ -25,9 +25,12 @@ PLACES = {
     "FactorizedEmbedding": "zoo.techniques.sharing",
     "FeedForwardPruning": "zoo.techniques.structured",
     "FixedAttention": "zoo.techniques.sparse",
+    "FullyQt": "zoo.techniques.quantization",
     "GatePruning": "zoo.techniques.structured",
     "HeadPruning": "zoo.techniques.structured",
     "IA3": "zoo.techniques.lora",
+    "IBert": "zoo.techniques.quantization",
+    "Int8": "zoo.techniques.quantization",
     "InvertibleAdapter": "zoo.techniques.adapters",
     "KAdapter": "zoo.techniques.k_adapter",
     "L0Pruning": "zoo.techniques.pruning",
@@ -36,10 +39,13 @@ PLACES = {
     "LongShortRange": "zoo.techniques.long_short",
     "MovementPruning": "zoo.techniques.pruning",
     "PrefixTuning": "zoo.techniques.prefix",
+    "Q8Bert": "zoo.techniques.quantization",
+    "QBert": "zoo.techniques.quantization",
     "Sharing": "zoo.techniques.sharing",
     "SlidingWindow": "zoo.techniques.sparse",
     "StridedAttention": "zoo.techniques.sparse",
     "Theseus": "zoo.techniques.theseus",
+    "WeightOnly": "zoo.techniques.quantization",
     "WeightPruning": "zoo.techniques.pruning",
 }
 """Every technique that a saved config may name, and its module."""
@@ -209,7 +215,8 @@ def freeze_all_but(model: nn.Module, *, heads: bool = True) -> list[str]:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    """What is saved: parameters, and buffers such as ranges and stored integers."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[str, nn.Module]]:

@@ -16,6 +16,7 @@ from zoo.techniques.long_short import LongShortRange
 from zoo.techniques.lora import IA3, LoRA
 from zoo.techniques.prefix import PrefixTuning
 from zoo.techniques.pruning import L0Pruning, MovementPruning, WeightPruning
+from zoo.techniques.quantization import FullyQt, IBert, Int8, Q8Bert, QBert, WeightOnly
 from zoo.techniques.sharing import FactorizedEmbedding, Sharing
 from zoo.techniques.sparse import FixedAttention, SlidingWindow, StridedAttention
 from zoo.techniques.structured import FeedForwardPruning, GatePruning, HeadPruning, LayerPruning
@@ -47,6 +48,12 @@ EXAMPLES: dict[str, tuple[Technique, ...]] = {
     "GatePruning": (GatePruning(),),
     "Theseus": (Theseus(layers=1, rate=1.0),),
     "LayerPruning": (LayerPruning(layers=(1,)),),
+    "Q8Bert": (Q8Bert(),),
+    "QBert": (QBert(bits=3, groups=4),),
+    "FullyQt": (FullyQt(bits=6),),
+    "IBert": (IBert(),),
+    "Int8": (Int8(),),
+    "WeightOnly": (WeightOnly(bits=4, block=4),),
 }
 """Each technique at a size that small models take, with what it stands on."""
 
