@@ -278,7 +278,7 @@ def test_ibert_runs_near_the_model_and_nearer_than_its_steps_are_coarse():
 
 
 def quantised(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    return QuantAct(bits).eval()(x)
+    return QuantAct(bits).train()(x)
 
 
 def test_integer_polynomials_are_near_the_functions_they_stand_for():

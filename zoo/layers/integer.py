@@ -45,8 +45,13 @@ def symmetric_codes(x: Tensor, step: Tensor, bits: int) -> Tensor:
     return straight_through(codes, codes.detach().clamp(-most, most - 1))
 
 
+UNKNOWN = 8.0
+
+
 class QuantAct(nn.Module):
-    """Round to ``bits`` by a range that follows what passes while training (first call: its own; then by ``momentum``)."""
+    """Round to ``bits`` by a range that follows what passes while training (first call: its own; then by ``momentum``). Before any training
+    call the range ends at `UNKNOWN`.
+    """
 
     low: Tensor
     high: Tensor
@@ -64,8 +69,8 @@ class QuantAct(nn.Module):
         self.high.zero_()
         self.step.zero_()
 
-    def scale(self, x: Tensor) -> Tensor:
-        """The step of the range; before any training call that of ``x`` itself."""
+    def scale(self, x: Tensor, unknown: Tensor | float = UNKNOWN) -> Tensor:
+        """The step of the range; ``unknown``: where it ends as long as none is known."""
         if self.training:
             with torch.no_grad():
                 for known, now in zip((self.low, self.high), x.detach().aminmax(), strict=True):
@@ -73,7 +78,7 @@ class QuantAct(nn.Module):
                     known.copy_(torch.where(self.step == 0, now, self.momentum * known + (1 - self.momentum) * now))
                 self.step.add_(1)
         seen = torch.maximum(self.low.abs(), self.high.abs()).to(x.dtype)
-        largest = torch.where(self.step > 0, seen, x.detach().abs().amax())
+        largest = torch.where(self.step > 0, seen, unknown)
         return largest.clamp(min=1e-8) / (2 ** (self.bits - 1) - 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,10 +86,17 @@ class QuantAct(nn.Module):
         step = self.scale(x)
         return symmetric_codes(x, step, self.bits) * step, step
 
-    def requantize(self, x: Tensor, step: Tensor, other: Tensor | None = None, other_step: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def requantize(
+        self,
+        x: Tensor,
+        step: Tensor,
+        other: Tensor | None = None,
+        other_step: Tensor | None = None,
+        unknown: Tensor | float = UNKNOWN,
+    ) -> tuple[Tensor, Tensor]:
         """(values, step) of more bits, and a branch to add, -> this range's; by a fixed-point factor of the steps."""
         total = x if other is None else x + other
-        new = self.scale(total)
+        new = self.scale(total, unknown)
         codes = fixed_point(x, step, new)
         if other is not None:
             assert other_step is not None
@@ -144,7 +156,8 @@ def int_softmax(x: Tensor, step: Tensor, act: QuantAct, bits: int = 8, allowed: 
         codes = codes.masked_fill(~allowed, -torch.inf)
     codes = codes - codes.detach().amax(-1, keepdim=True).clamp(min=-torch.finfo(x.dtype).max)
     whole, whole_step = int_exp(codes.clamp(min=-(2.0**30)), step)
-    narrow, narrow_step = act.requantize(whole if allowed is None else whole.masked_fill(~allowed, 0), whole_step)
+    top, _ = int_exp(torch.zeros_like(step), step)  # each row has it, at its largest score
+    narrow, narrow_step = act.requantize(whole if allowed is None else whole.masked_fill(~allowed, 0), whole_step, unknown=top.detach())
     whole = narrow / narrow_step
     factor = floor(2.0**32 / whole.sum(-1, keepdim=True).clamp(min=1))
     return floor(whole * factor / 2.0 ** (32 - bits)) / 2.0**bits, x.new_tensor(1 / 2.0**bits)
