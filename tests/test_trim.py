@@ -67,7 +67,7 @@ def some_texts(draw: st.DrawFn) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(texts=some_texts())
 def test_kept_texts_are_cut_as_before_and_ids_become_ranks(kind, texts):
     old = TOKENIZERS[kind]

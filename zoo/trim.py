@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,28 +72,29 @@ def _count(model: Any) -> int:
 
 
 def _smaller(model: Any, bare: Any, config: Any, kept: list[int]) -> Any:
-    """A model of the smaller config with the old one's tensors, cut along the one dimension that is the vocabulary's."""
+    index = torch.tensor(kept)
+    return rebuilt(model, config, lambda path, old, axis: old.index_select(axis, index.to(old.device)))
+
+
+def rebuilt(model: Any, config: Any, along: Callable[[str, Tensor, int], Tensor]) -> Any:
+    """A model (or task model) of another vocabulary with the old one's tensors; ``along(path, old tensor, axis)`` changes those that have
+    an axis of the vocabulary's size.
+    """
+    bare: Any = getattr(model, "model", model)
     name = getattr(bare, "zoo_name", None)
     if name is None:
-        raise TechniqueError(f"{type(bare).__name__} was not made by zoo.create or zoo.load, so it can't be built again smaller")
+        raise TechniqueError(f"{type(bare).__name__} was not made by zoo.create or zoo.load, so it can't be built again")
     options = {key: value for key, value in getattr(model, "options", {}).items() if key not in config.field_names()}
-    made = create(
-        name, task=getattr(model, "task", None) or None, dtype=bare.dtype, techniques=bare.techniques, **config.to_dict(), **options
-    )
-    source = canonical_state(model)
-    index = torch.tensor(kept)
+    task = getattr(model, "task", None) or None
+    made = create(name, task=task, dtype=bare.dtype, techniques=bare.techniques, **config.to_dict(), **options)
+    source, size = canonical_state(model), bare.config.vocab_size
     with torch.no_grad():
         for path, tensor in canonical_state(made).items():
             if path not in source:
-                raise TechniqueError(f"the smaller model has {path}, which the old one has not")
-            tensor.copy_(_cut(path, source[path], tuple(tensor.shape), bare.config.vocab_size, index))
+                raise TechniqueError(f"the new model has {path}, which the old one has not")
+            old = source[path]
+            differing = [axis for axis, (a, b) in enumerate(zip(old.shape, tensor.shape, strict=True)) if a != b]
+            if len(differing) > 1 or any(old.shape[axis] != size for axis in differing):
+                raise TechniqueError(f"{path} is {tuple(old.shape)} and would become {tuple(tensor.shape)}: not by its {size} tokens alone")
+            tensor.copy_(along(path, old, differing[0]) if differing else old)
     return made.to(bare.device).train(model.training)
-
-
-def _cut(path: str, old: Tensor, shape: tuple[int, ...], size: int, kept: Tensor) -> Tensor:
-    differing = [i for i, (a, b) in enumerate(zip(old.shape, shape, strict=True)) if a != b]
-    if not differing:
-        return old
-    if len(differing) > 1 or old.shape[differing[0]] != size:
-        raise TechniqueError(f"{path} is {tuple(old.shape)} and would become {shape}, which is no cut of its {size} tokens")
-    return old.index_select(differing[0], kept.to(old.device))
