@@ -11,6 +11,8 @@ import typer
 
 import zoo
 from zoo.commands import regions
+from zoo.commands.distill import distill
+from zoo.commands.quantize import quantize
 from zoo.errors import UnknownNameError, ZooError
 
 app = typer.Typer(name="zoo", help=zoo.__doc__.splitlines()[0] if zoo.__doc__ else None, no_args_is_help=True, add_completion=False)
@@ -355,6 +357,8 @@ def fill_mask(
 
 
 app.add_typer(regions.app, name="regions")
+app.command()(distill)
+app.command()(quantize)
 
 
 if __name__ == "__main__":
