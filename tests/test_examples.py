@@ -182,3 +182,25 @@ def test_spans_on_a_tiny_text_move_and_are_drawn(pretraining, tmp_path, monkeypa
     pytest.importorskip("matplotlib")
     example.draw(run, {"dense": 0.2, "learned spans": 0.1}, tmp_path / "spans.png")
     assert (tmp_path / "spans.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_int8_example_compares_one_model_with_its_own_rounding():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        example = importlib.import_module("mobilebert_int8")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    data = [(" ".join(document), number % 2) for number, document in enumerate(RECIPES)]
+    found = example.run(data, steps=2)
+    assert 0 <= found["accuracy"] <= 1
+    assert found["bytes"] > 2 * found["int8_bytes"]
+
+
+def test_the_distillation_table_shows_the_mean_and_the_spread():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        example = importlib.import_module("distillation_table")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    runs = [{"alone": {"accuracy": a, "macro_f1": a / 2, "parameters": 10}} for a in (0.5, 0.7)]
+    assert "| alone | 60.0 (50.0 .. 70.0) | 30.0 (25.0 .. 35.0) | 10 |" in example.table(runs)
