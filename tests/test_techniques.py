@@ -22,7 +22,7 @@ from zoo.layers import Mask, causal
 from zoo.layers.adapters import Coupling
 from zoo.layers.adaptive_span import SpanCore
 from zoo.layers.attention import DenseAttention
-from zoo.layers.sparse import everything, fixed, local, sparse_attention, strided, windowed
+from zoo.layers.sparse import SparseAttention, everything, fixed, local, sparse_attention, strided, windowed
 from zoo.techniques import foreign, freeze_all_but, lora, new_tensors, prefix
 from zoo.techniques.adaptive_span import clamp_spans, span_loss, spans_of
 from zoo.techniques.matrix import EXAMPLES, refusal
@@ -523,6 +523,18 @@ def test_gradients_of_sparse_attention_are_those_of_dense(sparsity):
     mine = torch.autograd.grad((sparse_attention(*inputs, sparsity) * weight).sum(), inputs)
     dense = DenseAttention()(*inputs, Mask() & sparsity.pattern, None, None, 0.0)
     for a, b in zip(mine, torch.autograd.grad((dense * weight).sum(), inputs), strict=True):
+        assert relative(a, b) <= 1e-10
+
+
+def test_heads_that_take_patterns_by_turns_write_their_own_rows_with_gradients_too():
+    core = SparseAttention(local(3), strided(3), windowed(1, 2))
+    inputs = [torch.randn(1, 4, 20, 3, generator=seeded(i), dtype=torch.float64).requires_grad_() for i in range(3)]
+    mine = core(*inputs, Mask(), None, None, 0.0)
+    dense = DenseAttention()(*inputs, core.under_rule(Mask(), 4, inputs[0]), None, None, 0.0)
+    assert relative(mine.detach(), dense.detach()) <= 1e-12
+    weight = torch.randn(1, 4, 20, 3, generator=seeded(8), dtype=torch.float64)
+    wanted = torch.autograd.grad((dense * weight).sum(), inputs)
+    for a, b in zip(torch.autograd.grad((mine * weight).sum(), inputs), wanted, strict=True):
         assert relative(a, b) <= 1e-10
 
 

@@ -30,6 +30,7 @@ from zoo.layers.trace import Trace
 
 BLOCK = 64  # queries that run together, at least, where a pattern does not say
 ROOM = 4 << 20  # scores that are held at once
+PIECE = 1 << 18  # pairs of positions that a rule is asked about at once
 
 
 @dataclass(frozen=True)
@@ -208,14 +209,12 @@ class SparseAttention(DenseAttention):
         count = len(self.patterns)
         if count == 1:
             return sparse_attention(q, k, v, self.patterns[0], mask, dropout, before)
-        results = []
+        out = q.new_empty(q.shape[0], heads, length, v.shape[3])
         for turn, sparsity in enumerate(self.patterns[: min(count, heads)]):
             mine = slice(turn, None, count)
             own = None if before is None else (before[0][:, mine], before[1][:, mine])
-            results.append(sparse_attention(q[:, mine], k[:, mine], v[:, mine], sparsity, mask, dropout, own))
-        out = q.new_empty(q.shape[0], heads, length, v.shape[3])
-        order = [head for turn in range(min(count, heads)) for head in range(turn, heads, count)]
-        return out.index_copy(1, torch.tensor(order, device=q.device), torch.cat(results, 1))
+            sparse_attention(q[:, mine], k[:, mine], v[:, mine], sparsity, mask, dropout, own, into=out[:, mine])
+        return out
 
     def under_rule(self, mask: Mask, heads: int, like: Tensor) -> Mask:
         """The mask joined with the rules of all heads, for the dense form."""
@@ -237,22 +236,25 @@ def sparse_attention(
     mask: Mask | None = None,
     dropout: float = 0.0,
     before: tuple[Tensor, Tensor] | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """(batch, heads, length, head size) each -> (batch, heads, length, value size), block by block.
 
-    mask: its keys and its pattern are joined to the rule. before: keys and values that every query sees, in front.
+    mask: its keys and its pattern are joined to the rule. before: keys and values that every query sees, in front. into: where the result
+    is written, a part of a larger tensor perhaps.
     """
     mask = Mask() if mask is None else mask
     length = q.shape[2]
+    out = q.new_empty(*q.shape[:3], v.shape[3]) if into is None else into
     if sparsity.rows >= length:
-        return DenseAttention()(q, k, v, mask & sparsity.pattern, None, None, dropout, before)
+        return out.copy_(DenseAttention()(q, k, v, mask & sparsity.pattern, None, None, dropout, before))
     tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *(before or ())))
     fused = q.device.type == "cpu" and not dropout and not tracked and q.is_floating_point() and FLASH is not None
-    out = (_fused if fused else _by_blocks)(q, k, v, sparsity, mask, dropout, before)
+    (_fused if fused else _by_blocks)(q, k, v, sparsity, mask, dropout, before, out)
     if sparsity.rows:
         top = replace(mask, pattern=None) & _allowed(sparsity, mask)
-        first = DenseAttention()(q[:, :, : sparsity.rows], k, v, top, None, None, dropout, before)
-        out = torch.cat([first, out[:, :, sparsity.rows :]], 2)
+        first = slice(0, sparsity.rows)
+        out[:, :, first] = DenseAttention()(q[:, :, first], k, v, top, None, None, dropout, before)
     return out
 
 
@@ -261,18 +263,33 @@ FLASH: Callable[..., tuple[Tensor, Tensor]] | None = getattr(torch.ops.aten, "_s
 
 
 def _by_blocks(
-    q: Tensor, k: Tensor, v: Tensor, sparsity: Sparsity, mask: Mask, dropout: float, before: tuple[Tensor, Tensor] | None
-) -> Tensor:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sparsity: Sparsity,
+    mask: Mask,
+    dropout: float,
+    before: tuple[Tensor, Tensor] | None,
+    out: Tensor,
+) -> None:
     """The formula written out for a few blocks at a time, with dropout and gradients, on any device."""
-    return _Zones(q, k, v, sparsity, mask, dropout, before).run()
+    out.copy_(_Zones(q, k, v, sparsity, mask, dropout, before).run())
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, sparsity: Sparsity, mask: Mask, dropout: float, before: tuple[Tensor, Tensor] | None) -> Tensor:
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sparsity: Sparsity,
+    mask: Mask,
+    dropout: float,
+    before: tuple[Tensor, Tensor] | None,
+    out: Tensor,
+) -> None:
     """Each zone through the fused kernel, then joined by the logarithms of their sums; a few heads at a time. For inference on a CPU."""
     batch, heads, length, size = q.shape
     group = max(1, min(heads, ROOM // 4 // (length * size) or 1))
-    out = q.new_empty(batch, heads, length, v.shape[3])
-    masks: list[Tensor] = []
+    masks: list[tuple[Tensor, Tensor]] = []
     for row in range(batch):
         keys = None if mask.keys is None else mask.keys[row : row + 1]
         if keys is not None:
@@ -283,11 +300,14 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, sparsity: Sparsity, mask: Mask, drop
             zones = _Zones(q[mine], k[mine], v[mine], sparsity, replace(mask, keys=keys), dropout, own)
             masks = masks or zones.masks()
             out[mine] = zones.fused(masks)
-    return out
 
 
 def _allowed(sparsity: Sparsity, mask: Mask) -> Pattern:
     return sparsity.pattern if mask.pattern is None else sparsity.pattern & mask.pattern
+
+
+def _padded(x: Tensor, before: int, after: int) -> Tensor:
+    return F.pad(x, (0, 0, before, after)) if before or after else x
 
 
 class _Zones:
@@ -314,11 +334,12 @@ class _Zones:
         whole = self.blocks * self.block
         self.scale = 1 / math.sqrt(q.shape[3])
         self.shape = (q.shape[0], q.shape[1], self.length, v.shape[3])
-        self.q = F.pad(q, (0, 0, 0, whole - self.length)).unflatten(2, (self.blocks, self.block))  # (batch, heads, blocks, block, size)
+        short = whole - self.length  # what the last block lacks
+        self.q = _padded(q, 0, short).unflatten(2, (self.blocks, self.block))  # (batch, heads, blocks, block, size)
         self.width = self.left + self.block + self.right if self.near else 0
         if self.near:
-            pad = (0, 0, self.left, self.right + whole - self.length)
-            self.near_k, self.near_v = (F.pad(x, pad).unfold(2, self.width, self.block) for x in (k, v))  # (.., blocks, size, width), views
+            wide = [_padded(x, self.left, self.right + short) for x in (k, v)]
+            self.near_k, self.near_v = (x.unfold(2, self.width, self.block) for x in wide)  # (.., blocks, size, width), views
         columns = list(sparsity.columns(self.length)) if sparsity.columns is not None else []
         self.columns = torch.tensor(columns, device=self.device, dtype=torch.int64)
         self.extra = 0 if before is None else before[0].shape[2]
@@ -332,9 +353,9 @@ class _Zones:
         if self.stride:
             steps = self.blocks * self.block // self.stride
             self.classes = steps
-            pad = (0, 0, 0, whole - self.length)
-            # (batch, heads, residue, step, size)
-            self.class_k, self.class_v = (F.pad(x, pad).unflatten(2, (steps, self.stride)).transpose(2, 3) for x in (k, v))
+            wide = [x[:, :, self.left : self.left + whole] for x in wide] if self.near else [_padded(x, 0, short) for x in (k, v)]
+            # (batch, heads, residue, step, size), views
+            self.class_k, self.class_v = (x.unflatten(2, (steps, self.stride)).transpose(2, 3) for x in wide)
 
     def run(self) -> Tensor:
         batch, heads = self.shape[:2]
@@ -346,22 +367,16 @@ class _Zones:
     def some(self, first: int, last: int) -> Tensor:
         """Blocks first .. last - 1 of queries: (batch, heads, blocks, block, value size)."""
         q = self.q[:, :, first:last]
-        rows = torch.arange(first * self.block, last * self.block, device=self.device).unflatten(0, (-1, self.block))  # (blocks, block)
-        scores, allowed = [], []
-        start = torch.arange(first, last, device=self.device) * self.block - self.left  # of the near keys, (blocks,)
+        scores = []
         if self.near:
-            places = start[:, None] + torch.arange(self.width, device=self.device)  # (blocks, width)
             scores.append(q @ self.near_k[:, :, first:last])
-            allowed.append(self.seen(rows, places[:, None, :], (places >= 0) & (places < self.length)))
         if self.far:
             scores.append(torch.einsum("bhgqd,bhkd->bhgqk", q, self.far_k))
-            allowed.append(self.seen_far(rows, start))
         if self.stride:
             by_class = q.unflatten(3, (-1, self.stride)).flatten(2, 3) if self.block > self.stride else q  # (.., rounds, residue, size)
             found = torch.einsum("bhgrd,bhrkd->bhgrk", by_class, self.class_k)
             scores.append(found.unflatten(2, (last - first, -1)).flatten(3, 4) if self.block > self.stride else found)
-            allowed.append(self.seen_class(rows, start))
-        probabilities = self.softmax(scores, allowed)
+        probabilities = self.softmax(scores, self.allowed(first, last))
         parts = probabilities.split([s.shape[-1] for s in scores], -1)
         out, at = None, 0
         if self.near:
@@ -377,49 +392,70 @@ class _Zones:
         assert out is not None
         return out
 
-    def masks(self) -> list[Tensor]:
-        """Who may look at whom, zone by zone, for all blocks at once, as the fused kernel takes it; batch and heads are one there."""
-        rows = torch.arange(self.blocks * self.block, device=self.device).unflatten(0, (-1, self.block))
-        start = torch.arange(self.blocks, device=self.device) * self.block - self.left
-        masks = []
+    def masks(self) -> list[tuple[Tensor, Tensor]]:
+        """Zone by zone, for all blocks: what the fused kernel adds, 0 or -inf (batch and heads are one there), and the queries that see
+        nothing. The rule is asked piece by piece, so that what it makes on the way stays small.
+        """
+        tokens = self.blocks * self.block
+        zones, views = [], []  # views: the same memory as (blocks, block, keys), but for the residue classes (rounds, residue, keys)
         if self.near:
-            places = start[:, None] + torch.arange(self.width, device=self.device)
-            masks.append(self.seen(rows, places[:, None, :], (places >= 0) & (places < self.length))[0])  # (1, blocks, block, width)
+            zones.append(self.q.new_zeros(1, self.blocks, self.block, self.width))
+            views.append(zones[-1][0])
         if self.far:
-            masks.append(self.seen_far(rows, start)[0].flatten(1, 2)[None])  # (1, 1, tokens, far)
+            zones.append(self.q.new_zeros(1, 1, tokens, self.far))
+            views.append(zones[-1][0, 0].unflatten(0, (self.blocks, self.block)))
         if self.stride:
-            seen = self.seen_class(rows, start)[0].flatten(1, 2)  # (1, tokens, steps)
-            masks.append(seen.unflatten(1, (-1, self.stride)).transpose(1, 2))  # (1, residue, rounds, steps)
-        return masks
+            zones.append(self.q.new_zeros(1, self.stride, tokens // self.stride, self.classes))
+            views.append(zones[-1][0].transpose(0, 1))
+        count = max(1, PIECE // (self.block * max(self.width, self.far, self.classes)))
+        for first in range(0, self.blocks, count):
+            last = min(first + count, self.blocks)
+            for view, may in zip(views, self.allowed(first, last), strict=True):
+                each = view.shape[0] // self.blocks
+                view[first * each : last * each].masked_fill_(~may[0, 0].reshape(-1, *view.shape[1:]), -torch.inf)
+        return [(zone, (zone == -torch.inf).all(-1)) for zone in zones]
 
-    def fused(self, masks: Sequence[Tensor]) -> Tensor:
+    def allowed(self, first: int, last: int) -> list[Tensor]:
+        """Blocks first .. last - 1: who may look at whom, zone by zone, (batch or 1, 1, blocks, block, keys)."""
+        rows = torch.arange(first * self.block, last * self.block, device=self.device).unflatten(0, (-1, self.block))  # (blocks, block)
+        start = torch.arange(first, last, device=self.device) * self.block - self.left  # of the near keys, (blocks,)
+        found = []
+        if self.near:
+            places = start[:, None] + torch.arange(self.width, device=self.device)  # (blocks, width)
+            found.append(self.seen(rows, places[:, None, :], (places >= 0) & (places < self.length)))
+        if self.far:
+            found.append(self.seen_far(rows, start))
+        if self.stride:
+            found.append(self.seen_class(rows, start))
+        return found
+
+    def fused(self, masks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """All blocks at once, one zone after the other: (1, heads, length, value size)."""
         q = self.q.flatten(0, 1)  # (heads, blocks, block, size)
         zones, turn = [], iter(masks)
         if self.near:
             k, v = (x.flatten(0, 1).transpose(-1, -2) for x in (self.near_k, self.near_v))
-            zones.append(tuple(x.flatten(1, 2) for x in self.kernel(q, k, v, next(turn))))
+            zones.append(tuple(x.flatten(1, 2) for x in self.kernel(q, k, v, *next(turn))))
         if self.far:
             k, v = (x.flatten(0, 1).unsqueeze(1) for x in (self.far_k, self.far_v))
-            zones.append(tuple(x.squeeze(1) for x in self.kernel(q.flatten(1, 2).unsqueeze(1), k, v, next(turn))))
+            zones.append(tuple(x.squeeze(1) for x in self.kernel(q.flatten(1, 2).unsqueeze(1), k, v, *next(turn))))
         if self.stride:
             by_class = q.flatten(1, 2).unflatten(1, (-1, self.stride)).transpose(1, 2)  # (heads, residue, rounds, size)
-            found = self.kernel(by_class, self.class_k.flatten(0, 1), self.class_v.flatten(0, 1), next(turn))
+            found = self.kernel(by_class, self.class_k.flatten(0, 1), self.class_v.flatten(0, 1), *next(turn))
             zones.append(tuple(x.transpose(1, 2).flatten(1, 2) for x in found))
         out, total = zones[0]
         for more, log_sum in zones[1:]:
             joined = torch.logaddexp(total, log_sum)
             safe = joined.masked_fill(joined == -torch.inf, 0)
             mine, theirs = ((x - safe).exp().to(out.dtype).unsqueeze(-1) for x in (total, log_sum))
-            out, total = (out * mine).addcmul_(more, theirs), joined
+            out, total = out.mul_(mine).addcmul_(more, theirs), joined
         return out[None, :, : self.length]
 
-    def kernel(self, q: Tensor, k: Tensor, v: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
+    def kernel(self, q: Tensor, k: Tensor, v: Tensor, add: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
         """(heads, groups, queries, size) each -> the result and the logarithm of each query's sum, -inf where it may see nothing."""
         assert FLASH is not None
-        add = torch.zeros(may.shape, dtype=q.dtype, device=q.device).masked_fill_(~may, -torch.inf)
-        out, log_sum = FLASH(q, k, v, 0.0, False, attn_mask=add.expand(q.shape[0], *may.shape[1:]), scale=self.scale)
-        return out, log_sum.masked_fill(~may.any(-1), -torch.inf)
+        out, log_sum = FLASH(q, k, v, 0.0, False, attn_mask=add.expand(q.shape[0], *add.shape[1:]), scale=self.scale)
+        return out, log_sum.masked_fill(blind, -torch.inf)
 
     def softmax(self, scores: Sequence[Tensor], allowed: Sequence[Tensor]) -> Tensor:
         """Over all zones together; a query that may see nothing yields zeros."""
