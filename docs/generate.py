@@ -4,7 +4,7 @@
     python -m docs.generate --check    exit code 1 where a page is out of date
 
 A page asks for a table by a line ``<!-- table: sizes -->`` (or ``checkpoints``, ``tasks``); the table stands between it and ``<!-- end
--->``.
+-->``. The schedules of models with several streams are drawn into `docs/images/`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pathlib import Path
 
 import torch
 
+from docs.schedule import drawings
 from zoo import registry
 from zoo.sources import records
 from zoo.tasks.catalogue import fitting, offers_of
 
 PAGES = Path(__file__).parent / "models"
+IMAGES = Path(__file__).parent / "images"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -115,13 +117,13 @@ def render(page: Path) -> str:
 
 
 def main() -> int:
+    wanted = {page: render(page) for page in pages()} | {IMAGES / name: drawn for name, drawn in drawings().items()}
     stale = []
-    for page in pages():
-        new = render(page)
-        if new != page.read_text(encoding="utf-8"):
-            stale.append(page.name)
+    for path, new in wanted.items():
+        if not path.exists() or new != path.read_text(encoding="utf-8"):
+            stale.append(path.name)
             if "--check" not in sys.argv:
-                page.write_text(new, encoding="utf-8")
+                path.write_text(new, encoding="utf-8")
     print(f"{'out of date' if '--check' in sys.argv else 'rewritten'}: {', '.join(stale) or 'nothing'}")
     return 1 if stale and "--check" in sys.argv else 0
 

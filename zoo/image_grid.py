@@ -1,6 +1,9 @@
-"""Regions for those who have no detector: the cells of a convolutional network's last grid. No checkpoint here was trained on them.
+"""Regions for those who have no detector: the cells of a grid. No checkpoint here was trained on them, and their label says so.
 
-regions = grid_regions(images, size=224)                # images (batch, 3, height, width) in 0..1
+    regions = grid_regions(images)                                  # cells of a convolutional network's last grid; needs torchvision
+    regions = grid_regions(images, patches(16), size=64)            # the picture's own pixels, 16 x 16 to a region; needs nothing
+
+images: (batch, 3, height, width) in 0..1.
 """
 
 from __future__ import annotations
@@ -30,10 +33,13 @@ def resnet_grid(name: str = "resnet50", *, pretrained: bool = False) -> nn.Modul
     return nn.Sequential(*list(whole.children())[:-2]).eval()
 
 
+def patches(side: int) -> nn.Module:
+    """A grid without a network: each cell is its ``side`` x ``side`` pixels, 3 · side² numbers."""
+    return nn.PixelUnshuffle(side)
+
+
 @torch.no_grad()
-def grid_regions(
-    images: Tensor, network: nn.Module | None = None, *, size: int | None = 224, labelled: str = "torchvision-grid"
-) -> Regions:
+def grid_regions(images: Tensor, network: nn.Module | None = None, *, size: int | None = 224) -> Regions:
     """The cells of ``network``'s grid as regions, row by row; boxes are the cells as shares of the picture.
 
     images (batch, 3, height, width) float in 0..1, RGB; ``size``: both sides are scaled to it first, None = as they are; network: any
@@ -56,5 +62,5 @@ def grid_regions(
         boxes.expand(len(images), -1, -1),
         torch.tensor([float(width), float(height)]).expand(len(images), -1),
         format="normalised",
-        detector="torchvision-grid" if network is None else None,
+        detector="torchvision-grid" if network is None else "patch-grid" if isinstance(network, nn.PixelUnshuffle) else "grid",
     )

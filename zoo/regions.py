@@ -209,9 +209,10 @@ NEEDS = {"ViLBert": "first"}
 
 @dataclass(frozen=True)
 class Detector:
-    """What is known of a source of features: their ``width``, the ``channels`` its pictures come in, the ``box`` order of its dumps."""
+    """What is known of a source of features: their ``width`` (None: any), the ``channels`` its pictures come in, the ``box`` order of its
+    dumps."""
 
-    width: int
+    width: int | None
     channels: str
     box: str
     source: str
@@ -224,6 +225,8 @@ DETECTORS: dict[str, Detector] = {
     "resnet50-vcr": Detector(512, "RGB", "xyxy", "a ResNet-50 trained along on VCR: VisualBERT"),
     "vl-bert-e2e": Detector(2048, "BGR", "xyxy", "Fast R-CNN, ResNet-101, trained along: VL-BERT"),
     "torchvision-grid": Detector(2048, "RGB", "normalised", "cells of torchvision's ResNet-50: no detector, and no checkpoint reads them"),
+    "patch-grid": Detector(None, "RGB", "normalised", "pixels of the cells of a grid: no detector, and no checkpoint reads them"),
+    "grid": Detector(None, "RGB", "normalised", "cells of a network of your own: no detector, and no checkpoint reads them"),
 }
 
 
