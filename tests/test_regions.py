@@ -18,7 +18,7 @@ from torch import nn
 import zoo
 from tests.strategies import small_config
 from zoo.errors import CheckpointError, InputError, UnknownNameError
-from zoo.image_grid import grid_regions
+from zoo.image_grid import grid_regions, patches
 from zoo.region_files import check_regions, convert_regions, kind_of, read_regions, save_regions
 from zoo.regions import DETECTORS, Regions, box_overlap, stack
 
@@ -145,6 +145,9 @@ def test_a_model_gets_what_it_reads():
     assert made["visual_features"].shape == (1, 4, 4)
     assert made["visual_boxes"][0, 0].tolist() == [0, 0, 1, 1, 1]
     assert some().with_whole_image().for_model(vilbert)["visual_features"].shape == (1, 4, 4)
+    without = some().for_model(vilbert.replace(whole_image=False))  # as MMF trained it
+    assert torch.equal(without["visual_features"], made["visual_features"][:, 1:])
+    assert torch.equal(without["visual_boxes"], made["visual_boxes"][:, 1:])
     plain = stack([some(2), some(3, seed=1)]).for_model(visualbert)
     assert set(plain) == {"visual_features", "visual_mask"}
     assert plain["visual_mask"].tolist() == [[True, True, False], [True, True, True]]
@@ -155,7 +158,7 @@ def test_a_model_gets_what_it_reads():
         some(width=6).for_model(vilbert)
     with pytest.raises(InputError, match=r"detectors of that width: bottom-up-attention \(2048\)"):
         some().for_model(zoo.config("vilbert-base"))
-    assert {about.width for about in DETECTORS.values()} == {512, 1024, 2048}
+    assert {about.width for about in DETECTORS.values()} == {512, 1024, 2048, None}  # None: grids
 
 
 def test_a_stack_is_padded_and_refuses_what_does_not_agree():
@@ -186,6 +189,16 @@ def test_a_grid_becomes_cells_row_by_row():
     assert float(regions.features[0, 3, 0]) == pytest.approx(float(wanted), abs=1e-5)
     with pytest.raises(InputError, match=r"0\.\.1"):
         grid_regions(pictures * 255, network)
+
+
+def test_a_patch_of_pixels_is_a_region_and_is_labelled_so():
+    pictures = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    regions = grid_regions(pictures, patches(2), size=None)
+    assert (regions.detector, regions.width, len(regions)) == ("patch-grid", 12, 6)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    wanted = (pictures[0, :, 2:4, 0:2] - mean) / std
+    assert torch.allclose(regions.features[0, 3], wanted.flatten(), atol=1e-5)
+    assert grid_regions(pictures, nn.AvgPool2d(2), size=None).detector == "grid"
 
 
 # -- dumps ---------------------------------------------------------------------------------------------------------------------------------

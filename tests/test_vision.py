@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from tests.strategies import Batch, build, family, relative, results
 from zoo import registry
 from zoo.convert import layouts
 from zoo.convert.keymap import Info
+from zoo.convert.readers import open_archive
 from zoo.create import canonical_state
-from zoo.errors import ConfigError, InputError, TaskError
+from zoo.errors import CheckpointError, ConfigError, InputError, TaskError
 from zoo.layers.streams import draw as draw_schedule
 from zoo.layers.streams import interleaved
 from zoo.tasks.base import offers_of_class
@@ -610,3 +612,19 @@ def test_a_checkpoint_goes_through_ours_and_back_bit_by_bit(name):
     for key, tensor in there.items():
         assert torch.equal(tensor, back[key]), key
     assert keymap.config_forward(keymap.config_back(config, heads), infos) == config
+
+
+# -- which layout a file is in -------------------------------------------------------------------------------------------------------------
+
+SYSTEMS = {"visualbert": "visualbert", "mmf-visualbert": "visualbert", "vilbert": "vilbert", "mmf-vilbert": "vilbert", "12-in-1": "vilbert"}
+WEIGHTS = [path for system in SYSTEMS for path in sorted((GOLDEN / system).glob("*/weights.safetensors"))]
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: "-".join(path.parts[-3:-1]))
+def test_without_a_config_a_file_fits_layouts_of_its_own_family_alone(path):
+    with open_archive(path) as archive:
+        try:
+            fitting = [layouts.recognise(archive)]
+        except CheckpointError as error:
+            fitting = re.findall(r"[\w-]+", str(error).partition("several layouts: ")[2].partition(";")[0])
+    assert {layouts.load(name).family for name in fitting} == {SYSTEMS[path.parts[-3]]}

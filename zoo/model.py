@@ -191,7 +191,6 @@ class VisionLanguageModel(Model):
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
     pairs_of_pictures: ClassVar[bool] = True  # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
     matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training
-    whole_image: ClassVar[bool] = False  # whether region 0 stands for the whole picture
     embeddings: TextEmbeddings
 
     def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Any) -> Tensor | None:

@@ -170,8 +170,8 @@ class Regions:
     def for_model(self, config: Any) -> dict[str, Tensor]:
         """What a model of this config reads: ``visual_features``, ``visual_boxes`` where it reads boxes, ``visual_mask``; always batched.
 
-        Adds the whole-image region where the model wants one and these regions have none (`NEEDS`). Refuses features of another width and,
-        where both are known, of a detector whose features no checkpoint of the family was trained on.
+        Adds the whole-image region where the model wants one (`NEEDS`, unless ``config.whole_image`` is False) and these regions have none.
+        Refuses features of another width and says which detectors give the wanted one.
         """
         name = type(config).__name__.removesuffix("Config")
         wanted = config.visual_size
@@ -181,7 +181,7 @@ class Regions:
                 f"{name} reads features {wanted} wide, these are {self.width} wide; detectors of that width: {trained or 'none'}"
             )
         regions = self
-        place = getattr(config, "whole_image", None) or NEEDS.get(name)
+        place = NEEDS.get(name) if getattr(config, "whole_image", True) else None
         if place is not None and self.whole_image is None:
             regions = self.with_whole_image(place)
         regions = regions if regions.batched else stack([regions])
@@ -204,7 +204,7 @@ class Regions:
 
 
 NEEDS = {"ViLBert": "first"}
-"""Where a model's checkpoints want the whole picture among the regions; MMF's ViLBERT was trained without, see its page."""
+"""Where a family wants the whole picture among the regions."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class ViLBertConfig(Config):
     tie_word_embeddings: bool = True
     visual_size: int = 2048  # width of a region's feature
     box_size: int = 5
+    whole_image: bool = free(True)  # region 0 stands for the whole picture; MMF's checkpoints were trained without
     image_hidden_size: int = 1024
     image_num_layers: int = 6
     image_num_heads: int = 8
@@ -209,7 +210,6 @@ class ViLBert(VisionLanguageModel):
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }
     inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")
-    whole_image = True
     matching_dropout = 0.1
     embeddings: TaskEmbeddings
 
