@@ -17,6 +17,7 @@ from transformers import BertTokenizer
 
 from zoo.errors import CheckpointError, ConfigError, InputError, UnknownNameError, ZooError
 from zoo.tokenization import Tokenizer, load_tokenizer
+from zoo.tokenization.arabic import ArabicCleaner
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-éèüßñçøåÉαβγωжщя你好世界学习คำ日本語"
 PIECES = ["hello", "world", "play", "##ing", "##ed", "un", "##able", "the", "The", "cafe", "café", "##é", "strasse", "Hello", "don", "hell"]
@@ -254,3 +255,25 @@ def test_roles_are_special(vocab_file):
     tokenizer: Tokenizer = load_tokenizer(vocab_file)
     assert tokenizer.special_token_ids == {0, 1, 2, 3, 4}
     assert tokenizer.encode("hello").special_tokens_mask == [1, 0, 1]
+
+
+# --- Arabic ------------------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet="اب ةـ\u064e\u06510٣a/@.!😀[]<>", max_size=30), st.booleans())
+@settings(deadline=None, derandomize=True, max_examples=80)
+def test_cleaned_arabic_has_no_vowel_marks_no_stretching_and_single_blanks(text, keep):
+    cleaned = ArabicCleaner.of("bert-base-arabertv02", keep_emojis=keep)(text)
+    assert not set(cleaned) & set("\u064e\u0651ـ٣/")
+    assert cleaned == " ".join(cleaned.split())
+    assert keep or "😀" not in cleaned
+    assert "اااا" not in cleaned
+
+
+def test_each_cleaning_of_arabic_is_that_of_its_model():
+    text = "راسل me@x.com أو @user و/أو ٣٣٣٣ههههه"
+    assert ArabicCleaner.of("bert-base-arabertv02")(text) == "راسل [بريد] أو [مستخدم] و - أو 3333 هه"
+    assert ArabicCleaner.of("bert-base-arabertv01")(text) == "راسل [رابط] أو [مستخدم] و / أو ٣٣٣٣ هه"
+    assert ArabicCleaner.of("bert-base-arabertv02", replace_addresses=False, insert_blanks=False)("@user!") == "@user!"
+    with pytest.raises(ConfigError, match=r"'vowels'.*strip_vowels"):
+        ArabicCleaner.of("bert-base-arabertv02", vowels=True)
