@@ -163,3 +163,23 @@ def test_the_cache_is_listed_verified_and_pruned(zoo_command, tmp_path, monkeypa
 def test_python_dash_m_runs_the_same_command():
     done = subprocess.run([sys.executable, "-m", "zoo", "list", "albert-base"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "albert-base")
+
+
+def test_prune_writes_a_smaller_model_that_loads(zoo_command, tmp_path):
+    zoo.save(zoo.create("bert-base", task="sequence-classification", num_labels=3, **TINY), tmp_path / "whole")
+    options = ("--weights", "0.8", "--heads", "0.5", "--units", "0.25", "--layers", "1", "--json")
+    code, out, _ = zoo_command("prune", str(tmp_path / "whole"), str(tmp_path / "small"), *options)
+    assert code == 0
+    said = json.loads(out)
+    assert len(said["steps"]) == 4
+    assert said["bytes"] == (tmp_path / "small" / "model.safetensors").stat().st_size
+    small = zoo.load(tmp_path / "small")
+    assert [type(t).__name__ for t in small.model.techniques] == ["LayerPruning", "HeadPruning", "FeedForwardPruning", "WeightPruning"]
+    assert small.model.encoder.blocks[0].attention.num_heads == 1
+    assert small.model.encoder.blocks[0].feed_forward.up.out_features == 9
+    code, out, _ = zoo_command("prune", str(tmp_path / "whole"), str(tmp_path / "dense"), "--weights", "0.5", "--dense")
+    assert code == 0
+    assert "wrote" in out
+    assert "embeddings.token.weight" in load_file(tmp_path / "dense" / "model.safetensors")
+    assert zoo_command("prune", str(tmp_path / "whole"), str(tmp_path / "none"))[0] == 1
+    assert zoo_command("prune", str(tmp_path / "whole"), str(tmp_path / "none"), "--layers", "one")[0] == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import zoo
 from zoo.errors import InputError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -204,3 +205,24 @@ def test_the_distillation_table_shows_the_mean_and_the_spread():
         sys.path.remove(str(EXAMPLES))
     runs = [{"alone": {"accuracy": a, "macro_f1": a / 2, "parameters": 10}} for a in (0.5, 0.7)]
     assert "| alone | 60.0 (50.0 .. 70.0) | 30.0 (25.0 .. 35.0) | 10 |" in example.table(runs)
+
+
+def test_the_table_of_compressions_has_a_row_for_each_technique_and_stack(tmp_path):
+    """On a model and texts as small as can be: what each row promises of parameters and files."""
+    example = importlib.import_module("examples.compression_table")
+    generator = torch.Generator().manual_seed(0)
+    rows = [(torch.randint(5, 40, (6 + n % 3,), generator=generator).tolist(), n % 2) for n in range(8)]
+    data = example.Texts(rows, rows[:4], ("one", "two"))
+    sizes = {"vocab_size": 40, "hidden_size": 24, "num_layers": 6, "num_heads": 2, "intermediate_size": 48, "max_positions": 16}
+    model = zoo.create("bert-base", task="sequence-classification", num_labels=2, generator=generator, **sizes)
+    found = {row.name: row for row in example.run(data, model)}
+    first = found["fine-tuned, as it is"]
+    assert len(found) == 18
+    assert sum(name.startswith("stack") for name in found) == 3
+    assert found["weights 80 % gone, across"].file < found["weights 50 % gone, across"].file < first.file
+    for name in ("half of the heads, by importance", "half of the units, by magnitude", "4 of 6 layers", "Theseus, 3 layers"):
+        assert found[name].parameters < first.parameters
+        assert found[name].file < first.file
+    assert "layers on average" in found["exits, patience 2"].remark
+    example.draw(list(found.values()), tmp_path / "table.png")
+    assert example.markdown([first]).count("|") == 24

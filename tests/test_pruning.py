@@ -15,8 +15,11 @@ from torch import Tensor
 
 import zoo
 from tests.strategies import build, randomised, relative, small_batch, small_config, states
+from zoo.convert.readers import open_archive
+from zoo.convert.sparse_tensors import packed
+from zoo.convert.writer import write_tensors
 from zoo.create import canonical_state
-from zoo.errors import ConfigError, TechniqueError
+from zoo.errors import CheckpointError, ConfigError, InputError, TechniqueError
 from zoo.layers.weight_masks import AboveThreshold, HardConcrete, top_mask
 from zoo.techniques import pruning
 
@@ -237,3 +240,55 @@ def test_what_cannot_be_pruned_is_refused_with_the_reason():
         pruning.remask(model_of(), {}, 0.5)
     with pytest.raises(TechniqueError, match="no scores"):
         pruning.set_threshold(model_of(), 0.5)
+
+
+# -- sparse files ------------------------------------------------------------------------------------------------------------------------
+
+
+@settings(**SETTINGS)
+@given(shape=st.lists(st.integers(0, 9), max_size=3), share=st.floats(0, 1), seed=st.integers(0, 9))
+def test_a_sparse_tensor_comes_back_and_is_never_larger_than_a_dense_one(shape, share, seed, tmp_path_factory):
+    tensor = torch.randn(shape, generator=seeded(seed))
+    tensor[torch.rand(shape, generator=seeded(seed + 1)) < share] = 0
+    stored, metadata = packed({"x": tensor, "other": torch.arange(3)})
+    bytes_of = sum(t.numel() * t.element_size() for name, t in stored.items() if name != "other")
+    assert bytes_of <= tensor.numel() * 4
+    path = tmp_path_factory.mktemp("sparse") / "x.safetensors"
+    write_tensors(path, stored, metadata)
+    with open_archive(path) as archive:
+        assert set(archive.tensors) == {"x", "other"}
+        assert torch.equal(archive.read("x"), tensor)
+
+
+def test_a_pruned_model_is_saved_sparsely_and_loaded_and_converted_as_it_is(tmp_path):
+    model = zoo.apply(model_of(hidden_size=48, intermediate_size=96), zoo.WeightPruning(sparsity=0.9))
+    dense, sparse = zoo.save(model, tmp_path / "dense"), zoo.save(model, tmp_path / "sparse", sparse=True)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (dense, sparse)]
+    assert sizes[1] < 0.7 * sizes[0]
+    loaded = zoo.load(sparse)
+    assert same(run(loaded), run(model), 0)
+    assert zoo.verify(sparse).ok
+    zoo.convert(sparse, tmp_path / "a.safetensors", to="hf-bert")
+    zoo.convert(dense, tmp_path / "b.safetensors", to="hf-bert")
+    a, b = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    with pytest.raises(InputError, match="one file"):
+        zoo.save(model, tmp_path / "both", sparse=True, shard_size=100)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "shapes"),
+    [
+        ({"x.kept": torch.tensor([7], dtype=torch.uint8)}, '{"x": [3]}'),
+        ({"x.kept": torch.tensor([7], dtype=torch.uint8), "x.values": torch.ones(3)}, '{"x": [99]}'),
+        ({"x.kept": torch.tensor([7], dtype=torch.uint8), "x.values": torch.ones(3)}, '{"x": [-1]}'),
+        ({"x.kept": torch.tensor([7], dtype=torch.uint8), "x.values": torch.ones(3)}, "[1]"),
+        ({"x.kept": torch.tensor([7], dtype=torch.uint8), "x.values": torch.ones(3)}, "{"),
+        ({"x.kept": torch.tensor([3], dtype=torch.uint8), "x.values": torch.ones(3)}, '{"x": [3]}'),
+    ],
+)
+def test_sparse_parts_that_do_not_fit_are_refused(tensors, shapes, tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, tensors, {"zoo.sparse": shapes})
+    with pytest.raises(CheckpointError), open_archive(path) as archive:
+        archive.read("x")

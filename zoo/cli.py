@@ -12,6 +12,7 @@ import typer
 import zoo
 from zoo.commands import regions
 from zoo.commands.distill import distill
+from zoo.commands.prune import prune as prune_model
 from zoo.commands.quantize import quantize
 from zoo.errors import UnknownNameError, ZooError
 
@@ -359,6 +360,7 @@ def fill_mask(
 app.add_typer(regions.app, name="regions")
 app.command()(distill)
 app.command()(quantize)
+app.command("prune")(prune_model)
 
 
 if __name__ == "__main__":

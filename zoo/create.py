@@ -31,6 +31,7 @@ from zoo.convert import layouts
 from zoo.convert.files import architectures_of, embedding_options, foreign_config, read_description
 from zoo.convert.keymap import Plan
 from zoo.convert.readers import Archive, open_archive
+from zoo.convert.sparse_tensors import packed
 from zoo.convert.writer import write_tensors
 from zoo.errors import CheckpointError, ConfigError, InputError, unknown
 from zoo.layers.extend import own_class
@@ -155,19 +156,26 @@ def load(
     return _load(source, Request(None, task, layout, config, device, dtype, None, overrides))
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None, *, shard_size: int | None = None) -> Path:
+def save(
+    model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None, *, shard_size: int | None = None, sparse: bool = False
+) -> Path:
     """Write ``config.json`` and ``model.safetensors`` (and the tokenizer's files) into a folder, all or nothing.
 
     The files are written beside the folder and moved in when they are whole; a folder that exists is replaced file by file. Tensors stand
-    under the canonical names, a task's heads under ``heads.``. shard_size: bytes after which a new weights file begins. -> the folder.
+    under the canonical names, a task's heads under ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors
+    with many zeros are stored by their other values alone where that is smaller; `load` and every converter here read them. -> the folder.
     """
     folder = Path(folder)
     if getattr(model, "prepared", None) is not None:
         raise InputError("this model was prepared by zoo.optimize and holds its weights in no form that can be saved; save the original")
     description = describe(model)
+    if sparse and shard_size is not None:
+        raise InputError("sparse=True writes one file; leave shard_size out")
     with staged(folder) as stage:
         tensors = {name: tensor.detach() for name, tensor in canonical_state(model).items()}
-        write_tensors(stage / WEIGHTS_FILE, tensors, {"zoo.description": json.dumps(description, sort_keys=True)}, shard_size=shard_size)
+        tensors, how = packed(tensors) if sparse else (tensors, {})
+        metadata = {"zoo.description": json.dumps(description, sort_keys=True), **how}
+        write_tensors(stage / WEIGHTS_FILE, tensors, metadata, shard_size=shard_size)
         (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(stage)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zoo.convert import sparse_tensors
 from zoo.convert.readers.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.convert.readers.buffers import tensor_at
 from zoo.convert.readers.limits import MAX_DIMENSIONS, MAX_HEADER, MAX_NAME
@@ -68,6 +69,8 @@ def read(path: Path, data: memoryview) -> Archive:
         position = end
     if position != len(body):
         raise CheckpointError(f"{path}: the tensors take {position} bytes, the file holds {len(body)}: it is truncated or has a tail")
+    if sparse_tensors.KEY in metadata:
+        entries = sparse_tensors.shown(entries, metadata, str(path))
     return Archive(path, "safetensors", entries, metadata=metadata)
 
 
