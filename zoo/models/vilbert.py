@@ -192,10 +192,6 @@ def image_block(c: ViLBertConfig) -> nn.Module:
     )
 
 
-def text_block(c: ViLBertConfig) -> nn.Module:
-    return bert_block_of(c)
-
-
 class ViLBert(VisionLanguageModel):
     Config = ViLBertConfig
     heads = {  # noqa: RUF012
@@ -219,7 +215,7 @@ class ViLBert(VisionLanguageModel):
         self.embeddings = TaskEmbeddings(c)
         self.image_embeddings = RegionEmbeddings(c.visual_size, c.box_size, c.image_hidden_size, c.norm_eps, c.dropout)
         blocks: dict[str, Sequence[nn.Module]] = {
-            "text": [text_block(c) for _ in range(c.num_layers)],
+            "text": [bert_block_of(c) for _ in range(c.num_layers)],
             "image": [image_block(c) for _ in range(c.image_num_layers)],
             "both": [co_attention_block(c) for _ in c.text_connections if c.co_attention],
         }

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.errors import ConfigError, InputError
 from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
-from zoo.layers.blocks import EncoderBlock
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
 from zoo.model import VisionLanguageModel
@@ -98,10 +97,6 @@ class JointEmbeddings(TextEmbeddings):
         return positions.sum(2) / real.sum(2, keepdim=True).clamp(min=1)
 
 
-def block(c: VisualBertConfig) -> EncoderBlock:
-    return bert_block_of(c)
-
-
 class VisualBert(VisionLanguageModel):
     Config = VisualBertConfig
     heads = {  # noqa: RUF012
@@ -121,8 +116,8 @@ class VisualBert(VisionLanguageModel):
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__(config)
         self.embeddings = JointEmbeddings(config)
-        self.encoder = Stack([block(config) for _ in range(config.num_layers)])
-        self.joining = block(config) if config.bypass else None
+        self.encoder = Stack([bert_block_of(config) for _ in range(config.num_layers)])
+        self.joining = bert_block_of(config) if config.bypass else None
         self.pooler = FirstTokenPooler(config.hidden_size) if config.pooler else None
 
     def forward(
