@@ -18,10 +18,11 @@ from tests import strategies
 from tests.matrix import check_cell, run, same, seeded
 from tests.strategies import build, randomised, relative, small_batch, small_config
 from zoo.errors import CheckpointError, ConfigError, TechniqueError, UnknownNameError
-from zoo.layers import Mask, causal
+from zoo.layers import Mask, causal, flex
 from zoo.layers.adapters import Coupling
 from zoo.layers.adaptive_span import SpanCore
 from zoo.layers.attention import DenseAttention
+from zoo.layers.flex import block_mask, flex_sparse_attention
 from zoo.layers.sparse import SparseAttention, everything, fixed, local, sparse_attention, strided, windowed
 from zoo.techniques import foreign, freeze_all_but, lora, new_tensors, prefix
 from zoo.techniques.adaptive_span import clamp_spans, span_loss, spans_of
@@ -536,6 +537,38 @@ def test_heads_that_take_patterns_by_turns_write_their_own_rows_with_gradients_t
     wanted = torch.autograd.grad((dense * weight).sum(), inputs)
     for a, b in zip(torch.autograd.grad((mine * weight).sum(), inputs), wanted, strict=True):
         assert relative(a, b) <= 1e-10
+
+
+@given(data=st.data(), first=sparsities(), length=st.integers(1, 300), heads=st.integers(1, 3))
+@settings(max_examples=15, **SETTINGS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_equals_the_plain_path_for_every_pattern(data, first, length, heads):
+    padded, looks_back, fronted = (data.draw(st.booleans()) for _ in range(3))
+    patterns = (first, data.draw(sparsities())) if heads > 1 and data.draw(st.booleans()) else (first,)
+    generator = seeded(length)
+    q, k, v = (torch.randn(2, heads, length, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    mask = Mask(keys=torch.rand(2, length, generator=generator) > 0.3) if padded else Mask()
+    mask = mask & causal() if looks_back else mask
+    before = None
+    if fronted:
+        before = tuple(torch.randn(1, heads, 2, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    with torch.no_grad():
+        wanted = SparseAttention(*patterns)(q, k, v, mask, None, None, 0.0, before)
+        assert float((flex_sparse_attention(q, k, v, patterns, mask, before) - wanted).abs().max()) <= 1e-12
+
+
+def test_a_block_mask_leaves_out_the_blocks_that_a_pattern_leaves_out():
+    device = torch.device("cpu")
+    length = 128 * 6
+    near = block_mask((local(128, causal=True),), length, 2, Mask(), 0, device).to_dense()[0, 0]
+    assert near.tolist() == [[int(row - 1 <= column <= row) for column in range(6)] for row in range(6)]
+    window = block_mask((windowed(10, 3),), length, 2, Mask(), 0, device).to_dense()[0, 0]
+    assert window.tolist() == [[int(abs(row - column) <= 1 or 0 in (row, column)) for column in range(6)] for row in range(6)]
+
+
+def test_flex_attention_is_for_cuda_tensors_only():
+    x = torch.zeros(1, 1, 4, 64)
+    assert not flex.serves(x, x, 0.0)
 
 
 def test_no_tensor_of_all_pairs_is_made():

@@ -206,6 +206,11 @@ class SparseAttention(DenseAttention):
             or torch.compiler.is_compiling()
         ):
             return super().forward(q, k, v, self.under_rule(mask, heads, q), bias, trace, dropout, before)
+        if q.is_cuda:
+            from zoo.layers import flex
+
+            if flex.serves(q, v, dropout):
+                return flex.flex_sparse_attention(q, k, v, self.patterns, mask, before)
         count = len(self.patterns)
         if count == 1:
             return sparse_attention(q, k, v, self.patterns[0], mask, dropout, before)
