@@ -27,8 +27,9 @@ from examples.texts import NEWS
 from zoo.fetch import fetch
 from zoo.tasks.metrics import accuracy, binary_f1
 from zoo.techniques import early_exit, pruning, theseus
+from zoo.techniques.gates import close_gates, gate_penalty, gated_parts
 from zoo.techniques.importance import head_importance, heads_to_prune
-from zoo.techniques.structured import close_gates, gate_penalty, gated_parts, remove_heads
+from zoo.techniques.structured import remove_heads
 
 MODEL = "minilm-l6-h384.all-minilm-l6-v2"
 LENGTH, TRAIN, TEST, BATCH = 40, 12, 60, 32

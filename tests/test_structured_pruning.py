@@ -14,8 +14,9 @@ import zoo
 from tests.strategies import small_batch
 from tests.test_pruning import loss_of, model_of, run, same, seeded
 from zoo.errors import ConfigError, TechniqueError, UnknownNameError
+from zoo.techniques.gates import close_gates, gate_penalty, gated_parts
 from zoo.techniques.importance import head_importance, heads_to_prune, masked_heads
-from zoo.techniques.structured import close_gates, gate_penalty, gated_parts, remove_heads, remove_units
+from zoo.techniques.structured import remove_heads, remove_units
 
 SETTINGS = {"deadline": None, "derandomize": True, "max_examples": 15}
 

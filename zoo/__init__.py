@@ -31,7 +31,7 @@ _WHERE = {
     "FeedForwardPruning": "zoo.techniques.structured",
     "FixedAttention": "zoo.techniques.sparse",
     "FullyQt": "zoo.techniques.quantization",
-    "GatePruning": "zoo.techniques.structured",
+    "GatePruning": "zoo.techniques.gates",
     "HeadPruning": "zoo.techniques.structured",
     "HiddenStates": "zoo.tasks.distill",
     "IA3": "zoo.techniques.lora",
@@ -59,6 +59,7 @@ _WHERE = {
     "Transfer": "zoo.tasks.distill",
     "WeightOnly": "zoo.techniques.quantization",
     "WeightPruning": "zoo.techniques.pruning",
+    "WidthPruning": "zoo.techniques.width",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from zoo.techniques.adaptive_span import AdaptiveSpan as AdaptiveSpan
     from zoo.techniques.base import apply as apply
     from zoo.techniques.early_exit import EarlyExit as EarlyExit
+    from zoo.techniques.gates import GatePruning as GatePruning
     from zoo.techniques.k_adapter import KAdapter as KAdapter
     from zoo.techniques.long_short import LongShortRange as LongShortRange
     from zoo.techniques.lora import IA3 as IA3
@@ -137,10 +139,10 @@ if TYPE_CHECKING:
     from zoo.techniques.sparse import SlidingWindow as SlidingWindow
     from zoo.techniques.sparse import StridedAttention as StridedAttention
     from zoo.techniques.structured import FeedForwardPruning as FeedForwardPruning
-    from zoo.techniques.structured import GatePruning as GatePruning
     from zoo.techniques.structured import HeadPruning as HeadPruning
     from zoo.techniques.structured import LayerPruning as LayerPruning
     from zoo.techniques.theseus import Theseus as Theseus
+    from zoo.techniques.width import WidthPruning as WidthPruning
     from zoo.trim import trim_vocabulary as trim_vocabulary
 
 

@@ -22,7 +22,8 @@ from zoo.convert.files import architectures_of, embedding_options, foreign_confi
 from zoo.convert.keymap import KeyMap, Plan
 from zoo.convert.readers import open_archive
 from zoo.errors import CheckpointError, InputError, unknown
-from zoo.model import Model, shapes_only
+from zoo.layers.extend import own_class
+from zoo.model import shapes_only
 from zoo.sources import Record, records
 from zoo.techniques.base import Technique, apply, recorded
 
@@ -198,16 +199,27 @@ def targets_of(
 
     Heads that the family declares are built to be measured; heads of a user's task (a classifier of any size) are taken as they are.
     """
+    heads = dict.fromkeys(name.split(".")[1] for name in stored if name.startswith("heads."))
     with shapes_only():
-        bare: Model = apply(model_class(config), *techniques)
-        targets = {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()}
-        for head in dict.fromkeys(name.split(".")[1] for name in stored if name.startswith("heads.")):
-            if head in model_class.heads:
-                part: nn.Module = model_class.heads[head](config)
-                targets.update({f"heads.{head}.{name}": tuple(tensor.shape) for name, tensor in part.state_dict().items()})
-            else:
-                targets.update({name: shape for name, shape in stored.items() if name.startswith(f"heads.{head}.")})
+        whole = apply(_Whole(model_class, config, [head for head in heads if head in model_class.heads]), *techniques)
+    targets = {name.removeprefix("model."): tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
+    for head in heads:
+        if head not in model_class.heads:
+            targets.update({name: shape for name, shape in stored.items() if name.startswith(f"heads.{head}.")})
     return targets
+
+
+class _Whole(nn.Module):
+    """A model with the heads that its family declares, for techniques that change both."""
+
+    def __init__(self, model_class: Any, config: Any, heads: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model_class(config)
+        self.heads = nn.ModuleDict({head: model_class.heads[head](config) for head in heads})
+
+    def twin(self, config: Any) -> _Whole:
+        with shapes_only():
+            return _Whole(own_class(self.model), config, list(self.heads))
 
 
 def _forward(

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from zoo.config import Config
 from zoo.errors import InputError
 from zoo.layers.embeddings import TextEmbeddings
+from zoo.layers.extend import own_class
 from zoo.layers.masks import Padding, packing_enabled
 from zoo.layers.stack import Stack
 from zoo.layers.streams import Schedule
@@ -55,6 +56,7 @@ class Model(nn.Module):
     Config: ClassVar[type[Config]]
     roles: ClassVar[Mapping[str, str]] = {"embeddings": "embeddings", "encoder": "encoder", "pooler": "pooler"}
     techniques: tuple[Any, ...] = ()  # what was applied, in order, see `zoo.techniques`
+    pruned_widths: Mapping[str, int] = {}
     heads: ClassVar[Mapping[str, HeadFactory]] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
     inputs: ClassVar[tuple[str, ...]] = TEXT_INPUTS  # the tensors that ``forward`` reads, as the family's .toml lists them
     task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}  # heads that the family builds its own way: (config, labels) to part
@@ -74,6 +76,17 @@ class Model(nn.Module):
     def widths(cls, config: Any) -> Mapping[str, int]:
         """The widths that heads read: of the text's states, of the regions' and of the pooled vector, where the model has them."""
         return dict.fromkeys(("text", "image", "pooled"), config.hidden_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the hidden states: the config's, or what pruning left of it."""
+        return int(self.pruned_widths.get("hidden_size", self.config.hidden_size))
+
+    def twin(self, config: Any) -> Model:
+        """A model of the same class by another config, on the meta device, before any technique."""
+        with shapes_only():
+            made: Model = own_class(self)(config)
+        return made
 
     @property
     def device(self) -> torch.device:

@@ -19,14 +19,15 @@ def prune(
     scope: Annotated[str, typer.Option(help="Rank weights in each matrix, or across all of them: matrix or across.")] = "matrix",
     heads: Annotated[float | None, typer.Option(min=0, max=1, help="The share of each layer's attention heads to remove.")] = None,
     units: Annotated[float | None, typer.Option(min=0, max=1, help="The share of each layer's feed-forward units to remove.")] = None,
+    hidden: Annotated[float | None, typer.Option(min=0, max=1, help="The share of the hidden width to remove.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to remove, from 0, such as 3,4.")] = None,
     task: Annotated[str | None, typer.Option(help="The head to load, where the source has one.")] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Store zeros too, so that any reader of safetensors takes the file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Remove weights, heads, units or layers, the smallest first, and write the smaller model; train it further to regain what it lost."""
-    if weights is None and heads is None and units is None and layers is None:
-        raise InputError("say what to prune: --weights, --heads, --units or --layers")
+    """Remove weights, heads, units, width or layers, the smallest first, and write the smaller model; train it to regain what it lost."""
+    if all(share is None for share in (weights, heads, units, hidden, layers)):
+        raise InputError("say what to prune: --weights, --heads, --units, --hidden or --layers")
     gone = _numbers(layers)
     import zoo
     from zoo.techniques.base import Technique, bare_model
@@ -38,6 +39,8 @@ def prune(
         techniques.append(zoo.HeadPruning(kept=1 - heads))
     if units is not None:
         techniques.append(zoo.FeedForwardPruning(kept=1 - units))
+    if hidden is not None:
+        techniques.append(zoo.WidthPruning(kept=1 - hidden))
     if weights is not None:
         techniques.append(zoo.WeightPruning(sparsity=weights, scope=scope))
     model: Any = zoo.load(source, task=task)

@@ -96,6 +96,12 @@ class SigmoidAboveThreshold(AboveThreshold):
 class HardConcrete(Scores):
     """L0 regularisation: a stochastic gate in [0, 1] with a chance to be exactly 0; the threshold plays no part."""
 
+    draws: Tensor | None = None  # those of this pass, where several places have one gate
+
+    def draw(self) -> None:
+        """New draws for `draws`."""
+        self.draws = torch.rand_like(self.scores, requires_grad=False).clamp(1e-4, 1 - 1e-4)
+
     def forward(self, uniform: Tensor | None = None) -> Tensor:
         """``uniform``: the draws, in (0, 1); drawn anew while training, none needed after."""
         if self.training or uniform is not None:
@@ -172,3 +178,16 @@ class GatedInput(Extension):
     def forward(self, x: Tensor) -> Tensor:
         gate: Tensor = self.gate()
         return super().forward(x * gate.repeat_interleave(self.span))
+
+
+class GatedOutput(Extension):
+    """A norm whose outputs are gated, by the one gate that all norms along the stream have; the first of them draws."""
+
+    own_gate: HardConcrete
+    first: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.first:
+            self.own_gate.draw()
+        gate: Tensor = self.own_gate(self.own_gate.draws if self.training else None)
+        return super().forward(x) * gate

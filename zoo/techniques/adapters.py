@@ -233,7 +233,7 @@ class InvertibleAdapter(Technique):
             last = embeddings.projection  # ALBERT's order; others project before the norm
         if isinstance(last, layers.Coupled) and self.name in last.couplings:
             raise TechniqueError(f"the embeddings have an invertible adapter named {self.name!r} already; give this one another name")
-        coupling = layers.Coupling(model.config.hidden_size, self.activation, self.reduction)
+        coupling = layers.Coupling(model.hidden_size, self.activation, self.reduction)
         coupling = fresh(coupling, embeddings.token.weight, model.config.initializer_range, generator)
         if extend(last, layers.Coupled):
             last.couplings = nn.ModuleDict()

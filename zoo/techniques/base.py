@@ -26,7 +26,7 @@ PLACES = {
     "FeedForwardPruning": "zoo.techniques.structured",
     "FixedAttention": "zoo.techniques.sparse",
     "FullyQt": "zoo.techniques.quantization",
-    "GatePruning": "zoo.techniques.structured",
+    "GatePruning": "zoo.techniques.gates",
     "HeadPruning": "zoo.techniques.structured",
     "IA3": "zoo.techniques.lora",
     "IBert": "zoo.techniques.quantization",
@@ -47,6 +47,7 @@ PLACES = {
     "Theseus": "zoo.techniques.theseus",
     "WeightOnly": "zoo.techniques.quantization",
     "WeightPruning": "zoo.techniques.pruning",
+    "WidthPruning": "zoo.techniques.width",
 }
 """Every technique that a saved config may name, and its module."""
 
@@ -88,7 +89,7 @@ class Technique(Config):
             if not any(site.role == role for site in bare.sites()):
                 raise TechniqueError(f"{type(self).__name__} needs a part with the role {role!r}, which {type(bare).__name__} has not")
         before, had = bare.num_parameters(), _shapes(bare)
-        notes = self.change(bare, generator)
+        notes = self.change_with_heads(model, generator)
         if not on_meta(bare):
             self.settle(bare, generator)
         has = _shapes(bare)
@@ -107,6 +108,10 @@ class Technique(Config):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         """Do it; remarks go into the report. Checks come before the first change. On meta nothing but names and shapes matters."""
         raise NotImplementedError
+
+    def change_with_heads(self, model: nn.Module, generator: torch.Generator | None) -> Sequence[str] | None:
+        """The same for a technique that changes the task's heads around the model too."""
+        return self.change(bare_model(model), generator)
 
     def settle(self, model: Model, generator: torch.Generator | None) -> None:
         """What depends on the numbers and not on the shapes alone, after `change`: at once, or, where a model is built on meta, when its

@@ -190,7 +190,7 @@ class EarlyExit(Technique):
             kind = "nothing there" if part is None else f"a {type(part).__name__}"
             raise TechniqueError(f"EarlyExit needs a stack of layers without exits at {self.stack!r}; {type(model).__name__} has {kind}")
         like = next(part.parameters())
-        ramps = [OffRamp(model.config.hidden_size, self.num_labels, self.dropout) for _ in part.plan]
+        ramps = [OffRamp(model.hidden_size, self.num_labels, self.dropout) for _ in part.plan]
         extend(part, WithExits)
         stack: Any = part
         stack.run = None

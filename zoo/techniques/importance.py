@@ -20,6 +20,7 @@ from zoo.config import check_choice
 from zoo.errors import TechniqueError
 from zoo.techniques.base import bare_model
 from zoo.techniques.structured import HeadPruning
+from zoo.techniques.width import Stream
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,37 @@ def head_importance(
         low, high = (float(f(torch.cat(list(scores.values())))) for f in (torch.min, torch.max))
         scores = {path: (score - low) / (high - low) for path, score in scores.items()}
     return HeadScores(scores, {path: spread / tokens for path, spread in spreads.items()} if entropy else None)
+
+
+def width_importance(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    loss: Callable[[Any], Tensor] = lambda output: output.loss,
+    width: str = "hidden_size",
+) -> Tensor:
+    """How much the loss feels each number of the hidden width: I = Σ over batches of |dL/dγ|, γ = 1 one factor for the whole network behind
+    every norm (McCarley et al., 2019, "gain"). Behind a norm dL/dγ = w · dL/dw + b · dL/db, so that nothing is put in. -> (width) float64.
+    """
+    norms = Stream.of(model, width).norms()
+    if not norms:
+        raise TechniqueError(f"no norm of {type(bare_model(model)).__name__} has the width {width}")
+    total: Tensor | None = None
+    was = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            with torch.enable_grad():
+                loss(model(**batch)).backward()
+            parts = [p.detach() * p.grad for norm in norms.values() for p in norm.parameters() if p.grad is not None]
+            gain = torch.stack([part.double().cpu() for part in parts]).sum(0).abs()
+            total = gain if total is None else total + gain
+            model.zero_grad()
+    finally:
+        model.zero_grad()
+        model.train(was)
+    if total is None:
+        raise TechniqueError("there were no batches to see importance in")
+    return total
 
 
 def _factors(

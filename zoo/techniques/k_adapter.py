@@ -56,7 +56,7 @@ class KAdapter(Technique):
         taps = self.taps or (0, depth // 2, depth)
         if any(not 0 <= tap <= depth for tap in taps):
             raise TechniqueError(f"taps={taps} must lie in 0..{depth}, the hidden states of {type(model).__name__}")
-        hidden, like, std = model.config.hidden_size, next(model.parameters()), model.config.initializer_range
+        hidden, like, std = model.hidden_size, next(model.parameters()), model.config.initializer_range
         adapters = {
             name: KnowledgeAdapter(
                 hidden,

@@ -11,6 +11,7 @@ from zoo.model import shapes_only
 from zoo.techniques.adapters import ActiveAdapters, AdapterFusion, BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.adaptive_span import AdaptiveSpan
 from zoo.techniques.base import Technique, apply, bare_model
+from zoo.techniques.gates import GatePruning
 from zoo.techniques.k_adapter import KAdapter
 from zoo.techniques.long_short import LongShortRange
 from zoo.techniques.lora import IA3, LoRA
@@ -19,8 +20,9 @@ from zoo.techniques.pruning import L0Pruning, MovementPruning, WeightPruning
 from zoo.techniques.quantization import FullyQt, IBert, Int8, Q8Bert, QBert, WeightOnly
 from zoo.techniques.sharing import FactorizedEmbedding, Sharing
 from zoo.techniques.sparse import FixedAttention, SlidingWindow, StridedAttention
-from zoo.techniques.structured import FeedForwardPruning, GatePruning, HeadPruning, LayerPruning
+from zoo.techniques.structured import FeedForwardPruning, HeadPruning, LayerPruning
 from zoo.techniques.theseus import Theseus
+from zoo.techniques.width import WidthPruning
 
 _TWO = (BottleneckAdapter(name="one", reduction=2.0), BottleneckAdapter(name="two", reduction=2.0))
 
@@ -45,6 +47,7 @@ EXAMPLES: dict[str, tuple[Technique, ...]] = {
     "L0Pruning": (L0Pruning(),),
     "HeadPruning": (HeadPruning(kept=0.5),),
     "FeedForwardPruning": (FeedForwardPruning(kept=0.5),),
+    "WidthPruning": (WidthPruning(kept=0.5),),
     "GatePruning": (GatePruning(),),
     "Theseus": (Theseus(layers=1, rate=1.0),),
     "LayerPruning": (LayerPruning(layers=(1,)),),

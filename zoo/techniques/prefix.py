@@ -53,7 +53,7 @@ class PrefixTuning(PlacedTechnique):
             raise TechniqueError(f"the positions of {type(embeddings).__name__} can't be shifted")
         widths = [attention.key.out_features + attention.value.out_features for attention in attentions]
         like = attentions[0].key.weight
-        made = Prefix(self.length, sum(widths), model.config.hidden_size, self.bottleneck, self.activation, dropout=self.dropout)
+        made = Prefix(self.length, sum(widths), model.hidden_size, self.bottleneck, self.activation, dropout=self.dropout)
         prefix = fresh(made, like, model.config.initializer_range, generator).train(model.training)
         if not hasattr(model, "prefixes"):
             model.prefixes = nn.ModuleDict()

@@ -3,7 +3,6 @@
     zoo.apply(model, zoo.HeadPruning(kept=0.5))                          # half of each layer's heads, the smallest by their matrices
     scores = importance.head_importance(model, batches, loss)            # or by what the loss feels
     structured.remove_heads(model, importance.heads_to_prune(scores, 10))
-    zoo.apply(model, zoo.GatePruning()); ...; structured.close_gates(model)  # learned gates (McCarley et al., 2019)
 
 A layer may keep any number of heads and units, none too: its attention then gives its output's bias, its feed-forward likewise.
 """
@@ -19,9 +18,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ConfigError, TechniqueError, unknown
 from zoo.layers.attention import Attention
-from zoo.layers.extend import extend, restore
 from zoo.layers.stack import Stack
-from zoo.layers.weight_masks import GatedInput, HardConcrete
 from zoo.model import Model, Site
 from zoo.techniques.base import PlacedTechnique, Technique, bare_model, on_meta
 from zoo.techniques.pruning import check_share
@@ -128,39 +125,6 @@ class FeedForwardPruning(StructuredPruning):
 
     def cut(self, part: Any, keep: Tensor) -> None:
         cut_units(part, keep)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatePruning(PlacedTechnique):
-    """A hard concrete gate in front of each head's part of the output ("heads") and of each feed-forward unit's ("units"), learned under
-    `gate_penalty`; `close_gates` then removes what is shut.
-    """
-
-    gates: tuple[str, ...] = ("heads", "units")
-    start: float = 2.197
-
-    def check(self) -> None:
-        if not self.gates or set(self.gates) - {"heads", "units"}:
-            raise ConfigError(f"gates={self.gates} must name heads, units or both")
-
-    def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        found: list[tuple[Any, int]] = []
-        if "heads" in self.gates:
-            for site in self.places(model, "self-attention"):
-                check_attention(site)
-                found.append((site.module.output, int(site.module.head_size)))  # type: ignore[arg-type]
-        if "units" in self.gates:
-            for site in self.places(model, "feed-forward"):
-                check_feed_forward(site)
-                found.append((site.module.down, 1))
-        for linear, span in found:
-            with linear.weight.device:
-                gate = HardConcrete((linear.in_features // span,), self.start)
-            gate.scores.data = gate.scores.data.to(linear.weight.dtype)
-            gate.train(linear.training)
-            extend(linear, GatedInput)
-            linear.gate, linear.span = gate, span
-        return None
 
 
 class Gone(nn.Module):
@@ -288,38 +252,3 @@ def remove_heads(model: nn.Module, heads: Mapping[str, Iterable[int]], role: str
 def remove_units(model: nn.Module, units: Mapping[str, Iterable[int]]) -> None:
     """Remove chosen feed-forward units, by the path of their part; recorded as a `FeedForwardPruning`."""
     _remove(model, FeedForwardPruning, units)
-
-
-def gated_parts(model: nn.Module) -> dict[str, Any]:
-    """The linear layers with gated inputs, by path."""
-    return {path: part for path, part in bare_model(model).named_modules() if isinstance(part, GatedInput)}
-
-
-def gate_penalty(model: nn.Module) -> dict[str, Tensor]:
-    """The expected number of open gates, of "heads" and of "units": each to be added to the loss with its own weight."""
-    found: dict[str, list[Tensor]] = {}
-    for part in gated_parts(model).values():
-        found.setdefault("units" if part.span == 1 else "heads", []).append(part.gate.chance_open().sum())
-    if not found:
-        raise TechniqueError(f"{type(bare_model(model)).__name__} has no gates; apply zoo.GatePruning first")
-    return {name: torch.stack(counts).sum() for name, counts in found.items()}
-
-
-@torch.no_grad()
-def close_gates(model: nn.Module) -> None:
-    """Remove the heads and units whose gate is shut, and put the other gates' values into the matrix behind them.
-
-    The smaller model gives what the gated one gave in eval mode; it is recorded as `HeadPruning` and `FeedForwardPruning`.
-    """
-    bare = bare_model(model)
-    shut: dict[int, dict[str, list[int]]] = {0: {}, 1: {}}
-    for path, part in gated_parts(bare).items():
-        gate = part.gate.eval()()
-        part.weight.mul_(gate.repeat_interleave(part.span))
-        shut[int(part.span == 1)][path.rpartition(".")[0]] = (gate == 0).nonzero().flatten().tolist()
-        del part.gate
-        del part.span
-        restore(part, GatedInput)
-    bare.techniques = tuple(t for t in bare.techniques if not isinstance(t, GatePruning))
-    remove_heads(bare, shut[0])
-    remove_units(bare, shut[1])
