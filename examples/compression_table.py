@@ -28,8 +28,9 @@ from zoo.fetch import fetch
 from zoo.tasks.metrics import accuracy, binary_f1
 from zoo.techniques import early_exit, pruning, theseus
 from zoo.techniques.gates import close_gates, gate_penalty, gated_parts
-from zoo.techniques.importance import head_importance, heads_to_prune
+from zoo.techniques.importance import head_importance, heads_to_prune, width_importance
 from zoo.techniques.structured import remove_heads
+from zoo.techniques.width import remove_numbers
 
 MODEL = "minilm-l6-h384.all-minilm-l6-v2"
 LENGTH, TRAIN, TEST, BATCH = 40, 12, 60, 32
@@ -206,6 +207,13 @@ def units(model: Any, data: Texts, kept: float) -> Any:
     return train(zoo.apply(model, zoo.FeedForwardPruning(kept=kept)), data.train, 4, 5e-5)
 
 
+def narrow(model: Any, data: Texts, kept: float) -> Any:
+    """The numbers of the hidden width that the loss feels least, out of every part."""
+    score = width_importance(model, [batch_of(data.train[at : at + 20]) for at in range(0, len(data.train), 20)])
+    remove_numbers(model, score.argsort()[: len(score) - round(kept * len(score))].tolist())
+    return train(model, data.train, 10, 5e-5)
+
+
 def gates(model: Any, data: Texts) -> Any:
     """Learned gates with the weights frozen, then the smaller model trained on."""
     zoo.apply(model, zoo.GatePruning())
@@ -277,6 +285,7 @@ def run(data: Texts, tuned: Any) -> Iterable[Row]:
     yield measure("movement, 50 % gone", movement(fresh(), data, 0.5), data, remark="no faster: dense products over zeros")
     yield measure("half of the heads, by importance", heads(fresh(), data, 0.5), data)
     yield measure("half of the units, by magnitude", units(fresh(), data, 0.5), data)
+    yield measure("three quarters of the width, by importance", narrow(fresh(), data, 0.75), data)
     gated = gates(fresh(), data)
     yield measure("heads and units by learned gates", gated, data)
     yield measure("4 of 6 layers", layers(fresh(), data, (3, 4)), data)

@@ -217,10 +217,16 @@ def test_the_table_of_compressions_has_a_row_for_each_technique_and_stack(tmp_pa
     model = zoo.create("bert-base", task="sequence-classification", num_labels=2, generator=generator, **sizes)
     found = {row.name: row for row in example.run(data, model)}
     first = found["fine-tuned, as it is"]
-    assert len(found) == 18
+    assert len(found) == 19
     assert sum(name.startswith("stack") for name in found) == 3
     assert found["weights 80 % gone, across"].file < found["weights 50 % gone, across"].file < first.file
-    for name in ("half of the heads, by importance", "half of the units, by magnitude", "4 of 6 layers", "Theseus, 3 layers"):
+    for name in (
+        "three quarters of the width, by importance",
+        "half of the heads, by importance",
+        "half of the units, by magnitude",
+        "4 of 6 layers",
+        "Theseus, 3 layers",
+    ):
         assert found[name].parameters < first.parameters
         assert found[name].file < first.file
     assert "layers on average" in found["exits, patience 2"].remark

@@ -50,7 +50,7 @@ class KAdapter(Technique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         if isinstance(model, WithKnowledge):
             raise TechniqueError("the model has knowledge adapters already; name all of them in one KAdapter")
-        if not isinstance(model, TextEncoder) or not isinstance(model.encoder, Stack):
+        if not isinstance(model, TextEncoder) or not isinstance(model.encoder, Stack) or "decoder_input_ids" in model.inputs:
             raise TechniqueError(f"{type(model).__name__} is no encoder of one text, whose hidden states an adapter could read")
         depth = 1 + max(depth for site in model.sites() for depth in site.depths)
         taps = self.taps or (0, depth // 2, depth)
