@@ -166,6 +166,13 @@ def test_a_record_narrowed_to_a_source_takes_what_the_source_says() -> None:
     assert entry.at(archive).tokenizer["sentencepiece"] == "30k-clean.model"
 
 
+def test_an_empty_config_says_that_the_checkpoint_holds_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "family"
+    folder.mkdir()
+    (folder / "sources.toml").write_text('[a.own]\nsources = ["hub:o/a"]\nconfig = {}\n[a.beside]\nsources = ["hub:o/b"]\n')
+    assert [entry.config for entry in read_sources(folder / "sources.toml").values()] == [None, "config.json"]
+
+
 def test_a_mistyped_field_in_a_sources_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "toy" / "sources.toml"
     path.parent.mkdir()

@@ -68,6 +68,18 @@ def test_fairseqs_oldest_files_hold_query_key_and_value_in_one_matrix(args, tmp_
     assert torch.equal(loaded(IDS).logits, other(IDS).logits)
 
 
+def test_a_fairseq_file_has_no_pooler_and_converts_whole(tmp_path):
+    case = load_case(GOLDEN / "xlm-roberta" / "mlm-fairseq-2019")
+    zoo.convert(case.weights, tmp_path / "ours", config=case.config, layout="fairseq-roberta")
+    model = zoo.load(tmp_path / "ours")
+    assert model.config.pooler is False
+    assert model.pooler is None
+    zoo.convert(tmp_path / "ours", tmp_path / "theirs", to="fairseq-roberta")
+    again = zoo.load(tmp_path / "theirs", task="masked-lm")
+    straight = zoo.load(case.weights, config=case.config, layout="fairseq-roberta", task="masked-lm")
+    assert torch.equal(again(IDS).logits, straight(IDS).logits)
+
+
 def test_a_fairseq_file_of_another_architecture_is_refused():
     case = load_case(GOLDEN / "xlm-roberta" / "mlm-fairseq")
     with pytest.raises(ConfigError, match="encoder_normalize_before"):

@@ -29,7 +29,8 @@ class Record:
 
     ``files`` maps each file that the checkpoint needs, besides config and tokenizer, to its sha256 ("" = nobody hashed it);
     ``optional`` names those that are taken along where a source has them. In ``tokenizer`` strings and lists of them are file names,
-    those of `OPTIONS` and anything else an option.
+    those of `OPTIONS` and anything else an option. ``config`` is the name of the file that holds it, or the foreign config itself; ``{}``
+    in a table, None here: the checkpoint holds its own.
     """
 
     family: str
@@ -99,6 +100,8 @@ def _checked(table: Mapping[str, Any], where: str, allowed: tuple[str, ...]) -> 
             expected = " or ".join(kind.__name__ for kind in FIELDS[key])
             raise ConfigError(f"{where}: {key} = {value!r} is a {type(value).__name__}; it must be a {expected}")
         values[key] = tuple(value) if isinstance(value, list) else value
+    if values.get("config") == {}:  # TOML has no word for None
+        values["config"] = None
     return values
 
 
