@@ -529,6 +529,23 @@ def test_all_pairs_are_each_text_with_each_picture_pictures_running_fast(data):
     agree(mine.text.last_hidden_state, other.text.last_hidden_state, "text")
 
 
+@pytest.mark.parametrize("task", ["pretraining", "grounding", "multi-task"])
+def test_heads_score_each_text_with_each_picture_too(task):
+    model, batch = build("vilbert", tiny("vilbert"), task), ragged("vilbert")
+    pick = [(t, p) for t in range(batch.rows) for p in range(batch.rows)]
+    paired = {name: torch.stack([x[p if name.startswith("visual") else t] for t, p in pick]) for name, x in batch.inputs.items()}
+    one = {name: x if name.startswith("visual") else x[:1] for name, x in batch.inputs.items()}
+    repeated = {name: x if name.startswith("visual") else x.expand(batch.rows, -1) for name, x in one.items()}
+    for mine, other in (
+        (run(model, batch.inputs, all_pairs=True), run(model, paired)),
+        (run(model, one), run(model, repeated)),
+    ):
+        found = {**dict(mine.present()), **(mine.scores or {})}
+        for name, wanted in {**dict(other.present()), **(other.scores or {})}.items():
+            if isinstance(wanted, Tensor):
+                agree(found[name], wanted, name)
+
+
 def test_every_sublayer_is_a_site_with_its_stream_and_depth():
     model = build("vilbert", tiny("vilbert"))
     sites = list(model.sites())
@@ -550,8 +567,9 @@ def test_wrong_inputs_are_refused_where_they_enter():
         model(**batch.with_(visual_mask=torch.ones(4, 2)).inputs)
     with pytest.raises(InputError, match="task tokens"):
         model(**batch.inputs, task_type_ids=torch.zeros(4, dtype=torch.long))
-    with pytest.raises(ConfigError, match="must rise"):
-        tiny("vilbert", text_connections=(1, 0))
+    for places in ((1, 0), (0, 3), (-1, 0)):  # 2 stands behind the last of two blocks
+        with pytest.raises(ConfigError, match="must rise"):
+            tiny("vilbert", text_connections=places)
     with pytest.raises(ConfigError, match="visual_segment"):
         tiny("visualbert", visual_segment=2)
     words = build("visualbert", tiny("visualbert"), "masked-lm")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.adapters.case import Adapter, Case
-from tests.adapters.text_models import load
+from tests.adapters.text_models import at_real, load
 from tests.adapters.vilbert import ADAPTERS as VILBERT
 from tests.adapters.vilbert import layout_of
 from zoo.tasks.multi_task import StopAndGo, batch_score, multi_task_loss
@@ -76,8 +76,9 @@ def losses(case: Case) -> Mapping[str, Any]:
         if not batch:
             continue
         head, theirs = HEAD_OF_TYPE[about["type"]]
+        given = step_inputs(batch, about["process"], number)
         with torch.no_grad():
-            scores = model(**step_inputs(batch, about["process"], number)).scores[head]
+            scores = model(**given).scores[head]
         target, candidates = batch["target"], batch.get("multiple_choice_ids")
         if about["type"] in ("V-logit", "V-logit-mc"):
             target = target.squeeze(2)
@@ -87,7 +88,8 @@ def losses(case: Case) -> Mapping[str, Any]:
             candidates = candidates + 101  # candidates are counted from the slot behind the whole picture and 100 detected regions
         outputs[f"{name}.loss"] = multi_task_loss(head, scores, target, candidates)
         outputs[f"{name}.score"] = batch_score(head, scores, target, candidates)
-        outputs[f"{name}.{theirs}"] = scores.unsqueeze(-1) if head in ("grounding", "image_text_retrieval") else scores
+        shaped = scores.unsqueeze(-1) if head in ("grounding", "image_text_retrieval") else scores
+        outputs[f"{name}.{theirs}"] = at_real(shaped, given["visual_mask"].bool()) if head == "grounding" else shaped
     return outputs
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.adapters.case import Adapter, Case
 from tests.adapters.mmf_visualbert import counted, second_prefix, text_inputs
 from tests.adapters.text_models import load
-from tests.adapters.vilbert import TARGETS, map_at, state_at
+from tests.adapters.vilbert import TARGETS, drawn, map_at, state_at
 
 LAYOUT = "mmf-vilbert"
 
@@ -86,6 +86,8 @@ def mmf(case: Case) -> Mapping[str, Any]:
         if "image_labels" in inputs:
             labels["region_labels"] = inputs["image_labels"]
             labels["region_targets"] = inputs.get("cls_prob", inputs.get("image_target"))  # type: ignore[assignment]
+        if "draw_row_across" in inputs:
+            labels["negatives"] = drawn(inputs)
         with torch.no_grad():
             result = model(**given, **labels)
         outputs["prediction_scores_t"] = state_at(result.prediction_logits, text)

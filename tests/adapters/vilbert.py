@@ -54,13 +54,19 @@ def options_of(case: Case) -> dict[str, Any]:
     return {"all_pairs": True} if case.config.get("in_batch_pairs") else {}
 
 
+def rows_of(real: Tensor, count: int) -> Tensor:
+    """The rows that a stream had before the streams met: each text once where all its copies stand together, else the first pictures."""
+    together = len(real) // count
+    apart = torch.equal(real, real[::together].repeat_interleave(together, 0))
+    return real[::together] if apart else real[:count]
+
+
 def map_at(maps: Tensor, real: Tensor) -> Output:
-    rows = real if len(real) == len(maps) else real[: len(maps)]
-    return Output(maps, where=rows[:, None, :, None].expand_as(maps))
+    return Output(maps, where=rows_of(real, len(maps))[:, None, :, None].expand_as(maps))
 
 
 def state_at(state: Tensor, real: Tensor) -> Any:
-    return at_real(state, real if len(real) == len(state) else real[: len(state)])
+    return at_real(state, rows_of(real, len(state)))
 
 
 def encoder(case: Case) -> Mapping[str, Any]:
@@ -106,6 +112,11 @@ def target_of(case: Case) -> str:
     return TARGETS[case.config.get("visual_target", 0)]
 
 
+def drawn(inputs: Mapping[str, Tensor]) -> Tensor:
+    """The wrong regions that the reference drew."""
+    return negatives_from(*(inputs[f"draw_{name}"].long() for name in ("row_across", "col_across", "col_inside")))
+
+
 def pretraining(case: Case) -> Mapping[str, Any]:
     model = load(case, "pretraining", layout_of(case), region_target=target_of(case), num_negatives=case.config.get("num_negative", 128))
     inputs, given = case.inputs, model_inputs(case)
@@ -117,7 +128,7 @@ def pretraining(case: Case) -> Mapping[str, Any]:
         labels["match_labels"] = inputs["next_sentence_label"].long()
         labels["region_labels"], labels["region_targets"] = inputs["image_label"], inputs["image_target"]
     if "draw_row_across" in inputs:
-        labels["negatives"] = negatives_from(*(inputs[f"draw_{name}"].long() for name in ("row_across", "col_across", "col_inside")))
+        labels["negatives"] = drawn(inputs)
     result = model(**given, **labels, **options_of(case))
     outputs: dict[str, Any] = {
         "prediction_scores_t": state_at(result.prediction_logits, text),
@@ -141,7 +152,7 @@ def task_outputs(result: Any, text: Tensor, image: Tensor) -> dict[str, Any]:
         "vil_binary_prediction": scores.get("visual_reasoning", result.seq_relationship_logits),
         "vil_tri_prediction": scores.get("visual_entailment"),
         "vision_prediction": state_at(result.region_logits, image),
-        "vision_logit": scores["grounding"].unsqueeze(2),
+        "vision_logit": state_at(scores["grounding"].unsqueeze(2), image),
         "linguisic_prediction": state_at(result.prediction_logits, text),
         "linguisic_logit": state_at(scores["token_score"].unsqueeze(2), text),
     }

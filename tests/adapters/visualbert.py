@@ -141,8 +141,11 @@ def original(case: Case) -> Mapping[str, Any]:
         if "labels" in given:
             outputs["accuracy"] = given["labels"].gather(1, logits.argmax(1, keepdim=True)).sum() / len(logits)
     if task is not None:
-        bare = load(case, task, "visualbert-original").model
-        outputs["embedding_output"] = at_real(embedding_of(bare, given), joint_real(given))
+        bare = load(case, None, "visualbert-original")  # with the pooler, which some tasks don't read
+        flat = {name: given[name].flatten(0, 1) if given["input_ids"].dim() == 3 else given[name] for name in MODEL_INPUTS if name in given}
+        outputs["embedding_output"] = at_real(embedding_of(bare, flat), joint_real(given))
+        with torch.no_grad():
+            outputs["pooled_output"] = bare(**flat).pooler_output
     return outputs
 
 

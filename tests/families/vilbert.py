@@ -20,7 +20,7 @@ def tiny_config(draw: st.DrawFn, **fixed: Any) -> ViLBertConfig:
     count = draw(st.integers(1, 3))
 
     def places(most: int) -> tuple[int, ...]:
-        return tuple(sorted(draw(st.lists(st.integers(0, most - 1), min_size=count, max_size=count))))
+        return tuple(sorted(draw(st.lists(st.integers(0, most), min_size=count, max_size=count))))
 
     return ViLBertConfig(
         **fields

@@ -99,8 +99,8 @@ class ViLBertConfig(Config):
             )
         for name, layers in (("text_connections", self.num_layers), ("image_connections", self.image_num_layers)):
             at = getattr(self, name)
-            if list(at) != sorted(at) or not at[0] >= 0 or at[-1] >= layers:
-                raise ConfigError(f"{name}={at} must rise and lie in 0..{layers - 1}")
+            if list(at) != sorted(at) or not at[0] >= 0 or at[-1] > layers:
+                raise ConfigError(f"{name}={at} must rise and lie in 0..{layers}, which is behind the last block")
 
     @property
     def schedule(self) -> tuple[Step, ...]:
@@ -291,7 +291,8 @@ class ViLBert(VisionLanguageModel):
     def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Streams) -> Tensor | None:
         mask = self.task_mask(attention_mask)
         assert encoded.text is not None
-        return mask if mask is None else mask.expand(encoded.text.last_hidden_state.shape[0], -1)
+        rows = encoded.text.last_hidden_state.shape[0]
+        return mask if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)  # one text, or each, with many pictures
 
 
 def pairing(texts: int, pictures: int, all_pairs: bool) -> dict[str, Callable[[Tensor], Tensor]]:

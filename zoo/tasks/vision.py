@@ -392,6 +392,8 @@ def before_last(states: Tensor, attention_mask: Tensor | None) -> Tensor:
 def region_scores(head: nn.Module, regions: Tensor, visual_mask: Tensor | None) -> Tensor:
     """One score for each region, (batch, regions, hidden) -> (batch, regions), with `FAR` added at padding."""
     scores = head(regions).squeeze(2)
+    if visual_mask is not None:
+        visual_mask = visual_mask.repeat(scores.shape[0] // visual_mask.shape[0], 1)  # where every text met every picture
     real = Padding.of(visual_mask, (regions.shape[0], regions.shape[1]), pack=False, name="visual_mask").real
     return scores if real is None else scores + torch.where(real, 0.0, FAR).to(scores.dtype)
 
