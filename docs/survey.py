@@ -11,22 +11,47 @@ from pathlib import Path
 
 import torch
 
+import zoo
 from docs.generate import BLOCK, table
 from zoo import registry
 
 PAGE = Path(__file__).parent / "survey.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
-# the survey's name: the variant that stands for it here, the folder of its golden cases, how knowledge enters, how the survey files it
+# the survey's name: the variant that stands for it here, the folder of its golden cases, how knowledge enters, and the survey's own words:
+# in which form knowledge comes, by which method
 KNOWLEDGE = {
-    "K-BERT": ("k-bert-base", "k-bert", "input: facts grafted into the sentence, seen through a matrix", "knowledge graph"),
-    "BERT-wwm": ("bert-wwm-chinese", "whole-word-masking", "masking: whole words of a segmenter", "changed masking"),
+    "K-BERT": (
+        "k-bert-base",
+        "k-bert",
+        "input: facts grafted into the sentence, seen through a matrix",
+        "prior knowledge; knowledge graph",
+    ),
+    "BERT-wwm": ("bert-wwm-chinese", "whole-word-masking", "masking: whole words of a segmenter", "prior knowledge; changed masking"),
     "ERNIE (Baidu)": ("ernie-2-base", "ernie-baidu", "masking: phrases and entities; tasks added one by one", "not listed"),
-    "SpanBERT": ("spanbert-base", "spanbert", "masking: spans, guessed from their boundaries too", "changed masking"),
-    "KnowBERT": ("knowbert-wiki-wordnet", "knowbert", "structure: linked entities rewrite the states of a layer", "changed masking"),
-    "ZEN": ("zen-base", "zen", "structure: an encoder of n-grams beside the characters", "changed structure"),
-    "ERNIE_THU": ("ernie-thu-base", "ernie-thu", "structure: a stream of graph vectors fused with the words", "changed structure"),
+    "SpanBERT": ("spanbert-base", "spanbert", "masking: spans, guessed from their boundaries too", "prior knowledge; changed masking"),
+    "KnowBERT": (
+        "knowbert-wiki-wordnet",
+        "knowbert",
+        "structure: linked entities rewrite the states of a layer",
+        "prior knowledge; changed masking",
+    ),
+    "ZEN": ("zen-base", "zen", "structure: an encoder of n-grams beside the characters", "prior knowledge; changed structure"),
+    "ERNIE_THU": (
+        "ernie-thu-base",
+        "ernie-thu",
+        "structure: a stream of graph vectors fused with the words",
+        "prior knowledge; changed structure",
+    ),
+    "K-Adapter": (
+        "roberta-large",
+        "k-adapter",
+        "beside the model: adapters that read its states, trained on knowledge of their own while it is frozen",
+        "knowledge adapter; changed structure",
+    ),
 }
+TECHNIQUES = {"K-Adapter": ("zoo.KAdapter", "Wang et al., 2021, arXiv:2002.01808")}
+"""What is no model of its own but done to one: the technique, its paper."""
 
 
 def knowledge() -> str:
@@ -35,10 +60,17 @@ def knowledge() -> str:
     for name, (variant_name, system, how, filed) in KNOWLEDGE.items():
         variant = registry.variant(variant_name)
         with torch.device("meta"):
-            count = variant.model_class()(registry.config(variant_name)).num_parameters()
+            model = variant.model_class()(registry.config(variant_name))
+            count = model.num_parameters()
+        here, paper = f"`{variant_name}`", variant.paper
+        if name in TECHNIQUES:
+            technique, paper = TECHNIQUES[name]
+            here = f"`{technique}` on `{variant_name}`"
+            with torch.device("meta"):
+                count = zoo.apply(model, getattr(zoo, technique.removeprefix("zoo."))()).num_parameters()
         cases = len(list((GOLDEN / system).glob("*/case.json")))
-        rows.append([name, f"`{variant_name}`", variant.paper, how, filed, f"{count:,}", str(cases)])
-    return table(["model", "here", "paper", "how knowledge enters", "the survey's method", "parameters", "golden cases"], rows)
+        rows.append([name, here, paper, how, filed, f"{count:,}", str(cases)])
+    return table(["model", "here", "paper", "how knowledge enters", "the survey: form; method", "parameters", "golden cases"], rows)
 
 
 TABLES = {"knowledge": knowledge}

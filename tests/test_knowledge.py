@@ -29,6 +29,10 @@ from zoo.knowledge import (
     first_pieces,
     jieba_segmenter,
     mark_words,
+    marked,
+    named,
+    read_aliases,
+    read_entity_map,
     read_ntriples,
     read_openke_names,
     read_openke_triples,
@@ -108,6 +112,10 @@ def test_a_graph_that_is_cut_short_is_refused(tmp_path, broken):
         (read_openke_names, "3\na\t0\n", "promises 3 names and holds 1"),
         (read_openke_triples, "1\n0 1\n", "line 2"),
         (read_vectors, "1\t2\n1\n", "line 2 has 1 numbers, the first line 2"),
+        (read_entity_map, "Paris\tQ90\n\nParis\tQ830149\n", "line 3: the subject 'Paris' stands in line 1 already"),
+        (read_entity_map, "Paris\tQ90\tQ830149\n", "line 1: a line is title TAB id"),
+        (read_aliases, "Q90\tParis\nQ90\tPanam\n", "line 2: the subject 'Q90' stands in line 1 already"),
+        (read_aliases, "Q90\n", "line 1: a line is id TAB alias"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, read, text, says):
@@ -121,6 +129,17 @@ def test_n_triples_give_their_texts(tmp_path):
     file = tmp_path / "file.nt"
     file.write_text('# note\n<http://x/é> <p> "caf\\u00E9 \\"x\\""@fr . # end\n_:b <p> "1"^^<http://int> .\n', encoding="utf-8")
     assert list(read_ntriples(file)) == [("http://x/é", "p", 'café "x"'), ("_:b", "p", "1")]
+
+
+def test_a_graph_of_ids_is_spelled_with_their_names(tmp_path):
+    facts, names = tmp_path / "facts.txt", tmp_path / "aliases.txt"
+    facts.write_text("Q90\tP1376\tQ142\nQ90\tP47\tQ3\n", encoding="utf-8")
+    names.write_text("Q90\tParis\tCity of Light\nQ142\tFrance\nP1376\tcapital of\nP47\tborders\n", encoding="utf-8")
+    aliases = read_aliases(names)
+    assert aliases["Q90"] == ["Paris", "City of Light"]
+    assert KnowledgeGraph.from_triples(named(read_tsv(facts), aliases, skip=True)).facts("Paris") == [("capital of", "France")]
+    with pytest.raises(UnknownNameError, match=r"unknown id 'Q3'.*skip=True"):
+        list(named(read_tsv(facts), aliases))
 
 
 def test_wordnet_files_become_synsets_senses_and_relations(tmp_path):
@@ -228,6 +247,21 @@ def test_mentions_become_tokens_and_bad_ones_are_refused():
         token_spans([Mention("Q1", 3, 4)], offsets, 9)
 
 
+def test_marks_stand_around_mentions_which_move():
+    text = "jim henson made kermit ."
+    made, head = Mention("Q2", 16, 22, 0.5), Mention("Q1", 0, 10)
+    shown, (tail, moved) = marked(text, [made, head], ["$", "#"])
+    assert shown == "# jim henson # made $ kermit $ ."
+    assert (shown[tail.start : tail.end], shown[moved.start : moved.end], tail.score) == ("kermit", "jim henson", 0.5)
+    assert marked(text, [made, head], ["", ""]) == (text, [made, head])
+    with pytest.raises(InputError, match="overlaps one that ends at 10"):
+        marked(text, [head, Mention("Q3", 4, 12)], ["#", "$"])
+    with pytest.raises(InputError, match=r"must lie in 0\.\.24"):
+        marked(text, [Mention("Q3", 20, 30)], ["#"])
+    with pytest.raises(InputError, match="one mark for each of the 1 mentions, got 2"):
+        marked(text, [head], ["#", "$"])
+
+
 def test_an_entity_stands_at_its_first_piece_and_a_doubtful_one_nowhere():
     mentions = [Mention("Q1", 0, 9, 0.9), Mention("Q2", 10, 12, 0.1)]
     text = "jim  henson is"
@@ -264,6 +298,8 @@ def test_entity_tables_number_their_names_once(tmp_path):
     assert np.array_equal(table.vectors, [[0, 0], [1, 2], [3, 4]])
     with pytest.raises(UnknownNameError, match="'Q5'"):
         table.row("Q6")
+    with pytest.raises(UnknownNameError, match=r"'x'; it is none of the 20,001 there are"):
+        EntityTable(map(str, range(20_000))).row("x")
     with pytest.raises(InputError, match="'a' stands twice"):
         EntityTable(["a", "b", "a"])
     with pytest.raises(InputError, match=r"shape \(1, width\)"):
@@ -339,6 +375,15 @@ def test_without_jieba_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "jieba", None)
     with pytest.raises(MissingExtraError, match=r"extended-zoo\[chinese\]"):
         jieba_segmenter()
+
+
+def test_jieba_cuts_chinese_into_words():
+    pytest.importorskip("jieba")
+    text = "使用语言模型来预测"
+    words = list(jieba_segmenter()(text))
+    assert "".join(words) == text
+    assert {"使用", "语言", "模型", "预测"} <= set(words)
+    assert mark_words(["[CLS]", *text], words) == ["[CLS]", "使", "##用", "语", "##言", "模", "##型", "来", "预", "##测"]
 
 
 def test_a_unit_is_masked_whole_and_special_tokens_never():

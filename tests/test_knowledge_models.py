@@ -128,6 +128,16 @@ def test_wrong_candidates_are_refused(spans, ids, says):
         model(torch.ones(1, 5, dtype=torch.int64), entity_candidates={"wordnet": Candidates(torch.tensor(spans), ids, ids.float())})
 
 
+@pytest.mark.parametrize("place", [5, -1])
+def test_a_boundary_outside_the_text_is_refused(place):
+    sizes = {"vocab_size": 9, "hidden_size": 4, "num_layers": 1, "num_heads": 1, "intermediate_size": 4, "max_positions": 9}
+    model = zoo.create("spanbert-base", task="pretraining", **sizes)
+    ids = torch.ones(1, 5, dtype=torch.int64)
+    assert model(ids, pairs=torch.tensor([[[0, 4]]])).scores["span_boundary"].shape == (1, 1, 15, 9)
+    with pytest.raises(InputError, match=rf"at places 0\.\.4, got {place}"):
+        model(ids, pairs=torch.tensor([[[0, place]]]))
+
+
 def test_knowbert_learns_to_link():
     sizes = {"vocab_size": 12, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 16, "max_positions": 8}
     torch.manual_seed(0)

@@ -55,9 +55,15 @@ def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return scored[:count]
 
 
+MANY = 10_000
+"""Among so many names none is looked for that is close: it would take minutes."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """The error for a name that is not among ``known``: it shows the three closest valid ones."""
     known = list(known)
+    if len(known) >= MANY:
+        return UnknownNameError(f"unknown {kind} {name!r}; it is none of the {len(known):,} there are{' ' + hint if hint else ''}")
     near = closest(str(name), known)
     suggestion = f"; did you mean {', '.join(repr(k) for k in near)}?" if near else f"; there is no {kind} to choose from"
     return UnknownNameError(f"unknown {kind} {name!r}{suggestion}{' ' + hint if hint else ''}")

@@ -1,10 +1,21 @@
 """Knowledge as typed inputs: triples, lexicons of entities, and where their mentions stand in a text. Imports no torch."""
 
-from zoo.knowledge.alignment import Mention, TokenSpan, first_pieces, token_spans, whitespace_tokens
+from zoo.knowledge.alignment import Mention, TokenSpan, first_pieces, marked, token_spans, whitespace_tokens
 from zoo.knowledge.graph import KnowledgeGraph, Triple
 from zoo.knowledge.lexicon import Candidate, EntityLexicon, EntityTable, candidate_mentions
 from zoo.knowledge.ngrams import NGram, NGramLexicon, extract_ngrams
-from zoo.knowledge.readers import read_ntriples, read_openke_names, read_openke_triples, read_triples, read_tsv, read_vectors, read_wordnet
+from zoo.knowledge.readers import (
+    named,
+    read_aliases,
+    read_entity_map,
+    read_ntriples,
+    read_openke_names,
+    read_openke_triples,
+    read_triples,
+    read_tsv,
+    read_vectors,
+    read_wordnet,
+)
 from zoo.knowledge.words import Segmenter, jieba_segmenter, mark_words
 
 __all__ = [
@@ -23,6 +34,10 @@ __all__ = [
     "first_pieces",
     "jieba_segmenter",
     "mark_words",
+    "marked",
+    "named",
+    "read_aliases",
+    "read_entity_map",
     "read_ntriples",
     "read_openke_names",
     "read_openke_triples",

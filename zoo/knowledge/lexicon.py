@@ -210,5 +210,5 @@ class EntityTable:
         if name is None:
             return 0
         if name not in self._rows:
-            raise unknown("entity", name, self.names if len(self.names) < 10_000 else ())
+            raise unknown("entity", name, self.names)
         return self._rows[name]

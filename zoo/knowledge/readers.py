@@ -1,16 +1,17 @@
-"""Files of triples, one by one and never all in memory: K-BERT's .spo and other tab-separated ones, N-Triples, WordNet's, OpenKE's."""
+"""Files of triples, one by one and never all in memory: K-BERT's .spo and other tab-separated ones, N-Triples, WordNet's, OpenKE's; and
+the names of what they are about."""
 
 from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.errors import InputError
+from zoo.errors import InputError, unknown
 from zoo.knowledge.graph import Triple
 
 _WORDNET_PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
@@ -180,6 +181,49 @@ def _senses(index: Path) -> dict[tuple[str, int], int]:
         except (IndexError, ValueError) as error:
             raise InputError(f"{index}, line {number}: not a line of WordNet's index files: {line[:80]!r}") from error
     return senses
+
+
+# --- names of entities ------------------------------------------------------------------------------------------------------------------
+
+
+def read_entity_map(path: Path | str) -> dict[str, str]:
+    """``entity_map.txt`` of ERNIE (Tsinghua): ``title TAB id`` on each line -> title: id. A title twice is an InputError."""
+    return {name: rest[0] for name, rest in _by_subject(path, "title TAB id", 1)}
+
+
+def read_aliases(path: Path | str) -> dict[str, list[str]]:
+    """Wikidata5M's aliases: ``id TAB alias TAB alias ...`` -> id: its aliases, the usual name first. An id twice is an InputError."""
+    return dict(_by_subject(path, "id TAB alias TAB alias ...", None))
+
+
+def _by_subject(path: Path | str, form: str, width: int | None) -> Iterator[tuple[str, list[str]]]:
+    """(first field, the others) of lines whose first field stands in no line before."""
+    lines: dict[str, int] = {}
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        subject, *rest = (part.strip() for part in line.split("\t"))
+        rest = [part for part in rest if part]
+        if not subject or not rest or (width is not None and len(rest) != width):
+            raise InputError(f"{path}, line {number}: a line is {form}, got {line[:80]!r}")
+        if subject in lines:
+            raise InputError(f"{path}, line {number}: the subject {subject!r} stands in line {lines[subject]} already; each stands once")
+        lines[subject] = number
+        yield subject, rest
+
+
+def named(triples: Iterable[Triple], names: Mapping[str, Sequence[str]], *, skip: bool = False) -> Iterator[Triple]:
+    """Triples of ids with the first of each id's ``names``, as texts spell them: what `read_tsv` and `read_aliases` give of Wikidata5M.
+
+    An id without a name is an UnknownNameError; with ``skip`` its triples are left out.
+    """
+    for triple in triples:
+        missing = [part for part in triple if not names.get(part)]
+        if not missing:
+            subject, predicate, value = (names[part][0] for part in triple)
+            yield subject, predicate, value
+        elif not skip:
+            raise unknown("id", missing[0], names, hint="skip=True leaves such triples out")
 
 
 # --- OpenKE ----------------------------------------------------------------------------------------------------------------------------

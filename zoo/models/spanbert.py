@@ -60,6 +60,11 @@ class SpanBoundaryHead(nn.Module):
         """
         if pairs.dim() != 3 or pairs.shape[0] != hidden.shape[0] or pairs.shape[2] != 2 or pairs.is_floating_point():
             raise InputError(f"pairs must be ({hidden.shape[0]}, spans, 2) whole numbers, got {tuple(pairs.shape)} of {pairs.dtype}")
+        if not torch.compiler.is_compiling() and pairs.device.type == "cpu" and pairs.numel():  # elsewhere the look-up itself asserts
+            low, high = (int(place) for place in pairs.aminmax())
+            if low < 0 or high >= hidden.shape[1]:
+                outside = low if low < 0 else high
+                raise InputError(f"the boundaries of spans must lie in the text, at places 0..{hidden.shape[1] - 1}, got {outside}")
         width = hidden.shape[2]
         ends = hidden.gather(1, pairs.flatten(1).unsqueeze(2).expand(-1, -1, width))  # (batch, 2 · spans, hidden)
         ends = ends.unflatten(1, (-1, 2)).flatten(2).unsqueeze(2)  # (batch, spans, 1, 2 · hidden)
