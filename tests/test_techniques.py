@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,91 @@ def test_lora_travels_to_peft_and_back_with_its_scale(tmp_path):
     assert same({"x": other(**small_batch("bert").inputs).logits}, {"x": model(**small_batch("bert").inputs).logits})
 
 
+PAPERS_IA3 = zoo.IA3(name="a", roles=("attention-key", "attention-value"), input_roles=("feed-forward-down",))
+TO_PEFT = {
+    "lora": [zoo.LoRA(name="a", rank=3, alpha=7), zoo.LoRA(name="b", rank=2)],
+    "dora": [zoo.LoRA(name="a", rank=3, alpha=7, dora=True, rank_stabilized=True)],
+    "ia3": [zoo.IA3(name="a"), zoo.LoRA(name="b")],
+    "the paper's ia3": [PAPERS_IA3, zoo.IA3(name="b")],
+    "prefix": [zoo.PrefixTuning(name="a", length=2, bottleneck=None, shift_positions=True)],
+    "prefix behind a network": [zoo.PrefixTuning(name="a", length=2, bottleneck=3, shift_positions=True), zoo.IA3(name="b")],
+}
+
+
+@pytest.mark.parametrize("techniques", TO_PEFT)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_one_name_travels_to_peft_and_back_with_the_task_s_head(techniques, family, tmp_path):
+    config = small_config(family, max_positions=20)
+    model = build(family, config, "sequence-classification", seed=3)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("heads.")}
+    first, *others = TO_PEFT[techniques]
+    zoo.apply(model, first, generator=seeded())
+    randomised(model, 7)
+    model.load_state_dict({**model.state_dict(), **base})
+    inputs = small_batch(family).inputs
+    wanted = model(**inputs).logits
+    zoo.apply(model, *others, generator=seeded())  # which start without effect
+    folder = foreign.save_adapter(model, tmp_path / "peft", library="peft", name="a")
+    other = build(family, config, "sequence-classification", seed=3)
+    foreign.load_adapter(other, folder, name="a")
+    assert relative(other(**inputs).logits, wanted) <= 1e-12
+    assert {t.name for t in other.model.techniques} == {"a"}
+    if others:
+        with pytest.raises(TechniqueError, match="which are a, b"):
+            foreign.save_adapter(model, tmp_path / "none", library="peft")
+        assert not (tmp_path / "none").exists()
+
+
+def test_what_peft_saved_is_written_again_as_it_was():
+    from tests.adapters.case import load_case
+    from zoo.techniques.write_peft import to_peft
+
+    case = load_case(GOLDEN / "ia3" / "peft-default")
+    base, own = foreign.split_peft(case.weights)
+    model = zoo.load(base, config={"model_type": "bert", **case.config["bert"]}, task="sequence-classification", num_labels=3)
+    foreign.from_peft(model, own, case.config["peft"], layout="hf-bert")
+    tensors, config = to_peft(model)
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == case.info["shapes"]  # of the file that peft wrote
+    in_memory = {
+        re.sub(r"\.(ia3_l)\.default$|\.modules_to_save\.default(\.)", r".\1\2", key).replace("..", "."): t for key, t in own.items()
+    }
+    assert all(torch.equal(tensor, in_memory[name]) for name, tensor in tensors.items())
+    assert config["peft_type"] == "IA3"
+    assert all(path.endswith("output.dense") for path in config["feedforward_modules"])
+    assert set(config["feedforward_modules"]) < set(config["target_modules"])
+
+
+def test_what_means_something_else_in_peft_is_refused(tmp_path):
+    for family, technique, why in (
+        ("bert", zoo.PrefixTuning(length=2, bottleneck=None), "positions"),
+        ("bert", zoo.PrefixTuning(length=2, depths=(0,), shift_positions=True), "leaves some out"),
+        ("albert", zoo.PrefixTuning(length=2, shift_positions=True), "several depths"),
+        ("vilbert", zoo.PrefixTuning(length=2), "one stack"),
+        ("bert", zoo.IA3(roles=("attention-key",), input_roles=("attention-key",)), "both its inputs and its outputs"),
+        ("bert", zoo.BottleneckAdapter(), "which are none"),
+    ):
+        fields = {"num_groups": 1} if family == "albert" else {}
+        model = zoo.apply(build(family, small_config(family, **fields)), technique)
+        with pytest.raises(TechniqueError, match=why):
+            foreign.save_adapter(model, tmp_path / "none", library="peft")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "mobilebert", "xlm"])
+def test_behind_a_shifting_prefix_the_text_stands_that_much_further(family):
+    model = build(family, small_config(family, max_positions=20), seed=3)
+    zoo.apply(model, zoo.PrefixTuning(length=3, bottleneck=None, shift_positions=True), generator=seeded())
+    inputs = {**small_batch(family).inputs}
+    if family == "roberta":  # which counts no padding
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.pad_token_id, 0)
+    shifted = model(**inputs).last_hidden_state
+    length = inputs["input_ids"].shape[1]
+    begin = model.embeddings.padding + 1 if family == "roberta" else 0
+    model.embeddings.first_position = 0
+    positions = torch.arange(length)[None].expand_as(inputs["input_ids"]) + begin + 3
+    assert relative(model(**inputs, position_ids=positions).last_hidden_state, shifted) <= 1e-12
+    assert relative(model(**inputs).last_hidden_state, shifted) > 1e-6
+
+
 WIRINGS = {
     "houlsby": [zoo.BottleneckAdapter(kind="houlsby", name="a", reduction=2.0)],
     "pfeiffer": [zoo.BottleneckAdapter(kind="pfeiffer", name="a", reduction=3.0, input_norm=True), zoo.InvertibleAdapter(name="a")],
@@ -331,6 +417,9 @@ WIRINGS = {
     "by layer": [zoo.BottleneckAdapter(name="a", reduction=r, depths=(d,), residual="sum") for r, d in ((2.0, 0), (3.0, 1))],
     "lora": [zoo.LoRA(name="a", rank=3, alpha=7, roles=("attention-query", "attention-key", "feed-forward-up"))],
     "dora": [zoo.LoRA(name="a", rank=3, alpha=7, dora=True, dora_whole=True)],
+    "ia3": [zoo.IA3(name="a")],
+    "prefix": [zoo.PrefixTuning(name="a", length=2, bottleneck=3)],
+    "flat prefix before one layer": [zoo.PrefixTuning(name="a", length=2, bottleneck=None, depths=(1,))],
 }
 
 
@@ -340,7 +429,7 @@ def test_an_adapter_travels_to_the_library_adapters_and_back(wiring, family, tmp
     model = build(family, small_config(family), seed=3)
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     zoo.apply(model, *WIRINGS[wiring], zoo.BottleneckAdapter(name="other"), generator=seeded())
-    zoo.apply(model, zoo.ActiveAdapters(names=() if isinstance(WIRINGS[wiring][0], zoo.LoRA) else ("a",)))
+    zoo.apply(model, zoo.ActiveAdapters(names=("a",) if isinstance(WIRINGS[wiring][0], zoo.BottleneckAdapter) else ()))
     randomised(model, 7)
     model.load_state_dict({**model.state_dict(), **base})
     folder = foreign.save_adapter(model, tmp_path / "adapters", library="adapters", name="a")
@@ -370,6 +459,20 @@ def test_what_adapters_saved_is_written_again_as_it_was(case):
     assert {key: config["config"][key] for key in config["config"] if key in theirs} == {
         key: theirs[key] for key in config["config"] if key in theirs
     }
+
+
+def test_the_prefix_that_adapters_saved_is_written_again_as_it_was():
+    from tests.adapters.adapter_libraries import with_adapters
+    from tests.adapters.case import load_case
+    from zoo.techniques.write_adapters import to_adapters
+
+    case = load_case(GOLDEN / "prefix-tuning" / "adapters-mlp")
+    tensors, config = to_adapters(with_adapters(case), "a", "hf-bert")
+    stored = {key: tensor for key, tensor in case.weights.items() if key.startswith("prefix_tuning.")}
+    assert tensors.keys() == stored.keys()
+    assert all(torch.equal(tensors[key], stored[key]) for key in stored)
+    theirs = case.config["adapters"]["a"]
+    assert {**theirs, **config["config"]} == theirs
 
 
 def test_an_ejected_prefix_gives_the_same(tmp_path):

@@ -64,12 +64,14 @@ def adapters_case(case: Case) -> dict[str, Any]:
     return answers(case, with_adapters(case))
 
 
-def peft_lora(case: Case) -> dict[str, Any]:
+def peft_linear(case: Case) -> dict[str, Any]:
     base, own = foreign.split_peft(case.weights)
     task = "sequence-classification" if any(name.startswith("classifier.") for name in base) else None
     options = {"num_labels": int(base["classifier.weight"].shape[0])} if task else {}
     model = zoo.load(base, config=base_config(case), task=task, **options)
-    model = foreign.from_peft(model, {k: v for k, v in own.items() if ".lora_" in k}, case.config["peft"], layout="hf-bert")
+    model = foreign.from_peft(
+        model, {k: v for k, v in own.items() if ".lora_" in k or ".ia3_l" in k}, case.config["peft"], layout="hf-bert"
+    )
     labels = {"labels": case.inputs["labels"]} if "labels" in case.inputs else {}
     return answers(case, model, **labels)
 

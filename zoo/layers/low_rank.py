@@ -1,8 +1,8 @@
-"""Low-rank updates of a linear layer (LoRA; Hu et al., 2022) and learned rescaling of its outputs (IA3; Liu et al., 2022).
+"""Low-rank updates of a linear layer (LoRA; Hu et al., 2022) and learned rescaling around one (IA3; Liu et al., 2022).
 
 y = W x + b + s · B A dropout(x)                      A (rank, in), B (out, rank); s = alpha / rank, or alpha / sqrt(rank)
 DoRA:  y = m ⊙ (W + s B A) x / ‖W + s B A‖ + b         the norm over inputs, one for each output, not differentiated
-IA3:   y = l ⊙ (W x + b)
+IA3:   y = l ⊙ (W x + b), or y = W (l ⊙ x) + b         at keys and values; behind the feed-forward's activation
 """
 
 from __future__ import annotations
@@ -110,4 +110,16 @@ class Rescaled(Extension):
         y = super().forward(x)
         for rescaling in self.rescalings.values():
             y = rescaling(y)
+        return y
+
+
+class InputRescaled(Extension):
+    """A linear layer whose inputs are multiplied by learned vectors."""
+
+    input_rescalings: nn.ModuleDict
+
+    def forward(self, x: Tensor) -> Tensor:
+        for rescaling in self.input_rescalings.values():
+            x = rescaling(x)
+        y: Tensor = super().forward(x)
         return y

@@ -76,19 +76,19 @@ class RobertaEmbeddings(TextEmbeddings):
     ) -> Tensor:
         """As `TextEmbeddings`; without ids (inputs_embeds) every place counts as a token."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
-        if tokens.shape[1] > self.longest:
-            raise InputError(f"the text is {tokens.shape[1]} tokens long; this model reads {self.longest}: cut it or split it")
+        if tokens.shape[1] > (longest := self.longest - self.first_position):
+            raise InputError(f"the text is {tokens.shape[1]} tokens long; this model reads {longest}: cut it or split it")
         if position_ids is None:
             position_ids = self.count(input_ids, tokens)
         x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
         return self.dropout(self.norm(x))
 
     def count(self, input_ids: Tensor | None, tokens: Tensor) -> Tensor:
-        """``pad + #{s <= t : x_s is not padding}``, and ``pad`` at padding: (batch or 1, length) int."""
+        """``pad + #{s <= t : x_s is not padding}``, behind a prefix so much further, and ``pad`` at padding: (batch or 1, length) int."""
         if input_ids is None:
-            return torch.arange(self.padding + 1, self.padding + 1 + tokens.shape[1], device=tokens.device)[None]
+            return torch.arange(1, 1 + tokens.shape[1], device=tokens.device)[None] + self.first_position + self.padding
         real = (input_ids != self.padding).long()
-        return real.cumsum(1) * real + self.padding
+        return (real.cumsum(1) + self.first_position) * real + self.padding
 
 
 def classification_head(c: RobertaConfig, num_labels: int) -> nn.Module:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zoo import registry
 from zoo.config import ACTIVATION_NAMES
 from zoo.convert import layouts
-from zoo.convert.keymap import Info
+from zoo.convert.keymap import Info, Plan
 from zoo.convert.ops import DTYPE_NAMES
 from zoo.convert.readers import open_archive
 from zoo.convert.writer import write_tensors
@@ -44,13 +44,15 @@ def save_adapter(
 ) -> Path:
     """Write what techniques added, and a task's heads, without the model below. -> the folder.
 
-    library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for a LoRA, "adapters" for the bottleneck adapter
-    or LoRA of this ``name``.
+    library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for the LoRA, IA3 or prefix of this ``name``,
+    "adapters" for its bottleneck adapter, LoRA, IA3 or prefix (and no heads).
     """
     folder = Path(folder)
     bare = bare_model(model)
     if library == "peft":
-        tensors, config = to_peft(model, layout)
+        from zoo.techniques.write_peft import to_peft
+
+        tensors, config = to_peft(model, name, layout)
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -154,14 +156,19 @@ def layout_of(model: nn.Module) -> str:
     raise TechniqueError(f"no layout of the Hugging Face library is known for {type(bare).__name__}; name one with layout=")
 
 
-def foreign_paths(model: nn.Module, layout: str | None = None) -> dict[str, str]:
-    """The path of each part in a foreign layout, as the bare model has it, to its path in ours (heads under ``heads.``)."""
+def way_back(model: nn.Module, layout: str | None = None) -> Plan:
+    """How the model's own tensors, without what techniques added, go into a foreign layout."""
     bare = bare_model(model)
     keymap = layouts.load(layout or layout_of(model))
     added = {key for change in getattr(bare, "changes", ()) for key in change.added}
     state = {_canonical(model, key): tensor for key, tensor in model.state_dict().items()}
     infos = {k: Info(tuple(t.shape), DTYPE_NAMES[t.dtype]) for k, t in state.items() if k not in added and not k.endswith(".magnitude")}
-    plan = keymap.back(infos, bare.config.to_dict())
+    return keymap.back(infos, bare.config.to_dict())
+
+
+def foreign_paths(model: nn.Module, layout: str | None = None) -> dict[str, str]:
+    """The path of each part in a foreign layout, as the bare model has it, to its path in ours (heads under ``heads.``)."""
+    plan = way_back(model, layout)
     paths: dict[str, str] = {}
     for step in plan.steps:
         if len(step.sources) == 1 and len(step.targets) == 1:
@@ -189,7 +196,7 @@ def split_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.")
         if ".original_module." in key or key.startswith("word_embeddings."):
             continue  # unused, and another name of the token table
-        if any(word in key for word in (".lora_", ".modules_to_save.", "prompt_encoder.", "prompt_embeddings")):
+        if any(word in key for word in (".lora_", ".ia3_l", ".modules_to_save.", "prompt_encoder.", "prompt_embeddings")):
             adapter[key] = tensor
             if ".modules_to_save." in key:
                 base[re.sub(r"\.modules_to_save\.[^.]+\.", ".", plain)] = tensor
@@ -201,10 +208,10 @@ def split_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 def from_peft(
     model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, layout: str | None = None, name: str = "default"
 ) -> nn.Module:
-    """Apply a LoRA as ``peft`` saves it. Heads that were saved whole are copied into the heads of a task model."""
+    """Apply a LoRA, an IA3 or a prefix as ``peft`` saves it. Heads that were saved whole are copied into the heads of a task model."""
     kind = str(config["peft_type"]).rpartition(".")[2].upper()
-    if kind not in ("LORA", "PREFIX_TUNING"):
-        raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA and PREFIX_TUNING are")
+    if kind not in ("LORA", "IA3", "PREFIX_TUNING"):
+        raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA, IA3 and PREFIX_TUNING are")
     if kind == "PREFIX_TUNING":
         _prefix_of_peft(model, name, config, {key: tensor for key, tensor in tensors.items() if "prompt_e" in key})
         tensors = {key: tensor for key, tensor in tensors.items() if "prompt_e" not in key}
@@ -215,9 +222,13 @@ def from_peft(
     paths = foreign_paths(model, layout)
     state = {_canonical(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
     found: dict[str, dict[str, Tensor]] = {}
+    scales: dict[str, Tensor] = {}
     with torch.no_grad():
         for key, tensor in tensors.items():
             plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.")
+            if scaled := re.fullmatch(r"(.+)\.ia3_l(?:\.[^.]+)?", plain):
+                scales[_part_of(scaled[1], paths, keymap.prefixes)] = tensor
+                continue
             match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.[^.]+)?(?:\.(weight|bias))?", plain)
             if match and (match[3] != "bias" or match[2] == "lora_B"):
                 found.setdefault(match[1], {})[match[2] + ("_bias" if match[3] == "bias" else "")] = tensor
@@ -229,6 +240,8 @@ def from_peft(
                 if target is None or target.shape != tensor.shape:
                     raise CheckpointError(f"nothing in this model takes the stored tensor {key}")
                 target.copy_(tensor)
+    if scales:
+        _rescalings_of_peft(model, name, scales)
     groups: dict[tuple[int, float], dict[str, dict[str, Tensor]]] = {}
     for path, parts in found.items():
         rank = parts["lora_A"].shape[0]
@@ -252,6 +265,15 @@ def from_peft(
     return model
 
 
+def _rescalings_of_peft(model: nn.Module, name: str, scales: Mapping[str, Tensor]) -> None:
+    """A column scales outputs; a row, at what peft calls feed-forward modules, inputs."""
+    outputs = tuple(path for path, tensor in scales.items() if tensor.shape[1] == 1)
+    apply(model, IA3(paths=outputs, input_paths=tuple(path for path in scales if path not in outputs), name=name))
+    places = {path: f"{path}.{'rescalings' if path in outputs else 'input_rescalings'}.{name}.scale" for path in scales}
+    state = bare_model(model).state_dict(keep_vars=True)
+    _copy({places[path]: tensor.flatten() for path, tensor in scales.items()}, state, "the adapter")
+
+
 def _named(path: str, pattern: str) -> bool:
     """Whether a pattern of peft's names a module: the end of its path, or an expression from its start."""
     return path == pattern or path.endswith(f".{pattern}") or re.fullmatch(pattern.removeprefix("^"), path) is not None
@@ -266,57 +288,6 @@ def _fill(update: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor | None 
         update.magnitude.copy_(magnitude.flatten())
     if bias is not None and update.up_bias is not None:
         update.up_bias.copy_(bias)
-
-
-def to_peft(model: nn.Module, layout: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A model's LoRA as ``peft`` saves one: tensors and adapter_config. One name only; different scales go into ``alpha_pattern``."""
-    bare = bare_model(model)
-    loras = [t for t in bare.techniques if isinstance(t, LoRA)]
-    if not loras or len({t.name for t in loras}) > 1:
-        raise TechniqueError(f"peft's file holds one LoRA; this model has {sorted({t.name for t in loras}) or 'none'}")
-    first = loras[0]
-    if any(t.bias or t.dora_whole for t in loras):
-        raise TechniqueError(
-            "peft has no place for a bias of B as it is saved here, nor for the DoRA of adapters; save it with library='zoo'"
-        )
-    paths = {ours: theirs for theirs, ours in foreign_paths(model, layout).items()}
-    within = PEFT_PREFIX + (layouts.load(layout or layout_of(model)).prefixes[0] if bare is not model else "")
-    tensors: dict[str, Tensor] = {}
-    targets: dict[str, None] = {}
-    ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
-    for path, part in bare.named_modules():
-        if not isinstance(part, LowRank):
-            continue
-        theirs = paths[path.rpartition(".loras.")[0]]
-        rank = part.down.shape[0]
-        alpha = part.scale * (rank**0.5 if first.rank_stabilized else rank)
-        tensors[f"{within}{theirs}.lora_A.weight"] = part.down.detach()
-        tensors[f"{within}{theirs}.lora_B.weight"] = part.up.detach()
-        if part.magnitude is not None:
-            tensors[f"{within}{theirs}.lora_magnitude_vector"] = part.magnitude.detach()
-        targets[theirs] = None
-        if rank != first.rank:
-            ranks[theirs] = rank
-        if abs(alpha - (first.rank if first.alpha is None else first.alpha)) > 1e-9:
-            alphas[theirs] = alpha
-    config = {
-        "peft_type": "LORA",
-        "r": first.rank,
-        "lora_alpha": first.rank if first.alpha is None else first.alpha,
-        "lora_dropout": first.dropout,
-        "target_modules": list(targets),
-        "use_rslora": first.rank_stabilized,
-        "use_dora": first.dora,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-    }
-    return tensors, config
 
 
 # -- adapters -----------------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""LoRA (Hu et al., 2022): y = W x + b + s · B A x with W frozen; rank-stabilised scaling; DoRA; and IA3, which rescales outputs.
+"""LoRA (Hu et al., 2022): y = W x + b + s · B A x with W frozen; rank-stabilised scaling; DoRA; and IA3, which rescales
+outputs or inputs.
 
 In a block that runs at several depths (ALBERT) there is one update for all of them, as there is one W.
 """
@@ -15,8 +16,8 @@ from torch import nn
 
 from zoo.config import check_positive
 from zoo.errors import TechniqueError, unknown
-from zoo.layers.extend import extend, restore
-from zoo.layers.low_rank import LowRank, LowRankUpdated, Rescaled, Rescaling, row_norms
+from zoo.layers.extend import Extension, extend, restore
+from zoo.layers.low_rank import InputRescaled, LowRank, LowRankUpdated, Rescaled, Rescaling, row_norms
 from zoo.model import Model, Site
 from zoo.techniques.base import PlacedTechnique, bare_model, fresh
 
@@ -79,24 +80,38 @@ class LoRA(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class IA3(PlacedTechnique):
-    """``l ⊙ (W x + b)``: a learned scale for each output of keys, values and the feed-forward's inner layer."""
+    """``l ⊙ (W x + b)``: a learned scale for each output of keys, values and the feed-forward's inner layer.
+
+    input_roles: layers whose inputs are scaled, ``W (l ⊙ x) + b``; the paper and ``peft`` scale the feed-forward behind its activation:
+    ``IA3(roles=("attention-key", "attention-value"), input_roles=("feed-forward-down",))``. Ahead of it is how ``adapters`` does.
+    """
 
     roles: tuple[str, ...] = ("attention-key", "attention-value", "feed-forward-up")
-    paths: tuple[str, ...] = ()  # these parts by their paths, in place of roles
+    input_roles: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()  # parts by their paths: with these or `input_paths`, neither of the roles counts
+    input_paths: tuple[str, ...] = ()
     name: str = "default"
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        sites = linear_sites(self, model, self.roles, self.paths)
-        for site in sites:
-            if isinstance(site.module, Rescaled) and self.name in site.module.rescalings:
+        by_path = bool(self.paths or self.input_paths)
+        outputs, inputs = ((), ()) if by_path else (self.roles, self.input_roles)
+        if not by_path and not outputs and not inputs:
+            raise TechniqueError(f"IA3 needs a role in roles or input_roles, such as {', '.join(LINEAR_ROLES)}")
+        places: list[tuple[Site, type[Extension], str]] = []
+        if outputs or self.paths:
+            places += [(site, Rescaled, "rescalings") for site in linear_sites(self, model, outputs, self.paths)]
+        if inputs or self.input_paths:
+            places += [(site, InputRescaled, "input_rescalings") for site in linear_sites(self, model, inputs, self.input_paths)]
+        for site, _, holder in places:
+            if self.name in getattr(site.module, holder, {}):
                 raise TechniqueError(f"{site.path} has a rescaling named {self.name!r} already; give this one another name")
-        for site in sites:
-            linear = site.module
-            assert isinstance(linear, nn.Linear)
-            part: Any = linear
-            if extend(part, Rescaled):
-                part.rescalings = nn.ModuleDict()
-            part.rescalings[self.name] = fresh(Rescaling(linear.out_features), linear.weight, model.config.initializer_range, generator)
+        for site, extension, holder in places:
+            part: Any = site.module
+            if extend(part, extension):
+                setattr(part, holder, nn.ModuleDict())
+            size = part.out_features if extension is Rescaled else part.in_features
+            made = fresh(Rescaling(size), part.weight, model.config.initializer_range, generator)
+            getattr(part, holder)[self.name] = made
         return None
 
 

@@ -1,4 +1,4 @@
-"""Writing the layout of the library ``adapters``: one bottleneck adapter, with its invertible one, or one LoRA, by name."""
+"""Writing the layout of the library ``adapters``: one bottleneck adapter, with its invertible one, one LoRA, IA3 or prefix, by name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from zoo.convert import layouts
 from zoo.errors import TechniqueError
 from zoo.layers.adapters import AdaptedNorm, Coupled
-from zoo.layers.low_rank import LowRank, LowRankUpdated
+from zoo.layers.low_rank import InputRescaled, LowRank, LowRankUpdated, Rescaled
 from zoo.techniques.adapters import BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.base import bare_model
 from zoo.techniques.foreign import ACTIVATIONS, LORA_PLACES, foreign_paths, layout_of
-from zoo.techniques.lora import LoRA
+from zoo.techniques.lora import IA3, LoRA
+from zoo.techniques.prefix import PrefixTuning
 
 RESIDUALS: Mapping[str, Any] = {"result": True, "sum": "post_add", "input": False}
 THEIRS = {"up": "adapter_up", "input_norm": "adapter_down.0", "output_norm": "adapter_norm_after", "gate": "gate"}
@@ -23,19 +24,25 @@ THEIRS = {"up": "adapter_up", "input_norm": "adapter_down.0", "output_norm": "ad
 def to_adapters(model: nn.Module, name: str | None = None, layout: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An adapter as ``adapters`` saves it: tensors and adapter_config. name: which, where the model has several."""
     bare = bare_model(model)
-    own = [t for t in bare.techniques if isinstance(t, BottleneckAdapter | LoRA)]
+    own = [t for t in bare.techniques if isinstance(t, BottleneckAdapter | LoRA | IA3 | PrefixTuning)]
     names = sorted({t.name for t in own})
     if name is None and len(names) == 1:
         name = names[0]
     if name not in names:
-        raise TechniqueError(f"name one of the model's adapters and LoRAs, which are {', '.join(names) or 'none'}; got {name!r}")
+        shown = ", ".join(names) or "none"
+        raise TechniqueError(f"name one of the model's adapters, LoRAs, IA3s and prefixes, which are {shown}; got {name!r}")
     mine = [t for t in own if t.name == name]
     if len({type(t) for t in mine}) > 1:
-        raise TechniqueError(f"{name!r} is an adapter and a LoRA; adapters' union is not written here")
+        kinds = sorted({type(t).__name__ for t in mine})
+        raise TechniqueError(f"{name!r} names a {' and a '.join(kinds)}; adapters' union is not written here")
     paths = {ours: theirs for theirs, ours in foreign_paths(model, layout).items()}
     within = layouts.load(layout or layout_of(model)).prefixes[0] if bare is not model else ""
     if isinstance(mine[0], LoRA):
         tensors, config = _lora(bare, [t for t in mine if isinstance(t, LoRA)], paths)
+    elif isinstance(mine[0], IA3):
+        tensors, config = _ia3(bare, name, paths)
+    elif isinstance(mine[0], PrefixTuning):
+        tensors, config = _prefix(bare, mine[0])
     else:
         tensors, config = _bottleneck(bare, [t for t in mine if isinstance(t, BottleneckAdapter)], paths)
     return {within + key: tensor for key, tensor in tensors.items()}, {"name": name, "config": config}
@@ -117,13 +124,9 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> tuple[dict[
             if update.magnitude is not None:
                 tensors[f"{at}.m.weight"] = update.magnitude.detach()[None]
             met.add(roles.get(path, ""))
-    places = [short for short, role in LORA_PLACES.items() if role in met]
     return tensors, {
         "architecture": "lora",
-        "selfattn_lora": bool(places),
-        "intermediate_lora": "feed-forward-up" in met,
-        "output_lora": "feed-forward-down" in met,
-        "attn_matrices": places,
+        **_places(met),
         "r": first.rank,
         "alpha": first.rank if first.alpha is None else first.alpha,
         "dropout": first.dropout,
@@ -131,4 +134,74 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> tuple[dict[
         "init_weights": "lora",
         "use_gating": False,
         "leave_out": [],
+    }
+
+
+def _places(met: set[str]) -> dict[str, Any]:
+    """How a config says at which roles an update sits."""
+    return {
+        "selfattn_lora": any(role in met for role in LORA_PLACES.values()),
+        "intermediate_lora": "feed-forward-up" in met,
+        "output_lora": "feed-forward-down" in met,
+        "attn_matrices": [short for short, role in LORA_PLACES.items() if role in met],
+    }
+
+
+def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A LoRA of rank 1 without A, that scales."""
+    roles = {site.path: site.role for site in bare.sites()}
+    tensors: dict[str, Tensor] = {}
+    met: set[str] = set()
+    for path, part in bare.named_modules():
+        if isinstance(part, InputRescaled) and name in part.input_rescalings:
+            raise TechniqueError(f"the inputs of {path} are scaled; adapters' IA3 scales outputs alone")
+        if isinstance(part, Rescaled) and name in part.rescalings:
+            scale = part.rescalings.get_parameter(f"{name}.scale").detach()
+            tensors[f"{paths[path]}.loras.{name}.lora_B"] = scale[:, None]
+            met.add(roles.get(path, ""))
+    return tensors, {
+        "architecture": "lora",
+        **_places(met),
+        "r": 1,
+        "alpha": 1,
+        "dropout": 0.0,
+        "composition_mode": "scale",
+        "init_weights": "ia3",
+        "use_gating": False,
+        "leave_out": [],
+    }
+
+
+def _prefix(bare: Any, technique: PrefixTuning) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    sites = [site for site in bare.sites() if site.role == "self-attention"]
+    if len({site.stream for site in sites}) > 1 or any(site.role == "cross-attention" for site in bare.sites()):
+        raise TechniqueError(
+            f"{type(bare).__name__} has several kinds of attention; adapters' names for their prefixes are not written here"
+        )
+    if any(len(site.depths) > 1 for site in sites):
+        raise TechniqueError("one attention runs at several depths here; adapters has a prefix for each depth: save it with library='zoo'")
+    if technique.shift_positions:
+        raise TechniqueError(
+            "adapters leaves the positions of real tokens alone, and this prefix moves them: save it as peft's, or as ours"
+        )
+    start = f"prefix_tuning.prefix_tunings.{technique.name}.self_prefix"
+    state = {key: tensor.detach() for key, tensor in bare.prefixes[technique.name].state_dict().items()}
+    flat = technique.bottleneck is None
+    if flat:
+        tensors = {f"{start}.control_trans": state["values"].flatten()}
+    else:
+        parts = {"table": "wte", "down": "control_trans.0", "up": "control_trans.2"}
+        tensors = {f"{start}.{parts[key.partition('.')[0]]}.{key.partition('.')[2]}": tensor for key, tensor in state.items()}
+    kept = {depth for site in technique.places(bare, "self-attention") for depth in site.depths}
+    return tensors, {
+        "architecture": "prefix_tuning",
+        "flat": flat,
+        "prefix_length": technique.length,
+        "bottleneck_size": technique.bottleneck or bare.hidden_size,
+        "non_linearity": _their_activation(technique.activation),
+        "dropout": technique.dropout,
+        "leave_out": sorted({depth for site in sites for depth in site.depths} - kept),
+        "encoder_prefix": True,
+        "cross_prefix": True,
+        "use_gating": False,
     }
