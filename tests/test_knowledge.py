@@ -24,6 +24,7 @@ from zoo.knowledge import (
     KnowledgeGraph,
     Mention,
     NGramLexicon,
+    WordNetLexicon,
     candidate_mentions,
     extract_ngrams,
     first_pieces,
@@ -42,6 +43,8 @@ from zoo.knowledge import (
     token_spans,
 )
 from zoo.knowledge.transe import MarginLoss, TransE, TransEConfig, corrupted, link_scores, ranks, split_scores
+from zoo.outputs import Candidates
+from zoo.tasks.candidates import KNOWBERT_SPECIAL, CandidateCollator
 from zoo.tasks.knowledge import EntityDenoising, NGramCollator, SentenceTreeCollator, longest_subjects, sentence_tree, thinned
 from zoo.tasks.knowledge_masking import RandomSpanDraws, SpanMasking, knowledge_masking, unit_labels, unit_masking
 
@@ -98,6 +101,24 @@ def test_a_graph_that_is_cut_short_is_refused(tmp_path, broken):
     (folder / broken).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=broken.split(".")[0]):
         KnowledgeGraph.open(folder)
+
+
+def test_an_opened_graph_is_mapped_and_a_look_up_reads_no_more_than_it_needs(tmp_path):
+    folder = KnowledgeGraph.from_triples((f"subject {i}", "is", f"object {i}") for i in range(20_000)).save(tmp_path / "g")
+    graph = KnowledgeGraph.open(folder)
+    assert all(isinstance(array.base, np.memmap) for array in graph._arrays.values())
+    looked: list[object] = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, where):
+            looked.append(where)
+            return super().__getitem__(where)
+
+    for name in ("_starts", "_predicates", "_objects", "_order"):
+        setattr(graph, name, getattr(graph, name).view(Watched))
+    assert graph.facts("subject 777") == [("is", "object 777")]
+    assert len(looked) <= 6
+    assert all(isinstance(where, int | np.integer) for where in looked)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +182,39 @@ def test_wordnet_files_become_synsets_senses_and_relations(tmp_path):
     assert ("derivation", "live.v.01") in graph.facts("animal.n.01")
     with pytest.raises(InputError, match="holds none of WordNet"):
         list(read_wordnet(tmp_path / "nowhere"))
+
+
+def test_wordnet_says_what_words_and_their_inflected_forms_may_mean(tmp_path):
+    nouns = [("run", "02"), ("goose", "05"), ("dog", "05")]
+    (tmp_path / "data.noun").write_text(
+        "".join(f"{20 * n:08d} 05 n 01 {word} 0 000 | it\n" for n, (word, _) in enumerate(nouns, 1)), encoding="utf-8"
+    )
+    (tmp_path / "data.verb").write_text("00000010 29 v 01 run 0 000 00 | go\n00000030 29 v 01 dog 0 000 00 | follow\n", encoding="utf-8")
+    (tmp_path / "index.noun").write_text(
+        "  1 licence\nrun n 1 0 1 0 00000020\ngoose n 1 0 1 0 00000040\ndog n 1 0 1 1 00000060\n", encoding="utf-8"
+    )
+    (tmp_path / "index.verb").write_text("run v 1 0 1 1 00000010\ndog v 1 0 1 0 00000030\n", encoding="utf-8")
+    (tmp_path / "cntlist.rev").write_text("dog%1:05:00:: 1 8\nrun%2:29:00:: 1 3\n", encoding="utf-8")
+    (tmp_path / "noun.exc").write_text("geese goose\n", encoding="utf-8")
+    lexicon = WordNetLexicon.read_folder(tmp_path)
+
+    def meant(word):
+        return {c.entity: round(c.prior, 4) for c in lexicon.candidates(word)}
+
+    assert meant("Dog") == meant("dogs") == {"dog.n.01": 0.9, "dog.v.01": 0.1}  # 8 + 1 against 0 + 1
+    assert list(meant("run")) == ["run.v.01", "run.n.01"]
+    assert meant("runing") == meant("runed") == {"run.v.01": 1.0}  # verbs' endings say nothing of the noun
+    assert meant("geese") == {"goose.n.01": 1.0}
+    assert meant("gooses") == {"goose.n.01": 1.0}
+    assert meant("cat") == {}
+    assert [span for span, _ in candidate_mentions(["the", "dogs", "run"], lexicon)] == [(1, 1), (2, 2)]
+    (tmp_path / "cntlist.rev").write_text("dog 1 8\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 1: not a sense key"):
+        WordNetLexicon.read_folder(tmp_path)
+    (tmp_path / "index.verb").unlink()
+    (tmp_path / "cntlist.rev").unlink()
+    with pytest.raises(InputError, match=r"index\.verb is not there"):
+        WordNetLexicon.read_folder(tmp_path)
 
 
 # -- sentence trees ------------------------------------------------------------------------------------------------------------------------
@@ -288,6 +342,68 @@ def test_candidates_skip_stop_words_and_sum_to_one():
     lexicon = EntityLexicon({"bank of france": (1, [Candidate("Bank", 0.2), Candidate("Paris", 0.2)]), "of": (1, [Candidate("O", 1.0)])})
     found = candidate_mentions(["the", "bank", "of", "france", ",", "of"], lexicon, stop_words={"of", "the"}, stop_symbols={","})
     assert [(span, [c.prior for c in candidates]) for span, candidates in found] == [((1, 3), [0.5, 0.5])]
+
+
+TABLE = EntityTable(["dog.n.01", "dog.v.01", "york.n.01"], special=KNOWBERT_SPECIAL)
+
+
+def test_mentions_become_candidates_over_pieces():
+    collate = CandidateCollator(table=TABLE)
+    dog = [Candidate("dog.n.01", 0.9), Candidate("dog.v.01", 0.1)]
+    texts = [[((1, 1), dog), ((2, 3), [Candidate("york.n.01", 1.0)])], []]  # [CLS] dogs new york [SEP]: "dogs" has two pieces
+    made = collate(texts, [[1, 2, 1, 1, 1], [1, 1]])
+    assert made.spans.tolist() == [[[1, 2], [3, 4]], [[-1, -1], [-1, -1]]]
+    assert made.ids.tolist() == [[[4, 5], [6, 0]], [[0, 0], [0, 0]]]
+    torch.testing.assert_close(made.priors[0], torch.tensor([[0.9, 0.1], [1.0, 0.0]]))
+    made.check((2, 6), len(TABLE))
+    assert replace(collate, max_length=4)(texts, [[1, 2, 1, 1, 1], [1, 1]]).spans.tolist() == [[[1, 2]], [[-1, -1]]]
+    assert collate([[]], [[1, 1]]).spans.tolist() == [[[-1, -1]]]
+    with pytest.raises(InputError, match=r"\(1, 5\) lies outside the text: 0 <= first <= last < 5"):
+        collate([[((1, 5), dog)]], [[1, 2, 1, 1, 1]])
+    with pytest.raises(UnknownNameError, match=r"'cat\.n\.01'.*'dog\.n\.01'"):
+        collate([[((0, 0), [Candidate("cat.n.01", 1.0)])]], [[1]])
+    with pytest.raises(InputError, match="each of the 1 texts, got 2"):
+        collate([[]], [[1], [1]])
+    with pytest.raises(ConfigError, match="special=KNOWBERT_SPECIAL"):
+        CandidateCollator(table=EntityTable(["a"]))
+
+
+@given(seed=st.integers(0, 99), masked=st.sampled_from([0.0, 0.5, 1.0]))
+@settings(max_examples=20, **SETTINGS)
+def test_masked_words_hide_what_their_spans_mean(seed, masked):
+    generator = torch.Generator().manual_seed(seed)
+    spans = torch.tensor([[[0, 1], [3, 3], [-1, -1]], [[2, 4], [5, 5], [0, 5]]])
+    ids = torch.tensor([[[4, 5], [6, 0], [0, 0]], [[5, 6], [4, 0], [6, 4]]])
+    corrupted = torch.rand(2, 6, generator=generator) < 0.3
+    given_to = Candidates(spans, ids, (ids > 0) / (ids > 0).sum(2, keepdim=True).clamp(min=1))
+    hidden = CandidateCollator(table=TABLE, masked=masked, replaced=1 - masked).hide(given_to, corrupted, generator)
+    assert torch.equal(hidden.spans, spans)
+    for row, place in itertools.product(range(2), range(3)):
+        first, last = spans[row, place].tolist()
+        mine, now = ids[row, place].tolist(), hidden.ids[row, place].tolist()
+        if first < 0 or not any(corrupted[row, first : last + 1].tolist()):
+            assert now == mine
+            assert torch.equal(hidden.priors[row, place], given_to.priors[row, place])
+        elif now[0] == KNOWBERT_SPECIAL.index("@@MASK@@"):
+            assert masked > 0
+            assert now == [2, 0]
+            assert hidden.priors[row, place].tolist() == [1.0, 0.0]
+        else:
+            assert masked < 1
+            assert [n > 0 for n in now] == [n > 0 for n in mine]
+            assert all(n == 0 or 4 <= n < len(TABLE) for n in now)
+
+
+def test_the_shares_of_hidden_spans_are_those_of_the_paper():
+    spans = torch.zeros(1, 4000, 2, dtype=torch.int64)
+    ids = torch.full((1, 4000, 1), 4)
+    wide = EntityTable(map(str, range(1000)), special=KNOWBERT_SPECIAL)
+    collate = CandidateCollator(table=wide)
+    hidden = collate.hide(Candidates(spans, ids, torch.ones(1, 4000, 1)), torch.tensor([[True]]), torch.Generator().manual_seed(0))
+    shares = [float((hidden.ids == 2).double().mean()), float((hidden.ids == 4).double().mean())]
+    assert shares == pytest.approx([0.8, 0.1], abs=0.03)
+    with pytest.raises(InputError, match="reach as far as the spans do"):
+        collate.hide(Candidates(spans + 1, ids, torch.ones(1, 4000, 1)), torch.tensor([[True]]))
 
 
 def test_entity_tables_number_their_names_once(tmp_path):

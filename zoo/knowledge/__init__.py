@@ -16,6 +16,7 @@ from zoo.knowledge.readers import (
     read_vectors,
     read_wordnet,
 )
+from zoo.knowledge.wordnet import WordNetLexicon
 from zoo.knowledge.words import Segmenter, jieba_segmenter, mark_words
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Segmenter",
     "TokenSpan",
     "Triple",
+    "WordNetLexicon",
     "candidate_mentions",
     "extract_ngrams",
     "first_pieces",

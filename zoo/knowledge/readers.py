@@ -55,7 +55,8 @@ def read_triples(path: Path | str) -> Iterator[Triple]:
     return read_ntriples(path) if name.endswith((".nt", ".ntriples")) else read_tsv(path)
 
 
-def _lines(path: Path | str) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path | str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, .gz or not, with their numbers from 1."""
     path = Path(path)
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
@@ -69,7 +70,7 @@ def _lines(path: Path | str) -> Iterator[tuple[int, str]]:
 
 def read_tsv(path: Path | str) -> Iterator[Triple]:
     """``subject TAB predicate TAB object`` on each line; empty lines are passed over, any other line is an InputError with its number."""
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
         parts = [part.strip() for part in line.split("\t")]
@@ -90,7 +91,7 @@ def read_ntriples(path: Path | str) -> Iterator[Triple]:
     """W3C N-Triples. An IRI stands without its angle brackets, a literal as its text alone (language and type left away), a blank node as
     ``_:name``; comments and empty lines are passed over.
     """
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _NT_LINE.match(line)
@@ -123,18 +124,8 @@ def read_wordnet(folder: Path | str, *, glosses: bool = False) -> Iterator[Tripl
     A synset is named ``dog.n.01``: its first word, its part of speech, the number of that word's sense. Triples: each pointer between
     synsets, ``lemma -sense-> synset`` for each of its words, and its gloss where ``glosses``.
     """
-    folder = Path(folder)
-    parts = {letter: folder / f"data.{name}" for name, letter in _WORDNET_PARTS.items() if (folder / f"data.{name}").is_file()}
-    if not parts:
-        raise InputError(f"{folder} holds none of WordNet's data.noun, data.verb, data.adj, data.adv")
-    names: dict[tuple[str, int], str] = {}
-    for letter, path in parts.items():
-        senses = _senses(path.with_name(path.name.replace("data.", "index.")))
-        seen: dict[str, int] = {}
-        for offset, words, _, _ in _synsets(path):
-            lemma = words[0].lower()
-            seen[lemma] = seen.get(lemma, 0) + 1
-            names[letter, offset] = f"{lemma}.{letter}.{senses.get((lemma, offset), seen[lemma]):02d}"
+    parts = wordnet_parts(Path(folder))
+    names = wordnet_synsets(parts)
     for letter, path in parts.items():
         for offset, words, pointers, gloss in _synsets(path):
             name = names[letter, offset]
@@ -149,9 +140,30 @@ def read_wordnet(folder: Path | str, *, glosses: bool = False) -> Iterator[Tripl
                 yield name, "gloss", gloss
 
 
+def wordnet_parts(folder: Path) -> dict[str, Path]:
+    """Part of speech -> its data file, for those that the folder holds."""
+    parts = {letter: folder / f"data.{name}" for name, letter in _WORDNET_PARTS.items() if (folder / f"data.{name}").is_file()}
+    if not parts:
+        raise InputError(f"{folder} holds none of WordNet's data.noun, data.verb, data.adj, data.adv")
+    return parts
+
+
+def wordnet_synsets(parts: Mapping[str, Path]) -> dict[tuple[str, int], str]:
+    """(part of speech, offset) -> the synset's name."""
+    names: dict[tuple[str, int], str] = {}
+    for letter, path in parts.items():
+        senses = wordnet_senses(path.with_name(path.name.replace("data.", "index.")))
+        seen: dict[str, int] = {}
+        for offset, words, _, _ in _synsets(path):
+            lemma = words[0].lower()
+            seen[lemma] = seen.get(lemma, 0) + 1
+            names[letter, offset] = f"{lemma}.{letter}.{senses.get((lemma, offset), seen[lemma]):02d}"
+    return names
+
+
 def _synsets(path: Path) -> Iterator[tuple[int, list[str], list[tuple[str, int, str]], str]]:
     """(offset, words, (symbol, target, part) once per pair of synsets, gloss) of each line of a data file."""
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if line.startswith("  "):  # the licence
             continue
         data, _, gloss = line.partition("|")
@@ -166,12 +178,12 @@ def _synsets(path: Path) -> Iterator[tuple[int, list[str], list[tuple[str, int, 
             raise InputError(f"{path}, line {number}: not a line of WordNet's data files: {line[:80]!r}") from error
 
 
-def _senses(index: Path) -> dict[tuple[str, int], int]:
+def wordnet_senses(index: Path) -> dict[tuple[str, int], int]:
     """(lemma, offset) -> the number of the sense, from 1; empty where the index file is not there."""
     senses: dict[tuple[str, int], int] = {}
     if not index.is_file():
         return senses
-    for number, line in _lines(index):
+    for number, line in numbered_lines(index):
         if line.startswith("  "):
             continue
         fields = line.split()
@@ -199,7 +211,7 @@ def read_aliases(path: Path | str) -> dict[str, list[str]]:
 def _by_subject(path: Path | str, form: str, width: int | None) -> Iterator[tuple[str, list[str]]]:
     """(first field, the others) of lines whose first field stands in no line before."""
     lines: dict[str, int] = {}
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
         subject, *rest = (part.strip() for part in line.split("\t"))
@@ -234,7 +246,7 @@ def read_openke_names(path: Path | str) -> dict[str, int]:
     names: dict[str, int] = {}
     count = None
     taken: set[int] = set()
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if count is None:
             count = _whole(line, path, number)
             continue
@@ -253,7 +265,7 @@ def read_openke_triples(path: Path | str) -> np.ndarray[Any, Any]:
     """``train2id.txt``: the count, then ``head tail relation`` (the relation comes last) -> int64 (count, 3) as (head, relation, tail)."""
     rows: list[tuple[int, int, int]] = []
     count = None
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if count is None:
             count = _whole(line, path, number)
             continue
@@ -270,7 +282,7 @@ def read_openke_triples(path: Path | str) -> np.ndarray[Any, Any]:
 def read_vectors(path: Path | str) -> np.ndarray[Any, Any]:
     """``entity2vec.vec``: one vector a line, id k on line k + 1 -> float32 (rows, width)."""
     rows = []
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             rows.append(np.array(line.split(), np.float32))
         except ValueError as error:

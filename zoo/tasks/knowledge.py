@@ -1,4 +1,5 @@
-"""Knowledge in the batch: sentence trees (K-BERT), entities beside tokens (ERNIE), n-grams (ZEN), spans with candidates (KnowBert).
+"""Knowledge in the batch: sentence trees (K-BERT), entities beside tokens (ERNIE), n-grams (ZEN); spans with candidates (KnowBert) are in
+`zoo.tasks.candidates`.
 
 SentenceTreeCollator(graph, tokenizer.backend.token_to_id, ...)      any family that takes a (batch, query, key) attention_mask
 """
