@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import pickle
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -12,10 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import zoo
+import zoo.region_files as region_files
 from tests.strategies import small_config
 from zoo.errors import CheckpointError, InputError, UnknownNameError
 from zoo.image_grid import grid_regions, patches
@@ -369,6 +372,113 @@ def test_a_dump_becomes_safetensors_and_comes_back(tmp_path):
         save_regions(tmp_path / "x.safetensors", [("a", some()), ("a", some())])
     with pytest.raises(InputError, match="no pictures"):
         save_regions(tmp_path / "x.safetensors", {})
+    with pytest.raises(InputError, match=r"by name; read them with"):
+        Regions.load(target)
+
+
+def test_a_batch_of_pictures_comes_back_as_it_was(tmp_path):
+    batch = stack([some(2), some(3, seed=1)])
+    batch.save(tmp_path / "batch.safetensors")
+    found = Regions.load(tmp_path / "batch.safetensors")
+    same(found, batch)
+    assert torch.equal(found.real, batch.real)
+
+
+class Counted:
+    """Pictures made one by one, which counts how many of their features are alive at once."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.alive, self.most, self.passes = count, 0, 0, 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        for number in range(self.count):
+            yield f"{number}", self.count_in(some(number % 4, seed=number))
+
+    def count_in(self, regions: Regions) -> Regions:
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(regions, self.gone)
+        return regions
+
+    def gone(self) -> None:
+        self.alive -= 1
+
+
+def test_a_dump_is_converted_with_one_picture_in_memory_at_a_time(tmp_path, monkeypatch):
+    pictures = Counted(40)
+    assert save_regions(tmp_path / "x.safetensors", pictures) == 40
+    assert pictures.passes == 2
+    assert pictures.most <= 4  # the one that is written, the one that is being made, and what loops still hold
+    source = tmp_path / "dump.tsv"
+    lines = [
+        "\t".join(map(str, (number, 200, 100, 2, b64(some(2, seed=number).boxes.numpy()), b64(some(2, seed=number).features.numpy()))))
+        for number in range(40)
+    ]
+    source.write_text("\n".join(lines) + "\n")
+    counter, made = Counted(0), region_files._regions
+    monkeypatch.setattr(region_files, "_regions", lambda values, options: counter.count_in(made(values, options)))
+    seen: list[tuple[str, int, int | None]] = []
+    assert convert_regions(source, tmp_path / "y.safetensors", progress=lambda *said: seen.append(said)) == 40
+    assert counter.most <= 4
+    assert (seen[0], seen[39], seen[40], seen[-1]) == (("reading", 1, None), ("reading", 40, None), ("writing", 1, 40), ("writing", 40, 40))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.booleans(), st.booleans())
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_what_is_written_comes_back_picture_by_picture(tmp_path_factory, counts, masked, labelled):
+    path = tmp_path_factory.mktemp("regions") / "x.safetensors"
+    made = {}
+    for number, count in enumerate(counts):
+        more = {"labels": torch.arange(count)} if labelled else {}
+        mask = torch.arange(count) % 2 == 0 if masked and number % 2 else None
+        made[f"a/{number}\n"] = some(count, seed=number, detector="grid", mask=mask, **more)
+    save_regions(path, made)
+    found = dict(read_regions(path))
+    assert list(found) == list(made)
+    for name, wanted in made.items():
+        same(found[name], wanted)
+        assert torch.equal(found[name].real, wanted.real)
+        assert found[name].detector == "grid"
+        assert found[name].labels is None if wanted.labels is None else torch.equal(found[name].labels, wanted.labels)
+
+
+def test_the_header_does_not_grow_with_the_pictures(tmp_path):
+    for count in (1, 50):
+        save_regions(tmp_path / f"{count}.safetensors", {f"{number:09}": some(1, seed=number) for number in range(count)})
+    sizes = [int.from_bytes((tmp_path / f"{count}.safetensors").read_bytes()[:8], "little") for count in (1, 50)]
+    assert sizes[1] - sizes[0] < 40  # more digits alone; readers refuse headers of more than 16 MB
+
+
+def test_a_file_of_regions_appears_whole_or_not_at_all(tmp_path):
+    class Changes:
+        passes = 0
+
+        def __iter__(self) -> Any:
+            self.passes += 1
+            yield "a", some()
+            yield ("b" if self.passes == 1 else "c"), some()
+
+    with pytest.raises(InputError, match="'b' became 'c'"):
+        save_regions(tmp_path / "x.safetensors", Changes())
+    for other in (some(width=5), some(labels=torch.arange(3)), some(detector="grid")):
+        with pytest.raises(InputError, match="must agree"):
+            save_regions(tmp_path / "x.safetensors", {"a": some(), "b": other})
+    with pytest.raises(CheckpointError, match="not finite"):
+        save_regions(
+            tmp_path / "x.safetensors", {"a": some(), "b": replace(some(), features=torch.full((3, 4), 1e30))}, dtype=torch.float16
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_and_rows_that_do_not_belong_together_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_regions(path, {"a": some(), "b": some(2)})
+    tensors, header = load_file(path), {"zoo.regions": '{"format": "xyxy", "detector": null, "whole_image": null}'}
+    for starts in ([0, 3], [0, 3, 9], [1, 3, 5], [0, 5, 3]):
+        save_file({**tensors, "starts": torch.tensor(starts)}, path, header)
+        with pytest.raises(CheckpointError, match="do not belong together"):
+            list(read_regions(path))
 
 
 def test_files_that_are_no_dumps_are_refused(tmp_path):

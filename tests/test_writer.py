@@ -295,3 +295,37 @@ def test_the_content_hash_sees_names_shapes_dtypes_and_bytes():
     variants = [{"a": zero}, {"b": zero}, {"a": zero.reshape(2, 2)}, {"a": zero.int()}, {"a": zero + 1}, {"a": zero, "b": zero}]
     assert len({hashed(**variant) for variant in variants}) == len(variants)
     assert hashed(a=zero, b=zero + 1) == hashed(b=zero + 1, a=zero)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_rows_that_come_in_pieces_make_the_bytes_of_the_whole(tmp_path_factory, counts):
+    folder = tmp_path_factory.mktemp("rows")
+    whole = {"x": torch.arange(sum(counts) * 2.0).view(-1, 2), "y": torch.arange(sum(counts))}
+    written = write_tensors(folder / "whole.safetensors", whole)
+    infos = {"x": Info((sum(counts), 2), "F32"), "y": Info((sum(counts),), "I64")}
+    with SafetensorsWriter(folder / "pieces.safetensors", infos) as writer:
+        for x, y in zip(whole["x"].split(counts), whole["y"].split(counts), strict=True):
+            writer.append("x", x)
+            writer.append("y", y)
+        assert writer.finish().content_sha256 == written.content_sha256
+    assert (folder / "pieces.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
+
+
+def test_rows_are_held_against_what_was_announced(tmp_path):
+    with SafetensorsWriter(tmp_path / "x.safetensors", {"x": Info((3, 2), "F32"), "y": Info((1,), "F32")}) as writer:
+        writer.append("x", torch.ones(2, 2))
+        writer.write("y", torch.ones(1))
+        for name, rows, said in (
+            ("x", torch.ones(2, 2), r"behind 2, announced was \(3, 2\)"),
+            ("x", torch.ones(1, 3), "announced was"),
+            ("y", torch.ones(1), "already"),
+            ("z", torch.ones(1), "not announced"),
+        ):
+            with pytest.raises(CheckpointError, match=said):
+                writer.append(name, rows)
+        with pytest.raises(CheckpointError, match="already"):
+            writer.write("x", torch.ones(3, 2))
+        with pytest.raises(CheckpointError, match="lacks 'x'"):
+            writer.finish()
+    assert list(tmp_path.iterdir()) == []

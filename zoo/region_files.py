@@ -22,9 +22,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from zoo.convert.keymap import Info
+from zoo.convert.ops import DTYPE_NAMES
 from zoo.convert.readers import open_archive
 from zoo.convert.readers.pickles import ArrayRef, LongBytes, unpickle
-from zoo.convert.writer import write_tensors
+from zoo.convert.writer import SafetensorsWriter, write_tensors
 from zoo.errors import CheckpointError, InputError, ZooError, missing_extra
 from zoo.regions import Regions
 
@@ -69,6 +71,18 @@ def read_regions(path: Path | str, **options: Any) -> Iterator[Item]:
             yield about, _regions(values, options)
         except ZooError as error:
             raise type(error)(f"{path}: picture {about}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Dump:
+    """The pictures of a dump, at most ``limit``; each `iter` reads it anew. ``options``: of `read_regions`."""
+
+    path: Path | str
+    limit: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Item]:
+        return islice(read_regions(self.path, **self.options), self.limit)
 
 
 def kind_of(path: Path | str) -> str:
@@ -310,37 +324,107 @@ def _text(value: Any, otherwise: str) -> str:
 # --- our own file ---------------------------------------------------------------------------------------------------------------------
 
 
-def save_regions(path: Path | str, pictures: Mapping[str, Regions] | Iterable[Item], *, shard_size: int | None = None) -> int:
-    """Write pictures into a safetensors file (or shards), features as they are -> how many."""
-    tensors: dict[str, Tensor] = {}
-    about: dict[str, Any] = {}
-    for name, regions in pictures.items() if isinstance(pictures, Mapping) else pictures:
-        if name in about:
+PARTS = ("features", "boxes", "image_size", "mask", "confidence", "labels")
+Progress = Callable[[str, int, int | None], Any]
+"""Called with "reading" or "writing", how many pictures are done, and how many there are once that is known."""
+
+
+def save_regions(
+    path: Path | str,
+    pictures: Mapping[str, Regions] | Iterable[Item],
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Write pictures into one safetensors file -> how many. ``dtype``: of the features, None as they come.
+
+    The file holds the rows of all pictures one after another: ``features`` (rows, width), ``boxes`` (rows, 4), ..., and for the pictures
+    ``image_size`` (pictures, 2), ``starts`` (pictures + 1), where each one's rows begin, and ``names``, a JSON list as bytes. So pictures
+    must agree in what they hold. They are gone through twice, one in memory at a time, first for their sizes; a generator, which can be
+    gone through once, is kept whole. The file appears when all of it is written.
+    """
+    items = pictures.items() if isinstance(pictures, Mapping) else pictures
+    if iter(items) is items:
+        items = list(items)
+    shown: Progress = progress or (lambda stage, done, total: None)
+    starts: dict[str, int] = {}
+    rows, masked, first = 0, False, None
+    for name, regions in items:
+        if name in starts:
             raise InputError(f"picture {name!r} comes twice")
-        about[name] = {"format": regions.format, "detector": regions.detector, "whole_image": regions.whole_image}
-        for part in ("features", "boxes", "image_size", "mask", "confidence", "labels"):
-            value = getattr(regions, part)
-            if value is not None:
-                tensors[f"{name}/{part}"] = value.contiguous()
-    if not about:
+        if regions.batched:
+            raise InputError(f"picture {name!r} is a batch of pictures; write single ones")
+        made = _made_of(regions)
+        first = first or made
+        if made != first:
+            raise InputError(f"the pictures of a file must agree in what they hold; the first has {first}, picture {name!r} has {made}")
+        starts[name] = rows
+        rows += len(regions)
+        masked = masked or regions.mask is not None
+        shown("reading", len(starts), None)
+    if first is None:
         raise InputError("no pictures to write")
-    write_tensors(Path(path), tensors, {"zoo.regions": json.dumps(about)}, shard_size=shard_size)
-    return len(about)
+    about, columns = first
+    names = torch.frombuffer(bytearray(json.dumps(list(starts)).encode()), dtype=torch.uint8)
+    infos = {part: Info((rows, *shape), kind) for part, (shape, kind) in columns.items()}
+    infos["image_size"] = Info((len(starts), 2), "F32")
+    infos["starts"], infos["names"] = Info((len(starts) + 1,), "I64"), Info(tuple(names.shape), "U8")
+    if masked:
+        infos["mask"] = Info((rows,), "BOOL")
+    if dtype is not None:
+        infos["features"] = Info(infos["features"].shape, DTYPE_NAMES[dtype])
+    header = {"zoo.regions": json.dumps(about)}
+    with SafetensorsWriter(path, infos, header) as writer:
+        writer.write("starts", torch.tensor([*starts.values(), rows]))
+        writer.write("names", names)
+        for number, (known, (name, regions)) in enumerate(zip(starts, items, strict=False), 1):
+            if name != known:
+                raise InputError(f"the pictures changed while they were read: {known!r} became {name!r}")
+            writer.append("image_size", regions.image_size[None])
+            for part in columns:
+                writer.append(part, getattr(regions, part))
+            if masked:
+                writer.append("mask", regions.real)
+            shown("writing", number, len(starts))
+        writer.finish(header)
+    return len(starts)
+
+
+def _made_of(regions: Regions) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], str]]]:
+    """What the pictures of a file share: the words about them, and each column's shape behind the rows and dtype."""
+    columns = {part: getattr(regions, part) for part in ("features", "boxes", "confidence", "labels")}
+    return (
+        {"format": regions.format, "detector": regions.detector, "whole_image": regions.whole_image},
+        {part: (tuple(value.shape[1:]), DTYPE_NAMES[value.dtype]) for part, value in columns.items() if value is not None},
+    )
+
+
+def save_one(path: Path | str, regions: Regions) -> None:
+    """Write the regions of one picture, or of one batch, as they are."""
+    tensors = {part: value for part in PARTS if (value := getattr(regions, part)) is not None}
+    write_tensors(path, tensors, {"zoo.regions": json.dumps(_made_of(regions)[0])})
 
 
 def read_safetensors(path: Path | str) -> Iterator[Item]:
-    """What `save_regions` wrote, in its order."""
+    """What `save_regions` wrote, in its order; what `save_one` wrote is one item without a name."""
     with open_archive(Path(path)) as archive:
         written = archive.metadata.get("zoo.regions")
         if not isinstance(written, str):
             raise CheckpointError(f"{path} holds no regions: its header has no 'zoo.regions'")
-        for name, about in json.loads(written).items():
-            parts: dict[str, Any] = {
-                part: archive.read(f"{name}/{part}")
-                for part in ("features", "boxes", "image_size", "mask", "confidence", "labels")
-                if f"{name}/{part}" in archive.tensors
-            }
-            yield name, Regions(**parts, **about)
+        about = json.loads(written)
+        parts: dict[str, Any] = {part: archive.read(part) for part in PARTS if part in archive.tensors}
+        if "starts" not in archive.tensors:
+            yield "", Regions(**parts, **about)
+            return
+        starts, names = archive.read("starts").tolist(), json.loads(bytes(archive.read("names").tolist()))
+        if len(starts) != len(names) + 1 or starts != sorted(starts) or starts[0] != 0 or starts[-1] != len(parts["features"]):
+            raise CheckpointError(
+                f"{path}: {len(names)} names, {len(starts)} starts and {len(parts['features'])} rows do not belong together"
+            )
+        sizes = parts.pop("image_size")
+        for number, name in enumerate(names):
+            cut = slice(starts[number], starts[number + 1])
+            yield name, Regions(**{part: value[cut] for part, value in parts.items()}, image_size=sizes[number], **about)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------------------------
@@ -393,17 +477,11 @@ def convert_regions(
     *,
     limit: int | None = None,
     dtype: torch.dtype | None = None,
-    progress: Callable[[Item], Any] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> int:
-    """A dump as one safetensors file -> how many pictures. ``dtype``: of the features, None as they come (float32)."""
+    """A dump as one safetensors file -> how many pictures; the options are those of `save_regions` and `read_regions`.
 
-    def pictures() -> Iterator[Item]:
-        for name, regions in islice(read_regions(source, **options), limit):
-            if progress is not None:
-                progress((name, regions))
-            if dtype is not None:
-                object.__setattr__(regions, "features", regions.features.to(dtype))
-            yield name, regions
-
-    return save_regions(target, pictures())
+    The dump is read twice, one picture in memory at a time; what is wrong with a picture shows before anything is written.
+    """
+    return save_regions(target, Dump(source, limit, options), dtype=dtype, progress=progress)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -191,16 +192,19 @@ class Regions:
 
     def save(self, path: Any) -> None:
         """Write a safetensors file that `load` reads back."""
-        from zoo.region_files import save_regions
+        from zoo.region_files import save_one
 
-        save_regions(path, {"": self})
+        save_one(path, self)
 
     @staticmethod
     def load(path: Any) -> Regions:
         """Read what `save` wrote."""
         from zoo.region_files import read_safetensors
 
-        return next(iter(read_safetensors(path)))[1]
+        found = list(islice(read_safetensors(path), 2))
+        if len(found) != 1 or found[0][0]:
+            raise InputError(f"{path} holds pictures by name; read them with zoo.region_files.read_regions")
+        return found[0][1]
 
 
 NEEDS = {"ViLBert": "first"}

@@ -66,13 +66,13 @@ def convert(
 
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, transient=True, disable=as_json or not sys.stderr.isatty()) as bar:
-        task = bar.add_task("pictures", total=limit)
+        tasks = {stage: bar.add_task(f"{stage} pictures", total=limit) for stage in ("reading", "writing")}
         count = convert_regions(
             source,
             out,
             limit=limit,
             dtype=None if dtype is None else DTYPES[dtype_name(dtype)],
-            progress=lambda item: bar.advance(task),
+            progress=lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total or limit),
             **_options(detector, format_),
         )
     print(json.dumps({"pictures": count, "path": str(out)}) if as_json else f"{count} pictures in {out}")

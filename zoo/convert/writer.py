@@ -70,6 +70,9 @@ class _Hasher:
     def begin(self, name: str) -> None:
         self._current = self._hashes[name] = hashlib.sha256()
 
+    def resume(self, name: str) -> None:
+        self._current = self._hashes[name]
+
     def update(self, data: memoryview) -> None:
         self._free.acquire()
         self._pool.submit(self._update, self._current, data)
@@ -92,8 +95,9 @@ class _Hasher:
 class SafetensorsWriter:
     """A safetensors file, or several with an index, in the making; a context manager.
 
-    ``tensors`` says every name, shape and dtype beforehand; ``write`` takes them in any order. ``metadata`` reserves room for what
-    ``finish`` gets: the same keys with values that are at least as long. Leaving the block without ``finish`` removes everything.
+    ``tensors`` says every name, shape and dtype beforehand; ``write`` takes whole tensors and ``append`` rows, in any order. ``metadata``
+    reserves room for what ``finish`` gets: the same keys with values that are at least as long. Leaving the block without ``finish``
+    removes everything.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class SafetensorsWriter:
         self.sharded = shard_size is not None and len(self.shards) > 1
         self.total = sum(shard.size for shard in self.shards)
         self.digests: dict[str, str] = {}
+        self._rows: dict[str, int] = {}  # of tensors that come in pieces
         self._place = {name: shard for shard in self.shards for name in shard.names}
         self._done = 0
         self._hasher = _Hasher()
@@ -149,18 +154,42 @@ class SafetensorsWriter:
 
     def write(self, name: str, tensor: Tensor) -> None:
         """One tensor, of any strides; floats are cast to the dtype that was announced. Refused if it is not finite."""
-        info, shard = self.infos.get(name), self._place.get(name)
-        if info is None or shard is None:
-            raise CheckpointError(f"{name!r} was not announced to the writer of {self.path.name}")
-        if name in self.digests:
+        info, shard = self._announced(name)
+        if name in self.digests or name in self._rows:
             raise CheckpointError(f"{name!r} was written to {self.path.name} already")
         if tuple(tensor.shape) != info.shape:
             raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)}, announced was {info.shape}")
+        self._hasher.begin(name)
+        self._put(name, tensor, info, shard.reserved + shard.offsets[name], shard)
+        self.digests[name] = ""
+
+    def append(self, name: str, rows: Tensor) -> None:
+        """The next rows of a tensor that comes piece by piece along its first axis; all of them make the announced shape."""
+        info, shard = self._announced(name)
+        done = self._rows.get(name, 0)
+        if name in self.digests and name not in self._rows:
+            raise CheckpointError(f"{name!r} was written to {self.path.name} already")
+        if not info.shape or tuple(rows.shape[1:]) != info.shape[1:] or done + len(rows) > info.shape[0]:
+            raise CheckpointError(f"{name!r} gets rows of shape {tuple(rows.shape)} behind {done}, announced was {info.shape}")
+        if name in self._rows:
+            self._hasher.resume(name)
+        else:
+            self._hasher.begin(name)
+        row = nbytes(Info(info.shape[1:], info.dtype))
+        self._put(name, rows, info, shard.reserved + shard.offsets[name] + done * row, shard)
+        self._rows[name] = done + len(rows)
+        if self._rows[name] == info.shape[0]:
+            self.digests[name] = ""
+
+    def _announced(self, name: str) -> tuple[Info, _Shard]:
+        if name not in self.infos:
+            raise CheckpointError(f"{name!r} was not announced to the writer of {self.path.name}")
+        return self.infos[name], self._place[name]
+
+    def _put(self, name: str, tensor: Tensor, info: Info, at: int, shard: _Shard) -> None:
         dtype = DTYPES[info.dtype]
         if tensor.dtype != dtype and not (tensor.is_floating_point() and dtype.is_floating_point):
             raise CheckpointError(f"{name!r} is {tensor.dtype}; only floats are cast, and {dtype} was announced")
-        self._hasher.begin(name)
-        at = shard.reserved + shard.offsets[name]
         with self._space_errors():
             for block in blocks(tensor.detach()):
                 check_finite(block, name)
@@ -174,7 +203,6 @@ class SafetensorsWriter:
                 self._done += len(data)
                 if self.progress is not None:
                     self.progress(self._done, self.total)
-        self.digests[name] = ""
 
     def content_sha256(self) -> str:
         """A hash of all names, dtypes, shapes and bytes, whatever their order and sharding."""
