@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import pickle
+import sys
+import types
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -20,8 +22,8 @@ from torch import nn
 import zoo
 import zoo.region_files as region_files
 from tests.strategies import small_config
-from zoo.errors import CheckpointError, InputError, UnknownNameError
-from zoo.image_grid import grid_regions, patches
+from zoo.errors import CheckpointError, InputError, MissingExtraError, UnknownNameError
+from zoo.image_grid import grid_regions, patches, resnet_grid
 from zoo.region_files import check_regions, convert_regions, kind_of, read_regions, save_regions
 from zoo.regions import DETECTORS, Regions, box_overlap, stack
 
@@ -202,6 +204,23 @@ def test_a_patch_of_pixels_is_a_region_and_is_labelled_so():
     wanted = (pictures[0, :, 2:4, 0:2] - mean) / std
     assert torch.allclose(regions.features[0, 3], wanted.flatten(), atol=1e-5)
     assert grid_regions(pictures, nn.AvgPool2d(2), size=None).detector == "grid"
+
+
+def test_a_resnet_ends_at_its_last_grid_and_only_trained_weights_make_it_torchvisions(monkeypatch):
+    asked = []
+
+    def get_model(name: str, weights: str | None) -> nn.Module:
+        asked.append((name, weights))
+        return nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(models=types.SimpleNamespace(get_model=get_model)))
+    images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    made = [grid_regions(images, resnet_grid("resnet18", pretrained=trained), size=None) for trained in (True, False)]
+    assert [(regions.detector, len(regions)) for regions in made] == [("torchvision-grid", 4), ("grid", 4)]
+    assert asked == [("resnet18", "DEFAULT"), ("resnet18", None)]
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(MissingExtraError, match="vision"):
+        resnet_grid()
 
 
 # -- dumps ---------------------------------------------------------------------------------------------------------------------------------
