@@ -183,3 +183,17 @@ def test_prune_writes_a_smaller_model_that_loads(zoo_command, tmp_path):
     assert "embeddings.token.weight" in load_file(tmp_path / "dense" / "model.safetensors")
     assert zoo_command("prune", str(tmp_path / "whole"), str(tmp_path / "none"))[0] == 1
     assert zoo_command("prune", str(tmp_path / "whole"), str(tmp_path / "none"), "--layers", "one")[0] == 1
+
+
+def test_bench_times_every_form_and_shows_how_near_each_is(zoo_command, tmp_path):
+    zoo.save(zoo.create("bert-base", generator=torch.Generator().manual_seed(0), **TINY), tmp_path / "model")
+    shape = ("--rows", "3", "--length", "10", "--real", "0.5", "--rounds", "1")
+    code, out, _ = zoo_command("bench", str(tmp_path / "model"), *shape, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [row["form"] for row in found["forms"]] == ["as loaded", "padded", "float32", "bfloat16", "int8"]
+    assert all(row["cosine"] > 0.99 for row in found["forms"])
+    assert 0.3 < found["real"] < 0.7
+    code, out, _ = zoo_command("export", str(tmp_path / "model"), str(tmp_path / "model.pt2"))
+    assert code == 0
+    assert "input_ids, attention_mask, token_type_ids" in out

@@ -65,6 +65,7 @@ _WHERE = {
     "config": "zoo.registry",
     "convert": "zoo.conversion",
     "create": "zoo.create",
+    "export": "zoo.export",
     "generate": "zoo.generate",
     "info": "zoo.info",
     "inspect": "zoo.info",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from zoo.create import save as save
     from zoo.create import tokenizer as tokenizer
     from zoo.errors import ZooError as ZooError
+    from zoo.export import export as export
     from zoo.generate import generate as generate
     from zoo.info import info as info
     from zoo.info import inspect as inspect

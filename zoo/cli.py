@@ -11,7 +11,9 @@ import typer
 
 import zoo
 from zoo.commands import regions
+from zoo.commands.bench import bench
 from zoo.commands.distill import distill
+from zoo.commands.export import export
 from zoo.commands.prune import prune as prune_model
 from zoo.commands.quantize import quantize
 from zoo.errors import UnknownNameError, ZooError
@@ -360,6 +362,8 @@ def fill_mask(
 app.add_typer(regions.app, name="regions")
 app.command()(distill)
 app.command()(quantize)
+app.command()(export)
+app.command()(bench)
 app.command("prune")(prune_model)
 
 

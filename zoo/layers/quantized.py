@@ -65,7 +65,7 @@ class Grid:
 
     def values(self, codes: Tensor, step: Tensor, low: Tensor | None) -> Tensor:
         """What codes (rows, inputs) stand for."""
-        grouped = codes.reshape(len(step), -1).to(step.dtype) * step[:, None]
+        grouped = codes.reshape(step.shape[0], -1).to(step.dtype) * step[:, None]
         return (grouped if low is None else grouped + low[:, None]).view_as(codes)
 
     def rounded(self, weight: Tensor) -> Tensor:

@@ -1,0 +1,30 @@
+"""`zoo export`: a saved or trained model as one file that runs without zoo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import zoo
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A pretrained name, file or folder.")],
+    out: Annotated[Path, typer.Argument(help="The file to write: .pt2 (torch.export) or .onnx.")],
+    task: Annotated[str | None, typer.Option(help="The head to load, where the source has one.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Fix the number of texts in a batch; any if you leave it out.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Fix the length of a text; any if you leave it out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a model as one file for torch.export or ONNX, once it gives what the model gives."""
+    model: Any = zoo.load(source, task=task)
+    made = zoo.export(model, out, rows=rows, length=length)
+    if as_json:
+        print(json.dumps(made, indent=2))
+        return
+    print(f"wrote {made['path']} ({made['bytes'] / 1e6:.1f} MB)")
+    print("  inputs, in order: " + ", ".join(made["inputs"]))
+    print("  outputs: " + ", ".join(made["outputs"]))
