@@ -70,17 +70,35 @@ def pretraining(case: Case) -> dict[str, Any]:
     }
 
 
+LABELS = {  # of a class whose labels have names of their own
+    "BertModel": (),
+    "STSB": (),
+    "QuestionAnswering": ("start_positions", "end_positions"),
+    "MaskedLM": ("masked_lm_labels",),
+    "NextSentence": ("next_sentence_label",),
+}
+
+
 def classification(case: Case) -> dict[str, Any]:
-    """Entity typing, relations and other labels; STS-B gives its two labels soft targets."""
-    labels = {"labels": case.inputs["labels"]} if "labels" in case.inputs and "STSB" not in case.object else {}
+    """Entity typing, relations and other labels, and the bare model; STS-B gives its two labels soft targets."""
+    names = next((names for part, names in LABELS.items() if part in case.object), ("labels",))
+    labels = {"labels" if "label" in name else name: case.inputs[name] for name in names if name in case.inputs}
+    if "EntityTyping" not in case.object:
+        labels = {name: given.masked_fill(given == -1, IGNORED) for name, given in labels.items()}
     result, real = run(case, **labels)
+    if not hasattr(result, "encoded"):
+        return streams(result, real)
     logits = result.logits
     outputs = streams(result.encoded, real) | {"logits": logits, "loss": result.loss}
     if "STSB" in case.object:
         outputs |= {"probabilities": logits.softmax(-1), "probs": logits.softmax(-1)}
         outputs["loss"] = -(case.inputs["labels"] * logits.log_softmax(-1)).sum(-1).mean()
-    if "TokenClassification" in case.object:
-        outputs["logits"] = at_real(logits, real)
+    if any(name in case.object for name in ("TokenClassification", "MaskedLM")):
+        outputs["logits"] = outputs["mlm_logits"] = at_real(logits, real)
+    if "QuestionAnswering" in case.object:
+        outputs |= {"start_logits": at_real(result.start_logits, real), "end_logits": at_real(result.end_logits, real)}
+    if "NextSentence" in case.object:
+        outputs["nsp_logits"] = logits
     return outputs
 
 
@@ -131,6 +149,7 @@ def alignment(case: Case) -> dict[str, Any]:
 ADAPTERS: dict[str, Adapter] = {
     "knowledge_bert.modeling.BertForPreTraining": pretraining,
     "knowledge_bert.modeling.BertFor": classification,
+    "knowledge_bert.modeling.BertModel": classification,
     "collate_fn": denoising,
     "BertTokenizer.tokenize": alignment,
 }
