@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def test_a_file_gives_what_the_model_gives_for_other_sizes(family, task, tmp_pat
     report = zoo.export(model, tmp_path / "model.pt2")
     assert report["inputs"] == list(example_inputs(model))
     assert report["bytes"] == (tmp_path / "model.pt2").stat().st_size
+    assert ("text.last_hidden_state" in report["outputs"]) == (family == "vilbert")
     agrees(model, opened(tmp_path / "model.pt2"), rows=5, length=7)
 
 
@@ -102,6 +104,16 @@ def test_a_training_model_goes_on_training_and_sizes_can_be_fixed(tmp_path):
     agrees(model.eval(), program, rows=1, length=6)
     with pytest.raises((RuntimeError, AssertionError)):
         program(*example_inputs(model, rows=1, length=7).values())
+
+
+def test_a_program_that_says_something_else_is_never_written(tmp_path, monkeypatch):
+    model, other = made("bert"), build("bert", small_config("bert"), None, seed=3, dtype=torch.float32)
+    module = importlib.import_module("zoo.export")
+    traced = module._traced
+    monkeypatch.setattr(module, "_traced", lambda plain, *rest: traced(module.Plain(other, plain.names).eval(), *rest))
+    with pytest.raises(ExportError, match="another last_hidden_state"):
+        zoo.export(model, tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_leave_is_refused_and_leaves_nothing(tmp_path):
