@@ -17,15 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from tests import strategies
 from tests.matrix import check_cell, run, same, seeded
-from tests.strategies import build, randomised, relative, small_batch, small_config
-from zoo.errors import CheckpointError, ConfigError, TechniqueError, UnknownNameError
+from tests.strategies import build, randomised, relative, small_batch, small_config, states
+from zoo.errors import CheckpointError, ConfigError, InputError, TechniqueError, UnknownNameError
 from zoo.layers import Mask, causal, flex
 from zoo.layers.adapters import Coupling
 from zoo.layers.adaptive_span import SpanCore
 from zoo.layers.attention import DenseAttention
 from zoo.layers.flex import block_mask, flex_sparse_attention
 from zoo.layers.sparse import SparseAttention, everything, fixed, local, sparse_attention, strided, windowed
-from zoo.techniques import foreign, freeze_all_but, lora, new_tensors, prefix
+from zoo.techniques import adapters, foreign, freeze_all_but, lora, new_tensors, prefix
 from zoo.techniques.adaptive_span import clamp_spans, span_loss, spans_of
 from zoo.techniques.matrix import EXAMPLES, refusal
 from zoo.techniques.sharing import factors
@@ -189,6 +189,48 @@ def test_adapters_can_be_switched_stacked_averaged_and_fused():
     bare = bert()
     bare.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in bare.state_dict()})
     assert torch.equal(results[(), "stack"], next(iter(run(bare).values())))
+
+
+def test_an_adapter_that_is_not_named_rests_even_where_none_of_the_named_stands():
+    model = bert()
+    wanted = run(zoo.apply(bert(), zoo.BottleneckAdapter(name="b"), generator=seeded()))
+    zoo.apply(model, zoo.BottleneckAdapter(name="b"), generator=seeded())
+    zoo.apply(model, zoo.BottleneckAdapter(name="a", kind="houlsby", reduction=2.0), generator=seeded(1))
+    zoo.apply(model, zoo.ActiveAdapters(names=("b",)))
+    assert [norm.active for norm in (model.encoder.blocks[0].attention_norm, model.encoder.blocks[0].feed_forward_norm)] == [(), ("b",)]
+    assert same(run(model), wanted, 0)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta-xl", "albert", "vilbert", "mbart"])
+def test_in_parallel_each_part_of_a_batch_has_its_own_adapter(family, tmp_path):
+    model = build(family, small_config(family), seed=3)
+    one = zoo.BottleneckAdapter(name="a", reduction=2.0, kind="houlsby")
+    zoo.apply(model, one, zoo.BottleneckAdapter(name="b", kind="parallel"), zoo.BottleneckAdapter(name="c"), generator=seeded())
+    randomised(model, 3)
+    batch = small_batch(family).inputs
+    alone = {}
+    for name in ("a", "b", "c"):
+        zoo.apply(model, zoo.ActiveAdapters(names=(name,)))
+        alone[name] = run(model, family)
+    zoo.apply(model, zoo.ActiveAdapters(names=("c", "a", "b"), how="parallel"))
+
+    def parts(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+        with torch.no_grad():
+            both = states(family, model(**adapters.repeated(batch, 3)))
+        return {name: {key: value.chunk(3)[i] for key, value in both.items()} for i, name in enumerate(("c", "a", "b"))}
+
+    assert all(same(found, alone[name]) for name, found in parts(model).items())
+    assert all(same(found, alone[name]) for name, found in parts(zoo.load(zoo.save(model, tmp_path / "saved"))).items())
+    rows = {key: value[:2] for key, value in batch.items()}
+    with pytest.raises(InputError, match="batch of 2 can't be shared evenly by 3"):
+        model(**rows)
+    zoo.apply(model, zoo.ActiveAdapters(names=("a",)))  # and back
+    assert same(run(model, family), alone["a"])
+
+
+def test_parallel_adapters_need_their_names():
+    with pytest.raises(ConfigError, match="one part for each"):
+        zoo.ActiveAdapters(how="parallel")
 
 
 def test_adapters_are_switched_from_batch_to_batch_without_a_growing_record(tmp_path):

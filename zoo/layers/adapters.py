@@ -6,6 +6,7 @@ With d a sublayer's result, r what entered it, N the block's own norm and A(x) =
     Pfeiffer (2020)   N(A(z) + d + r),  z = N(d + r)             the same N twice
     parallel (2022)   N(d + A(r) + r)
     fusion (2021)     N(Σ_i p_i V A_i(z) + d + r),  p = softmax_i(Q z · K A_i(z))      no 1/sqrt(d)
+    parallel names    the batch in equal parts, each through one adapter
     invertible        y_1 = x_1 + F(x_2),  y_2 = x_2 + G(y_1)    the halves of what leaves the embeddings
 
 In a pre-norm block N stands before the sublayer, so it does not occur here: z = d + r, and the sums are what leaves the block.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 from zoo.errors import InputError
 from zoo.layers.extend import Extension
 from zoo.layers.feed_forward import activation
+from zoo.layers.masks import packing, packing_enabled
 from zoo.layers.residual import JoiningNorm
 
 
@@ -173,7 +176,10 @@ class AdapterFusion(nn.Module):
 
 
 class AdaptedNorm(JoiningNorm, Extension):
-    """A norm with adapters at its residual. ``active``: the adapters that act; ``how``: "stack", "average" or "fuse"."""
+    """A norm with adapters at its residual. ``active``: the adapters that act; ``how``: "stack", "average", "fuse" or "parallel".
+
+    In parallel each adapter has its own part of the batch, as large as the others', in order; one that is not here leaves its part alone.
+    """
 
     adapters: nn.ModuleDict
     fusions: nn.ModuleDict
@@ -188,24 +194,33 @@ class AdaptedNorm(JoiningNorm, Extension):
 
     def join(self, x: Tensor, result: Tensor, before: bool) -> Tensor:
         """r and d -> what leaves the residual. ``before``: the norm stands in front of the sublayer and is not used here."""
-        if not self.active:
+        if self.how == "parallel":
+            parts = [(name,) if name in self.adapters else () for name in self.active]
+            return torch.cat(
+                [self.compose(*part, before) for part in zip(equal(x, len(parts)), equal(result, len(parts)), parts, strict=True)]
+            )
+        return self.compose(x, result, self.active, before)
+
+    def compose(self, x: Tensor, result: Tensor, active: Sequence[str], before: bool) -> Tensor:
+        """As `join`, through these adapters."""
+        if not active:
             return result + x if before else self(result + x)
-        first, last = self.adapter(self.active[0]), self.adapter(self.active[-1])
-        if self.how == "stack":
+        first, last = self.adapter(active[0]), self.adapter(active[-1])
+        if self.how in ("stack", "parallel"):
             out = result
-            for name in self.active:
+            for name in active:
                 adapter = self.adapter(name)
                 read, own = self.reads(adapter, x, out, before)
                 out = adapter(read, own)
         elif self.how == "average":
             read, own = self.reads(first, x, result, before)
-            out = torch.stack([self.adapter(name)(read, own) for name in self.active]).mean(0)
+            out = torch.stack([self.adapter(name)(read, own) for name in active]).mean(0)
         else:
-            fusion = self.fusions[",".join(self.active)]
+            fusion = self.fusions[",".join(active)]
             assert isinstance(fusion, AdapterFusion)
             read, own = self.reads(last, x, result, before)
             query = result if fusion.query_before_norm and not last.wiring.parallel else read
-            out = fusion(query, [self.adapter(name).bottleneck(read) for name in self.active], own)
+            out = fusion(query, [self.adapter(name).bottleneck(read) for name in active], own)
         if last.wiring.parallel:
             out = out + result
         if not last.wiring.norm_after:
@@ -226,6 +241,32 @@ class AdaptedNorm(JoiningNorm, Extension):
         if wiring.norm_before:
             read = result + x if before else self(result + x)
         return read, {"result": result, "sum": result + x, "input": read}[wiring.residual]
+
+
+def equal(x: Tensor, parts: int) -> Sequence[Tensor]:
+    """(batch, length, size) -> that many parts of the batch."""
+    if x.dim() < 3:
+        raise InputError(
+            "parallel adapters tell a batch's rows apart, and packed rows don't show; run them with packing off (zoo.packing(False))"
+        )
+    if x.shape[0] % parts:
+        raise InputError(
+            f"a batch of {x.shape[0]} can't be shared evenly by {parts} parallel adapters; "
+            "zoo.techniques.adapters.repeated makes one that can"
+        )
+    return x.chunk(parts)
+
+
+class RunsPadded(Extension):
+    """A model whose batches stay as they are while ``runs_padded``: it looks at rows, and packed rows don't show."""
+
+    runs_padded: bool
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        if not (self.runs_padded and packing_enabled()):
+            return super().forward(*inputs, **named)
+        with packing(False):
+            return super().forward(*inputs, **named)
 
 
 class Coupling(nn.Module):

@@ -6,7 +6,7 @@ found by the norm's role in every family. In a block that runs at several depths
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,9 +122,10 @@ def norm_weight(site: Site) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ActiveAdapters(PlacedTechnique):
-    """Which adapters act, in this order: one after the other ("stack") or their mean ("average"). No names: none acts.
+    """Which adapters act, in this order: one after the other ("stack") or their mean ("average"). Those that are not named rest.
 
-    The switch from batch to batch: ``zoo.apply(model, zoo.ActiveAdapters(names=("german",)))``.
+    The switch from batch to batch: ``zoo.apply(model, zoo.ActiveAdapters(names=("german",)))``. Inside of a batch: "parallel", where the
+    batch holds one equal part for each name, in order; `repeated` makes such a batch of one that all of them are to see.
     """
 
     adds_tensors = False
@@ -133,7 +134,9 @@ class ActiveAdapters(PlacedTechnique):
     how: str = "stack"
 
     def check(self) -> None:
-        check_choice("composition", self.how, ("stack", "average"))
+        check_choice("composition", self.how, ("stack", "average", "parallel"))
+        if self.how == "parallel" and not self.names:
+            raise ConfigError("parallel adapters need their names: the batch has one part for each")
 
     def apply(self, model: M, generator: torch.Generator | None = None) -> M:
         """As every technique; a switch just before this one that has no effect any more leaves the record."""
@@ -153,7 +156,13 @@ class ActiveAdapters(PlacedTechnique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         for site, names in adapted(self, model, self.names):
             norm: Any = site.module
-            norm.active, norm.how = names, self.how
+            norm.active, norm.how = self.names if self.how == "parallel" else names, self.how
+        whole: Any = model
+        parallel = any(isinstance(part, layers.AdaptedNorm) and part.how == "parallel" for part in model.modules())
+        if parallel:
+            extend(whole, layers.RunsPadded)
+        if isinstance(whole, layers.RunsPadded):
+            whole.runs_padded = parallel
         return None
 
 
@@ -177,7 +186,7 @@ class AdapterFusion(PlacedTechnique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         if len(self.names) < 2:
             raise TechniqueError(f"fusion needs at least two adapters, got {self.names}")
-        places = adapted(self, model, self.names)
+        places = [(site, names) for site, names in adapted(self, model, self.names) if names]
         for site, names in places:
             if ",".join(names) in site.module.fusions:  # type: ignore[operator]
                 raise TechniqueError(f"{site.path} fuses {', '.join(names)} already")
@@ -200,6 +209,11 @@ class AdapterFusion(PlacedTechnique):
         return None
 
 
+def repeated(batch: Mapping[str, torch.Tensor], times: int) -> dict[str, torch.Tensor]:
+    """A batch so many times in a row, for parallel adapters: ``model(**repeated(batch, 2)).logits.chunk(2)``."""
+    return {name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()}
+
+
 def adapted(technique: PlacedTechnique, model: Model, names: Sequence[str]) -> list[tuple[Site, tuple[str, ...]]]:
     """The norms that have adapters, each with those of ``names`` that it has; a name that nobody has is an error."""
     sites = [site for site in technique.places(model, *ROLES.values()) if isinstance(site.module, layers.AdaptedNorm)]
@@ -209,8 +223,7 @@ def adapted(technique: PlacedTechnique, model: Model, names: Sequence[str]) -> l
         raise TechniqueError(f"there is no adapter named {missing[0]!r} here; the adapters are: {have}")
     if not sites:
         raise TechniqueError(f"{type(model).__name__} has no adapters yet; apply a zoo.BottleneckAdapter first")
-    found = [(site, tuple(name for name in names if name in site.module.adapters)) for site in sites]  # type: ignore[operator]
-    return [(site, own) for site, own in found if own or not names]
+    return [(site, tuple(name for name in names if name in site.module.adapters)) for site in sites]  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
