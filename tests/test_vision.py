@@ -245,6 +245,67 @@ def every_map(out: Any, config: Any, batch: Batch) -> list[tuple[Tensor, Tensor,
     return own + [pair for to_image, to_text in out.cross_attentions for pair in ((to_image, text, image), (to_text, image, text))]
 
 
+LENGTHS, VISUAL_LENGTHS = [3, 6, 1, 4], [3, 1, 2, 2]
+REAL_FIRST = {
+    "attention_mask": (torch.arange(6) < torch.tensor(LENGTHS)[:, None]).long(),
+    "visual_mask": (torch.arange(3) < torch.tensor(VISUAL_LENGTHS)[:, None]).long(),
+}
+
+
+@pytest.mark.parametrize(("name", "task"), [*((name, None) for name in FAMILIES), *FAMILY_TASKS])
+def test_lengths_of_texts_and_pictures_stand_in_for_their_masks(name, task):
+    model, batch = build(name, tiny(name), task), ragged(name).with_(**REAL_FIRST)
+    labels = labels_for(task, model, batch) if task else {}
+    shaped = reasoning(model, for_task(task, batch)) if task else dict(batch.inputs)
+    wanted = results(run(model, shaped, **labels))
+    bare = {key: x for key, x in shaped.items() if key not in REAL_FIRST}
+    for masks, counts in (
+        ((), {"lengths": LENGTHS, "visual_lengths": VISUAL_LENGTHS}),
+        (("visual_mask",), {"lengths": LENGTHS}),
+        (("attention_mask",), {"visual_lengths": VISUAL_LENGTHS}),
+        (tuple(REAL_FIRST), {"lengths": LENGTHS, "visual_lengths": VISUAL_LENGTHS}),
+    ):
+        got = results(run(model, {**bare, **{key: shaped[key] for key in masks}}, **counts, **labels))
+        for key, value in wanted.items():
+            agree(value, got[key], key)
+
+
+class Silent(Tensor):
+    """A tensor that answers no question, as one on an accelerator that nobody should wait for; what is made of it answers none either."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("tolist", "item", "nonzero", "__bool__", "__int__", "__float__", "__index__", "numpy"):
+            raise AssertionError(f"{func.__name__} was asked of a tensor")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "pictures"),
+    [("visualbert", {}, 4), ("visualbert", {"bypass": True}, 4), ("vilbert", {}, 4), ("vilbert", {}, 1)]
+    + [("vilbert", change, 4) for change in ({"num_tasks": 3}, {"dynamic_attention": True})],
+)
+def test_with_lengths_no_tensor_is_asked_what_is_real(name, changes, pictures):
+    model = build(name, tiny(name, **changes))
+    generator = torch.Generator().manual_seed(0)
+    given_ = {key: x[:pictures] if key.startswith("visual") else x for key, x in ragged(name).inputs.items() if key not in REAL_FIRST}
+    given_ |= {"inputs_embeds": torch.randn(4, 6, model.config.hidden_size, generator=generator, dtype=torch.float64)}
+    given_ |= {"all_pairs": True} if pictures == 1 else {}
+    ids = given_.pop("input_ids")[:, 0]
+    given_ |= {"task_type_ids": ids % 3} if changes.get("num_tasks") else {}
+    counts = {"lengths": LENGTHS, "visual_lengths": VISUAL_LENGTHS[-pictures:]}
+    silent = {key: x.as_subclass(Silent) if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in given_.items()}
+    masks = {key: x[-len(counts[number]) :].as_subclass(Silent) for (key, x), number in zip(REAL_FIRST.items(), counts, strict=True)}
+    wanted = results(run(model, given_, **counts))
+    for more in ({}, masks):  # a collator hands masks and lengths over
+        mine = run(model, {**silent, **more}, **counts)
+        assert isinstance(mine.text.last_hidden_state, Silent)
+        for key, value in wanted.items():
+            agree(value, results(mine)[key].as_subclass(Tensor), key)
+    with pytest.raises(AssertionError, match="was asked"):
+        run(model, {**silent, **masks})
+
+
 @pytest.mark.parametrize(("name", "task"), FAMILY_TASKS)
 def test_in_training_packed_and_unpacked_give_one_loss_and_one_gradient(name, task):
     batch, outcomes = ragged(name), []

@@ -206,8 +206,8 @@ class VisionLanguageModel(Model):
     matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training
     embeddings: TextEmbeddings
 
-    def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Any) -> Tensor | None:
-        """Which of the states that predict words are real, (batch, positions) bool; None where all are."""
+    def word_padding(self, given: Mapping[str, Any], encoded: Any) -> Padding:
+        """Which of the states that predict words are real, from a call's arguments by name and what it gave."""
         raise NotImplementedError
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -65,6 +66,13 @@ class Packed:
         out = x.new_zeros(batch * length, *x.shape[1:])
         return out.index_copy(0, self.index, x).unflatten(0, (batch, length))
 
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device, which is not waited for."""
+        if self.index.device == device:
+            return self
+        positions = None if self.positions is None else self.positions.to(device, non_blocking=True)
+        return replace(self, index=self.index.to(device, non_blocking=True), positions=positions)
+
     def real(self) -> Tensor:
         """(batch, length) bool, True where a token came from."""
         return self.unpack(torch.ones(self.index.shape, dtype=torch.bool, device=self.index.device))
@@ -93,32 +101,29 @@ class Padding:
         """Check a user's ``attention_mask`` and plan the packing.
 
         ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may look. ``lengths``: real tokens per
-        row where every row is real tokens first, then padding; spares the device a question. ``pack=False`` keeps the padded form.
+        row where every row is real tokens first, then padding. ``pack=False`` keeps the padded form. ``device``: of what is packed, the
+        mask's unless said. A plan asks where tokens stand: of the mask where it lies, of ``lengths`` on the CPU, so that no accelerator
+        is waited for.
         """
         batch, length = grid
-        if lengths is not None:
-            if len(lengths) != batch or any(not 0 <= n <= length for n in lengths):
-                raise InputError(f"lengths must be {batch} numbers from 0 to {length}, got {list(lengths)}")
-            if attention_mask is None and all(n == length for n in lengths):
-                return cls(None, grid)
-        if attention_mask is None and lengths is None:
+        firsts = None if lengths is None else first_columns(lengths, grid)
+        if lengths is not None and attention_mask is None and all(n == length for n in lengths):
             return cls(None, grid)
-        if attention_mask is None:
-            assert lengths is not None
-            attention_mask = torch.arange(length, device=device) < torch.tensor(list(lengths), device=device).unsqueeze(1)
-        real = as_bool(attention_mask, name)
+        real = firsts if attention_mask is None else as_bool(attention_mask, name)
+        if real is None:
+            return cls(None, grid)
+        device = device or real.device
         if real.dim() == 3:
             if tuple(real.shape) != (batch, length, length):
                 raise InputError(f"{name} must be (batch, query, key) = {(batch, length, length)}, got {tuple(real.shape)}")
             return cls(real.any(2) | real.any(1), grid, visible=real)
         if tuple(real.shape) != (batch, length):
             raise InputError(f"{name} must be (batch, length) = {(batch, length)} or (batch, query, key), got {tuple(real.shape)}")
-        if not (pack and packing_enabled()) or real.device.type == "meta":
-            return cls(real, grid)
-        where = _rows(real, lengths)
-        if where is None:
-            return cls(None, grid)
-        return cls(real, grid, where)
+        here = real if real.device == device else real.to(device, non_blocking=True)
+        if not (pack and packing_enabled()) or "meta" in (real.device.type, device.type):
+            return cls(here, grid)
+        where = _rows(real if firsts is None else firsts)
+        return cls(None, grid) if where is None else cls(here, grid, where.to(device))
 
     @property
     def mask(self) -> Mask:
@@ -143,17 +148,25 @@ class Padding:
         return x.gather(1, where[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
 
 
-def _rows(real: Tensor, lengths: Sequence[int] | None) -> Packed | None:
+def first_columns(lengths: Sequence[int], grid: tuple[int, int], name: str = "lengths") -> Tensor:
+    """(batch, length) bool on the CPU, True for the first ``lengths[i]`` columns of row i."""
+    batch, length = grid
+    if len(lengths) != batch or any(not 0 <= n <= length for n in lengths):
+        raise InputError(f"{name} must be {batch} numbers from 0 to {length}, got {list(lengths)}")
+    return torch.arange(length, device="cpu") < torch.tensor(list(lengths), device="cpu").unsqueeze(1)
+
+
+def _rows(real: Tensor) -> Packed | None:
     """Order the rows by length and number their real tokens; None where nothing is padding."""
     batch, length = real.shape
-    counts = list(lengths) if lengths is not None else real.sum(1).tolist()
+    counts = real.sum(1).tolist()
     if all(n == length for n in counts):
         return None
     order = tuple(sorted(range(batch), key=counts.__getitem__))
     ordered = real if order == tuple(range(batch)) else real[torch.tensor(order, device=real.device)]
     row, column = ordered.nonzero(as_tuple=True)
     index = torch.tensor(order, device=real.device)[row] * length + column
-    straight = lengths is not None or bool((ordered[:, 1:] <= ordered[:, :-1]).all())
+    straight = bool((ordered[:, 1:] <= ordered[:, :-1]).all())
     return Packed(index, order, tuple(counts[i] for i in order), (batch, length), None if straight else column)
 
 
@@ -360,14 +373,19 @@ def together(*streams: Padding) -> tuple[Padding, ...]:
         )
         counts.append([by_row[row] for row in range(batch)])
     order = tuple(sorted(range(len(counts[0])), key=lambda row: tuple(c[row] for c in counts)))
-    device = next(s.real.device for s in streams if s.real is not None)
+    device = next(s.packed.index.device for s in streams if s.packed is not None)
     return tuple(replace(s, packed=_reorder(s, order, c, device)) for s, c in zip(streams, counts, strict=True))
 
 
 def _reorder(stream: Padding, order: tuple[int, ...], counts: Sequence[int], device: torch.device) -> Packed:
-    batch, length = stream.grid
-    real = stream.real if stream.real is not None else torch.ones(batch, length, dtype=torch.bool, device=device)
-    chosen = torch.tensor(order, device=device)
-    row, column = real[chosen].nonzero(as_tuple=True)
-    straight = stream.packed is None or stream.packed.positions is None
-    return Packed(chosen[row] * length + column, order, tuple(counts[i] for i in order), (batch, length), None if straight else column)
+    """The same tokens, row after row in ``order``; ``counts``: tokens by row of the grid."""
+    length, old = stream.grid[1], stream.packed
+    lengths = tuple(counts[row] for row in order)
+    if old is None:  # all real
+        index = (torch.tensor(order, device="cpu")[:, None] * length + torch.arange(length, device="cpu")).flatten()
+        return Packed(index, order, lengths, stream.grid).to(device)
+    starts = dict(zip(old.order, itertools.accumulate(old.lengths, initial=0), strict=False))
+    pieces = [torch.arange(starts[row], starts[row] + counts[row], device="cpu") for row in order]
+    moved = torch.cat(pieces).to(device, non_blocking=True)
+    positions = None if old.positions is None else old.positions[moved]
+    return Packed(old.index[moved], order, lengths, stream.grid, positions)

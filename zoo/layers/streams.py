@@ -169,9 +169,13 @@ class Journey:
         """Give streams other rows: each one's function takes (batch, ...) to (new batch, ...)."""
         for name, change in which.items():
             real, packed = self.of[name].real, self.of[name].packed
+            lengths = None
+            if packed is not None and packed.positions is None:  # known, so that nobody is asked
+                lengths = change(torch.tensor([n for _, n in sorted(zip(packed.order, packed.lengths, strict=True))])).tolist()
             self.x[name] = change(self.x[name])
             grid = (self.x[name].shape[0], self.x[name].shape[1])
-            self.of[name] = Padding.of(None if real is None else change(real), grid, pack=packed is not None or real is None)
+            real = None if real is None else change(real)
+            self.of[name] = Padding.of(real, grid, lengths=lengths, pack=packed is not None or real is None)
 
     def first(self, name: str) -> Tensor:
         """The first real state of each row of a stream, (batch, size)."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -239,6 +240,8 @@ class ViLBert(VisionLanguageModel):
         visual_mask: Tensor | None = None,
         task_type_ids: Tensor | None = None,
         *,
+        lengths: Sequence[int] | None = None,
+        visual_lengths: Sequence[int] | None = None,
         all_pairs: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -247,7 +250,8 @@ class ViLBert(VisionLanguageModel):
 
         visual_features: (batch, regions, visual size). visual_boxes: (batch, regions, box size), see `zoo.regions`. visual_mask: (batch,
         regions), 1/True = a real region. task_type_ids: (batch,) int, for models with task tokens. One text with many pictures runs through
-        its own first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with the picture running fast.
+        its own first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with the picture running fast. lengths,
+        visual_lengths: real tokens and regions per row, where these stand first.
         """
         if visual_features is None or visual_boxes is None:
             raise InputError("this model reads pictures: give visual_features and visual_boxes")
@@ -256,12 +260,14 @@ class ViLBert(VisionLanguageModel):
         batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
         check_features(visual_features, batch, self.config.visual_size, "visual_features")
         check_features(visual_boxes, batch, self.config.box_size, "visual_boxes")
-        words = self.task_mask(attention_mask)
         x = {"text": self.embeddings.with_task(text, task_type_ids), "image": self.image_embeddings(visual_features, visual_boxes)}
-        masks = {"text": (words, "attention_mask"), "image": (visual_mask, "visual_mask")}
+        mask, lengths = self.with_task(attention_mask, lengths)
+        pack, device = not output_attentions, text.device
         of = {
-            name: Padding.of(mask, (x[name].shape[0], x[name].shape[1]), pack=not output_attentions, name=said, device=text.device)
-            for name, (mask, said) in masks.items()
+            "text": Padding.of(mask, tuple(x["text"].shape[:2]), lengths=lengths, pack=pack, device=device),
+            "image": Padding.of(
+                visual_mask, tuple(x["image"].shape[:2]), lengths=visual_lengths, pack=pack, name="visual_mask", device=device
+            ),
         }
         way = Journey(x, of, hidden_states=output_hidden_states, attentions=output_attentions)
         if all_pairs or way.apart:
@@ -279,20 +285,23 @@ class ViLBert(VisionLanguageModel):
             cross_attentions=way.across(("text", "image"), ("image", "text")),
         )
 
-    def task_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """The text's mask, a real token longer where the model has task tokens."""
-        if attention_mask is None or not self.config.num_tasks:
-            return attention_mask
-        if attention_mask.dim() != 2:
-            raise InputError(f"attention_mask must be (batch, length) for a model with task tokens, got {tuple(attention_mask.shape)}")
-        token = attention_mask.new_ones(attention_mask.shape[0], 1)
-        return torch.cat([attention_mask[:, :1], token, attention_mask[:, 1:]], 1)
+    def with_task(self, mask: Tensor | None, lengths: Sequence[int] | None) -> tuple[Tensor | None, Sequence[int] | None]:
+        """The text's mask and lengths, a real token longer where the model has task tokens."""
+        if not self.config.num_tasks:
+            return mask, lengths
+        if mask is not None:
+            if mask.dim() != 2:
+                raise InputError(f"attention_mask must be (batch, length) for a model with task tokens, got {tuple(mask.shape)}")
+            mask = torch.cat([mask[:, :1], mask.new_ones(mask.shape[0], 1), mask[:, 1:]], 1)
+        return mask, None if lengths is None else [n + 1 for n in lengths]
 
-    def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Streams) -> Tensor | None:
-        mask = self.task_mask(attention_mask)
+    def word_padding(self, given: Mapping[str, Any], encoded: Streams) -> Padding:
         assert encoded.text is not None
-        rows = encoded.text.last_hidden_state.shape[0]
-        return mask if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)  # one text, or each, with many pictures
+        rows, length = encoded.text.last_hidden_state.shape[:2]
+        mask, lengths = self.with_task(given.get("attention_mask"), given.get("lengths"))  # one text, or each, may have met many pictures
+        mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
+        lengths = None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
+        return Padding.of(mask, (rows, length), lengths=lengths, device=encoded.text.last_hidden_state.device)
 
 
 def pairing(texts: int, pictures: int, all_pairs: bool) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -15,7 +15,9 @@ word before the last [SEP], where the authors put a [MASK], not at the pooled ve
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
+from zoo.layers.masks import first_columns
 from zoo.model import VisionLanguageModel
 from zoo.outputs import Joint
 from zoo.registry import TEXT_INPUTS
@@ -132,6 +135,8 @@ class VisualBert(VisionLanguageModel):
         visual_token_type_ids: Tensor | None = None,
         image_text_alignment: Tensor | None = None,
         *,
+        lengths: Sequence[int] | None = None,
+        visual_lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Joint:
@@ -139,7 +144,8 @@ class VisualBert(VisionLanguageModel):
 
         visual_features: (batch, regions, visual size), or None for text alone. visual_mask: (batch, regions), 1/True = a real region.
         visual_token_type_ids: (batch, regions) int, where None means ``config.visual_segment``. image_text_alignment: (batch, regions,
-        words) int, the places of a region's words in the text, -1 = none. The other arguments are BERT's.
+        words) int, the places of a region's words in the text, -1 = none. visual_lengths: real regions per row, where these stand first.
+        The other arguments are BERT's.
         """
         trace = Trace(output_hidden_states, output_attentions)
         text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
@@ -148,7 +154,8 @@ class VisualBert(VisionLanguageModel):
         if visual_features is not None:
             check_features(visual_features, text.shape[0], self.config.visual_size, "visual_features")
         x = self.embeddings.join(text, visual_features, visual_token_type_ids, image_text_alignment)  # (batch, length + regions, hidden)
-        real = self.joint_mask(attention_mask, visual_mask, grid, None if visual_features is None else visual_features.shape[1])
+        regions = None if visual_features is None else visual_features.shape[1]
+        real = self.joint_mask(attention_mask, visual_mask, grid, regions, lengths, visual_lengths)
         joint = Padding.of(real, (x.shape[0], x.shape[1]), pack=not output_attentions, device=x.device)
         if self.joining is None:
             x = joint.pack(x)  # (tokens, hidden) where the batch has padding
@@ -156,7 +163,7 @@ class VisualBert(VisionLanguageModel):
             x = joint.unpack(self.encoder(x, joint.mask, None, trace))  # (batch, length + regions, hidden)
             states, maps = trace.states(joint.unpack), trace.maps(joint.real)
         else:
-            alone = Padding.of(attention_mask, grid, pack=not output_attentions, device=x.device)
+            alone = Padding.of(attention_mask, grid, lengths=lengths, pack=not output_attentions, device=x.device)
             words = alone.pack(x[:, :length])
             trace.hidden(words)
             words = alone.unpack(self.encoder(words, alone.mask, None, trace))  # (batch, length, hidden)
@@ -171,25 +178,39 @@ class VisualBert(VisionLanguageModel):
         return Joint(x, pooled, states, maps, length)
 
     @staticmethod
-    def joint_mask(attention_mask: Tensor | None, visual_mask: Tensor | None, grid: tuple[int, int], regions: int | None) -> Tensor | None:
-        """The masks of text and regions as one (batch, length + regions) bool; None where all is real."""
-        if regions is None:
-            if visual_mask is not None:
-                raise InputError("visual_mask was given without visual_features")
-            return attention_mask
-        if attention_mask is None and visual_mask is None:
-            return None
-        if attention_mask is not None and attention_mask.dim() == 3:
+    def joint_mask(
+        attention_mask: Tensor | None,
+        visual_mask: Tensor | None,
+        grid: tuple[int, int],
+        regions: int | None,
+        lengths: Sequence[int] | None,
+        visual_lengths: Sequence[int] | None,
+    ) -> Tensor | None:
+        """What is real of text and regions as one (batch, length + regions) bool; None where all is. On the CPU where lengths say it."""
+        if regions is None and not (visual_mask is None and visual_lengths is None):
+            raise InputError("visual_mask was given without visual_features")
+        if attention_mask is not None and attention_mask.dim() == 3 and regions is not None:
             raise InputError("attention_mask must be (batch, length) here: a matrix can't say what words and regions see of each other")
-        text = Padding.of(attention_mask, grid, pack=False).real
-        image = Padding.of(visual_mask, (grid[0], regions), pack=False, name="visual_mask").real
-        given = text if text is not None else image
-        assert given is not None
+        text = attention_mask if lengths is None else first_columns(lengths, grid)
+        if regions is None:
+            return text
+        beside = (grid[0], regions)
+        image = visual_mask if visual_lengths is None else first_columns(visual_lengths, beside, "visual_lengths")
+        given = image if image is not None else text  # the regions' mask says where the joint one lies
+        if given is None:
+            return None
         text = given.new_ones(grid) if text is None else text
-        image = given.new_ones(grid[0], regions) if image is None else image
+        image = given.new_ones(beside) if image is None else image
+        text = Padding.of(text, grid, pack=False, device=given.device).real
+        image = Padding.of(image, beside, pack=False, name="visual_mask").real
+        assert text is not None
+        assert image is not None
         return torch.cat([text, image], 1)
 
-    def word_mask(self, attention_mask: Tensor | None, visual_mask: Tensor | None, encoded: Joint) -> Tensor | None:
+    def word_padding(self, given: Mapping[str, Any], encoded: Joint) -> Padding:
         batch, total = encoded.last_hidden_state.shape[:2]
         regions = total - encoded.text_length
-        return self.joint_mask(attention_mask, visual_mask, (batch, encoded.text_length), regions or None)
+        masks = (given.get("attention_mask"), given.get("visual_mask"))
+        counts = (given.get("lengths"), given.get("visual_lengths"))
+        real = self.joint_mask(*masks, (batch, encoded.text_length), regions or None, *counts)
+        return Padding.of(real, (batch, total), device=encoded.last_hidden_state.device)

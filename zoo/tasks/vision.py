@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.layers.heads import AnswerHead, ScaledHead, TransformHead
-from zoo.layers.masks import Padding
+from zoo.layers.masks import Padding, first_columns
 from zoo.model import Model, VisionLanguageModel, need_pooler
 from zoo.outputs import Joint, TaskOutput
 from zoo.tasks.base import TaskModel, check_labels
@@ -25,6 +25,7 @@ from zoo.tasks.catalogue import TaskSpec
 from zoo.tasks.losses import classification_loss, token_cross_entropy, widened
 from zoo.tasks.vision_losses import REGION_TARGETS, region_loss, soft_answer_loss
 
+TEXTS, PICTURES = ("input_ids", "inputs_embeds"), ("visual_features",)  # what a text and a picture are read from
 FAR = -10_000.0  # added to the score of a padded region, as the systems do; finite, so that losses over all regions stay so
 FORMS = ("linear", "mlp", "transform", "weight-normed")
 SHOWN_BY = {"weight": "linear", "dense.direction": "weight-normed", "dense.weight": "mlp", "transform.weight": "transform"}
@@ -71,8 +72,15 @@ class VisionTask(TaskModel):
         return found | ({"num_labels": last[0]} if last and "num_labels" in spec.options else {})
 
     def given(self, inputs: tuple[Tensor, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's arguments by name."""
-        return dict(zip(self.names, inputs, strict=False)) | dict(named)
+        """A call's arguments by name, with the masks that lengths alone tell."""
+        given = dict(zip(self.names, inputs, strict=False)) | dict(named)
+        for counts, mask, beside in (("lengths", "attention_mask", TEXTS), ("visual_lengths", "visual_mask", PICTURES)):
+            x = next((given[name] for name in beside if given.get(name) is not None), None)
+            if given.get(counts) is not None and given.get(mask) is None and x is not None:
+                shape = x.shape[:-1] if x.is_floating_point() else x.shape
+                flat = first_columns(given[counts], (shape[:-1].numel(), shape[-1]), counts).view(shape)
+                given[mask] = flat.to(x.device, non_blocking=True)
+        return given
 
     def encode(self, inputs: tuple[Tensor, ...], named: Mapping[str, Any]) -> Any:
         return self.model(**self.given(inputs, named))
@@ -86,8 +94,7 @@ class VisionTask(TaskModel):
         """Word scores at real positions, zeros elsewhere: over text and regions where one encoder reads both."""
         states = (encoded if isinstance(encoded, Joint) else encoded.text).last_hidden_state
         model: Any = self.model
-        mask = model.word_mask(given.get("attention_mask"), given.get("visual_mask"), encoded)
-        padding = Padding.of(mask, (states.shape[0], states.shape[1]))
+        padding = model.word_padding(given, encoded)
         return padding.unpack(self.heads["masked_lm"](padding.pack(states), self.token_table))
 
 
@@ -422,10 +429,14 @@ def along(given: Mapping[str, Any], what: str) -> dict[str, Any]:
     count = counts.pop()
     if what == "pictures" and count != 2:
         raise InputError(f"a sentence is judged on two pictures: visual inputs must be (batch, 2, regions, ...), got {count} pictures")
-    folded = {
+    folded: dict[str, Any] = {
         name: value.flatten(0, 1) if value.dim() == plain[name] + 1 else value.repeat_interleave(count, 0)
         for name, value in tensors.items()
     }
+    for number, beside in (("lengths", TEXTS), ("visual_lengths", PICTURES)):
+        shared = next((tensors[name].dim() == plain[name] for name in beside if name in tensors), False)
+        if shared and given.get(number) is not None:
+            folded[number] = [n for n in given[number] for _ in range(count)]
     return {**given, **folded}
 
 
