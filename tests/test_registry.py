@@ -57,6 +57,14 @@ def test_filters_select_by_pillar_streams_family_and_task():
     assert "bert-base" in zoo.list_models(task="next-sentence", streams=1)
 
 
+def test_how_streams_meet_is_said_in_known_words():
+    assert {variant.fusion for variant in registry._shipped()[0].values()} <= set(registry.FUSIONS)
+    assert zoo.list_models(fusion="co-attention", streams=2) == zoo.list_models(fusion="co-attention")
+    assert zoo.list_models(fusion="towers", streams=2) == []  # two towers are not two streams
+    with pytest.raises(UnknownNameError, match="did you mean 'towers'"):
+        zoo.list_models(fusion="tower")
+
+
 def test_every_miniature_of_the_paper_is_registered():
     sizes = {(c.num_layers, c.hidden_size) for c in (zoo.config(name) for name in zoo.list_models("bert-l*-h*"))}
     assert sizes == {(layers, hidden) for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)}

@@ -24,6 +24,16 @@ from zoo.errors import ConfigError, unknown
 ENTRY_POINTS = "zoo.models"
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 PILLARS = ("foundation", "lightweight", "knowledge-enhanced", "cross-modal", "cross-lingual")
+FUSIONS = {
+    "none": "one stream, or streams that never read each other's states",
+    "joint": "one encoder over all inputs as one sequence",
+    "co-attention": "streams of their own that look at each other in some blocks",
+    "tangled": "streams that steer each other's attention in every block",
+    "towers": "encoders that meet in their pooled vectors alone: two towers are not two streams",
+    "token-wise": "a token's state is mixed with that of what it stands for",
+    "sum": "one stream's states are added to the other's",
+}
+"""How the streams of a model meet; a family's own word may come beside these."""
 _FAMILY_KEYS = {
     "family",
     "class",
@@ -294,7 +304,7 @@ def list_models(
     if pillar is not None and pillar not in PILLARS:
         raise unknown("pillar", pillar, PILLARS)
     for what, value, values in (
-        ("fusion", fusion, {v.fusion for v in known.values()}),
+        ("fusion", fusion, {*FUSIONS, *(v.fusion for v in known.values())}),
         ("family", family, {v.family for v in known.values()}),
     ):
         if value is not None and value not in values:
