@@ -90,6 +90,30 @@ def test_create_takes_techniques_and_a_task(tmp_path):
     assert str(again.model.changes[-1]).startswith("BottleneckAdapter")
 
 
+@pytest.mark.parametrize("stream", ["text", "image"])
+def test_places_are_found_by_role_in_either_of_two_streams(stream):
+    model = build("vilbert", small_config("vilbert"), seed=3)
+    sites = {site.path: site for site in model.sites() if site.stream == stream}
+    assert {"self-attention", "cross-attention", "feed-forward", "attention-norm", "cross-attention-norm"} <= {
+        s.role for s in sites.values()
+    }
+    assert all(model.get_submodule(path) is site.module for path, site in sites.items())
+    before = run(model, "vilbert")
+    lora = zoo.LoRA(rank=2, streams=(stream,))
+    houlsby = zoo.BottleneckAdapter(
+        kind="houlsby", after=("attention", "cross-attention", "feed-forward"), reduction=2.0, streams=(stream,)
+    )
+    zoo.apply(model, lora, houlsby, generator=seeded())
+    homes = {re.split(r"\.(?:loras|adapters)\.", name)[0] for change in model.changes for name in change.added}
+    roles = {"attention-query", "attention-value", "attention-norm", "cross-attention-norm", "feed-forward-norm"}
+    assert homes == {path for path, site in sites.items() if site.role in roles}
+    assert {depth for home in homes for depth in sites[home].depths} == {depth for site in sites.values() for depth in site.depths}
+    last = {name: part for name, part in model.named_modules() if name in homes}
+    width = {"text": model.config.hidden_size, "image": model.config.image_hidden_size}[stream]
+    assert all(part.weight.numel() == width for name, part in last.items() if name.endswith("norm"))
+    assert not same(run(model, "vilbert"), before)
+
+
 def test_what_does_not_fit_is_refused_with_the_reason():
     model = bert()
     with pytest.raises(TechniqueError, match="streams text at depths"):
@@ -146,6 +170,32 @@ def test_merging_lora_changes_no_result_and_unmerging_gives_the_weights_back(dor
     assert not model.techniques
     lora.unmerge(model, merged)
     assert same(model.state_dict(), weights)
+
+
+def test_loras_add_up_and_are_switched_from_batch_to_batch():
+    model = bert()
+    none = run(model)
+    zoo.apply(
+        model, zoo.LoRA(name="a", rank=2), zoo.LoRA(name="b", rank=3, roles=("attention-query", "feed-forward-up")), generator=seeded()
+    )
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".loras." not in name}
+    randomised(model, 5)
+    model.load_state_dict({**model.state_dict(), **base})
+    both = run(model)
+    lora.switch(model, ["a"])
+    only = run(model)
+    other = copy.deepcopy(model)
+    lora.switch(other)
+    lora.merge(other, "a")
+    lora.switch(other, [])
+    assert same(run(other), only)
+    lora.switch(model, [])
+    assert same(run(model), none, 0)
+    lora.switch(model)
+    assert same(run(model), both, 0)
+    assert not same(only, both)
+    with pytest.raises(UnknownNameError, match="'c'"):
+        lora.switch(model, ["c"])
 
 
 def test_lora_starts_at_the_model_and_its_size_is_the_papers():
@@ -554,6 +604,27 @@ def test_a_group_starts_as_its_first_layer_or_as_the_mean(start):
             assert relative(model.encoder.blocks[i].feed_forward.up.weight, wanted) <= 1e-15
             assert torch.equal(model.encoder.blocks[i].attention.query.weight, old.encoder.blocks[i].attention.query.weight)
     assert [site.depths for site in model.sites() if site.role == "feed-forward"] == [(0, 1, 2), (3, 4)]
+
+
+@pytest.mark.parametrize("family", ["bert", "vilbert", "visualbert"])
+def test_sharing_and_a_factorised_table_start_from_trained_weights(family, tmp_path):
+    trained = build(family, small_config(family), seed=3)
+    folder = zoo.save(trained, tmp_path / "trained")
+    techniques = [zoo.Sharing(start="average"), zoo.FactorizedEmbedding(size=3)]
+    name = {"bert": "bert-base", "vilbert": "vilbert-base", "visualbert": "visualbert-base"}[family]
+    model = zoo.create(name, pretrained=folder, techniques=techniques)
+    sharing, factorised = model.changes
+    assert sharing.after < sharing.before == trained.num_parameters()
+    assert factorised.after < factorised.before == sharing.after
+    old = trained.embeddings.token.weight
+    u, s, v = torch.linalg.svd(old)
+    assert relative(model.embeddings.token.table, u[:, :3] * s[:3] @ v[:3]) <= 1e-9
+    owners = [site for site in model.sites() if site.role == "feed-forward-up" and len(site.depths) > 1]
+    assert {site.stream for site in owners} == {site.stream for site in model.sites() if site.role == "feed-forward-up"}
+    olds = {(site.stream, depth): site for site in trained.sites() if site.role == "feed-forward-up" for depth in site.depths}
+    for site in owners:
+        mean = torch.stack([olds[site.stream, depth].module.weight for depth in site.depths]).mean(0)
+        assert relative(site.module.weight, mean) <= 1e-12
 
 
 def test_sharing_all_runs_the_first_layer_at_every_depth():

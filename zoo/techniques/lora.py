@@ -142,6 +142,16 @@ def linear_sites(technique: PlacedTechnique, model: Model, roles: Sequence[str],
     return sites
 
 
+def switch(model: nn.Module, names: Sequence[str] | None = None) -> None:
+    """Let only the updates of these names act from here on, as from batch to batch; None = all of them. Saved files know of no switch."""
+    parts: list[Any] = [part for part in bare_model(model).modules() if isinstance(part, LowRankUpdated)]
+    known = list(dict.fromkeys(name for part in parts for name in part.loras))
+    if missing := [name for name in names or () if name not in known]:
+        raise unknown("LoRA of this model", missing[0], known)
+    for part in parts:
+        part.active_loras = tuple(name for name in part.loras if names is None or name in names)
+
+
 @torch.no_grad()
 def merge(model: nn.Module, name: str | None = None) -> Mapping[str, Any]:
     """Add the updates to the weights they belong to and take them away: no cost at inference, and any converter takes the model again.
