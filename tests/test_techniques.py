@@ -534,6 +534,36 @@ def test_an_adapter_travels_to_the_library_adapters_and_back(wiring, family, tmp
     assert not (tmp_path / "none").exists()
 
 
+def test_a_fusion_travels_to_the_library_adapters_and_back(tmp_path):
+    two = (zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=2.0))
+    model = zoo.apply(build("roberta", small_config("roberta"), seed=3), *two, generator=seeded())
+    zoo.apply(model, zoo.AdapterFusion(names=("b", "a"), temperature=50.0, query_before_norm=True), generator=seeded())
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".fusions." not in name}
+    randomised(model, 7)
+    model.load_state_dict({**model.state_dict(), **base})
+    folder = foreign.save_adapter(model, tmp_path / "fusion", library="adapters", name="b,a")
+    assert {path.name for path in folder.iterdir()} == {"adapter_fusion_config.json", "model_adapter_fusion.safetensors"}
+    other = zoo.apply(build("roberta", small_config("roberta"), seed=3), *two, generator=seeded())
+    foreign.load_adapter(other, folder)
+    assert same(run(other, "roberta"), run(model, "roberta"))
+    assert other.techniques[-1] == model.techniques[-1]
+    with pytest.raises(TechniqueError, match="which are 'b,a'"):
+        foreign.save_adapter(model, tmp_path / "none", library="adapters", name="a,b")
+
+
+def test_the_fusion_that_adapters_saved_is_written_again_as_it_was():
+    from tests.adapters.adapter_libraries import with_adapters
+    from tests.adapters.case import load_case
+    from zoo.techniques.write_adapters import fusion_to_adapters
+
+    case = load_case(GOLDEN / "bottleneck-adapters" / "pfeiffer-fusion")
+    tensors, config = fusion_to_adapters(with_adapters(case), "a,b", "hf-bert")
+    stored = {key: tensor for key, tensor in case.weights.items() if ".adapter_fusion_layer." in key}
+    assert tensors.keys() == stored.keys()
+    assert all(torch.equal(tensors[key], stored[key]) for key in stored)
+    assert config["config"] == case.config["fusion"]
+
+
 @pytest.mark.parametrize("case", ["houlsby", "pfeiffer"])
 def test_what_adapters_saved_is_written_again_as_it_was(case):
     from tests.adapters.adapter_libraries import with_adapters

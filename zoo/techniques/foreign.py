@@ -37,6 +37,7 @@ from zoo.techniques.prefix import PrefixTuning
 ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_orig": "gelu", "quick_gelu": "quick_gelu"}
 LORA_PLACES = {"q": "attention-query", "k": "attention-key", "v": "attention-value"}
 PEFT_PREFIX = "base_model.model."
+FUSION_CONFIG, FUSION_FILES = "adapter_fusion_config.json", ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
 
 
 def save_adapter(
@@ -45,7 +46,7 @@ def save_adapter(
     """Write what techniques added, and a task's heads, without the model below. -> the folder.
 
     library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for the LoRA, IA3 or prefix of this ``name``,
-    "adapters" for its bottleneck adapter, LoRA, IA3 or prefix (and no heads).
+    "adapters" for its bottleneck adapter, LoRA, IA3 or prefix (and no heads), or for the fusion of adapters named like "a,b".
     """
     folder = Path(folder)
     bare = bare_model(model)
@@ -58,12 +59,15 @@ def save_adapter(
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return folder
     if library == "adapters":
-        from zoo.techniques.write_adapters import to_adapters
+        from zoo.techniques.write_adapters import fusion_to_adapters, to_adapters
 
-        tensors, config = to_adapters(model, name, layout)
+        if name is not None and "," in name:
+            (tensors, config), weights, config_file = fusion_to_adapters(model, name, layout), FUSION_FILES[0], FUSION_CONFIG
+        else:
+            (tensors, config), weights, config_file = to_adapters(model, name, layout), "adapter.safetensors", "adapter_config.json"
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "adapter.safetensors", tensors, {"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_tensors(folder / weights, tensors, {"format": "pt"})
+        (folder / config_file).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return folder
     if library != "zoo":
         raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
@@ -99,6 +103,8 @@ def load_adapter(
         folder = Path(source)
         if (folder / "adapter.json").is_file():
             return _load_ours(model, folder)
+        if (folder / FUSION_CONFIG).is_file():
+            return _load_fusion(model, folder, layout)
         if config is None:
             config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         found = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin", "model.safetensors", "adapter.safetensors")
@@ -112,6 +118,19 @@ def load_adapter(
     if "peft_type" in config:
         return from_peft(model, tensors, config, layout=layout, name=name or "default")
     return from_adapters(model, tensors, {str(config.get("name", name or "default")): config.get("config", config)}, layout=layout)
+
+
+def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Module:
+    """A fusion that ``adapters`` saved, onto adapters that are there."""
+    described = json.loads((folder / FUSION_CONFIG).read_text(encoding="utf-8"))
+    path = next((folder / name for name in FUSION_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} holds none of {', '.join(FUSION_FILES)}")
+    with open_archive(path) as archive:
+        tensors = {key: archive.read(key) for key in archive.tensors}
+    names = described.get("adapter_names") or described["name"]
+    names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
+    return from_adapters(model, tensors, {}, layout=layout, fusion=(names, described["config"]))
 
 
 def _load_ours(model: nn.Module, folder: Path) -> nn.Module:

@@ -11,13 +11,14 @@ from zoo.convert import layouts
 from zoo.errors import TechniqueError
 from zoo.layers.adapters import AdaptedNorm, Coupled
 from zoo.layers.low_rank import InputRescaled, LowRank, LowRankUpdated, Rescaled
-from zoo.techniques.adapters import BottleneckAdapter, InvertibleAdapter
+from zoo.techniques.adapters import AdapterFusion, BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.base import bare_model
 from zoo.techniques.foreign import ACTIVATIONS, LORA_PLACES, foreign_paths, layout_of
 from zoo.techniques.lora import IA3, LoRA
 from zoo.techniques.prefix import PrefixTuning
 
 RESIDUALS: Mapping[str, Any] = {"result": True, "sum": "post_add", "input": False}
+TEMPERATURES = {1.0: False, 50.0: True}
 THEIRS = {"up": "adapter_up", "input_norm": "adapter_down.0", "output_norm": "adapter_norm_after", "gate": "gate"}
 
 
@@ -204,4 +205,38 @@ def _prefix(bare: Any, technique: PrefixTuning) -> tuple[dict[str, Tensor], dict
         "encoder_prefix": True,
         "cross_prefix": True,
         "use_gating": False,
+    }
+
+
+def fusion_to_adapters(model: nn.Module, name: str, layout: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A fusion as ``adapters`` saves one, without the adapters that it fuses. name: theirs, joined by commas."""
+    bare = bare_model(model)
+    known = {",".join(t.names): t for t in bare.techniques if isinstance(t, AdapterFusion)}
+    if name not in known:
+        raise TechniqueError(f"name one of the model's fusions, which are {', '.join(map(repr, known)) or 'none'}; got {name!r}")
+    technique = known[name]
+    if technique.temperature not in TEMPERATURES:
+        raise TechniqueError(f"adapters knows the temperatures 1 and 50 of a fusion; this one has {technique.temperature}")
+    paths = {ours: theirs for theirs, ours in foreign_paths(model, layout).items()}
+    within = layouts.load(layout or layout_of(model)).prefixes[0] if bare is not model else ""
+    tensors: dict[str, Tensor] = {}
+    for path, part in bare.named_modules():
+        if isinstance(part, AdaptedNorm) and name in part.fusions:
+            at = f"{within}{paths[path].rpartition('.')[0]}.adapter_fusion_layer.{name}"
+            tensors |= {f"{at}.{key}": tensor for key, tensor in part.fusions[name].state_dict().items()}
+    return tensors, {
+        "name": name,
+        "adapter_names": list(technique.names),
+        "config": {
+            "query": technique.query,
+            "key": technique.key,
+            "value": technique.value,
+            "value_before_softmax": technique.value_first,
+            "query_before_ln": technique.query_before_norm,
+            "residual_before": technique.residual_first,
+            "temperature": TEMPERATURES[technique.temperature],
+            "dropout_prob": technique.dropout or None,
+            "value_initialized": True,
+            "regularization": True,
+        },
     }
