@@ -150,6 +150,23 @@ class Journey:
         first, *others = self.x.values()
         return any(other.shape[0] != first.shape[0] for other in others)
 
+    def go(self, schedule: Schedule, *, all_pairs: bool = False) -> None:
+        """The whole schedule, of which "text" and "image" run apart until they first meet where their batches differ.
+
+        There one text is repeated for each picture; ``all_pairs``: every text meets every picture, rows with the pictures running fast.
+        """
+        if not (all_pairs or self.apart):
+            self.run(schedule)
+            return
+        meet = next((i for i, step in enumerate(schedule.steps) if len(step.writes) > 1), len(schedule.steps))
+        self.run(schedule, slice(meet))
+        texts, pictures = self.x["text"].shape[0], self.x["image"].shape[0]
+        which: dict[str, Callable[[Tensor], Tensor]] = {"text": lambda x: x.repeat_interleave(pictures, 0)}
+        if all_pairs:
+            which["image"] = lambda x: x.repeat(texts, *[1] * (x.dim() - 1))
+        self.spread(which)
+        self.run(schedule, slice(meet, None))
+
     def run(self, schedule: Schedule, steps: slice = slice(None)) -> None:
         """Some steps of the schedule."""
         if not self.apart:

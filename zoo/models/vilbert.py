@@ -16,7 +16,7 @@ of the text scales queries and keys of image blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -270,13 +270,7 @@ class ViLBert(VisionLanguageModel):
             ),
         }
         way = Journey(x, of, hidden_states=output_hidden_states, attentions=output_attentions)
-        if all_pairs or way.apart:
-            meet = next((i for i, step in enumerate(self.encoder.steps) if step.part == "both"), len(self.encoder.steps))
-            way.run(self.encoder, slice(meet))  # the streams run apart until they first meet
-            way.spread(pairing(x["text"].shape[0], x["image"].shape[0], all_pairs))
-            way.run(self.encoder, slice(meet, None))
-        else:
-            way.run(self.encoder)
+        way.go(self.encoder, all_pairs=all_pairs)
         text_pooled, image_pooled = self.text_pooler(way.first("text")), self.image_pooler(way.first("image"))  # (batch, co hidden)
         return Streams(
             text=Encoded(way.x["text"], text_pooled, *way.kept("text")),
@@ -302,9 +296,3 @@ class ViLBert(VisionLanguageModel):
         mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
         lengths = None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
         return Padding.of(mask, (rows, length), lengths=lengths, device=encoded.text.last_hidden_state.device)
-
-
-def pairing(texts: int, pictures: int, all_pairs: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """One text for each picture, or every text with every picture, pictures running fast."""
-    every = {"text": lambda x: x.repeat_interleave(pictures, 0), "image": lambda x: x.repeat(texts, *[1] * (x.dim() - 1))}
-    return every if all_pairs else {"text": every["text"]}
