@@ -128,6 +128,7 @@ def test_a_source_is_read_and_written_back(text: str, parsed: Source) -> None:
         "https://#sha256=0",
         "https://h/f#sha256=12",
         "https://h/f#md5=1",
+        "page:http://h/view",
     ],
 )
 def test_a_malformed_source_is_refused_with_the_right_shape(text: str) -> None:

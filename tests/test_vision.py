@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -17,12 +19,12 @@ from tests import oracle, strategies
 from tests.adapters.case import GOLDEN, load_case
 from tests.families import visualbert
 from tests.strategies import Batch, build, family, relative, results
-from zoo import registry
+from zoo import registry, sources
 from zoo.convert import layouts
 from zoo.convert.keymap import Info
 from zoo.convert.readers import open_archive
 from zoo.create import canonical_state
-from zoo.errors import CheckpointError, ConfigError, InputError, TaskError
+from zoo.errors import CheckpointError, ConfigError, FetchError, InputError, TaskError
 from zoo.layers.streams import draw as draw_schedule
 from zoo.layers.streams import interleaved
 from zoo.tasks.base import offers_of_class
@@ -697,6 +699,19 @@ def test_a_checkpoint_goes_through_ours_and_back_bit_by_bit(name):
 
 SYSTEMS = {"visualbert": "visualbert", "mmf-visualbert": "visualbert", "vilbert": "vilbert", "mmf-vilbert": "vilbert", "12-in-1": "vilbert"}
 WEIGHTS = [path for system in SYSTEMS for path in sorted((GOLDEN / system).glob("*/weights.safetensors"))]
+
+
+def test_a_file_that_was_saved_by_hand_takes_the_config_of_its_tag(monkeypatch):
+    case = load_case(GOLDEN / "vilbert" / "beta-task-heads")
+    file, name = case.folder / "weights.safetensors", "vilbert-base.beta-vqa"
+    with pytest.raises(FetchError, match=r"(?s)beta-vqa.*open https://drive.google.com/.* in a browser.*pretrained='path"):
+        zoo.create(name, pretrained=True, task="visual-question-answering")
+    known = dataclasses.replace(sources.record(name), config=case.config)
+    monkeypatch.setattr(sys.modules["zoo.create"], "record_of", lambda asked: {name: known}[asked])
+    model = zoo.create(name, pretrained=file, task="visual-question-answering")
+    assert (model.load_report.layout, model.options["num_labels"]) == ("vilbert-beta", 19)
+    with pytest.raises(ConfigError, match="lacks 'vocab_size'"):
+        zoo.create("vilbert-base", pretrained=file)
 
 
 @pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: "-".join(path.parts[-3:-1]))

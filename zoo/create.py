@@ -98,11 +98,12 @@ def create(
     """Build a registered model, with a head where ``task`` names one.
 
     name: a variant, or a variant and a checkpoint tag after a dot. pretrained: True for the tag's public checkpoint (the variant's default
-    tag where the name has none), or a file, a folder, ``"hub:org/name@revision"``, or tensors by their foreign names. overrides: config
-    fields and the task's options (``num_labels``); on top of loaded weights only those fields that shape no weight. device: may be "meta".
-    dtype: random weights are float32 unless you say, loaded ones come as stored. generator: draws the random weights. techniques: applied
-    in order, see `zoo.apply`. init_from: another family's checkpoint (``"bert-base.google"``, a file or folder) that fills what it can by
-    declared rules; ``model.load_report`` says what stays random.
+    tag where the name has none), or a file, a folder, ``"hub:org/name@revision"``, or tensors by their foreign names; what has no config
+    beside it takes the tag's, where the name has one. overrides: config fields and the task's options (``num_labels``); on top of loaded
+    weights only those fields that shape no weight. device: may be "meta". dtype: random weights are float32 unless you say, loaded ones
+    come as stored. generator: draws the random weights. techniques: applied in order, see `zoo.apply`. init_from: another family's
+    checkpoint (``"bert-base.google"``, a file or folder) that fills what it can by declared rules; ``model.load_report`` says what stays
+    random.
 
     Raises UnknownNameError for a name, tag, task or field that does not exist (with the closest), ConfigError for values that contradict
     each other or the weights, TechniqueError where a technique finds no parts, TaskError where the task does not fit, CheckpointError for
@@ -281,10 +282,14 @@ def _load(source: Any, request: Request) -> Any:
 
 def _load_foreign(source: Any, request: Request) -> Any:
     """A checkpoint in a public layout, through its map."""
-    foreign = foreign_config(source, request.config)
+    foreign, layout = foreign_config(source, request.config), request.layout
     with opened(source) as archive:
         foreign = layouts.own_config(archive) if foreign is None else foreign
-        keymap = layouts.load(request.layout or layouts.recognise(archive, foreign))
+        if foreign is None and request.name and registry.split(request.name)[1]:  # "name.tag": what the catalogue knows of that file
+            record = record_of(request.name)
+            if isinstance(record.config, Mapping):
+                foreign, layout = dict(record.config), layout or record.layout
+        keymap = layouts.load(layout or layouts.recognise(archive, foreign))
         variant = registry.variant(registry.split(request.name)[0]) if request.name else None
         if variant is not None and variant.maps != keymap.family:
             raise CheckpointError(

