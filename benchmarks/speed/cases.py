@@ -6,6 +6,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -29,13 +30,16 @@ class Case:
     regions: tuple[int, int] | None = None  # (regions, feature width)
     peers: bool = False  # also against ONNX Runtime, OpenVINO and CTranslate2
     int8: bool = False
+    num_layers: int | None = None  # fewer than the published model has, where it is too large to time
 
     def write(self, folder: Path) -> None:
         """``folder/zoo`` and, where there is a layout, ``folder/theirs``."""
         if (folder / "zoo").exists():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        given = {"pretrained": True} if self.tag else {"generator": torch.Generator().manual_seed(0)}
+        given: dict[str, Any] = {"pretrained": True} if self.tag else {"generator": torch.Generator().manual_seed(0)}
+        if self.num_layers is not None:
+            given["num_layers"] = self.num_layers
         name = f"{self.name}.{self.tag}" if self.tag else self.name
         zoo.save(zoo.create(name, **given), folder / "zoo")
         if self.layout:
@@ -53,6 +57,8 @@ class Case:
         arrays = {"input_ids": ids % zoo.config(self.name).vocab_size, "attention_mask": mask}
         if self.layout == "hf-xlm":
             arrays["langs"] = numpy.full_like(ids, 4)  # English
+        if self.layout == "hf-mbart":
+            arrays["decoder_input_ids"], arrays["decoder_attention_mask"] = arrays["input_ids"], mask
         if self.regions:
             count, width = self.regions
             generator = numpy.random.default_rng(0)
@@ -76,6 +82,10 @@ CASES = (
     Case("roberta-base", 8, "hf-roberta"),
     Case("xlm-mlm-tlm-xnli15-1024", 8, "hf-xlm"),
     Case("xlm-roberta-base", 8, "hf-xlm-roberta"),
+    Case("xlm-roberta-xl", 8, "hf-xlm-roberta-xl", num_layers=2),
+    Case("ernie-2-base", 8, "hf-ernie"),
+    Case("rembert", 8, "hf-rembert", num_layers=4),
+    Case("mbart-large-cc25", 8, "hf-mbart", num_layers=2),
     Case("visualbert-base", 8, "hf-visualbert", regions=(36, 2048)),
     Case("vilbert-base", 8, None, regions=(37, 2048)),
 )
