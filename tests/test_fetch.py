@@ -421,6 +421,33 @@ def test_sources_are_tried_in_order_and_every_failure_is_named(server: HubServer
     assert (fetch(good) / "model.bin").read_bytes() == CONTENT
 
 
+def test_a_mirror_is_converted_by_its_own_layout_and_config(server: HubServer, tmp_path: Path) -> None:
+    import argparse
+
+    import torch
+
+    import zoo
+    from tests.adapters.case import GOLDEN, load_case
+    from zoo.conversion import converted
+
+    case = load_case(GOLDEN / "xlm-roberta" / "mlm-fairseq-2019")
+    torch.save({"model": case.weights, "args": argparse.Namespace(**case.config)}, tmp_path / "model.pt")
+    server.files["/mirror/model.pt"] = (tmp_path / "model.pt").read_bytes()
+    mirror = f"{server.url}/mirror/model.pt"
+    own = {"layout": "fairseq-roberta", "config": None, "tokenizer": {}, "files": {}}
+    entry = Record(
+        family="roberta",
+        variant="roberta-base",
+        tag="one",
+        sources=(f"{server.url}/gone.safetensors", mirror),
+        layout="hf-roberta",
+        tokenizer={"bpe": "vocab.json", "merges": "merges.txt"},
+        per_source={mirror: own},
+    )
+    model = zoo.load(converted(entry))
+    assert torch.equal(model.embeddings.token.weight, case.weights["decoder.sentence_encoder.embed_tokens.weight"])
+
+
 def test_a_later_source_that_is_here_already_spares_the_earlier(server: HubServer) -> None:
     here = f"{server.url}/files/model.bin"
     first = fetch(entry_for(here, config=None))

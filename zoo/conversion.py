@@ -118,10 +118,20 @@ def locate(source: Any) -> tuple[Any, Record | None]:
     name = str(source)
     if os.sep not in name and (name in records() or registry.split(name)[0] in registry.list_models()):
         record = record_of(name)
-        return fetch(record), record
+        path = fetch(record)
+        return path, narrowed(record, path)
     if os.sep not in name and "." not in name:
         raise unknown("model", name, registry.list_models(), "(and there is no such file or folder)")
     raise CheckpointError(f"{name!r} does not exist; give a file, a folder, a registered name or a source like hub:org/name")
+
+
+def narrowed(record: Record, path: Path) -> Record:
+    """A record as it holds for the source that its files came from: a mirror may have another layout, config or tokenizer."""
+    from zoo.fetch import parse_source, provenance
+
+    entry = provenance(path)
+    came = None if entry is None else next((text for text in record.sources if str(parse_source(text)) == entry.source), None)
+    return record if came is None else record.at(came)
 
 
 def is_remote(source: str) -> bool:
@@ -143,12 +153,9 @@ def record_of(name: str) -> Record:
 
 def recorded_hash(record: Record | None, path: Any) -> str | None:
     """The sha256 on record for the checkpoint that was fetched from one of a record's sources; None where nobody hashed it."""
-    from zoo.fetch import provenance
-
     if record is None or isinstance(path, Mapping):
         return None
-    entry = provenance(Path(path))
-    return record.at(entry.source).sha256 if entry is not None else record.sha256
+    return narrowed(record, Path(path)).sha256
 
 
 def opened(source: Any) -> Any:
@@ -353,6 +360,7 @@ def converted(record: Record) -> Path:
     from zoo.fetch import fetch
 
     folder = fetch(record)
+    record = narrowed(record, folder)
     foreign = foreign_config(folder, record.config)
     with open_archive(folder) as archive:
         foreign = layouts.own_config(archive) if foreign is None else foreign
