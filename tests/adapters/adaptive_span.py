@@ -89,7 +89,8 @@ def renamed(name: str) -> str:
 
 def language_model(case: Case) -> dict[str, Any]:
     c = case.config
-    weights = {k.removeprefix("module."): v for k, v in case.weights.items() if not k.endswith(("mask_template", "adaptive_span_template"))}
+    copies = ("mask_template", ".persistent_memory.adaptive_span.")  # what follows from the config, and the span's second name
+    weights = {k.removeprefix("module."): v for k, v in case.weights.items() if not any(part in k for part in copies)}
     hidden, heads, memory = c["hidden_size"], c["nb_heads"], c.get("pers_mem_size") or 0
     adaptive = any("current_val" in name for name in weights)
     blocks = []
@@ -101,8 +102,10 @@ def language_model(case: Case) -> dict[str, Any]:
     state = {renamed(name): tensor for name, tensor in weights.items()}
     own = model.state_dict()
     model.load_state_dict({name: tensor.reshape(own[name].shape) for name, tensor in state.items()}, strict=True)
-    given = case.inputs["h_cache"]
-    caches = list(given.unbind(0)) if isinstance(given, Tensor) else given
+    if "h_cache" in case.inputs:
+        caches = list(case.inputs["h_cache"].unbind(0))
+    else:  # layers whose caches are not of one length
+        caches = [case.inputs[f"h_cache.{i}"] for i in range(c["nb_layers"])]
     outputs: dict[str, Any] = {}
     with torch.no_grad():
         for turn in (1, 2):

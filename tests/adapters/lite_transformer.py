@@ -47,7 +47,7 @@ def block(c: dict[str, Any], layer: int, weights: dict[str, Any]) -> EncoderBloc
         weighing = LearnedKernel(int(heads), kernel_size, softmax=softmax)
     up, down = None, None
     if c.get("conv_linear", True):
-        up, down = Gated(size_of) if c["encoder_glu"] else nn.Linear(size_of, size_of), nn.Linear(size_of, size_of)
+        up, down = Gated(size_of) if c["encoder_glu"] and kind == "dynamic" else nn.Linear(size_of, size_of), nn.Linear(size_of, size_of)
     convolution = LocalConvolution(size_of, weighing, up, down, bias="attention.convolution.bias" in weights)
     attention = LongShortAttention(Attention(int(attention_size), int(attention_heads)), convolution, int(attention_size))
     made = EncoderBlock(

@@ -18,8 +18,8 @@ OURS = {"topK": "top", "threshold": "threshold", "sigmoied_threshold": "sigmoid-
 
 def masked_linear(case: Case) -> Mapping[str, Any]:
     config = case.config
-    layer: Any = nn.Linear(config["in_features"], config["out_features"])
-    layer.load_state_dict({name: case.weights[name] for name in ("weight", "bias")})
+    layer: Any = nn.Linear(config["in_features"], config["out_features"], bias="bias" in case.weights)
+    layer.load_state_dict({name: case.weights[name] for name in ("weight", "bias") if name in case.weights})
     shape, method = tuple(layer.weight.shape), config["pruning_method"]
     if method == "magnitude":
         extend(layer, Masked)
@@ -38,8 +38,8 @@ def masked_linear(case: Case) -> Mapping[str, Any]:
         "effective_weight": layer.masked_weight(),
         "grad_input": x.grad,
         "grad_weight": layer.weight.grad,
-        "grad_bias": layer.bias.grad,
     }
+    found |= {} if layer.bias is None else {"grad_bias": layer.bias.grad}
     return found if method == "magnitude" else {**found, "grad_mask_scores": layer.gate.scores.grad}
 
 

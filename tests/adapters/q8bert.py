@@ -46,7 +46,9 @@ def linear(case: Case) -> Mapping[str, Any]:
     layer.eval()
     outputs |= {"quantized_weight": codes, "weight_scale": 1 / weight_step[0]}
     if config["mode"] == "ema":  # the integers that run, which training must agree with
-        outputs |= {"eval_out": int8_of(made)(x), "bias_scale": 1 / made.bias_step(x).reshape(1), "quantized_bias": made.bias_codes(x)}
+        outputs["eval_out"] = int8_of(made)(x)
+        if layer.bias is not None:
+            outputs |= {"bias_scale": 1 / made.bias_step(x).reshape(1), "quantized_bias": made.bias_codes(x)}
         assert torch.allclose(outputs["eval_out"], layer(x), atol=1e-5)
     else:
         outputs["eval_out"] = layer(x)
@@ -55,7 +57,7 @@ def linear(case: Case) -> Mapping[str, Any]:
 
 def embedding(case: Case) -> Mapping[str, Any]:
     config = case.config
-    table = nn.Embedding(config["num_embeddings"], config["embedding_dim"])
+    table = nn.Embedding(config["num_embeddings"], config["embedding_dim"], config.get("padding_idx"))
     table.load_state_dict({"weight": case.weights["weight"]})
     technique(config).on_embedding(table)
     made: Any = table.train()

@@ -79,8 +79,8 @@ def hugging_face(case: Case, layout: str | None = None) -> Mapping[str, Any]:
     with torch.no_grad():
         result = model(**given, output_hidden_states=True, output_attentions=True)
     real = real_of(case)
-    if real is not None and real.dim() == 3:  # multiple choice: (batch, choices, length)
-        real = real.flatten(0, 1)
+    if task == "multiple-choice" and "attention_mask" in case.inputs:  # (batch, choices, length): each choice is a row
+        real = case.inputs["attention_mask"].bool().flatten(0, 1)
     if task is None:
         return encoded_outputs(result, real)
     outputs = encoded_outputs(result.encoded, real)

@@ -41,11 +41,12 @@ def nearest(x: Tensor) -> Tensor:
 def symmetric_codes(x: Tensor, step: Tensor, bits: int) -> Tensor:
     """``round(x / step)`` in -n .. n - 1 with n = 2^(bits - 1) - 1: one less at the top, as the published code cuts it."""
     most = 2 ** (bits - 1) - 1
-    codes = nearest(x / step)
+    codes = nearest(1 / step * x)
     return straight_through(codes, codes.detach().clamp(-most, most - 1))
 
 
 UNKNOWN = 8.0
+EDGE = 1e-5  # the published code's ranges start this wide and the first call's is added
 
 
 class QuantAct(nn.Module):
@@ -73,9 +74,9 @@ class QuantAct(nn.Module):
         """The step of the range; ``unknown``: where it ends as long as none is known."""
         if self.training:
             with torch.no_grad():
-                for known, now in zip((self.low, self.high), x.detach().aminmax(), strict=True):
+                for known, now, edge in zip((self.low, self.high), x.detach().aminmax(), (-EDGE, EDGE), strict=True):
                     now = now.to(known.dtype)
-                    known.copy_(torch.where(self.step == 0, now, self.momentum * known + (1 - self.momentum) * now))
+                    known.copy_(torch.where(self.step == 0, now + edge, self.momentum * known + (1 - self.momentum) * now))
                 self.step.add_(1)
         seen = torch.maximum(self.low.abs(), self.high.abs()).to(x.dtype)
         largest = torch.where(self.step > 0, seen, unknown)
@@ -114,20 +115,22 @@ def fixed_point(x: Tensor, step: Tensor, new: Tensor) -> Tensor:
     return straight_through(x / new, codes)
 
 
-def int_linear(x: Tensor, step: Tensor, weight: Tensor, bias: Tensor | None, bits: int = 8, bias_bits: int = 32) -> tuple[Tensor, Tensor]:
-    """Integer weights (a step for each output) times integer inputs, plus an integer bias -> (values, step of each output)."""
+def int_linear(
+    x: Tensor, step: Tensor, weight: Tensor, bias: Tensor | None, bits: int = 8, bias_bits: int = 32, *, per_output: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Integer weights (a step for each output, or one for all) times integer inputs, plus an integer bias -> (values, their steps)."""
     most = 2 ** (bits - 1) - 1
-    low, high = weight.detach().aminmax(dim=1)
+    low, high = (weight.detach() if per_output else weight.detach().reshape(1, -1)).aminmax(dim=1)
     own = torch.maximum(low.abs(), high.abs()).clamp(min=1e-8) / most
     codes = symmetric_codes(weight, own[:, None], bits)
     joint = own * step
     whole = None if bias is None else symmetric_codes(bias.double(), joint.double(), bias_bits).to(bias.dtype)
-    return F.linear(nearest(x / step), codes, whole) * joint, joint
+    return F.linear(x / step, codes, whole) * joint, joint
 
 
 def int_gelu(x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """(values, step) -> GELU of them, with a negative step: the polynomial's a is negative."""
-    codes, scaled = nearest(x / step), step / ROOT_TWO
+    codes, scaled = x / step, step / ROOT_TWO
     b, c = torch.floor(ERF_B / scaled), torch.floor(1 / ERF_A / scaled.square())
     inner = torch.minimum(codes.abs(), -b) + b
     erf = floor(torch.sign(codes) * (inner.square() + c) / 2**ERF_SHIFT)
@@ -151,7 +154,7 @@ def int_softmax(x: Tensor, step: Tensor, act: QuantAct, bits: int = 8, allowed: 
     """(values, step) -> probabilities in ``bits``, which are rounded down, and their step. act: narrows the exponentials, to 16 bits as
     published. allowed: who counts, bool.
     """
-    codes = nearest(x / step)
+    codes = x / step
     if allowed is not None:
         codes = codes.masked_fill(~allowed, -torch.inf)
     codes = codes - codes.detach().amax(-1, keepdim=True).clamp(min=-torch.finfo(x.dtype).max)
@@ -165,7 +168,7 @@ def int_softmax(x: Tensor, step: Tensor, act: QuantAct, bits: int = 8, allowed: 
 
 def int_layer_norm(x: Tensor, step: Tensor, weight: Tensor, bias: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """(values, step) -> the norm over the last axis, and its step for each element. ``shift``: bits dropped before squaring."""
-    codes = nearest(x / step)
+    codes = x / step
     codes = codes - nearest(codes.mean(-1, keepdim=True))
     total = floor(codes / 2**shift).square().sum(-1, keepdim=True)
     deviation = floor(total.sqrt()) * 2**shift
