@@ -320,7 +320,7 @@ def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     base: dict[str, Tensor] = {}
     adapter: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        if key.startswith(("prompt_tuning.", "shared_parameters.")) or ".prefix_tuning.pool." in key:
+        if re.match(r"(\w+\.)?(prompt_tuning|shared_parameters)\.", key) or ".prefix_tuning.pool." in key:
             continue  # views of other tensors
         mine = ADAPTER_TENSOR.fullmatch(key) or "invertible_adapters." in key or "prefix_tuning." in key or ".prefix_gates." in key
         (adapter if mine else base)[key] = tensor
