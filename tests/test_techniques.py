@@ -421,6 +421,7 @@ PAPERS_IA3 = zoo.IA3(name="a", roles=("attention-key", "attention-value"), input
 TO_PEFT = {
     "lora": [zoo.LoRA(name="a", rank=3, alpha=7), zoo.LoRA(name="b", rank=2)],
     "dora": [zoo.LoRA(name="a", rank=3, alpha=7, dora=True, rank_stabilized=True)],
+    "a bias of B": [zoo.LoRA(name="a", rank=3, bias=True)],
     "ia3": [zoo.IA3(name="a"), zoo.LoRA(name="b")],
     "the paper's ia3": [PAPERS_IA3, zoo.IA3(name="b")],
     "prefix": [zoo.PrefixTuning(name="a", length=2, bottleneck=None, shift_positions=True)],
@@ -469,6 +470,19 @@ def test_what_peft_saved_is_written_again_as_it_was():
     assert config["peft_type"] == "IA3"
     assert all(path.endswith("output.dense") for path in config["feedforward_modules"])
     assert set(config["feedforward_modules"]) < set(config["target_modules"])
+
+
+def test_the_biases_that_peft_trained_along_are_read():
+    model = bert()
+    zoo.apply(model, zoo.LoRA(rank=2, roles=("attention-query",)), generator=seeded())
+    from zoo.techniques.write_peft import to_peft
+
+    tensors, config = to_peft(model)
+    bias = torch.arange(8.0, dtype=torch.float64)
+    at = "base_model.model.encoder.layer.1.attention.self.query"
+    other = bert()
+    foreign.load_adapter(other, {**tensors, f"{at}.base_layer.bias": bias}, {**config, "bias": "lora_only"})
+    assert torch.equal(other.encoder.blocks[1].attention.query.bias, bias)
 
 
 def test_what_means_something_else_in_peft_is_refused(tmp_path):

@@ -244,11 +244,11 @@ def from_peft(
     scales: dict[str, Tensor] = {}
     with torch.no_grad():
         for key, tensor in tensors.items():
-            plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.")
+            plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.").replace(".base_layer.", ".")
             if scaled := re.fullmatch(r"(.+)\.ia3_l(?:\.[^.]+)?", plain):
                 scales[_part_of(scaled[1], paths, keymap.prefixes)] = tensor
                 continue
-            match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.[^.]+)?(?:\.(weight|bias))?", plain)
+            match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(weight|bias))?", plain)
             if match and (match[3] != "bias" or match[2] == "lora_B"):
                 found.setdefault(match[1], {})[match[2] + ("_bias" if match[3] == "bias" else "")] = tensor
             elif match or ".lora_" in plain:

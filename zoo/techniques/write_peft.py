@@ -82,10 +82,10 @@ def _heads(model: nn.Module, layout: str | None) -> dict[str, Tensor]:
 def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
     """Ranks and scales that are not the first's go into ``rank_pattern`` and ``alpha_pattern``."""
     first = found[0]
-    if any(t.bias or t.dora_whole for t in found):
-        raise TechniqueError(
-            "peft has no place for a bias of B as it is saved here, nor for the DoRA of adapters; save it with library='zoo'"
-        )
+    if any(t.dora_whole for t in found):
+        raise TechniqueError("peft has no place for the DoRA of adapters; save it with library='zoo'")
+    if len({t.bias for t in found}) > 1:
+        raise TechniqueError(f"some updates named {first.name!r} have a bias of B and some have none; peft has one word for all")
     tensors: dict[str, Tensor] = {}
     targets: dict[str, None] = {}
     ranks: dict[str, int] = {}
@@ -98,6 +98,8 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
         alpha = part.scale * (rank**0.5 if first.rank_stabilized else rank)
         tensors[f"{theirs}.lora_A.weight"] = part.down.detach()
         tensors[f"{theirs}.lora_B.weight"] = part.up.detach()
+        if part.up_bias is not None:
+            tensors[f"{theirs}.lora_B.bias"] = part.up_bias.detach()
         if part.magnitude is not None:
             tensors[f"{theirs}.lora_magnitude_vector"] = part.magnitude.detach()
         targets[theirs] = None
@@ -113,6 +115,7 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
         "target_modules": list(targets),
         "use_rslora": first.rank_stabilized,
         "use_dora": first.dora,
+        "lora_bias": first.bias,
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "bias": "none",
