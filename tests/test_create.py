@@ -218,6 +218,10 @@ def test_another_familys_checkpoint_starts_what_it_can_and_the_report_says_what_
     assert {name.split(".")[0] for name in report.random} == {"image_embeddings", "encoder", "text_pooler", "image_pooler"}
     assert not [name for name in report.random if name.startswith("encoder.text")]
     assert report.left_out["pooler.dense.weight"] == "a ViLBERT pools its text to another width"
+    joint = zoo.create("visualbert-base", init_from=tmp_path / "bert", **{**TINY, "visual_size": 6})
+    assert torch.equal(joint.embeddings.visual_position.weight, bert.model.embeddings.position.weight)
+    assert torch.equal(joint.embeddings.visual_segment.weight, bert.model.embeddings.segment.weight)
+    assert joint.load_report.random == ("embeddings.visual_projection.weight", "embeddings.visual_projection.bias")
     with pytest.raises(CheckpointError, match=r"token.weight is \(40, 8\) there"):
         zoo.create("vilbert-base", init_from=tmp_path / "bert", **{**sizes, "vocab_size": 41})
     with pytest.raises(UnknownNameError, match="family to start albert-base from 'bert'"):

@@ -16,6 +16,7 @@ from tests.maps import ALBERT, BERT, CONFIGS, canonical, drawn, equal
 from zoo.convert import layouts
 from zoo.convert.engine import DictArchive
 from zoo.convert.keymap import Info, KeyMap
+from zoo.convert.ops import Copies
 from zoo.convert.templates import Condition, Template
 from zoo.errors import CheckpointError, ConfigError, MapError, UnknownNameError
 
@@ -214,6 +215,8 @@ OPERATIONS = {
     "join": ({"j": {"from": ["x", "y"], "to": "b", "op": "join", "axis": 1}}, {"x": W[:, :2], "y": W[:, 2:]}, {"b": W}),
     "join, then transpose": ({"j": {"from": ["x", "y"], "to": "b", "op": ["join", "transpose"]}}, {"x": W[:3], "y": W[3:]}, {"b": W.T}),
     "stack": ({"s": {"from": ["x", "y"], "to": "b", "op": "stack", "axis": 1}}, {"x": W[0], "y": W[1]}, {"b": W[:2].T}),
+    "copies": ({"a": {"to": ["x", "y"], "op": "copies"}}, {"a": W}, {"x": W, "y": W}),
+    "same": ({"s": {"from": ["x", "y"], "to": "b", "op": "same"}}, {"x": W, "y": W}, {"b": W}),
     "unstack": ({"a": {"to": ["x", "y"], "op": "unstack"}}, {"a": W[:2]}, {"x": W[0], "y": W[1]}),
     "stack over a number": (
         {"e.{i}.x{e}": {"to": "b.{i}", "op": "stack", "over": "e"}},
@@ -281,8 +284,14 @@ def test_what_rows_throw_away_is_told():
     assert a_map(rules=rules).forward(infos(theirs), {}).losses == {"b": "padding rows"}
 
 
+def test_tensors_that_must_be_copies_of_one_are_held_against_each_other():
+    with pytest.raises(CheckpointError, match="2 tensors that must be copies of one differ"):
+        Copies(2).inverse().run([torch.zeros(3), torch.ones(3)])
+
+
 MISFITS = {
     "split that does not divide": ("equal split", {"a": torch.zeros(7, 4)}, "does not fit"),
+    "copies of two sizes": ("same", {"x": torch.zeros(3), "y": torch.ones(4)}, "same needs equal shapes"),
     "transpose of a vector": ("transpose", {"a": torch.zeros(7)}, "needs 2 axes"),
     "join that lacks a piece": ("join", {"x": W}, "needs 'y' beside 'x'"),
     "join of unequal pieces": ("join", {"x": W, "y": W[:, :1]}, "needs lengths"),

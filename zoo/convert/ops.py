@@ -228,6 +228,52 @@ class Unstack(Op):
 
 
 @dataclass(frozen=True)
+class Copies(Op):
+    """One tensor under each of several names."""
+
+    count: int = 0
+    name: ClassVar[str] = "copies"
+    fan: ClassVar[str] = "out"
+
+    def counted(self, count: int) -> Op:
+        return replace(self, count=count)
+
+    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [_only(shapes)] * self.count
+
+    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [tensors[0]] * self.count
+
+    def inverse(self) -> Op:
+        return Same(self.count)
+
+
+@dataclass(frozen=True)
+class Same(Op):
+    """Several tensors that are one and the same into one."""
+
+    count: int = 0
+    name: ClassVar[str] = "same"
+    fan: ClassVar[str] = "in"
+
+    def counted(self, count: int) -> Op:
+        return replace(self, count=count)
+
+    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        if any(shape != shapes[0] for shape in shapes):
+            raise CheckpointError(f"same needs equal shapes, got {list(shapes)}")
+        return [shapes[0]]
+
+    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        if any(not torch.equal(tensor, tensors[0]) for tensor in tensors):
+            raise CheckpointError(f"{len(tensors)} tensors that must be copies of one differ")
+        return [tensors[0]]
+
+    def inverse(self) -> Op:
+        return Copies(self.count)
+
+
+@dataclass(frozen=True)
 class Pad(Op):
     """Rows of ``fill`` put before and after."""
 
@@ -378,6 +424,8 @@ _FIELDS: Mapping[str, tuple[type[Op], Mapping[str, str], tuple[str, ...]]] = {
     "join": (Join, {"axis": "axis", "sizes": "sizes", "parts": "parts"}, ()),
     "stack": (Stack, {"axis": "axis"}, ()),
     "unstack": (Unstack, {"axis": "axis"}, ()),
+    "copies": (Copies, {}, ()),
+    "same": (Same, {}, ()),
     "rows": (Rows, {"before": "before", "after": "after", "axis": "axis", "fill": "fill", "lost": "loss"}, ("lost",)),
     "pad": (Pad, {"before": "before", "after": "after", "axis": "axis", "fill": "fill"}, ()),
     "cast": (Cast, {"to": "to", "from": "back", "lost": "loss"}, ("to", "from")),
