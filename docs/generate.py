@@ -61,10 +61,13 @@ def checkpoints(variants: list[registry.Variant]) -> str:
             if record is None:
                 continue
             seen = "map proven, bytes never seen" if record.unverified else "bytes hashed"
-            rows.append(
-                [f"`{v.name}.{tag}`", "<br>".join(f"`{s}`" for s in record.sources), f"`{record.layout}`", record.licence or "", seen]
-            )
-    return table(["tag", "sources, in order", "layout", "licence", "proof"], rows) if rows else "No public checkpoint is known.\n"
+            sources = "<br>".join(f"`{s}`" for s in record.sources)
+            rows.append([f"`{v.name}.{tag}`", sources, f"`{record.layout}`", record.licence or "", seen, record.detector or ""])
+    if not rows:
+        return "No public checkpoint is known.\n"
+    columns = ["tag", "sources, in order", "layout", "licence", "proof", "features"]
+    shown = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
+    return table(columns[:shown], [row[:shown] for row in rows])
 
 
 def tasks(variants: list[registry.Variant]) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
 from tests import oracle, strategies
@@ -25,8 +25,11 @@ from zoo.convert.keymap import Info
 from zoo.convert.readers import open_archive
 from zoo.create import canonical_state
 from zoo.errors import CheckpointError, ConfigError, FetchError, InputError, TaskError
+from zoo.layers import Attention, Padding, Schedule, bert_block, interleaved
+from zoo.layers.masks import between
+from zoo.layers.streams import Journey
 from zoo.layers.streams import draw as draw_schedule
-from zoo.layers.streams import interleaved
+from zoo.regions import DETECTORS
 from zoo.tasks.base import offers_of_class
 from zoo.tasks.catalogue import TASKS, offers_of, spec_for
 
@@ -549,6 +552,43 @@ def test_a_connection_is_the_formula_written_out():
     agree(out.image.hidden_states[1], wanted[1], "image")
 
 
+class SharedCross(nn.Module):
+    """LXMERT's cross layer: one attention serves both directions, then each stream runs a block of its own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.cross, self.norm = Attention(size, 2), nn.LayerNorm(size)
+        self.text, self.image = bert_block(size, 2, 5), bert_block(size, 2, 5)
+
+    def forward(self, text: Tensor, image: Tensor, words: Padding, regions: Padding, trace: Any = None) -> tuple[Tensor, Tensor]:
+        new_text = self.norm(text + self.cross(text, image, image, between(words, regions), None, trace))
+        new_image = self.norm(image + self.cross(image, text, text, between(regions, words), None, trace))
+        return self.text(new_text, words.mask, None), self.image(new_image, regions.mask, None)
+
+
+def test_a_new_wiring_of_two_streams_is_a_block_of_its_own_and_runs_packed():
+    torch.manual_seed(0)
+    parts = {"text": [bert_block(4, 2, 5)], "image": [], "both": [SharedCross(4)]}
+    schedule = Schedule({name: blocks for name, blocks in parts.items() if blocks}, interleaved(1, 0, (1,), (0,))).double()
+    x = {name: torch.randn(4, length, 4, dtype=torch.float64) for name, length in (("text", 6), ("image", 3))}
+    made = []
+    for pack in (True, False):
+        of = {name: Padding.of(mask, x[name].shape[:2], pack=pack) for name, mask in zip(x, REAL_FIRST.values(), strict=True)}
+        way = Journey(x, of, hidden_states=False, attentions=False)
+        way.go(schedule)
+        made.append(way.x)
+    text, image = made[0]["text"], made[0]["image"]
+    agree(text, made[1]["text"], "text")
+    agree(image, made[1]["image"], "image")
+    longer = {name: value.clone() for name, value in x.items()}
+    longer["image"][1, 1:] += 1  # padding of row 1
+    longer["image"][0, 0] += 1
+    way = Journey(longer, of, hidden_states=False, attentions=False)
+    way.go(schedule)
+    assert relative(way.x["text"][0], text[0]) > 1e-3, "the text sees its picture"
+    agree(way.x["text"][1:], text[1:], "the others")
+
+
 def test_the_published_schedule_is_the_papers():
     steps = [str(step) for step in zoo.config("vilbert-base").schedule]
     assert steps[:6] == [f"text {i}" for i in range(6)]
@@ -699,6 +739,14 @@ def test_a_checkpoint_goes_through_ours_and_back_bit_by_bit(name):
 
 SYSTEMS = {"visualbert": "visualbert", "mmf-visualbert": "visualbert", "vilbert": "vilbert", "mmf-vilbert": "vilbert", "12-in-1": "vilbert"}
 WEIGHTS = [path for system in SYSTEMS for path in sorted((GOLDEN / system).glob("*/weights.safetensors"))]
+
+
+def test_a_checkpoint_says_whose_features_it_was_trained_on_and_they_are_as_wide_as_it_reads():
+    said = {name: record.detector for name, record in sources.records().items() if record.detector}
+    assert {said["vilbert-base.beta"], said["vilbert-base-12-in-1.multi-task"]} == {"bottom-up-attention", "x152"}
+    for name, detector in said.items():
+        assert DETECTORS[detector].width == zoo.config(name.split(".")[0]).visual_size, name
+    assert zoo.info("visualbert-base-vcr")["checkpoints"]["vcr"]["features"] == "resnet50-vcr (512 wide, RGB, boxes xyxy)"
 
 
 def test_a_file_that_was_saved_by_hand_takes_the_config_of_its_tag(monkeypatch):

@@ -125,6 +125,12 @@ def info(name: str, as_json: Json = False) -> None:
             for tag, c in found["checkpoints"].items()
         ]
         _table("checkpoints", ["tag", "sources, in order", "layout", "licence", "proof"], rows)
+        by_features: dict[str, list[str]] = {}
+        for tag, c in found["checkpoints"].items():
+            by_features.setdefault(c["features"], []).append(tag)
+        for features, tags in by_features.items():
+            if features:
+                print(f"trained on features of {features}: {', '.join(tags)}")
 
 
 @app.command()

@@ -37,6 +37,7 @@ def info(name: str) -> dict[str, Any]:
             "layout": record.layout if record else None,
             "licence": record.licence if record else None,
             "verified": "no public source" if record is None else "map proven, bytes never seen" if record.unverified else "bytes hashed",
+            "features": features_of(record.detector) if record and record.detector else None,
             "notes": " ".join(filter(None, (record.notes if record else "", variant.tags[each].notes if each in variant.tags else ""))),
         }
     return {
@@ -104,6 +105,14 @@ def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str |
             "problems": list(plan.problems),
             "licence": licence_of(archive.sha256() if archive.path.is_file() and archive.path.stat().st_size < HASHED_BELOW else None),
         }
+
+
+def features_of(detector: str) -> str:
+    """A detector's name, and what its features and boxes are like."""
+    from zoo.regions import DETECTORS
+
+    about = DETECTORS[detector]
+    return f"{detector} ({about.width} wide, {about.channels}, boxes {about.box})"
 
 
 HASHED_BELOW = 200 << 20  # bytes: larger files are not read through just to look for a licence

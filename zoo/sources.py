@@ -50,6 +50,7 @@ class Record:
     sha256: str | None = None
     archive_sha256: str | None = None
     task: str | None = None
+    detector: str | None = None  # whose region features it was trained on, a name of `zoo.regions.DETECTORS`
     notes: str = ""
     per_source: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -86,6 +87,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "sha256": (str,),
     "archive_sha256": (str,),
     "task": (str,),
+    "detector": (str,),
     "notes": (str,),
 }
 PER_SOURCE = ("layout", "format", "config", "tokenizer", "files", "optional", "sha256", "archive_sha256", "bytes", "unverified")
