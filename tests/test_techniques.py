@@ -278,6 +278,25 @@ def test_in_parallel_each_part_of_a_batch_has_its_own_adapter(family, tmp_path):
     assert same(run(model, family), alone["a"])
 
 
+def test_an_average_may_be_weighted():
+    model = bert()
+    zoo.apply(model, zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=4.0), generator=seeded())
+    randomised(model, 3)
+    found = {}
+    for names, weights in ((("a", "b"), ()), (("a", "b"), (0.5, 0.5)), (("b", "a"), (0.0, 1.0)), (("a", "b"), (0.75, 0.25))):
+        zoo.apply(model, zoo.ActiveAdapters(names=names, how="average", weights=weights))
+        found[names, weights] = run(model)
+    even, halves, one, other = found.values()
+    assert same(even, halves)
+    assert not same(even, other)
+    zoo.apply(model, zoo.ActiveAdapters(names=("a",)))
+    assert same(run(model), one)
+    with pytest.raises(ConfigError, match="one for each of 2 names"):
+        zoo.ActiveAdapters(names=("a", "b"), how="average", weights=(1.0,))
+    with pytest.raises(ConfigError, match="how='stack'"):
+        zoo.ActiveAdapters(names=("a",), weights=(1.0,))
+
+
 def test_parallel_adapters_need_their_names():
     with pytest.raises(ConfigError, match="one part for each"):
         zoo.ActiveAdapters(how="parallel")
@@ -571,7 +590,7 @@ def test_the_fusion_that_adapters_saved_is_written_again_as_it_was():
     from zoo.techniques.write_adapters import fusion_to_adapters
 
     case = load_case(GOLDEN / "bottleneck-adapters" / "pfeiffer-fusion")
-    tensors, config = fusion_to_adapters(with_adapters(case), "a,b", "hf-bert")
+    tensors, config = fusion_to_adapters(with_adapters(case)[0], "a,b", "hf-bert")
     stored = {key: tensor for key, tensor in case.weights.items() if ".adapter_fusion_layer." in key}
     assert tensors.keys() == stored.keys()
     assert all(torch.equal(tensors[key], stored[key]) for key in stored)
@@ -587,7 +606,7 @@ def test_what_adapters_saved_is_written_again_as_it_was(case):
     loaded = load_case(GOLDEN / "bottleneck-adapters" / case)
     stored = foreign.split_adapters(loaded.weights)[1]
     name = next(iter(loaded.config["adapters"]))
-    tensors, config = to_adapters(with_adapters(loaded), name, "hf-bert")
+    tensors, config = to_adapters(with_adapters(loaded)[0], name, "hf-bert")
     mine = {key: tensor for key, tensor in stored.items() if f".{name}." in key}
     assert tensors.keys() == mine.keys()
     assert all(torch.equal(tensors[key], mine[key]) for key in mine)
@@ -603,7 +622,7 @@ def test_the_prefix_that_adapters_saved_is_written_again_as_it_was():
     from zoo.techniques.write_adapters import to_adapters
 
     case = load_case(GOLDEN / "prefix-tuning" / "adapters-mlp")
-    tensors, config = to_adapters(with_adapters(case), "a", "hf-bert")
+    tensors, config = to_adapters(with_adapters(case)[0], "a", "hf-bert")
     stored = {key: tensor for key, tensor in case.weights.items() if key.startswith("prefix_tuning.")}
     assert tensors.keys() == stored.keys()
     assert all(torch.equal(tensors[key], stored[key]) for key in stored)

@@ -78,7 +78,9 @@ def with_adapters(case: Case) -> tuple[Any, int]:
     if any(isinstance(technique, LoRA) for technique in foreign.bare_model(model).techniques):
         switch(model, names)
     else:
-        zoo.apply(model, zoo.ActiveAdapters(names=names, how=kind.lower() if inside else "stack"))
+        how = {"BatchSplit": "parallel"}.get(kind, kind.lower() if inside else "stack")
+        halved = (len(names) ** -2,) * len(names) if how == "average" else ()  # the library takes the mean of what it weighs by 1/n already
+        zoo.apply(model, zoo.ActiveAdapters(names=names, how=how, weights=halved))
     return model, len(names) if kind == "Parallel" else 1
 
 

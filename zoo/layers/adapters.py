@@ -176,7 +176,8 @@ class AdapterFusion(nn.Module):
 
 
 class AdaptedNorm(JoiningNorm, Extension):
-    """A norm with adapters at its residual. ``active``: the adapters that act; ``how``: "stack", "average", "fuse" or "parallel".
+    """A norm with adapters at its residual. ``active``: the adapters that act; ``how``: "stack", "average", "fuse" or "parallel";
+    ``weights``: of the adapters in an average, by name; none = all alike.
 
     In parallel each adapter has its own part of the batch, as large as the others', in order; one that is not here leaves its part alone.
     """
@@ -185,6 +186,7 @@ class AdaptedNorm(JoiningNorm, Extension):
     fusions: nn.ModuleDict
     active: tuple[str, ...]
     how: str
+    weights: dict[str, float]
 
     def post_norm(self, x: Tensor, result: Tensor) -> Tensor:
         return self.join(x, result, before=False)
@@ -214,7 +216,7 @@ class AdaptedNorm(JoiningNorm, Extension):
                 out = adapter(read, own)
         elif self.how == "average":
             read, own = self.reads(first, x, result, before)
-            out = torch.stack([self.adapter(name)(read, own) for name in active]).mean(0)
+            out = torch.stack([self.adapter(name)(read, own) * self.weights.get(name, 1 / len(active)) for name in active]).sum(0)
         else:
             fusion = self.fusions[",".join(active)]
             assert isinstance(fusion, AdapterFusion)

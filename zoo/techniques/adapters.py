@@ -90,7 +90,7 @@ class BottleneckAdapter(PlacedTechnique):
             adapter = fresh(self.adapter(weight.numel()), weight, model.config.initializer_range, generator)
             adapter.train(norm.training)
             if extend(norm, layers.AdaptedNorm):
-                norm.adapters, norm.fusions, norm.active, norm.how = nn.ModuleDict(), nn.ModuleDict(), (), "stack"
+                norm.adapters, norm.fusions, norm.active, norm.how, norm.weights = nn.ModuleDict(), nn.ModuleDict(), (), "stack", {}
             norm.adapters[self.name] = adapter
             norm.active, norm.how = ((*norm.active, self.name) if norm.how == "stack" else (self.name,)), "stack"
         return None
@@ -122,7 +122,8 @@ def norm_weight(site: Site) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ActiveAdapters(PlacedTechnique):
-    """Which adapters act, in this order: one after the other ("stack") or their mean ("average"). Those that are not named rest.
+    """Which adapters act, in this order: one after the other ("stack") or their mean ("average"; ``Σ w_i A_i`` with ``weights``, one for
+    each name). Those that are not named rest.
 
     The switch from batch to batch: ``zoo.apply(model, zoo.ActiveAdapters(names=("german",)))``. Inside of a batch: "parallel", where the
     batch holds one equal part for each name, in order; `repeated` makes such a batch of one that all of them are to see.
@@ -132,8 +133,11 @@ class ActiveAdapters(PlacedTechnique):
 
     names: tuple[str, ...] = ()
     how: str = "stack"
+    weights: tuple[float, ...] = ()
 
     def check(self) -> None:
+        if self.weights and (self.how != "average" or len(self.weights) != len(self.names)):
+            raise ConfigError(f"weights={self.weights} are for an average, one for each of {len(self.names)} names; got how={self.how!r}")
         check_choice("composition", self.how, ("stack", "average", "parallel"))
         if self.how == "parallel" and not self.names:
             raise ConfigError("parallel adapters need their names: the batch has one part for each")
@@ -157,6 +161,7 @@ class ActiveAdapters(PlacedTechnique):
         for site, names in adapted(self, model, self.names):
             norm: Any = site.module
             norm.active, norm.how = self.names if self.how == "parallel" else names, self.how
+            norm.weights = dict(zip(self.names, self.weights, strict=True)) if self.weights else {}
         whole: Any = model
         parallel = any(isinstance(part, layers.AdaptedNorm) and part.how == "parallel" for part in model.modules())
         if parallel:
