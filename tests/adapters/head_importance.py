@@ -64,7 +64,10 @@ def michel(case: Case) -> Mapping[str, Any]:
 def bertology(case: Case) -> Mapping[str, Any]:
     model = loaded(case, "sequence-classification")
     found: dict[str, Any] = {}
-    for suffix, mask in (("", None), ("_masked", {path_of(n): row for n, row in enumerate(case.inputs["head_mask"])})):
+    masks: dict[str, dict[str, Tensor] | None] = {"": None}
+    if "head_mask" in case.inputs:
+        masks["_masked"] = {path_of(n): row for n, row in enumerate(case.inputs["head_mask"])}
+    for suffix, mask in masks.items():
         scores = head_importance(
             model,
             batches(case, {name: name for name in ("input_ids", "attention_mask", "token_type_ids", "labels")}),
