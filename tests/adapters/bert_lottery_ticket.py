@@ -44,4 +44,4 @@ def rounds(case: Case) -> Mapping[str, Any]:
     return found
 
 
-ADAPTERS: dict[str, Adapter] = {"LT_glue.pruning_model": rounds}
+ADAPTERS: dict[str, Adapter] = {"pruning_model": rounds, "global-l1": rounds}

@@ -14,8 +14,9 @@ from zoo.techniques.hessian import hessian_trace, top_eigenvalues
 
 
 def eigenvalues(case: Case) -> Mapping[str, Any]:
-    sizes = case.weights["0.weight"].shape[1], case.weights["0.weight"].shape[0], case.weights["2.weight"].shape[0]
-    network = nn.Sequential(nn.Linear(sizes[0], sizes[1]), nn.Tanh(), nn.Linear(sizes[1], sizes[2])).double()
+    matrices = [case.weights[name] for name in sorted(case.weights, key=lambda name: int(name.split(".")[0])) if name.endswith("weight")]
+    layers = [part for matrix in matrices for part in (nn.Linear(matrix.shape[1], matrix.shape[0]), nn.Tanh())]
+    network = nn.Sequential(*layers[:-1]).double()
     network.load_state_dict(case.weights)
     loss = F.cross_entropy(network(case.inputs["x"].double()), case.inputs["targets"])
     parameters = list(network.parameters())
