@@ -18,6 +18,7 @@ import zoo
 from tests import strategies
 from tests.matrix import check_cell, run, same, seeded
 from tests.strategies import build, randomised, relative, small_batch, small_config, states
+from zoo.convert.readers import open_archive
 from zoo.errors import CheckpointError, ConfigError, InputError, TechniqueError, UnknownNameError
 from zoo.layers import Mask, causal, flex
 from zoo.layers.adapters import Coupling
@@ -565,6 +566,48 @@ def test_an_adapter_travels_to_the_library_adapters_and_back(wiring, family, tmp
     with pytest.raises(TechniqueError, match="which are a, other"):
         foreign.save_adapter(model, tmp_path / "none", library="adapters")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "places"),
+    [
+        ("distilbert", "houlsby", {"attention_adapters": 2, "output_adapters": 2}),
+        ("mbart", "houlsby", {"attention_adapters": 4, "output_adapters": 4}),
+        ("electra", "houlsby", {"output": 4}),
+        ("albert", "pfeiffer", {"output_adapters": 1}),
+    ],
+)
+def test_adapters_stand_where_the_library_has_them_in_other_families(family, kind, places, tmp_path):
+    fields = {"num_groups": 1, "num_inner_blocks": 1} if family == "albert" else {}
+    config = small_config(family, **fields)
+    model = build(family, config, seed=3)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    zoo.apply(model, zoo.BottleneckAdapter(name="a", kind=kind, reduction=2.0), generator=seeded())
+    randomised(model, 7)
+    model.load_state_dict({**model.state_dict(), **base})
+    folder = foreign.save_adapter(model, tmp_path / "adapters", library="adapters")
+    with open_archive(folder / "adapter.safetensors") as archive:
+        stands = [name.split(".adapters.a.")[0].rpartition(".")[2] for name in archive.tensors if name.endswith("adapter_up.bias")]
+    assert {place: stands.count(place) for place in set(stands)} == places
+    other = build(family, config, seed=3)
+    foreign.load_adapter(other, folder)
+    assert same(run(other, family), run(model, family))
+    assert [name for name, _ in new_tensors(other)] == [name for name, _ in new_tensors(model)]
+
+
+def test_alberts_adapters_behind_attention_mean_something_else_in_the_library(tmp_path):
+    model = zoo.apply(build("albert", small_config("albert")), zoo.BottleneckAdapter(kind="houlsby"))
+    with pytest.raises(TechniqueError, match="takes the block's input"):
+        foreign.save_adapter(model, tmp_path / "adapters", library="adapters")
+
+
+def test_a_prefix_file_that_lacks_a_part_is_refused():
+    model = zoo.apply(bert(), zoo.PrefixTuning(length=2, bottleneck=3))
+    from zoo.techniques.write_adapters import to_adapters
+
+    tensors, config = to_adapters(model)
+    with pytest.raises(CheckpointError, match=r"makes its table\.weight"):
+        foreign.load_adapter(bert(), {name: tensor for name, tensor in tensors.items() if "wte" not in name}, config)
 
 
 def test_a_fusion_travels_to_the_library_adapters_and_back(tmp_path):

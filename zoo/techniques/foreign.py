@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,43 @@ def foreign_paths(model: nn.Module, layout: str | None = None) -> dict[str, str]
     return paths
 
 
+ADAPTED_NORMS: Mapping[str, tuple[str, ...]] = {
+    "attention_adapters": ("sa_layer_norm", "self_attn_layer_norm"),
+    "cross_attention_adapters": ("encoder_attn_layer_norm",),
+    "output_adapters": ("full_layer_layer_norm", "output_layer_norm", "final_layer_norm"),
+}
+"""Places of ``adapters`` beside BERT's, and the norms that stand there in one family or another."""
+ALBERT_SWAPS = "behind ALBERT's attention the library adapters takes the block's input for the attention's result, and that for the input"
+
+
+def norm_of(path: str, paths: Mapping[str, str], prefixes: Sequence[str]) -> str:
+    """Our path of the norm at which a bottleneck adapter of ``adapters`` sits."""
+    within, _, place = path.rpartition(".")
+    if place not in ADAPTED_NORMS:
+        return _part_of(f"{path}.LayerNorm", paths, prefixes)
+    if within.endswith(".attention"):
+        raise CheckpointError(f"the adapter sits at {path!r}: {ALBERT_SWAPS}")
+    for name in ADAPTED_NORMS[place]:
+        for prefix in ("", *prefixes):
+            norm = f"{within}.{name}"
+            if norm.startswith(prefix) and (found := paths.get(norm[len(prefix) :])):
+                return found
+    raise CheckpointError(f"the adapter sits at {path!r}, and no norm of this model is known to stand there")
+
+
+def place_of(norm: str) -> str:
+    """The way back: the place of an adapter whose norm is called so in the foreign layout."""
+    within, _, name = norm.rpartition(".")
+    if within.endswith("output"):
+        return within
+    if within.endswith(".attention"):
+        raise TechniqueError(f"an adapter at {norm!r} can't be written: {ALBERT_SWAPS}")
+    place = next((place for place, norms in ADAPTED_NORMS.items() if name in norms), None)
+    if place is None:
+        raise TechniqueError(f"adapters has no place for an adapter at {norm!r}; save it with library='zoo'")
+    return f"{within}.{place}"
+
+
 def _part_of(path: str, paths: Mapping[str, str], prefixes: Iterable[str]) -> str:
     """Our path of a foreign module, with or without the base model's prefix."""
     for prefix in ("", *prefixes):
@@ -367,11 +404,12 @@ def from_adapters(
             continue
         if kind not in (None, "bottleneck"):
             raise TechniqueError(f"adapters' architecture {kind!r} is not read here; bottleneck, lora and prefix_tuning are")
-        for technique in bottlenecks(name, config, parts, bare):
+        norms = {path: norm_of(path, paths, keymap.prefixes) for path in parts}
+        for technique in bottlenecks(name, config, norms.values(), bare):
             apply(model, technique)
         for path, own in parts.items():
             for key, tensor in own.items():
-                taken[f"{_part_of(f'{path}.LayerNorm', paths, keymap.prefixes)}.adapters.{name}.{_adapter_key(key, config)}"] = tensor
+                taken[f"{norms[path]}.adapters.{name}.{_adapter_key(key, config)}"] = tensor
         coupled = next((path for path, part in bare.named_modules() if isinstance(part, Coupled)), "embeddings")
         for key, tensor in tensors.items():
             if match := re.fullmatch(rf"(?:.+\.)?invertible_adapters\.{re.escape(name)}\.([FG])\.([02])\.(weight|bias)", key):
@@ -381,7 +419,7 @@ def from_adapters(
         apply(model, fusion_of(names, options))
         for key, tensor in tensors.items():
             if (match := ADAPTER_TENSOR.fullmatch(key)) and match[2] == "adapter_fusion_layer" and match[3] == ",".join(names):
-                taken[f"{_part_of(f'{match[1]}.LayerNorm', paths, keymap.prefixes)}.fusions.{match[3]}.{match[4]}"] = tensor
+                taken[f"{norm_of(match[1], paths, keymap.prefixes)}.fusions.{match[3]}.{match[4]}"] = tensor
     _copy(taken, bare.state_dict(keep_vars=True), "the adapter")
     return model
 
@@ -389,7 +427,7 @@ def from_adapters(
 def _prefix_of_adapters(model: nn.Module, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     if config.get("use_gating"):
         raise TechniqueError("adapters' gated prefixes are not known here")
-    start = re.compile(rf"(?:.+\.)?prefix_tuning\.prefix_tunings\.{re.escape(name)}\.self_prefix\.(.+)")
+    start = re.compile(rf"(?:.+\.)?prefix_tuning\.prefix_tunings\.{re.escape(name)}\.self(?:_prefix)?\.(.+)")
     found = {m[1]: t for key, t in tensors.items() if (m := start.fullmatch(key))}
     flat, length = bool(config.get("flat")), int(config["prefix_length"])
     left_out = set(config.get("leave_out") or ())
@@ -408,7 +446,14 @@ def _prefix_of_adapters(model: nn.Module, name: str, config: Mapping[str, Any], 
     else:
         parts = {"wte": "table", "control_trans.0": "down", "control_trans.2": "up"}
         taken = {f"{parts[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": tensor for key, tensor in found.items()}
-    _copy(taken, bare_model(model).get_submodule(f"prefixes.{name}").state_dict(keep_vars=True), "the prefix")
+    _fill_prefix(model, name, taken)
+
+
+def _fill_prefix(model: nn.Module, name: str, taken: Mapping[str, Tensor]) -> None:
+    wanted = bare_model(model).get_submodule(f"prefixes.{name}").state_dict(keep_vars=True)
+    if missing := sorted(set(wanted) - set(taken)):
+        raise CheckpointError(f"the prefix: nothing in the file makes its {', '.join(missing)}")
+    _copy(taken, wanted, "the prefix")
 
 
 def _prefix_of_peft(model: nn.Module, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -423,7 +468,7 @@ def _prefix_of_peft(model: nn.Module, name: str, config: Mapping[str, Any], tens
         taken = {f"{parts[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": tensor for key, tensor in found.items()}
     else:
         taken = {"values": found["prompt_embeddings"] if "prompt_embeddings" in found else found["embedding.weight"]}
-    _copy(taken, bare_model(model).get_submodule(f"prefixes.{name}").state_dict(keep_vars=True), "the prefix")
+    _fill_prefix(model, name, taken)
 
 
 def _adapter_key(key: str, config: Mapping[str, Any]) -> str:
@@ -438,8 +483,8 @@ def _adapter_key(key: str, config: Mapping[str, Any]) -> str:
     return f"{REPLACED[place]}.{last}"
 
 
-def bottlenecks(name: str, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> list[Technique]:
-    """A bottleneck config of ``adapters`` as techniques of ours."""
+def bottlenecks(name: str, config: Mapping[str, Any], norms: Iterable[str], model: nn.Module) -> list[Technique]:
+    """A bottleneck config of ``adapters`` as techniques of ours. norms: where the adapters sit."""
     if config.get("phm_layer"):
         raise TechniqueError("adapters' phm_layer (Compacter) is not known here")
     if config.get("stochastic_depth"):
@@ -465,12 +510,13 @@ def bottlenecks(name: str, config: Mapping[str, Any], parts: Mapping[str, Mappin
         initialization={"mam_adapter": "mam"}.get(config.get("init_weights", "bert"), config.get("init_weights", "bert")),
     )
     factor = config["reduction_factor"]
-    depths = sorted({int(m[1]) for path in parts if (m := re.search(r"\.(?:layer|layers)\.(\d+)\.", f"{path}."))})
+    sites = {site.path: site for site in bare_model(model).sites()}
+    depths = sorted({depth for norm in norms for depth in sites[norm].depths})
     by_factor: dict[float, list[int]] = {}
     for depth in depths:
         own = factor.get(str(depth), factor.get(depth, factor.get("default"))) if isinstance(factor, Mapping) else factor
         by_factor.setdefault(float(own), []).append(depth)
-    everywhere = depths == sorted({d for site in bare_model(model).sites() if site.role == "feed-forward-norm" for d in site.depths})
+    everywhere = depths == sorted({d for site in sites.values() if site.role == "feed-forward-norm" for d in site.depths})
     made: list[Technique] = [
         replace(base, reduction=f, depths=() if everywhere and len(by_factor) == 1 else tuple(at)) for f, at in by_factor.items()
     ]

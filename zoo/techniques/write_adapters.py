@@ -13,7 +13,7 @@ from zoo.layers.adapters import AdaptedNorm, Coupled
 from zoo.layers.low_rank import InputRescaled, LowRank, LowRankUpdated, Rescaled
 from zoo.techniques.adapters import AdapterFusion, BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.base import bare_model
-from zoo.techniques.foreign import ACTIVATIONS, LORA_PLACES, foreign_paths, layout_of
+from zoo.techniques.foreign import ACTIVATIONS, LORA_PLACES, foreign_paths, layout_of, place_of
 from zoo.techniques.lora import IA3, LoRA
 from zoo.techniques.prefix import PrefixTuning
 
@@ -43,7 +43,7 @@ def to_adapters(model: nn.Module, name: str | None = None, layout: str | None = 
     elif isinstance(mine[0], IA3):
         tensors, config = _ia3(bare, name, paths)
     elif isinstance(mine[0], PrefixTuning):
-        tensors, config = _prefix(bare, mine[0])
+        tensors, config = _prefix(bare, mine[0], layout or layout_of(model))
     else:
         tensors, config = _bottleneck(bare, [t for t in mine if isinstance(t, BottleneckAdapter)], paths)
     return {within + key: tensor for key, tensor in tensors.items()}, {"name": name, "config": config}
@@ -56,7 +56,7 @@ def _bottleneck(bare: Any, found: list[BottleneckAdapter], paths: Mapping[str, s
     tensors: dict[str, Tensor] = {}
     for path, part in bare.named_modules():
         if isinstance(part, AdaptedNorm) and first.name in part.adapters:
-            at = paths[path].rpartition(".")[0]
+            at = place_of(paths[path])
             for key, tensor in part.adapters[first.name].state_dict().items():
                 tensors[f"{at}.adapters.{first.name}.{_their_key(key, first)}"] = tensor
     coupled = next((t for t in bare.techniques if isinstance(t, InvertibleAdapter) and t.name == first.name), None)
@@ -173,7 +173,7 @@ def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> tuple[dict[str, Tens
     }
 
 
-def _prefix(bare: Any, technique: PrefixTuning) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _prefix(bare: Any, technique: PrefixTuning, layout: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     sites = [site for site in bare.sites() if site.role == "self-attention"]
     if len({site.stream for site in sites}) > 1 or any(site.role == "cross-attention" for site in bare.sites()):
         raise TechniqueError(
@@ -185,7 +185,7 @@ def _prefix(bare: Any, technique: PrefixTuning) -> tuple[dict[str, Tensor], dict
         raise TechniqueError(
             "adapters leaves the positions of real tokens alone, and this prefix moves them: save it as peft's, or as ours"
         )
-    start = f"prefix_tuning.prefix_tunings.{technique.name}.self_prefix"
+    start = f"prefix_tuning.prefix_tunings.{technique.name}.{'self' if layout == 'hf-distilbert' else 'self_prefix'}"
     state = {key: tensor.detach() for key, tensor in bare.prefixes[technique.name].state_dict().items()}
     flat = technique.bottleneck is None
     if flat:
@@ -222,7 +222,7 @@ def fusion_to_adapters(model: nn.Module, name: str, layout: str | None = None) -
     tensors: dict[str, Tensor] = {}
     for path, part in bare.named_modules():
         if isinstance(part, AdaptedNorm) and name in part.fusions:
-            at = f"{within}{paths[path].rpartition('.')[0]}.adapter_fusion_layer.{name}"
+            at = f"{within}{place_of(paths[path])}.adapter_fusion_layer.{name}"
             tensors |= {f"{at}.{key}": tensor for key, tensor in part.fusions[name].state_dict().items()}
     return tensors, {
         "name": name,
