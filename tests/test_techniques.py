@@ -437,6 +437,27 @@ def test_lora_travels_to_peft_and_back_with_its_scale(tmp_path):
     assert same({"x": other(**small_batch("bert").inputs).logits}, {"x": model(**small_batch("bert").inputs).logits})
 
 
+def test_a_gated_lora_weighs_its_update_for_each_text_and_refuses_what_would_lose_the_gate():
+    model = bert()
+    zoo.apply(model, zoo.LoRA(rank=3, gate=True, roles=("attention-query",)), generator=seeded())
+    randomised(model, 7)
+    part = model.encoder.blocks[0].attention.query
+    x = torch.randn(2, 5, part.in_features, generator=seeded(), dtype=part.weight.dtype)
+    update = part.loras["default"]
+    for text, found in zip(x, part(x) - nn.functional.linear(x, part.weight, part.bias), strict=True):
+        share = torch.stack([torch.sigmoid(token @ update.gate.weight[0] + update.gate.bias[0]) for token in text]).mean()
+        torch.testing.assert_close(found, share * text @ update.down.T @ update.up.T, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="packing off"):
+        part(x.flatten(0, 1))
+    with pytest.raises(TechniqueError, match="gate"):
+        lora.merge(model)
+    for library in ("peft", "adapters"):
+        with pytest.raises(TechniqueError, match="gate"):
+            foreign.save_adapter(model, "nowhere", library=library)
+    with pytest.raises(TechniqueError, match="gated LoRA"):
+        zoo.LoRA(gate=True, dora=True)
+
+
 PAPERS_IA3 = zoo.IA3(name="a", roles=("attention-key", "attention-value"), input_roles=("feed-forward-down",))
 TO_PEFT = {
     "lora": [zoo.LoRA(name="a", rank=3, alpha=7), zoo.LoRA(name="b", rank=2)],

@@ -2,6 +2,7 @@
 
 y = W x + b + s · B A dropout(x)                      A (rank, in), B (out, rank); s = alpha / rank, or alpha / sqrt(rank)
 DoRA:  y = m ⊙ (W + s B A) x / ‖W + s B A‖ + b         the norm over inputs, one for each output, not differentiated
+gated: y = W x + b + g · B A x, g = mean over a text's positions of sigmoid(w · x + c)       UniPELT's (Mao et al., 2022), in place of s
 IA3:   y = l ⊙ (W x + b), or y = W (l ⊙ x) + b         at keys and values; behind the feed-forward's activation
 """
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.errors import InputError
 from zoo.layers.extend import Extension
 
 
@@ -57,6 +59,19 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         return F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.down), self.up, self.up_bias) * self.scale
+
+
+class GatedLowRank(LowRank):
+    """An update that each text weighs by a learned gate."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scale: float, *, dropout: float = 0.0) -> None:
+        super().__init__(in_features, out_features, rank, scale, dropout=dropout)
+        self.gate = nn.Linear(in_features, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 3:
+            raise InputError("a gated LoRA averages its gate over a text's positions; run it with packing off (zoo.packing(False))")
+        return super().forward(x) * torch.sigmoid(self.gate(x)).mean(1, keepdim=True)
 
 
 class Rescaling(nn.Module):

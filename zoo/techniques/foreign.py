@@ -28,13 +28,13 @@ from zoo.convert.writer import write_tensors
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.layers.adapters import Coupled
 from zoo.layers.extend import own_class
-from zoo.layers.low_rank import LowRank
+from zoo.layers.low_rank import GatedLowRank, LowRank
 from zoo.techniques.adapters import AdapterFusion, BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.base import Technique, apply, bare_model, new_tensors, recorded
 from zoo.techniques.lora import IA3, LoRA
 from zoo.techniques.prefix import PrefixTuning
 
-ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_orig": "gelu", "quick_gelu": "quick_gelu"}
+ACTIVATIONS = {"swish": "silu", "linear": "identity", "gelu_new": "gelu_tanh", "gelu_orig": "gelu", "quick_gelu": "quick_gelu"}
 LORA_PLACES = {"q": "attention-query", "k": "attention-key", "v": "attention-value"}
 PEFT_PREFIX = "base_model.model."
 FUSION_CONFIG, FUSION_FILES = "adapter_fusion_config.json", ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
@@ -357,9 +357,9 @@ def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     base: dict[str, Tensor] = {}
     adapter: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        if re.match(r"(\w+\.)?(prompt_tuning|shared_parameters)\.", key) or ".prefix_tuning.pool." in key:
+        if re.match(r"(\w+\.)?prompt_tuning\.", key) or ".prefix_tuning.pool." in key:
             continue  # views of other tensors
-        mine = ADAPTER_TENSOR.fullmatch(key) or "invertible_adapters." in key or "prefix_tuning." in key or ".prefix_gates." in key
+        mine = ADAPTER_TENSOR.fullmatch(key) or re.search(r"(invertible_adapters|prefix_tuning|prefix_gates|shared_parameters)\.", key)
         (adapter if mine else base)[key] = tensor
     return base, adapter
 
@@ -383,6 +383,8 @@ def from_adapters(
             match = ADAPTER_TENSOR.fullmatch(key)
             if match and match[3] == name and match[2] != "adapter_fusion_layer":
                 parts.setdefault(match[1], {})[match[4]] = tensor
+        if config.get("phm_layer"):
+            parts = {path: written_out(own, _shared(tensors, name)) for path, own in parts.items()}
         kind = config.get("architecture")
         if kind == "lora":
             apply(model, *_loras(name, config, parts, paths, keymap.prefixes))
@@ -393,7 +395,10 @@ def from_adapters(
                         scale = own["lora_B"].flatten() * float(config.get("alpha", 1))
                         bare.get_parameter(f"{ours}.rescalings.{name}.scale").copy_(scale)
                 else:
-                    _fill(bare.get_submodule(f"{ours}.loras.{name}"), own["lora_A"], own["lora_B"], own.get("m.weight"))
+                    update = bare.get_submodule(f"{ours}.loras.{name}")
+                    _fill(update, own["lora_A"], own["lora_B"], own.get("m.weight"))
+                    if isinstance(update, GatedLowRank):
+                        _copy({n: own[f"gate.{n}"] for n in ("weight", "bias")}, update.gate.state_dict(keep_vars=True), "the gate")
             continue
         if kind == "prefix_tuning":
             _prefix_of_adapters(model, name, config, tensors)
@@ -483,10 +488,36 @@ def _adapter_key(key: str, config: Mapping[str, Any]) -> str:
     return f"{REPLACED[place]}.{last}"
 
 
+def _shared(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """What all layers of a Compacter have together."""
+    start = re.compile(rf"(?:.+\.)?shared_parameters\.{re.escape(name)}\.(.+)")
+    return {m[1]: tensor for key, tensor in tensors.items() if (m := start.fullmatch(key))}
+
+
+def written_out(own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Compacter's projections (Mahabadi et al., 2021), ``Σ_i A_i ⊗ (S_i T_i)`` with Kronecker products, as plain matrices."""
+
+    def product(key: str, found: Mapping[str, Tensor]) -> Tensor | None:
+        left, right = found.get(f"{key}_left"), found.get(f"{key}_right")
+        return found.get(key) if left is None or right is None else left @ right
+
+    made = dict(own)
+    for place in [p for p in ("adapter_down.0", "adapter_down.1", "adapter_up") if any(key.startswith(f"{p}.") for key in own)]:
+        mine = {key.removeprefix(f"{place}."): made.pop(key) for key in own if key.startswith(f"{place}.")}
+        rules, factors = product("phm_rule", mine), product("W", mine)
+        rules = product("phm_rule", shared) if rules is None else rules
+        factors = product(f"W_{place.removeprefix('adapter_').partition('.')[0]}", shared) if factors is None else factors
+        if rules is None or factors is None:  # the norm in front
+            made |= {f"{place}.{key}": tensor for key, tensor in mine.items()}
+            continue
+        whole = torch.stack([torch.kron(rule, factor) for rule, factor in zip(rules, factors, strict=True)]).sum(0)  # (in, out)
+        made[f"{place}.weight"] = whole.T
+        made[f"{place}.bias"] = mine["b"] if "b" in mine else whole.new_zeros(whole.shape[1])
+    return made
+
+
 def bottlenecks(name: str, config: Mapping[str, Any], norms: Iterable[str], model: nn.Module) -> list[Technique]:
     """A bottleneck config of ``adapters`` as techniques of ours. norms: where the adapters sit."""
-    if config.get("phm_layer"):
-        raise TechniqueError("adapters' phm_layer (Compacter) is not known here")
     if config.get("stochastic_depth"):
         raise TechniqueError("adapters' stochastic_depth is not known here")
     after = [place for key, place in (("mh_adapter", "attention"), ("output_adapter", "feed-forward")) if config.get(key)]
@@ -541,14 +572,16 @@ def _loras(
 ) -> list[Technique]:
     if config.get("vera_d") is not None or config.get("vera_b") is not None:
         raise TechniqueError("adapters' VeRA is not known here")
-    if config.get("use_gating"):
-        raise TechniqueError("adapters' gated LoRA is not known here")
+    gate = bool(config.get("use_gating"))
+    if gate and (config.get("composition_mode", "add") == "scale" or any("m.weight" in own for own in parts.values())):
+        raise TechniqueError("adapters' gated IA3 and gated DoRA are not known here")
     where = tuple(_part_of(path, paths, prefixes) for path in parts)
     if config.get("composition_mode", "add") == "scale":
         return [IA3(paths=where, name=name)]
     dora = any("m.weight" in own for own in parts.values())
-    alpha, rank = float(config.get("alpha", 8)), int(config["r"])
-    return [LoRA(paths=where, rank=rank, alpha=alpha, dropout=float(config.get("dropout", 0.0)), dora=dora, dora_whole=dora, name=name)]
+    rank, dropout = int(config["r"]), float(config.get("dropout", 0.0))
+    alpha = rank if gate else float(config.get("alpha", 8))  # a gate stands in place of the scale
+    return [LoRA(paths=where, rank=rank, alpha=alpha, dropout=dropout, dora=dora, dora_whole=dora, gate=gate, name=name)]
 
 
 def fusion_of(names: tuple[str, ...], config: Mapping[str, Any]) -> AdapterFusion:

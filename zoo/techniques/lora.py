@@ -17,7 +17,7 @@ from torch import nn
 from zoo.config import check_positive
 from zoo.errors import TechniqueError, unknown
 from zoo.layers.extend import Extension, extend, restore
-from zoo.layers.low_rank import InputRescaled, LowRank, LowRankUpdated, Rescaled, Rescaling, row_norms
+from zoo.layers.low_rank import GatedLowRank, InputRescaled, LowRank, LowRankUpdated, Rescaled, Rescaling, row_norms
 from zoo.model import Model, Site
 from zoo.techniques.base import PlacedTechnique, bare_model, fresh
 
@@ -38,12 +38,15 @@ class LoRA(PlacedTechnique):
     rank_stabilized: bool = False
     bias: bool = False  # B has a bias
     dora: bool = False
+    gate: bool = False  # each text weighs the update; without dora and bias
     dora_whole: bool = False  # m scales the bias too, over the norm of W + B A without s: the form of the library `adapters`
     paths: tuple[str, ...] = ()  # these parts by their paths, in place of roles
     name: str = "default"
 
     def check(self) -> None:
         check_positive(self, "rank")
+        if self.gate and (self.dora or self.bias):
+            raise TechniqueError("a gated LoRA has no form as a DoRA and no bias here; leave dora and bias off, or gate")
 
     @property
     def scale(self) -> float:
@@ -59,16 +62,11 @@ class LoRA(PlacedTechnique):
         for site in sites:
             linear = site.module
             assert isinstance(linear, nn.Linear)
-            update = LowRank(
-                linear.in_features,
-                linear.out_features,
-                self.rank,
-                self.scale,
-                dropout=self.dropout,
-                dora=self.dora,
-                whole=self.dora_whole,
-                bias=self.bias,
-            )
+            size = (linear.in_features, linear.out_features, self.rank, self.scale)
+            if self.gate:
+                update: LowRank = GatedLowRank(*size, dropout=self.dropout)
+            else:
+                update = LowRank(*size, dropout=self.dropout, dora=self.dora, whole=self.dora_whole, bias=self.bias)
             update = fresh(update, linear.weight, std, generator)
             update.train(linear.training)
             if update.magnitude is not None and not linear.weight.is_meta:
@@ -164,8 +162,14 @@ def merge(model: nn.Module, name: str | None = None) -> Mapping[str, Any]:
     for path, part in parts:
         for key in [k for k in part.loras if name in (None, k)]:
             update = part.loras[key]
-            if update.up_bias is not None or (update.magnitude is not None and (update.whole or len(part.loras) > 1)):
-                raise TechniqueError(f"the update {key!r} at {path} can't be merged: it has a bias, or its norm depends on other updates")
+            if (
+                isinstance(update, GatedLowRank)
+                or update.up_bias is not None
+                or (update.magnitude is not None and (update.whole or len(part.loras) > 1))
+            ):
+                raise TechniqueError(
+                    f"the update {key!r} at {path} can't be merged: it has a bias or a gate, or its norm depends on other updates"
+                )
             before = part.weight.clone() if update.magnitude is not None else None
             if update.magnitude is not None:
                 share = update.magnitude / row_norms(part.weight, update)

@@ -107,9 +107,10 @@ def _their_activation(name: str) -> str:
 
 def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     first = found[0]
-    if first.rank_stabilized or first.bias or (first.dora and not first.dora_whole):
+    if first.rank_stabilized or first.bias or first.gate or (first.dora and not first.dora_whole):
         raise TechniqueError(
-            f"{first} can't be written for adapters: it knows no rank-stabilized scale, no bias of B, and its own DoRA alone"
+            f"{first} can't be written for adapters: it knows no rank-stabilized scale, no bias of B, and its own DoRA alone; "
+            "gates are not written"
         )
     roles = {site.path: site.role for site in bare.sites()}
     tensors: dict[str, Tensor] = {}

@@ -82,8 +82,8 @@ def _heads(model: nn.Module, layout: str | None) -> dict[str, Tensor]:
 def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
     """Ranks and scales that are not the first's go into ``rank_pattern`` and ``alpha_pattern``."""
     first = found[0]
-    if any(t.dora_whole for t in found):
-        raise TechniqueError("peft has no place for the DoRA of adapters; save it with library='zoo'")
+    if any(t.dora_whole or t.gate for t in found):
+        raise TechniqueError("peft has no place for the DoRA of adapters, nor for a gate; save it with library='zoo'")
     if len({t.bias for t in found}) > 1:
         raise TechniqueError(f"some updates named {first.name!r} have a bias of B and some have none; peft has one word for all")
     tensors: dict[str, Tensor] = {}
