@@ -471,7 +471,7 @@ TO_PEFT = {
 
 
 @pytest.mark.parametrize("techniques", TO_PEFT)
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 def test_one_name_travels_to_peft_and_back_with_the_task_s_head(techniques, family, tmp_path):
     config = small_config(family, max_positions=20)
     model = build(family, config, "sequence-classification", seed=3)

@@ -65,17 +65,20 @@ def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None
 
 
 def _heads(model: nn.Module, layout: str | None) -> dict[str, Tensor]:
-    """The tensors of a task's own heads under their foreign names."""
-    trained = [f"heads.{head}." for head in own_class(bare_model(model)).heads]  # type: ignore[attr-defined]
-    heads = {
-        name: tensor.detach()
-        for name, tensor in model.state_dict().items()
-        if name.startswith("heads.") and not name.startswith(tuple(trained))
-    }
+    """The tensors of a task's own heads under their foreign names, and what else stands outside of the base model there: DistilBERT's
+    pooler, which it calls pre_classifier.
+    """
+    state = {name.removeprefix("model."): tensor.detach() for name, tensor in model.state_dict().items()}
+    trained = tuple(f"heads.{head}." for head in own_class(bare_model(model)).heads)  # type: ignore[attr-defined]
+    own = {name for name in state if name.startswith("heads.") and not name.startswith(trained)}
+    if not own:
+        return {}
     tensors: dict[str, Tensor] = {}
-    for step in way_back(model, layout).steps if heads else ():
-        if all(source in heads for source in step.sources):
-            tensors |= step.run(heads.__getitem__)
+    plan = way_back(model, layout)
+    for step in plan.steps:
+        outside = bool(plan.prefix) and not any(target.startswith(plan.prefix) for target in step.targets)
+        if own.issuperset(step.sources) or (outside and not any(source.startswith(trained) for source in step.sources)):
+            tensors |= step.run(state.__getitem__)
     return tensors
 
 
@@ -159,12 +162,14 @@ def _prefix(bare: Any, technique: PrefixTuning) -> Written:
             "peft moves the real tokens behind the prefix, and this prefix leaves their positions alone: there it would be another; "
             "train it with shift_positions=True, or save it with library='zoo'"
         )
-    return {"prompt_embeddings": bare.prefixes[technique.name].eject().detach()}, {
+    values = bare.prefixes[technique.name].eject().detach()
+    width = values.shape[1] // (2 * len(sites))  # MobileBERT attends in less than its hidden width
+    return {"prompt_embeddings": values}, {
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": technique.length,
         "prefix_projection": False,
-        "encoder_hidden_size": bare.hidden_size,
-        "token_dim": bare.hidden_size,
+        "encoder_hidden_size": width,
+        "token_dim": width,
         "num_layers": len(sites),
         "num_attention_heads": bare.config.num_heads,
         "num_transformer_submodules": 1,
