@@ -121,6 +121,22 @@ def test_a_moving_range_starts_at_its_first_tensor_moves_before_rounding_and_res
     assert float(follow(torch.tensor([100.0], dtype=torch.float64))) == pytest.approx(2.2)
 
 
+def test_with_a_start_step_tables_wait_as_long_as_layers_do_and_are_rounded_in_eval():
+    model = bert()
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    zoo.apply(model, zoo.Q8Bert(start_step=2))
+    table = model.train().embeddings.token
+    ids = torch.arange(5)
+    rounded = Grid(8).rounded(plain["embeddings.token.weight"])[ids]
+    for step in range(4):
+        made = table(ids)
+        assert torch.equal(made, plain["embeddings.token.weight"][ids] if step < 2 else rounded), step
+    assert torch.equal(model.eval().embeddings.token(ids), rounded)
+    fresh = bert()
+    zoo.apply(fresh, zoo.Q8Bert(start_step=2))
+    assert torch.equal(fresh.eval().embeddings.token(ids), rounded)
+
+
 def test_zero_is_exactly_on_a_grid_that_says_so():
     follow = LowHighRange(4, zero=True).double().train()
     follow(rand(50) + 0.7)

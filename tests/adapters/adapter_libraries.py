@@ -13,6 +13,7 @@ from tests.adapters.text_models import LABELS, at_real, real_of, task_of
 from zoo.techniques import foreign
 from zoo.techniques.adapters import repeated
 from zoo.techniques.lora import LoRA, switch
+from zoo.techniques.prefix import PrefixTuning
 
 
 def base_config(case: Case) -> dict[str, Any]:
@@ -69,11 +70,13 @@ def with_adapters(case: Case) -> tuple[Any, int]:
     fusion = None
     if case.config.get("fusion"):
         fusion = (fused_names(case), case.config["fusion"])
-    model = foreign.from_adapters(model, own, configs, layout="hf-bert", fusion=fusion)
     active = str(case.config["active"])
     kind, _, inside = active.partition("[")
     names = tuple(n.strip() for n in inside.rstrip("]").split(",")) if inside else (kind,)
-    if fusion or len(configs) == 1:
+    if any(config.get("architecture") == "prefix_tuning" for config in configs.values()):  # which have no switch: others stay away
+        configs = {name: configs[name] for name in names}
+    model = foreign.from_adapters(model, own, configs, layout="hf-bert", fusion=fusion)
+    if fusion or len(configs) == 1 or all(isinstance(t, PrefixTuning) for t in foreign.bare_model(model).techniques):
         return model, 1
     if any(isinstance(technique, LoRA) for technique in foreign.bare_model(model).techniques):
         switch(model, names)

@@ -225,6 +225,37 @@ class OnGrid(Extension):
             self._parameters["bias"].zero_()  # type: ignore[union-attr]
 
 
+class Calls(nn.Module):
+    """How often a part was called while training; ``start_step``: from which call on it is rounded."""
+
+    step: Tensor
+
+    def __init__(self, start_step: int) -> None:
+        super().__init__()
+        self.start_step = start_step
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
+        self.step.zero_()
+
+
+class LateTable(OnGrid):
+    """A table that is on its grid from training call ``start_step`` on, and in eval."""
+
+    calls: Calls
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        rounded = self.grid.rounded(self.rest())
+        return torch.where(self.calls.step < self.calls.start_step, self.rest(), rounded) if self.training else rounded
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = super().forward(ids)
+        if self.training:
+            self.calls.step.add_(1)
+        return rows
+
+
 class MovingRange(nn.Module):
     """The largest absolute value of what passes, followed while training: ``t <- t - (1 - decay)(t - max|x|)``, first of all max|x|.
 

@@ -21,9 +21,11 @@ from zoo.layers.attention import DenseAttention
 from zoo.layers.extend import extend
 from zoo.layers.integer import IntegerCore, IntegerLinear, IntegerNorm, IntGelu, QuantAct
 from zoo.layers.quantized import (
+    Calls,
     CodedEmbedding,
     CodedLinear,
     Grid,
+    LateTable,
     LowHighRange,
     MovingRange,
     OnGrid,
@@ -114,7 +116,10 @@ class Q8Bert(PlacedTechnique):
 
     def on_embedding(self, table: nn.Module) -> None:
         """Do it to one table."""
-        put_on_grid(table, OnGrid, Grid(self.bits))
+        if self.start_step:
+            put_on_grid(table, LateTable, Grid(self.bits), calls=Calls(self.start_step))
+        else:
+            put_on_grid(table, OnGrid, Grid(self.bits))
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         sites, found = linears(self, model), tables(self, model) if self.embeddings else []
