@@ -416,7 +416,7 @@ def read_safetensors(path: Path | str) -> Iterator[Item]:
         if "starts" not in archive.tensors:
             yield "", Regions(**parts, **about)
             return
-        starts, names = archive.read("starts").tolist(), json.loads(bytes(archive.read("names").tolist()))
+        starts, names = archive.read("starts").tolist(), json.loads(archive.read("names").numpy().tobytes())
         if len(starts) != len(names) + 1 or starts != sorted(starts) or starts[0] != 0 or starts[-1] != len(parts["features"]):
             raise CheckpointError(
                 f"{path}: {len(names)} names, {len(starts)} starts and {len(parts['features'])} rows do not belong together"

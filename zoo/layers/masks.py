@@ -385,7 +385,8 @@ def _reorder(stream: Padding, order: tuple[int, ...], counts: Sequence[int], dev
         index = (torch.tensor(order, device="cpu")[:, None] * length + torch.arange(length, device="cpu")).flatten()
         return Packed(index, order, lengths, stream.grid).to(device)
     starts = dict(zip(old.order, itertools.accumulate(old.lengths, initial=0), strict=False))
-    pieces = [torch.arange(starts[row], starts[row] + counts[row], device="cpu") for row in order]
-    moved = torch.cat(pieces).to(device, non_blocking=True)
+    begin, count = (torch.tensor(numbers, device="cpu") for numbers in ([starts[row] for row in order], lengths))
+    shift = (begin - count.cumsum(0) + count).repeat_interleave(count)  # from a token's new place to its old one
+    moved = (torch.arange(len(shift), device="cpu") + shift).to(device, non_blocking=True)
     positions = None if old.positions is None else old.positions[moved]
     return Packed(old.index[moved], order, lengths, stream.grid, positions)
