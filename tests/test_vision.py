@@ -719,6 +719,13 @@ ROUND_TRIPS = {
     "12-in-1/task-tokens": ("vilbert-multi-task", (*SHARED, "gqa", "visual_reasoning", "visual_entailment")),
     "mmf-vilbert/pretraining": ("mmf-vilbert", (*PRETRAINING, "masked_region")),
     "mmf-vilbert/classification": ("mmf-vilbert", ("sequence_classification",)),
+    "visualbert/original-bypass": ("visualbert-original", PRETRAINING),
+    "visualbert/original-multiple-choice": ("visualbert-original", ("multiple_choice",)),
+    "mmf-visualbert/nlvr2": ("mmf-visualbert", ("visual_reasoning",)),
+    "vilbert/encoder-dynamic-attention": ("vilbert-multi-task", ()),
+    "vilbert/encoder-behind-the-last": ("vilbert-multi-task", ()),
+    "mmf-vilbert/nlvr2": ("mmf-vilbert", ("visual_reasoning",)),
+    "mmf-vilbert/classification-dynamic": ("mmf-vilbert", ("sequence_classification",)),
 }
 
 

@@ -302,7 +302,7 @@ def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
 
 def _obtain(source: Source, want: Want, name: str | None, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> Entry:
     """Fetch one source into the cache, or wait for whoever is doing so."""
-    if offline and source.kind != "hub" and not (source.kind == "package" and _installed(source)):
+    if offline and source.kind not in ("hub", "page") and not (source.kind == "package" and _installed(source)):
         raise FetchError("not in the cache, and fetching is off (offline=True, ZOO_OFFLINE or HF_HUB_OFFLINE)")
     key = _key(source, want)
     tell = progress or (lambda what, done, total: None)
