@@ -111,7 +111,7 @@ def fixed_point(x: Tensor, step: Tensor, new: Tensor) -> Tensor:
     whole = (x.detach() / step).round().double()
     mantissa, exponent = torch.frexp(step.double() / new.double())
     mantissa = (mantissa * 2.0**31).round()
-    codes = (whole * mantissa / 2.0 ** (31 - exponent)).round().to(x.dtype)
+    codes = (whole * mantissa / 2.0 ** (31 - exponent.double())).round().to(x.dtype)
     return straight_through(x / new, codes)
 
 
