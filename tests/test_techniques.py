@@ -616,6 +616,23 @@ def test_adapters_stand_where_the_library_has_them_in_other_families(family, kin
     assert [name for name, _ in new_tensors(other)] == [name for name, _ in new_tensors(model)]
 
 
+@pytest.mark.parametrize(
+    "technique",
+    [
+        zoo.BottleneckAdapter(name="a", depths=(1,)),
+        zoo.LoRA(name="a", depths=(1,), dora=True, dora_whole=True),
+        zoo.IA3(name="a", depths=(1,)),
+        zoo.PrefixTuning(name="a", length=2, depths=(1,)),
+    ],
+)
+def test_the_library_is_told_which_layers_are_left_out(technique):
+    from zoo.techniques.write_adapters import to_adapters
+
+    config = to_adapters(zoo.apply(bert(num_layers=3), technique))[1]["config"]
+    assert config["leave_out"] == [0, 2]  # else it puts new ones there, which start at random
+    assert config.get("use_dora", False) == isinstance(technique, zoo.LoRA)
+
+
 def test_alberts_adapters_behind_attention_mean_something_else_in_the_library(tmp_path):
     model = zoo.apply(build("albert", small_config("albert")), zoo.BottleneckAdapter(kind="houlsby"))
     with pytest.raises(TechniqueError, match="takes the block's input"):

@@ -11,7 +11,8 @@ from zoo.convert import layouts
 from zoo.errors import TechniqueError
 from zoo.layers.adapters import AdaptedNorm, Coupled
 from zoo.layers.low_rank import InputRescaled, LowRank, LowRankUpdated, Rescaled
-from zoo.techniques.adapters import AdapterFusion, BottleneckAdapter, InvertibleAdapter
+from zoo.model import Site
+from zoo.techniques.adapters import ROLES, AdapterFusion, BottleneckAdapter, InvertibleAdapter
 from zoo.techniques.base import bare_model
 from zoo.techniques.foreign import ACTIVATIONS, LORA_PLACES, foreign_paths, layout_of, place_of
 from zoo.techniques.lora import IA3, LoRA
@@ -59,6 +60,8 @@ def _bottleneck(bare: Any, found: list[BottleneckAdapter], paths: Mapping[str, s
             at = place_of(paths[path])
             for key, tensor in part.adapters[first.name].state_dict().items():
                 tensors[f"{at}.adapters.{first.name}.{_their_key(key, first)}"] = tensor
+    norms = [site for site in bare.sites() if site.role in ROLES.values()]
+    kept = {depth for site in norms if first.name in getattr(site.module, "adapters", ()) for depth in site.depths}
     coupled = next((t for t in bare.techniques if isinstance(t, InvertibleAdapter) and t.name == first.name), None)
     for part in bare.modules():
         if coupled is not None and isinstance(part, Coupled):
@@ -87,7 +90,7 @@ def _bottleneck(bare: Any, found: list[BottleneckAdapter], paths: Mapping[str, s
         "init_weights": "mam_adapter" if initialization == "mam" else initialization,
         "inv_adapter": None if coupled is None else "nice",
         "inv_adapter_reduction_factor": None if coupled is None else coupled.reduction,
-        "leave_out": [],
+        "leave_out": sorted({depth for site in norms for depth in site.depths} - kept),
         "phm_layer": False,
     }
 
@@ -112,7 +115,7 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> tuple[dict[
             f"{first} can't be written for adapters: it knows no rank-stabilized scale, no bias of B, and its own DoRA alone; "
             "gates are not written"
         )
-    roles = {site.path: site.role for site in bare.sites()}
+    sites = {site.path: site for site in bare.sites()}
     tensors: dict[str, Tensor] = {}
     met: set[str] = set()
     for path, part in bare.named_modules():
@@ -125,33 +128,36 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> tuple[dict[
             tensors |= {f"{at}.lora_A": update.down.detach(), f"{at}.lora_B": update.up.detach()}
             if update.magnitude is not None:
                 tensors[f"{at}.m.weight"] = update.magnitude.detach()[None]
-            met.add(roles.get(path, ""))
+            met.add(path)
     return tensors, {
         "architecture": "lora",
-        **_places(met),
+        **_places(sites, met),
         "r": first.rank,
         "alpha": first.rank if first.alpha is None else first.alpha,
         "dropout": first.dropout,
         "composition_mode": "add",
+        "use_dora": first.dora,
         "init_weights": "lora",
         "use_gating": False,
-        "leave_out": [],
     }
 
 
-def _places(met: set[str]) -> dict[str, Any]:
-    """How a config says at which roles an update sits."""
+def _places(sites: Mapping[str, Site], met: set[str]) -> dict[str, Any]:
+    """How a config says at which roles, and at which depths not, an update sits."""
+    roles = {sites[path].role for path in met if path in sites}
+    depths = {depth for site in sites.values() if site.role == "feed-forward" for depth in site.depths}
     return {
-        "selfattn_lora": any(role in met for role in LORA_PLACES.values()),
-        "intermediate_lora": "feed-forward-up" in met,
-        "output_lora": "feed-forward-down" in met,
-        "attn_matrices": [short for short, role in LORA_PLACES.items() if role in met],
+        "selfattn_lora": any(role in roles for role in LORA_PLACES.values()),
+        "intermediate_lora": "feed-forward-up" in roles,
+        "output_lora": "feed-forward-down" in roles,
+        "attn_matrices": [short for short, role in LORA_PLACES.items() if role in roles],
+        "leave_out": sorted(depths - {depth for path in met if path in sites for depth in sites[path].depths}),
     }
 
 
 def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A LoRA of rank 1 without A, that scales."""
-    roles = {site.path: site.role for site in bare.sites()}
+    sites = {site.path: site for site in bare.sites()}
     tensors: dict[str, Tensor] = {}
     met: set[str] = set()
     for path, part in bare.named_modules():
@@ -160,17 +166,16 @@ def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> tuple[dict[str, Tens
         if isinstance(part, Rescaled) and name in part.rescalings:
             scale = part.rescalings.get_parameter(f"{name}.scale").detach()
             tensors[f"{paths[path]}.loras.{name}.lora_B"] = scale[:, None]
-            met.add(roles.get(path, ""))
+            met.add(path)
     return tensors, {
         "architecture": "lora",
-        **_places(met),
+        **_places(sites, met),
         "r": 1,
         "alpha": 1,
         "dropout": 0.0,
         "composition_mode": "scale",
         "init_weights": "ia3",
         "use_gating": False,
-        "leave_out": [],
     }
 
 
