@@ -628,15 +628,23 @@ def test_adapters_stand_where_the_library_has_them_in_other_families(family, kin
 def test_the_library_is_told_which_layers_are_left_out(technique):
     from zoo.techniques.write_adapters import to_adapters
 
-    config = to_adapters(zoo.apply(bert(num_layers=3), technique))[1]["config"]
-    assert config["leave_out"] == [0, 2]  # else it puts new ones there, which start at random
-    assert config.get("use_dora", False) == isinstance(technique, zoo.LoRA)
+    tensors, described = to_adapters(zoo.apply(bert(num_layers=3), technique))
+    assert described["config"]["leave_out"] == [0, 2]  # else it puts new ones there, which start at random
+    assert described["config"].get("use_dora", False) == isinstance(technique, zoo.LoRA)
+    assert all(tensor.shape[1] == 1 for name, tensor in tensors.items() if name.endswith("m.weight"))  # a column
 
 
 def test_alberts_adapters_behind_attention_mean_something_else_in_the_library(tmp_path):
     model = zoo.apply(build("albert", small_config("albert")), zoo.BottleneckAdapter(kind="houlsby"))
     with pytest.raises(TechniqueError, match="takes the block's input"):
         foreign.save_adapter(model, tmp_path / "adapters", library="adapters")
+
+
+def test_a_compacter_without_its_shared_rule_is_refused():
+    own = {"adapter_down.0.W_left": torch.ones(2, 4, 1), "adapter_down.0.W_right": torch.ones(2, 1, 2), "adapter_down.0.b": torch.ones(4)}
+    assert foreign.written_out(own, {"phm_rule": torch.ones(2, 2, 2)})["adapter_down.0.weight"].shape == (4, 8)
+    with pytest.raises(CheckpointError, match="phm_rule"):
+        foreign.written_out(own, {})
 
 
 def test_a_prefix_file_that_lacks_a_part_is_refused():

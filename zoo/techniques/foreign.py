@@ -507,6 +507,10 @@ def written_out(own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict
         rules, factors = product("phm_rule", mine), product("W", mine)
         rules = product("phm_rule", shared) if rules is None else rules
         factors = product(f"W_{place.removeprefix('adapter_').partition('.')[0]}", shared) if factors is None else factors
+        if rules is None and factors is not None:
+            raise CheckpointError(
+                "the Compacter's phm_rule, which all layers share, is not in the file: the library saves it with whole models only"
+            )
         if rules is None or factors is None:  # the norm in front
             made |= {f"{place}.{key}": tensor for key, tensor in mine.items()}
             continue

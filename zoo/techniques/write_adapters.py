@@ -60,6 +60,8 @@ def _bottleneck(bare: Any, found: list[BottleneckAdapter], paths: Mapping[str, s
             at = place_of(paths[path])
             for key, tensor in part.adapters[first.name].state_dict().items():
                 tensors[f"{at}.adapters.{first.name}.{_their_key(key, first)}"] = tensor
+                if key.startswith("input_norm."):  # which stands there twice, under another name too
+                    tensors[f"{at}.adapters.{first.name}.adapter_norm_before.{key.rpartition('.')[2]}"] = tensor.clone()
     norms = [site for site in bare.sites() if site.role in ROLES.values()]
     kept = {depth for site in norms if first.name in getattr(site.module, "adapters", ()) for depth in site.depths}
     coupled = next((t for t in bare.techniques if isinstance(t, InvertibleAdapter) and t.name == first.name), None)
@@ -127,7 +129,7 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> tuple[dict[
             at = f"{paths[path]}.loras.{first.name}"
             tensors |= {f"{at}.lora_A": update.down.detach(), f"{at}.lora_B": update.up.detach()}
             if update.magnitude is not None:
-                tensors[f"{at}.m.weight"] = update.magnitude.detach()[None]
+                tensors[f"{at}.m.weight"] = update.magnitude.detach()[:, None]
             met.add(path)
     return tensors, {
         "architecture": "lora",
