@@ -5,7 +5,7 @@
 
 Words and cities of the test are never trained on, and neither are the objects of their facts: no word of the training is an antelope. The
 graph never holds an answer, and of a word's line up to its answer only the first step: antelope is a kind of bovid, and that one of
-ruminant, ..., of animal. Each seed tunes the model on the same words in four ways:
+ruminant, ..., of animal. Each seed draws its own words and tunes the model on them in each of these ways:
 
     none        the sentence alone
     tree        K-BERT's sentence tree: the fact grafted behind the word, soft positions, the visible matrix
@@ -296,8 +296,9 @@ def main() -> None:
     parser.add_argument("wordnet")
     parser.add_argument("countries")
     parser.add_argument("model")
-    parser.add_argument("--tasks", nargs="*", default=["words", "capitals"])
+    parser.add_argument("--tasks", nargs="*", default=["words", "capitals"], choices=["words", "capitals"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--nouns", type=int, nargs=2, default=[100, 60], metavar=("TRAIN", "TEST"), help="nouns of each kind")
     parser.add_argument("--adapter-epochs", type=int, default=15)
     parser.add_argument("--image", help="where to draw the bars")
     options = parser.parse_args()
@@ -305,15 +306,22 @@ def main() -> None:
     tokenizer = zoo.tokenizer(options.model)
     cities, regions = capitals(options.countries)
     nouns = list(rare_nouns(options.wordnet, lambda text: tokenizer.backend.encode(text, add_special_tokens=False).tokens))
+
+    def drawn(name: str, seed: int) -> Task:
+        if name == "words":
+            return split(nouns, list(KINDS), *options.nouns, seed, epochs=5)
+        return split(cities, regions, 25, 25, seed, epochs=15)
+
     scores: dict[str, dict[str, list[float]]] = {}
     for name in options.tasks:
-        task = split(nouns, list(KINDS), 40, 30, 0, epochs=5) if name == "words" else split(cities, regions, 25, 25, 0, epochs=15)
-        often = max(sum(word.kind == kind for word in task.test) for kind in range(len(task.kinds))) / len(task.test)
-        print(
-            f"{name}: {len(task.train)} to train, {len(task.test)} to test, {len(task.kinds)} kinds; the commonest kind: {often:.1%}",
-            flush=True,
-        )
         for seed in options.seeds:
+            task = drawn(name, seed)
+            often = max(sum(word.kind == kind for word in task.test) for kind in range(len(task.kinds))) / len(task.test)
+            print(
+                f"{name}, seed {seed}: {len(task.train)} to train, {len(task.test)} to test, {len(task.kinds)} kinds; "
+                f"the commonest kind: {often:.1%}",
+                flush=True,
+            )
             for way in ("none", "tree", "adapter"):
                 found = run(way, task, options.model, tokenizer, seed, options)
                 for condition, share in found.items():
