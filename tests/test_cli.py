@@ -121,6 +121,12 @@ def test_create_convert_inspect_verify_and_back(zoo_command, tmp_path):
     assert set(again) == set(first)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
+    code, out, _ = zoo_command("convert", str(tmp_path / "theirs"), str(tmp_path / "folder"), "--json")
+    assert json.loads(out)["files"] == [str(tmp_path / "folder" / "model.safetensors")]  # where it ends up, not where it was made
+    code, out, _ = zoo_command("convert", str(tmp_path / "theirs"), str(tmp_path / "again"))
+    assert f"wrote {tmp_path / 'again' / 'model.safetensors'}" in out.replace("\n", " ")
+    assert "contract  reached" in out
+
     assert zoo_command("verify", str(tmp_path / "ours.safetensors"))[0] == 0
     loaded = zoo.load(tmp_path / "ours.safetensors", task="masked-lm")  # a single file describes itself
     assert torch.equal(loaded.token_table, first["embeddings.token.weight"])

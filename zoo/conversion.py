@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def _forward(
             if not dry_run and not to_file:
                 (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
                 _copy_tokenizer(path, record, stage)
-    return report
+    return report if to_file else replace(report, files=tuple(out / file.name for file in report.files))
 
 
 def _back(

@@ -116,6 +116,22 @@ class Report:
     foreign_config: Mapping[str, object] | None = None
     seconds: float = 0.0
 
+    def __str__(self) -> str:
+        made = ", ".join(str(file) for file in self.files) or "nothing (a dry run)"
+        what = "to ours" if self.direction == "forward" else "from ours"
+        lines = [
+            f"{self.source}: {self.layout} (map {self.map_version}), {what}, in {self.seconds:.1f} s",
+            f"wrote {made}: {self.tensors} tensors, {self.parameters:,} parameters, {self.bytes / 1e6:.1f} MB",
+        ]
+        lines += [f"  dropped {name}: {why}" for name, why in self.dropped.items()]
+        lines += [f"  left out {name}: {why}" for name, why in self.left_out.items()]
+        lines += [f"  {copy} is stored as a copy of {of}" for copy, of in self.ties if copy not in self.dropped]
+        lines += [f"  carried along, never used: {name}" for name in self.passengers]
+        lines += [f"  the file has no head {name}" for name in self.absent_heads]
+        lines += [f"  lost {name}: {why}" for name, why in self.losses.items()]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join([*lines, str(self.ladder)])
+
     def to_dict(self) -> dict[str, object]:
         """Plain data, for ``--json``."""
         plain: dict[str, Any] = asdict(self)
