@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import zoo
 from zoo.cli import main
 from zoo.region_files import read_regions
+from zoo.tokenization.wordpiece import wordpiece
 
 TINY = {"vocab_size": 40, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12, "max_positions": 16}
 SETS = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
@@ -203,3 +204,23 @@ def test_bench_times_every_form_and_shows_how_near_each_is(zoo_command, tmp_path
     code, out, _ = zoo_command("export", str(tmp_path / "model"), str(tmp_path / "model.pt2"))
     assert code == 0
     assert "input_ids, attention_mask, token_type_ids" in out
+
+
+def test_fill_mask_and_embed_serve_a_saved_model_or_say_what_is_missing(zoo_command, tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "barks"]
+    tokenizer = wordpiece({word: number for number, word in enumerate(words)})
+    sizes = TINY | {"vocab_size": len(words)}
+    model = zoo.create("bert-base", task="masked-lm", generator=torch.Generator().manual_seed(0), **sizes)
+    with torch.no_grad():
+        model.heads["masked_lm"].bias[words.index("dog")] = 50
+    folder = str(zoo.save(model, tmp_path / "model", tokenizer))
+    code, out, _ = zoo_command("fill-mask", "a [MASK] barks", "--model", folder, "--json")
+    assert code == 0
+    (place,) = json.loads(out)
+    assert place[0]["token"] == "dog"
+    assert place[0]["probability"] > 0.99
+    code, _, err = zoo_command("fill-mask", "a dog barks", "--model", folder)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "write [MASK] where a word is missing" in err
+    code, out, _ = zoo_command("embed", "a dog", "a cat", "--model", folder, "--json")
+    assert [len(vector) for vector in json.loads(out)["embeddings"]] == [TINY["hidden_size"]] * 2

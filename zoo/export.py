@@ -110,6 +110,7 @@ def export(
         with torch.no_grad():
             program = _traced(plain.eval(), given, rows, length)
             outputs = _checked(plain, program, given, rows, length)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
                 stage = Path(folder) / path.name
                 _write(program, stage, list(given), outputs)

@@ -14,10 +14,13 @@ def fill_masks(model: Any, tokenizer: Any, text: str, top: int = 5) -> list[list
 
     model: a masked-lm task model in eval mode. Raises InputError where the text holds no mask.
     """
+    mask = tokenizer.mask_token_id
+    if mask is None:
+        raise InputError("this model's tokenizer has no mask token, so there is nothing to fill")
     batch = tokenizer([text])
-    places = (batch["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
+    places = (batch["input_ids"][0] == mask).nonzero().flatten()
     if not len(places):
-        raise InputError(f"the text holds no mask token; write {tokenizer.mask_token} where a word is missing")
+        raise InputError(f"the text holds no mask token; write {tokenizer.id_to_token(mask)} where a word is missing")
     with torch.inference_mode():
         probabilities = model(**batch).prediction_logits[0, places].softmax(-1)
     best = probabilities.topk(min(top, probabilities.shape[1]))
