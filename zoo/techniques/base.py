@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -117,6 +117,11 @@ class Technique(Config):
         """What depends on the numbers and not on the shapes alone, after `change`: at once, or, where a model is built on meta, when its
         random weights have been drawn. A loaded model's tensors say it themselves.
         """
+
+    def __str__(self) -> str:
+        """As it would be written, what is by default left out."""
+        given = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]
+        return f"{type(self).__name__}({', '.join(f'{entry.name}={getattr(self, entry.name)!r}' for entry in given)})"
 
     def record(self) -> dict[str, Any]:
         """How it stands in a saved config: its name and its fields."""
