@@ -24,7 +24,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -223,6 +223,14 @@ class Pruned:
     reason: str
 
 
+def _mentions(file: Path, word: str) -> bool:
+    """Whether a file can be read and holds a word."""
+    try:
+        return word.encode() in file.read_bytes()
+    except OSError:
+        return False
+
+
 class Cache:
     """The folder of fetched checkpoints; several processes may use one at once."""
 
@@ -263,13 +271,20 @@ class Cache:
 
     def entries(self) -> list[Entry]:
         """Every complete entry, by source."""
-        found = [self._read(path) for path in self.refs.glob("*.json")]
+        return self._complete(self.refs.glob("*.json"))
+
+    def _complete(self, refs: Iterable[Path]) -> list[Entry]:
+        found = [self._read(path) for path in refs]
         return sorted((entry for entry in found if entry is not None and entry.present()), key=lambda entry: (entry.source, entry.key))
 
     def entry_of(self, path: Path) -> Entry | None:
         """The entry that a fetched folder or file belongs to; None for anything outside the cache."""
-        path = Path(path).absolute()
-        return next((entry for entry in self.entries() if entry.folder.absolute() in (path, *path.parents)), None)
+        path, trees = Path(path).absolute(), self.trees.absolute()
+        if trees not in path.parents:
+            return None
+        folder = trees / path.relative_to(trees).parts[0]
+        naming = [ref for ref in self.refs.glob("*.json") if _mentions(ref, folder.name)]  # the others' files are many, and slow to parse
+        return next((entry for entry in self._complete(naming) if entry.folder.absolute() == folder), None)
 
     # ------------------------------------------------------------ writing
 
