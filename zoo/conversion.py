@@ -97,7 +97,7 @@ def verify(
             targets_of(model_class, ours, {name: info.shape for name, info in plan.outputs.items()}),
             architectures=architectures_of(foreign),
             foreign=foreign,
-            expected_sha256=recorded_hash(record, path),
+            expected_sha256=None if record is None else record.sha256,
             probe=probe,
         )
 
@@ -150,13 +150,6 @@ def record_of(name: str) -> Record:
         where = f"its tags with a source: {', '.join(with_sources)}" if with_sources else "none of its tags has a public source"
         raise unknown("checkpoint", f"{variant.name}.{tag}" if tag else variant.name, records(), f"({variant.name}: {where})")
     return found
-
-
-def recorded_hash(record: Record | None, path: Any) -> str | None:
-    """The sha256 on record for the checkpoint that was fetched from one of a record's sources; None where nobody hashed it."""
-    if record is None or isinstance(path, Mapping):
-        return None
-    return narrowed(record, Path(path)).sha256
 
 
 def opened(source: Any) -> Any:
@@ -278,7 +271,7 @@ def _forward(
                 progress=progress,
                 architectures=architectures_of(foreign),
                 foreign=foreign,
-                expected_sha256=recorded_hash(record, path),
+                expected_sha256=None if record is None else record.sha256,
                 metadata={"zoo.description": json.dumps(description, sort_keys=True)},
             )
             if not dry_run and not to_file:
