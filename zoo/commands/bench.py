@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +27,7 @@ def bench(
     import torch
 
     from zoo.export import example_inputs, flat
+    from zoo.timing import interleaved
 
     model: Any = (zoo.load(source, task=task) if Path(source).exists() else zoo.create(source, task=task)).eval()
     batch = example_inputs(model, rows, length)
@@ -56,17 +55,12 @@ def bench(
     with torch.inference_mode():
         sides = {name: form(name) for name in FORMS if name != "padded" or share < 1}
         first = {name: next(iter(flat(side()).values())) for name, side in sides.items()}
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(rounds):
-            for name, side in sides.items():
-                start = time.perf_counter()
-                side()
-                times[name].append((time.perf_counter() - start) * 1000)
+        times = interleaved(sides, rounds, warmup=0)  # each has run once
     wanted = first["as loaded"].float().flatten()
     found = [
         {
             "form": name,
-            "milliseconds": statistics.median(times[name]),
+            "milliseconds": times[name],
             "cosine": float(torch.nn.functional.cosine_similarity(first[name].float().flatten(), wanted, dim=0)),
         }
         for name in sides
