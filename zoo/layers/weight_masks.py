@@ -184,10 +184,9 @@ class GatedOutput(Extension):
     """A norm whose outputs are gated, by the one gate that all norms along the stream have; the first of them draws."""
 
     own_gate: HardConcrete
-    first: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.first:
+        if self.training and "gate" in self._modules:  # the first of them, which owns it
             self.own_gate.draw()
         gate: Tensor = self.own_gate(self.own_gate.draws if self.training else None)
         return super().forward(x) * gate

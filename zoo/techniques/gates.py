@@ -61,7 +61,6 @@ class GatePruning(PlacedTechnique):
             extend(norm, GatedOutput)
             if number == 0:
                 norm.gate = self._gate(norm, len(norm.weight))
-            norm.first = number == 0
             object.__setattr__(norm, "own_gate", norms[0].gate)  # one for all, see `zoo.layers.sharing`
         return None
 
@@ -126,7 +125,6 @@ def close_gates(model: nn.Module) -> None:
             tensor.mul_(norm.own_gate())
     for norm in norms:
         norm.__dict__.pop("own_gate")
-        norm.__dict__.pop("first")
         if "gate" in norm._modules:
             del norm.gate
         restore(norm, GatedOutput)

@@ -25,7 +25,7 @@ from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.attention import Attention
 from zoo.layers.feed_forward import FeedForward
 from zoo.model import Model
-from zoo.techniques.base import Technique, bare_model
+from zoo.techniques.base import Technique, bare_model, on_meta
 from zoo.techniques.pruning import check_share
 
 Axes = Mapping[str, tuple[int, ...]]
@@ -57,7 +57,7 @@ class WidthPruning(Technique):
             raise TechniqueError(f"{self.width} is {size} wide, of which {count} stay: nothing would go")
         if self.chosen is not None:
             keep = self.chosen
-        elif any(tensor.is_meta for tensor in found.tensors.values()):
+        elif on_meta(model):
             keep = torch.arange(count)
         else:
             keep = found.norms_of_numbers().argsort(descending=True, stable=True)[:count].sort().values
