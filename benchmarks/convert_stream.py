@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from zoo.convert import layouts
-from zoo.convert.engine import convert
-from zoo.convert.keymap import Info
-from zoo.convert.readers import open_archive
-from zoo.convert.writer import SafetensorsWriter, nbytes
+from zoo.checkpoints.streaming import convert
+from zoo.formats.archive import Info
+from zoo.formats.opening import open_archive
+from zoo.formats.writer import SafetensorsWriter, nbytes
+from zoo.maps import layouts
 
 HIDDEN, VOCABULARY = 4096, 30522
 

@@ -35,8 +35,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from zoo.convert.readers import open_archive, tensorflow_files
 from zoo.errors import CheckpointError
+from zoo.formats import tensorflow_files
+from zoo.formats.opening import open_archive
 
 TENSORFLOW = Path(__file__).parent.parent / "tests" / "golden" / "readers" / "tensorflow"
 TOO_BIG = 64 << 20  # an archive that honestly shows more than this is not read whole

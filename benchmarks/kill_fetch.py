@@ -29,8 +29,8 @@ import huggingface_hub  # noqa: F401  (before the fork, so that a child's time i
 from huggingface_hub import HfApi, hf_hub_download  # noqa: F401
 
 from tests.hub_server import Fault, HubServer, Repository
-from zoo.cache import Cache
-from zoo.fetch import cached, fetch
+from zoo.checkpoints.fetching.cache import Cache
+from zoo.checkpoints.fetching.fetch import cached, fetch
 
 SIZE = 4_000_000
 KINDS = ("url", "hub", "package")

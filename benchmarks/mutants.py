@@ -31,7 +31,13 @@ LISTS = Path(__file__).with_suffix("")
 GOAL = 0.95
 COPIED = ("zoo", "tests", "weights", "pyproject.toml")
 FAMILIES = ("bert", "albert")  # what the shared tests draw, unless a list says more
-TESTS = ("tests/test_attention.py", "tests/test_golden.py", "tests/test_equivalence.py", "tests/test_common.py", "tests/test_bad_input.py")
+TESTS = (
+    "tests/layers/test_attention.py",
+    "tests/models/test_golden.py",
+    "tests/models/test_equivalence.py",
+    "tests/models/test_common.py",
+    "tests/models/test_bad_input.py",
+)
 
 
 @dataclass(frozen=True)

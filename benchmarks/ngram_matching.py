@@ -13,7 +13,7 @@ import platform
 import random
 import time
 
-from zoo.knowledge import NGramLexicon
+from zoo.data.knowledge.ngrams import NGramLexicon
 
 
 def measure(lexicon: NGramLexicon, tokens: list[str]) -> dict[str, float]:

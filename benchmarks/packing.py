@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from benchmarks.timing import interleaved, machine, table
+from benchmarks.timing import machine, table
+from zoo.inference.timing import interleaved
 
 CASES = [
     ("8 of 12-128, hidden 768", [12, 24, 33, 47, 61, 80, 101, 128], 12, 64),

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 import zoo
-from benchmarks.timing import interleaved, machine, table
+from benchmarks.timing import machine, table
+from zoo.inference.timing import interleaved
 
 KEPT = (1.0, 0.75, 0.5, 0.25)
 WAYS: dict[str, Callable[[float], list[Any]]] = {

@@ -20,8 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from zoo.knowledge import KnowledgeGraph, Triple
-from zoo.tasks.knowledge import SentenceTreeCollator
+from zoo.data.knowledge.graph import KnowledgeGraph
+from zoo.data.knowledge.readers import Triple
+from zoo.data.knowledge_batches import SentenceTreeCollator
 
 
 def facts(count: int, seed: int = 0) -> Iterator[Triple]:

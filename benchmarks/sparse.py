@@ -35,7 +35,8 @@ def forms(length: int) -> dict[str, Callable[[], object]]:
     from torch.nn import functional as F
 
     from zoo.layers import Mask
-    from zoo.layers.sparse import SparseAttention, fixed, local, strided, windowed
+    from zoo.techniques.sparse.layers import SparseAttention
+    from zoo.techniques.sparse.patterns import fixed, local, strided, windowed
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, HEADS, length, SIZE, generator=generator) for _ in range(3))

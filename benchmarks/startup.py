@@ -15,7 +15,7 @@ from benchmarks.timing import machine, table
 SNIPPETS = {
     "import zoo": "import zoo",
     "import torch (for comparison)": "import torch",
-    "zoo list": "import sys; sys.argv = ['zoo', 'list']; from zoo.cli import app; app(standalone_mode=False)",
+    "zoo list": "import sys; sys.argv = ['zoo', 'list']; from zoo.cli.app import app; app(standalone_mode=False)",
 }
 AFTER_TORCH = {
     'zoo.create("albert-base")': ("import torch, zoo", "zoo.create('albert-base')"),
@@ -24,7 +24,7 @@ AFTER_TORCH = {
         "zoo.create(name, pretrained=True)",
     ),
     "load MiniLM, transformers": (
-        "import torch, zoo; from transformers import BertModel; from zoo.conversion import locate; "
+        "import torch, zoo; from transformers import BertModel; from zoo.checkpoints.convert import locate; "
         "path = str(locate('minilm-l6-h384.all-minilm-l6-v2')[0]); BertModel.from_pretrained(path)",
         "BertModel.from_pretrained(path)",
     ),

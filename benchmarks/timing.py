@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from zoo.timing import interleaved as interleaved
+from zoo.inference.timing import interleaved as interleaved
 
 
 def machine() -> str:

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from docs.schedule import drawings
-from zoo import registry
-from zoo.sources import records
-from zoo.tasks.catalogue import fitting, offers_of
+from zoo.registry import variants as registry
+from zoo.registry.listing import natural, offers_of
+from zoo.registry.records import records
+from zoo.registry.tasks import fitting
 
 PAGES = Path(__file__).parent / "models"
 IMAGES = Path(__file__).parent / "images"
@@ -77,7 +78,7 @@ def tasks(variants: list[registry.Variant]) -> str:
 
 def families_table(_: object = None) -> str:
     """A row per family: pillar, streams, variants, tags, layouts."""
-    from zoo.convert import layouts
+    from zoo.maps import layouts
 
     by_maps: dict[str, list[str]] = {}
     for name in layouts.available():
@@ -113,7 +114,7 @@ def render(page: Path) -> str:
             raise SystemExit(f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}")
         if match[2] not in makers:
             raise SystemExit(f"{page.name} asks for the table {match[2]!r}; there are {', '.join(makers)}")
-        variants = sorted(families[family], key=lambda v: registry.natural(v.name)) if family else []
+        variants = sorted(families[family], key=lambda v: natural(v.name)) if family else []
         return match[1] + "\n" + makers[match[2]](variants) + "\n" + match[3]
 
     return BLOCK.sub(fill, page.read_text(encoding="utf-8"))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from zoo import registry
-from zoo.layers.streams import Step
+from zoo.layers.schedule import Step
+from zoo.registry import variants as registry
+from zoo.registry.listing import natural
 
 BOX, GAP, LANE, TITLE, LEFT = 25, 5, 40, 30, 52  # pixels
 COLORS = {"text": "#cfe3f5", "image": "#fbe3c0", "both": "#cdeccb"}
@@ -74,7 +75,7 @@ def drawings() -> dict[str, str]:
     found = {}
     for family, variants in registry.families().items():
         schedules: dict[tuple[Step, ...], list[str]] = {}
-        for variant in sorted(variants, key=lambda v: registry.natural(v.name)):
+        for variant in sorted(variants, key=lambda v: natural(v.name)):
             steps = getattr(registry.config(variant.name), "schedule", None)
             if steps is not None:
                 schedules.setdefault(tuple(steps), []).append(variant.name)

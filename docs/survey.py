@@ -13,7 +13,7 @@ import torch
 
 import zoo
 from docs.generate import BLOCK, table
-from zoo import registry
+from zoo.registry import variants as registry
 
 PAGE = Path(__file__).parent / "survey.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"

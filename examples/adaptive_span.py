@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.tasks.optim import clip_gradients
-from zoo.techniques.adaptive_span import clamp_spans, span_loss, spans_of
+from zoo.techniques.adaptive_span.technique import clamp_spans, span_loss, spans_of
+from zoo.training.optimizers import clip_gradients
 
 CHARACTERS = "\n " + string.ascii_lowercase + string.digits + string.punctuation
 BLOCK, BATCH, LIMIT, RAMP, START = 256, 8, 256, 16, 0.25

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 import zoo
 from examples.texts import NEWS
-from zoo.fetch import fetch
-from zoo.tasks.metrics import accuracy, binary_f1
-from zoo.techniques import early_exit, pruning, theseus
-from zoo.techniques.gates import close_gates, gate_penalty, gated_parts
-from zoo.techniques.importance import head_importance, heads_to_prune, width_importance
-from zoo.techniques.structured import remove_heads
-from zoo.techniques.width import remove_numbers
+from zoo.checkpoints.fetching.fetch import fetch
+from zoo.tasks.metrics.language import accuracy, binary_f1
+from zoo.techniques import early_exit, theseus
+from zoo.techniques.pruning import weights as pruning
+from zoo.techniques.pruning.gates import close_gates, gate_penalty, gated_parts
+from zoo.techniques.pruning.importance import head_importance, heads_to_prune, width_importance
+from zoo.techniques.pruning.structured import remove_heads
+from zoo.techniques.pruning.width import remove_numbers
 
 MODEL = "minilm-l6-h384.all-minilm-l6-v2"
 LENGTH, TRAIN, TEST, BATCH = 40, 12, 60, 32

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zoo
-from zoo.tasks.predict import fill_masks
+from zoo.inference.fill_mask import fill_masks
 
 SENTENCES = [
     "A man is playing a guitar on the street.",

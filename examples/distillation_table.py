@@ -28,8 +28,8 @@ from texts import NEWS
 from torch import Tensor
 
 import zoo
-from zoo.fetch import fetch
-from zoo.tasks.distill import student_of
+from zoo.checkpoints.fetching.fetch import fetch
+from zoo.training.distillation.students import student_of
 
 LABELLED, UNLABELLED, TEST = 150, 1200, 600
 TEMPERATURE, STEPS, BATCH = 2.0, 240, 16

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.checkpoints.fetching.fetch import fetch
 from zoo.errors import InputError, missing_extra
-from zoo.fetch import fetch
 
 NAMES = "package:emoji==2.16.0#emoji/unicode_codes/emoji.json"
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")

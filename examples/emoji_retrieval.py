@@ -27,11 +27,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import zoo
-from zoo.image_grid import grid_regions, patches
-from zoo.tasks.collate import MaskedLMCollator
-from zoo.tasks.optim import BertAdam, clip_gradients, decay_groups
-from zoo.tasks.schedules import scheduler, warmup_times_decay
-from zoo.tasks.vision_metrics import recall, retrieval_ranks
+from zoo.data.collate import MaskedLMCollator
+from zoo.data.regions.grid import grid_regions, patches
+from zoo.tasks.metrics.vision import recall, retrieval_ranks
+from zoo.training.optimizers import BertAdam, clip_gradients, decay_groups
+from zoo.training.schedules import scheduler, warmup_times_decay
 
 CROP, PATCH = 64, 16  # pixels of the part of a picture that is read, and of a region's side
 VOCABULARY, HELD_OUT = 800, 200

@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zoo
-from zoo.knowledge import KnowledgeGraph, Triple, read_wordnet
+from zoo.data.knowledge.graph import KnowledgeGraph
+from zoo.data.knowledge.readers import Triple, read_wordnet
+from zoo.data.knowledge_batches import SentenceTreeCollator
 from zoo.layers.pooler import pool
-from zoo.tasks.knowledge import SentenceTreeCollator
 
 KINDS = {
     "animal": "animal.n.01",

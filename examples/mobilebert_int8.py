@@ -18,8 +18,8 @@ import torch
 from texts import NEWS, SPECIAL_TOKENS, learn_wordpiece
 
 import zoo
-from zoo.fetch import fetch
-from zoo.techniques.quantization import stored_bytes
+from zoo.checkpoints.fetching.fetch import fetch
+from zoo.techniques.quantization.technique import stored_bytes
 
 Example = tuple[list[int], int]
 LENGTH = 48

@@ -25,8 +25,7 @@ import torch
 from texts import CLS, MASK, PAD, SEP, SPECIAL_IDS, Document, Unigram
 
 import zoo
-from zoo.errors import InputError
-from zoo.tasks.collate import (
+from zoo.data.collate import (
     CausalLMCollator,
     Example,
     MaskedLMCollator,
@@ -36,10 +35,11 @@ from zoo.tasks.collate import (
     WholeWordMasking,
     start_table,
 )
-from zoo.tasks.instances import pair_examples, text_blocks
-from zoo.tasks.masking import python_random, wordpiece_start
-from zoo.tasks.optim import BertAdam, clip_gradients, decay_groups
-from zoo.tasks.schedules import scheduler, warmup_times_decay
+from zoo.data.instances import pair_examples, text_blocks
+from zoo.data.masking import python_random, wordpiece_start
+from zoo.errors import InputError
+from zoo.training.optimizers import BertAdam, clip_gradients, decay_groups
+from zoo.training.schedules import scheduler, warmup_times_decay
 
 LENGTH, BLOCK, VOCABULARY = 64, 32, 1000  # tokens of a pair, tokens of a piece of running text, size of the vocabulary
 LANGUAGES = ("de", "fr", "es", "ru")

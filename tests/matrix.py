@@ -3,7 +3,7 @@
     python -m tests.matrix [--families bert albert] [--techniques LoRA] [--json FILE]
 
 Prints a line for each cell that does not do what `zoo matrix` says of it, and the share of the cells that work; exit code 1 where one
-differs. The suite runs a sample of the same cells (`tests/test_techniques.py`).
+differs. The suite runs a sample of the same cells (`tests/techniques/test_techniques.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 import zoo
 from tests import strategies
 from tests.strategies import build, randomised, relative, small_batch, small_config, states
-from zoo.convert import layouts
-from zoo.create import canonical_state
 from zoo.errors import TechniqueError, ZooError
+from zoo.maps import layouts
+from zoo.tasks.base import canonical_state
 from zoo.techniques import new_tensors
-from zoo.techniques.adaptive_span import clamp_spans, spans_of
+from zoo.techniques.adaptive_span.technique import clamp_spans, spans_of
 from zoo.techniques.matrix import EXAMPLES, cells, refusal
 
 MORE = (zoo.LoRA(rank=2, name="more", roles=("feed-forward-up",)), zoo.BottleneckAdapter(name="more", kind="parallel"))

@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from zoo.convert import layouts
-from zoo.convert.keymap import Info
-from zoo.create import canonical_state
+from zoo.formats.archive import Info
+from zoo.maps import layouts
+from zoo.tasks.base import canonical_state
 
 PROBLEMS = {"regression": "regression", "single-label": "single_label_classification", "multi-label": "multi_label_classification"}
 

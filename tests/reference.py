@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.adapters.case import Case, Output, Skipped, expected, find_adapter, flatten, load_case
-from tests.adapters.compare import compare
+from tests.references.case import Case, Output, Skipped, expected, find_adapter, flatten, load_case
+from tests.references.compare import compare
 
 
 def run(case: Case) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import zoo
-from zoo import registry
-from zoo.tasks.catalogue import TASKS, fitting, offers_of
+from zoo.registry import variants as registry
+from zoo.registry.listing import offers_of
+from zoo.registry.tasks import TASKS, fitting
 
 TEXT_TASKS = (
     "masked-lm",

@@ -10,142 +10,140 @@ Importing this package imports no torch; each name below is loaded when it is fi
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from zoo.registry.resources import VERSION as __version__
 
 _WHERE = {
-    "ActiveAdapters": "zoo.techniques.adapters",
-    "AdapterFusion": "zoo.techniques.adapters",
-    "AdaptiveSpan": "zoo.techniques.adaptive_span",
-    "AttentionProbabilities": "zoo.tasks.distill",
-    "AttentionScores": "zoo.tasks.distill",
-    "BottleneckAdapter": "zoo.techniques.adapters",
-    "Config": "zoo.config",
-    "Distillation": "zoo.tasks.distill",
-    "Embeddings": "zoo.tasks.distill",
+    "ActiveAdapters": "zoo.techniques.adapters.technique",
+    "AdapterFusion": "zoo.techniques.adapters.technique",
+    "AdaptiveSpan": "zoo.techniques.adaptive_span.technique",
+    "AttentionProbabilities": "zoo.training.distillation.terms",
+    "AttentionScores": "zoo.training.distillation.terms",
+    "BottleneckAdapter": "zoo.techniques.adapters.technique",
+    "Config": "zoo.models.base.config",
+    "Distillation": "zoo.training.distillation.objective",
     "EarlyExit": "zoo.techniques.early_exit",
+    "Embeddings": "zoo.training.distillation.terms",
     "FactorizedEmbedding": "zoo.techniques.sharing",
-    "FeedForwardPruning": "zoo.techniques.structured",
-    "FixedAttention": "zoo.techniques.sparse",
-    "FullyQt": "zoo.techniques.quantization",
-    "GatePruning": "zoo.techniques.gates",
-    "HeadPruning": "zoo.techniques.structured",
-    "HiddenStates": "zoo.tasks.distill",
-    "IA3": "zoo.techniques.lora",
-    "IBert": "zoo.techniques.quantization",
-    "Int8": "zoo.techniques.quantization",
-    "InvertibleAdapter": "zoo.techniques.adapters",
-    "KAdapter": "zoo.techniques.k_adapter",
-    "L0Pruning": "zoo.techniques.pruning",
-    "LayerPruning": "zoo.techniques.structured",
-    "LoRA": "zoo.techniques.lora",
-    "LongShortRange": "zoo.techniques.long_short",
-    "Model": "zoo.model",
-    "MovementPruning": "zoo.techniques.pruning",
-    "Patience": "zoo.tasks.distill",
-    "PrefixTuning": "zoo.techniques.prefix",
-    "Q8Bert": "zoo.techniques.quantization",
-    "QBert": "zoo.techniques.quantization",
-    "Regions": "zoo.regions",
-    "Relations": "zoo.tasks.distill",
+    "FeedForwardPruning": "zoo.techniques.pruning.structured",
+    "FixedAttention": "zoo.techniques.sparse.technique",
+    "FullyQt": "zoo.techniques.quantization.technique",
+    "GatePruning": "zoo.techniques.pruning.gates",
+    "HeadPruning": "zoo.techniques.pruning.structured",
+    "HiddenStates": "zoo.training.distillation.terms",
+    "IA3": "zoo.techniques.lora.technique",
+    "IBert": "zoo.techniques.quantization.technique",
+    "Int8": "zoo.techniques.quantization.technique",
+    "InvertibleAdapter": "zoo.techniques.adapters.technique",
+    "KAdapter": "zoo.techniques.k_adapter.technique",
+    "L0Pruning": "zoo.techniques.pruning.weights",
+    "LayerPruning": "zoo.techniques.pruning.structured",
+    "LoRA": "zoo.techniques.lora.technique",
+    "LongShortRange": "zoo.techniques.long_short.technique",
+    "Model": "zoo.models.base.model",
+    "MovementPruning": "zoo.techniques.pruning.weights",
+    "Patience": "zoo.training.distillation.terms",
+    "PrefixTuning": "zoo.techniques.prefix.technique",
+    "Q8Bert": "zoo.techniques.quantization.technique",
+    "QBert": "zoo.techniques.quantization.technique",
+    "Regions": "zoo.data.regions.regions",
+    "Relations": "zoo.training.distillation.terms",
     "Sharing": "zoo.techniques.sharing",
-    "SlidingWindow": "zoo.techniques.sparse",
-    "SoftTargets": "zoo.tasks.distill",
-    "StridedAttention": "zoo.techniques.sparse",
+    "SlidingWindow": "zoo.techniques.sparse.technique",
+    "SoftTargets": "zoo.training.distillation.terms",
+    "StridedAttention": "zoo.techniques.sparse.technique",
     "Theseus": "zoo.techniques.theseus",
-    "Transfer": "zoo.tasks.distill",
-    "WeightOnly": "zoo.techniques.quantization",
-    "WeightPruning": "zoo.techniques.pruning",
-    "WidthPruning": "zoo.techniques.width",
+    "Transfer": "zoo.training.distillation.terms",
+    "WeightOnly": "zoo.techniques.quantization.technique",
+    "WeightPruning": "zoo.techniques.pruning.weights",
+    "WidthPruning": "zoo.techniques.pruning.width",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
-    "config": "zoo.registry",
-    "convert": "zoo.conversion",
-    "create": "zoo.create",
-    "export": "zoo.export",
-    "generate": "zoo.generate",
-    "info": "zoo.info",
-    "inspect": "zoo.info",
-    "list_models": "zoo.registry",
-    "load": "zoo.create",
-    "optimize": "zoo.optimize",
+    "config": "zoo.registry.variants",
+    "convert": "zoo.checkpoints.convert",
+    "create": "zoo.api.create",
+    "export": "zoo.inference.export",
+    "generate": "zoo.inference.generate",
+    "info": "zoo.api.info",
+    "inspect": "zoo.api.info",
+    "list_models": "zoo.registry.listing",
+    "load": "zoo.checkpoints.load",
+    "optimize": "zoo.inference.optimize",
     "packing": "zoo.layers.masks",
-    "register": "zoo.registry",
-    "save": "zoo.create",
-    "tokenizer": "zoo.create",
-    "trim_vocabulary": "zoo.trim",
-    "unregister": "zoo.registry",
-    "verify": "zoo.conversion",
+    "register": "zoo.registry.variants",
+    "save": "zoo.checkpoints.save",
+    "tokenizer": "zoo.checkpoints.tokenizer",
+    "trim_vocabulary": "zoo.techniques.trimming",
+    "unregister": "zoo.registry.variants",
+    "verify": "zoo.checkpoints.verify",
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
-    from zoo.config import Config as Config
-    from zoo.conversion import convert as convert
-    from zoo.conversion import verify as verify
-    from zoo.create import create as create
-    from zoo.create import load as load
-    from zoo.create import save as save
-    from zoo.create import tokenizer as tokenizer
+    from zoo.api.create import create as create
+    from zoo.api.info import info as info
+    from zoo.api.info import inspect as inspect
+    from zoo.checkpoints.convert import convert as convert
+    from zoo.checkpoints.load import load as load
+    from zoo.checkpoints.save import save as save
+    from zoo.checkpoints.tokenizer import tokenizer as tokenizer
+    from zoo.checkpoints.verify import verify as verify
+    from zoo.data.regions.regions import Regions as Regions
     from zoo.errors import ZooError as ZooError
-    from zoo.export import export as export
-    from zoo.generate import generate as generate
-    from zoo.info import info as info
-    from zoo.info import inspect as inspect
+    from zoo.inference.export import export as export
+    from zoo.inference.generate import generate as generate
+    from zoo.inference.optimize import optimize as optimize
     from zoo.layers.masks import packing as packing
-    from zoo.model import Model as Model
-    from zoo.optimize import optimize as optimize
-    from zoo.regions import Regions as Regions
-    from zoo.registry import config as config
-    from zoo.registry import list_models as list_models
-    from zoo.registry import register as register
-    from zoo.registry import unregister as unregister
-    from zoo.tasks.distill import AttentionProbabilities as AttentionProbabilities
-    from zoo.tasks.distill import AttentionScores as AttentionScores
-    from zoo.tasks.distill import Distillation as Distillation
-    from zoo.tasks.distill import Embeddings as Embeddings
-    from zoo.tasks.distill import HiddenStates as HiddenStates
-    from zoo.tasks.distill import Patience as Patience
-    from zoo.tasks.distill import Relations as Relations
-    from zoo.tasks.distill import SoftTargets as SoftTargets
-    from zoo.tasks.distill import Transfer as Transfer
-    from zoo.techniques.adapters import ActiveAdapters as ActiveAdapters
-    from zoo.techniques.adapters import AdapterFusion as AdapterFusion
-    from zoo.techniques.adapters import BottleneckAdapter as BottleneckAdapter
-    from zoo.techniques.adapters import InvertibleAdapter as InvertibleAdapter
-    from zoo.techniques.adaptive_span import AdaptiveSpan as AdaptiveSpan
+    from zoo.models.base.config import Config as Config
+    from zoo.models.base.model import Model as Model
+    from zoo.registry.listing import list_models as list_models
+    from zoo.registry.variants import config as config
+    from zoo.registry.variants import register as register
+    from zoo.registry.variants import unregister as unregister
+    from zoo.techniques.adapters.technique import ActiveAdapters as ActiveAdapters
+    from zoo.techniques.adapters.technique import AdapterFusion as AdapterFusion
+    from zoo.techniques.adapters.technique import BottleneckAdapter as BottleneckAdapter
+    from zoo.techniques.adapters.technique import InvertibleAdapter as InvertibleAdapter
+    from zoo.techniques.adaptive_span.technique import AdaptiveSpan as AdaptiveSpan
     from zoo.techniques.base import apply as apply
     from zoo.techniques.early_exit import EarlyExit as EarlyExit
-    from zoo.techniques.gates import GatePruning as GatePruning
-    from zoo.techniques.k_adapter import KAdapter as KAdapter
-    from zoo.techniques.long_short import LongShortRange as LongShortRange
-    from zoo.techniques.lora import IA3 as IA3
-    from zoo.techniques.lora import LoRA as LoRA
-    from zoo.techniques.prefix import PrefixTuning as PrefixTuning
-    from zoo.techniques.pruning import L0Pruning as L0Pruning
-    from zoo.techniques.pruning import MovementPruning as MovementPruning
-    from zoo.techniques.pruning import WeightPruning as WeightPruning
-    from zoo.techniques.quantization import FullyQt as FullyQt
-    from zoo.techniques.quantization import IBert as IBert
-    from zoo.techniques.quantization import Int8 as Int8
-    from zoo.techniques.quantization import Q8Bert as Q8Bert
-    from zoo.techniques.quantization import QBert as QBert
-    from zoo.techniques.quantization import WeightOnly as WeightOnly
+    from zoo.techniques.k_adapter.technique import KAdapter as KAdapter
+    from zoo.techniques.long_short.technique import LongShortRange as LongShortRange
+    from zoo.techniques.lora.technique import IA3 as IA3
+    from zoo.techniques.lora.technique import LoRA as LoRA
+    from zoo.techniques.prefix.technique import PrefixTuning as PrefixTuning
+    from zoo.techniques.pruning.gates import GatePruning as GatePruning
+    from zoo.techniques.pruning.structured import FeedForwardPruning as FeedForwardPruning
+    from zoo.techniques.pruning.structured import HeadPruning as HeadPruning
+    from zoo.techniques.pruning.structured import LayerPruning as LayerPruning
+    from zoo.techniques.pruning.weights import L0Pruning as L0Pruning
+    from zoo.techniques.pruning.weights import MovementPruning as MovementPruning
+    from zoo.techniques.pruning.weights import WeightPruning as WeightPruning
+    from zoo.techniques.pruning.width import WidthPruning as WidthPruning
+    from zoo.techniques.quantization.technique import FullyQt as FullyQt
+    from zoo.techniques.quantization.technique import IBert as IBert
+    from zoo.techniques.quantization.technique import Int8 as Int8
+    from zoo.techniques.quantization.technique import Q8Bert as Q8Bert
+    from zoo.techniques.quantization.technique import QBert as QBert
+    from zoo.techniques.quantization.technique import WeightOnly as WeightOnly
     from zoo.techniques.sharing import FactorizedEmbedding as FactorizedEmbedding
     from zoo.techniques.sharing import Sharing as Sharing
-    from zoo.techniques.sparse import FixedAttention as FixedAttention
-    from zoo.techniques.sparse import SlidingWindow as SlidingWindow
-    from zoo.techniques.sparse import StridedAttention as StridedAttention
-    from zoo.techniques.structured import FeedForwardPruning as FeedForwardPruning
-    from zoo.techniques.structured import HeadPruning as HeadPruning
-    from zoo.techniques.structured import LayerPruning as LayerPruning
+    from zoo.techniques.sparse.technique import FixedAttention as FixedAttention
+    from zoo.techniques.sparse.technique import SlidingWindow as SlidingWindow
+    from zoo.techniques.sparse.technique import StridedAttention as StridedAttention
     from zoo.techniques.theseus import Theseus as Theseus
-    from zoo.techniques.width import WidthPruning as WidthPruning
-    from zoo.trim import trim_vocabulary as trim_vocabulary
+    from zoo.techniques.trimming import trim_vocabulary as trim_vocabulary
+    from zoo.training.distillation.objective import Distillation as Distillation
+    from zoo.training.distillation.terms import AttentionProbabilities as AttentionProbabilities
+    from zoo.training.distillation.terms import AttentionScores as AttentionScores
+    from zoo.training.distillation.terms import Embeddings as Embeddings
+    from zoo.training.distillation.terms import HiddenStates as HiddenStates
+    from zoo.training.distillation.terms import Patience as Patience
+    from zoo.training.distillation.terms import Relations as Relations
+    from zoo.training.distillation.terms import SoftTargets as SoftTargets
+    from zoo.training.distillation.terms import Transfer as Transfer
 
 
 def __getattr__(name: str) -> Any:
@@ -158,18 +156,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Keeps `zoo.config`, `zoo.create` and `zoo.convert` the functions, though modules of these names exist too.
-
-    The import system binds a submodule to its package when it loads it; here the public name wins, whatever was imported first. The modules
-    themselves are reached by ``from zoo.config import Config`` as always.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _WHERE and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from benchmarks.speed.cases import CASES, Case
 from benchmarks.speed.sides import SIDES
-from benchmarks.timing import interleaved, table
-from zoo.layers.prepared import PreparedLinear
+from benchmarks.timing import table
+from zoo.inference.prepared import PreparedLinear
+from zoo.inference.timing import interleaved
 
 PLAIN = ("zoo", "zoo optimized", "transformers")
 PEERS = ("onnxruntime", "onnxruntime int8", "openvino", "openvino bfloat16", "ctranslate2", "ctranslate2 int8")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 import zoo
-from benchmarks.timing import interleaved, table
+from benchmarks.timing import table
+from zoo.inference.timing import interleaved
 
 LENGTH = 32
 COUNTS = (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -10,7 +10,8 @@ import transformers
 
 import zoo
 from benchmarks.speed.cases import CASES
-from benchmarks.timing import interleaved, table
+from benchmarks.timing import table
+from zoo.inference.timing import interleaved
 
 
 def training(rounds: int, folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""ELECTRA: its small configs, its inputs, and how transformers builds the same. Its replaced-token head is held in tests/test_electra.py:
+"""ELECTRA: its small configs, its inputs, and how transformers builds the same. Its replaced-token head is held in tests/tasks/test_electra.py:
 transformers computes that loss in single precision.
 """
 

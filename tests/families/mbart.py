@@ -1,4 +1,4 @@
-"""mBART: its small configs and its inputs; tests/test_mbart.py asks transformers about them."""
+"""mBART: its small configs and its inputs; tests/models/test_mbart.py asks transformers about them."""
 
 from __future__ import annotations
 

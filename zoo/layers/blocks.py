@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.layers.attention import Attention
 from zoo.layers.feed_forward import FeedForward
-from zoo.layers.masks import Mask
+from zoo.layers.masks import Mask, Padding, between
 from zoo.layers.residual import Residual, post_norm
 from zoo.layers.trace import Trace
 
@@ -132,3 +132,48 @@ def bert_block_of(config: BlockSizes) -> EncoderBlock:
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
     )
+
+
+class Side(nn.Module):
+    """One stream's half of a co-attention block: attention to the other stream, then feed-forward, each in its residual."""
+
+    roles = {**EncoderBlock.roles, "attention": "cross-attention", "attention_norm": "cross-attention-norm"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        feed_forward: nn.Module,
+        attention_norm: nn.Module,
+        feed_forward_norm: nn.Module,
+        *,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.attention, self.attention_norm = attention, attention_norm
+        self.feed_forward, self.feed_forward_norm = feed_forward, feed_forward_norm
+        self.dropout = nn.Dropout(dropout)
+
+    def attend(self, x: Tensor, other: Tensor, mask: Mask, residual: Residual, trace: Trace | None) -> Tensor:
+        return residual(x, lambda y: self.attention(y, other, other, mask, None, trace), self.attention_norm, self.dropout)
+
+    def think(self, x: Tensor, residual: Residual) -> Tensor:
+        return residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
+
+
+class CoAttentionBlock(nn.Module):
+    """ViLBERT's connection layer: each stream attends to the other, then its own feed-forward. Widths may differ.
+
+    Both look at the streams as they came in; letting the second see the first's result is another model.
+    """
+
+    def __init__(self, text: Side, image: Side, residual: Residual = post_norm) -> None:
+        super().__init__()
+        self.text, self.image, self.residual = text, image, residual
+
+    def forward(
+        self, text: Tensor, image: Tensor, text_padding: Padding, image_padding: Padding, trace: Trace | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """text (batch, words, text size), image (batch, regions, image size), or both packed -> the same."""
+        new_text = self.text.attend(text, image, between(text_padding, image_padding), self.residual, trace)
+        new_image = self.image.attend(image, text, between(image_padding, text_padding), self.residual, trace)
+        return self.text.think(new_text, self.residual), self.image.think(new_image, self.residual)

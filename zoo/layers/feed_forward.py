@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.config import ACTIVATION_NAMES
 from zoo.errors import unknown
 
 
@@ -33,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": identity,
 }
-assert tuple(ACTIVATIONS) == ACTIVATION_NAMES
+"""gelu is the exact erf form, gelu_tanh the approximation of Hendrycks & Gimpel; they are never mixed up by one name."""
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -59,3 +58,15 @@ class FeedForward(nn.Module):
         """(..., hidden) -> (..., hidden)."""
         inner = self.activation(self.up(x))  # (..., intermediate)
         return self.down(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise UnknownNameError unless ``value`` is one of ``known``."""
+    known = list(known)
+    if value not in known:
+        raise unknown(name, value, known)
+
+
+def check_activation(value: str, name: str = "activation") -> None:
+    """Raise UnknownNameError unless ``value`` names an activation of `zoo.layers.feed_forward`."""
+    check_choice(name, value, ACTIVATIONS)

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.errors import ConfigError
 from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block_of
+from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead
-from zoo.model import TextEncoder
+from zoo.models.base.config import Config, check_heads, check_positive, free
+from zoo.models.base.text_encoder import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Stack, TextEmbeddings
+from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead
-from zoo.model import TextEncoder
+from zoo.models.base.config import Config, check_heads, check_positive, free
+from zoo.models.base.text_encoder import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
     h_0 = norm(token + segment + position + task)            the task's vector from 2.0 on: one task id for a whole text, 0 by default
     the rest is BERT
 
-Version 1.0 differs from BERT in what is masked (see `zoo.tasks.knowledge_masking`): of a chosen phrase or entity every token is to be
+Version 1.0 differs from BERT in what is masked (see `zoo.data.knowledge_masking`): of a chosen phrase or entity every token is to be
 guessed. Version 2.0 adds tasks continually, the old ones go on beside the new one, and each has its task vector.
 Traps: 1.0 is a ReLU model, in the blocks and in the masked-word head; 2.0 has GELU. The norm's eps is 1e-5, paddle's default. 1.0 has 513
 positions. A config may promise task vectors that a checkpoint lacks: that is refused, not made up. ERNIE of Tsinghua is no relative.
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from zoo.config import check_positive
 from zoo.errors import InputError
 from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.heads import MaskedLMHead
-from zoo.model import TextEncoder
+from zoo.models.base.config import check_positive
+from zoo.models.base.outputs import Encoded
+from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
-from zoo.outputs import Encoded
-from zoo.registry import TEXT_INPUTS
+from zoo.registry.variants import TEXT_INPUTS
 
 
 @dataclass(frozen=True, kw_only=True)

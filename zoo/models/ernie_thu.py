@@ -8,7 +8,7 @@
     a "sim" layer is BERT's and leaves e alone
 
 The released model has five "sim" layers, one "mix", six "norm". Entity vectors (TransE, 100 wide, frozen) are an input, no parameter:
-`zoo.tasks.knowledge.EntityDenoising` makes the batches. Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a
+`zoo.data.knowledge_batches.EntityDenoising` makes the batches. Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a
 mention. Traps: [CLS] counts as an entity with a zero vector. Where there is no entity the fusion still adds b_e. The entities that leave
 the last layer are used by nothing, so two of its parts never learn. ERNIE of Baidu is another model.
 """
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.config import check_choice, check_heads
 from zoo.errors import ConfigError, InputError
 from zoo.layers import (
     Attention,
@@ -37,11 +36,13 @@ from zoo.layers import (
     bert_block_of,
     post_norm,
 )
+from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
-from zoo.model import TextEncoder
+from zoo.models.base.config import check_heads
+from zoo.models.base.outputs import Encoded, WithEntities
+from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
-from zoo.outputs import Encoded, WithEntities
-from zoo.registry import TEXT_INPUTS
+from zoo.registry.variants import TEXT_INPUTS
 
 KINDS = ("sim", "mix", "norm")
 

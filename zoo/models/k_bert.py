@@ -5,7 +5,7 @@
     visible matrix  V[i, j] = 1 where i and j stand on the trunk, or in one branch, or one is of a branch and the other of its word
     attention       softmax(Q Kᵀ / sqrt(d) where V = 1, else -inf) Values               the same V in every layer and head
 
-The tree is built by `zoo.tasks.knowledge.SentenceTreeCollator`, for this or any other family: V is the attention_mask (batch, query, key),
+The tree is built by `zoo.data.knowledge_batches.SentenceTreeCollator`, for this or any other family: V is the attention_mask (batch, query, key),
 the soft positions are the position_ids. No parameter is new: the model is UER-py's BERT, on whose checkpoints K-BERT was built.
 
 Differs from BERT: the norm (unbiased standard deviation, eps added to it), three segments (0 is padding, 1 and 2 the sentences), a decoder
@@ -20,15 +20,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from zoo.config import Config, check_activation, check_choice, check_heads, check_positive, free
 from zoo.errors import ConfigError
 from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, pool
+from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import MaskedLMHead
-from zoo.layers.norms import StandardDeviationNorm
-from zoo.model import TextEncoder
-from zoo.outputs import Encoded
+from zoo.models.base.config import Config, check_heads, check_positive, free
+from zoo.models.base.outputs import Encoded
+from zoo.models.base.text_encoder import TextEncoder
 
 POOLER_INPUTS = ("cls", "mean", "max", "last")
 
@@ -122,3 +123,26 @@ class KBert(TextEncoder):
         x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)
         pooled = None if self.pooler is None else self.pooler(pool(x, padding.real, self.config.pooler_input))  # (batch, hidden)
         return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
+
+
+class StandardDeviationNorm(nn.Module):
+    """``weight · (x - mean) / (std + eps) + bias`` with the unbiased standard deviation (n - 1), as UER-py has it.
+
+    `nn.LayerNorm` divides by ``sqrt(variance + eps)`` with the biased variance (n): close, and not the same.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def init_parameters(self, std: float, generator: object = None) -> None:
+        self.weight.fill_(1)
+        self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5  # its gradient at zero is zero
+        return self.weight * centred / (deviation + self.eps) + self.bias

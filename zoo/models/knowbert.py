@@ -8,7 +8,7 @@ Knowledge attention and recontextualization (KAR), after block n, with states H 
     H' = norm(H + W_o block(P, keys and values s') + b_o)           words look at spans
 
 Two sources: Wikipedia (after block 9, E = 300, margin loss) and WordNet (after block 10, E = 200, softmax; an entity is a frozen vector and
-its part of speech, projected). Candidates come with the text: `Candidates`, from `zoo.knowledge.candidate_mentions`.
+its part of speech, projected). Candidates come with the text: `Candidates`, from `zoo.data.knowledge.candidate_mentions`.
 
 Traps: a span's last token is included. Norms of the KAR have eps 1e-5, those of its blocks 1e-12. The null entity is the table's raw row.
 A text without mentions is not left alone: it looks at one empty span with the padding entity, as released models were trained to. Entity
@@ -25,14 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.config import check_choice, check_heads, check_positive, free
+from zoo.data.candidates import Candidates
 from zoo.errors import ConfigError, InputError
 from zoo.layers import Attention, FeedForward, FirstTokenPooler, Mask, Padding, Stack, TextEmbeddings, Trace, bert_block, post_norm
+from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
-from zoo.model import TextEncoder
+from zoo.models.base.config import check_heads, check_positive, free
+from zoo.models.base.outputs import Linked, Links
+from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
-from zoo.outputs import Candidates, Linked, Links
-from zoo.registry import TEXT_INPUTS
+from zoo.registry.variants import TEXT_INPUTS
 
 SOURCES = ("wiki", "wordnet")
 MASKED = -10_000.0  # the score of what is no candidate

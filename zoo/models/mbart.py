@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.errors import ConfigError, InputError
 from zoo.layers import Attention, DecoderBlock, EncoderBlock, FeedForward, Mask, Padding, Stack, Trace, between, causal, pre_norm, together
 from zoo.layers.embeddings import check_ids, same_shape
-from zoo.layers.shift import shift_right
-from zoo.model import Model
-from zoo.outputs import Encoded, Seq2Seq
+from zoo.layers.feed_forward import check_activation
+from zoo.models.base.config import Config, check_heads, check_positive, free
+from zoo.models.base.model import Model
+from zoo.models.base.outputs import Encoded, Seq2Seq
 
 OFFSET = 2  # rows of a position table before the first that is read
 
@@ -287,3 +287,21 @@ class Mbart(Model):
 def _ending(states: tuple[Tensor, ...] | None, result: Tensor) -> tuple[Tensor, ...] | None:
     """The hidden states, the last of them normalized."""
     return None if states is None else (*states[:-1], result)
+
+
+def shift_right(labels: Tensor, pad_token_id: int, start_token_id: int | None = None) -> Tensor:
+    """``[start, labels without the last place]``, (batch, length) int, with padding where labels are -100.
+
+    start_token_id None: each row's own last token that is no padding comes to the front (mBART: the language code, or </s>) and, in a row
+    that is shorter than the longest, stands at its end too.
+    """
+    if labels.dim() != 2:
+        raise InputError(f"labels must be (batch, length), got {tuple(labels.shape)}")
+    filled = labels.masked_fill(labels == -100, pad_token_id)
+    if start_token_id is None:
+        place = torch.arange(labels.shape[1], device=labels.device)
+        last = torch.where(filled != pad_token_id, place, 0).amax(1, keepdim=True)  # (batch, 1)
+        start = filled.gather(1, last)
+    else:
+        start = filled.new_full((filled.shape[0], 1), start_token_id)
+    return torch.cat([start, filled[:, :-1]], 1)

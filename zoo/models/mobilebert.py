@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.config import Config, check_activation, check_choice, check_heads, check_positive, free
 from zoo.errors import ConfigError
 from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Mask, Stack, TextEmbeddings, Trace, activation, post_norm
-from zoo.layers.feed_forward import identity
-from zoo.model import TextEncoder
+from zoo.layers.feed_forward import check_activation, check_choice, identity
+from zoo.models.base.config import Config, check_heads, check_positive, free
+from zoo.models.base.text_encoder import TextEncoder
 
 NORMS = ("no_norm", "layer_norm", "layer_norm_hf", "manual_layer_norm")
 

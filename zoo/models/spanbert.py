@@ -4,7 +4,7 @@
     z_i = norm(gelu(W_1 [x_l; x_r; p_i] + b_1))          p_i a vector for the i-th place in the span, counted from 0
     y_i = norm(gelu(W_2 z_i + b_2)),   scores_i = E y_i + b          E the token table
 
-The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens (`zoo.tasks.knowledge_masking.SpanMasking`), one
+The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens (`zoo.data.knowledge_masking.SpanMasking`), one
 text instead of two, no next-sentence objective and so no pooler (``pooler = True`` is the two-sentence variant of its code).
 Traps: the order is linear, activation, norm, twice. The position vectors are 200 wide whatever an option of the code says. The paper counts
 places in a span from 1. Released archives hold the encoder alone: a classifier's pooler starts at random.
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.config import check_positive
 from zoo.errors import ConfigError, InputError
 from zoo.layers import activation
+from zoo.models.base.config import check_positive
 from zoo.models.bert import Bert, BertConfig
 
 

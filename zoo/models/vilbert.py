@@ -23,28 +23,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.config import Config, check_activation, check_choice, check_heads, check_positive, free
 from zoo.errors import ConfigError, InputError
 from zoo.layers import (
     Attention,
     CoAttentionBlock,
+    EncoderBlock,
     FeedForward,
+    Mask,
     Padding,
     ReluPooler,
     Schedule,
     Side,
     Step,
     TextEmbeddings,
+    Trace,
     bert_block,
     bert_block_of,
     interleaved,
 )
 from zoo.layers.embeddings import check_features, check_ids
+from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
-from zoo.layers.streams import GatedAttention, GatedBlock, Journey
-from zoo.model import VisionLanguageModel
-from zoo.outputs import Encoded, Streams
-from zoo.registry import TEXT_INPUTS
+from zoo.layers.run import Journey
+from zoo.models.base.config import Config, check_heads, check_positive, free
+from zoo.models.base.model import VisionLanguageModel
+from zoo.models.base.outputs import Encoded, Streams
+from zoo.registry.variants import TEXT_INPUTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +153,53 @@ class RegionEmbeddings(nn.Module):
         """(batch, regions, visual size), (batch, regions, box size) -> (batch, regions, hidden)."""
         dtype = self.features.weight.dtype
         return self.dropout(self.norm(self.features(features.to(dtype)) + self.boxes(boxes.to(dtype))))
+
+
+class GatedAttention(Attention):
+    """Self-attention whose queries and keys another stream scales: ``q · (1 + sigmoid(W s + b))`` with s a vector for the whole row."""
+
+    def __init__(self, hidden_size: int, num_heads: int, gate_size: int, *, dropout: float = 0.0) -> None:
+        super().__init__(hidden_size, num_heads, dropout=dropout)
+        self.query_gate = nn.Linear(gate_size, hidden_size)
+        self.key_gate = nn.Linear(gate_size, hidden_size)
+
+    def gated(self, x: Tensor, summary: Tensor, padding: Padding, trace: Trace | None) -> Tensor:
+        """x (batch, length, hidden) or packed rows, summary (batch, gate size) -> like x."""
+
+        def along_rows(gate: Tensor) -> Tensor:
+            each = (1 + torch.sigmoid(gate)).unsqueeze(1)  # (batch, 1, hidden)
+            return each if padding.packed is None else padding.pack(each.expand(padding.grid[0], padding.grid[1], -1))
+
+        q = (self.query(x) * along_rows(self.query_gate(summary))).unflatten(-1, (-1, self.head_size))
+        k = (self.key(x) * along_rows(self.key_gate(summary))).unflatten(-1, (-1, self.head_size))
+        v = self.value(x).unflatten(-1, (-1, self.head_size))
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+            return self.attend(q, k, v, mask, None, trace)
+
+        return self.output(padding.mask.attend(kernel, q, k, v).flatten(-2))
+
+
+class GatedBlock(EncoderBlock):
+    """An encoder block of one stream whose attention the mean of another stream scales (ViLBERT's dynamic attention)."""
+
+    attention: GatedAttention
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, other: Tensor, padding: Padding, other_padding: Padding, trace: Trace | None = None
+    ) -> Tensor:
+        """x (batch, length, hidden), other (batch, other length, gate size), or both packed -> like x."""
+        mean = real_mean(other, other_padding)
+        x = self.residual(x, lambda y: self.attention.gated(y, mean, padding, trace), self.attention_norm, self.dropout)
+        return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
+
+
+def real_mean(x: Tensor, padding: Padding) -> Tensor:
+    """The mean of a stream's real tokens, (batch, length, size) or packed rows -> (batch, size)."""
+    x = padding.unpack(x)  # zeros at padding
+    if padding.real is None:
+        return x.mean(1)
+    return x.sum(1) / padding.real.sum(1, keepdim=True).clamp(min=1)
 
 
 def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:

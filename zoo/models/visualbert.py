@@ -22,15 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.errors import ConfigError, InputError
 from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
 from zoo.layers.embeddings import check_features, check_ids
+from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
 from zoo.layers.masks import first_columns
-from zoo.model import VisionLanguageModel
-from zoo.outputs import Joint
-from zoo.registry import TEXT_INPUTS
+from zoo.models.base.config import Config, check_heads, check_positive, free
+from zoo.models.base.model import VisionLanguageModel
+from zoo.models.base.outputs import Joint
+from zoo.registry.variants import TEXT_INPUTS
 
 
 @dataclass(frozen=True, kw_only=True)

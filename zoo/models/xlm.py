@@ -6,7 +6,7 @@
 
 Differs from BERT: a vector for each token's language instead of its segment, no pooler, rows of padding are zeros at every depth, a causal
 variant (CLM), fixed sinusoidal positions as a choice. TLM is MLM on two translations in one text: positions begin again at 0 with the
-second, each half has its language (`zoo.tasks.collate.TranslationLMCollator`).
+second, each half has its language (`zoo.data.collate.TranslationLMCollator`).
 Traps: the models for 17 and 100 languages have no language embedding. A text stands between two </s> (id 1), never <s>, in the
 original code; the Hugging Face tokenizer begins with <s>, and so gives other outputs. A causal model's labels are not shifted here: the
 collator writes the next word. The causal original does not hide padding to the left of a token from it; here padding is always hidden.
@@ -21,14 +21,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from zoo.config import Config, check_activation, check_heads, check_positive, free
 from zoo.errors import ConfigError
 from zoo.layers import Attention, EncoderBlock, FeedForward, Mask, Padding, Stack, TextEmbeddings, Trace, causal
+from zoo.layers.embeddings import LanguageEmbedding, Languages, SinusoidalPositions, ignore_languages
+from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import TableHead
-from zoo.layers.languages import LanguageEmbedding, Languages, ignore_languages
-from zoo.layers.positions import SinusoidalPositions
-from zoo.model import TextEncoder, truncated_normal
-from zoo.outputs import Encoded
+from zoo.layers.init import truncated_normal
+from zoo.models.base.config import Config, check_heads, check_positive, free
+from zoo.models.base.outputs import Encoded
+from zoo.models.base.text_encoder import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Padding, Stack, Trace, pre_norm
-from zoo.model import TextEncoder
+from zoo.models.base.outputs import Encoded
+from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.roberta import Roberta, RobertaConfig, RobertaEmbeddings
-from zoo.outputs import Encoded
 
 
 @dataclass(frozen=True, kw_only=True)

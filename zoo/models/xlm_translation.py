@@ -16,12 +16,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from zoo.config import free
 from zoo.layers import Attention, DecoderBlock, FeedForward, Mask, Padding, Trace, between, causal, together
+from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
-from zoo.layers.languages import Languages
+from zoo.models.base.config import free
+from zoo.models.base.outputs import Encoded, Seq2Seq
 from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
-from zoo.outputs import Encoded, Seq2Seq
 
 
 @dataclass(frozen=True, kw_only=True)

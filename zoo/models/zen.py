@@ -4,7 +4,7 @@
     h   = block_i(h);   g = ngram_block_i(g) while there is one (6 of 12 layers);   h_{i+1} = h + M g
 
 M[t, j] = 1 where n-gram j covers character t. The sum is not divided, no norm follows it, and past the n-gram encoder's last layer its
-states are added again in every layer. `zoo.knowledge.NGramLexicon` finds the n-grams, `zoo.tasks.knowledge.NGramCollator` makes the batch.
+states are added again in every layer. `zoo.data.knowledge.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator` makes the batch.
 
 Traps: the scripts that fine-tuned the released models handed over neither masks nor segments: padding, of characters and of n-grams, was
 seen. Leave the masks out to have that. Their tagger with 38 labels moves the first pieces of words to the front: `valid_first`.
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.config import check_positive
 from zoo.errors import ConfigError, InputError
 from zoo.layers import EncoderBlock, FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.heads import MaskedLMHead
-from zoo.model import TextEncoder
+from zoo.models.base.config import check_positive
+from zoo.models.base.outputs import Encoded, WithEntities
+from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
-from zoo.outputs import Encoded, WithEntities
-from zoo.registry import TEXT_INPUTS
+from zoo.registry.variants import TEXT_INPUTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Tasks: heads, losses, labels, pre-training objectives, collation. `zoo.tasks.catalogue` lists them without torch."""
+"""Tasks: heads, losses, labels, pre-training objectives, collation. `zoo.registry.tasks` lists them without torch."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.extend import own_class
-from zoo.model import Model, initialise, shapes_only
-from zoo.tasks.catalogue import TaskSpec, offered, require_fit, spec_for
+from zoo.layers.init import initialise, shapes_only
+from zoo.models.base.model import Model
+from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 
 
 class TaskModel(nn.Module):
@@ -157,3 +158,9 @@ def flat_choices(x: Tensor | None) -> Tensor | None:
     if x.dim() < 3:
         raise InputError(f"multiple choice takes (batch, choices, length) tensors, got {tuple(x.shape)}")
     return x.flatten(0, 1)
+
+
+def canonical_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors under the names they have in files: the model's bare, a task's heads under ``heads.``."""
+    prefix = "model." if isinstance(module, TaskModel) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in module.state_dict().items()}

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.data.masking import write_samples
 from zoo.errors import ConfigError
-from zoo.model import Model
-from zoo.outputs import Output, TaskOutput
+from zoo.models.base.model import Model
+from zoo.models.base.outputs import Output, TaskOutput
 from zoo.tasks.base import TaskModel, check_labels
 from zoo.tasks.losses import widened
-from zoo.tasks.masking import write_samples
 from zoo.tasks.text import MaskedLM, padding_of
 
 MASK_SHARE = 0.85  # of the chosen places; the others keep their token, none gets a random one

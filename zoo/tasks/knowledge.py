@@ -1,301 +1,226 @@
-"""Knowledge in the batch: sentence trees (K-BERT), entities beside tokens (ERNIE), n-grams (ZEN); spans with candidates (KnowBert) are in
-`zoo.tasks.candidates`.
-
-SentenceTreeCollator(graph, tokenizer.backend.token_to_id, ...)      any family that takes a (batch, query, key) attention_mask
-"""
+"""Tasks of models that know: spans from their boundaries (SpanBERT), entities behind mentions (ERNIE of Tsinghua), types of mentions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from zoo.errors import ConfigError, InputError
-from zoo.knowledge.ngrams import NGram, NGramLexicon
-from zoo.tasks.masking import IGNORED, python_random
-
-K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]", "[PRE]", "[OBJ]")
-"""What is never cut into pieces."""
-
-
-class Lookup(Protocol):
-    """What a sentence tree asks a graph: `zoo.knowledge.KnowledgeGraph` has it."""
-
-    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = "") -> list[str]: ...
+from zoo.data.candidates import Candidates
+from zoo.errors import InputError, TaskError
+from zoo.models.base.model import Model, need_pooler
+from zoo.models.base.outputs import TaskOutput
+from zoo.registry.tasks import TaskSpec
+from zoo.tasks.base import TaskModel, check_labels
+from zoo.tasks.losses import token_cross_entropy, widened
+from zoo.tasks.text import MaskedLM, Pretraining, padding_of
 
 
-@dataclass(frozen=True)
-class SentenceTree:
-    """A sentence with its branches laid flat, trunk word, its branches, next trunk word, ...
+class SpanPretraining(MaskedLM):
+    """SpanBERT's: the words of masked spans, and, for ``pairs`` of boundaries, the same words from the boundaries alone.
 
-    ``positions``: the trunk counts past its branches, a branch counts on from the last token of its word. ``visible`` (tokens, tokens)
-    bool: row sees column. ``inserted``: True where a token came from the graph.
+    ``loss = masked_lm + span_loss_weight · sum over the spans' words / (their number + 1)``; the scores from the boundaries stand in
+    ``scores["span_boundary"]`` (batch, spans, places, vocabulary). A config with a pooler adds the next sentence.
     """
 
-    tokens: list[str]
-    positions: np.ndarray[Any, Any]
-    visible: np.ndarray[Any, Any]
-    inserted: np.ndarray[Any, Any]
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        names = ["masked_lm", "span_boundary"] + (["next_sentence"] if model.config.pooler else [])
+        return cls(model, {name: model.heads[name](model.config) for name in names}, options)
 
-    def cut(self, length: int) -> SentenceTree:
-        """The first ``length`` tokens; a branch may lose its end."""
-        return SentenceTree(self.tokens[:length], self.positions[:length], self.visible[:length, :length], self.inserted[:length])
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        return (*spec.heads, "next_sentence")
 
-
-def sentence_tree(
-    words: Iterable[str],
-    graph: Lookup,
-    *,
-    pieces: Callable[[str], Sequence[str]] = list,
-    max_entities: int = 2,
-    predicate: bool = True,
-    joiner: str = "",
-    special: Collection[str] = K_BERT_SPECIAL,
-) -> SentenceTree:
-    """Graft up to ``max_entities`` facts behind each word that is a subject of the graph, the first ones of its file.
-
-    ``pieces`` cuts words and facts into tokens: single characters for K-BERT's Chinese, a tokenizer's pieces for English. ``predicate``:
-    a branch is predicate and object, with ``joiner`` between them (a space for English), else the object alone. Words of ``special`` stay
-    whole.
-    """
-    tokens: list[str] = []
-    positions: list[int] = []
-    word_of: list[int] = []
-    branch_of: list[int] = []  # 0 on the trunk, else the number of the branch
-    branches, last = 0, -1
-    for number, word in enumerate(words):
-        cut = [word] if word in special else list(pieces(word))
-        tokens += cut
-        positions += range(last + 1, last + 1 + len(cut))
-        word_of += [number] * len(cut)
-        branch_of += [0] * len(cut)
-        last += len(cut)
-        if not cut or not max_entities:
-            continue
-        for value in graph.values(word, predicate=predicate, limit=max_entities, joiner=joiner):
-            grafted = list(pieces(value))
-            branches += 1
-            tokens += grafted
-            positions += range(last + 1, last + 1 + len(grafted))
-            word_of += [number] * len(grafted)
-            branch_of += [branches] * len(grafted)
-    owner, branch = np.array(word_of, np.int32), np.array(branch_of, np.int32)
-    trunk = branch == 0
-    both = trunk[:, None] & trunk
-    same_branch = branch[:, None] == branch  # on the trunk: everyone with everyone
-    of_word = (owner[:, None] == owner) & (trunk[:, None] | trunk)
-    return SentenceTree(tokens, np.array(positions, np.int64), both | same_branch | of_word, ~trunk)
+    def forward(
+        self,
+        *inputs: Tensor,
+        pairs: Tensor | None = None,
+        labels: Tensor | None = None,
+        pair_labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        **named: Any,
+    ) -> TaskOutput:
+        """pairs (batch, spans, 2): the places of the left and the right boundary; labels (batch, length), pair_labels (batch, spans,
+        places), -100 = left out; next_sentence_label (batch,).
+        """
+        layer = self.config.span_layer % self.config.num_layers
+        last = layer == self.config.num_layers - 1
+        wanted = named.pop("output_hidden_states", False)
+        encoded = self.model(*inputs, output_hidden_states=wanted or not last, **named)
+        hidden = encoded.last_hidden_state
+        words = self.predict(hidden, padding_of(hidden, inputs, named))
+        losses: dict[str, Tensor] = {}
+        if labels is not None:
+            check_labels(labels, tuple(words.shape[:2]), "labels", words.shape[2])
+            losses["masked_lm"] = token_cross_entropy(words, labels)
+        scores = {}
+        if pairs is not None:
+            read = hidden if last else encoded.hidden_states[layer + 1]
+            scores["span_boundary"] = self.heads["span_boundary"](read, pairs, self.token_table)
+        if pair_labels is not None:
+            if pairs is None:
+                raise InputError("pair_labels were given without pairs, the places of the spans' boundaries")
+            check_labels(pair_labels, tuple(scores["span_boundary"].shape[:3]), "pair_labels", words.shape[2])
+            losses["span_boundary"] = self.options["span_loss_weight"] * span_boundary_loss(scores["span_boundary"], pair_labels)
+        follows = None
+        if "next_sentence" in self.heads:
+            follows = self.heads["next_sentence"](need_pooler(encoded))
+            if next_sentence_label is not None:
+                check_labels(next_sentence_label.flatten(), (follows.shape[0],), "next_sentence_label", 2)
+                losses["next_sentence"] = F.cross_entropy(widened(follows), next_sentence_label.flatten())
+        elif next_sentence_label is not None:
+            raise InputError("next_sentence_label was given, but this model reads one text: its config has no pooler")
+        loss = sum(losses.values()) if losses else None
+        return TaskOutput(loss, losses, None, words, follows, encoded=encoded, scores=scores)  # type: ignore[arg-type]
 
 
-def longest_subjects(units: Sequence[str], graph: Any, *, joiner: str = " ", max_units: int = 5) -> list[str]:
-    """Words of a sentence with the subjects of ``graph`` in one piece, longest first from the left: a segmenter for English words
-    (``joiner`` " ") or for single characters (``joiner`` "").
-    """
-    words: list[str] = []
-    at = 0
-    while at < len(units):
-        for size in range(min(max_units, len(units) - at), 0, -1):
-            word = joiner.join(units[at : at + size])
-            if size == 1 or word in graph:
-                words.append(word)
-                at += size
-                break
-    return words
+def span_boundary_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """The sum over the labels that are not -100, divided by their number plus one."""
+    total = F.cross_entropy(widened(scores).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / ((labels != -100).sum() + 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SentenceTreeCollator:
-    """Words of sentences -> a batch whose attention_mask is the visible matrix and whose position_ids are the soft positions.
+class EntityPretraining(Pretraining):
+    """ERNIE's (Tsinghua): masked words, next sentence, and for each mention which of the batch's entities it means.
 
-    ``token_id`` gives a token's id, None for an unknown one, which becomes ``unknown_id``. ``segments``: the segment of the first sentence,
-    one more behind each [SEP]; K-BERT begins at 1, BERT at 0. ``first_position``: the first token's, 0 but for RoBERTa and XLM-R, whose
-    positions begin behind the padding's, at pad_token_id + 1. ``max_length``: longer trees are cut; ``to_max_length`` pads every batch
-    to it. Padding stands at the last position and sees nothing.
+    The entities' scores stand in ``scores["masked_entity"]`` (batch, length, candidates).
     """
 
-    graph: Lookup
-    token_id: Callable[[str], int | None]
-    unknown_id: int
-    pad_id: int = 0
-    pieces: Callable[[str], Sequence[str]] = list
-    max_entities: int = 2
-    predicate: bool = True
-    joiner: str = ""
-    special: Collection[str] = K_BERT_SPECIAL
-    separator: str = "[SEP]"
-    segments: int = 1
-    first_position: int = 0
-    max_length: int = 128
-    to_max_length: bool = False
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {name: model.heads[name](model.config) for name in ("masked_lm", "next_sentence", "masked_entity")}, options)
 
-    def __post_init__(self) -> None:
-        if self.max_entities < 0 or self.first_position < 0 or self.max_length < 1:
-            given = f"max_entities={self.max_entities} and first_position={self.first_position}"
-            raise ConfigError(f"{given} must not be negative, max_length={self.max_length} must be at least 1")
-
-    def tree(self, words: Sequence[str]) -> SentenceTree:
-        """The tree of one sentence, cut."""
-        if isinstance(words, str):
-            raise InputError(f"a sentence is a list of words, got the string {words[:40]!r}; segment it first, e.g. with longest_subjects")
-        grown = sentence_tree(
-            words,
-            self.graph,
-            pieces=self.pieces,
-            max_entities=self.max_entities,
-            predicate=self.predicate,
-            joiner=self.joiner,
-            special=self.special,
+    def forward(  # type: ignore[override]
+        self,
+        *inputs: Tensor,
+        entity_candidates: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        entity_labels: Tensor | None = None,
+        **named: Any,
+    ) -> TaskOutput:
+        """entity_candidates (candidates, entity size): the vectors to choose from, the first one zero, "no entity"; entity_labels (batch,
+        length): their numbers, -100 = no mention here.
+        """
+        told = super().forward(*inputs, labels=labels, next_sentence_label=next_sentence_label, **named)
+        if entity_candidates is None:
+            if entity_labels is not None:
+                raise InputError("entity_labels were given without entity_candidates, the vectors that they number")
+            return told
+        hidden = told.encoded.last_hidden_state
+        padding = padding_of(hidden, inputs, named)
+        scores = padding.unpack(self.heads["masked_entity"](padding.pack(hidden), entity_candidates))  # (batch, length, candidates)
+        losses = dict(told.losses)
+        if entity_labels is not None:
+            check_labels(entity_labels, tuple(scores.shape[:2]), "entity_labels", scores.shape[2])
+            losses["masked_entity"] = token_cross_entropy(scores, entity_labels)
+        loss = sum(losses.values()) if losses else None
+        return TaskOutput(
+            loss,  # type: ignore[arg-type]
+            losses,
+            None,
+            told.prediction_logits,
+            told.seq_relationship_logits,
+            encoded=told.encoded,
+            scores={"masked_entity": scores},
         )
-        if not grown.tokens:
-            raise InputError("a sentence has no tokens")
-        return grown.cut(self.max_length)
-
-    def __call__(self, sentences: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
-        """-> input_ids, token_type_ids, position_ids (batch, length) int64, attention_mask (batch, length, length) and inserted (batch,
-        length) bool.
-        """
-        trees = [self.tree(words) for words in sentences]
-        if not trees:
-            raise InputError("a batch needs at least one sentence")
-        length = self.max_length if self.to_max_length else max(len(tree.tokens) for tree in trees)
-        ids = np.full((len(trees), length), self.pad_id, np.int64)
-        positions = np.full((len(trees), length), self.first_position + length - 1, np.int64)
-        kinds = np.zeros((len(trees), length), np.int64)
-        visible = np.zeros((len(trees), length, length), bool)
-        inserted = np.zeros((len(trees), length), bool)
-        for row, tree in enumerate(trees):
-            size = len(tree.tokens)
-            found = (self.token_id(token) for token in tree.tokens)
-            ids[row, :size] = [self.unknown_id if number is None else number for number in found]
-            positions[row, :size] = self.first_position + tree.positions
-            visible[row, :size, :size] = tree.visible
-            inserted[row, :size] = tree.inserted
-            ends = np.cumsum([0, *(token == self.separator for token in tree.tokens[:-1])])
-            kinds[row, :size] = self.segments + np.minimum(ends, 1)
-        arrays = {
-            "input_ids": ids,
-            "token_type_ids": kinds,
-            "position_ids": positions,
-            "attention_mask": visible,
-            "inserted": inserted,
-        }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class EntityDenoising:
-    """ERNIE's (Tsinghua) batches of entities: of the mentions ``replaced`` get another entity of the batch, ``dropped`` lose theirs; to
-    be guessed is the original.
+def linking_loss(kind: str, scores: Tensor, ids: Tensor, gold: Tensor, margin: float = 0.2) -> Tensor:
+    """How well candidates are told apart; scores and ids (batch, spans, candidates), gold (batch, spans), the true entity's id.
 
-    ``vectors`` (entities, size), without a row for "no entity": its vector is zero.
+    "margin": mean over all candidates of ``max(0, margin - score)`` for the true one, ``max(0, margin + score)`` for others. "softmax":
+    negative log likelihood of the true one, over the spans that have candidates.
     """
-
-    vectors: torch.Tensor
-    replaced: float = 0.05
-    dropped: float = 0.15
-
-    def __post_init__(self) -> None:
-        if self.vectors.dim() != 2:
-            raise InputError(f"vectors must be (entities, size), got {tuple(self.vectors.shape)}")
-        if self.replaced < 0 or self.dropped < 0 or self.replaced + self.dropped > 1:
-            raise ConfigError(f"replaced={self.replaced} and dropped={self.dropped} must be shares that sum to at most 1")
-
-    def __call__(self, entity_ids: torch.Tensor, generator: torch.Generator | None = None, rng: Any = None) -> dict[str, torch.Tensor]:
-        """entity_ids (batch, length), -1 = no mention -> entity_embeds, entity_mask (position 0 always counts), entity_candidates (the
-        batch's entities in order of their ids, behind the zero vector), entity_labels (their numbers, -100 = no mention).
-
-        ``rng``: a ``random.Random`` in place of the generator; for each mention it draws random(), then randint() where it is replaced.
-        """
-        self.check(entity_ids)
-        rng = python_random(generator) if rng is None else rng
-        known = sorted(set(entity_ids.flatten().tolist()) - {-1})
-        number = {entity: place for place, entity in enumerate(known, 1)}
-        labels = torch.tensor([[number.get(e, IGNORED) for e in row] for row in entity_ids.tolist()])
-        seen = torch.tensor([[e if e == -1 else self._fate(e, known, rng) for e in row] for row in entity_ids.tolist()])
-        mask = seen != -1
-        mask[:, 0] = True
-        return {
-            "entity_embeds": self.look_up(seen),
-            "entity_mask": mask.long(),
-            "entity_candidates": self.look_up(torch.tensor([-1, *known])),
-            "entity_labels": labels,
-        }
-
-    def batch(self, entity_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The inputs alone, nothing corrupted: entity_embeds and entity_mask."""
-        self.check(entity_ids)
-        mask = entity_ids != -1
-        mask[:, 0] = True
-        return {"entity_embeds": self.look_up(entity_ids), "entity_mask": mask.long()}
-
-    def look_up(self, entity_ids: torch.Tensor) -> torch.Tensor:
-        """The vectors of ids, zeros for -1."""
-        found = self.vectors[entity_ids.clamp(min=0)]
-        return found.masked_fill((entity_ids == -1).unsqueeze(-1), 0)
-
-    def check(self, entity_ids: torch.Tensor) -> None:
-        if entity_ids.dim() != 2 or entity_ids.is_floating_point():
-            raise InputError(f"entity_ids must be (batch, length) whole numbers, got {tuple(entity_ids.shape)} of {entity_ids.dtype}")
-        if entity_ids.numel() and not (int(entity_ids.min()) >= -1 and int(entity_ids.max()) < len(self.vectors)):
-            low, high = int(entity_ids.min()), int(entity_ids.max())
-            raise InputError(f"entity_ids must lie in 0..{len(self.vectors) - 1}, or be -1 for no entity, got {low}..{high}")
-
-    def _fate(self, entity: int, known: Sequence[int], rng: Any) -> int:
-        draw = rng.random()
-        if draw < self.replaced:
-            return known[rng.randint(1, len(known)) - 1]
-        return -1 if draw < self.replaced + self.dropped else entity
+    true = ids == gold.unsqueeze(2)
+    if kind == "margin":
+        signed = torch.where(true, -scores, scores)
+        return (signed + margin).clamp(min=0)[ids > 0].mean()
+    target = true.int().argmax(2).masked_fill(~(ids > 0).any(2), -100)
+    return F.cross_entropy(widened(scores).flatten(0, 1), target.flatten())
 
 
-def thinned(entity_ids: Sequence[int]) -> list[int]:
-    """ERNIE's pre-training data: of a run of pieces with one entity every second keeps it, the first, the third, ... (-1 = none)."""
-    kept: list[int] = []
-    for entity in entity_ids:
-        kept.append(-1 if kept and kept[-1] == entity else entity)
-    return kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class NGramCollator:
-    """ZEN's n-grams of a batch of token lists: matched, shuffled, and cut to a share of ``max_ngrams`` that grows with the text.
-
-    ``max_length``: the length at which a text may have ``max_ngrams``; the matrix is as long as the longest text, or so long with
-    ``to_max_length``.
+def linked_entities(scores: Tensor, candidates: Candidates, threshold: float, null_id: int) -> Tensor:
+    """The links that are made, (links, 4): row of the batch, first and last token, entity; a span whose best score is not above the
+    threshold, or belongs to the null entity, makes none.
     """
+    best, place = scores.max(2)  # (batch, spans)
+    entity = candidates.ids.gather(2, place.unsqueeze(2)).squeeze(2)
+    made = (best > threshold) & (entity != null_id)
+    rows = torch.arange(len(scores), device=scores.device)[:, None].expand_as(entity)
+    return torch.stack([rows, candidates.spans[:, :, 0], candidates.spans[:, :, 1], entity], 2)[made]
 
-    lexicon: NGramLexicon
-    max_length: int = 128
-    max_ngrams: int = 128
-    to_max_length: bool = False
 
-    def choose(self, tokens: Sequence[str], rng: Any = None) -> list[NGram]:
-        """The n-grams of one text in the order in which they are handed over. ``rng``: a ``random.Random``; None: not shuffled."""
-        found = self.lexicon.matches(tokens)
-        if rng is not None:
-            rng.shuffle(found)
-        return found[: math.ceil(len(tokens) / self.max_length * self.max_ngrams)]
+def linking_losses(model: Model, encoded: Any, named: Mapping[str, Any], gold: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The loss of each source for which the true entities are given."""
+    losses = {}
+    for name, entities in gold.items():
+        candidates = (named.get("entity_candidates") or {}).get(name)
+        if candidates is None:
+            raise InputError(f"gold_entities were given for {name!r} without its entity_candidates")
+        check_labels(entities, tuple(candidates.spans.shape[:2]), "gold_entities")
+        source = model.config.knowledge[name]
+        losses[f"{name}_linking"] = linking_loss(source.loss, encoded.links[name].scores, candidates.ids, entities, source.margin)
+    return losses
 
-    def __call__(
-        self, texts: Sequence[Sequence[str]], first_lengths: Sequence[int], generator: torch.Generator | None = None, rng: Any = None
-    ) -> dict[str, torch.Tensor]:
-        """texts: tokens with [CLS] and [SEP]; first_lengths: how many of them belong to the first sentence, both specials counted
-        -> ngram_ids, ngram_mask, ngram_token_type_ids (batch, n-grams), ngram_positions (batch, length, n-grams).
-        """
-        rng = python_random(generator) if rng is None else rng
-        chosen = [self.choose(tokens, rng) for tokens in texts]
-        length = self.max_length if self.to_max_length else max(map(len, texts))
-        most = self.max_ngrams if self.to_max_length else max(1, *map(len, chosen))
-        if any(len(tokens) > length for tokens in texts):
-            raise InputError(f"a text has {max(map(len, texts))} tokens, max_length={length}; cut it first")
-        shape = (len(texts), most)
-        ids, mask, kinds = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
-        positions = torch.zeros(len(texts), length, most, dtype=torch.int64)
-        for row, (ngrams, first) in enumerate(zip(chosen, first_lengths, strict=True)):
-            for place, ngram in enumerate(ngrams):
-                ids[row, place], mask[row, place], kinds[row, place] = ngram.number, 1, int(ngram.start >= first)
-                positions[row, ngram.start : ngram.start + ngram.length, place] = 1
-        return {"ngram_ids": ids, "ngram_mask": mask, "ngram_token_type_ids": kinds, "ngram_positions": positions}
+
+class LinkedPretraining(Pretraining):
+    """KnowBert's: masked words, next sentence, and, for each source with ``gold_entities``, the linking of its candidates."""
+
+    def forward(  # type: ignore[override]
+        self,
+        *inputs: Tensor,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        gold_entities: Mapping[str, Tensor] | None = None,
+        **named: Any,
+    ) -> TaskOutput:
+        """gold_entities: by source the true entity of each span, (batch, spans) int."""
+        told = super().forward(*inputs, labels=labels, next_sentence_label=next_sentence_label, **named)
+        losses = {**told.losses, **linking_losses(self.model, told.encoded, named, gold_entities or {})}
+        loss = sum(losses.values()) if losses else None
+        return dataclasses.replace(told, loss=loss, losses=losses)  # type: ignore[arg-type]
+
+
+class EntityLinking(TaskModel):
+    """KnowBert's first stage: the linkers alone. ``scores`` by source (batch, spans, candidates)."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {}, options)
+
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        return ()
+
+    def forward(self, *inputs: Tensor, gold_entities: Mapping[str, Tensor] | None = None, **named: Any) -> TaskOutput:
+        """gold_entities: by source the true entity of each span, (batch, spans) int."""
+        encoded = self.model(*inputs, **named)
+        losses = linking_losses(self.model, encoded, named, gold_entities or {})
+        loss = sum(losses.values()) if losses else None
+        scores = {name: links.scores for name, links in encoded.links.items()}
+        return TaskOutput(loss, losses, encoded=encoded, scores=scores)  # type: ignore[arg-type]
+
+
+class EntityTyping(TaskModel):
+    """``W dropout(pooled)`` without a bias: all the types of a mention that is marked in the text, each yes or no."""
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+        return cls(model, {"entity_typing": nn.Linear(model.config.hidden_size, options["num_labels"], bias=False)}, options)
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels (batch, types), 1 = it is one -> logits (batch, types)."""
+        encoded = self.model(*inputs, **named)
+        logits = self.heads["entity_typing"](self.dropout(need_pooler(encoded)))
+        loss = None
+        if labels is not None:
+            if labels.shape != logits.shape:
+                raise TaskError(f"labels must have shape {tuple(logits.shape)}, one number for each type, got {tuple(labels.shape)}")
+            loss = F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
+        return TaskOutput(loss, {} if loss is None else {"typing": loss}, logits, encoded=encoded)

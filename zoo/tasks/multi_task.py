@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
-from zoo.model import Model, need_pooler
-from zoo.outputs import TaskOutput
+from zoo.models.base.model import Model, need_pooler
+from zoo.models.base.outputs import TaskOutput
+from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel
-from zoo.tasks.catalogue import TaskSpec
-from zoo.tasks.losses import widened
+from zoo.tasks.losses import soft_answer_loss, widened
 from zoo.tasks.vision import SHOWN_BY, VisionTask, region_scores
-from zoo.tasks.vision_losses import soft_answer_loss
 
 HEADS = ("visual_question_answering", "gqa", "visual_reasoning", "visual_entailment", "image_text_retrieval", "grounding", "token_score")
 FAMILY_HEADS = ("masked_lm", "masked_region", "image_text_matching")

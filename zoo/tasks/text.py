@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from zoo.errors import ConfigError, InputError
 from zoo.layers.masks import Padding
 from zoo.layers.pooler import pool
-from zoo.model import Model, need_pooler
-from zoo.outputs import TaskOutput
+from zoo.models.base.model import Model, need_pooler
+from zoo.models.base.outputs import TaskOutput
+from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel, check_labels, flat_choices, label_head
-from zoo.tasks.catalogue import TaskSpec
 from zoo.tasks.losses import classification_loss, problem_of, span_loss, token_cross_entropy, widened
 
 

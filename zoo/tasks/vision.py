@@ -18,12 +18,11 @@ from torch.nn import functional as F
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.layers.heads import AnswerHead, ScaledHead, TransformHead
 from zoo.layers.masks import Padding, first_columns
-from zoo.model import Model, VisionLanguageModel, need_pooler
-from zoo.outputs import Joint, TaskOutput
+from zoo.models.base.model import Model, VisionLanguageModel, need_pooler
+from zoo.models.base.outputs import Joint, TaskOutput
+from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel, check_labels
-from zoo.tasks.catalogue import TaskSpec
-from zoo.tasks.losses import classification_loss, token_cross_entropy, widened
-from zoo.tasks.vision_losses import REGION_TARGETS, region_loss, soft_answer_loss
+from zoo.tasks.losses import REGION_TARGETS, classification_loss, region_loss, soft_answer_loss, token_cross_entropy, widened
 
 TEXTS, PICTURES = ("input_ids", "inputs_embeds"), ("visual_features",)  # what a text and a picture are read from
 FAR = -10_000.0  # added to the score of a padded region, as the systems do; finite, so that losses over all regions stay so
@@ -139,7 +138,7 @@ class MaskedRegion(VisionTask):
         negatives: Tensor | None = None,
         **named: Any,
     ) -> TaskOutput:
-        """See `zoo.tasks.vision_losses.region_loss` for the labels."""
+        """See `zoo.tasks.losses.region_loss` for the labels."""
         encoded = self.encode(inputs, named)
         logits = self.heads["masked_region"](encoded.image.last_hidden_state)
         loss = _region_loss(self.options, logits, region_labels, region_targets, negatives)
@@ -186,7 +185,7 @@ class Pretraining(VisionTask):
         negatives: Tensor | None = None,
         **named: Any,
     ) -> TaskOutput:
-        """labels: words, see `word_loss`; match_labels (batch,) 0 or 1; the rest: regions, see `zoo.tasks.vision_losses.region_loss`."""
+        """labels: words, see `word_loss`; match_labels (batch,) 0 or 1; the rest: regions, see `zoo.tasks.losses.region_loss`."""
         given = self.given(inputs, named)
         encoded = self.model(**given)
         words = self.predict_words(encoded, given)

@@ -10,44 +10,44 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.config import Config
 from zoo.errors import TechniqueError, unknown
-from zoo.layers.extend import extend
-from zoo.layers.prefixes import Prefixed
-from zoo.model import Model, Site, initialise
+from zoo.layers.init import initialise
+from zoo.models.base.config import Config
+from zoo.models.base.model import Model, bare_model, on_meta
+from zoo.models.base.sites import Site
 
 PLACES = {
-    "ActiveAdapters": "zoo.techniques.adapters",
-    "AdapterFusion": "zoo.techniques.adapters",
-    "AdaptiveSpan": "zoo.techniques.adaptive_span",
-    "BottleneckAdapter": "zoo.techniques.adapters",
+    "ActiveAdapters": "zoo.techniques.adapters.technique",
+    "AdapterFusion": "zoo.techniques.adapters.technique",
+    "AdaptiveSpan": "zoo.techniques.adaptive_span.technique",
+    "BottleneckAdapter": "zoo.techniques.adapters.technique",
     "EarlyExit": "zoo.techniques.early_exit",
     "FactorizedEmbedding": "zoo.techniques.sharing",
-    "FeedForwardPruning": "zoo.techniques.structured",
-    "FixedAttention": "zoo.techniques.sparse",
-    "FullyQt": "zoo.techniques.quantization",
-    "GatePruning": "zoo.techniques.gates",
-    "HeadPruning": "zoo.techniques.structured",
-    "IA3": "zoo.techniques.lora",
-    "IBert": "zoo.techniques.quantization",
-    "Int8": "zoo.techniques.quantization",
-    "InvertibleAdapter": "zoo.techniques.adapters",
-    "KAdapter": "zoo.techniques.k_adapter",
-    "L0Pruning": "zoo.techniques.pruning",
-    "LayerPruning": "zoo.techniques.structured",
-    "LoRA": "zoo.techniques.lora",
-    "LongShortRange": "zoo.techniques.long_short",
-    "MovementPruning": "zoo.techniques.pruning",
-    "PrefixTuning": "zoo.techniques.prefix",
-    "Q8Bert": "zoo.techniques.quantization",
-    "QBert": "zoo.techniques.quantization",
+    "FeedForwardPruning": "zoo.techniques.pruning.structured",
+    "FixedAttention": "zoo.techniques.sparse.technique",
+    "FullyQt": "zoo.techniques.quantization.technique",
+    "GatePruning": "zoo.techniques.pruning.gates",
+    "HeadPruning": "zoo.techniques.pruning.structured",
+    "IA3": "zoo.techniques.lora.technique",
+    "IBert": "zoo.techniques.quantization.technique",
+    "Int8": "zoo.techniques.quantization.technique",
+    "InvertibleAdapter": "zoo.techniques.adapters.technique",
+    "KAdapter": "zoo.techniques.k_adapter.technique",
+    "L0Pruning": "zoo.techniques.pruning.weights",
+    "LayerPruning": "zoo.techniques.pruning.structured",
+    "LoRA": "zoo.techniques.lora.technique",
+    "LongShortRange": "zoo.techniques.long_short.technique",
+    "MovementPruning": "zoo.techniques.pruning.weights",
+    "PrefixTuning": "zoo.techniques.prefix.technique",
+    "Q8Bert": "zoo.techniques.quantization.technique",
+    "QBert": "zoo.techniques.quantization.technique",
     "Sharing": "zoo.techniques.sharing",
-    "SlidingWindow": "zoo.techniques.sparse",
-    "StridedAttention": "zoo.techniques.sparse",
+    "SlidingWindow": "zoo.techniques.sparse.technique",
+    "StridedAttention": "zoo.techniques.sparse.technique",
     "Theseus": "zoo.techniques.theseus",
-    "WeightOnly": "zoo.techniques.quantization",
-    "WeightPruning": "zoo.techniques.pruning",
-    "WidthPruning": "zoo.techniques.width",
+    "WeightOnly": "zoo.techniques.quantization.technique",
+    "WeightPruning": "zoo.techniques.pruning.weights",
+    "WidthPruning": "zoo.techniques.pruning.width",
 }
 """Every technique that a saved config may name, and its module."""
 
@@ -157,14 +157,6 @@ class PlacedTechnique(Technique):
         return found
 
 
-def bare_model(model: nn.Module) -> Model:
-    """The model itself, or the one inside a task model."""
-    bare = model if isinstance(model, Model) else getattr(model, "model", None)
-    if not isinstance(bare, Model):
-        raise TechniqueError(f"a technique is applied to a model of the zoo, got {type(model).__name__}")
-    return bare
-
-
 def apply(model: M, *techniques: Technique, generator: torch.Generator | None = None) -> M:
     """Apply techniques to a model in place, in order. -> the same model. ``generator`` draws the new weights."""
     for technique in techniques:
@@ -195,11 +187,6 @@ def fresh(module: M, like: Tensor, std: float, generator: torch.Generator | None
         if not like.is_meta:
             initialise(module, std, generator)
     return module
-
-
-def on_meta(model: nn.Module) -> bool:
-    """Whether a model is only names and shapes so far."""
-    return any(parameter.is_meta for parameter in model.parameters())
 
 
 def new_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -242,10 +229,9 @@ def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[s
 
 
 def put_core(attention: nn.Module, new: nn.Module) -> None:
-    """Exchange an attention's core; prefixes in front of the old one go in front of the new one."""
-    old = attention.core
+    """Exchange an attention's core; what was put around the old one (prefixes) hands itself over to the new one."""
+    hand_over = getattr(attention.core, "hand_over", None)
     new.train(attention.training)
-    if isinstance(old, Prefixed):
-        extend(new, Prefixed)
-        new.prefixes = old.prefixes  # type: ignore[assignment]
+    if hand_over is not None:
+        hand_over(new)
     attention.core = new

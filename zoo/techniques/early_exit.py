@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.config import check_positive
 from zoo.errors import InputError, TechniqueError
 from zoo.layers.extend import Extension, extend
 from zoo.layers.masks import Mask, Packed
 from zoo.layers.pooler import FirstTokenPooler
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace
-from zoo.model import Model
+from zoo.models.base.config import check_positive
+from zoo.models.base.model import Model, bare_model
 from zoo.tasks.losses import classification_loss
-from zoo.techniques.base import Technique, bare_model, fresh
+from zoo.techniques.base import Technique, fresh
 
 
 class OffRamp(nn.Module):

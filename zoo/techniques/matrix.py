@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zoo import registry
 from zoo.errors import ConfigError, TechniqueError
-from zoo.model import shapes_only
-from zoo.techniques.adapters import ActiveAdapters, AdapterFusion, BottleneckAdapter, InvertibleAdapter
-from zoo.techniques.adaptive_span import AdaptiveSpan
-from zoo.techniques.base import Technique, apply, bare_model
-from zoo.techniques.gates import GatePruning
-from zoo.techniques.k_adapter import KAdapter
-from zoo.techniques.long_short import LongShortRange
-from zoo.techniques.lora import IA3, LoRA
-from zoo.techniques.prefix import PrefixTuning
-from zoo.techniques.pruning import L0Pruning, MovementPruning, WeightPruning
-from zoo.techniques.quantization import FullyQt, IBert, Int8, Q8Bert, QBert, WeightOnly
+from zoo.layers.init import shapes_only
+from zoo.models.base.model import bare_model
+from zoo.registry import variants as registry
+from zoo.techniques.adapters.technique import ActiveAdapters, AdapterFusion, BottleneckAdapter, InvertibleAdapter
+from zoo.techniques.adaptive_span.technique import AdaptiveSpan
+from zoo.techniques.base import Technique, apply
+from zoo.techniques.k_adapter.technique import KAdapter
+from zoo.techniques.long_short.technique import LongShortRange
+from zoo.techniques.lora.technique import IA3, LoRA
+from zoo.techniques.prefix.technique import PrefixTuning
+from zoo.techniques.pruning.gates import GatePruning
+from zoo.techniques.pruning.structured import FeedForwardPruning, HeadPruning, LayerPruning
+from zoo.techniques.pruning.weights import L0Pruning, MovementPruning, WeightPruning
+from zoo.techniques.pruning.width import WidthPruning
+from zoo.techniques.quantization.technique import FullyQt, IBert, Int8, Q8Bert, QBert, WeightOnly
 from zoo.techniques.sharing import FactorizedEmbedding, Sharing
-from zoo.techniques.sparse import FixedAttention, SlidingWindow, StridedAttention
-from zoo.techniques.structured import FeedForwardPruning, HeadPruning, LayerPruning
+from zoo.techniques.sparse.technique import FixedAttention, SlidingWindow, StridedAttention
 from zoo.techniques.theseus import Theseus
-from zoo.techniques.width import WidthPruning
 
 _TWO = (BottleneckAdapter(name="one", reduction=2.0), BottleneckAdapter(name="two", reduction=2.0))
 

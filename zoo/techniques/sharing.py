@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.config import check_choice, check_positive
 from zoo.errors import TechniqueError
+from zoo.layers.blocks import Side
 from zoo.layers.embeddings import FactorizedTable, NarrowTable, TextEmbeddings
-from zoo.layers.sharing import borrow
+from zoo.layers.feed_forward import check_choice
+from zoo.layers.schedule import Schedule
 from zoo.layers.stack import Stack
-from zoo.layers.streams import Schedule, Side
-from zoo.model import Model
-from zoo.techniques.base import Technique, fresh, on_meta
+from zoo.models.base.config import check_positive
+from zoo.models.base.model import Model, on_meta
+from zoo.techniques.base import Technique, fresh
 
 WHAT = ("all", "attention", "feed-forward")
 
@@ -208,3 +209,13 @@ def factors(table: Tensor, size: int) -> tuple[Tensor, Tensor, float]:
     rank = min(size, len(s))
     left[:, :rank], right[:, :rank] = (u[:, :rank] * s[:rank]).to(table.dtype), v[:rank].T.to(table.dtype)
     return left, right, kept
+
+
+def borrow(holder: nn.Module, name: str, part: nn.Module) -> None:
+    """Let ``holder.name`` be a part that another module owns; what stood there goes.
+
+    Nothing is registered a second time: the part's tensors have the owner's names alone, and moving, saving or training reaches them there.
+    Whoever changes a part that is borrowed changes it in place.
+    """
+    delattr(holder, name)
+    object.__setattr__(holder, name, part)

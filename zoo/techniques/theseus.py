@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.config import check_positive
 from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.extend import Extension, extend, restore
+from zoo.layers.init import initialise
 from zoo.layers.masks import Mask
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace
-from zoo.model import Model, initialise
-from zoo.techniques.base import Technique, bare_model, on_meta
+from zoo.models.base.config import check_positive
+from zoo.models.base.model import Model, bare_model, on_meta
+from zoo.techniques.base import Technique
 
 
 class Replacing(Extension):

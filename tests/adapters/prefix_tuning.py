@@ -1,6 +1,0 @@
-"""Prefix tuning as ``peft`` and ``adapters`` compute it."""
-
-from tests.adapters.adapter_libraries import adapters_case, peft_prefix
-from tests.adapters.case import Adapter
-
-ADAPTERS: dict[str, Adapter] = {"adapters.init": adapters_case, "peft.get_peft_model": peft_prefix}

@@ -1,0 +1,75 @@
+"""What the pages say is so: every Python snippet runs, every generated table is current, every link inside the repository leads
+somewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import generate
+from zoo.errors import FetchError
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SNIPPETS = [(page.relative_to(ROOT), n, code) for page in PAGES for n, code in enumerate(SNIPPET.findall(page.read_text(encoding="utf-8")))]
+ILLUSTRATIONS = ("my_package", "self.encoder =")  # what shows a place in a file, or a package that nobody has
+
+
+@pytest.mark.parametrize(("page", "number", "code"), SNIPPETS, ids=[f"{page}:{n}" for page, n, _ in SNIPPETS])
+def test_every_snippet_runs(page, number, code, tmp_path, monkeypatch):
+    if any(word in code for word in ILLUSTRATIONS):
+        pytest.skip("shows a place in a file, not a program")
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(compile(code, f"{page}, snippet {number}", "exec"), {"__name__": "snippet"})
+    except FetchError as error:
+        pytest.skip(f"its weights can't be had here: {error}")
+
+
+def test_every_generated_table_is_current():
+    stale = [page.name for page in generate.pages() if generate.render(page) != page.read_text(encoding="utf-8")]
+    assert not stale, f"run python -m docs.generate: {stale}"
+
+
+def test_the_drawn_schedules_are_current_and_show_each_block_in_the_order_in_which_it_runs():
+    from zoo.registry import variants as registry
+
+    drawings = generate.drawings()
+    for name, drawn in drawings.items():
+        assert (generate.IMAGES / name).read_text(encoding="utf-8") == drawn, "run python -m docs.generate"
+    drawn = drawings["vilbert-schedule.svg"].split('font-weight="bold">')
+    large = next(part for part in drawn if part.startswith("vilbert-large<"))
+    steps = registry.config("vilbert-large").schedule
+    for stream in ("text", "image"):
+        boxes = re.findall(rf'<text x="([0-9.]+)" y="[0-9.]+" text-anchor="middle" class="{stream}">(\d+)<', large)
+        places = [float(x) for x, _ in boxes]
+        assert places == sorted(set(places))
+        assert [int(index) for _, index in boxes] == [step.index for step in steps if stream in step.writes]
+    assert large.count("marker-end") == 2 * sum(step.part == "both" for step in steps) == 12
+
+
+def test_every_registered_family_has_a_page():
+    from zoo.registry import variants as registry
+
+    pages = {page.stem.replace("_", "-") for page in generate.PAGES.glob("*.md")}
+    assert set(registry.families()) <= pages
+
+
+def test_every_link_inside_the_repository_leads_somewhere():
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_commands_of_the_readme_are_real():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in set(re.findall(r"^zoo (\S+)", text, re.MULTILINE)):
+        done = subprocess.run([sys.executable, "-m", "zoo", command, "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, command

@@ -1,0 +1,1 @@
+"""The calls that sit on everything: `zoo.create`, `zoo.info`, `zoo.inspect`."""

@@ -1,0 +1,137 @@
+"""What is known of a model or a file: `info` and `inspect`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.registry import variants as registry
+from zoo.registry.listing import offers_of
+from zoo.registry.tasks import fitting
+
+
+def info(name: str) -> dict[str, Any]:
+    """Everything known of a registered model: paper, sizes, parameter counts, inputs, tasks, checkpoints with licence and proof.
+
+    The name may carry a tag; then the config is the tag's. Imports torch, to count the parameters on the meta device.
+    """
+    from zoo.layers.init import shapes_only
+    from zoo.registry.records import records
+
+    variant, tag = registry.resolve(name)
+    config = registry.config(name)
+    with shapes_only():
+        model = variant.model_class()(config)
+    by_part: dict[str, int] = {}
+    for parameter_name, parameter in model.named_parameters():
+        part = parameter_name.split(".")[0]
+        by_part[part] = by_part.get(part, 0) + parameter.numel()
+    stated = variant.parameters if tag is None else variant.tags[tag].parameters if tag in variant.tags else {}
+    known = records()
+    checkpoints = {}
+    for each in registry.tags(variant):
+        record = known.get(f"{variant.name}.{each}")
+        checkpoints[each] = {
+            "sources": list(record.sources) if record else [],
+            "layout": record.layout if record else None,
+            "licence": record.licence if record else None,
+            "verified": "no public source" if record is None else "map proven, bytes never seen" if record.unverified else "bytes hashed",
+            "features": features_of(record.detector) if record and record.detector else None,
+            "notes": " ".join(filter(None, (record.notes if record else "", variant.tags[each].notes if each in variant.tags else ""))),
+        }
+    return {
+        "name": variant.name if tag is None else f"{variant.name}.{tag}",
+        "family": variant.family,
+        "title": variant.title,
+        "paper": variant.paper,
+        "pillar": variant.pillar,
+        "streams": variant.streams,
+        "fusion": variant.fusion,
+        "config": config.to_dict(),
+        "parameters": model.num_parameters(),
+        "parameters_by_part": by_part,
+        "parameters_stated": dict(stated),
+        "inputs": list(variant.inputs),
+        "heads": list(variant.heads),
+        "tasks": fitting(offers_of(variant)),
+        "default_tag": next(iter(registry.tags(variant)), None),
+        "checkpoints": checkpoints,
+        "schedule": [str(step) for step in getattr(config, "schedule", ())],
+        "exceptions": dict(model.exceptions),
+        "notes": variant.notes,
+    }
+
+
+def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family, size, what is foreign or refused."""
+    from zoo.checkpoints.files import architectures_of, foreign_config, read_description
+    from zoo.errors import ZooError
+    from zoo.formats.opening import open_archive
+    from zoo.maps import layouts
+
+    described = read_description(Path(source))
+    with open_archive(Path(source)) as archive:
+        names = list(archive.tensors)
+        dtypes: dict[str, int] = {}
+        for item in archive.tensors.values():
+            dtypes[item.dtype] = dtypes.get(item.dtype, 0) + 1
+        found: dict[str, Any] = {
+            "path": str(source),
+            "format": archive.format,
+            "tensors": len(names),
+            "elements": sum(_count(item.shape) for item in archive.tensors.values()),
+            "dtypes": dtypes,
+            "refused": list(archive.refused),
+        }
+        if described is not None:
+            return {**found, "layout": "zoo", "model": described["model"], "class": described["class"], "task": described["task"]}
+        foreign = foreign_config(source, config)
+        try:
+            keymap = layouts.load(layouts.recognise(archive, foreign))
+            ours = keymap.config_forward(foreign or {}, archive.tensors)
+            plan = keymap.forward(archive.tensors, ours, architectures=architectures_of(foreign), inspect=True)
+        except ZooError as error:
+            return {**found, "layout": None, "why": str(error), "first_names": names[:10]}
+        return {
+            **found,
+            "layout": keymap.layout,
+            "family": keymap.family,
+            "config": ours,
+            "heads": sorted(plan.heads),
+            "missing": list(plan.missing),
+            "foreign": dict(plan.left_out),
+            "dropped": dict(plan.dropped),
+            "problems": list(plan.problems),
+            "licence": licence_of(archive.sha256() if archive.path.is_file() and archive.path.stat().st_size < HASHED_BELOW else None),
+        }
+
+
+def features_of(detector: str) -> str:
+    """A detector's name, and what its features and boxes are like."""
+    from zoo.data.regions.detectors import DETECTORS
+
+    about = DETECTORS[detector]
+    return f"{detector} ({about.width} wide, {about.channels}, boxes {about.box})"
+
+
+HASHED_BELOW = 200 << 20  # bytes: larger files are not read through just to look for a licence
+
+
+def licence_of(sha256: str | None) -> str | None:
+    """The licence on record for a file of that hash, None where nobody recorded it."""
+    from zoo.registry.records import records
+
+    return next((r.licence for r in records().values() if sha256 is not None and sha256 in (r.sha256, *_hashes(r))), None)
+
+
+def _hashes(record: Any) -> set[str]:
+    return {str(values.get("sha256")) for values in record.per_source.values()}
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

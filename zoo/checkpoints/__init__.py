@@ -1,0 +1,1 @@
+"""Checkpoints: find, fetch, convert, load, save and verify them."""

@@ -1,0 +1,288 @@
+"""Writing the layout of the library ``peft``: one LoRA, IA3 or prefix, with the heads of a task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoints.adapters.places import _canonical, _copy, _fill, _fill_prefix, _part_of, foreign_paths, layout_of, way_back
+from zoo.errors import CheckpointError, TechniqueError
+from zoo.layers.extend import own_class
+from zoo.maps import layouts
+from zoo.models.base.model import bare_model
+from zoo.tasks.base import TaskModel
+from zoo.techniques.base import apply
+from zoo.techniques.lora.layers import InputRescaled, LowRank, Rescaled
+from zoo.techniques.lora.technique import IA3, LoRA
+from zoo.techniques.prefix.technique import PrefixTuning
+
+TASK_TYPES = {
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "question-answering": "QUESTION_ANS",
+    "conditional-generation": "SEQ_2_SEQ_LM",
+}
+Written = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None) -> Written:
+    """A LoRA, IA3 or prefix as ``peft`` saves it: tensors and adapter_config. name: which, where the model has several.
+
+    Heads that a task put on go along; those that the family was trained with belong to the model below.
+    """
+    bare = bare_model(model)
+    own = [t for t in bare.techniques if isinstance(t, LoRA | IA3 | PrefixTuning)]
+    names = sorted({t.name for t in own})
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        raise TechniqueError(f"name one of the model's LoRAs, IA3s and prefixes, which are {', '.join(names) or 'none'}; got {name!r}")
+    mine = [t for t in own if t.name == name]
+    if len({type(t) for t in mine}) > 1:
+        kinds = sorted({type(t).__name__ for t in mine})
+        raise TechniqueError(f"{name!r} names a {' and a '.join(kinds)}; peft's file holds one kind: give them names of their own")
+    heads = _heads(model, layout)
+    if isinstance(mine[0], PrefixTuning):
+        tensors, config = _prefix(bare, mine[0])
+        within = PEFT_PREFIX.removesuffix("model.")
+    else:
+        paths = {ours: theirs for theirs, ours in foreign_paths(model, layout).items()}
+        loras = [t for t in mine if isinstance(t, LoRA)]
+        tensors, config = _lora(bare, loras, paths) if loras else _ia3(bare, name, paths)
+        within = PEFT_PREFIX
+        inside = layouts.load(layout or layout_of(model)).prefixes[0] if bare is not model else ""
+        tensors = {f"{within}{inside}{key}": tensor for key, tensor in tensors.items()}
+    tensors |= {within + key: tensor for key, tensor in heads.items()}
+    none = "FEATURE_EXTRACTION" if isinstance(mine[0], PrefixTuning) else None
+    return tensors, {
+        **config,
+        "task_type": TASK_TYPES.get(model.task, none) if isinstance(model, TaskModel) else none,
+        "modules_to_save": sorted({key.partition(".")[0] for key in heads}) or None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+    }
+
+
+def _heads(model: nn.Module, layout: str | None) -> dict[str, Tensor]:
+    """The tensors of a task's own heads under their foreign names, and what else stands outside of the base model there: DistilBERT's
+    pooler, which it calls pre_classifier.
+    """
+    state = {name.removeprefix("model."): tensor.detach() for name, tensor in model.state_dict().items()}
+    trained = tuple(f"heads.{head}." for head in own_class(bare_model(model)).heads)  # type: ignore[attr-defined]
+    own = {name for name in state if name.startswith("heads.") and not name.startswith(trained)}
+    if not own:
+        return {}
+    tensors: dict[str, Tensor] = {}
+    plan = way_back(model, layout)
+    for step in plan.steps:
+        outside = bool(plan.prefix) and not any(target.startswith(plan.prefix) for target in step.targets)
+        if own.issuperset(step.sources) or (outside and not any(source.startswith(trained) for source in step.sources)):
+            tensors |= step.run(state.__getitem__)
+    return tensors
+
+
+def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
+    """Ranks and scales that are not the first's go into ``rank_pattern`` and ``alpha_pattern``."""
+    first = found[0]
+    if any(t.dora_whole or t.gate for t in found):
+        raise TechniqueError("peft has no place for the DoRA of adapters, nor for a gate; save it with library='zoo'")
+    if len({t.bias for t in found}) > 1:
+        raise TechniqueError(f"some updates named {first.name!r} have a bias of B and some have none; peft has one word for all")
+    tensors: dict[str, Tensor] = {}
+    targets: dict[str, None] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for path, part in bare.named_modules():
+        if not isinstance(part, LowRank) or not path.endswith(f".loras.{first.name}"):
+            continue
+        theirs = paths[path.rpartition(".loras.")[0]]
+        rank = part.down.shape[0]
+        alpha = part.scale * (rank**0.5 if first.rank_stabilized else rank)
+        tensors[f"{theirs}.lora_A.weight"] = part.down.detach()
+        tensors[f"{theirs}.lora_B.weight"] = part.up.detach()
+        if part.up_bias is not None:
+            tensors[f"{theirs}.lora_B.bias"] = part.up_bias.detach()
+        if part.magnitude is not None:
+            tensors[f"{theirs}.lora_magnitude_vector"] = part.magnitude.detach()
+        targets[theirs] = None
+        if rank != first.rank:
+            ranks[theirs] = rank
+        if abs(alpha - (first.rank if first.alpha is None else first.alpha)) > 1e-9:
+            alphas[theirs] = alpha
+    return tensors, {
+        "peft_type": "LORA",
+        "r": first.rank,
+        "lora_alpha": first.rank if first.alpha is None else first.alpha,
+        "lora_dropout": first.dropout,
+        "target_modules": list(targets),
+        "use_rslora": first.rank_stabilized,
+        "use_dora": first.dora,
+        "lora_bias": first.bias,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+
+
+def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> Written:
+    """Scales of outputs are columns, those of inputs rows, at what is called feed-forward modules there."""
+    outputs, inputs = {}, {}
+    for path, part in bare.named_modules():
+        if isinstance(part, Rescaled) and name in part.rescalings:
+            outputs[paths[path]] = part.rescalings.get_parameter(f"{name}.scale").detach()[:, None]
+        if isinstance(part, InputRescaled) and name in part.input_rescalings:
+            inputs[paths[path]] = part.input_rescalings.get_parameter(f"{name}.scale").detach()[None]
+    if both := sorted(set(outputs) & set(inputs)):
+        raise TechniqueError(f"{both[0]} has both its inputs and its outputs scaled by {name!r}; peft scales one of them")
+    return {f"{path}.ia3_l": tensor for path, tensor in (outputs | inputs).items()}, {
+        "peft_type": "IA3",
+        "target_modules": [*outputs, *inputs],
+        "feedforward_modules": list(inputs),
+        "fan_in_fan_out": False,
+    }
+
+
+def _prefix(bare: Any, technique: PrefixTuning) -> Written:
+    """P itself: a network behind it is run, as peft runs it when it saves."""
+    sites = [site for site in bare.sites() if site.role == "self-attention"]
+    streams = {site.stream for site in bare.sites() if site.role.endswith("attention")}
+    if len(streams) > 1 or any(site.role == "cross-attention" for site in bare.sites()):
+        raise TechniqueError(
+            f"peft's prefixes stand before one stack of attentions; {type(bare).__name__} has the streams {sorted(streams)}"
+        )
+    if any(len(site.depths) > 1 for site in sites):
+        raise TechniqueError("one attention runs at several depths here; peft has a prefix for each depth: save it with library='zoo'")
+    chosen = technique.places(bare, "self-attention")
+    if [site.path for site in chosen] != [site.path for site in sites]:
+        raise TechniqueError("peft's prefixes stand before every attention; this one leaves some out: save it with library='zoo'")
+    if not technique.shift_positions:
+        raise TechniqueError(
+            "peft moves the real tokens behind the prefix, and this prefix leaves their positions alone: there it would be another; "
+            "train it with shift_positions=True, or save it with library='zoo'"
+        )
+    values = bare.prefixes[technique.name].eject().detach()
+    width = values.shape[1] // (2 * len(sites))  # MobileBERT attends in less than its hidden width
+    return {"prompt_embeddings": values}, {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": technique.length,
+        "prefix_projection": False,
+        "encoder_hidden_size": width,
+        "token_dim": width,
+        "num_layers": len(sites),
+        "num_attention_heads": bare.config.num_heads,
+        "num_transformer_submodules": 1,
+    }
+
+
+PEFT_PREFIX = "base_model.model."
+
+
+def split_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A ``peft`` model's whole state in memory, as the base model's own tensors and the adapter's."""
+    base: dict[str, Tensor] = {}
+    adapter: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.")
+        if ".original_module." in key or key.startswith("word_embeddings."):
+            continue  # unused, and another name of the token table
+        if any(word in key for word in (".lora_", ".ia3_l", ".modules_to_save.", "prompt_encoder.", "prompt_embeddings")):
+            adapter[key] = tensor
+            if ".modules_to_save." in key:
+                base[re.sub(r"\.modules_to_save\.[^.]+\.", ".", plain)] = tensor
+        else:
+            base[plain.replace(".base_layer.", ".")] = tensor
+    return base, adapter
+
+
+def from_peft(
+    model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, layout: str | None = None, name: str = "default"
+) -> nn.Module:
+    """Apply a LoRA, an IA3 or a prefix as ``peft`` saves it. Heads that were saved whole are copied into the heads of a task model."""
+    kind = str(config["peft_type"]).rpartition(".")[2].upper()
+    if kind not in ("LORA", "IA3", "PREFIX_TUNING"):
+        raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA, IA3 and PREFIX_TUNING are")
+    if kind == "PREFIX_TUNING":
+        _prefix_of_peft(model, name, config, {key: tensor for key, tensor in tensors.items() if "prompt_e" in key})
+        tensors = {key: tensor for key, tensor in tensors.items() if "prompt_e" not in key}
+    for option in ("layer_replication", "use_qalora", "use_bdlora"):
+        if config.get(option):
+            raise TechniqueError(f"peft's {option}={config[option]!r} is not known here")
+    keymap = layouts.load(layout or layout_of(model))
+    paths = foreign_paths(model, layout)
+    state = {_canonical(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
+    found: dict[str, dict[str, Tensor]] = {}
+    scales: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.").replace(".base_layer.", ".")
+            if scaled := re.fullmatch(r"(.+)\.ia3_l(?:\.[^.]+)?", plain):
+                scales[_part_of(scaled[1], paths, keymap.prefixes)] = tensor
+                continue
+            match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(weight|bias))?", plain)
+            if match and (match[3] != "bias" or match[2] == "lora_B"):
+                found.setdefault(match[1], {})[match[2] + ("_bias" if match[3] == "bias" else "")] = tensor
+            elif match or ".lora_" in plain:
+                raise TechniqueError(f"peft's tensor {key!r} is of a kind that is not known here")
+            else:
+                path, _, last = re.sub(r"\.modules_to_save\.[^.]+\.", ".", plain).rpartition(".")
+                target = state.get(f"{_part_of(path, paths, keymap.prefixes)}.{last}")
+                if target is None or target.shape != tensor.shape:
+                    raise CheckpointError(f"nothing in this model takes the stored tensor {key}")
+                target.copy_(tensor)
+    if scales:
+        _rescalings_of_peft(model, name, scales)
+    groups: dict[tuple[int, float], dict[str, dict[str, Tensor]]] = {}
+    for path, parts in found.items():
+        rank = parts["lora_A"].shape[0]
+        alpha = float(next((a for k, a in (config.get("alpha_pattern") or {}).items() if _named(path, k)), config.get("lora_alpha", 8)))
+        groups.setdefault((rank, alpha), {})[_part_of(path, paths, keymap.prefixes)] = parts
+    for (rank, alpha), places in groups.items():
+        technique = LoRA(
+            rank=rank,
+            alpha=alpha,
+            dropout=float(config.get("lora_dropout") or 0),
+            rank_stabilized=bool(config.get("use_rslora")),
+            bias=any("lora_B_bias" in parts for parts in places.values()),
+            dora=any("lora_magnitude_vector" in parts for parts in places.values()),
+            paths=tuple(places),
+            name=name,
+        )
+        apply(model, technique)
+        for path, parts in places.items():
+            update = bare_model(model).get_submodule(f"{path}.loras.{name}")
+            _fill(update, parts["lora_A"], parts["lora_B"], parts.get("lora_magnitude_vector"), parts.get("lora_B_bias"))
+    return model
+
+
+def _rescalings_of_peft(model: nn.Module, name: str, scales: Mapping[str, Tensor]) -> None:
+    """A column scales outputs; a row, at what peft calls feed-forward modules, inputs."""
+    outputs = tuple(path for path, tensor in scales.items() if tensor.shape[1] == 1)
+    apply(model, IA3(paths=outputs, input_paths=tuple(path for path in scales if path not in outputs), name=name))
+    places = {path: f"{path}.{'rescalings' if path in outputs else 'input_rescalings'}.{name}.scale" for path in scales}
+    state = bare_model(model).state_dict(keep_vars=True)
+    _copy({places[path]: tensor.flatten() for path, tensor in scales.items()}, state, "the adapter")
+
+
+def _named(path: str, pattern: str) -> bool:
+    """Whether a pattern of peft's names a module: the end of its path, or an expression from its start."""
+    return path == pattern or path.endswith(f".{pattern}") or re.fullmatch(pattern.removeprefix("^"), path) is not None
+
+
+def _prefix_of_peft(model: nn.Module, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """In memory a table, behind which a network may stand; in a file P itself."""
+    found = {key.rpartition("prompt_encoder.")[2].partition(".")[2] if "prompt_encoder." in key else key: t for key, t in tensors.items()}
+    network = "transform.0.weight" in found
+    length = int(config["num_virtual_tokens"])
+    bottleneck = int(found["transform.0.weight"].shape[0]) if network else None
+    apply(model, PrefixTuning(name=name, length=length, bottleneck=bottleneck, shift_positions=True))
+    if network:
+        parts = {"embedding": "table", "transform.0": "down", "transform.2": "up"}
+        taken = {f"{parts[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": tensor for key, tensor in found.items()}
+    else:
+        taken = {"values": found["prompt_embeddings"] if "prompt_embeddings" in found else found["embedding.weight"]}
+    _fill_prefix(model, name, taken)

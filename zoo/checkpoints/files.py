@@ -1,0 +1,109 @@
+"""What lies beside a checkpoint: its own config, our description, the sentence encoder's modules."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import CheckpointError, ConfigError
+
+CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json", "ernie_config.json")
+LARGEST_CONFIG = 64 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, with errors that name it."""
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise CheckpointError(f"{path} is {path.stat().st_size:,} bytes long; a config is not")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def folder_of(source: Any) -> Path | None:
+    """The folder in which a source's config may lie, None for tensors in memory."""
+    if isinstance(source, Mapping):
+        return None
+    path = Path(source)
+    return path if path.is_dir() else path.parent
+
+
+def read_description(source: Path) -> dict[str, Any] | None:
+    """The config.json that `zoo.save` wrote into a folder (or beside a file), or None where it is not ours."""
+    folder = source if source.is_dir() else source.parent
+    path = folder / "config.json"
+    value = read_json(path) if path.is_file() else {}
+    if "zoo_format" in value:
+        return value
+    if source.is_file() and source.suffix == ".safetensors":  # a single file of ours describes itself
+        from zoo.formats.opening import open_archive
+
+        with open_archive(source) as archive:
+            text = archive.metadata.get("zoo.description")
+        if isinstance(text, str):
+            try:
+                described = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise CheckpointError(f"{source}: its description is not valid JSON: {error}") from error
+            return described if isinstance(described, dict) and "zoo_format" in described else None
+    return None
+
+
+def foreign_config(source: Any, config: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
+    """The foreign config: as given, or from the file beside the checkpoint, or None where there is none.
+
+    config: a dict, a path, or a file name in the source's folder.
+    """
+    if isinstance(config, Mapping):
+        return dict(config)
+    folder = folder_of(source)
+    if config is not None:
+        path = Path(config)
+        if not path.is_file() and folder is not None and (folder / path).is_file():
+            path = folder / path
+        if not path.is_file():
+            raise ConfigError(f"the config {str(config)!r} does not exist; give a dict or a JSON file")
+        return read_json(path)
+    if folder is not None:
+        for name in CONFIG_NAMES:
+            if (folder / name).is_file():
+                return read_json(folder / name)
+    return None
+
+
+def architectures_of(foreign: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The classes that a foreign config says its file is for; they settle whose head an ambiguous name is."""
+    named = (foreign or {}).get("architectures")
+    return tuple(str(name) for name in named) if isinstance(named, list) else ()
+
+
+def embedding_options(source: Any) -> dict[str, Any]:
+    """How a sentence encoder's folder says that vectors are made (modules.json, 1_Pooling/config.json); empty where it says nothing."""
+    folder = folder_of(source)
+    if folder is None or not (folder / "modules.json").is_file():
+        return {}
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'modules.json'} does not list modules with a type and a path: {error!r}") from error
+    options: dict[str, Any] = {"normalize": "Normalize" in kinds}
+    if extra := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+        raise CheckpointError(f"{folder}: the sentence encoder has modules that the zoo does not run: {', '.join(sorted(extra))}")
+    if "Pooling" in kinds:
+        pooling = read_json(folder / kinds["Pooling"] / "config.json")
+        names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max", "pooling_mode_cls_token": "cls"}
+        chosen = [key for key, value in pooling.items() if key.startswith("pooling_mode") and value is True]
+        if len(chosen) != 1 or chosen[0] not in names:
+            raise CheckpointError(f"{folder}: pooling must be exactly one of {', '.join(names)}, got {chosen}")
+        options["pooling"] = names[chosen[0]]
+    return options

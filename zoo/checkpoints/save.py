@@ -1,0 +1,59 @@
+"""`zoo.save`: a model and its description into a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from zoo.checkpoints.staging import staged
+from zoo.errors import InputError
+from zoo.formats.sparse_tensors import packed
+from zoo.formats.writer import write_tensors
+from zoo.layers.extend import own_class
+from zoo.tasks.base import TaskModel, canonical_state
+
+
+def save(
+    model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None, *, shard_size: int | None = None, sparse: bool = False
+) -> Path:
+    """Write ``config.json`` and ``model.safetensors`` (and the tokenizer's files) into a folder, all or nothing.
+
+    The files are written beside the folder and moved in when they are whole; a folder that exists is replaced file by file. Tensors stand
+    under the canonical names, a task's heads under ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors
+    with many zeros are stored by their other values alone where that is smaller; `load` and every converter here read them. -> the folder.
+    """
+    folder = Path(folder)
+    if getattr(model, "prepared", None) is not None:
+        raise InputError("this model was prepared by zoo.optimize and holds its weights in no form that can be saved; save the original")
+    description = describe(model)
+    if sparse and shard_size is not None:
+        raise InputError("sparse=True writes one file; leave shard_size out")
+    with staged(folder) as stage:
+        tensors = {name: tensor.detach() for name, tensor in canonical_state(model).items()}
+        tensors, how = packed(tensors) if sparse else (tensors, {})
+        metadata = {"zoo.description": json.dumps(description, sort_keys=True), **how}
+        write_tensors(stage / WEIGHTS_FILE, tensors, metadata, shard_size=shard_size)
+        (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(stage)
+    return folder
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What `save` writes into config.json: enough to build the model again."""
+    bare = model.model if isinstance(model, TaskModel) else model
+    applied = getattr(bare, "techniques", ())
+    return {
+        **({"techniques": [technique.record() for technique in applied]} if applied else {}),
+        "zoo_format": FORMAT_VERSION,
+        "model": getattr(bare, "zoo_name", None),
+        "class": f"{own_class(bare).__module__}:{own_class(bare).__qualname__}",
+        "config": bare.config.to_dict(),  # type: ignore[union-attr, operator]
+        "task": model.task if isinstance(model, TaskModel) else None,
+        "options": model.options if isinstance(model, TaskModel) else {},
+    }

@@ -1,1 +1,0 @@
-"""From any public checkpoint to a verified safetensors file, and back."""

@@ -1,0 +1,1 @@
+"""What models read: masking, collators, regions, knowledge."""

@@ -1,0 +1,486 @@
+"""Dumps of region features that people have, read without running anything in them, and a safetensors file to keep them in.
+
+    for image_id, regions in read_regions("trainval_36.tsv"): ...
+    convert_regions("trainval_36.tsv", "trainval_36.safetensors")
+
+Known are bottom-up-attention's TSV (and LXMERT's, with classes and confidences), ViLBERT's and MMF's LMDB, HDF5 files with one data set for
+each field or one group for each picture, folders of npz or npy files, and our own safetensors.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from zoo.data.regions.regions import Regions
+from zoo.errors import CheckpointError, InputError, ZooError, missing_extra
+from zoo.formats.archive import DTYPE_NAMES, Info
+from zoo.formats.opening import open_archive
+from zoo.formats.pickles import ArrayRef, LongBytes, unpickle
+from zoo.formats.writer import SafetensorsWriter, write_tensors
+
+Item = tuple[str, Regions]
+
+BUTD_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+LXMERT_COLUMNS = (
+    "img_id",
+    "img_h",
+    "img_w",
+    "objects_id",
+    "objects_conf",
+    "attrs_id",
+    "attrs_conf",
+    "num_boxes",
+    "boxes",
+    "features",
+)
+NAMES = {
+    "features": ("features", "image_features", "x", "feature", "feat"),
+    "boxes": ("boxes", "bbox", "image_bb", "bboxes"),
+    "width": ("image_w", "img_w", "image_width", "width"),
+    "height": ("image_h", "img_h", "image_height", "height"),
+    "count": ("num_boxes", "num_bbox", "max_features"),
+    "confidence": ("objects_conf", "conf", "confidence", "max_conf"),
+    "labels": ("objects_id", "labels", "objects"),
+    "image_id": ("image_id", "img_id", "image_ids", "ids"),
+    "normalised": ("norm_bb", "normalized_boxes"),
+}
+"""The words under which the dumps keep each thing."""
+
+
+def read_regions(path: Path | str, **options: Any) -> Iterator[Item]:
+    """Every picture of a dump with its regions, in the dump's order; the kind is seen from the file.
+
+    ``options``: of `Regions`, e.g. detector. Raises CheckpointError for a file that is none of the known kinds or is broken, InputError for
+    regions that can't be meant.
+    """
+    path = Path(path)
+    for about, values in _raw(path):
+        try:
+            yield about, _regions(values, options)
+        except ZooError as error:
+            raise type(error)(f"{path}: picture {about}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Dump:
+    """The pictures of a dump, at most ``limit``; each `iter` reads it anew. ``options``: of `read_regions`."""
+
+    path: Path | str
+    limit: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Item]:
+        return islice(read_regions(self.path, **self.options), self.limit)
+
+
+def kind_of(path: Path | str) -> str:
+    """What kind of dump a file or folder is: tsv, lmdb, hdf5, npz, npy or safetensors."""
+    path = Path(path)
+    if path.is_dir():
+        if (path / "data.mdb").is_file():
+            return "lmdb"
+        for kind in ("npz", "npy"):
+            if next(path.glob(f"*.{kind}"), None) is not None:
+                return kind
+        raise CheckpointError(f"{path} holds no data.mdb, no npz and no npy files: no known dump of regions")
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "hdf5"
+    if start.startswith(b"PK\x03\x04"):
+        return "npz"
+    if path.suffix == ".mdb" or (start[:4] == b"\x00\x00\x00\x00" and b"\xde\xc0\xef\xbe" in path.open("rb").read(64)):
+        return "lmdb"
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if path.suffix in (".tsv", ".csv", ".txt"):
+        return "tsv"
+    raise CheckpointError(f"{path} is no known dump of regions; known are TSV, LMDB, HDF5, npz and npy folders, and safetensors")
+
+
+def _raw(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    kind = kind_of(path)
+    if kind == "safetensors":
+        yield from ((name, {"regions": regions}) for name, regions in read_safetensors(path))
+    else:
+        yield from {"tsv": _tsv, "lmdb": _lmdb, "hdf5": _hdf5, "npz": _npz, "npy": _npy}[kind](path)
+
+
+# --- from what a dump says to Regions -------------------------------------------------------------------------------------------------
+
+
+def _find(values: Mapping[str, Any], what: str) -> Any:
+    return next((values[name] for name in NAMES[what] if name in values), None)
+
+
+def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
+    if "regions" in values:
+        found: Regions = values["regions"]
+        if options:
+            raise InputError(f"our own files say what their regions are; leave {', '.join(options)} out")
+        return found
+    features, boxes, shares = _find(values, "features"), _find(values, "boxes"), _find(values, "normalised")
+    if features is None or (boxes is None and shares is None):
+        raise CheckpointError(f"no features or no boxes among {', '.join(map(str, values))}")
+    count = _find(values, "count")
+    count = int(numpy.asarray(count).reshape(-1)[0]) if count is not None else None
+    features = _matrix(features, count, None)
+    count = len(features) if count is None else count
+    width, height = _find(values, "width"), _find(values, "height")
+    given = dict(options)
+    if boxes is None or width is None or height is None:
+        if shares is None:
+            raise CheckpointError("the picture's width and height are missing, which the boxes are measured against")
+        boxes, size = _matrix(shares, count, None)[:, :4], (1.0, 1.0)
+        given.setdefault("format", "normalised")
+    else:
+        boxes = _matrix(boxes, count, 4)
+        size = (float(numpy.asarray(width).reshape(-1)[0]), float(numpy.asarray(height).reshape(-1)[0]))
+    confidence, labels = (_find(values, name) for name in ("confidence", "labels"))
+    return Regions(
+        torch.from_numpy(features.astype(numpy.float32)),
+        torch.from_numpy(boxes.astype(numpy.float32)),
+        size,
+        confidence=_vector(confidence, count, numpy.dtype("<f4")),
+        labels=_vector(labels, count, numpy.dtype("<i8")),
+        **given,
+    )
+
+
+def _bytes(value: Any) -> bytes | None:
+    """The bytes of a base64 text, or of bytes; None for anything else."""
+    if isinstance(value, LongBytes):
+        value = bytes(value.open())
+    if isinstance(value, str):
+        value = value.encode("ascii", "replace")
+    if not isinstance(value, bytes):
+        return None
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise CheckpointError(f"a column should hold base64, got {value[:20]!r}") from error
+
+
+def _array(value: Any) -> Any:
+    """What unpickling left of a numpy array, as an array."""
+    if isinstance(value, ArrayRef):
+        if value.dtype is None:
+            raise CheckpointError("an array of Python objects; only arrays of numbers are read")
+        data = value.data.open() if isinstance(value.data, LongBytes) else value.data
+        return numpy.frombuffer(data, value.dtype.resolve()).reshape(value.shape, order="F" if value.fortran else "C")
+    return value
+
+
+def _matrix(value: Any, rows: int | None, columns: int | None) -> numpy.ndarray[Any, Any]:
+    """(rows, columns) from an array, or from base64 of float32 rows."""
+    raw = _bytes(value)
+    if raw is not None:
+        if rows is None or rows < 1 or len(raw) % (4 * rows):
+            raise CheckpointError(f"{len(raw)} bytes of float32 can't be {rows} rows")
+        value = numpy.frombuffer(raw, "<f4").reshape(rows, -1)
+    array = numpy.asarray(_array(value))
+    if array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 2 or (columns is not None and array.shape[1] < columns):
+        raise CheckpointError(f"expected a matrix{f' of {columns} columns' if columns else ''}, got shape {array.shape}")
+    if rows is not None and len(array) < rows:
+        raise CheckpointError(f"the dump says {rows} boxes, but holds {len(array)} rows")
+    array = array[:rows] if rows is not None else array
+    return array[:, :columns] if columns is not None else array
+
+
+def _vector(value: Any, count: int, dtype: numpy.dtype[Any]) -> Tensor | None:
+    if value is None:
+        return None
+    raw = _bytes(value)
+    if raw is not None:
+        size = len(raw) // max(count, 1)
+        value = numpy.frombuffer(raw, {4: "<f4" if dtype.kind == "f" else "<i4", 8: "<f8" if dtype.kind == "f" else "<i8"}.get(size, dtype))
+    array = numpy.asarray(_array(value)).reshape(-1)[:count]
+    if len(array) < count:
+        raise CheckpointError(f"expected {count} numbers, got {len(array)}")
+    return torch.from_numpy(array.astype(dtype))
+
+
+# --- kinds ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _tsv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Tab-separated lines with base64 columns, 6 (bottom-up attention) or 10 (LXMERT)."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            cells = line.rstrip(b"\r\n").split(b"\t")
+            columns = {len(c): c for c in (BUTD_COLUMNS, LXMERT_COLUMNS)}.get(len(cells))
+            if columns is None:
+                raise CheckpointError(f"{path}: line {number} has {len(cells)} columns; known are 6 (bottom-up attention) and 10 (LXMERT)")
+            values: dict[str, Any] = dict(zip(columns, cells, strict=True))
+            for name in ("image_w", "image_h", "img_w", "img_h", "num_boxes"):
+                if name in values:
+                    values[name] = _number(values[name], f"{path}: line {number}: {name}")
+            yield values[columns[0]].decode("utf-8", "replace"), values
+
+
+def _number(cell: bytes, what: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise CheckpointError(f"{what} should be a number, got {cell[:30]!r}") from None
+
+
+def _lmdb(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Values are pickles of plain dicts; they are read by our interpreter, which calls nothing."""
+    try:
+        import lmdb  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise missing_extra("reading LMDB", "lmdb", "regions") from None
+    with (
+        lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir()) as environment,
+        environment.begin(buffers=True) as transaction,
+    ):
+        for key, value in transaction.cursor():
+            name = bytes(key).decode("utf-8", "replace")
+            if name in ("keys", "__keys__", "__len__"):
+                continue
+            made = unpickle(memoryview(bytes(value)), what=f"{path}: {name}").value
+            if not isinstance(made, dict):
+                raise CheckpointError(f"{path}: the value of {name} is no dict")
+            shown = _find(made, "image_id")
+            yield _text(shown, name), made
+
+
+def _hdf5(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """One data set for each field with a row for each picture, or one group for each picture."""
+    try:
+        import h5py  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        raise missing_extra("reading HDF5", "h5py", "regions") from None
+    with h5py.File(path, "r") as file:
+        if any(isinstance(file[name], h5py.Group) for name in file):
+            for name in file:
+                group = file[name]
+                values = {key: group[key][()] for key in group} | dict(group.attrs)
+                yield _text(_find(values, "image_id"), name), values
+            return
+        names = [name for name in file if file[name].ndim > 0]
+        fields = {name: file[name] for name in names}
+        limits = file.get("pos_boxes")  # adaptive numbers of boxes, stored one after another
+        stacked = {name: values for name, values in fields.items() if name != "pos_boxes"}
+        ids = _find(stacked, "image_id")
+        count = len(limits) if limits is not None else min(len(values) for values in stacked.values())
+        for row in range(count):
+            cut = slice(*map(int, limits[row])) if limits is not None else row
+            per_picture = {name: values[cut] if limits is None or len(values) != count else values[row] for name, values in stacked.items()}
+            yield _text(None if ids is None else ids[row], str(row)), per_picture
+
+
+def _npz(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for file in [path] if path.is_file() else sorted(path.glob("*.npz")):
+        try:
+            with numpy.load(file, allow_pickle=False) as archive:
+                values = {name: archive[name] for name in archive.files if name != "info"}
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{file}: {error}") from error
+        yield file.stem, values
+
+
+def _npy(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """``name.npy`` holds the features; boxes and size stand in ``name_boxes.npy`` and ``name_size.npy`` (width, height)."""
+    for file in sorted(path.glob("*.npy")):
+        if file.stem.endswith(("_info", "_boxes", "_size")):
+            continue
+        boxes, size = (file.with_name(f"{file.stem}_{part}.npy") for part in ("boxes", "size"))
+        if not boxes.is_file() or not size.is_file():
+            info = file.with_name(f"{file.stem}_info.npy").is_file()
+            hint = f"; {file.stem}_info.npy holds Python objects, which are not read: save its boxes and size apart" if info else ""
+            raise CheckpointError(f"{file} has no {boxes.name} and {size.name} beside it{hint}")
+        try:
+            width, height = numpy.load(size, allow_pickle=False).reshape(-1)[:2]
+            values = {"features": numpy.load(file, allow_pickle=False), "boxes": numpy.load(boxes, allow_pickle=False)}
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+        yield file.stem, {**values, "image_w": width, "image_h": height}
+
+
+def _text(value: Any, otherwise: str) -> str:
+    if value is None or isinstance(value, numpy.ndarray):
+        return otherwise
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+# --- our own file ---------------------------------------------------------------------------------------------------------------------
+
+
+PARTS = ("features", "boxes", "image_size", "mask", "confidence", "labels")
+Progress = Callable[[str, int, int | None], Any]
+"""Called with "reading" or "writing", how many pictures are done, and how many there are once that is known."""
+
+
+def save_regions(
+    path: Path | str,
+    pictures: Mapping[str, Regions] | Iterable[Item],
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Write pictures into one safetensors file -> how many. ``dtype``: of the features, None as they come.
+
+    The file holds the rows of all pictures one after another: ``features`` (rows, width), ``boxes`` (rows, 4), ..., and for the pictures
+    ``image_size`` (pictures, 2), ``starts`` (pictures + 1), where each one's rows begin, and ``names``, a JSON list as bytes. So pictures
+    must agree in what they hold. They are gone through twice, one in memory at a time, first for their sizes; a generator, which can be
+    gone through once, is kept whole. The file appears when all of it is written.
+    """
+    items = pictures.items() if isinstance(pictures, Mapping) else pictures
+    if iter(items) is items:
+        items = list(items)
+    shown: Progress = progress or (lambda stage, done, total: None)
+    starts: dict[str, int] = {}
+    rows, masked, first = 0, False, None
+    for name, regions in items:
+        if name in starts:
+            raise InputError(f"picture {name!r} comes twice")
+        if regions.batched:
+            raise InputError(f"picture {name!r} is a batch of pictures; write single ones")
+        made = _made_of(regions)
+        first = first or made
+        if made != first:
+            raise InputError(f"the pictures of a file must agree in what they hold; the first has {first}, picture {name!r} has {made}")
+        starts[name] = rows
+        rows += len(regions)
+        masked = masked or regions.mask is not None
+        shown("reading", len(starts), None)
+    if first is None:
+        raise InputError("no pictures to write")
+    about, columns = first
+    names = torch.frombuffer(bytearray(json.dumps(list(starts)).encode()), dtype=torch.uint8)
+    infos = {part: Info((rows, *shape), kind) for part, (shape, kind) in columns.items()}
+    infos["image_size"] = Info((len(starts), 2), "F32")
+    infos["starts"], infos["names"] = Info((len(starts) + 1,), "I64"), Info(tuple(names.shape), "U8")
+    if masked:
+        infos["mask"] = Info((rows,), "BOOL")
+    if dtype is not None:
+        infos["features"] = Info(infos["features"].shape, DTYPE_NAMES[dtype])
+    header = {"zoo.regions": json.dumps(about)}
+    with SafetensorsWriter(path, infos, header) as writer:
+        writer.write("starts", torch.tensor([*starts.values(), rows]))
+        writer.write("names", names)
+        for number, (known, (name, regions)) in enumerate(zip(starts, items, strict=False), 1):
+            if name != known:
+                raise InputError(f"the pictures changed while they were read: {known!r} became {name!r}")
+            writer.append("image_size", regions.image_size[None])
+            for part in columns:
+                writer.append(part, getattr(regions, part))
+            if masked:
+                writer.append("mask", regions.real)
+            shown("writing", number, len(starts))
+        writer.finish(header)
+    return len(starts)
+
+
+def _made_of(regions: Regions) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], str]]]:
+    """What the pictures of a file share: the words about them, and each column's shape behind the rows and dtype."""
+    columns = {part: getattr(regions, part) for part in ("features", "boxes", "confidence", "labels")}
+    return (
+        {"format": regions.format, "detector": regions.detector, "whole_image": regions.whole_image},
+        {part: (tuple(value.shape[1:]), DTYPE_NAMES[value.dtype]) for part, value in columns.items() if value is not None},
+    )
+
+
+def save_one(path: Path | str, regions: Regions) -> None:
+    """Write the regions of one picture, or of one batch, as they are."""
+    tensors = {part: value for part in PARTS if (value := getattr(regions, part)) is not None}
+    write_tensors(path, tensors, {"zoo.regions": json.dumps(_made_of(regions)[0])})
+
+
+def read_safetensors(path: Path | str) -> Iterator[Item]:
+    """What `save_regions` wrote, in its order; what `save_one` wrote is one item without a name."""
+    with open_archive(Path(path)) as archive:
+        written = archive.metadata.get("zoo.regions")
+        if not isinstance(written, str):
+            raise CheckpointError(f"{path} holds no regions: its header has no 'zoo.regions'")
+        about = json.loads(written)
+        parts: dict[str, Any] = {part: archive.read(part) for part in PARTS if part in archive.tensors}
+        if "starts" not in archive.tensors:
+            yield "", Regions(**parts, **about)
+            return
+        starts, names = archive.read("starts").tolist(), json.loads(archive.read("names").numpy().tobytes())
+        if len(starts) != len(names) + 1 or starts != sorted(starts) or starts[0] != 0 or starts[-1] != len(parts["features"]):
+            raise CheckpointError(
+                f"{path}: {len(names)} names, {len(starts)} starts and {len(parts['features'])} rows do not belong together"
+            )
+        sizes = parts.pop("image_size")
+        for number, name in enumerate(names):
+            cut = slice(starts[number], starts[number + 1])
+            yield name, Regions(**{part: value[cut] for part, value in parts.items()}, image_size=sizes[number], **about)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RegionReport:
+    """What a dump holds: ``pictures``, the least and most ``regions`` of one, the ``width`` of features, ``problems`` by picture."""
+
+    path: str
+    kind: str
+    pictures: int = 0
+    fewest: int = 0
+    most: int = 0
+    widths: tuple[int, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return self.pictures > 0 and not self.problems
+
+    def __str__(self) -> str:
+        widths = " and ".join(map(str, self.widths))
+        lines = [f"{self.path}: {self.kind}, {self.pictures} pictures of {self.fewest} to {self.most} regions, {widths} wide"]
+        return "\n".join([*lines, *(f"  picture {name}: {problem}" for name, problem in self.problems.items())])
+
+
+def check_regions(path: Path | str, *, limit: int | None = None, **options: Any) -> RegionReport:
+    """Read a dump through and say what it holds and which pictures can't be meant as they are (at most 20 of them are shown)."""
+    path = Path(path)
+    pictures, fewest, most, widths = 0, 0, 0, set()
+    problems: dict[str, str] = {}
+    for name, values in islice(_raw(path), limit):
+        pictures += 1
+        try:
+            regions = _regions(values, options)
+        except ZooError as error:
+            if len(problems) < 20:
+                problems[name] = str(error)
+            continue
+        fewest = len(regions) if pictures == 1 else min(fewest, len(regions))
+        most = max(most, len(regions))
+        widths.add(regions.width)
+    return RegionReport(str(path), kind_of(path), pictures, fewest, most, tuple(sorted(widths)), problems)
+
+
+def convert_regions(
+    source: Path | str,
+    target: Path | str,
+    *,
+    limit: int | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> int:
+    """A dump as one safetensors file -> how many pictures; the options are those of `save_regions` and `read_regions`.
+
+    The dump is read twice, one picture in memory at a time; what is wrong with a picture shows before anything is written.
+    """
+    return save_regions(target, Dump(source, limit, options), dtype=dtype, progress=progress)

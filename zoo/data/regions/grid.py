@@ -1,0 +1,73 @@
+"""Regions for those who have no detector: the cells of a grid. No checkpoint here was trained on them, and their label says so.
+
+    regions = grid_regions(images, resnet_grid(pretrained=True))    # cells of a convolutional network's last grid; needs torchvision
+    regions = grid_regions(images, patches(16), size=64)            # the picture's own pixels, 16 x 16 to a region; needs nothing
+
+images: (batch, 3, height, width) in 0..1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.data.regions.regions import Regions
+from zoo.errors import InputError, missing_extra
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures in RGB, which torchvision's networks expect
+
+
+class ImageNetGrid(nn.Sequential):
+    """A network with torchvision's ImageNet weights, without what stands behind its last grid."""
+
+
+def resnet_grid(name: str = "resnet50", *, pretrained: bool = False) -> nn.Module:
+    """torchvision's ResNet up to its last grid, (batch, 3, height, width) -> (batch, channels, height / 32, width / 32), in eval mode.
+
+    ``pretrained``: torchvision's own ImageNet weights, which it fetches; else random ones, to train along.
+    """
+    try:
+        from torchvision import models  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        raise missing_extra("a ResNet", "torchvision", "vision") from None
+    whole = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    return (ImageNetGrid if pretrained else nn.Sequential)(*list(whole.children())[:-2]).eval()
+
+
+def patches(side: int) -> nn.Module:
+    """A grid without a network: each cell is its ``side`` x ``side`` pixels, 3 · side² numbers."""
+    return nn.PixelUnshuffle(side)
+
+
+LABELS: dict[type[nn.Module], str] = {ImageNetGrid: "torchvision-grid", nn.PixelUnshuffle: "patch-grid"}
+
+
+@torch.no_grad()
+def grid_regions(images: Tensor, network: nn.Module, *, size: int | None = 224) -> Regions:
+    """The cells of ``network``'s grid as regions, row by row; boxes are the cells as shares of the picture.
+
+    images (batch, 3, height, width) float in 0..1, RGB; ``size``: both sides are scaled to it first, None = as they are; network: any
+    module to (batch, channels, rows, columns), such as `resnet_grid` or `patches`.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise InputError(f"images must be float (batch, 3, height, width) in 0..1, got {images.dtype} {tuple(images.shape)}")
+    if float(images.amin()) < 0 or float(images.amax()) > 1:
+        raise InputError(f"images must lie in 0..1, got {float(images.amin()):.3g}..{float(images.amax()):.3g}")
+    width, height = images.shape[3], images.shape[2]
+    if size is not None:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (MEAN, STD))
+    grid: Any = network((images - mean) / std)  # (batch, channels, rows, columns)
+    rows, columns = grid.shape[2:]
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    boxes = torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], -1).flatten(0, 1)  # (cells, 4)
+    return Regions(
+        grid.flatten(2).transpose(1, 2).cpu(),
+        boxes.expand(len(images), -1, -1),
+        torch.tensor([float(width), float(height)]).expand(len(images), -1),
+        format="normalised",
+        detector=next((name for kind, name in LABELS.items() if isinstance(network, kind)), "grid"),
+    )

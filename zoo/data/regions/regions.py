@@ -1,0 +1,313 @@
+"""Regions of pictures: features and boxes from a detector, checked once, and encoded to what each model reads.
+
+    zoo.Regions(features, boxes, image_size=(width, height), format="xyxy").for_model(config)
+        -> visual_features, visual_boxes, visual_mask
+
+Detectors, dumps and models disagree on the order of a box's numbers, on pixels against shares of the picture, on where the whole picture
+stands among the regions, and on how many numbers encode a box. `Regions` says each of these once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.data.regions.detectors import DETECTORS
+from zoo.errors import InputError, unknown
+
+Format = Literal["xyxy", "xywh", "normalised"]
+FORMATS = ("xyxy", "xywh", "normalised")
+SLACK = 1.5  # pixels by which boxes of real dumps stick out of their picture: rounding, and detectors that count the last pixel in
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions of one picture, or of a batch of pictures.
+
+    features (regions, size) or (batch, regions, size) float; boxes (..., regions, 4); image_size (width, height) in pixels, or (batch, 2);
+    mask (..., regions) bool, True = a real region, None = all. ``format`` of the boxes: "xyxy" x1, y1, x2, y2 in pixels, "xywh" x, y,
+    width, height in pixels, "normalised" x1, y1, x2, y2 as shares of the picture. confidence (..., regions) and labels (..., regions):
+    the detector's. ``detector``: whose features these are, a name of `DETECTORS`. ``whole_image``: where a region stands for the whole
+    picture, "first", "last" or None. Raises InputError for what can't be meant.
+    """
+
+    features: Tensor
+    boxes: Tensor
+    image_size: Any
+    mask: Tensor | None = None
+    format: str = "xyxy"
+    confidence: Tensor | None = None
+    labels: Tensor | None = None
+    detector: str | None = None
+    whole_image: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise unknown("box format", self.format, FORMATS)
+        if self.detector is not None and self.detector not in DETECTORS:
+            raise unknown("detector", self.detector, DETECTORS)
+        if self.whole_image not in (None, "first", "last"):
+            raise InputError(f"whole_image must be 'first', 'last' or None, got {self.whole_image!r}")
+        size = torch.as_tensor(self.image_size, dtype=torch.float32)
+        object.__setattr__(self, "image_size", size)
+        _check_shapes(self)
+        _check_values(self)
+
+    # --- views ----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def batched(self) -> bool:
+        return self.features.dim() == 3
+
+    def __len__(self) -> int:
+        """How many regions (slots) there are."""
+        return self.features.shape[-2]
+
+    @property
+    def width(self) -> int:
+        """How wide the features are."""
+        return self.features.shape[-1]
+
+    @property
+    def real(self) -> Tensor:
+        """(..., regions) bool, True = a real region."""
+        return torch.ones(self.features.shape[:-1], dtype=torch.bool) if self.mask is None else self.mask
+
+    def xyxy(self) -> Tensor:
+        """The boxes as x1, y1, x2, y2 in pixels."""
+        boxes = self.boxes.float()
+        if self.format == "xywh":
+            return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
+        return boxes * self._scale() if self.format == "normalised" else boxes
+
+    def shares(self) -> Tensor:
+        """The boxes as x1, y1, x2, y2 divided by the picture's width and height."""
+        return self.boxes.float() if self.format == "normalised" else self.xyxy() / self._scale()
+
+    def _scale(self) -> Tensor:
+        """(..., 1, 4): width, height, width, height."""
+        return torch.cat([self.image_size, self.image_size], -1).unsqueeze(-2)
+
+    # --- encodings ------------------------------------------------------------------------------------------------------------------
+
+    def encoded(self, numbers: int) -> Tensor:
+        """The boxes in the 4, 5 or 7 numbers that models read, zeros at padding.
+
+        4 (LXMERT): x1, y1, x2, y2 as shares. 5 (ViLBERT, VOLTA): these and the share of the area. 7 (UNITER): these four, width, height
+        and their product.
+        """
+        x = self.shares()
+        wide, high = x[..., 2] - x[..., 0], x[..., 3] - x[..., 1]
+        if numbers == 5:
+            x = torch.cat([x, (wide * high).unsqueeze(-1)], -1)
+        elif numbers == 7:
+            x = torch.cat([x, torch.stack([wide, high, wide * high], -1)], -1)
+        elif numbers != 4:
+            raise InputError(f"boxes are encoded in 4, 5 or 7 numbers, got {numbers}; see also `oscar`, `vlp` and `vl_bert`")
+        return x.masked_fill(~self.real.unsqueeze(-1), 0)
+
+    def oscar(self) -> Tensor:
+        """Six numbers that Oscar appends to the features: x1, y1, x2, y2, width, height, as shares."""
+        x = self.shares()
+        return torch.cat([x, x[..., 2:] - x[..., :2]], -1).masked_fill(~self.real.unsqueeze(-1), 0)
+
+    def vlp(self) -> Tensor:
+        """VLP's geometry: the four shares, the share of the area and the detector's confidence."""
+        if self.confidence is None:
+            raise InputError("VLP's box encoding holds the detector's confidence, and these regions have none")
+        return torch.cat([self.encoded(5), self.confidence.unsqueeze(-1)], -1).masked_fill(~self.real.unsqueeze(-1), 0)
+
+    def vl_bert(self, dimensions: int = 512) -> Tensor:
+        """VL-BERT's: center x, center y, width and height, times 100 over the picture's size, as sines then cosines of ``dimensions`` / 2
+        rates from 1 to 1/1000 -> (..., regions, 4 · dimensions).
+        """
+        x = self.shares()
+        numbers = 100 * torch.cat([(x[..., :2] + x[..., 2:]) / 2, x[..., 2:] - x[..., :2]], -1)  # (..., regions, 4)
+        half = dimensions // 2
+        rates = 1000 ** (torch.arange(half, dtype=numbers.dtype) / half)
+        angles = numbers.unsqueeze(-1) / rates  # (..., regions, 4, half)
+        return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2).masked_fill(~self.real.unsqueeze(-1), 0)
+
+    # --- the whole picture ------------------------------------------------------------------------------------------------------------
+
+    def with_whole_image(self, where: str = "first", feature: Tensor | None = None) -> Regions:
+        """Add a region for the whole picture: box 0, 0, width, height; ``feature`` (..., size), by default the mean of the real regions.
+
+        ViLBERT reads it "first", VL-BERT and others "last" (behind the padding, which is what masks are for). For pre-training with masked
+        regions give the feature: see `zoo.data.vision_masking.whole_image_feature`.
+        """
+        if self.whole_image is not None:
+            raise InputError(f"these regions have one for the whole picture already: {self.whole_image}")
+        if where not in ("first", "last"):
+            raise InputError(f"where must be 'first' or 'last', got {where!r}")
+        real = self.real
+        if feature is None:
+            counted = real.sum(-1, keepdim=True).clamp(min=1)
+            feature = self.features.masked_fill(~real.unsqueeze(-1), 0).sum(-2) / counted
+        corner = torch.zeros_like(self.image_size)
+        box = torch.cat([corner, torch.ones_like(corner) if self.format == "normalised" else self.image_size], -1)
+
+        def put(one: Tensor, rest: Tensor, axis: int) -> Tensor:
+            one = one.to(rest.dtype).unsqueeze(axis)
+            return torch.cat([one, rest] if where == "first" else [rest, one], axis)
+
+        lead = self.features.shape[:-2]
+        return replace(
+            self,
+            features=put(feature, self.features, -2),
+            boxes=put(box, self.boxes, -2),
+            mask=None if self.mask is None else put(torch.ones(lead, dtype=torch.bool), self.mask, -1),
+            confidence=None if self.confidence is None else put(torch.ones(lead), self.confidence, -1),
+            labels=None if self.labels is None else put(torch.zeros(lead), self.labels, -1),
+            whole_image=where,
+        )
+
+    # --- for models -------------------------------------------------------------------------------------------------------------------
+
+    def for_model(self, config: Any) -> dict[str, Tensor]:
+        """What a model of this config reads: ``visual_features``, ``visual_boxes`` where it reads boxes, ``visual_mask``; always batched.
+
+        Adds the whole-image region where the model wants one (`NEEDS`, unless ``config.whole_image`` is False) and these regions have none.
+        Refuses features of another width and says which detectors give the wanted one.
+        """
+        name = type(config).__name__.removesuffix("Config")
+        wanted = config.visual_size
+        if self.width != wanted:
+            trained = ", ".join(f"{kind} ({about.width})" for kind, about in DETECTORS.items() if about.width == wanted)
+            raise InputError(
+                f"{name} reads features {wanted} wide, these are {self.width} wide; detectors of that width: {trained or 'none'}"
+            )
+        regions = self
+        place = NEEDS.get(name) if getattr(config, "whole_image", True) else None
+        if place is not None and self.whole_image is None:
+            regions = self.with_whole_image(place)
+        regions = regions if regions.batched else stack([regions])
+        found = {"visual_features": regions.features, "visual_mask": regions.real}
+        numbers = getattr(config, "box_size", 0)
+        return found | ({"visual_boxes": regions.encoded(numbers)} if numbers else {})
+
+    def save(self, path: Any) -> None:
+        """Write a safetensors file that `load` reads back."""
+        from zoo.data.regions.files import save_one
+
+        save_one(path, self)
+
+    @staticmethod
+    def load(path: Any) -> Regions:
+        """Read what `save` wrote."""
+        from zoo.data.regions.files import read_safetensors
+
+        found = list(islice(read_safetensors(path), 2))
+        if len(found) != 1 or found[0][0]:
+            raise InputError(f"{path} holds pictures by name; read them with zoo.data.regions.files.read_regions")
+        return found[0][1]
+
+
+NEEDS = {"ViLBert": "first"}
+"""Where a family wants the whole picture among the regions."""
+
+
+def box_overlap(left: Tensor, right: Tensor, *, inclusive: bool = True) -> Tensor:
+    """Intersection over union of x1, y1, x2, y2 boxes, (n, 4) and (m, 4) -> (n, m) float64; ``inclusive``: the last pixel counts (+1)."""
+    a, b, one = left.double()[:, None], right.double()[None], float(inclusive)
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + one).clamp(min=0)
+    shared = size.prod(-1)
+    areas = [(x[..., 2:] - x[..., :2] + one).prod(-1) for x in (a, b)]
+    return shared / (areas[0] + areas[1] - shared)
+
+
+def stack(pictures: Sequence[Regions]) -> Regions:
+    """Several pictures as one batch, padded to the most regions; a whole-image region that stands last stays last of its picture's own."""
+    if not pictures:
+        raise InputError("no regions to stack")
+    kinds = {(p.format, p.width, p.detector, p.whole_image, p.batched, p.confidence is None, p.labels is None) for p in pictures}
+    if len(kinds) > 1 or pictures[0].batched:
+        raise InputError(
+            f"pictures in a batch must be single ones that agree in format, width and what they hold, got {sorted(map(str, kinds))}"
+        )
+    most = max(len(p) for p in pictures)
+
+    def padded(name: str) -> Tensor | None:
+        values = [getattr(p, name) for p in pictures]
+        if values[0] is None:
+            return None
+        return torch.stack([torch.cat([v, v.new_zeros(most - len(v), *v.shape[1:])]) for v in values])
+
+    mask = torch.stack([torch.cat([p.real, p.real.new_zeros(most - len(p))]) for p in pictures])
+    features, boxes = padded("features"), padded("boxes")
+    assert features is not None
+    assert boxes is not None
+    return replace(
+        pictures[0],
+        features=features,
+        boxes=boxes,
+        image_size=torch.stack([p.image_size for p in pictures]),
+        mask=mask,
+        confidence=padded("confidence"),
+        labels=padded("labels"),
+    )
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------------------------
+
+
+def _check_shapes(regions: Regions) -> None:
+    features, boxes, size = regions.features, regions.boxes, regions.image_size
+    if not features.is_floating_point() or features.dim() not in (2, 3):
+        raise InputError(f"features must be float (regions, size) or (batch, regions, size), got {features.dtype} {tuple(features.shape)}")
+    lead = tuple(features.shape[:-1])
+    if tuple(boxes.shape) != (*lead, 4):
+        hint = "; pass the boxes as the detector gave them, `encoded` makes the 5 or 7 numbers" if boxes.shape[-1:] in ((5,), (7,)) else ""
+        raise InputError(f"boxes must be {(*lead, 4)} for features {tuple(features.shape)}, got {tuple(boxes.shape)}{hint}")
+    if tuple(size.shape) != (*lead[:-1], 2):
+        raise InputError(f"image_size must be (width, height), or one pair for each picture: {(*lead[:-1], 2)}, got {tuple(size.shape)}")
+    for name in ("mask", "confidence", "labels"):
+        value = getattr(regions, name)
+        if value is not None and tuple(value.shape) != lead:
+            raise InputError(f"{name} must be {lead}, got {tuple(value.shape)}")
+    if regions.mask is not None and regions.mask.dtype != torch.bool:
+        if regions.mask.is_floating_point():
+            raise InputError(f"mask is {regions.mask.dtype}, which looks additive; pass True for real regions")
+        object.__setattr__(regions, "mask", regions.mask != 0)
+
+
+def _check_values(regions: Regions) -> None:
+    real = regions.real
+    if not bool(real.any()):
+        return
+    if not bool((regions.image_size > 0).all()):
+        raise InputError(f"image_size must be positive, got {regions.image_size.tolist()}")
+    boxes = regions.boxes.float()[real]
+    if not bool(boxes.isfinite().all()) or not bool(regions.features[real].isfinite().all()):
+        raise InputError("features and boxes must be finite; some of the real regions' are not")
+    zero = (boxes == 0).all(-1)
+    if bool((zero & (regions.features[real] != 0).any(-1)).any()):
+        raise InputError(f"{int(zero.sum())} regions have a feature but a box of zeros: are they padding? then say so with mask=")
+    if regions.format == "normalised" and bool((boxes > 1.01).any()):
+        raise InputError(
+            f"normalised boxes are shares of the picture in 0..1, got up to {float(boxes.max()):.4g}; are they pixels ('xyxy')?"
+        )
+    if regions.format != "normalised" and bool((boxes <= 1).all()) and bool((regions.image_size > 2).all()):
+        raise InputError("all box numbers lie in 0..1, yet the format says pixels; are they shares of the picture ('normalised')?")
+    scale = regions._scale().expand(*real.shape, 4)[real]
+    slack = 0.01 * scale if regions.format == "normalised" else torch.full_like(scale, SLACK)
+    corners = regions.xyxy()[real]
+    backwards = (corners[:, 2:] < corners[:, :2]).any(-1)
+    if bool(backwards.any()):
+        worst = boxes[backwards][0].tolist()
+        hint = "; are they x, y, width, height ('xywh')?" if regions.format == "xyxy" else ""
+        raise InputError(f"{int(backwards.sum())} boxes end before they begin, the first is {worst} as {regions.format}{hint}")
+    outside = (corners < -slack).any(-1) | (corners > scale + slack).any(-1)
+    if bool(outside.any()):
+        worst, size = boxes[outside][0].tolist(), scale[outside][0, :2].tolist()
+        hint = ""
+        if regions.format == "xywh" and not bool((boxes > scale + slack).any() or (boxes[:, 2:] < boxes[:, :2]).any()):
+            hint = "; as x1, y1, x2, y2 they would fit ('xyxy')"
+        elif regions.format == "xyxy" and not bool((boxes[..., [1, 0, 3, 2]] > scale + slack).any()):
+            hint = "; with x and y exchanged they would fit"
+        raise InputError(f"{int(outside.sum())} boxes lie outside their picture of {size}, the first is {worst} as {regions.format}{hint}")

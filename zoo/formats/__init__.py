@@ -1,0 +1,1 @@
+"""Files of tensors: readers that never run code, and the streaming writer. They know no model."""

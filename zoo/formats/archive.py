@@ -1,0 +1,210 @@
+"""What every reader returns: names and shapes at once, tensors one by one on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Protocol
+
+import torch
+
+from zoo.errors import CheckpointError, unknown
+from zoo.formats.limits import guarded
+
+_HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor's name, shape and dtype, the dtype in the words of safetensors: ``F32``, ``BF16``, ``I64``, ..."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that a reader has located: how to load it and which bytes it shows.
+
+    Two entries with an equal ``place`` show the same bytes in the same way; ``None`` is never shared.
+    """
+
+    info: TensorInfo
+    load: Callable[[], torch.Tensor] = field(repr=False)
+    place: Hashable | None = None
+
+
+class Archive:
+    """A checkpoint that has been opened: a context manager over names, shapes, plain metadata and tensors.
+
+    ``tensors`` is in file order. ``metadata`` is the plain data beside the tensors. ``refused`` names what was met and not executed.
+    ``groups`` are the top-level entries of a torch file that hold tensors; ``group`` is the one that ``tensors`` shows
+    (``""``: the whole file under dotted names). Reading keeps the file mapped: don't change the file while tensors of it live.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        entries: Mapping[str, Entry],
+        *,
+        metadata: Mapping[str, object] | None = None,
+        refused: Iterable[str] = (),
+        groups: Iterable[str] = (),
+        group: str = "",
+        files: Iterable[Path] = (),
+    ):
+        self.path = path
+        self.format = format
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType({name: entry.info for name, entry in entries.items()})
+        self.metadata: Mapping[str, object] = MappingProxyType(dict(metadata or {}))
+        self.refused = tuple(refused)
+        self.groups = tuple(groups)
+        self.group = group
+        self.files = tuple(files) or (path,)
+        self._entries = dict(entries)
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"Archive({str(self.path)!r}, format={self.format!r}, {len(self.tensors)} tensors)"
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; tensors that were read stay valid."""
+        self._entries.clear()
+        self._closed = True
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The located tensors, for readers that are built from other readers."""
+        return MappingProxyType(self._entries)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, contiguous, on the CPU; its memory is the mapped file where the file's layout allows it.
+
+        Writing to it changes a private copy of the page, never the file.
+        """
+        if self._closed:
+            raise CheckpointError(f"{self.path} was closed; read {name!r} before leaving the with block")
+        entry = self._entries.get(name)
+        if entry is None:
+            raise unknown("tensor", name, self.tensors, hint=f"(in {self.path.name})")
+        with guarded(f"{self.path}: tensor {name!r}"):
+            tensor = entry.load()
+        if tuple(tensor.shape) != entry.info.shape or tensor.dtype != TORCH_DTYPES[entry.info.dtype]:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} came out as {tensor.dtype} {tuple(tensor.shape)}, "
+                f"announced as {entry.info.dtype} {entry.info.shape}"
+            )
+        return tensor.contiguous()
+
+    def aliases(self) -> list[set[str]]:
+        """The sets of names that show the same bytes in the same way (ties)."""
+        names_of: dict[Hashable, set[str]] = {}
+        for name, entry in self._entries.items():
+            if entry.place is not None and entry.info.numel:
+                names_of.setdefault(entry.place, set()).add(name)
+        return [names for names in names_of.values() if len(names) > 1]
+
+    def sha256(self) -> str:
+        """The hash of the file; of several files, the hash of the lines that ``sha256sum`` would print for them, sorted by name."""
+        with guarded(str(self.path)):
+            hashes = {file: _file_hash(file) for file in self.files}
+        if len(hashes) == 1:
+            return next(iter(hashes.values()))
+        base = self.path if self.path.is_dir() else self.path.parent
+        lines = sorted(
+            (file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name, digest) for file, digest in hashes.items()
+        )
+        return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "C128": torch.complex128,
+}
+ITEM_SIZES: Mapping[str, int] = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
+
+
+class Described(Protocol):
+    """A tensor as an archive lists it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Info:
+    """A shape and a dtype (in the words of safetensors), where nothing is behind them yet."""
+
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+
+
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+_WORDS = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "half": "F16",
+    "bfloat16": "BF16",
+    "fp32": "F32",
+    "fp16": "F16",
+    "bf16": "BF16",
+}
+
+
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """``"F16"`` for ``torch.float16``, ``"float16"``, ``"fp16"`` or ``"F16"``; only floats are asked for."""
+    if isinstance(dtype, torch.dtype):
+        name = DTYPE_NAMES.get(dtype, str(dtype))
+    else:
+        name = _WORDS.get(dtype.removeprefix("torch.").lower(), dtype.upper())
+    if name not in TORCH_DTYPES or not TORCH_DTYPES[name].is_floating_point:
+        raise unknown("dtype", dtype, _WORDS)
+    return name

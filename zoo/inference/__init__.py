@@ -1,0 +1,1 @@
+"""Inference: generate, fill masks, optimize for a CPU, export."""

@@ -1,0 +1,65 @@
+"""Initialization: random weights as the papers draw them, and modules that are names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class _Undrawn(TorchFunctionMode):
+    """`torch.nn.init` does nothing inside."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build parts on the meta device: shapes without numbers. Drawing them, which would do nothing there, would load half of torch."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+def initialise(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
+    """Draw every Linear and Embedding of ``module`` from a normal of ``std`` cut at two of them; biases 0; norms 1 and 0.
+
+    A part with other needs defines ``init_parameters(std, generator)`` and is asked instead, parameters of its children excepted.
+    """
+    with torch.no_grad():
+        for part in module.modules():
+            own = getattr(part, "init_parameters", None)
+            if own is not None:
+                own(std, generator)
+            elif isinstance(part, (nn.Linear, nn.Embedding)):
+                truncated_normal(part.weight, std, generator)
+                if isinstance(part, nn.Linear) and part.bias is not None:
+                    part.bias.zero_()
+            elif isinstance(part, nn.LayerNorm):
+                if part.weight is not None:
+                    part.weight.fill_(1)
+                if part.bias is not None:
+                    part.bias.zero_()
+            elif next(part.parameters(recurse=False), None) is not None:
+                raise NotImplementedError(f"{type(part).__name__} has parameters of its own and no init_parameters")
+
+
+def truncated_normal(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
+    """Fill with a normal of ``std`` redrawn beyond two of them (as TensorFlow's truncated normal, which BERT used)."""
+    if weight.device.type == "meta":
+        return
+    weight.normal_(0, std, generator=generator)
+    for _ in range(16):  # each round redraws the 4.6 % that lie outside
+        outside = weight.abs() > 2 * std
+        count = int(outside.sum())
+        if not count:
+            return
+        weight[outside] = torch.empty(count, dtype=weight.dtype, device=weight.device).normal_(0, std, generator=generator)
+    weight.clamp_(-2 * std, 2 * std)

@@ -1,0 +1,119 @@
+"""The base of every model's config: frozen, keyword only, flat; refuses what cannot be meant.
+
+A field that shapes no weight and changes no stored number's meaning (dropout, initialisation) is declared with `free`; every
+other field is part of a checkpoint's contract and cannot be overridden when weights are loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from zoo.errors import ConfigError, unknown
+
+
+def free(default: Any) -> Any:
+    """A field that may differ from what a checkpoint was trained with: it changes no weight's shape or meaning."""
+    return field(default=default, metadata={"free": True})
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and all(_fits(item, inner) for item in value)
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every config can do; a family's config adds its fields, with the base size as defaults, and `check`."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value, hint = getattr(self, item.name), _hints(type(self))[item.name]
+            if isinstance(value, list):  # JSON and TOML know no tuples
+                value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+                object.__setattr__(self, item.name, value)
+            if not _fits(value, hint):
+                wanted = getattr(hint, "__name__", None) or str(hint)
+                raise ConfigError(f"{type(self).__name__}.{item.name} must be {wanted}, got {value!r} ({type(value).__name__})")
+            if "dropout" in item.name and isinstance(value, (int, float)) and not 0 <= value < 1:
+                raise ConfigError(f"{item.name}={value} must lie in [0, 1)")
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError where fields contradict each other. Overridden by families."""
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        return tuple(item.name for item in dataclasses.fields(cls))
+
+    @classmethod
+    def free_fields(cls) -> frozenset[str]:
+        """The fields that may be overridden on top of loaded weights."""
+        return frozenset(item.name for item in dataclasses.fields(cls) if item.metadata.get("free"))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values; an unknown field is an UnknownNameError with the three closest."""
+        cls._refuse_unknown(values)
+        return cls(**values)
+
+    def replace(self, **overrides: Any) -> Self:
+        """A copy with some fields changed, checked like a new one."""
+        self._refuse_unknown(overrides)
+        return dataclasses.replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON (tuples become lists)."""
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+
+    @classmethod
+    def _refuse_unknown(cls, names: Iterable[str]) -> None:
+        known = cls.field_names()
+        for name in names:
+            if name not in known:
+                raise unknown(f"field of {cls.__name__}", name, known)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def check_positive(config: Config, *names: str) -> None:
+    """Raise ConfigError unless each named field is at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)} must be at least 1")
+
+
+def check_heads(hidden_size: int, num_heads: int, hidden_name: str = "hidden_size", heads_name: str = "num_heads") -> None:
+    """Raise ConfigError unless ``num_heads`` divides ``hidden_size``; the message names the nearest that does."""
+    if num_heads < 1 or hidden_size % num_heads:
+        divisors = [h for h in range(1, hidden_size + 1) if hidden_size % h == 0]
+        near = min(divisors, key=lambda h: abs(h - num_heads))
+        raise ConfigError(f"{heads_name}={num_heads} does not divide {hidden_name}={hidden_size}; the nearest that does is {near}")

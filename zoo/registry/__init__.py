@@ -1,0 +1,1 @@
+"""Names: families, variants, tasks and weight records. Imports no torch."""

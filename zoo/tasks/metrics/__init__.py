@@ -1,0 +1,1 @@
+"""The metrics of the benchmarks that the tasks belong to."""

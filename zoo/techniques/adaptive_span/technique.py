@@ -1,0 +1,65 @@
+"""Adaptive attention span (Sukhbaatar et al., 2019) for the self-attention of any model, by distance to either side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import ConfigError, TechniqueError
+from zoo.models.base.config import check_positive
+from zoo.models.base.model import Model
+from zoo.techniques.adaptive_span.layers import Span, SpanCore
+from zoo.techniques.base import PlacedTechnique, cores, fresh, put_core
+from zoo.techniques.prefix.layers import plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSpan(PlacedTechnique):
+    """Each head learns how far it looks, at most ``limit`` tokens to either side, over a ramp of ``ramp``; see `zoo.techniques.adaptive_span.layers`.
+
+    start: where z begins, a share of the limit. coefficient: of the loss that `span_loss` gives. positions: a learned score for each
+    distance. Call `clamp_spans` after each step of the optimizer.
+    """
+
+    limit: int = 512
+    ramp: int = 32
+    start: float = 0.0
+    coefficient: float = 2e-6
+    positions: bool = False
+
+    def check(self) -> None:
+        check_positive(self, "limit", "ramp")
+        if not 0 <= self.start <= 1:
+            raise ConfigError(f"start={self.start} must lie in [0, 1]: it is a share of the limit")
+
+    def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
+        found = cores(self, model)
+        for path, core in found:
+            if not plain(core):
+                raise TechniqueError(f"the attention at {path} has a {type(core).__name__} already; spans can't be put on top")
+        for path, _ in found:
+            attention = model.get_submodule(path)
+            heads, size = attention.num_heads, attention.head_size
+            core = SpanCore(heads, size, self.limit, self.ramp, self.coefficient, self.start, self.positions)  # type: ignore[arg-type]
+            like = attention.query.weight  # type: ignore[union-attr]
+            put_core(attention, fresh(core, like, model.config.initializer_range, generator))  # type: ignore[arg-type]
+        return None
+
+
+def spans_of(model: nn.Module) -> list[Span]:
+    """Every learned span of a model."""
+    return [part for part in model.modules() if isinstance(part, Span)]
+
+
+def span_loss(model: nn.Module) -> Tensor:
+    """The sum of ``coefficient · L · mean(z)`` over the layers, to be added to the model's loss."""
+    return torch.stack([span.loss() for span in spans_of(model)]).sum()
+
+
+def clamp_spans(model: nn.Module) -> None:
+    """Put every z back into [0, 1]."""
+    for span in spans_of(model):
+        span.clamp()

@@ -1,0 +1,208 @@
+"""Hidden width: numbers of the residual stream go, in every part that reads or writes it (McCarley, Chakravarti, Sil, 2019).
+
+    zoo.apply(model, zoo.WidthPruning(kept=0.75))                    # three quarters stay, by the matrices' norms
+    score = importance.width_importance(model, batches, loss)        # or by what the loss feels
+    width.remove_numbers(model, score.argsort()[:192].tolist())
+
+One set of numbers is kept through the whole model: rows and columns of tables, projections, norms, pooler and heads. Which axes of which
+tensors run along the stream is seen by building the model once more, on the meta device, with the width doubled. Inside an attention
+the heads keep their size, inside a feed-forward part the units theirs.
+
+A norm behind takes its mean and variance over what is left. So the smaller model is not the one with these numbers silenced, except
+where norms are only scales and shifts (MobileBERT); train it further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import ConfigError, TechniqueError
+from zoo.layers.attention import Attention
+from zoo.layers.feed_forward import FeedForward
+from zoo.models.base.model import Model, bare_model, on_meta
+from zoo.techniques.base import Technique
+from zoo.techniques.pruning.weights import check_share
+
+Axes = Mapping[str, tuple[int, ...]]
+BEFORE = ("HeadPruning", "FeedForwardPruning", "LayerPruning", "WidthPruning")  # what may have been applied: no tensor is new after them
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthPruning(Technique):
+    """Keep a share of the hidden width, or exactly ``count`` numbers; those whose rows and columns have the larger norms. ``width``: the
+    config's name for it ("image_hidden_size" for a picture's stream). `remove_numbers` removes chosen ones.
+    """
+
+    kept: float = 0.75
+    count: int | None = None
+    width: str = "hidden_size"
+
+    chosen: ClassVar[Tensor | None] = None  # the numbers to keep, sorted, where somebody chose
+
+    def check(self) -> None:
+        check_share("kept", self.kept)
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"count={self.count} must be at least 1")
+
+    def change_with_heads(self, model: nn.Module, generator: torch.Generator | None) -> Sequence[str] | None:
+        found = Stream.of(model, self.width)
+        size = found.size
+        count = max(1, round(self.kept * size)) if self.count is None else self.count
+        if count >= size:
+            raise TechniqueError(f"{self.width} is {size} wide, of which {count} stay: nothing would go")
+        if self.chosen is not None:
+            keep = self.chosen
+        elif on_meta(model):
+            keep = torch.arange(count)
+        else:
+            keep = found.norms_of_numbers().argsort(descending=True, stable=True)[:count].sort().values
+        found.cut(keep)
+        bare_model(model).pruned_widths = {**bare_model(model).pruned_widths, self.width: count}
+        return [f"{self.width}: {count} of {size} stay"]
+
+
+@dataclass
+class Stream:
+    """Where a model's tensors run along one hidden width. ``axes``: by the tensor's name."""
+
+    model: nn.Module
+    width: str
+    axes: Axes
+    plain: nn.Module  # the model as its config has it, on meta
+    wide: nn.Module  # the same with the width doubled
+
+    @classmethod
+    def of(cls, model: nn.Module, width: str = "hidden_size") -> Stream:
+        """Find it; a TechniqueError where some axis can't be told."""
+        bare = bare_model(model)
+        if width not in bare.config.field_names():
+            raise TechniqueError(f"{type(bare).__name__} has no width {width!r}")
+        if other := next((str(t) for t in bare.techniques if type(t).__name__ not in BEFORE), None):
+            raise TechniqueError(f"the hidden width is pruned before other techniques change the parts; this model has {other}")
+        size = getattr(bare.config, width)
+        plain = _twin(model, {width: size})
+        try:
+            wide = _twin(model, {width: 2 * size})
+        except ConfigError as error:
+            raise TechniqueError(f"the {width} of {type(bare).__name__} hangs on other sizes: {error}") from error
+        axes: dict[str, tuple[int, ...]] = {}
+        inner, shapes = _inner_axes(plain), {name: tensor.shape for name, tensor in _tensors(wide).items()}
+        own = _tensors(model)
+        for name, tensor in _tensors(plain).items():
+            along = []
+            for axis, (narrow, doubled) in enumerate(zip(tensor.shape, shapes[name], strict=True)):
+                if narrow == doubled or (name, axis) in inner:
+                    continue
+                if (narrow, doubled) != (size, 2 * size):
+                    raise TechniqueError(f"axis {axis} of {name} is {narrow}, several hidden widths, whose numbers can't be told apart")
+                along.append(axis)
+            if along and name in own:
+                axes[name] = tuple(along)
+        if not axes:
+            raise TechniqueError(f"no tensor of {type(bare).__name__} is {width} wide")
+        return cls(model, width, axes, plain, wide)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        own = _tensors(self.model)
+        return {name: own[name] for name in self.axes}
+
+    @property
+    def size(self) -> int:
+        """How wide the stream is now."""
+        name, axes = next(iter(self.axes.items()))
+        return self.tensors[name].shape[axes[0]]
+
+    def norms(self) -> dict[str, Any]:
+        """The norms that the stream passes, by path: parts with a weight, and mostly a bias, along it and nothing else."""
+        found = {}
+        for path, part in self.model.named_modules():
+            names = [name for name, _ in part.named_parameters(recurse=False)]
+            if names in (["weight"], ["weight", "bias"]) and all(
+                self.axes.get(f"{path}.{name}") == (0,) and getattr(part, name).dim() == 1 for name in names
+            ):
+                found[path] = part
+        return found
+
+    def norms_of_numbers(self) -> Tensor:
+        """Σ over matrices of ||rows or columns of the number||² / ||matrix||²: each matrix has one vote. -> (width)."""
+        total = torch.zeros(self.size, dtype=torch.float64)
+        for name, tensor in self.tensors.items():
+            if tensor.dim() < 2:
+                continue
+            squares = tensor.detach().double().square()
+            for axis in self.axes[name]:
+                mass = squares.sum([other for other in range(tensor.dim()) if other != axis])
+                total += (mass / mass.sum().clamp_min(1e-30)).cpu()
+        return total
+
+    @torch.no_grad()
+    def cut(self, keep: Tensor) -> None:
+        """Leave these numbers, in their order, in every tensor and in the sizes that parts remember."""
+        size = getattr(bare_model(self.model).config, self.width)
+        made: dict[int, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            path, _, leaf = name.rpartition(".")
+            if id(tensor) not in made:
+                new = tensor.detach()
+                for axis in self.axes[name]:
+                    new = new.index_select(axis, keep.to(new.device))
+                made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+            setattr(self.model.get_submodule(path), leaf, made[id(tensor)])
+        parts, doubled = dict(self.model.named_modules()), dict(self.wide.named_modules())
+        for path, part in self.plain.named_modules():
+            mine: Any = parts.get(path)
+            if isinstance(mine, nn.Linear):
+                mine.out_features, mine.in_features = mine.weight.shape
+            elif type(mine) is type(part) and not isinstance(part, Attention):
+                for key, value in vars(part).items():
+                    if (value, getattr(doubled[path], key)) == (size, 2 * size):
+                        setattr(mine, key, len(keep))
+                    elif (value, getattr(doubled[path], key)) == ((size,), (2 * size,)):
+                        setattr(mine, key, (len(keep),))
+
+
+def _twin(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
+    twin: Any = model
+    made: nn.Module = twin.twin(bare_model(model).config.replace(**widths))
+    return made
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _inner_axes(model: nn.Module) -> set[tuple[str, int]]:
+    """Axes that run along an attention's heads or a feed-forward part's units, whatever their sizes."""
+    found = set()
+    for path, part in model.named_modules():
+        if isinstance(part, Attention):
+            found |= {(f"{path}.{name}.{p}", 0) for name in ("query", "key", "value") for p in ("weight", "bias")}
+            found.add((f"{path}.output.weight", 1))
+        elif hasattr(part, "num_heads"):
+            raise TechniqueError(f"{path} is a {type(part).__name__}, whose axes are not known")
+        elif isinstance(part, FeedForward):
+            found |= {(f"{path}.up.weight", 0), (f"{path}.up.bias", 0), (f"{path}.down.weight", 1)}
+    return found
+
+
+def remove_numbers(model: nn.Module, numbers: Iterable[int], width: str = "hidden_size") -> None:
+    """Remove chosen numbers of the hidden width; recorded as a `WidthPruning`."""
+    size, gone = Stream.of(model, width).size, sorted(set(numbers))
+    if gone and (gone[0] < 0 or gone[-1] >= size):
+        raise TechniqueError(f"{width} has the numbers 0..{size - 1}, got {gone}")
+    if len(gone) == size:
+        raise TechniqueError(f"all {size} numbers of {width} would go")
+    if not gone:
+        return
+    technique = WidthPruning(count=size - len(gone), width=width)
+    out = set(gone)
+    object.__setattr__(technique, "chosen", torch.tensor([number for number in range(size) if number not in out]))
+    technique.apply(model)
+    bare: Model = bare_model(model)
+    bare.techniques = (*bare.techniques[:-1], replace(technique))  # without what was chosen: the tensors say it

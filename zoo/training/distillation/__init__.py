@@ -1,0 +1,1 @@
+"""Distillation: what a student learns from a teacher, as terms of one objective."""
