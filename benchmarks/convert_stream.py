@@ -1,8 +1,10 @@
-"""Memory and speed of a conversion: a synthetic sharded checkpoint, against copying the same bytes from disk to disk.
+"""Memory and speed of a conversion: a synthetic sharded checkpoint, against copying the same bytes
+from disk to disk.
 
     python benchmarks/convert_stream.py FOLDER [--gigabytes 6] [--shards 4] [--dtype float16] [--layout tf-bert]
 
-FOLDER needs room for three times the size. The page cache is dropped between the runs where that is allowed; the result says if it was.
+FOLDER needs room for three times the size. The page cache is dropped between the runs where that is
+allowed; the result says if it was.
 """
 
 from __future__ import annotations
@@ -29,8 +31,15 @@ HIDDEN, VOCABULARY = 4096, 30522
 
 def names_of(num_layers: int) -> dict[str, Info]:
     """Our names and shapes of a wide BERT encoder."""
-    shapes: dict[str, tuple[int, ...]] = {"embeddings.token.weight": (VOCABULARY, HIDDEN), "embeddings.position.weight": (512, HIDDEN)}
-    shapes |= {"embeddings.segment.weight": (2, HIDDEN), "embeddings.norm.weight": (HIDDEN,), "embeddings.norm.bias": (HIDDEN,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.token.weight": (VOCABULARY, HIDDEN),
+        "embeddings.position.weight": (512, HIDDEN),
+    }
+    shapes |= {
+        "embeddings.segment.weight": (2, HIDDEN),
+        "embeddings.norm.weight": (HIDDEN,),
+        "embeddings.norm.bias": (HIDDEN,),
+    }
     for i in range(num_layers):
         block = f"encoder.blocks.{i}"
         sizes = {f"attention.{part}": (HIDDEN, HIDDEN) for part in ("query", "key", "value", "output")}
@@ -86,15 +95,29 @@ def main() -> None:
     num_layers = max(1, round((arguments.gigabytes * 1e9 - VOCABULARY * HIDDEN * 4) / layer))
     ours, keymap = names_of(num_layers), layouts.load(arguments.layout)
     config: dict[str, object] = {"num_layers": num_layers, "pooler": False, "tie_word_embeddings": True}
-    config |= {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_heads": 64, "intermediate_size": 4 * HIDDEN, "max_positions": 512}
-    config |= {"num_segments": 2, "activation": "gelu_tanh", "norm_eps": 1e-12, "dropout": 0.1, "attention_dropout": 0.1}
+    config |= {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "num_heads": 64,
+        "intermediate_size": 4 * HIDDEN,
+        "max_positions": 512,
+    }
+    config |= {
+        "num_segments": 2,
+        "activation": "gelu_tanh",
+        "norm_eps": 1e-12,
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+    }
     config |= {"initializer_range": 0.02, "pad_token_id": 0}
     theirs = keymap.back(ours, config).outputs
     total = sum(nbytes(info) for info in theirs.values())
 
     source = arguments.folder / "source"
     noise = torch.randn(HIDDEN * 4 * HIDDEN * 2)
-    with SafetensorsWriter(source / "model.safetensors", theirs, shard_size=-(-total // arguments.shards), durable=False) as writer:
+    with SafetensorsWriter(
+        source / "model.safetensors", theirs, shard_size=-(-total // arguments.shards), durable=False
+    ) as writer:
         for name, info in theirs.items():
             writer.write(name, noise[: nbytes(info) // 4].reshape(info.shape))
         files = writer.finish().files
@@ -114,7 +137,9 @@ def main() -> None:
     started = time.perf_counter()
     with open_archive(files[0]) as archive:
         out = arguments.folder / "out.safetensors"
-        report = convert(archive, keymap, config, ours, None, out, dtype=arguments.dtype, shard_size=-(-total // arguments.shards))
+        report = convert(
+            archive, keymap, config, ours, None, out, dtype=arguments.dtype, shard_size=-(-total // arguments.shards)
+        )
     seconds = time.perf_counter() - started
     watch.stopped.set()
     largest = max(nbytes(info) for info in theirs.values())

@@ -1,9 +1,10 @@
-"""Eight processes create the same model that nobody has fetched yet: one download, one conversion, eight working models.
+"""Eight processes create the same model that nobody has fetched yet: one download, one conversion,
+eight working models.
 
     python -m benchmarks.eight_processes [NAME] [--kills N]
 
-With --kills, N more processes are each killed at a random moment of the same call, in a cache of their own; after each the cache must
-serve a whole model again.
+With --kills, N more processes are each killed at a random moment of the same call, in a cache of
+their own; after each the cache must serve a whole model again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ print(f"{total:.6f}")
 
 def start(name: str, home: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "ZOO_HOME": home, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", CODE, name], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, name], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def together(name: str) -> None:
@@ -39,8 +42,14 @@ def together(name: str) -> None:
         wrong = [err for (_, err), process in zip(answers, processes, strict=True) if process.returncode]
         assert not wrong, wrong[0]
         assert len({out for out, _ in answers}) == 1, answers
-        fetched, converted = list(Path(home, "refs").glob("*.json")), [p for p in Path(home, "converted").iterdir() if p.is_dir()]
-        print(f"8 processes, {len(fetched)} fetched, {len(converted)} converted, all alike, {time.perf_counter() - began:.1f} s")
+        fetched, converted = (
+            list(Path(home, "refs").glob("*.json")),
+            [p for p in Path(home, "converted").iterdir() if p.is_dir()],
+        )
+        print(
+            f"8 processes, {len(fetched)} fetched, {len(converted)} converted, all alike, "
+            f"{time.perf_counter() - began:.1f} s"
+        )
 
 
 def killed(name: str, kills: int) -> None:
@@ -54,7 +63,11 @@ def killed(name: str, kills: int) -> None:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             target = Path(home, "converted")
-            done = [p for p in target.glob("*/config.json") if not p.parent.name.startswith(".")] if target.is_dir() else []
+            done = (
+                [p for p in target.glob("*/config.json") if not p.parent.name.startswith(".")]
+                if target.is_dir()
+                else []
+            )
             whole += bool(done)
             left += not done
             if done and dice.random() < 0.5:  # go on from nothing again
@@ -62,7 +75,10 @@ def killed(name: str, kills: int) -> None:
             again = start(name, home).communicate()
             assert again[0] == reference, again
             subprocess.run(["rm", "-rf", str(target)], check=True)
-    print(f"{kills} kills: {left} left the old state, {whole} the whole new one; the next call always gave the right model")
+    print(
+        f"{kills} kills: {left} left the old state, {whole} the whole new one; the next call always gave the right "
+        "model"
+    )
 
 
 def main() -> None:

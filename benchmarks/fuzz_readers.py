@@ -1,8 +1,11 @@
-"""Fuzz every reader with damaged and hostile files: ``python -m benchmarks.fuzz_readers --count 20000``.
+"""Fuzz every reader with damaged and hostile files: ``python -m benchmarks.fuzz_readers --count
+20000``.
 
-Each file is a sample of some format with bits flipped, parts cut, doubled or exchanged, lengths replaced by lies, or a pickle put together
-from random opcodes and dangerous names. Opening it, reading every tensor, ``aliases`` and ``sha256`` may succeed or raise a
-CheckpointError. Anything else is a crash. An audit hook stands in the way of everything that a file could make the process do.
+Each file is a sample of some format with bits flipped, parts cut, doubled or exchanged, lengths
+replaced by lies, or a pickle put together from random opcodes and dangerous names. Opening it,
+reading every tensor, ``aliases`` and ``sha256`` may succeed or raise a CheckpointError. Anything
+else is a crash. An audit hook stands in the way of everything that a file could make the process
+do.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ from zoo.formats.opening import open_archive
 TENSORFLOW = Path(__file__).parent.parent / "tests" / "golden" / "readers" / "tensorflow"
 TOO_BIG = 64 << 20  # an archive that honestly shows more than this is not read whole
 
-# --- the canary -----------------------------------------------------------------------------------------------------------
+# --- the canary
+# -----------------------------------------------------------------------------------------------------------
 
 FORBIDDEN = (
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link",
@@ -86,7 +90,8 @@ def canary() -> Canary:
     return _CANARY[0]
 
 
-# --- samples --------------------------------------------------------------------------------------------------------------
+# --- samples
+# --------------------------------------------------------------------------------------------------------------
 
 
 def parameters(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -112,7 +117,9 @@ def parameters(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def checkpoint() -> dict[str, Any]:
-    """What training scripts save: a model beside optimiser state, a namespace and plain settings."""
+    """What training scripts save: a model beside optimiser state, a namespace and plain
+    settings.
+    """
     state = {0: {"step": 3, "exp_avg": torch.ones(6, 4)}}
     return {
         "model": collections.OrderedDict(parameters()),
@@ -130,7 +137,9 @@ def lod_tensor(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def onnx_model(*, int8: bool = False) -> bytes:
-    """A linear layer as torch exports it: an anonymous transposed weight, a named bias; with ``int8``, a dequantised weight."""
+    """A linear layer as torch exports it: an anonymous transposed weight, a named bias; with
+    ``int8``, a dequantised weight.
+    """
 
     def number(value: int) -> bytes:
         out = b""
@@ -145,10 +154,16 @@ def onnx_model(*, int8: bool = False) -> bytes:
         return number(tag << 3 | 2) + number(len(raw)) + raw
 
     def tensor(name: str, array: np.ndarray[Any, Any], kind: int) -> bytes:
-        return part(5, b"".join(part(1, size) for size in array.shape) + part(2, kind) + part(8, name) + part(9, array.tobytes()))
+        return part(
+            5,
+            b"".join(part(1, size) for size in array.shape) + part(2, kind) + part(8, name) + part(9, array.tobytes()),
+        )
 
     def node(op: str, name: str, inputs: list[str], outputs: list[str]) -> bytes:
-        return part(1, b"".join(part(1, i) for i in inputs) + b"".join(part(2, o) for o in outputs) + part(3, name) + part(4, op))
+        return part(
+            1,
+            b"".join(part(1, i) for i in inputs) + b"".join(part(2, o) for o in outputs) + part(3, name) + part(4, op),
+        )
 
     rng = np.random.default_rng(1)
     weight, bias = rng.standard_normal((3, 2)).astype(np.float32), rng.standard_normal(2).astype(np.float32)
@@ -190,13 +205,18 @@ def build_samples(folder: Path) -> dict[str, Path]:
     for i, part in enumerate((names[:7], names[7:])):
         save_file({name: plain[name] for name in part}, index.parent / f"model-{i}.safetensors")
         torch.save({name: plain[name] for name in part}, index.parent / f"part-{i}.bin")
-    for file, kind in (("model.safetensors.index.json", "model-{}.safetensors"), ("torch.bin.index.json", "part-{}.bin")):
+    for file, kind in (
+        ("model.safetensors.index.json", "model-{}.safetensors"),
+        ("torch.bin.index.json", "part-{}.bin"),
+    ):
         weight_map = {name: kind.format(int(i >= 7)) for i, name in enumerate(names)}
         (index.parent / file).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
     samples["sharded torch"] = index.parent / "torch.bin.index.json"
     shutil.copytree(TENSORFLOW, folder / "tensorflow")
     samples["tensorflow"] = folder / "tensorflow" / "bert_model.ckpt.index"
-    arrays = {name.replace(".", "_"): tensor.numpy() for name, tensor in plain.items() if tensor.dtype != torch.bfloat16}
+    arrays = {
+        name.replace(".", "_"): tensor.numpy() for name, tensor in plain.items() if tensor.dtype != torch.bfloat16
+    }
     np.savez(add("stored.npz"), **arrays)  # type: ignore[arg-type]
     np.savez_compressed(add("packed.npz"), **arrays)  # type: ignore[arg-type]
     np.save(add("one.npy"), np.asfortranarray(arrays["encoder_weight"]))
@@ -243,7 +263,8 @@ def _tar_info(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------------
+# --- damage
+# ---------------------------------------------------------------------------------------------------------------
 
 LIES = [
     0,
@@ -304,7 +325,9 @@ def random_pickle(rng: random.Random) -> bytes:
         elif choice < 8:
             out += b"K" + bytes([rng.randrange(4)])
         elif choice < 9:
-            out += rng.choice([b"B", b"T", b"X", b"\x8b", b"r", b"j"]) + struct.pack("<I", rng.choice(LIES) & 0xFFFFFFFF)
+            out += rng.choice([b"B", b"T", b"X", b"\x8b", b"r", b"j"]) + struct.pack(
+                "<I", rng.choice(LIES) & 0xFFFFFFFF
+            )
         elif choice < 10:
             out += rng.choice([b"\x8d", b"\x8e", b"\x95", b"\x96"]) + struct.pack("<Q", rng.choice(LIES))
         elif choice < 11:
@@ -332,7 +355,9 @@ def mutate(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
                 del out[at : at + rng.choice((1, 2, 4, 8, 64))]
             case 5:
                 size = rng.choice((1, 2, 4, 8))
-                out[at : at + size] = (rng.choice(LIES) & ((1 << 8 * size) - 1)).to_bytes(size, rng.choice(("little", "big")))  # type: ignore[arg-type]
+                out[at : at + size] = (rng.choice(LIES) & ((1 << 8 * size) - 1)).to_bytes(
+                    size, rng.choice(("little", "big"))
+                )  # type: ignore[arg-type]
             case 6:
                 start = rng.randrange(len(out) + 1)
                 out[at:at] = out[start : start + rng.choice((1, 8, 64, 1024))]
@@ -359,7 +384,9 @@ def mutate(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 
 def damaged(rng: random.Random, name: str, data: bytes, others: list[bytes]) -> bytes:
-    """A damaged sample; where a format wraps its content (a header's length, zip, gzip), half of the damage is done inside the wrapping."""
+    """A damaged sample; where a format wraps its content (a header's length, zip, gzip), half of
+    the damage is done inside the wrapping.
+    """
     inside = rng.random() < 0.5
     if inside and name.endswith(".safetensors") and len(data) > 8:
         size = int.from_bytes(data[:8], "little")
@@ -398,11 +425,14 @@ def _damaged_zip(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
                         content = bytes(rng.choice((0, 1, 1 << 20)))
                     case _:
                         content = mutate(rng, content, others)
-            out.writestr(name, content, compress_type=rng.choice((info.compress_type, info.compress_type, zipfile.ZIP_DEFLATED)))
+            out.writestr(
+                name, content, compress_type=rng.choice((info.compress_type, info.compress_type, zipfile.ZIP_DEFLATED))
+            )
     return target.getvalue()
 
 
-# --- the run --------------------------------------------------------------------------------------------------------------
+# --- the run
+# --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -445,7 +475,13 @@ def targets(samples: dict[str, Path]) -> list[tuple[str, Path, Path]]:
     return found
 
 
-def run(count: int, seed: int, *, keep: Path | None = None, progress: Callable[[int, Report], None] = lambda done, report: None) -> Report:
+def run(
+    count: int,
+    seed: int,
+    *,
+    keep: Path | None = None,
+    progress: Callable[[int, Report], None] = lambda done, report: None,
+) -> Report:
     """Damage and open ``count`` files."""
     rng = random.Random(seed)
     report = Report()
@@ -506,7 +542,11 @@ def main() -> int:
 
     def progress(done: int, report: Report) -> None:
         if done % 1000 == 0:
-            print(f"{done} files, {dict(report.outcomes)}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{done} files, {dict(report.outcomes)}, {time.perf_counter() - start:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     report = run(options.count, options.seed, keep=options.keep, progress=progress)
     figures = SimpleNamespace(

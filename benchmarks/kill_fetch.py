@@ -2,9 +2,10 @@
 
     python -m benchmarks.kill_fetch [--kills 240] [--seed 0] [--json FILE]
 
-A child fetches from a local server (a plain address with a resumable download, a hub repository) or out of a wheel with pip, over an
-older state or over none, and is killed after a random part of the time that a whole fetch takes. After each kill: every entry of
-the cache verifies, each source is as before or wholly new, and the next fetch gives the new contents. Every tenth time also: pruning
+A child fetches from a local server (a plain address with a resumable download, a hub repository) or
+out of a wheel with pip, over an older state or over none, and is killed after a random part of the
+time that a whole fetch takes. After each kill: every entry of the cache verifies, each source is as
+before or wholly new, and the next fetch gives the new contents. Every tenth time also: pruning
 leaves nothing but entries. Needs fork.
 """
 
@@ -47,20 +48,28 @@ def serve(connection: Connection) -> None:
         connection.send(server.url)
         while (version := connection.recv()) is not None:
             server.files["/files/model.bin"] = contents(version)
-            server.repositories["org/name"] = Repository({"model.safetensors": contents(version), "config.json": b'{"v": %d}' % version})
+            server.repositories["org/name"] = Repository(
+                {"model.safetensors": contents(version), "config.json": b'{"v": %d}' % version}
+            )
             connection.send(version)
 
 
 def wheel(folder: Path, version: int) -> None:
     with zipfile.ZipFile(folder / "toy_weights-1.0-py3-none-any.whl", "w") as archive:
         archive.writestr("toy/model.bin", contents(version))
-        archive.writestr("toy_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-weights\nVersion: 1.0\n")
-        archive.writestr("toy_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "toy_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-weights\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "toy_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("toy_weights-1.0.dist-info/RECORD", "")
 
 
 def tensors(path: Path) -> bytes:
-    return next(file for file in ([path] if path.is_file() else sorted(path.iterdir())) if file.name.startswith("model")).read_bytes()
+    return next(
+        file for file in ([path] if path.is_file() else sorted(path.iterdir())) if file.name.startswith("model")
+    ).read_bytes()
 
 
 def child(source: str) -> int:
@@ -88,7 +97,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
         (base / "wheels").mkdir()
-        os.environ |= {"ZOO_HOME": str(base / "home"), "HF_HOME": str(base / "hf"), "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
+        os.environ |= {
+            "ZOO_HOME": str(base / "home"),
+            "HF_HOME": str(base / "hf"),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_INDEX": "1",
+        }
         os.environ |= {"PIP_FIND_LINKS": str(base / "wheels"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         ours, theirs = multiprocessing.Pipe()
         server = multiprocessing.get_context("fork").Process(target=serve, args=(theirs,))
@@ -141,11 +155,15 @@ def main() -> None:
             if alive:
                 counts[f"{'there' if before else 'absent'} before, {outcome} after"] += 1
                 counts["left a part to resume"] += any(Cache().partials.rglob("*.incomplete"))
-            assert tensors(fetch(source, force=True)) == contents(version), f"{kind}: the next fetch gave other contents"
+            assert tensors(fetch(source, force=True)) == contents(version), (
+                f"{kind}: the next fetch gave other contents"
+            )
             if version % 10 == 0:
                 Cache().prune()
                 leftovers = [
-                    path for path in Cache().root.rglob("*") if path.is_file() and ("incomplete" in path.name or "staging" in path.parts)
+                    path
+                    for path in Cache().root.rglob("*")
+                    if path.is_file() and ("incomplete" in path.name or "staging" in path.parts)
                 ]
                 assert not leftovers, leftovers
         ours.send(None)

@@ -1,8 +1,11 @@
-"""Do the tests bite? ``python -m benchmarks.mutants`` breaks the library on purpose, one way at a time, and runs the tests for it.
+"""Do the tests bite? ``python -m benchmarks.mutants`` breaks the library on purpose, one way at a
+time, and runs the tests for it.
 
-The ways are data: ``benchmarks/mutants/*.toml``, each a name, a file, the text that stands there and the text put in its place. A mutant is
-noticed when a test fails, an error while tests are collected does not count. Every text must occur exactly once, so the list stays true to
-the code. Each mutant runs in a copy of the tree, in a process forked from one that has imported torch, transformers and hypothesis.
+The ways are data: ``benchmarks/mutants/*.toml``, each a name, a file, the text that stands there
+and the text put in its place. A mutant is noticed when a test fails, an error while tests are
+collected does not count. Every text must occur exactly once, so the list stays true to the code.
+Each mutant runs in a copy of the tree, in a process forked from one that has imported torch,
+transformers and hypothesis.
 
     python -m benchmarks.mutants [WORDS ...]     only mutants whose name or file has one of the words
         --list                                    check and print the list
@@ -42,7 +45,9 @@ TESTS = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """One way to break the library. ``tests``: the files that should notice, the quickest first; ``families``: those they should try."""
+    """One way to break the library. ``tests``: the files that should notice, the quickest first;
+    ``families``: those they should try.
+    """
 
     name: str
     file: str
@@ -54,7 +59,9 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``noticed_by``: the first test that failed, empty for a survivor; ``broken``: why it is no proper mutant."""
+    """``noticed_by``: the first test that failed, empty for a survivor; ``broken``: why it is no
+    proper mutant.
+    """
 
     name: str
     file: str
@@ -74,7 +81,9 @@ def mutants() -> list[Mutant]:
             made = Mutant(row["name"], row.get("file", table.get("file", "")), row["old"], row["new"], tests, families)
             count = (ROOT / made.file).read_text(encoding="utf-8").count(made.old)
             if count != 1:
-                raise SystemExit(f"{path.name}: {made.name!r}: the old text occurs {count} times in {made.file}, it must occur once")
+                raise SystemExit(
+                    f"{path.name}: {made.name!r}: the old text occurs {count} times in {made.file}, it must occur once"
+                )
             if made.old == made.new:
                 raise SystemExit(f"{path.name}: {made.name!r} changes nothing")
             found.append(made)
@@ -116,7 +125,16 @@ def run_tests(tree: Path, tests: list[str], log: Path, stop: bool) -> None:
     os.chdir(tree)
     sys.path[:] = [str(tree), *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, tree))]
     with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        options = ["-q", "--tb=line", "-p", "no:cacheprovider", "--hypothesis-profile=unshrunk", "-W", "ignore", *(["-x"] if stop else [])]
+        options = [
+            "-q",
+            "--tb=line",
+            "-p",
+            "no:cacheprovider",
+            "--hypothesis-profile=unshrunk",
+            "-W",
+            "ignore",
+            *(["-x"] if stop else []),
+        ]
         code = int(pytest.main([*options, "-m", "not slow and not weights", *tests]))
         import zoo
 
@@ -127,7 +145,9 @@ def run_tests(tree: Path, tests: list[str], log: Path, stop: bool) -> None:
 
 
 def forked(tree: Path, tests: list[str], log: Path, *, stop: bool, longest: float | None = None) -> int | None:
-    """The tests' exit code, or None where they took ``longest`` seconds without coming to an end."""
+    """The tests' exit code, or None where they took ``longest`` seconds without coming to an
+    end.
+    """
     process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, tests, log, stop))
     process.start()
     process.join(longest)
@@ -140,7 +160,9 @@ def forked(tree: Path, tests: list[str], log: Path, *, stop: bool, longest: floa
 
 def failed(log: Path) -> list[str]:
     """The tests that a log says have failed."""
-    return re.findall(r"^(?:FAILED|ERROR) (\S+?\.py(?:::[^\n]*?)?)(?: - .*)?$", log.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(
+        r"^(?:FAILED|ERROR) (\S+?\.py(?:::[^\n]*?)?)(?: - .*)?$", log.read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 def attempt(mutant: Mutant, tree: Path, left_out: list[str], longest: float) -> Outcome:
@@ -149,7 +171,9 @@ def attempt(mutant: Mutant, tree: Path, left_out: list[str], longest: float) -> 
     good = path.read_text(encoding="utf-8")
     path.write_text(good.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        code = forked(tree, [*mutant.tests, *(f"--deselect={name}" for name in left_out)], log, stop=True, longest=longest)
+        code = forked(
+            tree, [*mutant.tests, *(f"--deselect={name}" for name in left_out)], log, stop=True, longest=longest
+        )
     finally:
         path.write_text(good, encoding="utf-8")
     seconds = round(time.perf_counter() - start, 1)
@@ -159,7 +183,9 @@ def attempt(mutant: Mutant, tree: Path, left_out: list[str], longest: float) -> 
         return Outcome(mutant.name, mutant.file, (failed(log) or ["?"])[0], seconds)
     if code is None:
         return Outcome(mutant.name, mutant.file, f"no end within {longest:.0f} s", seconds)
-    return Outcome(mutant.name, mutant.file, "", seconds, f"exit code {code}: {log.read_text(encoding='utf-8').strip()[-300:]}")
+    return Outcome(
+        mutant.name, mutant.file, "", seconds, f"exit code {code}: {log.read_text(encoding='utf-8').strip()[-300:]}"
+    )
 
 
 def baseline(tree: Path, tests: list[str]) -> list[str]:
@@ -172,7 +198,11 @@ def baseline(tree: Path, tests: list[str]) -> list[str]:
 
 
 def work(
-    queue: multiprocessing.Queue[Mutant | None], results: multiprocessing.Queue[Outcome], tree: Path, left_out: list[str], longest: float
+    queue: multiprocessing.Queue[Mutant | None],
+    results: multiprocessing.Queue[Outcome],
+    tree: Path,
+    left_out: list[str],
+    longest: float,
 ) -> None:
     while (mutant := queue.get()) is not None:
         results.put(attempt(mutant, tree, left_out, longest))
@@ -203,7 +233,9 @@ def main() -> int:
         for name in left_out:
             print(f"left out, it fails without any mutant: {name}", flush=True)
         longest = 60 + 6 * (time.perf_counter() - start)  # a mutant that hangs is noticed
-        print(f"{time.perf_counter() - start:.0f} s for the tests without a mutant; now {len(chosen)} mutants", flush=True)
+        print(
+            f"{time.perf_counter() - start:.0f} s for the tests without a mutant; now {len(chosen)} mutants", flush=True
+        )
         queue, results = context.Queue(), context.Queue()
         for item in [*chosen, *([None] * len(trees))]:
             queue.put(item)
@@ -214,7 +246,10 @@ def main() -> int:
         for _ in chosen:
             outcomes.append(outcome := results.get())
             word = "BROKEN" if outcome.broken else "noticed" if outcome.noticed_by else "SURVIVED"
-            print(f"{word:8} {outcome.seconds:6.1f} s  {outcome.name}  [{outcome.broken or outcome.noticed_by}]", flush=True)
+            print(
+                f"{word:8} {outcome.seconds:6.1f} s  {outcome.name}  [{outcome.broken or outcome.noticed_by}]",
+                flush=True,
+            )
         for worker in workers:
             worker.join()
     noticed = sum(bool(o.noticed_by) for o in outcomes)

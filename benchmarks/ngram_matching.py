@@ -23,7 +23,12 @@ def measure(lexicon: NGramLexicon, tokens: list[str]) -> dict[str, float]:
         found = lexicon.matches(tokens)
         seconds.append(time.process_time() - started)
     best = min(seconds)
-    return {"tokens": len(tokens), "matches": len(found), "cpu_s": round(best, 4), "us_per_token": round(1e6 * best / len(tokens), 2)}
+    return {
+        "tokens": len(tokens),
+        "matches": len(found),
+        "cpu_s": round(best, 4),
+        "us_per_token": round(1e6 * best / len(tokens), 2),
+    }
 
 
 def main() -> None:
@@ -37,7 +42,9 @@ def main() -> None:
     weights = [1 / (rank + 1) for rank in range(3000)]  # some characters are frequent, most are not
     text = rng.choices(letters, weights, k=options.tokens)
     starts = [rng.randrange(options.tokens - 7) for _ in range(options.ngrams)]
-    lexicon = NGramLexicon([text[start : start + rng.randint(2, 7)] for start in starts])  # of the text itself: many match
+    lexicon = NGramLexicon(
+        [text[start : start + rng.randint(2, 7)] for start in starts]
+    )  # of the text itself: many match
     for size in (options.tokens // 100, options.tokens // 10, options.tokens):
         print(json.dumps(measure(lexicon, text[:size])), flush=True)
 

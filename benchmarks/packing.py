@@ -1,4 +1,5 @@
-"""How to run attention on the real tokens of a ragged batch: four ways, attention alone, in milliseconds.
+"""How to run attention on the real tokens of a ragged batch: four ways, attention alone, in
+milliseconds.
 
     python -m benchmarks.packing
 
@@ -49,13 +50,17 @@ def measure(name: str, lengths: list[int], heads: int, size: int) -> list[str]:
         return torch.cat(parts)
 
     def by_sequence() -> torch.Tensor:
-        return torch.cat([attend(*(x[s : s + n][None] for x in (q, k, v)))[0] for s, n in zip(starts, lengths, strict=True)])
+        return torch.cat(
+            [attend(*(x[s : s + n][None] for x in (q, k, v)))[0] for s, n in zip(starts, lengths, strict=True)]
+        )
 
     def block_mask() -> torch.Tensor:
         return attend(q[None], k[None], v[None], apart[None, None])[0]
 
     def padded() -> torch.Tensor:
-        full = [x.new_zeros(grid.numel(), heads, size).index_copy(0, where, x).unflatten(0, grid.shape) for x in (q, k, v)]
+        full = [
+            x.new_zeros(grid.numel(), heads, size).index_copy(0, where, x).unflatten(0, grid.shape) for x in (q, k, v)
+        ]
         return attend(*full, grid[:, None, None, :]).flatten(0, 1)[where]
 
     offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
@@ -64,7 +69,13 @@ def measure(name: str, lengths: list[int], heads: int, size: int) -> list[str]:
         parts = [torch.nested.nested_tensor_from_jagged(x, offsets) for x in (q, k, v)]
         return attend(*parts).values()
 
-    sides = {"by length": by_length, "by sequence": by_sequence, "block mask": block_mask, "padded": padded, "nested": nested}
+    sides = {
+        "by length": by_length,
+        "by sequence": by_sequence,
+        "block mask": block_mask,
+        "padded": padded,
+        "nested": nested,
+    }
     wanted = by_sequence()
     with torch.no_grad():
         for side in ("by length", "block mask", "padded"):

@@ -1,9 +1,11 @@
-"""What pruning saves in time: a full batch against what is kept of heads, feed-forward units and layers, and zeros that nobody skips.
+"""What pruning saves in time: a full batch against what is kept of heads, feed-forward units and
+layers, and zeros that nobody skips.
 
     python -m benchmarks.pruning [--rounds 7] [--image docs/images/pruning-speed.png]
 
-Structured pruning makes the matrices smaller, so time falls; single weights at zero are multiplied like any other (float32, dense kernels).
-MiniLM's shape with random weights, 16 x 128 tokens, as built and prepared by `zoo.optimize`.
+Structured pruning makes the matrices smaller, so time falls; single weights at zero are multiplied
+like any other (float32, dense kernels). MiniLM's shape with random weights, 16 x 128 tokens, as
+built and prepared by `zoo.optimize`.
 """
 
 from __future__ import annotations
@@ -52,8 +54,18 @@ def main() -> None:
         for form in ("as built", "optimized"):
             if (way, 1.0, form) in found:
                 whole = found[way, 1.0, form]
-                rows.append([way, form, *(f"{found[way, kept, form]:.0f} ({whole / found[way, kept, form]:.2f} x)" for kept in KEPT)])
-    table("milliseconds (times faster) by the share that is kept", ["what", "form", *(f"{kept:.0%}" for kept in KEPT)], rows)
+                rows.append(
+                    [
+                        way,
+                        form,
+                        *(f"{found[way, kept, form]:.0f} ({whole / found[way, kept, form]:.2f} x)" for kept in KEPT),
+                    ]
+                )
+    table(
+        "milliseconds (times faster) by the share that is kept",
+        ["what", "form", *(f"{kept:.0%}" for kept in KEPT)],
+        rows,
+    )
     if options.image:
         draw(found, options.image)
 
@@ -71,7 +83,14 @@ def draw(found: dict[tuple[str, float, str], float], path: Path) -> None:
             if (way, 1.0, form) in found:
                 whole = found[way, 1.0, form]
                 color = f"C{list(WAYS).index(way)}"
-                axis.plot(KEPT, [whole / found[way, kept, form] for kept in KEPT], style, marker="o", color=color, label=f"{way}, {form}")
+                axis.plot(
+                    KEPT,
+                    [whole / found[way, kept, form] for kept in KEPT],
+                    style,
+                    marker="o",
+                    color=color,
+                    label=f"{way}, {form}",
+                )
     axis.set_xlabel("share kept")
     axis.set_ylabel("times faster than whole")
     axis.invert_xaxis()

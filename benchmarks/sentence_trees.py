@@ -1,5 +1,6 @@
-"""How long K-BERT's trees take as the graph grows: build, open, look-ups, 10,000 sentences, and how much memory
-each process has held at most: the one that builds, and the one that opens and grafts ("bare": before it opened anything).
+"""How long K-BERT's trees take as the graph grows: build, open, look-ups, 10,000 sentences, and how
+much memory each process has held at most: the one that builds, and the one that opens and grafts
+("bare": before it opened anything).
 
 "_cpu_s" are seconds of one core, "_s" those of the clock.
 
@@ -29,14 +30,21 @@ def facts(count: int, seed: int = 0) -> Iterator[Triple]:
     """Random triples: two fifths as many subjects as facts, fifty predicates."""
     rng = random.Random(seed)
     for number in range(count):
-        yield f"主{rng.randrange(max(1, count * 2 // 5))}", f"关系{number % 50}", f"值{rng.randrange(max(1, count * 3 // 5))}"
+        yield (
+            f"主{rng.randrange(max(1, count * 2 // 5))}",
+            f"关系{number % 50}",
+            f"值{rng.randrange(max(1, count * 3 // 5))}",
+        )
 
 
 def sentences(count: int, triples: int, seed: int = 1) -> list[list[str]]:
     """Thirty words each, a third of them subjects of the graph."""
     rng = random.Random(seed)
     known = max(1, triples * 2 // 5)
-    return [["[CLS]", *(f"主{rng.randrange(known)}" if rng.random() < 1 / 3 else "字" for _ in range(30))] for _ in range(count)]
+    return [
+        ["[CLS]", *(f"主{rng.randrange(known)}" if rng.random() < 1 / 3 else "字" for _ in range(30))]
+        for _ in range(count)
+    ]
 
 
 def peak() -> int:

@@ -1,11 +1,13 @@
-"""One attention layer's core at 1k to 16k tokens: time, and the memory it needs besides its inputs; dense against sparse.
+"""One attention layer's core at 1k to 16k tokens: time, and the memory it needs besides its inputs;
+dense against sparse.
 
     python -m benchmarks.sparse [--lengths 1024 2048 ...] [--json FILE] [--svg FILE]
     python -m benchmarks.sparse --again FILE --svg FILE                                 draws what was measured before
 
-Each figure is taken in a process of its own with one thread: the least processor time of three forward passes (wall time stands in the
-JSON; it says little on a shared machine), and how far the peak of the resident memory rises over what the inputs take. The slope is that
-of log time over log length between 4k and the longest.
+Each figure is taken in a process of its own with one thread: the least processor time of three
+forward passes (wall time stands in the JSON; it says little on a shared machine), and how far the
+peak of the resident memory rises over what the inputs take. The slope is that of log time over log
+length between 4k and the longest.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ FORMS = ("dense", "dense, masked", "strided", "strided heads", "fixed", "window"
 
 
 def forms(length: int) -> dict[str, Callable[[], object]]:
-    """What is measured: each a forward pass over random queries, keys and values (1, heads, length, size)."""
+    """What is measured: each a forward pass over random queries, keys and values (1, heads, length,
+    size).
+    """
     import torch
     from torch.nn import functional as F
 
@@ -113,7 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
             command = [sys.executable, "-m", "benchmarks.sparse", "--one", form, str(length)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             rows.append({"form": form, "length": length, **json.loads(done.stdout.splitlines()[-1])})
-            print(f"{form:16} {length:6}  {rows[-1]['seconds'] * 1000:9.1f} ms  {rows[-1]['extra_mb']:8.1f} MB", flush=True)
+            print(
+                f"{form:16} {length:6}  {rows[-1]['seconds'] * 1000:9.1f} ms  {rows[-1]['extra_mb']:8.1f} MB",
+                flush=True,
+            )
     for form, slope in slopes(rows).items():
         print(f"{form:16} slope {slope:.2f}")
     machine = f"{platform.processor() or platform.machine()}, 1 thread, torch {importlib.metadata.version('torch')}"
@@ -141,7 +148,9 @@ GUIDES = {"n": 1.0, "n √n": 1.5, "n²": 2.0}
 
 
 def draw(rows: list[dict[str, Any]]) -> str:
-    """Time over length, both on logarithmic axes, each form with its slope; dashed, how n, n √n and n² rise."""
+    """Time over length, both on logarithmic axes, each form with its slope; dashed, how n, n √n and
+    n² rise.
+    """
     left, top, width, height = 70, 20, 520, 330
     xs, ys = [math.log2(row["length"]) for row in rows], [math.log10(row["seconds"]) for row in rows]
     low_x, high_x, low_y, high_y = min(xs), max(xs), math.floor(min(ys)), math.ceil(max(ys))
@@ -150,7 +159,8 @@ def draw(rows: list[dict[str, Any]]) -> str:
         return left + (x - low_x) / max(high_x - low_x, 1) * width, top + (high_y - y) / max(high_y - low_y, 1) * height
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 190}" height="{top + height + 50}" font-family="sans-serif"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 190}" height="{top + height + 50}" '
+        'font-family="sans-serif"'
         ' font-size="12">'
     ]
     for decade in range(low_y, high_y + 1):
@@ -164,18 +174,25 @@ def draw(rows: list[dict[str, Any]]) -> str:
     for name, power in GUIDES.items():
         end = min(high_x, low_x + (high_y - low_y) / (power * math.log10(2)))
         (x1, y1), (x2, y2) = at(low_x, low_y), at(end, low_y + power * (end - low_x) * math.log10(2))
-        parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#bbb" stroke-dasharray="4 4"/>')
+        parts.append(
+            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#bbb" stroke-dasharray="4 4"/>'
+        )
         x, y = (x1 + x2) / 2, (y1 + y2) / 2
         parts.append(f'<text x="{x:.1f}" y="{y + 14:.1f}" fill="#888">{name}</text>')
     rises, below = slopes(rows), 0.0
     ends = {name: [at(x, y) for x, y, row in zip(xs, ys, rows, strict=True) if row["form"] == name] for name in rises}
     labels: dict[str, float] = {}
-    for name in sorted(ends, key=lambda name: ends[name][-1][1]):  # from the top, each at least a line below the one before
+    for name in sorted(
+        ends, key=lambda name: ends[name][-1][1]
+    ):  # from the top, each at least a line below the one before
         labels[name] = below = max(ends[name][-1][1] + 4, below + 14)
     for color, (name, mine) in zip(COLORS, ends.items(), strict=False):
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in mine)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-        parts.append(f'<text x="{mine[-1][0] + 6:.1f}" y="{labels[name]:.1f}" fill="{color}">{name}: slope {rises[name]:.2f}</text>')
+        parts.append(
+            f'<text x="{mine[-1][0] + 6:.1f}" y="{labels[name]:.1f}" fill="{color}">{name}: slope '
+            f"{rises[name]:.2f}</text>"
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -50,7 +50,9 @@ def main() -> None:
     rows += [[name, f"{statistics.median(whole(code) for _ in range(7)):.0f}"] for name, code in SNIPPETS.items()]
     rows += [[name, f"{statistics.median(inside(*pair) for _ in range(5)):.0f}"] for name, pair in AFTER_TORCH.items()]
     table("start-up, ms (whole processes above, single calls after their imports below)", ["what", "ms"], rows)
-    loaded = subprocess.run([sys.executable, "-c", "import sys, zoo; print(len(sys.modules), 'torch' in sys.modules)"], capture_output=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, zoo; print(len(sys.modules), 'torch' in sys.modules)"], capture_output=True
+    )
     print(f"\nmodules after import zoo, torch among them: {loaded.stdout.decode().strip()}")
 
 

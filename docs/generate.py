@@ -1,9 +1,11 @@
-"""Fill the generated tables of `docs/models/*.md` from the code: sizes, parameters, checkpoints with licence and proof, tasks.
+"""Fill the generated tables of `docs/models/*.md` from the code: sizes, parameters, checkpoints
+with licence and proof, tasks.
 
     python -m docs.generate            rewrite what stands between the markers
     python -m docs.generate --check    exit code 1 where a page is out of date
 
-A page asks for a table by a line ``<!-- table: sizes -->`` (or ``checkpoints``, ``tasks``); the table stands between it and ``<!-- end
+A page asks for a table by a line ``<!-- table: sizes -->`` (or ``checkpoints``, ``tasks``); the
+table stands between it and ``<!-- end
 -->``. The schedules of models with several streams are drawn into `docs/images/`.
 """
 
@@ -40,15 +42,29 @@ def sizes(variants: list[registry.Variant]) -> str:
     """A row per variant: the fields in which the family's variants differ, and the parameters."""
     configs = {v.name: registry.config(v.name) for v in variants}
     first = next(iter(configs.values()))
-    shown = [n for n in first.field_names() if len({str(getattr(c, n)) for c in configs.values()}) > 1 and n not in first.free_fields()]
+    shown = [
+        n
+        for n in first.field_names()
+        if len({str(getattr(c, n)) for c in configs.values()}) > 1 and n not in first.free_fields()
+    ]
     if len(variants) == 1:
-        shown = [n for n in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size") if n in first.field_names()]
+        shown = [
+            n
+            for n in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size")
+            if n in first.field_names()
+        ]
     rows = []
     for v in variants:
         with torch.device("meta"):
             count = v.model_class()(configs[v.name]).num_parameters()
         stated = v.parameters.get("count")
-        proof = "counted" if stated is None else "equal to " + v.parameters["source"] if stated == count else f"stated {stated:,}"
+        proof = (
+            "counted"
+            if stated is None
+            else "equal to " + v.parameters["source"]
+            if stated == count
+            else f"stated {stated:,}"
+        )
         rows.append([f"`{v.name}`", *(str(getattr(configs[v.name], n)) for n in shown), f"{count:,}", proof])
     return table(["variant", *shown, "parameters", "which are"], rows)
 
@@ -63,7 +79,9 @@ def checkpoints(variants: list[registry.Variant]) -> str:
                 continue
             seen = "map proven, bytes never seen" if record.unverified else "bytes hashed"
             sources = "<br>".join(f"`{s}`" for s in record.sources)
-            rows.append([f"`{v.name}.{tag}`", sources, f"`{record.layout}`", record.licence or "", seen, record.detector or ""])
+            rows.append(
+                [f"`{v.name}.{tag}`", sources, f"`{record.layout}`", record.licence or "", seen, record.detector or ""]
+            )
     if not rows:
         return "No public checkpoint is known.\n"
     columns = ["tag", "sources, in order", "layout", "licence", "proof", "features"]
@@ -84,7 +102,9 @@ def families_table(_: object = None) -> str:
     for name in layouts.available():
         by_maps.setdefault(layouts.load(name).family, []).append(name)
     rows = []
-    for family, variants in sorted(registry.families().items(), key=lambda item: (registry.PILLARS.index(item[1][0].pillar), item[0])):
+    for family, variants in sorted(
+        registry.families().items(), key=lambda item: (registry.PILLARS.index(item[1][0].pillar), item[0])
+    ):
         tags = sum(len(registry.tags(v)) for v in variants)
         own = ", ".join(f"`{name}`" for name in sorted(by_maps.get(variants[0].maps, [])))
         page = f"[{family}](models/{family.replace('-', '_')}.md)"
@@ -111,7 +131,9 @@ def render(page: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         if family is None and match[2] not in ("families", "matrix"):
-            raise SystemExit(f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}")
+            raise SystemExit(
+                f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}"
+            )
         if match[2] not in makers:
             raise SystemExit(f"{page.name} asks for the table {match[2]!r}; there are {', '.join(makers)}")
         variants = sorted(families[family], key=lambda v: natural(v.name)) if family else []

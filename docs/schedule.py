@@ -1,7 +1,9 @@
-"""The schedules of models with several streams as a drawing: a lane for each stream, time to the right, a box for each block.
+"""The schedules of models with several streams as a drawing: a lane for each stream, time to the
+right, a box for each block.
 
-Blocks of different streams that wait for nothing of each other stand under each other; where streams look at each other, an arrow shows
-who reads whom. Drawn from the schedule that runs, `python -m docs.generate` writes it anew.
+Blocks of different streams that wait for nothing of each other stand under each other; where
+streams look at each other, an arrow shows who reads whom. Drawn from the schedule that runs,
+`python -m docs.generate` writes it anew.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def svg(schedules: Mapping[str, Sequence[Step]]) -> str:
         top += TITLE + len(lanes) * LANE
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top + 6}" viewBox="0 0 {width} {top + 6}" '
-        'font-family="sans-serif" font-size="12">\n<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" '
+        'font-family="sans-serif" font-size="12">\n<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" '
+        'markerWidth="6" '
         'markerHeight="6" orient="auto-start-reverse"><path d="M0 0L6 3L0 6z" fill="#333"/></marker></defs>\n'
         '<rect width="100%" height="100%" fill="white"/>'
     )
@@ -55,23 +58,31 @@ def svg(schedules: Mapping[str, Sequence[Step]]) -> str:
 
 
 def _boxes(step: Step, x: int, y: Mapping[str, int]) -> list[str]:
-    """A box on the lane of each stream that a step writes, and an arrow from each other stream that it reads."""
+    """A box on the lane of each stream that a step writes, and an arrow from each other stream that
+    it reads.
+    """
     parts = []
     for name in step.writes:
         color = COLORS.get(step.part, "#eee")
         parts.append(f'<rect x="{x}" y="{y[name]}" width="{BOX}" height="{BOX}" rx="3" fill="{color}" stroke="#555"/>')
-        parts.append(f'<text x="{x + BOX / 2}" y="{y[name] + 17}" text-anchor="middle" class="{name}">{step.index}</text>')
+        parts.append(
+            f'<text x="{x + BOX / 2}" y="{y[name] + 17}" text-anchor="middle" class="{name}">{step.index}</text>'
+        )
         for other in step.reads:
             if other != name:
                 down = y[name] > y[other]
                 start, end = (y[other] + BOX, y[name]) if down else (y[other], y[name] + BOX)
                 at = x + BOX * (0.68 if down else 0.32) if len(step.writes) > 1 else x + BOX / 2
-                parts.append(f'<line x1="{at}" y1="{start}" x2="{at}" y2="{end}" stroke="#333" marker-end="url(#tip)"/>')
+                parts.append(
+                    f'<line x1="{at}" y1="{start}" x2="{at}" y2="{end}" stroke="#333" marker-end="url(#tip)"/>'
+                )
     return parts
 
 
 def drawings() -> dict[str, str]:
-    """For each family with a schedule the file's name and its drawing, variants of the same schedule once."""
+    """For each family with a schedule the file's name and its drawing, variants of the same
+    schedule once.
+    """
     found = {}
     for family, variants in registry.families().items():
         schedules: dict[tuple[Step, ...], list[str]] = {}

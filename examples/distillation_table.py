@@ -1,14 +1,16 @@
-"""Does a small student learn more from a teacher than alone? Headlines of BBC news, five topics, a trained MiniLM as the teacher.
+"""Does a small student learn more from a teacher than alone? Headlines of BBC news, five topics, a
+trained MiniLM as the teacher.
 
-The teacher (6 layers) is tuned on a few labelled headlines. The student has two of the untuned MiniLM's layers and learns the same
-headlines in three ways, from the same start with the same number of steps:
+The teacher (6 layers) is tuned on a few labelled headlines. The student has two of the untuned
+MiniLM's layers and learns the same headlines in three ways, from the same start with the same
+number of steps:
 
     alone          cross-entropy on the labels
     soft targets   half of that, half the teacher's softened distribution on the same headlines
     transfer set   the teacher's softened distribution alone, on headlines without labels
 
-Split, drawn anew by each seed: 150 labelled headlines, 1,200 without labels, 600 to test. Headlines alone are few words, so that nothing
-reaches the ceiling that whole texts reach.
+Split, drawn anew by each seed: 150 labelled headlines, 1,200 without labels, 600 to test. Headlines
+alone are few words, so that nothing reaches the ceiling that whole texts reach.
 
     python examples/distillation_table.py [--seeds 3] [--model FOLDER]
 """
@@ -42,11 +44,19 @@ def headlines() -> list[Example]:
     found = {}
     for topic, folder in enumerate(topics):
         for path in sorted(folder.glob("*.txt")):
-            found.setdefault(path.read_text(encoding="latin-1").split("\n", 1)[0].strip(), topic)  # some texts stand there twice
+            found.setdefault(
+                path.read_text(encoding="latin-1").split("\n", 1)[0].strip(), topic
+            )  # some texts stand there twice
     return list(found.items())
 
 
-def train(model: Any, objective: Callable[[dict[str, Tensor], Tensor], Tensor], data: Sequence[Example], tokenizer: Any, seed: int) -> Any:
+def train(
+    model: Any,
+    objective: Callable[[dict[str, Tensor], Tensor], Tensor],
+    data: Sequence[Example],
+    tokenizer: Any,
+    seed: int,
+) -> Any:
     """``STEPS`` steps of AdamW with a linear decay, on batches drawn by the seed."""
     order = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)

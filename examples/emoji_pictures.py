@@ -1,9 +1,11 @@
-"""Real pictures with real names for the examples: emoji, drawn from a font and named by the Unicode consortium's words.
+"""Real pictures with real names for the examples: emoji, drawn from a font and named by the Unicode
+consortium's words.
 
     emoji(font_file())      every emoji that the font draws, with its English name and a small RGB picture
 
-The names come out of a Python package that is fetched but not installed. The font, Noto Color Emoji, is Debian's and is looked for where
-that package puts it. Nothing of either is copied into this repository.
+The names come out of a Python package that is fetched but not installed. The font, Noto Color
+Emoji, is Debian's and is looked for where that package puts it. Nothing of either is copied into
+this repository.
 """
 
 from __future__ import annotations
@@ -55,12 +57,15 @@ def font_file(given: Path | None = None) -> Path:
     """The font; an InputError says how to get it."""
     path = FONT if given is None else given
     if not path.is_file():
-        raise InputError(f"{path} is not there: the pictures are drawn from Debian's font Noto Color Emoji. To get it:\n    {HOW}")
+        raise InputError(
+            f"{path} is not there: the pictures are drawn from Debian's font Noto Color Emoji. To get it:\n    {HOW}"
+        )
     return path
 
 
 def emoji(font: Path, side: int = 72, limit: int | None = None) -> Pictures:
-    """All emoji of one or no skin tone, in the package's order; one of those that look alike, or are called alike.
+    """All emoji of one or no skin tone, in the package's order; one of those that look alike, or
+    are called alike.
 
     ``limit``: only the first so many. Emoji of several code points are drawn by Pillow's Raqm.
     """
@@ -69,7 +74,10 @@ def emoji(font: Path, side: int = 72, limit: int | None = None) -> Pictures:
     except ImportError:
         raise missing_extra("drawing emoji", "pillow", "examples") from None
     if not features.check("raqm"):
-        raise InputError("this Pillow has no Raqm, which joins the code points of an emoji into one picture: apt-get install libraqm0")
+        raise InputError(
+            "this Pillow has no Raqm, which joins the code points of an emoji into one picture: apt-get install "
+            "libraqm0"
+        )
     table: dict[str, dict[str, Any]] = json.loads(fetch(NAMES).read_text(encoding="utf-8"))
     found: dict[str, tuple[str, bytes]] = {}
     drawn: set[bytes] = set()
@@ -87,7 +95,11 @@ def emoji(font: Path, side: int = 72, limit: int | None = None) -> Pictures:
         if len(found) == limit:
             break
     stacked = torch.frombuffer(bytearray(b"".join(pixels for _, pixels in found.values())), dtype=torch.uint8)
-    return Pictures([text for text, _ in found.values()], list(found), stacked.view(-1, side, side, 3).permute(0, 3, 1, 2).contiguous())
+    return Pictures(
+        [text for text, _ in found.values()],
+        list(found),
+        stacked.view(-1, side, side, 3).permute(0, 3, 1, 2).contiguous(),
+    )
 
 
 def draw_emoji(text: str, font: Path, background: Any) -> Any:
@@ -107,18 +119,26 @@ def _face(font: Path) -> Any:
 
 
 def shared_words(pictures: Pictures, least: int = 4) -> Pictures:
-    """Those whose every word stands in ``least`` names: what a word looks like can be learned from the others."""
+    """Those whose every word stands in ``least`` names: what a word looks like can be learned from
+    the others.
+    """
     counts = Counter(word for name in pictures.names for word in set(name.split()))
-    return pictures.take([i for i, name in enumerate(pictures.names) if all(counts[word] >= least for word in name.split())])
+    return pictures.take(
+        [i for i, name in enumerate(pictures.names) if all(counts[word] >= least for word in name.split())]
+    )
 
 
 def plain(name: str) -> str:
-    """ ":woman_firefighter_medium-light_skin_tone:" -> "woman firefighter medium light skin tone"."""
+    """ ":woman_firefighter_medium-light_skin_tone:" -> "woman firefighter medium light skin
+    tone".
+    """
     return " ".join(re.sub(r"[^a-z0-9]+", " ", name.lower().replace("’", "")).split())
 
 
 def split(pictures: Pictures, held_out: int, generator: torch.Generator, least: int = 3) -> tuple[Pictures, Pictures]:
-    """Pictures to train on, and ``held_out`` ones: drawn from those each word of whose names stays in ``least`` names to train on."""
+    """Pictures to train on, and ``held_out`` ones: drawn from those each word of whose names stays
+    in ``least`` names to train on.
+    """
     left = Counter(word for name in pictures.names for word in set(name.split()))
     kept: list[int] = []
     for number in torch.randperm(len(pictures), generator=generator).tolist():
@@ -130,14 +150,17 @@ def split(pictures: Pictures, held_out: int, generator: torch.Generator, least: 
             break
     if len(kept) < held_out:
         raise InputError(
-            f"only {len(kept)} of {len(pictures)} names can be kept back with each of their words in {least} others, not {held_out}"
+            f"only {len(kept)} of {len(pictures)} names can be kept back with each of their words in {least} others, "
+            f"not {held_out}"
         )
     out = set(kept)
     return pictures.take([i for i in range(len(pictures)) if i not in out]), pictures.take(sorted(kept))
 
 
 def alike(names: Sequence[str], count: int = 20) -> Tensor:
-    """(names, count): for each name the numbers of those that share most of its words, itself left out."""
+    """(names, count): for each name the numbers of those that share most of its words, itself left
+    out.
+    """
     words = sorted({word for name in names for word in name.split()})
     places = {word: place for place, word in enumerate(words)}
     table = torch.zeros(len(names), len(words))

@@ -1,12 +1,15 @@
-"""A tiny VisualBERT and a tiny ViLBERT learn on real pictures which words belong to them, then find pictures that they never saw.
+"""A tiny VisualBERT and a tiny ViLBERT learn on real pictures which words belong to them, then find
+pictures that they never saw.
 
     python examples/emoji_retrieval.py --images docs/images
     python examples/emoji_retrieval.py --font font/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
-The pictures are emoji, drawn from Debian's Noto Color Emoji (without the font this says how to get it); their English names are the
-captions. A region is a cell of a grid over the picture, no detector's: 16 x 16 pixels. Both models are trained on image-text matching and
-masked words, half of the wrong captions being ones that share words with the right one. Then each held-out name is scored with each
-held-out picture: recall@1, 5 and 10 in both directions beside chance, and a drawing of what was found.
+The pictures are emoji, drawn from Debian's Noto Color Emoji (without the font this says how to get
+it); their English names are the captions. A region is a cell of a grid over the picture, no
+detector's: 16 x 16 pixels. Both models are trained on image-text matching and masked words, half of
+the wrong captions being ones that share words with the right one. Then each held-out name is scored
+with each held-out picture: recall@1, 5 and 10 in both directions beside chance, and a drawing of
+what was found.
 """
 
 from __future__ import annotations
@@ -63,7 +66,9 @@ TINY_STREAM: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A variant and its tiny size; which label says "the words belong to the picture"; whether one text may meet many pictures."""
+    """A variant and its tiny size; which label says "the words belong to the picture"; whether one
+    text may meet many pictures.
+    """
 
     variant: str
     size: dict[str, Any]
@@ -89,7 +94,8 @@ def aloud(message: str) -> None:
     print(f"  {message}", file=sys.stderr, flush=True)
 
 
-# --- words and regions ---------------------------------------------------------------------------------------------------------------
+# --- words and regions
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -106,11 +112,15 @@ class Data:
         return cls(train, rest, texts.learn_wordpiece(train.names, vocab_size))
 
     def ids(self, names: Sequence[str]) -> list[list[int]]:
-        return [[CLS, *encoded.ids, SEP] for encoded in self.tokenizer.encode_batch(list(names), add_special_tokens=False)]
+        return [
+            [CLS, *encoded.ids, SEP] for encoded in self.tokenizer.encode_batch(list(names), add_special_tokens=False)
+        ]
 
 
 def regions(pixels: Tensor, model: Any) -> dict[str, Tensor]:
-    """(batch, 3, side, side) uint8 -> what the model reads: each patch of the picture as a region."""
+    """(batch, 3, side, side) uint8 -> what the model reads: each patch of the picture as a
+    region.
+    """
     return grid_regions(pixels.float() / 255, patches(PATCH), size=None).for_model(model.config)
 
 
@@ -126,16 +136,32 @@ def shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([picture[:, y : y + CROP, x : x + CROP] for picture, (y, x) in zip(pixels, places, strict=True)])
 
 
-# --- training ------------------------------------------------------------------------------------------------------------------------
+# --- training
+# ------------------------------------------------------------------------------------------------------------------
 
 
-def train(family: Family, data: Data, steps: int, generator: torch.Generator, *, batch: int = 64, tell: Tell = quiet, **size: Any) -> Any:
-    """A trained model. Whatever is random comes from ``generator``; ``size`` overrides the family's."""
+def train(
+    family: Family,
+    data: Data,
+    steps: int,
+    generator: torch.Generator,
+    *,
+    batch: int = 64,
+    tell: Tell = quiet,
+    **size: Any,
+) -> Any:
+    """A trained model. Whatever is random comes from ``generator``; ``size`` overrides the
+    family's.
+    """
     vocab_size = data.tokenizer.get_vocab_size()
-    model = zoo.create(family.variant, task="pretraining", generator=generator, vocab_size=vocab_size, **(family.size | size))
+    model = zoo.create(
+        family.variant, task="pretraining", generator=generator, vocab_size=vocab_size, **(family.size | size)
+    )
     optimizer = BertAdam(decay_groups(model.named_parameters()), lr=family.rate, betas=(0.9, 0.98))
     schedule = scheduler(optimizer, warmup_times_decay(family.rate, steps, max(1, steps // 20)), family.rate)
-    collate = MaskedLMCollator(mask_id=MASK, vocab_size=vocab_size, special_ids=SPECIAL_IDS, pad_id=PAD, probability=0.3)
+    collate = MaskedLMCollator(
+        mask_id=MASK, vocab_size=vocab_size, special_ids=SPECIAL_IDS, pad_id=PAD, probability=0.3
+    )
     ids, near = data.ids(data.train.names), alike(data.train.names)
     sums: dict[str, float] = {}
     for step in range(1, steps + 1):
@@ -158,13 +184,18 @@ def train(family: Family, data: Data, steps: int, generator: torch.Generator, *,
         for name, loss in output.losses.items():
             sums[name] = sums.get(name, 0.0) + float(loss.detach())
         if step % max(1, steps // 10) == 0:
-            tell(f"step {step}: " + ", ".join(f"{name} {total / max(1, steps // 10):.3f}" for name, total in sums.items()))
+            tell(
+                f"step {step}: "
+                + ", ".join(f"{name} {total / max(1, steps // 10):.3f}" for name, total in sums.items())
+            )
             sums.clear()
     return model.eval()
 
 
 def captions(picture: Tensor, near: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A caption for each picture, half of them another's: any other's, or one of the ``near`` -> their numbers, and who belongs."""
+    """A caption for each picture, half of them another's: any other's, or one of the ``near`` ->
+    their numbers, and who belongs.
+    """
     count, share = len(picture), lambda: torch.rand(len(picture), generator=generator) < 0.5
     close = near[picture, torch.randint(near.shape[1], (count,), generator=generator)]
     any_other = (picture + torch.randint(1, len(near), (count,), generator=generator)) % len(near)
@@ -172,7 +203,8 @@ def captions(picture: Tensor, near: Tensor, generator: torch.Generator) -> tuple
     return torch.where(belongs, picture, torch.where(share(), close, any_other)), belongs
 
 
-# --- what was learned ----------------------------------------------------------------------------------------------------------------
+# --- what was learned
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -212,12 +244,20 @@ def report(found: dict[str, Tensor]) -> str:
         ranks = retrieval_ranks(table, range(count))
         rows[name] = [share for direction in ("t2i", "i2t") for share in recall(ranks[direction]).values()]
     return "\n".join(
-        [*lines, *(f"{name:20s}" + "".join(f"{f'{v:.1%}':>{9 if i == 3 else 7}}" for i, v in enumerate(r)) for name, r in rows.items())]
+        [
+            *lines,
+            *(
+                f"{name:20s}" + "".join(f"{f'{v:.1%}':>{9 if i == 3 else 7}}" for i, v in enumerate(r))
+                for name, r in rows.items()
+            ),
+        ]
     )
 
 
 def draw(found: dict[str, Tensor], pictures: Pictures, font: Path, path: Path, queries: int = 8, best: int = 5) -> None:
-    """For names at even distances in the held-out list, the pictures that each model ranks first; the right one is framed."""
+    """For names at even distances in the held-out list, the pictures that each model ranks first;
+    the right one is framed.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     cell, words, gap, line = 68, 270, 24, 80
@@ -232,9 +272,16 @@ def draw(found: dict[str, Tensor], pictures: Pictures, font: Path, path: Path, q
             top = 34 + row * line
             for place, number in enumerate(table[query].argsort(descending=True, stable=True)[:best].tolist()):
                 corner = (left + place * (cell + 6), top + 4)
-                sheet.paste(draw_emoji(pictures.emoji[number], font, "white").resize((cell, 64), Image.Resampling.LANCZOS), corner)
+                sheet.paste(
+                    draw_emoji(pictures.emoji[number], font, "white").resize((cell, 64), Image.Resampling.LANCZOS),
+                    corner,
+                )
                 if number == query:
-                    pen.rectangle((corner[0] - 2, corner[1] - 3, corner[0] + cell + 1, corner[1] + 66), outline=(0, 150, 60), width=3)
+                    pen.rectangle(
+                        (corner[0] - 2, corner[1] - 3, corner[0] + cell + 1, corner[1] + 66),
+                        outline=(0, 150, 60),
+                        width=3,
+                    )
     for row, query in enumerate(rows):
         first, second = halves(pictures.names[query])
         pen.text((10, 34 + row * line + 20), f"{first}\n{second}", "black", letters)
@@ -267,13 +314,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {}
     for name, family in FAMILIES.items():
         start = time.perf_counter()
-        model = train(family, data, options.steps or family.steps, torch.Generator().manual_seed(options.seed), tell=aloud)
+        model = train(
+            family, data, options.steps or family.steps, torch.Generator().manual_seed(options.seed), tell=aloud
+        )
         trained = time.perf_counter()
         found[name] = scores(family, model, data, data.held_out)
         own, others = word_loss(model, data, torch.Generator().manual_seed(options.seed))
         print(
-            f"{name}: {model.num_parameters():,} parameters, trained in {trained - start:.0f} s, {found[name].numel():,} pairs scored in "
-            f"{time.perf_counter() - trained:.0f} s; masked words of held-out names: loss {own:.2f} beside their pictures, {others:.2f} "
+            f"{name}: {model.num_parameters():,} parameters, trained in {trained - start:.0f} s, "
+            f"{found[name].numel():,} pairs scored in "
+            f"{time.perf_counter() - trained:.0f} s; masked words of held-out names: loss {own:.2f} beside their "
+            f"pictures, {others:.2f} "
             "beside others'",
             flush=True,
         )

@@ -1,11 +1,13 @@
-"""Does knowledge help? A trained MiniLM sorts rare words by what they name, with and without a graph that holds one fact of each.
+"""Does knowledge help? A trained MiniLM sorts rare words by what they name, with and without a
+graph that holds one fact of each.
 
     "a story about gerenuk"         animal, person, plant, ...?          the graph: (gerenuk, is a, antelope)
     "a story about Bujumbura"       Africa, Americas, Asia, ...?         the graph: (Bujumbura, capital of, Burundi)
 
-Words and cities of the test are never trained on, and neither are the objects of their facts: no word of the training is an antelope. The
-graph never holds an answer, and of a word's line up to its answer only the first step: antelope is a kind of bovid, and that one of
-ruminant, ..., of animal. Each seed draws its own words and tunes the model on them in each of these ways:
+Words and cities of the test are never trained on, and neither are the objects of their facts: no
+word of the training is an antelope. The graph never holds an answer, and of a word's line up to its
+answer only the first step: antelope is a kind of bovid, and that one of ruminant, ..., of animal.
+Each seed draws its own words and tunes the model on them in each of these ways:
 
     none        the sentence alone
     tree        K-BERT's sentence tree: the fact grafted behind the word, soft positions, the visible matrix
@@ -15,7 +17,8 @@ ruminant, ..., of animal. Each seed draws its own words and tunes the model on t
 
     python examples/knowledge_gain.py WORDNET COUNTRIES MODEL [--image docs/images/knowledge-gain.png]
 
-WORDNET a folder with data.noun, COUNTRIES the countries.json of npm's world-countries, MODEL a MiniLM or BERT that `zoo.load` reads.
+WORDNET a folder with data.noun, COUNTRIES the countries.json of npm's world-countries, MODEL a
+MiniLM or BERT that `zoo.load` reads.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ STEPS = 3  # from a word's synset to its kind at least: its object is one step, 
 
 @dataclass(frozen=True)
 class Word:
-    """Something to be sorted: its name, its kind's number, and the one triple that the graph holds of it."""
+    """Something to be sorted: its name, its kind's number, and the one triple that the graph holds
+    of it.
+    """
 
     name: str
     kind: int
@@ -86,11 +91,15 @@ class Task:
         """The test's facts, each given to the word of another kind."""
         rng = random.Random(1)
         others = [[w.fact for w in self.test if w.kind != word.kind] for word in self.test]
-        return KnowledgeGraph.from_triples((word.name, *rng.choice(facts)[1:]) for word, facts in zip(self.test, others, strict=True))
+        return KnowledgeGraph.from_triples(
+            (word.name, *rng.choice(facts)[1:]) for word, facts in zip(self.test, others, strict=True)
+        )
 
 
 def split(words: Sequence[Word], kinds: list[str], train: int, test: int, seed: int, epochs: int) -> Task:
-    """Test and training share no object of a fact; the same number of words of each kind, as far as there are so many."""
+    """Test and training share no object of a fact; the same number of words of each kind, as far as
+    there are so many.
+    """
     rng = random.Random(seed)
     parts: tuple[list[Word], list[Word]] = ([], [])
     for kind in range(len(kinds)):
@@ -110,7 +119,9 @@ def split(words: Sequence[Word], kinds: list[str], train: int, test: int, seed: 
 
 
 def rare_nouns(folder: str, pieces: Any) -> Iterator[Word]:
-    """Nouns of one sense that the vocabulary must cut into pieces, and whose kind is at least STEPS above them."""
+    """Nouns of one sense that the vocabulary must cut into pieces, and whose kind is at least STEPS
+    above them.
+    """
     synsets: dict[str, list[str]] = {}
     above: dict[str, str] = {}
     for subject, relation, value in read_wordnet(folder):
@@ -143,11 +154,14 @@ def capitals(path: str) -> tuple[list[Word], list[str]]:
     return list(words.values()), regions
 
 
-# --- the model -------------------------------------------------------------------------------------------------------------------------
+# --- the model
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class Sorter(nn.Module):
-    """A linear layer on the mean state of the sentence's own tokens; what a graph inserted counts through attention alone."""
+    """A linear layer on the mean state of the sentence's own tokens; what a graph inserted counts
+    through attention alone.
+    """
 
     def __init__(self, model: Any, kinds: int) -> None:
         super().__init__()
@@ -169,7 +183,13 @@ def collator(tokenizer: Any, graph: KnowledgeGraph) -> SentenceTreeCollator:
         return tokenizer.backend.encode(text, add_special_tokens=False).tokens
 
     return SentenceTreeCollator(
-        graph=graph, token_id=tokenizer.token_to_id, unknown_id=tokenizer.unk_token_id, pieces=pieces, joiner=" ", segments=0, max_length=64
+        graph=graph,
+        token_id=tokenizer.token_to_id,
+        unknown_id=tokenizer.unk_token_id,
+        pieces=pieces,
+        joiner=" ",
+        segments=0,
+        max_length=64,
     )
 
 
@@ -212,14 +232,16 @@ def tune(model: Any, task: Task, collate: SentenceTreeCollator, seed: int, epoch
 def share_right(sorter: Sorter, words: Sequence[Word], collate: SentenceTreeCollator) -> float:
     sorter.eval()
     right = sum(
-        int((sorter(batch).argmax(1) == torch.tensor([w.kind for w in part])).sum()) for part, batch in batches(words, collate, 64, None)
+        int((sorter(batch).argmax(1) == torch.tensor([w.kind for w in part])).sum())
+        for part, batch in batches(words, collate, 64, None)
     )
     return right / len(words)
 
 
 def with_adapter(source: str, task: Task, tokenizer: Any, seed: int, epochs: int) -> tuple[Any, float]:
-    """A model whose K-Adapter learned the graph: the word's vector must be nearer to its fact's object than to all other objects, as the
-    frozen model reads them. -> the model, adapter frozen, and the share of the facts it knows.
+    """A model whose K-Adapter learned the graph: the word's vector must be nearer to its fact's
+    object than to all other objects, as the frozen model reads them. -> the model, adapter frozen,
+    and the share of the facts it knows.
     """
     torch.manual_seed(seed)
     model = zoo.load(source)
@@ -234,7 +256,9 @@ def with_adapter(source: str, task: Task, tokenizer: Any, seed: int, epochs: int
         targets = F.normalize(torch.cat(read), dim=1)
         targets = F.normalize(targets - targets.mean(0), dim=1)
     targets = targets.clone()
-    zoo.apply(model, zoo.KAdapter(size=192, num_layers=1, num_heads=6, intermediate_size=768, norm_eps=1e-12, dropout=0.0))
+    zoo.apply(
+        model, zoo.KAdapter(size=192, num_layers=1, num_heads=6, intermediate_size=768, norm_eps=1e-12, dropout=0.0)
+    )
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.startswith("knowledge")
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -299,14 +323,18 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tasks", nargs="*", default=["words", "capitals"], choices=["words", "capitals"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--nouns", type=int, nargs=2, default=[100, 60], metavar=("TRAIN", "TEST"), help="nouns of each kind")
+    parser.add_argument(
+        "--nouns", type=int, nargs=2, default=[100, 60], metavar=("TRAIN", "TEST"), help="nouns of each kind"
+    )
     parser.add_argument("--adapter-epochs", type=int, default=15)
     parser.add_argument("--image", help="where to draw the bars")
     options = parser.parse_args()
     started = time.perf_counter()
     tokenizer = zoo.tokenizer(options.model)
     cities, regions = capitals(options.countries)
-    nouns = list(rare_nouns(options.wordnet, lambda text: tokenizer.backend.encode(text, add_special_tokens=False).tokens))
+    nouns = list(
+        rare_nouns(options.wordnet, lambda text: tokenizer.backend.encode(text, add_special_tokens=False).tokens)
+    )
 
     def drawn(name: str, seed: int) -> Task:
         if name == "words":
@@ -317,7 +345,9 @@ def main() -> None:
     for name in options.tasks:
         for seed in options.seeds:
             task = drawn(name, seed)
-            often = max(sum(word.kind == kind for word in task.test) for kind in range(len(task.kinds))) / len(task.test)
+            often = max(sum(word.kind == kind for word in task.test) for kind in range(len(task.kinds))) / len(
+                task.test
+            )
             print(
                 f"{name}, seed {seed}: {len(task.train)} to train, {len(task.test)} to test, {len(task.kinds)} kinds; "
                 f"the commonest kind: {often:.1%}",
@@ -327,13 +357,19 @@ def main() -> None:
                 found = run(way, task, options.model, tokenizer, seed, options)
                 for condition, share in found.items():
                     scores.setdefault(name, {}).setdefault(condition, []).append(share)
-                print(json.dumps({"task": name, "seed": seed, **found, "seconds": round(time.perf_counter() - started)}), flush=True)
+                print(
+                    json.dumps({"task": name, "seed": seed, **found, "seconds": round(time.perf_counter() - started)}),
+                    flush=True,
+                )
     print("\n| task | knowledge | right on average | lowest | highest |\n| --- | --- | --- | --- | --- |")
     for name, ways in scores.items():
         known = ways.pop("facts known")
         for way, found in ways.items():
             print(f"| {name} | {way} | {statistics.mean(found):.1%} | {min(found):.1%} | {max(found):.1%} |")
-        print(f"| {name} | facts that the adapter knows | {statistics.mean(known):.1%} | {min(known):.1%} | {max(known):.1%} |")
+        print(
+            f"| {name} | facts that the adapter knows | {statistics.mean(known):.1%} | {min(known):.1%} | "
+            f"{max(known):.1%} |"
+        )
     if options.image:
         draw(scores, options.image)
 

@@ -1,7 +1,9 @@
-"""What does int8 cost MobileBERT? A small one, trained here from nothing to tell the five topics of BBC news, then stored as int8.
+"""What does int8 cost MobileBERT? A small one, trained here from nothing to tell the five topics of
+BBC news, then stored as int8.
 
-No trained MobileBERT ships in a package, so this one is small and briefly trained; the bytes of the published size are counted beside it.
-Four fifths of the texts train, every fifth tests; each is cut to its first 48 tokens.
+No trained MobileBERT ships in a package, so this one is small and briefly trained; the bytes of the
+published size are counted beside it. Four fifths of the texts train, every fifth tests; each is cut
+to its first 48 tokens.
 
     python examples/mobilebert_int8.py
 """
@@ -28,7 +30,11 @@ LENGTH = 48
 def texts() -> list[tuple[str, int]]:
     """(text, topic)."""
     topics = [folder for folder in sorted(fetch(NEWS).iterdir()) if folder.is_dir()]
-    return [(p.read_text(encoding="latin-1"), topic) for topic, folder in enumerate(topics) for p in sorted(folder.glob("*.txt"))]
+    return [
+        (p.read_text(encoding="latin-1"), topic)
+        for topic, folder in enumerate(topics)
+        for p in sorted(folder.glob("*.txt"))
+    ]
 
 
 def batch_of(examples: list[Example]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -96,7 +102,9 @@ def main() -> None:
     started = time.perf_counter()
     found = run(texts(), options.steps)
     print(f"accuracy {found['accuracy']:.1%}, in int8 {found['int8_accuracy']:.1%}")
-    print(f"{found['bytes'] / found['int8_bytes']:.2f} times smaller here, {published():.2f} times at the published size")
+    print(
+        f"{found['bytes'] / found['int8_bytes']:.2f} times smaller here, {published():.2f} times at the published size"
+    )
     print(f"{time.perf_counter() - started:.0f} s")
 
 

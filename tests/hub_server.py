@@ -1,9 +1,10 @@
-"""A local HTTP server that speaks the hub's endpoints and serves plain files, and misbehaves as it is told.
+"""A local HTTP server that speaks the hub's endpoints and serves plain files, and misbehaves as it
+is told.
 
     with HubServer() as server:
         server.files["/model.bin"] = b"..."
         server.repositories["org/name"] = Repository({"config.json": b"{}"})
-        server.faults.append(Fault("/model.bin", cut=10))          # the next answer for it ends after ten bytes of its body
+        server.faults.append(Fault("/model.bin", cut=10))      # the next answer for it ends after ten bytes of its body
         fetch(f"{server.url}/model.bin")
 
 ``server.requests`` says what was asked, in order.
@@ -26,7 +27,9 @@ from typing import Any
 
 @dataclass
 class Fault:
-    """What goes wrong with requests whose path matches ``where``, and how often: ``times`` times (None = always)."""
+    """What goes wrong with requests whose path matches ``where``, and how often: ``times`` times
+    (None = always).
+    """
 
     where: str
     times: int | None = 1
@@ -47,7 +50,9 @@ class Fault:
 
 @dataclass
 class Repository:
-    """A model repository on the hub. Files that end in .safetensors or .bin are stored as large files."""
+    """A model repository on the hub. Files that end in .safetensors or .bin are stored as large
+    files.
+    """
 
     files: dict[str, bytes]
     gated: bool = False
@@ -71,7 +76,11 @@ class Repository:
         for file, content in self.files.items():
             sibling: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": self.blob_id(content)}
             if self.is_large(file):
-                sibling["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
+                sibling["lfs"] = {
+                    "size": len(content),
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                    "pointerSize": 130,
+                }
             siblings.append(sibling)
         return {
             "_id": "0" * 24,
@@ -94,7 +103,9 @@ class _Server(ThreadingHTTPServer):
 
 
 class HubServer:
-    """The server; a context manager. ``url`` is its address, for ``HF_ENDPOINT`` and for plain addresses alike."""
+    """The server; a context manager. ``url`` is its address, for ``HF_ENDPOINT`` and for plain
+    addresses alike.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -106,7 +117,9 @@ class HubServer:
         self.server = _Server(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.elsewhere = self.url.replace("127.0.0.1", "localhost")  # large files live on another host, as far as a client can tell
+        self.elsewhere = self.url.replace(
+            "127.0.0.1", "localhost"
+        )  # large files live on another host, as far as a client can tell
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> HubServer:
@@ -177,13 +190,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def describe(self, name: str, revision: str, fault: Fault) -> None:
         if (repository := self.repository(name, revision)) is not None:
-            self.send(200, json.dumps(repository.description(name)).encode(), {"Content-Type": "application/json"}, fault)
+            self.send(
+                200, json.dumps(repository.description(name)).encode(), {"Content-Type": "application/json"}, fault
+            )
 
     def resolve(self, name: str, revision: str, file: str, fault: Fault) -> None:
         if (repository := self.repository(name, revision)) is None:
             return
         if repository.gated:
-            return self.send(401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "accept the terms first"}, fault)
+            return self.send(
+                401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "accept the terms first"}, fault
+            )
         if file not in repository.files:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, fault)
         content = repository.files[file]
@@ -249,7 +266,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(files: dict[str, bytes] | None = None, repositories: dict[str, Repository] | None = None) -> Iterator[HubServer]:
+def serving(
+    files: dict[str, bytes] | None = None, repositories: dict[str, Repository] | None = None
+) -> Iterator[HubServer]:
     """A server with these files and repositories, up for the length of the block."""
     with HubServer() as server:
         server.files |= files or {}

@@ -1,4 +1,6 @@
-"""Canonical names and shapes of BERT and ALBERT, written out by hand for tests of the maps: no model is built."""
+"""Canonical names and shapes of BERT and ALBERT, written out by hand for tests of the maps: no
+model is built.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,11 @@ def canonical(family: str, c: Mapping[str, object], heads: tuple[str, ...] = (),
     for head in heads:
         name = f"heads.{head}"
         if head == "masked_lm":
-            shapes |= linear(f"{name}.dense", embedding, hidden) | norm(f"{name}.norm", embedding) | {f"{name}.bias": (n["vocab_size"],)}
+            shapes |= (
+                linear(f"{name}.dense", embedding, hidden)
+                | norm(f"{name}.norm", embedding)
+                | {f"{name}.bias": (n["vocab_size"],)}
+            )
             if not c["tie_word_embeddings"]:
                 shapes[f"{name}.decoder.weight"] = (n["vocab_size"], embedding)
         else:
@@ -69,7 +75,9 @@ def drawn(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Ten
 def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     """The same names with the same bits."""
     return set(left) == set(right) and all(
-        left[name].dtype == right[name].dtype and left[name].shape == right[name].shape and torch.equal(left[name], right[name])
+        left[name].dtype == right[name].dtype
+        and left[name].shape == right[name].shape
+        and torch.equal(left[name], right[name])
         for name in left
     )
 
@@ -92,5 +100,11 @@ BERT: dict[str, object] = {
     "tie_word_embeddings": True,
     "pooler": True,
 }
-ALBERT: dict[str, object] = {**BERT, "embedding_size": 4, "num_groups": 1, "num_inner_blocks": 1, "activation": "gelu_tanh"}
+ALBERT: dict[str, object] = {
+    **BERT,
+    "embedding_size": 4,
+    "num_groups": 1,
+    "num_inner_blocks": 1,
+    "activation": "gelu_tanh",
+}
 CONFIGS = {"bert": BERT, "albert": ALBERT}

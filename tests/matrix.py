@@ -1,9 +1,11 @@
-"""The whole matrix: every technique on every family, built, run, trained, saved, reloaded, combined and converted.
+"""The whole matrix: every technique on every family, built, run, trained, saved, reloaded, combined
+and converted.
 
     python -m tests.matrix [--families bert albert] [--techniques LoRA] [--json FILE]
 
-Prints a line for each cell that does not do what `zoo matrix` says of it, and the share of the cells that work; exit code 1 where one
-differs. The suite runs a sample of the same cells (`tests/techniques/test_techniques.py`).
+Prints a line for each cell that does not do what `zoo matrix` says of it, and the share of the
+cells that work; exit code 1 where one differs. The suite runs a sample of the same cells
+(`tests/techniques/test_techniques.py`).
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def same(mine: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1
 
 
 def unreached(model: nn.Module, family: str) -> set[str]:
-    """The parts of a model that the small batch does not reach at all: what stands there can't be reached either."""
+    """The parts of a model that the small batch does not reach at all: what stands there can't be
+    reached either.
+    """
     sum(value.sum() for value in states(family, model(**small_batch(family).inputs)).values()).backward()
     parts: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
@@ -65,7 +69,9 @@ def unreached(model: nn.Module, family: str) -> set[str]:
 
 
 def check_cell(technique: str, family: str, folder: Path) -> str | None:
-    """All that a cell promises, by assertions; or the reason of a refusal that touches nothing. -> the reason, None where it works."""
+    """All that a cell promises, by assertions; or the reason of a refusal that touches nothing. ->
+    the reason, None where it works.
+    """
     config, examples = small_config(family, **AS_REGISTERED.get(family, {})), EXAMPLES[technique]
     model = build(family, config, seed=1)
     before, names = run(model, family), list(model.state_dict())
@@ -75,7 +81,13 @@ def check_cell(technique: str, family: str, folder: Path) -> str | None:
         return reason
     idle = unreached(model, family)
     zoo.apply(model, *examples, generator=seeded())
-    if technique not in ("Sharing", "LongShortRange", "LayerPruning", "Int8", "WeightOnly"):  # share, replace, drop, store otherwise
+    if technique not in (
+        "Sharing",
+        "LongShortRange",
+        "LayerPruning",
+        "Int8",
+        "WeightOnly",
+    ):  # share, replace, drop, store otherwise
         assert set(names) <= set(model.state_dict()), "existing tensors keep their names"
     check_effect(model, family, before, type(examples[-1]).adds_tensors)
     randomised(model, 5, 0.3) if technique != "Sharing" else None
@@ -107,7 +119,9 @@ def check_refusal(technique: str, family: str, model: nn.Module, before: dict[st
 
 
 def check_effect(model: Any, family: str, before: dict[str, Tensor], adds_tensors: bool) -> None:
-    """It changes the number of parameters, and what is new changes the result; or, where it has no tensors, the result."""
+    """It changes the number of parameters, and what is new changes the result; or, where it has no
+    tensors, the result.
+    """
     if not adds_tensors:
         assert not same(run(model, family), before), "it changes what the model gives"
         return
@@ -129,7 +143,9 @@ def check_effect(model: Any, family: str, before: dict[str, Tensor], adds_tensor
 def check_gradients(model: nn.Module, family: str, idle: set[str]) -> None:
     model.train()
     output = states(family, model(**small_batch(family).inputs))
-    sum((value * torch.randn(value.shape, generator=seeded(2), dtype=value.dtype)).sum() for value in output.values()).backward()
+    sum(
+        (value * torch.randn(value.shape, generator=seeded(2), dtype=value.dtype)).sum() for value in output.values()
+    ).backward()
     without = [name for name, parameter in new_tensors(model) if parameter.grad is None]
     assert not [name for name in without if name.split(".")[0] not in idle], "every new tensor gets a gradient"
     model.eval()
@@ -161,13 +177,17 @@ def check_combination(model: Any, family: str, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in new_tensors(model):
             if ".more." in name:
-                parameter.add_(torch.randn(parameter.shape, generator=seeded(4), dtype=parameter.dtype) * 0.4)  # a norm forgets a constant
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=seeded(4), dtype=parameter.dtype) * 0.4
+                )  # a norm forgets a constant
     assert not same(run(model, family), wanted), "the second technique changes what the model gives"
     check_reload(model, family, folder)
 
 
 def check_conversion(model: Any, family: str, folder: Path, adds_tensors: bool) -> None:
-    """Without new tensors a foreign layout takes it; with them it is refused, since a foreign layout has no names for them."""
+    """Without new tensors a foreign layout takes it; with them it is refused, since a foreign
+    layout has no names for them.
+    """
     bare = build(family, model.config, seed=1)
     zoo.save(bare, folder / "bare")
     maps = {layouts.load(name).family for name in layouts.available()}
@@ -202,7 +222,11 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 reason = check_cell(technique, family, Path(folder))
-                problem = "" if (reason is None) == (row["state"] == "works") else f"zoo matrix says {row['state']}, the run says {reason}"
+                problem = (
+                    ""
+                    if (reason is None) == (row["state"] == "works")
+                    else f"zoo matrix says {row['state']}, the run says {reason}"
+                )
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
         if problem:
@@ -210,7 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{technique} on {family}: {problem}", flush=True)
         rows.append({**row, "problem": problem})
     works = sum(row["state"] == "works" and not row["problem"] for row in rows)
-    print(f"{works} of {len(rows)} cells work ({works / len(rows):.1%}), {failed} are not as said, {time.perf_counter() - started:.0f} s")
+    print(
+        f"{works} of {len(rows)} cells work ({works / len(rows):.1%}), {failed} are not as said, "
+        f"{time.perf_counter() - started:.0f} s"
+    )
     if options.json:
         options.json.write_text(json.dumps({"cells": rows}, indent=1) + "\n", encoding="utf-8")
     return 1 if failed else 0

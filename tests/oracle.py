@@ -1,4 +1,6 @@
-"""Asking the transformers library: its classes built for a config of ours, and our weights on their way to it and back."""
+"""Asking the transformers library: its classes built for a config of ours, and our weights on their
+way to it and back.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,23 @@ from zoo.formats.archive import Info
 from zoo.maps import layouts
 from zoo.tasks.base import canonical_state
 
-PROBLEMS = {"regression": "regression", "single-label": "single_label_classification", "multi-label": "multi_label_classification"}
+PROBLEMS = {
+    "regression": "regression",
+    "single-label": "single_label_classification",
+    "multi-label": "multi_label_classification",
+}
 
 
 def hugging_face(layout: str, class_name: str, config: Any, options: Mapping[str, Any]) -> nn.Module:
-    """A class of transformers for a config of ours, in float64, with the attention that is written out."""
+    """A class of transformers for a config of ours, in float64, with the attention that is written
+    out.
+    """
     cls = getattr(transformers, class_name)
     keymap = layouts.load(layout)
-    foreign = {**keymap.config_back(config.to_dict(), keymap.architectures[class_name]), "num_labels": options.get("num_labels", 2)}
+    foreign = {
+        **keymap.config_back(config.to_dict(), keymap.architectures[class_name]),
+        "num_labels": options.get("num_labels", 2),
+    }
     if options.get("problem_type"):
         foreign["problem_type"] = PROBLEMS[options["problem_type"]]
     theirs = cls.config_class.from_dict(foreign)
@@ -36,7 +47,9 @@ def config_class(class_name: str) -> Any:
 
 
 def way_back(layout: str, model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """A model's tensors (or others under the same names) in a foreign layout, stored copies of tied ones included."""
+    """A model's tensors (or others under the same names) in a foreign layout, stored copies of tied
+    ones included.
+    """
     ours = dict(canonical_state(model)) if tensors is None else dict(tensors)
     infos = {name: Info(tuple(tensor.shape), "F64") for name, tensor in ours.items()}
     return layouts.load(layout).back(infos, model.config.to_dict(), ties=True).run(lambda name: ours[name])

@@ -15,7 +15,14 @@ STREAMS = {"attention_mask": TEXT_INPUTS, "visual_mask": VISUAL_INPUTS}
 
 @st.composite
 def picture_batches(
-    draw: st.DrawFn, config: Any, *, boxes: bool, segments: bool, alignment: bool, kinds: tuple[str, ...] = MASKS, least: int = 1
+    draw: st.DrawFn,
+    config: Any,
+    *,
+    boxes: bool,
+    segments: bool,
+    alignment: bool,
+    kinds: tuple[str, ...] = MASKS,
+    least: int = 1,
 ) -> Batch:
     """A batch of texts and the regions of their pictures."""
     if getattr(config, "num_tasks", 0):  # the task's token comes after the first column, where such texts start
@@ -25,7 +32,9 @@ def picture_batches(
     regions = draw(st.integers(1, 5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     inputs = dict(text.inputs)
-    inputs["visual_features"] = torch.randn(batch, regions, config.visual_size, generator=generator, dtype=torch.float64)
+    inputs["visual_features"] = torch.randn(
+        batch, regions, config.visual_size, generator=generator, dtype=torch.float64
+    )
     mask = draw(attention_masks(batch, regions, kinds, least))
     if mask is not None:
         inputs["visual_mask"] = mask
@@ -45,7 +54,9 @@ def ragged(boxes: bool) -> Batch:
     generator = torch.Generator().manual_seed(4)
     inputs = {
         "input_ids": torch.randint(1, 19, (4, 6), generator=generator),
-        "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]),
+        "attention_mask": torch.tensor(
+            [[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
+        ),
         "visual_features": torch.randn(4, 3, 5, generator=generator, dtype=torch.float64),
         "visual_mask": torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0]]),
     }

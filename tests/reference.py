@@ -1,6 +1,7 @@
-"""The one entry to golden cases: what ours computes for a folder that holds what public reference code computed.
+"""The one entry to golden cases: what ours computes for a folder that holds what public reference
+code computed.
 
-run_case(folder) -> {reference output name: tensor}            reads inputs, config and weights; never the stored outputs
+run_case(folder) -> {reference output name: tensor}           reads inputs, config and weights; never the stored outputs
 python -m tests.reference FOLDER... [--out DIR]                runs and compares; exit code 1 where one differs
 """
 
@@ -27,9 +28,15 @@ def run(case: Case) -> dict[str, Any]:
 
 
 def run_case(folder: Path | str) -> dict[str, Tensor]:
-    """Ours for the case in ``folder``, under the reference's output names. Values that are no tensors (strings) come as they are."""
+    """Ours for the case in ``folder``, under the reference's output names. Values that are no
+    tensors (strings) come as they are.
+    """
     named = flatten(run(load_case(folder)))
-    plain = {name: value.value if isinstance(value, Output) else value for name, value in named.items() if not isinstance(value, Skipped)}
+    plain = {
+        name: value.value if isinstance(value, Output) else value
+        for name, value in named.items()
+        if not isinstance(value, Skipped)
+    }
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in flatten(plain).items()}
 
 
@@ -41,7 +48,9 @@ def check(folder: Path | str) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.reference", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="golden cases, or folders that hold some at any depth")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="golden cases, or folders that hold some at any depth"
+    )
     parser.add_argument("--out", type=Path, help="write what ours computed into this folder, one file per case")
     options = parser.parse_args(arguments)
     cases = sorted({file.parent for folder in options.folders for file in folder.rglob("case.json")})

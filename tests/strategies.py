@@ -36,17 +36,22 @@ MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
 
 
-# -- families ----------------------------------------------------------------------------------------------------------------------------
+# -- families
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def registered() -> list[str]:
-    """Every registered family, or those that the environment names (``ZOO_TEST_FAMILIES=bert,albert``)."""
+    """Every registered family, or those that the environment names
+    (``ZOO_TEST_FAMILIES=bert,albert``).
+    """
     chosen = os.environ.get("ZOO_TEST_FAMILIES", "")
     return sorted(name for name in registry.families() if not chosen or name in chosen.split(","))
 
 
 def families() -> list[str]:
-    """The registered families that these tests know, see `tests.families`; a test holds them to be all."""
+    """The registered families that these tests know, see `tests.families`; a test holds them to be
+    all.
+    """
     return [name for name in registered() if importlib.util.find_spec(_module(name))]
 
 
@@ -88,16 +93,30 @@ def several_streams(name: str) -> bool:
     return hasattr(family(name), "states")
 
 
-def build(name: str, config: Any, task: str | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
-    """A family's model of this config through the public call, in eval mode, every parameter random."""
-    options = {key: value for key, value in options.items() if key not in config.field_names()}  # K-BERT's config has a `pooling` too
+def build(
+    name: str,
+    config: Any,
+    task: str | None = None,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> Any:
+    """A family's model of this config through the public call, in eval mode, every parameter
+    random.
+    """
+    options = {
+        key: value for key, value in options.items() if key not in config.field_names()
+    }  # K-BERT's config has a `pooling` too
     made = zoo.create(registry.families()[name][0].name, task=task, dtype=dtype, **config.to_dict(), **options)
     return randomised(made, seed)
 
 
 @torch.no_grad()
 def randomised(model: nn.Module, seed: int = 0, scale: float = 0.4) -> nn.Module:
-    """Every parameter random, norms and biases too, so that a term that is missing or doubled shows. -> the model, in eval mode."""
+    """Every parameter random, norms and biases too, so that a term that is missing or doubled
+    shows. -> the model, in eval mode.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         center = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
@@ -105,12 +124,15 @@ def randomised(model: nn.Module, seed: int = 0, scale: float = 0.4) -> nn.Module
     return model.eval()
 
 
-# -- batches -----------------------------------------------------------------------------------------------------------------------------
+# -- batches
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A model's inputs. ``streams``: which inputs (batch, length, ...) run along with which mask (batch, length)."""
+    """A model's inputs. ``streams``: which inputs (batch, length, ...) run along with which mask
+    (batch, length).
+    """
 
     inputs: Mapping[str, Tensor]
     streams: Mapping[str, tuple[str, ...]]
@@ -151,13 +173,19 @@ class Batch:
         return self.with_(**changed)
 
     def lengthened(self, mask: str, columns: list[int]) -> Batch:
-        """Padding put before each of these columns (the length itself = at the end), filled with row 0's first value."""
+        """Padding put before each of these columns (the length itself = at the end), filled with
+        row 0's first value.
+        """
         given = self.masked
         where = sorted(columns)
         changed = {}
         for name in [mask, *given.along(mask)]:
             x = given.inputs[name]
-            filler = x[:1, :1].expand(x.shape[0], 1, *x.shape[2:]) if name != mask else torch.zeros(x.shape[0], 1, dtype=x.dtype)
+            filler = (
+                x[:1, :1].expand(x.shape[0], 1, *x.shape[2:])
+                if name != mask
+                else torch.zeros(x.shape[0], 1, dtype=x.dtype)
+            )
             pieces, last = [], 0
             for column in where:
                 pieces += [x[:, last:column], filler]
@@ -182,8 +210,12 @@ TEXT_INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "
 
 
 @st.composite
-def attention_masks(draw: st.DrawFn, batch: int, length: int, kinds: tuple[str, ...] = MASKS, least: int = 1) -> Tensor | None:
-    """(batch, length) int or bool, or None: right or left padding, holes, at least ``least`` real tokens a row."""
+def attention_masks(
+    draw: st.DrawFn, batch: int, length: int, kinds: tuple[str, ...] = MASKS, least: int = 1
+) -> Tensor | None:
+    """(batch, length) int or bool, or None: right or left padding, holes, at least ``least`` real
+    tokens a row.
+    """
     kind = draw(st.sampled_from(kinds))
     if kind == "none":
         return None
@@ -200,7 +232,9 @@ def attention_masks(draw: st.DrawFn, batch: int, length: int, kinds: tuple[str, 
 
 
 @st.composite
-def text_batches(draw: st.DrawFn, config: Any, *, kinds: tuple[str, ...] = MASKS, least: int = 1, embeds: bool = True) -> Batch:
+def text_batches(
+    draw: st.DrawFn, config: Any, *, kinds: tuple[str, ...] = MASKS, least: int = 1, embeds: bool = True
+) -> Batch:
     """A batch of texts for a model with the usual inputs; ids never are the padding id."""
     batch, length = draw(st.integers(1, 4)), draw(st.integers(1, min(7, config.max_positions)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
@@ -254,7 +288,9 @@ def batches(draw: st.DrawFn, name: str, config: Any, **options: Any) -> Batch:
 
 
 def states(name: str, output: Any) -> dict[str, Tensor]:
-    """A model's last states by the mask they run along with; where there is one stream, all its hidden states too."""
+    """A model's last states by the mask they run along with; where there is one stream, all its
+    hidden states too.
+    """
     if several_streams(name):
         found: dict[str, Tensor] = family(name).states(output)
         return found
@@ -291,21 +327,27 @@ SMALL = {
 
 
 def small_config(name: str, **fields: Any) -> Any:
-    """A fixed small config of a family, without dropout; a family's ``SMALL`` adds to the sizes here."""
+    """A fixed small config of a family, without dropout; a family's ``SMALL`` adds to the sizes
+    here.
+    """
     cls = model_class(name).Config
     wanted = {**SMALL, **getattr(family(name), "SMALL", {}), **fields}
     return cls(**{key: value for key, value in wanted.items() if key in cls.field_names()})
 
 
 def small_batch(name: str) -> Batch:
-    """Ragged texts for it: right padding, a hole, full, left padding; a family's own ``small_batch()`` comes first."""
+    """Ragged texts for it: right padding, a hole, full, left padding; a family's own
+    ``small_batch()`` comes first.
+    """
     own = getattr(family(name), "small_batch", None)
     if own is not None:
         return own()
     ids = torch.randint(1, 19, (4, 6), generator=torch.Generator().manual_seed(4))
     inputs = {
         "input_ids": ids,
-        "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]),
+        "attention_mask": torch.tensor(
+            [[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
+        ),
     }
     if "token_type_ids" in registry.families()[name][0].inputs:
         inputs["token_type_ids"] = torch.arange(24).reshape(4, 6) % 5 % 2
@@ -314,7 +356,8 @@ def small_batch(name: str) -> Batch:
     return Batch(inputs, {"attention_mask": TEXT_INPUTS})
 
 
-# -- tasks -------------------------------------------------------------------------------------------------------------------------------
+# -- tasks
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -325,12 +368,22 @@ def task_options(draw: st.DrawFn, task: str) -> dict[str, Any]:
     return {"num_labels": draw(st.integers(1, 4))} if "num_labels" in TASKS[task].options else {}
 
 
-COMPANIONS = {"pair_labels": "pairs", "entity_labels": "entity_candidates"}  # labels that mean nothing without another input
+COMPANIONS = {
+    "pair_labels": "pairs",
+    "entity_labels": "entity_candidates",
+}  # labels that mean nothing without another input
 
 
 def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     """Labels that fit a task, some of them left out, at least one of each kind given."""
-    own = next((family(name) for name in families() if model_class(name) is type(model.model) and hasattr(family(name), "labels")), None)
+    own = next(
+        (
+            family(name)
+            for name in families()
+            if model_class(name) is type(model.model) and hasattr(family(name), "labels")
+        ),
+        None,
+    )
     if own is not None:
         return own.labels(task, model, batch, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -349,14 +402,18 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
     if task in ("masked-lm", "pretraining"):
         labels = {"labels": per_token(model.config.vocab_size)}
         if task == "pretraining":
-            labels |= {f"{head}_label": per_row(2) for head in ("next_sentence", "sentence_order") if head in model.heads}
+            labels |= {
+                f"{head}_label": per_row(2) for head in ("next_sentence", "sentence_order") if head in model.heads
+            }
             if "span_boundary" in model.heads:  # from the first real token to the last
                 ends = [torch.nonzero(row).flatten() for row in real]
                 labels["pairs"] = torch.tensor([[[int(places[0]), int(places[-1])]] for places in ends])
                 shape = (rows, 1, model.config.max_span_targets)
                 labels["pair_labels"] = torch.randint(model.config.vocab_size, shape, generator=generator)
             if "masked_entity" in model.heads:
-                labels["entity_candidates"] = torch.randn(5, model.config.entity_size, generator=generator, dtype=torch.float64)
+                labels["entity_candidates"] = torch.randn(
+                    5, model.config.entity_size, generator=generator, dtype=torch.float64
+                )
                 labels["entity_labels"] = per_token(5)
         return labels
     if task == "entity-typing":
@@ -389,7 +446,9 @@ def questions(batch: Batch) -> int:
 
 
 def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
-    """A batch as a task takes it: for multiple choice its rows are the choices of one or two questions."""
+    """A batch as a task takes it: for multiple choice its rows are the choices of one or two
+    questions.
+    """
     if task != "multiple-choice":
         return dict(batch.inputs)
     return {name: x.unflatten(0, (questions(batch), -1)) for name, x in batch.inputs.items()}

@@ -1,4 +1,5 @@
-"""zoo: extended pre-trained language models in PyTorch, from shared parts, with converters that prove themselves.
+"""zoo: extended pre-trained language models in PyTorch, from shared parts, with converters that
+prove themselves.
 
     import zoo
     model = zoo.create("albert-base")                                      # random weights, as the paper draws them

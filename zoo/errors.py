@@ -14,11 +14,15 @@ class ZooError(Exception):
 
 
 class UnknownNameError(ZooError, LookupError):
-    """A model, tag, task, layout, field or option that does not exist; the message names the closest that do."""
+    """A model, tag, task, layout, field or option that does not exist; the message names the
+    closest that do.
+    """
 
 
 class ConfigError(ZooError, ValueError):
-    """A config whose values contradict each other, or a foreign config that cannot be translated."""
+    """A config whose values contradict each other, or a foreign config that cannot be
+    translated.
+    """
 
 
 class InputError(ZooError, ValueError):
@@ -42,7 +46,9 @@ class MapError(ZooError, ValueError):
 
 
 class FetchError(ZooError, OSError):
-    """A source that could not be had; the message names every source that was tried and why each failed."""
+    """A source that could not be had; the message names every source that was tried and why each
+    failed.
+    """
 
 
 class MissingExtraError(ZooError, ImportError):
@@ -63,12 +69,18 @@ def unknown(kind: str, name: object, known: Iterable[str], hint: str = "") -> Un
     """The error for a name that is not among ``known``: it shows the three closest valid ones."""
     known = list(known)
     if len(known) >= MANY:
-        return UnknownNameError(f"unknown {kind} {name!r}; it is none of the {len(known):,} there are{' ' + hint if hint else ''}")
+        return UnknownNameError(
+            f"unknown {kind} {name!r}; it is none of the {len(known):,} there are{' ' + hint if hint else ''}"
+        )
     near = closest(str(name), known)
-    suggestion = f"; did you mean {', '.join(repr(k) for k in near)}?" if near else f"; there is no {kind} to choose from"
+    suggestion = (
+        f"; did you mean {', '.join(repr(k) for k in near)}?" if near else f"; there is no {kind} to choose from"
+    )
     return UnknownNameError(f"unknown {kind} {name!r}{suggestion}{' ' + hint if hint else ''}")
 
 
 def missing_extra(what: str, package: str, extra: str) -> MissingExtraError:
     """The error for a feature that needs an optional package."""
-    return MissingExtraError(f"{what} needs the package {package!r}, which is not installed; run: pip install 'extended-zoo[{extra}]'")
+    return MissingExtraError(
+        f"{what} needs the package {package!r}, which is not installed; run: pip install 'extended-zoo[{extra}]'"
+    )

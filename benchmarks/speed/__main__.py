@@ -1,6 +1,8 @@
-"""Speed against what users would pick instead, all of it: python -m benchmarks.speed [--rounds 7] [--parts forward ...] [--only minilm ...]
+"""Speed against what users would pick instead, all of it: python -m benchmarks.speed [--rounds 7]
+[--parts forward ...] [--only minilm ...]
 
-Each part prints its tables; with --out the rows go into a CSV, from which `python -m benchmarks.speed.report` draws the docs' page.
+Each part prints its tables; with --out the rows go into a CSV, from which `python -m
+benchmarks.speed.report` draws the docs' page.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ def main() -> None:
     torch_rate, onednn_rate = matrix_rates()
     print(machine(), f"float32 products: torch's own {torch_rate:.0f} GFLOP/s, oneDNN's {onednn_rate:.0f}", sep="\n")
     shape = {"model": machine(), "batch": "1024 x 768 x 3072", "kind": "machine", "real": "", "cosine": ""}
-    rows: list[Row] = [{**shape, "side": "torch", "ms": round(torch_rate)}, {**shape, "side": "onednn", "ms": round(onednn_rate)}]
+    rows: list[Row] = [
+        {**shape, "side": "torch", "ms": round(torch_rate)},
+        {**shape, "side": "onednn", "ms": round(onednn_rate)},
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         if "forward" in given.parts:

@@ -1,4 +1,6 @@
-"""Models and batches: one set of weights in both layouts, and inputs whose lengths are those of real text."""
+"""Models and batches: one set of weights in both layouts, and inputs whose lengths are those of
+real text.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ READER = "minilm-l6-h384.all-minilm-l6-v2"  # whose tokenizer reads the texts, f
 
 @dataclass(frozen=True)
 class Case:
-    """A model as both libraries can load it. ``layout``: the foreign layout, None where no other library here has the model."""
+    """A model as both libraries can load it. ``layout``: the foreign layout, None where no other
+    library here has the model.
+    """
 
     name: str
     batch: int
@@ -45,7 +49,9 @@ class Case:
         if self.layout:
             zoo.convert(folder / "zoo", folder / "theirs", to=self.layout)
             if self.peers:  # CTranslate2 asks for a vocabulary, and for a key that newer configs leave out
-                config = json.loads((folder / "theirs" / "config.json").read_text()) | {"position_embedding_type": "absolute"}
+                config = json.loads((folder / "theirs" / "config.json").read_text()) | {
+                    "position_embedding_type": "absolute"
+                }
                 (folder / "theirs" / "config.json").write_text(json.dumps(config, indent=2))
                 tokenizer = zoo.tokenizer(READER)
                 words = [str(tokenizer.id_to_token(i)) for i in range(tokenizer.vocab_size)]
@@ -102,7 +108,9 @@ def _texts() -> list[list[int]]:
 
 
 def batch(rows: int, kind: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """(ids, mask), each (rows, WIDTH) int64. Of 2,000 random draws of real texts the one whose share of real tokens is nearest."""
+    """(ids, mask), each (rows, WIDTH) int64. Of 2,000 random draws of real texts the one whose
+    share of real tokens is nearest.
+    """
     texts = _texts()
     long = [text for text in texts if len(text) == WIDTH]
     generator = numpy.random.default_rng(0)

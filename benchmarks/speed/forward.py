@@ -1,4 +1,6 @@
-"""Forward passes of every side on the same weights and inputs: equal outputs first, then interleaved rounds."""
+"""Forward passes of every side on the same weights and inputs: equal outputs first, then
+interleaved rounds.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ PEERS = ("onnxruntime", "onnxruntime int8", "openvino", "openvino bfloat16", "ct
 COMPILED = ("zoo compiled", "transformers compiled")
 MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ctranslate2": "ctranslate2"}
 CLOSE = 1e-3  # the largest difference where nothing is rounded
-COSINE = {"bfloat16": 0.999, "int8": 0.80}  # below this a side doesn't compute the model at all; the figure itself is reported
+COSINE = {
+    "bfloat16": 0.999,
+    "int8": 0.80,
+}  # below this a side doesn't compute the model at all; the figure itself is reported
 
 Row = dict[str, Any]
 
@@ -44,7 +49,9 @@ class Worker:
     def start(cls, side: str, folder: Path, log: Path) -> Worker:
         command = [sys.executable, "-m", "benchmarks.speed.worker", side, str(folder)]
         with log.open("w") as errors:
-            made = cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True), log)
+            made = cls(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True), log
+            )
         made.answer()
         return made
 
@@ -69,7 +76,9 @@ class Worker:
 
 
 def sides_of(case: Case, kind: str) -> list[str]:
-    """Which sides run a case: compiled ones only on full batches, where nothing depends on the data."""
+    """Which sides run a case: compiled ones only on full batches, where nothing depends on the
+    data.
+    """
     sides = [side for side in PLAIN if case.layout or not side.startswith("transformers")]
     if case.int8:
         sides += ["zoo bfloat16", "zoo int8", "transformers bfloat16"]
@@ -81,7 +90,9 @@ def sides_of(case: Case, kind: str) -> list[str]:
 
 
 def compare(a: numpy.ndarray, b: numpy.ndarray, real: numpy.ndarray, side: str) -> float:
-    """The cosine of all real states, flattened; refuses a side whose outputs are not the model's."""
+    """The cosine of all real states, flattened; refuses a side whose outputs are not the
+    model's.
+    """
     first, second = a[:, : real.shape[1]][real], b[:, : real.shape[1]][real]
     cosine = float((first * second).sum() / numpy.linalg.norm(first) / numpy.linalg.norm(second))
     form = next((form for form in COSINE if side.endswith(form)), None)
@@ -93,7 +104,9 @@ def compare(a: numpy.ndarray, b: numpy.ndarray, real: numpy.ndarray, side: str) 
 
 
 def matrix_rates() -> tuple[float, float]:
-    """GFLOP/s of the product of 1024 x 768 and 768 x 3072 in float32: torch's own, and oneDNN's over weights laid out for it."""
+    """GFLOP/s of the product of 1024 x 768 and 768 x 3072 in float32: torch's own, and oneDNN's
+    over weights laid out for it.
+    """
     x, w = torch.randn(1024, 768), torch.randn(3072, 768)
     packed = PreparedLinear(w, None)
     with torch.inference_mode():
@@ -134,11 +147,19 @@ def measure(case: Case, rounds: int, folder: Path, skip: set[str]) -> list[Row]:
                 for name, worker in here.items():
                     times[name].append(worker.ask(inputs))
             for name in here:
-                row = {"model": case.name, "batch": f"{case.batch} x 128", "kind": kind, "real": f"{real.mean():.3f}", "side": name}
+                row = {
+                    "model": case.name,
+                    "batch": f"{case.batch} x 128",
+                    "kind": kind,
+                    "real": f"{real.mean():.3f}",
+                    "side": name,
+                }
                 rows.append({**row, "ms": round(statistics.median(times[name]), 2), "cosine": f"{cosines[name]:.5f}"})
             if kind == "full":
                 work = round(work_of(case, folder, arrays), 2)
-                rows.append({**dict.fromkeys(rows[0], ""), "model": case.name, "kind": "gflop", "side": "padded", "ms": work})
+                rows.append(
+                    {**dict.fromkeys(rows[0], ""), "model": case.name, "kind": "gflop", "side": "padded", "ms": work}
+                )
             show(rows, case.name, kind)
     finally:
         for worker in workers.values():
@@ -151,7 +172,11 @@ def show(rows: list[Row], model: str, kind: str) -> None:
     mine = [row for row in rows if row["model"] == model and row["kind"] == kind]
     base = next((row["ms"] for row in mine if row["side"] == "transformers"), None)
     lines = [[r["side"], f"{r['ms']:.1f}", "-" if base is None else f"{base / r['ms']:.2f}", r["cosine"]] for r in mine]
-    table(f"{model} {mine[0]['batch']} {kind}, {float(mine[0]['real']):.0%} real", ["side", "ms", "times transformers", "cosine"], lines)
+    table(
+        f"{model} {mine[0]['batch']} {kind}, {float(mine[0]['real']):.0%} real",
+        ["side", "ms", "times transformers", "cosine"],
+        lines,
+    )
 
 
 def missing() -> set[str]:

@@ -1,4 +1,6 @@
-"""A process from its start to its first answer, and what loading a model takes of memory, against `transformers`."""
+"""A process from its start to its first answer, and what loading a model takes of memory, against
+`transformers`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ a, r = kept("Anonymous"), kept("Rss")
 total = sum(p.sum().item() for p in m.parameters())
 print(kept("Anonymous") - a, kept("Rss") - r)
 """
-"""What a process holds after loading a model and reading all of it, beyond what it held after loading a small one."""
+"""What a process holds after loading a model and reading all of it, beyond what it held after
+loading a small one.
+"""
 
 
 def process(rounds: int, folder: Path) -> list[dict[str, Any]]:
@@ -51,17 +55,25 @@ def process(rounds: int, folder: Path) -> list[dict[str, Any]]:
                 subprocess.run([sys.executable, "-c", code.format(**paths) + RUN], check=True, capture_output=True)
                 times[side].append((time.perf_counter() - start) * 1000)
         medians = {side: statistics.median(found[1:]) for side, found in times.items()}
-        shown.append([case.name, *(f"{ms:.0f}" for ms in medians.values()), f"{medians['zoo'] / medians['transformers']:.2f}"])
+        shown.append(
+            [case.name, *(f"{ms:.0f}" for ms in medians.values()), f"{medians['zoo'] / medians['transformers']:.2f}"]
+        )
         size = (folder / case.name / "zoo" / "model.safetensors").stat().st_size / 2**20
         for side, code in ANSWER.items():
             script = MEMORY.format(small=code.format(**small), load=code.format(**paths))
             done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
             anonymous, resident = map(float, done.stdout.split())
-            memory.append([case.name, side, f"{size:.0f}", f"{anonymous:.0f}", f"{resident:.0f}", f"{resident / size:.2f}"])
+            memory.append(
+                [case.name, side, f"{size:.0f}", f"{anonymous:.0f}", f"{resident:.0f}", f"{resident / size:.2f}"]
+            )
             common = {"model": case.name, "side": side, "batch": "", "real": "", "cosine": ""}
             rows.append({**common, "kind": "first answer of a new process", "ms": round(medians[side], 1)})
             rows.append({**common, "kind": "memory of loading, share of the file", "ms": round(resident / size, 3)})
-    table("from the start of a process to its first answer, ms", ["model", "zoo", "transformers", "zoo / transformers"], shown)
+    table(
+        "from the start of a process to its first answer, ms",
+        ["model", "zoo", "transformers", "zoo / transformers"],
+        shown,
+    )
     table("loading, MiB", ["model", "side", "file", "anonymous", "anonymous and mapped", "of the file"], memory)
     return rows
 

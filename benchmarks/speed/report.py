@@ -1,6 +1,7 @@
 """The docs' results page from a run's CSV: python -m benchmarks.speed.report docs/performance.csv
 
-Fills the tables of docs/performance.md between their markers and draws docs/images/speed.png and docs/images/tokens.png.
+Fills the tables of docs/performance.md between their markers and draws docs/images/speed.png and
+docs/images/tokens.png.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Results:
         return float(found[0]["ms"]) if found else None
 
     def cosine(self, model: str, kind: str, side: str) -> str:
-        return next(row["cosine"] for row in self.rows if (row["model"], row["kind"], row["side"]) == (model, kind, side))
+        return next(
+            row["cosine"] for row in self.rows if (row["model"], row["kind"], row["side"]) == (model, kind, side)
+        )
 
     def models(self) -> list[str]:
         return list(dict.fromkeys(row["model"] for row in self.rows if row["kind"] == "full"))
@@ -45,16 +48,28 @@ class Results:
 
 
 def table(columns: list[str], rows: Iterable[list[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *("| " + " | ".join(row) + " |" for row in rows)]
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|" + " --- |" * len(columns),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def goal(case: str, against: str, ratio: float | None, wanted: float, *, at_most: bool = False, note: str = "") -> list[str]:
+def goal(
+    case: str, against: str, ratio: float | None, wanted: float, *, at_most: bool = False, note: str = ""
+) -> list[str]:
     """One line of the table of goals."""
     if ratio is None:
         return [case, against, "-", "not measured", note]
     met = ratio <= wanted if at_most else ratio >= wanted
-    return [case, against, f"{'≤' if at_most else '≥'} {wanted:g} x", f"{ratio:.2f} x, {'met' if met else 'not met'}", note]
+    return [
+        case,
+        against,
+        f"{'≤' if at_most else '≥'} {wanted:g} x",
+        f"{ratio:.2f} x, {'met' if met else 'not met'}",
+        note,
+    ]
 
 
 def over(a: float | None, b: float | None) -> float | None:
@@ -68,27 +83,50 @@ def goals(r: Results) -> str:
     for model in FULL:
         if r.ms(model, "full", "transformers") is not None:
             lines.append(
-                goal(f"{model}, float32, full", "transformers", over(r.ms(model, "full", "transformers"), r.ms(model, "full", fast)), 1.0)
+                goal(
+                    f"{model}, float32, full",
+                    "transformers",
+                    over(r.ms(model, "full", "transformers"), r.ms(model, "full", fast)),
+                    1.0,
+                )
             )
         own, onednn = r.machine()[1:]
         share, note = over(r.rate(model, fast), own), f"of oneDNN's {over(r.rate(model, fast), onednn) or 0:.2f} x"
         lines.append(goal(f"{model}, float32, full: GFLOP/s", "torch's own product", share, 0.9, note=note))
     for model, wanted in (("minilm-l6-h384", 1.3), ("mobilebert-base", 1.5)):
         lines.append(
-            goal(f"{model}, float32, full", "transformers", over(r.ms(model, "full", "transformers"), r.ms(model, "full", fast)), wanted)
+            goal(
+                f"{model}, float32, full",
+                "transformers",
+                over(r.ms(model, "full", "transformers"), r.ms(model, "full", fast)),
+                wanted,
+            )
         )
-    peers = {name: ms for name in ("onnxruntime", "openvino", "ctranslate2") if (ms := r.ms("minilm-l6-h384", "full", name)) is not None}
+    peers = {
+        name: ms
+        for name in ("onnxruntime", "openvino", "ctranslate2")
+        if (ms := r.ms("minilm-l6-h384", "full", name)) is not None
+    }
     if peers:
         best = min(peers, key=peers.__getitem__)
         lines.append(
-            goal("minilm-l6-h384, float32, full", f"best of three: {best}", over(peers[best], r.ms("minilm-l6-h384", "full", fast)), 0.95)
+            goal(
+                "minilm-l6-h384, float32, full",
+                f"best of three: {best}",
+                over(peers[best], r.ms("minilm-l6-h384", "full", fast)),
+                0.95,
+            )
         )
     for model in r.models():
         if r.ms(model, "third", "transformers") is not None:
             wanted = 2.5 if model.startswith("mobilebert") else 2.7
             plain = over(r.ms(model, "third", "transformers"), r.ms(model, "third", "zoo"))
             ratio = over(r.ms(model, "third", "transformers"), r.ms(model, "third", fast))
-            lines.append(goal(f"{model}, float32, one third real", "transformers", ratio, wanted, note=f"as loaded {plain:.2f} x"))
+            lines.append(
+                goal(
+                    f"{model}, float32, one third real", "transformers", ratio, wanted, note=f"as loaded {plain:.2f} x"
+                )
+            )
     for model in ("minilm-l6-h384", "bert-base"):
         lines.append(
             goal(
@@ -100,11 +138,19 @@ def goals(r: Results) -> str:
         )
         for kind, wanted in (("full", 0.95), ("third", 2.0)):
             ratio = over(r.ms(model, kind, "openvino bfloat16"), r.ms(model, kind, "zoo bfloat16"))
-            note = f"cosine {r.cosine(model, kind, 'zoo bfloat16')}, openvino {r.cosine(model, kind, 'openvino bfloat16')}" if ratio else ""
+            note = (
+                f"cosine {r.cosine(model, kind, 'zoo bfloat16')}, openvino {r.cosine(model, kind, 'openvino bfloat16')}"
+                if ratio
+                else ""
+            )
             lines.append(goal(f"{model}, bfloat16, {kind}", "openvino bfloat16", ratio, wanted, note=note))
         for kind, wanted in (("full", 1.0), ("third", 1.1)):
             ratio = over(r.ms(model, kind, "ctranslate2 int8"), r.ms(model, kind, "zoo int8"))
-            note = f"cosine {r.cosine(model, kind, 'zoo int8')}, ctranslate2 {r.cosine(model, kind, 'ctranslate2 int8')}" if ratio else ""
+            note = (
+                f"cosine {r.cosine(model, kind, 'zoo int8')}, ctranslate2 {r.cosine(model, kind, 'ctranslate2 int8')}"
+                if ratio
+                else ""
+            )
             lines.append(goal(f"{model}, int8, {kind}", "ctranslate2 int8", ratio, wanted, note=note))
     for model in ("minilm-l6-h384", "bert-base", "mobilebert-base"):
         for kind in ("full", "third"):
@@ -148,14 +194,18 @@ def times(r: Results) -> str:
     """Every measured time."""
     parts = []
     for model in r.models():
-        sides = list(dict.fromkeys(row["side"] for row in r.rows if row["model"] == model and row["kind"] in ("full", "third")))
+        sides = list(
+            dict.fromkeys(row["side"] for row in r.rows if row["model"] == model and row["kind"] in ("full", "third"))
+        )
         lines = []
         for side in sides:
             cells = [side]
             for kind in ("full", "third"):
                 ms, base = r.ms(model, kind, side), r.ms(model, kind, "transformers")
                 cells += (
-                    ["", "", ""] if ms is None else [f"{ms:.0f}", "" if base is None else f"{base / ms:.2f}", r.cosine(model, kind, side)]
+                    ["", "", ""]
+                    if ms is None
+                    else [f"{ms:.0f}", "" if base is None else f"{base / ms:.2f}", r.cosine(model, kind, side)]
                 )
             lines.append(cells)
         batch = next(row for row in r.rows if row["model"] == model and row["kind"] == "third")
@@ -204,7 +254,9 @@ def main() -> None:
     machine = f"Measured on {name}. Float32 products, GFLOP/s: torch's own {own:.0f}, oneDNN's over weights laid out for it {onednn:.0f}.\n"
     fillings = {"machine": machine, "goals": goals(results), "times": times(results)}
     text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(BLOCK.sub(lambda match: match[1] + "\n" + fillings[match[2]] + "\n" + match[3], text), encoding="utf-8")
+    PAGE.write_text(
+        BLOCK.sub(lambda match: match[1] + "\n" + fillings[match[2]] + "\n" + match[3], text), encoding="utf-8"
+    )
     draw(results)
 
 

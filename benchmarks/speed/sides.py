@@ -1,8 +1,9 @@
-"""What is compared: each side loads a folder and encodes one batch. Nothing heavy is imported before a side is built.
+"""What is compared: each side loads a folder and encodes one batch. Nothing heavy is imported
+before a side is built.
 
-A side takes arrays: ``input_ids`` (batch, length) int64, ``attention_mask`` (batch, length) int64, 1 = real, and for models of pictures
-``visual_embeds`` (batch, regions, width) float32 and ``visual_attention_mask``. It gives the last hidden states, (batch, length, hidden)
-float32.
+A side takes arrays: ``input_ids`` (batch, length) int64, ``attention_mask`` (batch, length) int64,
+1 = real, and for models of pictures ``visual_embeds`` (batch, regions, width) float32 and
+``visual_attention_mask``. It gives the last hidden states, (batch, length, hidden) float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ THREADS = 2
 
 
 class Side:
-    """One way to run a model. ``prepare`` is not timed, ``run`` is, ``states`` turns its result into an array."""
+    """One way to run a model. ``prepare`` is not timed, ``run`` is, ``states`` turns its result
+    into an array.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

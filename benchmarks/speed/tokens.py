@@ -1,4 +1,6 @@
-"""Cost per real token, from one to 4,096 of them in a batch: sentences of 32 tokens, and one batch of texts of growing length."""
+"""Cost per real token, from one to 4,096 of them in a batch: sentences of 32 tokens, and one batch
+of texts of growing length.
+"""
 
 from __future__ import annotations
 

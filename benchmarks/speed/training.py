@@ -1,4 +1,6 @@
-"""One training step, masked words on a ragged batch: forward, backward and AdamW, the same weights and the same labels on both sides."""
+"""One training step, masked words on a ragged batch: forward, backward and AdamW, the same weights
+and the same labels on both sides.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,15 @@ def training(rounds: int, folder: Path) -> list[dict[str, Any]]:
     times = interleaved({"zoo": stepper(ours), "transformers": stepper(theirs)}, rounds)
     share = f"{real.float().mean():.3f}"
     rows = [
-        {"model": "bert-base", "batch": "8 x 128", "kind": "training step", "real": share, "side": side, "ms": round(ms, 1), "cosine": ""}
+        {
+            "model": "bert-base",
+            "batch": "8 x 128",
+            "kind": "training step",
+            "real": share,
+            "side": side,
+            "ms": round(ms, 1),
+            "cosine": "",
+        }
         for side, ms in times.items()
     ]
     ratio = times["transformers"] / times["zoo"]

@@ -1,4 +1,5 @@
-"""One side in a process of its own, so that thread pools and library versions don't meet: a line of JSON in, a line of JSON out.
+"""One side in a process of its own, so that thread pools and library versions don't meet: a line of
+JSON in, a line of JSON out.
 
 python -m benchmarks.speed.worker SIDE FOLDER        then lines {"inputs": x.npz} or {"inputs": x.npz, "output": y.npy}
 """

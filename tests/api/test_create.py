@@ -13,7 +13,14 @@ import zoo
 from zoo.errors import CheckpointError, ConfigError, InputError, UnknownNameError
 from zoo.tasks.base import canonical_state
 
-TINY = {"vocab_size": 40, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12, "max_positions": 16}
+TINY = {
+    "vocab_size": 40,
+    "hidden_size": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "intermediate_size": 12,
+    "max_positions": 16,
+}
 
 
 def tiny(task: str | None = None, name: str = "bert-base", seed: int = 0, **options):
@@ -57,7 +64,10 @@ def test_a_head_of_another_size_starts_at_random_and_says_so(tmp_path):
     zoo.save(tiny("sequence-classification", num_labels=5), tmp_path / "model")
     other = zoo.load(tmp_path / "model", num_labels=3)
     assert other.heads["sequence_classification"].weight.shape == (3, 8)
-    assert set(other.load_report.random) == {"heads.sequence_classification.weight", "heads.sequence_classification.bias"}
+    assert set(other.load_report.random) == {
+        "heads.sequence_classification.weight",
+        "heads.sequence_classification.bias",
+    }
     assert bool(other.heads["sequence_classification"].weight.std() > 0)
 
 
@@ -105,8 +115,14 @@ def test_what_in_a_derivative_differs_from_the_variant_is_reported(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.pop("encoder.layer.1.output.dense.bias"), "encoder.blocks.1.feed_forward.down.bias|encoder.layer.1.output.dense.bias"),
-        (lambda t: t.update({"encoder.layer.2.output.dense.bias": torch.zeros(8)}), "encoder.layer.2.output.dense.bias"),
+        (
+            lambda t: t.pop("encoder.layer.1.output.dense.bias"),
+            "encoder.blocks.1.feed_forward.down.bias|encoder.layer.1.output.dense.bias",
+        ),
+        (
+            lambda t: t.update({"encoder.layer.2.output.dense.bias": torch.zeros(8)}),
+            "encoder.layer.2.output.dense.bias",
+        ),
         (lambda t: t.update({"something.else": torch.zeros(8)}), "something.else"),
         (
             lambda t: t.update({"encoder.layer.0.output.dense.bias": torch.zeros(9)}),
@@ -197,7 +213,9 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
     zoo.save(tiny(), tmp_path / "ours")
     zoo.convert(tmp_path / "ours", tmp_path / "theirs", to="hf-bert")
     tensors = dict(load_file(tmp_path / "theirs" / "model.safetensors"))
-    tensors["encoder.layer.1.output.dense.bias"] = tensors["encoder.layer.1.output.dense.bias"].clone().fill_(float("nan"))
+    tensors["encoder.layer.1.output.dense.bias"] = (
+        tensors["encoder.layer.1.output.dense.bias"].clone().fill_(float("nan"))
+    )
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
     listed = sorted(os.listdir(tmp_path))
     for out in ("out.safetensors", "out"):
@@ -209,13 +227,25 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
 def test_another_familys_checkpoint_starts_what_it_can_and_the_report_says_what_stays_random(tmp_path):
     bert = tiny("pretraining", seed=5)
     zoo.save(bert, tmp_path / "bert")
-    sizes = {**TINY, "visual_size": 6, "image_hidden_size": 8, "image_num_layers": 2, "image_num_heads": 2, "image_intermediate_size": 8}
+    sizes = {
+        **TINY,
+        "visual_size": 6,
+        "image_hidden_size": 8,
+        "image_num_layers": 2,
+        "image_num_heads": 2,
+        "image_intermediate_size": 8,
+    }
     sizes |= {"co_hidden_size": 8, "co_num_heads": 2, "text_connections": (1,), "image_connections": (1,)}
     model = zoo.create("vilbert-base", init_from=tmp_path / "bert", generator=torch.Generator().manual_seed(1), **sizes)
     assert torch.equal(model.encoder.text[1].attention.key.weight, bert.model.encoder.blocks[1].attention.key.weight)
     assert torch.equal(model.embeddings.token.weight, bert.token_table)
     report = model.load_report
-    assert {name.split(".")[0] for name in report.random} == {"image_embeddings", "encoder", "text_pooler", "image_pooler"}
+    assert {name.split(".")[0] for name in report.random} == {
+        "image_embeddings",
+        "encoder",
+        "text_pooler",
+        "image_pooler",
+    }
     assert not [name for name in report.random if name.startswith("encoder.text")]
     assert report.left_out["pooler.dense.weight"] == "a ViLBERT pools its text to another width"
     joint = zoo.create("visualbert-base", init_from=tmp_path / "bert", **{**TINY, "visual_size": 6})

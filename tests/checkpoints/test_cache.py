@@ -40,7 +40,9 @@ def damage(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def test_home_is_the_users_word_and_else_the_platforms_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_is_the_users_word_and_else_the_platforms_cache_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ZOO_HOME", str(tmp_path))
     assert home() == tmp_path
     monkeypatch.delenv("ZOO_HOME")
@@ -240,7 +242,9 @@ def test_an_error_inside_a_lock_comes_out_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
-def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.lock"
     lock, calls = zoo.checkpoints.fetching.cache._try_lock, []
 
@@ -293,7 +297,9 @@ def test_a_safe_name_stays_in_its_folder(name: str) -> None:
     assert not os.path.isabs(safe)
 
 
-def test_an_atomic_write_replaces_whole_files_and_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_atomic_write_replaces_whole_files_and_leaves_nothing_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_atomically(tmp_path / "f", b"old")
     monkeypatch.setattr(zoo.checkpoints.fetching.cache.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):

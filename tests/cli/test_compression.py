@@ -13,7 +13,14 @@ import zoo
 from tests.cli.test_cli import run
 from zoo.tokenization import SpecialTokens, Tokenizer
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["the", "cat", "dog", "sat", "ran", "on", "mat", "a", "under", "tree"]]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *["the", "cat", "dog", "sat", "ran", "on", "mat", "a", "under", "tree"],
+]
 
 
 @pytest.fixture
@@ -29,10 +36,21 @@ def saved(folder: Path, task: str | None, *, with_tokenizer: bool = True) -> Pat
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     roles = SpecialTokens(pad="[PAD]", cls="[CLS]", sep="[SEP]", mask="[MASK]", unk="[UNK]")
-    sizes = {"hidden_size": 16, "num_layers": 4, "num_heads": 2, "intermediate_size": 24, "max_positions": 16, "vocab_size": len(WORDS)}
+    sizes = {
+        "hidden_size": 16,
+        "num_layers": 4,
+        "num_heads": 2,
+        "intermediate_size": 24,
+        "max_positions": 16,
+        "vocab_size": len(WORDS),
+    }
     generator = torch.Generator().manual_seed(0)
     model = zoo.create(
-        "bert-base", task=task, generator=generator, **({"num_labels": 3} if task == "sequence-classification" else {}), **sizes
+        "bert-base",
+        task=task,
+        generator=generator,
+        **({"num_labels": 3} if task == "sequence-classification" else {}),
+        **sizes,
     )
     zoo.save(model, folder, Tokenizer(backend, special=roles, max_length=16) if with_tokenizer else None)
     return folder
@@ -57,7 +75,9 @@ def lines(tmp_path) -> Path:
 def test_a_student_of_some_layers_is_taught_saved_and_loads_again(command, lines, tmp_path, task, recipe, chosen):
     teacher = saved(tmp_path / "teacher", task)
     options = ("--recipe", recipe) if recipe else ()
-    code, out, err = command("distill", teacher, lines, tmp_path / "student", "--layers", "1,3", "--steps", 3, "--json", *options)
+    code, out, err = command(
+        "distill", teacher, lines, tmp_path / "student", "--layers", "1,3", "--steps", 3, "--json", *options
+    )
     assert code == 0, err
     report = json.loads(out)
     assert report["recipe"] == chosen
@@ -71,7 +91,9 @@ def test_a_student_of_some_layers_is_taught_saved_and_loads_again(command, lines
 def test_the_same_seed_teaches_the_same_and_more_steps_lower_the_loss(command, lines, tmp_path):
     teacher = saved(tmp_path / "teacher", "sequence-classification")
     for name in ("one", "two"):
-        _, out, _ = command("distill", teacher, lines, tmp_path / name, "--layers", "0,1", "--steps", 30, "--lr", "0.01", "--json")
+        _, out, _ = command(
+            "distill", teacher, lines, tmp_path / name, "--layers", "0,1", "--steps", 30, "--lr", "0.01", "--json"
+        )
     first, second = (zoo.load(tmp_path / name).state_dict() for name in ("one", "two"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     stage = json.loads(out)["stages"][0]
@@ -80,7 +102,9 @@ def test_the_same_seed_teaches_the_same_and_more_steps_lower_the_loss(command, l
 
 def test_another_size_gets_the_teachers_vocabulary(command, lines, tmp_path):
     teacher = saved(tmp_path / "teacher", "sequence-classification")
-    code, out, err = command("distill", teacher, lines, tmp_path / "student", "--student", "bert-tiny", "--recipe", "pd", "--steps", 1)
+    code, out, err = command(
+        "distill", teacher, lines, tmp_path / "student", "--student", "bert-tiny", "--recipe", "pd", "--steps", 1
+    )
     assert code == 0, err
     assert "pd: " in out
     assert zoo.load(tmp_path / "student").config.vocab_size == len(WORDS)
@@ -108,6 +132,9 @@ def test_a_quantized_model_is_smaller_and_reloads_equal(command, tmp_path, bits)
     assert report["tokenizer"] is (bits == 8)
     model = zoo.load(source).eval()
     zoo.apply(model, zoo.Int8() if bits == 8 else zoo.WeightOnly(bits=4, block=32, embeddings=True))
-    batch = {"input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
+    batch = {
+        "input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]),
+    }
     with torch.no_grad():
         assert torch.equal(zoo.load(tmp_path / "small").eval()(**batch).logits, model(**batch).logits)

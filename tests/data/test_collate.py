@@ -47,7 +47,9 @@ def seeded(seed: int) -> torch.Generator:
 
 
 examples = st.lists(
-    st.lists(st.integers(4, len(PIECES) - 1), min_size=1, max_size=20).map(lambda words: {"input_ids": [CLS, *words, SEP]}),
+    st.lists(st.integers(4, len(PIECES) - 1), min_size=1, max_size=20).map(
+        lambda words: {"input_ids": [CLS, *words, SEP]}
+    ),
     min_size=1,
     max_size=4,
 )
@@ -70,7 +72,11 @@ def test_only_labeled_places_change_and_none_of_them_is_special_or_padding(batch
 @settings(max_examples=100)
 @given(examples, st.integers(0, 2**32), st.floats(0.05, 1.0), st.one_of(st.none(), st.integers(1, 5)))
 def test_the_number_of_predictions_is_exact(batch, seed, probability, maximum):
-    counts = (collator(probability=probability, max_predictions=maximum)(batch, seeded(seed))["labels"] != -100).sum(1).tolist()
+    counts = (
+        (collator(probability=probability, max_predictions=maximum)(batch, seeded(seed))["labels"] != -100)
+        .sum(1)
+        .tolist()
+    )
     words = [len(example["input_ids"]) - 2 for example in batch]
     assert counts == [min(n, prediction_budget(n + 2, probability, maximum)) for n in words]
     spans = (collator(SpanMasking(), probability=probability)(batch, seeded(seed))["labels"] != -100).sum(1).tolist()
@@ -96,7 +102,9 @@ def test_a_generator_goes_on_from_batch_to_batch():
 
 
 @pytest.mark.parametrize(
-    "choice", CHOICES, ids=lambda choice: type(choice).__name__ + ("" if getattr(choice, "starts", None) is None else "-words")
+    "choice",
+    CHOICES,
+    ids=lambda choice: type(choice).__name__ + ("" if getattr(choice, "starts", None) is None else "-words"),
 )
 def test_every_choice_masks_80_keeps_10_and_replaces_10_percent(choice):
     batch = [{"input_ids": [CLS, *range(4, 40), SEP]}] * 600
@@ -107,7 +115,9 @@ def test_every_choice_masks_80_keeps_10_and_replaces_10_percent(choice):
     vocabulary = len(PIECES)
     slack = 5 * math.sqrt(0.16 / total) * (2.5 if choice.together else 1)  # spans share one draw: fewer draws
     assert int((made["input_ids"] == MASK).sum()) / total == pytest.approx(0.8 + 0.1 / vocabulary, abs=slack)
-    assert int(((made["input_ids"] == clean) & labeled).sum()) / total == pytest.approx(0.1 + 0.1 / vocabulary, abs=slack)
+    assert int(((made["input_ids"] == clean) & labeled).sum()) / total == pytest.approx(
+        0.1 + 0.1 / vocabulary, abs=slack
+    )
     assert total / (600 * 38) == pytest.approx(0.3, abs=0.03)
 
 

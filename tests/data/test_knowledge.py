@@ -1,4 +1,6 @@
-"""Triples, lexicons, alignments, sentence trees, n-grams: what is read, found and refused. Oracles share no code with what they check."""
+"""Triples, lexicons, alignments, sentence trees, n-grams: what is read, found and refused. Oracles
+share no code with what they check.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,14 @@ from zoo.data.knowledge.readers import (
 )
 from zoo.data.knowledge.wordnet import WordNetLexicon
 from zoo.data.knowledge.words import jieba_segmenter, mark_words
-from zoo.data.knowledge_batches import EntityDenoising, NGramCollator, SentenceTreeCollator, longest_subjects, sentence_tree, thinned
+from zoo.data.knowledge_batches import (
+    EntityDenoising,
+    NGramCollator,
+    SentenceTreeCollator,
+    longest_subjects,
+    sentence_tree,
+    thinned,
+)
 from zoo.data.knowledge_masking import RandomSpanDraws, SpanMasking, knowledge_masking, unit_labels, unit_masking
 from zoo.errors import CheckpointError, ConfigError, InputError, MissingExtraError, UnknownNameError
 from zoo.models.transe import MarginLoss, TransE, TransEConfig, corrupted, link_scores, ranks, split_scores
@@ -46,10 +55,14 @@ SETTINGS = {"deadline": None, "derandomize": True}
 
 def test_knowledge_without_training_imports_no_torch():
     code = "import sys, zoo.data.knowledge; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+        == "False"
+    )
 
 
-# -- graphs --------------------------------------------------------------------------------------------------------------------------------
+# -- graphs
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @given(triples=TRIPLES, limit=st.one_of(st.none(), st.integers(0, 3)), predicate=st.booleans())
@@ -95,7 +108,9 @@ def test_a_graph_that_is_cut_short_is_refused(tmp_path, broken):
 
 
 def test_an_opened_graph_is_mapped_and_a_look_up_reads_no_more_than_it_needs(tmp_path):
-    folder = KnowledgeGraph.from_triples((f"subject {i}", "is", f"object {i}") for i in range(20_000)).save(tmp_path / "g")
+    folder = KnowledgeGraph.from_triples((f"subject {i}", "is", f"object {i}") for i in range(20_000)).save(
+        tmp_path / "g"
+    )
     graph = KnowledgeGraph.open(folder)
     assert all(isinstance(array.base, np.memmap) for array in graph._arrays.values())
     looked: list[object] = []
@@ -139,7 +154,9 @@ def test_a_malformed_line_is_named(tmp_path, read, text, says):
 
 def test_n_triples_give_their_texts(tmp_path):
     file = tmp_path / "file.nt"
-    file.write_text('# note\n<http://x/é> <p> "caf\\u00E9 \\"x\\""@fr . # end\n_:b <p> "1"^^<http://int> .\n', encoding="utf-8")
+    file.write_text(
+        '# note\n<http://x/é> <p> "caf\\u00E9 \\"x\\""@fr . # end\n_:b <p> "1"^^<http://int> .\n', encoding="utf-8"
+    )
     assert list(read_ntriples(file)) == [("http://x/é", "p", 'café "x"'), ("_:b", "p", "1")]
 
 
@@ -149,7 +166,9 @@ def test_a_graph_of_ids_is_spelled_with_their_names(tmp_path):
     names.write_text("Q90\tParis\tCity of Light\nQ142\tFrance\nP1376\tcapital of\nP47\tborders\n", encoding="utf-8")
     aliases = read_aliases(names)
     assert aliases["Q90"] == ["Paris", "City of Light"]
-    assert KnowledgeGraph.from_triples(named(read_tsv(facts), aliases, skip=True)).facts("Paris") == [("capital of", "France")]
+    assert KnowledgeGraph.from_triples(named(read_tsv(facts), aliases, skip=True)).facts("Paris") == [
+        ("capital of", "France")
+    ]
     with pytest.raises(UnknownNameError, match=r"unknown id 'Q3'.*skip=True"):
         list(named(read_tsv(facts), aliases))
 
@@ -180,7 +199,9 @@ def test_wordnet_says_what_words_and_their_inflected_forms_may_mean(tmp_path):
     (tmp_path / "data.noun").write_text(
         "".join(f"{20 * n:08d} 05 n 01 {word} 0 000 | it\n" for n, (word, _) in enumerate(nouns, 1)), encoding="utf-8"
     )
-    (tmp_path / "data.verb").write_text("00000010 29 v 01 run 0 000 00 | go\n00000030 29 v 01 dog 0 000 00 | follow\n", encoding="utf-8")
+    (tmp_path / "data.verb").write_text(
+        "00000010 29 v 01 run 0 000 00 | go\n00000030 29 v 01 dog 0 000 00 | follow\n", encoding="utf-8"
+    )
     (tmp_path / "index.noun").write_text(
         "  1 licence\nrun n 1 0 1 0 00000020\ngoose n 1 0 1 0 00000040\ndog n 1 0 1 1 00000060\n", encoding="utf-8"
     )
@@ -208,7 +229,8 @@ def test_wordnet_says_what_words_and_their_inflected_forms_may_mean(tmp_path):
         WordNetLexicon.read_folder(tmp_path)
 
 
-# -- sentence trees ------------------------------------------------------------------------------------------------------------------------
+# -- sentence trees
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @given(triples=TRIPLES, words=st.lists(WORDS, min_size=1, max_size=6), most=st.integers(0, 3))
@@ -241,7 +263,9 @@ def test_a_batch_of_trees_serves_any_family_with_a_matrix_mask():
 
     graph = KnowledgeGraph.from_triples([("paris", "capital of", "france"), ("paris", "has", "louvre")])
     words = longest_subjects(["in", "paris", "now"], graph)
-    collator = SentenceTreeCollator(graph=graph, token_id=lambda t: 5 + len(t), unknown_id=1, pieces=str.split, joiner=" ", segments=0)
+    collator = SentenceTreeCollator(
+        graph=graph, token_id=lambda t: 5 + len(t), unknown_id=1, pieces=str.split, joiner=" ", segments=0
+    )
     batch = collator([words, ["now", "[SEP]", "then"]])
     assert batch["attention_mask"].shape == (2, 8, 8)
     assert batch["token_type_ids"][1].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
@@ -251,7 +275,9 @@ def test_a_batch_of_trees_serves_any_family_with_a_matrix_mask():
         batch = replace(collator, first_position=first)([words, ["now", "[SEP]", "then"]])
         batch_of = {key: value for key, value in batch.items() if key != "inserted"}
         before = model(**batch_of).last_hidden_state
-        plain = {key: batch[key][1:, :3] for key in ("input_ids", "token_type_ids")}  # a text without facts, its positions the model's own
+        plain = {
+            key: batch[key][1:, :3] for key in ("input_ids", "token_type_ids")
+        }  # a text without facts, its positions the model's own
         torch.testing.assert_close(before[1:, :3], model(**plain).last_hidden_state)
         louvre = batch["input_ids"].clone()
         louvre[0, 6] = 20  # the last word of the second branch: "in" stands on the trunk and cannot see it
@@ -279,7 +305,8 @@ def test_two_facts_of_a_hub_cost_no_more_than_two_facts(monkeypatch):
     assert graph.values("hub", limit=0) == []
 
 
-# -- mentions and lexicons -----------------------------------------------------------------------------------------------------------------
+# -- mentions and lexicons
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_mentions_become_tokens_and_bad_ones_are_refused():
@@ -310,7 +337,9 @@ def test_marks_stand_around_mentions_which_move():
 def test_an_entity_stands_at_its_first_piece_and_a_doubtful_one_nowhere():
     mentions = [Mention("Q1", 0, 9, 0.9), Mention("Q2", 10, 12, 0.1)]
     text = "jim  henson is"
-    tokens, entities = first_pieces(text, [mentions[0], Mention("Q3", 5, 11, 0.5)], lambda w: [w[:3], "##" + w[3:]][: 1 + (len(w) > 3)])
+    tokens, entities = first_pieces(
+        text, [mentions[0], Mention("Q3", 5, 11, 0.5)], lambda w: [w[:3], "##" + w[3:]][: 1 + (len(w) > 3)]
+    )
     assert tokens == ["jim", "hen", "##son", "is"]
     assert entities == ["Q1", "Q3", None, None]
     assert first_pieces("a b", [Mention("Q", 2, 3, 0.1)], list, threshold=0.3)[1] == [None, None]
@@ -330,8 +359,12 @@ def test_a_lexicon_looks_up_by_its_casing_and_refuses_doubles():
 
 
 def test_candidates_skip_stop_words_and_sum_to_one():
-    lexicon = EntityLexicon({"bank of france": (1, [Candidate("Bank", 0.2), Candidate("Paris", 0.2)]), "of": (1, [Candidate("O", 1.0)])})
-    found = candidate_mentions(["the", "bank", "of", "france", ",", "of"], lexicon, stop_words={"of", "the"}, stop_symbols={","})
+    lexicon = EntityLexicon(
+        {"bank of france": (1, [Candidate("Bank", 0.2), Candidate("Paris", 0.2)]), "of": (1, [Candidate("O", 1.0)])}
+    )
+    found = candidate_mentions(
+        ["the", "bank", "of", "france", ",", "of"], lexicon, stop_words={"of", "the"}, stop_symbols={","}
+    )
     assert [(span, [c.prior for c in candidates]) for span, candidates in found] == [((1, 3), [0.5, 0.5])]
 
 
@@ -341,7 +374,10 @@ TABLE = EntityTable(["dog.n.01", "dog.v.01", "york.n.01"], special=KNOWBERT_SPEC
 def test_mentions_become_candidates_over_pieces():
     collate = CandidateCollator(table=TABLE)
     dog = [Candidate("dog.n.01", 0.9), Candidate("dog.v.01", 0.1)]
-    texts = [[((1, 1), dog), ((2, 3), [Candidate("york.n.01", 1.0)])], []]  # [CLS] dogs new york [SEP]: "dogs" has two pieces
+    texts = [
+        [((1, 1), dog), ((2, 3), [Candidate("york.n.01", 1.0)])],
+        [],
+    ]  # [CLS] dogs new york [SEP]: "dogs" has two pieces
     made = collate(texts, [[1, 2, 1, 1, 1], [1, 1]])
     assert made.spans.tolist() == [[[1, 2], [3, 4]], [[-1, -1], [-1, -1]]]
     assert made.ids.tolist() == [[[4, 5], [6, 0]], [[0, 0], [0, 0]]]
@@ -390,7 +426,9 @@ def test_the_shares_of_hidden_spans_are_those_of_the_paper():
     ids = torch.full((1, 4000, 1), 4)
     wide = EntityTable(map(str, range(1000)), special=KNOWBERT_SPECIAL)
     collate = CandidateCollator(table=wide)
-    hidden = collate.hide(Candidates(spans, ids, torch.ones(1, 4000, 1)), torch.tensor([[True]]), torch.Generator().manual_seed(0))
+    hidden = collate.hide(
+        Candidates(spans, ids, torch.ones(1, 4000, 1)), torch.tensor([[True]]), torch.Generator().manual_seed(0)
+    )
     shares = [float((hidden.ids == 2).double().mean()), float((hidden.ids == 4).double().mean())]
     assert shares == pytest.approx([0.8, 0.1], abs=0.03)
     with pytest.raises(InputError, match="reach as far as the spans do"):
@@ -413,15 +451,22 @@ def test_entity_tables_number_their_names_once(tmp_path):
         EntityTable(["a"], vectors=np.zeros((2, 3)))
 
 
-# -- n-grams -------------------------------------------------------------------------------------------------------------------------------
+# -- n-grams
+# ------------------------------------------------------------------------------------------------------------------
 
 
-@given(text=st.lists(st.sampled_from("abc"), max_size=12), grams=st.lists(st.text("abc", min_size=1, max_size=8), max_size=8))
+@given(
+    text=st.lists(st.sampled_from("abc"), max_size=12),
+    grams=st.lists(st.text("abc", min_size=1, max_size=8), max_size=8),
+)
 @settings(max_examples=60, **SETTINGS)
 def test_every_n_gram_that_occurs_is_found(text, grams):
     numbers = {tuple(gram): number for number, gram in enumerate(grams, 1)}
     wanted = [
-        (numbers[tuple(text[q : q + p])], q, p) for p in range(2, 8) for q in range(len(text) - p + 1) if tuple(text[q : q + p]) in numbers
+        (numbers[tuple(text[q : q + p])], q, p)
+        for p in range(2, 8)
+        for q in range(len(text) - p + 1)
+        if tuple(text[q : q + p]) in numbers
     ]
     assert [(m.number, m.start, m.length) for m in NGramLexicon(grams).matches(text)] == wanted
 
@@ -444,10 +489,13 @@ def test_the_share_of_n_grams_grows_with_the_text():
     assert batch["ngram_token_type_ids"][1].tolist() == [1, 0]
 
 
-# -- masking -------------------------------------------------------------------------------------------------------------------------------
+# -- masking
+# ------------------------------------------------------------------------------------------------------------------
 
 
-@given(seed=st.integers(0, 999), length=st.integers(1, 40), ratio=st.sampled_from([0.15, 0.5, 1.0]), outer=st.booleans())
+@given(
+    seed=st.integers(0, 999), length=st.integers(1, 40), ratio=st.sampled_from([0.15, 0.5, 1.0]), outer=st.booleans()
+)
 @settings(max_examples=60, **SETTINGS)
 def test_spans_meet_their_budget_begin_at_words_and_do_not_touch(seed, length, ratio, outer):
     rng = random.Random(seed)
@@ -459,7 +507,9 @@ def test_spans_meet_their_budget_begin_at_words_and_do_not_touch(seed, length, r
     assert all(b[0] > a[1] + 1 for a, b in itertools.pairwise(spans))
     assert all(first == 0 or tokens[first] % 3 or tokens[first - 1] in tokens for first, _ in spans)
     masked = scheme(tokens, tokens, RandomSpanDraws(random.Random(seed)))
-    assert [p for p, t in enumerate(masked.targets) if t] == sorted(p for p, t in enumerate(masked.targets) if t == tokens[p])
+    assert [p for p, t in enumerate(masked.targets) if t] == sorted(
+        p for p, t in enumerate(masked.targets) if t == tokens[p]
+    )
     for left, right, *words in masked.pairs:
         inside = range(left + 1, right) if outer else range(left, right + 1)
         assert [w for w in words if w] == [tokens[p] for p in inside][:3]
@@ -490,7 +540,18 @@ def test_jieba_cuts_chinese_into_words():
     words = list(jieba_segmenter()(text))
     assert "".join(words) == text
     assert {"使用", "语言", "模型", "预测"} <= set(words)
-    assert mark_words(["[CLS]", *text], words) == ["[CLS]", "使", "##用", "语", "##言", "模", "##型", "来", "预", "##测"]
+    assert mark_words(["[CLS]", *text], words) == [
+        "[CLS]",
+        "使",
+        "##用",
+        "语",
+        "##言",
+        "模",
+        "##型",
+        "来",
+        "预",
+        "##测",
+    ]
 
 
 def test_a_unit_is_masked_whole_and_special_tokens_never():
@@ -524,7 +585,8 @@ def test_entities_are_denoised_as_often_as_stated():
     assert thinned([4, 4, 4, 5, -1, 4]) == [4, -1, 4, 5, -1, 4]
 
 
-# -- TransE --------------------------------------------------------------------------------------------------------------------------------
+# -- TransE
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_transe_learns_a_ring_and_ranks_it_first():

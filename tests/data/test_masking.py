@@ -1,4 +1,6 @@
-"""What is masked and what stands in its place: against the references' data code, as distributions, and for every input that is allowed."""
+"""What is masked and what stands in its place: against the references' data code, as distributions,
+and for every input that is allowed.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ def test_a_replay_notices_a_draw_of_another_kind():
         pretraining_data.ReplayedRandom([["shuffle", [0]]]).random()
 
 
-# --- units -----------------------------------------------------------------------------------------------------------------------------
+# --- units
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_pieces_join_the_word_before_them_even_across_a_separator():
@@ -74,7 +77,8 @@ def test_pieces_join_the_word_before_them_even_across_a_separator():
 
 
 @pytest.mark.parametrize(
-    ("piece", "starts"), [("a=", True), ("s.", False), (".", True), ("=", True), ("É", True), ("Ing", False), ("▁a", True)]
+    ("piece", "starts"),
+    [("a=", True), ("s.", False), (".", True), ("=", True), ("É", True), ("Ing", False), ("▁a", True)],
 )
 def test_sentence_pieces_with_foreign_characters_begin_words(piece, starts):
     assert sentencepiece_start(piece) is starts
@@ -88,7 +92,11 @@ def test_the_budget_rounds_half_to_even_and_is_at_least_one():
 @st.composite
 def sequences(draw):
     """Tokens (0 and 1 are special, odd ones go on with a word) and a budget."""
-    return draw(st.lists(st.integers(0, 9), min_size=1, max_size=40)), draw(st.integers(0, 12)), draw(st.integers(0, 2**32))
+    return (
+        draw(st.lists(st.integers(0, 9), min_size=1, max_size=40)),
+        draw(st.integers(0, 12)),
+        draw(st.integers(0, 2**32)),
+    )
 
 
 def starts(token: int) -> bool:
@@ -159,7 +167,8 @@ def test_span_lengths_are_geometric_with_a_mean_of_3_8_words():
     assert sum(first) / len(first) == pytest.approx(mean, abs=5 * 2.6 / math.sqrt(len(first)))
 
 
-# --- replacement -----------------------------------------------------------------------------------------------------------------------
+# --- replacement
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_of_the_chosen_tokens_80_percent_become_the_mask_10_stay_10_become_any_word():
@@ -177,7 +186,9 @@ def test_of_the_chosen_tokens_80_percent_become_the_mask_10_stay_10_become_any_w
 @pytest.mark.parametrize("shares", [(0.8, 0.1, 0.1), (0.5, 0.0, 0.5), (0.0, 1.0, 0.0)])
 def test_ids_are_replaced_in_the_shares_that_are_asked_for(shares):
     ids = torch.full((40, 500), 7)
-    corrupted, labels = replace_ids(ids, torch.ones_like(ids, dtype=torch.bool), 4, 10, torch.Generator().manual_seed(0), shares)
+    corrupted, labels = replace_ids(
+        ids, torch.ones_like(ids, dtype=torch.bool), 4, 10, torch.Generator().manual_seed(0), shares
+    )
     draws = ids.numel()
     assert within(int((corrupted == 4).sum()), draws, shares[0] + shares[2] / 10)
     assert within(int((corrupted == 7).sum()), draws, shares[1] + shares[2] / 10)
@@ -214,7 +225,8 @@ def test_permuted_tokens_change_places_among_themselves():
     assert (moved.positions, moved.labels) == ([1, 3, 4], ["b", "d", "e"])
 
 
-# --- XLM and ELECTRA -------------------------------------------------------------------------------------------------------------------
+# --- XLM and ELECTRA
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 12), min_size=1, max_size=4))
@@ -250,7 +262,9 @@ def test_samples_are_written_as_a_loop_would(data):
     places = data.draw(st.lists(st.integers(0, length - 1), max_size=6))
     samples = data.draw(st.lists(st.integers(0, 20), min_size=len(places), max_size=len(places)))
     expected = [
-        sum(hits) // len(hits) if place and (hits := [s for s, p in zip(samples, places, strict=True) if p == place]) else ids[place]
+        sum(hits) // len(hits)
+        if place and (hits := [s for s, p in zip(samples, places, strict=True) if p == place])
+        else ids[place]
         for place in range(length)
     ]
     updated, written = write_samples(
@@ -260,7 +274,8 @@ def test_samples_are_written_as_a_loop_would(data):
     assert written[0].tolist() == [place > 0 and place in places for place in range(length)]
 
 
-# --- noise -----------------------------------------------------------------------------------------------------------------------------
+# --- noise
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(2, 20), st.integers(0, 2**32), st.floats(0.5, 5))
@@ -287,7 +302,8 @@ def test_noise_drops_and_blanks_a_tenth_each():
     assert noised == add_noise(sentence, "<mask>", random.Random(0))
 
 
-# --- instances -------------------------------------------------------------------------------------------------------------------------
+# --- instances
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60)
@@ -311,7 +327,11 @@ def test_pairs_fit_and_keep_their_documents_in_order(data):
                 assert pair.second[0] > pair.first[-1]
                 assert {owner[t] for t in pair.first + pair.second} == {index}
             elif {owner[t] for t in pair.first + pair.second} == {index} and objective == "sentence-order":
-                assert pair.second[-1] < pair.first[0] or len(documents[index]) == 1 or pair.second[0] != pair.first[-1] + 1
+                assert (
+                    pair.second[-1] < pair.first[0]
+                    or len(documents[index]) == 1
+                    or pair.second[0] != pair.first[-1] + 1
+                )
 
 
 @pytest.mark.parametrize("objective", ["next-sentence", "sentence-order"])
@@ -346,7 +366,8 @@ def test_translations_are_joined_as_lists_would_be(data):
     first, second = (data.draw(st.lists(sentence, min_size=rows, max_size=rows)) for _ in range(2))
     reset = data.draw(st.booleans())
     grids = [
-        torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in side], batch_first=True, padding_value=2) for side in (first, second)
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in side], batch_first=True, padding_value=2)
+        for side in (first, second)
     ]
     lengths = [torch.tensor([len(s) for s in side]) for side in (first, second)]
     joined = join_translations(grids[0], lengths[0], 5, grids[1], lengths[1], torch.tensor([6] * rows), 2, reset)

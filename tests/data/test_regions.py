@@ -39,10 +39,17 @@ def some(count: int = 3, width: int = 4, seed: int = 0, **fields: Any) -> Region
     return Regions(torch.randn(count, width, generator=generator), boxes, SIZE, **fields)
 
 
-# -- encodings -----------------------------------------------------------------------------------------------------------------------------
+# -- encodings
+# ------------------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(*[st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0.01, 0.5), st.floats(0.01, 0.5)]), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(*[st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0.01, 0.5), st.floats(0.01, 0.5)]),
+        min_size=1,
+        max_size=4,
+    )
+)
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_a_box_says_the_same_in_every_format_and_each_encoding_is_its_formula(shares):
     wide, high = SIZE
@@ -50,7 +57,9 @@ def test_a_box_says_the_same_in_every_format_and_each_encoding_is_its_formula(sh
     xywh = torch.tensor([[x * wide, y * high, w * wide, h * high] for x, y, w, h in shares])
     normal = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in shares])
     features = torch.zeros(len(shares), 2)  # no feature, so that a box of zeros is padding's and no mistake
-    kinds = [Regions(features, b + 0.0, SIZE, format=f) for b, f in ((xyxy, "xyxy"), (xywh, "xywh"), (normal, "normalised"))]
+    kinds = [
+        Regions(features, b + 0.0, SIZE, format=f) for b, f in ((xyxy, "xyxy"), (xywh, "xywh"), (normal, "normalised"))
+    ]
     for regions in kinds:
         for numbers in (4, 5, 7):
             rows = regions.encoded(numbers)
@@ -90,7 +99,8 @@ def test_the_whole_picture_is_the_mean_of_real_regions_and_the_whole_box():
         first.encoded(6)
 
 
-# -- what can't be meant -------------------------------------------------------------------------------------------------------------------
+# -- what can't be meant
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +141,11 @@ def test_padding_may_hold_anything_and_rounding_is_borne():
     ],
 )
 def test_wrong_shapes_are_refused(changes, said):
-    given_ = {"features": torch.ones(3, 2), "boxes": torch.ones(3, 4) * torch.tensor([1, 2, 30, 40]), "image_size": SIZE} | changes
+    given_ = {
+        "features": torch.ones(3, 2),
+        "boxes": torch.ones(3, 4) * torch.tensor([1, 2, 30, 40]),
+        "image_size": SIZE,
+    } | changes
     with pytest.raises(InputError, match=said):
         Regions(**given_)
 
@@ -142,7 +156,8 @@ def test_names_are_refused_with_the_closest():
             some(**fields)
 
 
-# -- for models ----------------------------------------------------------------------------------------------------------------------------
+# -- for models
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_gets_what_it_reads():
@@ -214,7 +229,9 @@ def test_a_resnet_ends_at_its_last_grid_and_only_trained_weights_make_it_torchvi
         asked.append((name, weights))
         return nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(models=types.SimpleNamespace(get_model=get_model)))
+    monkeypatch.setitem(
+        sys.modules, "torchvision", types.SimpleNamespace(models=types.SimpleNamespace(get_model=get_model))
+    )
     images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     made = [grid_regions(images, resnet_grid("resnet18", pretrained=trained), size=None) for trained in (True, False)]
     assert [(regions.detector, len(regions)) for regions in made] == [("torchvision-grid", 4), ("grid", 4)]
@@ -224,7 +241,8 @@ def test_a_resnet_ends_at_its_last_grid_and_only_trained_weights_make_it_torchvi
         resnet_grid()
 
 
-# -- dumps ---------------------------------------------------------------------------------------------------------------------------------
+# -- dumps
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def b64(array: numpy.ndarray[Any, Any]) -> str:
@@ -232,7 +250,10 @@ def b64(array: numpy.ndarray[Any, Any]) -> str:
 
 
 def pictures(count: int = 3) -> dict[str, Regions]:
-    return {f"{100 + i}": some(i + 1, seed=i, confidence=torch.rand(i + 1), labels=torch.arange(i + 1)) for i in range(count)}
+    return {
+        f"{100 + i}": some(i + 1, seed=i, confidence=torch.rand(i + 1), labels=torch.arange(i + 1))
+        for i in range(count)
+    }
 
 
 def same(found: Regions, wanted: Regions, *, more: bool = False) -> None:
@@ -318,7 +339,9 @@ def test_npz_and_npy_folders_are_read(tmp_path):
 
 def test_uniters_npz_holds_shares_alone(tmp_path):
     regions = some(2)
-    numpy.savez(tmp_path / "a.npz", features=regions.features, norm_bb=regions.encoded(7), conf=numpy.array([0.5, 0.6], "f4"))
+    numpy.savez(
+        tmp_path / "a.npz", features=regions.features, norm_bb=regions.encoded(7), conf=numpy.array([0.5, 0.6], "f4")
+    )
     _, found = next(read_regions(tmp_path / "a.npz"))
     assert found.format == "normalised"
     assert torch.allclose(found.encoded(7), regions.encoded(7), atol=1e-6)
@@ -332,7 +355,10 @@ class Evil:
 def test_lmdb_values_are_read_and_never_run(tmp_path):
     lmdb = pytest.importorskip("lmdb")
     made = pictures()
-    with lmdb.open(str(tmp_path / "dump.lmdb"), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(tmp_path / "dump.lmdb"), map_size=1 << 22) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         for name, r in made.items():
             value = {
                 "image_id": name,
@@ -432,7 +458,19 @@ def test_a_dump_is_converted_with_one_picture_in_memory_at_a_time(tmp_path, monk
     assert pictures.most <= 4  # the one that is written, the one that is being made, and what loops still hold
     source = tmp_path / "dump.tsv"
     lines = [
-        "\t".join(map(str, (number, 200, 100, 2, b64(some(2, seed=number).boxes.numpy()), b64(some(2, seed=number).features.numpy()))))
+        "\t".join(
+            map(
+                str,
+                (
+                    number,
+                    200,
+                    100,
+                    2,
+                    b64(some(2, seed=number).boxes.numpy()),
+                    b64(some(2, seed=number).features.numpy()),
+                ),
+            )
+        )
         for number in range(40)
     ]
     source.write_text("\n".join(lines) + "\n")
@@ -441,7 +479,12 @@ def test_a_dump_is_converted_with_one_picture_in_memory_at_a_time(tmp_path, monk
     seen: list[tuple[str, int, int | None]] = []
     assert convert_regions(source, tmp_path / "y.safetensors", progress=lambda *said: seen.append(said)) == 40
     assert counter.most <= 4
-    assert (seen[0], seen[39], seen[40], seen[-1]) == (("reading", 1, None), ("reading", 40, None), ("writing", 1, 40), ("writing", 40, 40))
+    assert (seen[0], seen[39], seen[40], seen[-1]) == (
+        ("reading", 1, None),
+        ("reading", 40, None),
+        ("writing", 1, 40),
+        ("writing", 40, 40),
+    )
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.booleans(), st.booleans())
@@ -465,7 +508,9 @@ def test_what_is_written_comes_back_picture_by_picture(tmp_path_factory, counts,
 
 def test_the_header_does_not_grow_with_the_pictures(tmp_path):
     for count in (1, 50):
-        save_regions(tmp_path / f"{count}.safetensors", {f"{number:09}": some(1, seed=number) for number in range(count)})
+        save_regions(
+            tmp_path / f"{count}.safetensors", {f"{number:09}": some(1, seed=number) for number in range(count)}
+        )
     sizes = [int.from_bytes((tmp_path / f"{count}.safetensors").read_bytes()[:8], "little") for count in (1, 50)]
     assert sizes[1] - sizes[0] < 40  # more digits alone; readers refuse headers of more than 16 MB
 
@@ -486,7 +531,9 @@ def test_a_file_of_regions_appears_whole_or_not_at_all(tmp_path):
             save_regions(tmp_path / "x.safetensors", {"a": some(), "b": other})
     with pytest.raises(CheckpointError, match="not finite"):
         save_regions(
-            tmp_path / "x.safetensors", {"a": some(), "b": replace(some(), features=torch.full((3, 4), 1e30))}, dtype=torch.float16
+            tmp_path / "x.safetensors",
+            {"a": some(), "b": replace(some(), features=torch.full((3, 4), 1e30))},
+            dtype=torch.float16,
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,8 @@
-"""What the common tests need to know of each registered family, one module each, found by the family's name.
+"""What the common tests need to know of each registered family, one module each, found by the
+family's name.
 
-A module gives ``tiny_config(draw)``, a small config drawn over everything the family allows, and ``inputs(draw, config, **options)``, a
-`tests.strategies.Batch`. Optional are:
+A module gives ``tiny_config(draw)``, a small config drawn over everything the family allows, and
+``inputs(draw, config, **options)``, a `tests.strategies.Batch`. Optional are:
 
 - ``LAYOUT``, ``CLASSES`` and ``oracle(config, task, options)`` where the transformers library has the model: the map, its classes by task
   (None: the bare encoder), and one of them, untrained, for a config of ours.

@@ -21,7 +21,10 @@ CLASSES = {
     "question-answering": "AlbertForQuestionAnswering",
     "multiple-choice": "AlbertForMultipleChoice",
 }
-WRONG_GROUPS = ((18, 14), (27, 21))  # (layers, groups) for which transformers 5.23 rounds a float down and runs the wrong group
+WRONG_GROUPS = (
+    (18, 14),
+    (27, 21),
+)  # (layers, groups) for which transformers 5.23 rounds a float down and runs the wrong group
 
 
 def tiny_config(draw: st.DrawFn) -> AlbertConfig:

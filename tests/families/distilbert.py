@@ -29,7 +29,11 @@ class _OneSegment:
     num_segments = 1
 
     def __init__(self, config: DistilBertConfig) -> None:
-        self.hidden_size, self.vocab_size, self.max_positions = config.hidden_size, config.vocab_size, config.max_positions
+        self.hidden_size, self.vocab_size, self.max_positions = (
+            config.hidden_size,
+            config.vocab_size,
+            config.max_positions,
+        )
 
 
 def tiny_config(draw: st.DrawFn) -> DistilBertConfig:

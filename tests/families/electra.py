@@ -1,5 +1,5 @@
-"""ELECTRA: its small configs, its inputs, and how transformers builds the same. Its replaced-token head is held in tests/tasks/test_electra.py:
-transformers computes that loss in single precision.
+"""ELECTRA: its small configs, its inputs, and how transformers builds the same. Its replaced-token
+head is held in tests/tasks/test_electra.py: transformers computes that loss in single precision.
 """
 
 from __future__ import annotations

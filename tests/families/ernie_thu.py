@@ -15,7 +15,9 @@ def tiny_config(draw: st.DrawFn) -> ErnieThuConfig:
     fields = encoder_fields(draw)
     heads = draw(st.integers(1, 2))
     kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=fields["num_layers"]))
-    return ErnieThuConfig(**fields, entity_heads=heads, entity_size=heads * draw(st.integers(1, 3)), layer_types=tuple(kinds))
+    return ErnieThuConfig(
+        **fields, entity_heads=heads, entity_size=heads * draw(st.integers(1, 3)), layer_types=tuple(kinds)
+    )
 
 
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
@@ -27,4 +29,6 @@ def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
         vectors = torch.randn(*first.shape[:2], config.entity_size, generator=generator, dtype=torch.float64)
         mask = torch.randint(2, first.shape[:2], generator=generator)
         batch = batch.with_(entity_embeds=vectors, entity_mask=mask)
-    return Batch(batch.inputs, {mask: (*names, "entity_embeds", "entity_mask") for mask, names in batch.streams.items()})
+    return Batch(
+        batch.inputs, {mask: (*names, "entity_embeds", "entity_mask") for mask, names in batch.streams.items()}
+    )

@@ -1,4 +1,6 @@
-"""KnowBert: its small configs, with sources of knowledge, and texts that mention nothing; test_knowledge_models.py has the rest."""
+"""KnowBert: its small configs, with sources of knowledge, and texts that mention nothing;
+test_knowledge_models.py has the rest.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""mBART: its small configs and its inputs; tests/models/test_mbart.py asks transformers about them."""
+"""mBART: its small configs and its inputs; tests/models/test_mbart.py asks transformers about
+them.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ def small_batch() -> Batch:
     generator = torch.Generator().manual_seed(4)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
     given = {"input_ids": torch.randint(2, 19, (4, 6), generator=generator), "attention_mask": mask}
-    given |= {"decoder_input_ids": torch.randint(2, 19, (4, 5), generator=generator), "decoder_attention_mask": mask[[2, 0, 3, 1], :5]}
+    given |= {
+        "decoder_input_ids": torch.randint(2, 19, (4, 5), generator=generator),
+        "decoder_attention_mask": mask[[2, 0, 3, 1], :5],
+    }
     return Batch(given, {"attention_mask": ALONG, "decoder_attention_mask": tuple(f"decoder_{name}" for name in ALONG)})
 
 

@@ -27,8 +27,9 @@ CLASSES = {
 def tiny_config(draw: st.DrawFn) -> MobileBertConfig:
     """What transformers can build and uses whole; the rest is in tests/models/test_mobilebert.py.
 
-    Its class builds tensors that nothing reads where attention is in the bottleneck though query and key would share one, and where the
-    token table is as wide as the model; and it cannot run attention over the full states unless the bottleneck has their width.
+    Its class builds tensors that nothing reads where attention is in the bottleneck though query
+    and key would share one, and where the token table is as wide as the model; and it cannot run
+    attention over the full states unless the bottleneck has their width.
     """
     fields = encoder_fields(draw)
     wiring = draw(st.sampled_from(["none", "shared", "narrow", "full"]))

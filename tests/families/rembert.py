@@ -22,8 +22,12 @@ CLASSES = {
 
 
 def tiny_config(draw: st.DrawFn) -> RemBertConfig:
-    fields = {name: value for name, value in encoder_fields(draw).items() if name != "tie_word_embeddings"} | {"classifier_dropout": 0.2}
-    return RemBertConfig(**fields, embedding_size=draw(st.integers(1, 6)), output_embedding_size=draw(st.integers(1, 9)))
+    fields = {name: value for name, value in encoder_fields(draw).items() if name != "tie_word_embeddings"} | {
+        "classifier_dropout": 0.2
+    }
+    return RemBertConfig(
+        **fields, embedding_size=draw(st.integers(1, 6)), output_embedding_size=draw(st.integers(1, 9))
+    )
 
 
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:

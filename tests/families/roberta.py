@@ -21,7 +21,10 @@ CLASSES = {
     "question-answering": "RobertaForQuestionAnswering",
     "multiple-choice": "RobertaForMultipleChoice",
 }
-SMALL = {"pad_token_id": 5, "max_positions": 16}  # an id that stands in the tests' texts, and room for ten tokens behind it
+SMALL = {
+    "pad_token_id": 5,
+    "max_positions": 16,
+}  # an id that stands in the tests' texts, and room for ten tokens behind it
 
 
 def tiny_config(draw: st.DrawFn) -> RobertaConfig:
@@ -30,7 +33,9 @@ def tiny_config(draw: st.DrawFn) -> RobertaConfig:
 
 
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
-    """The table's first rows are for padding: texts are as much shorter, and leave room for one more token."""
+    """The table's first rows are for padding: texts are as much shorter, and leave room for one
+    more token.
+    """
     fields = {"vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "num_segments": config.num_segments}
     return draw(text_batches(SimpleNamespace(**fields, max_positions=config.longest - 1), **options))
 
@@ -42,7 +47,9 @@ def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
 
 
 def padding_learns(theirs: nn.Module) -> nn.Module:
-    """transformers gives the padding id's rows no gradient; ours do get one where a text holds that id."""
+    """transformers gives the padding id's rows no gradient; ours do get one where a text holds that
+    id.
+    """
     for part in theirs.modules():
         if isinstance(part, nn.Embedding):
             part.padding_idx = None

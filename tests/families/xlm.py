@@ -27,7 +27,11 @@ NAMES = ("en", "fr", "de", "ru")
 
 def tiny_config(draw: st.DrawFn) -> XlmConfig:
     fields = encoder_fields(draw)
-    shared = {name: fields[name] for name in XlmConfig.field_names() if name in fields and name not in ("activation", "pooler")}
+    shared = {
+        name: fields[name]
+        for name in XlmConfig.field_names()
+        if name in fields and name not in ("activation", "pooler")
+    }
     languages = draw(st.integers(1, 4))
     return XlmConfig(
         **{**shared, "classifier_dropout": 0.2},
@@ -43,7 +47,9 @@ def tiny_config(draw: st.DrawFn) -> XlmConfig:
 
 
 def inputs(draw: st.DrawFn, config: Any, kinds: tuple[str, ...] = MASKS, **options: Any) -> Batch:
-    """A causal model of transformers looks at padding to the left of a token; ours never does, so there padding stands on the right."""
+    """A causal model of transformers looks at padding to the left of a token; ours never does, so
+    there padding stands on the right.
+    """
     if config.causal:
         kinds = tuple(kind for kind in kinds if kind not in ("left", "holes")) or ("right",)
     batch = draw(text_batches(_Segmentless(config), kinds=kinds, **options))
@@ -63,7 +69,9 @@ def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:
     forward = theirs.forward
 
     def in_float64(**named: Any) -> Any:
-        """The port calls languages ``langs``, and takes its softmax in float32 whatever the dtype, by ``Tensor.float``."""
+        """The port calls languages ``langs``, and takes its softmax in float32 whatever the dtype,
+        by ``Tensor.float``.
+        """
         with mock.patch.object(torch.Tensor, "float", lambda tensor: tensor):
             return forward(**{"langs" if name == "language_ids" else name: value for name, value in named.items()})
 
@@ -77,4 +85,8 @@ class _Segmentless:
     num_segments = 1
 
     def __init__(self, config: Any) -> None:
-        self.vocab_size, self.hidden_size, self.max_positions = config.vocab_size, config.hidden_size, config.max_positions
+        self.vocab_size, self.hidden_size, self.max_positions = (
+            config.vocab_size,
+            config.hidden_size,
+            config.max_positions,
+        )

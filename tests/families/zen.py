@@ -15,7 +15,9 @@ ALONG = {"attention_mask": ("ngram_positions",), "ngram_mask": ("ngram_ids", "ng
 
 def tiny_config(draw: st.DrawFn) -> ZenConfig:
     fields = encoder_fields(draw)
-    return ZenConfig(**fields, num_ngrams=draw(st.integers(2, 9)), num_ngram_layers=draw(st.integers(0, fields["num_layers"])))
+    return ZenConfig(
+        **fields, num_ngrams=draw(st.integers(2, 9)), num_ngram_layers=draw(st.integers(0, fields["num_layers"]))
+    )
 
 
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:

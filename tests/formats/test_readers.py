@@ -1,4 +1,6 @@
-"""Readers against files that the real libraries wrote: every name, shape, dtype and byte must come out as it went in."""
+"""Readers against files that the real libraries wrote: every name, shape, dtype and byte must come
+out as it went in.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def same(read: torch.Tensor, expected: torch.Tensor) -> bool:
     """Equal in dtype, shape and every byte, NaN included."""
     canonical = torch.empty(read.shape, device="meta").stride()  # one-element dimensions have the usual strides too
     return (
-        read.stride() == canonical and (read.dtype, read.shape) == (expected.dtype, expected.shape) and bytes_of(read) == bytes_of(expected)
+        read.stride() == canonical
+        and (read.dtype, read.shape) == (expected.dtype, expected.shape)
+        and bytes_of(read) == bytes_of(expected)
     )
 
 
@@ -56,7 +60,8 @@ def holds(archive: Archive, expected: dict[str, torch.Tensor]) -> bool:
     return True
 
 
-# --- safetensors ----------------------------------------------------------------------------------------------------------
+# --- safetensors
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_safetensors_come_out_as_the_library_wrote_them(tmp_path):
@@ -98,7 +103,8 @@ def test_shards_are_read_by_their_index(tmp_path, kind):
     assert len(archive.files) == 3
 
 
-# --- torch files ----------------------------------------------------------------------------------------------------------
+# --- torch files
+# ----------------------------------------------------------------------------------------------------------
 
 
 @ZIP_OR_LEGACY
@@ -162,13 +168,19 @@ def test_torchscript_gives_parameters_and_constants(tmp_path):
 def test_tensors_saved_on_other_devices_are_read_on_the_cpu(tmp_path):
     torch.save({"a": torch.arange(3.0)}, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     for device in (b"cuda:0", b"mps:0\0"[:5]):
-        data = (tmp_path / "m.pt").read_bytes().replace(b"X\x03\x00\x00\x00cpu", b"X" + len(device).to_bytes(4, "little") + device)
+        data = (
+            (tmp_path / "m.pt")
+            .read_bytes()
+            .replace(b"X\x03\x00\x00\x00cpu", b"X" + len(device).to_bytes(4, "little") + device)
+        )
         (tmp_path / "other.pt").write_bytes(data)
         assert device in data
         assert open_archive(tmp_path / "other.pt").read("a").tolist() == [0.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64, torch.complex128])
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64, torch.complex128]
+)
 @ZIP_OR_LEGACY
 def test_newer_dtypes_on_untyped_storages_come_out(tmp_path, dtype, zipped):
     tensor = torch.arange(6).reshape(2, 3).to(dtype)
@@ -193,7 +205,9 @@ def layouts(draw):
     tensor = torch.arange(int(np.prod([size + 2 for size in shape]))).reshape([size + 2 for size in shape]).to(dtype)
     for axis, size in enumerate(shape):
         start, step = draw(st.integers(0, 2)), draw(st.integers(1, 2))
-        tensor = tensor.narrow(axis, start, size)[tuple(slice(None, None, step) if i == axis else slice(None) for i in range(len(shape)))]
+        tensor = tensor.narrow(axis, start, size)[
+            tuple(slice(None, None, step) if i == axis else slice(None) for i in range(len(shape)))
+        ]
     tensor = tensor.permute(draw(st.permutations(range(len(shape)))))
     return tensor.unsqueeze(0).expand(draw(st.integers(1, 3)), *tensor.shape) if draw(st.booleans()) else tensor
 
@@ -221,7 +235,8 @@ def test_xlm_files_give_parameters_and_dictionaries(tmp_path):
     assert archive.metadata["dico_word2id"] == value["dico_word2id"]
 
 
-# --- TensorFlow -----------------------------------------------------------------------------------------------------------
+# --- TensorFlow
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["bert_model.ckpt", "bert_model.ckpt.index"])
@@ -232,7 +247,9 @@ def test_a_sharded_checkpoint_that_tensorflow_wrote_comes_out_with_partitioned_v
     assert set(archive.tensors) == {key.replace("|", "/") for key in expected.files}
     for key in expected.files:
         tensor = archive.read(key.replace("|", "/"))
-        assert np.array_equal(tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy(), expected[key]), key
+        assert np.array_equal(
+            tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy(), expected[key]
+        ), key
     assert archive.refused == ("a tensor of strings at words",)
     assert len(archive.files) == 4
 
@@ -253,7 +270,8 @@ def test_a_missing_shard_is_named(tmp_path):
         open_archive(samples["tensorflow"])
 
 
-# --- numpy, paddle --------------------------------------------------------------------------------------------------------
+# --- numpy, paddle
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -322,14 +340,19 @@ def test_the_eval_by_which_paddle_pickles_a_tensor_is_read_and_no_other(tmp_path
         def __reduce__(self):
             return eval, self.how
 
-    value = {"a": Reduced("data", {"data": np.ones(2)}), "b": Reduced("data.x", {"data": np.ones(2)}), "c": Reduced("1 + 1")}
+    value = {
+        "a": Reduced("data", {"data": np.ones(2)}),
+        "b": Reduced("data.x", {"data": np.ones(2)}),
+        "c": Reduced("1 + 1"),
+    }
     (tmp_path / "m.pdparams").write_bytes(pickle.dumps(value, 4))
     archive = open_archive(tmp_path / "m.pdparams")
     assert archive.read("a").tolist() == [1.0, 1.0]
     assert archive.refused == ("builtins.eval (REDUCE) at b and 1 more",)
 
 
-# --- folders and archives -------------------------------------------------------------------------------------------------
+# --- folders and archives
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_ranks_of_a_megatron_checkpoint_stand_side_by_side(tmp_path):
@@ -340,7 +363,9 @@ def test_the_ranks_of_a_megatron_checkpoint_stand_side_by_side(tmp_path):
         for name, tensor in parameters(rank).items():
             assert same(archive.read(f"mp_rank_{rank:02d}.{name}"), tensor)
     assert {"mp_rank_00.encoder.weight", "mp_rank_00.encoder.tied"} in archive.aliases()
-    shutil.move(tmp_path / "megatron" / "mp_rank_01_model_states.pt", tmp_path / "megatron" / "mp_rank_02_model_states.pt")
+    shutil.move(
+        tmp_path / "megatron" / "mp_rank_01_model_states.pt", tmp_path / "megatron" / "mp_rank_02_model_states.pt"
+    )
     with pytest.raises(CheckpointError, match="rank is missing"):
         open_archive(tmp_path / "megatron")
 
@@ -368,7 +393,8 @@ def test_a_folder_with_two_checkpoints_asks_which_one_and_ignores_optimizer_file
     assert list(open_archive(tmp_path).tensors) == ["c"]
 
 
-# --- ONNX -----------------------------------------------------------------------------------------------------------------
+# --- ONNX
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
@@ -394,7 +420,9 @@ def test_onnx_agrees_with_the_onnx_package(tmp_path):
         "a.int8": np.array([-1, 2], np.int8),
     }
     tensors = [onnx.numpy_helper.from_array(array, name) for name, array in values.items()]
-    tensors += [onnx.helper.make_tensor(f"{t.name}.list", t.data_type, t.dims, values[t.name].tolist()) for t in tensors]
+    tensors += [
+        onnx.helper.make_tensor(f"{t.name}.list", t.data_type, t.dims, values[t.name].tolist()) for t in tensors
+    ]
     graph = onnx.helper.make_graph([], "g", [], [], tensors)
     onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
     archive = open_archive(tmp_path / "m.onnx")
@@ -402,7 +430,8 @@ def test_onnx_agrees_with_the_onnx_package(tmp_path):
         assert np.array_equal(archive.read(tensor.name).numpy(), onnx.numpy_helper.to_array(tensor)), tensor.name
 
 
-# --- laziness -------------------------------------------------------------------------------------------------------------
+# --- laziness
+# -------------------------------------------------------------------------------------------------------------
 
 
 def anonymous_memory() -> int:
@@ -438,7 +467,10 @@ def five_gigabytes(path: Path, kind: str) -> Path:
     size = 1 << 25
     with path.open("wb") as file:
         if kind == "safetensors":
-            header = {f"t{i}": {"dtype": "F32", "shape": [size], "data_offsets": [i * size * 4, (i + 1) * size * 4]} for i in range(40)}
+            header = {
+                f"t{i}": {"dtype": "F32", "shape": [size], "data_offsets": [i * size * 4, (i + 1) * size * 4]}
+                for i in range(40)
+            }
             raw = json.dumps(header).encode()
             raw += b" " * (-len(raw) % 8)
             file.write(len(raw).to_bytes(8, "little") + raw)
@@ -471,7 +503,10 @@ def test_a_file_of_five_gigabytes_opens_at_once_in_little_memory(tmp_path, kind)
 
 def test_a_checkpoint_written_again_by_another_zip_tool_is_still_read(tmp_path):
     torch.save(dict(parameters()), tmp_path / "m.pt")
-    with zipfile.ZipFile(tmp_path / "m.pt") as source, zipfile.ZipFile(tmp_path / "again.pt", "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(tmp_path / "m.pt") as source,
+        zipfile.ZipFile(tmp_path / "again.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for info in source.infolist():
             target.writestr(info.filename, source.read(info))
     assert holds(open_archive(tmp_path / "again.pt"), parameters())

@@ -1,4 +1,6 @@
-"""Files made to harm: nothing in them runs, nothing they announce is believed, and only CheckpointErrors come out."""
+"""Files made to harm: nothing in them runs, nothing they announce is believed, and only
+CheckpointErrors come out.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ def zip_with(path: Path, pickled: bytes, **members: bytes) -> Path:
     return path
 
 
-# --- nothing runs ---------------------------------------------------------------------------------------------------------
+# --- nothing runs
+# ---------------------------------------------------------------------------------------------------------
 
 
 @ZIP_OR_LEGACY
@@ -95,14 +98,22 @@ def zip_with(path: Path, pickled: bytes, **members: bytes) -> Path:
     ],
     ids=lambda call: f"{call.function.__module__}.{call.function.__qualname__}",
 )
-def test_a_call_in_a_pickle_is_named_and_not_made_and_the_tensors_beside_it_are_read(tmp_path, monkeypatch, call, zipped):
+def test_a_call_in_a_pickle_is_named_and_not_made_and_the_tensors_beside_it_are_read(
+    tmp_path, monkeypatch, call, zipped
+):
     monkeypatch.chdir(tmp_path)
-    torch.save({"a": torch.ones(2), "x": call, "nested": [{"y": call}], "b": torch.zeros(1)}, "m.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"a": torch.ones(2), "x": call, "nested": [{"y": call}], "b": torch.zeros(1)},
+        "m.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
     with harmless():
         archive = open_archive("m.pt")
         assert list(archive.tensors) == ["a", "b"]
         assert archive.read("a").tolist() == [1.0, 1.0]
-    name = {range: "xrange"}.get(call.function, call.function.__qualname__)  # protocol 2 writes some names as Python 2 had them
+    name = {range: "xrange"}.get(
+        call.function, call.function.__qualname__
+    )  # protocol 2 writes some names as Python 2 had them
     assert any(line.endswith(f".{name} (REDUCE) at x and 1 more") for line in archive.refused), archive.refused
     assert os.listdir() == ["m.pt"]
 
@@ -150,7 +161,8 @@ def test_every_way_to_call_is_refused(tmp_path):
         assert archive.refused[0].endswith("at k"), archive.refused
 
 
-# --- lies about sizes -----------------------------------------------------------------------------------------------------
+# --- lies about sizes
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,10 +202,23 @@ def test_a_tiny_pickle_that_announces_gigabytes_takes_no_memory(tmp_path, body):
         (b"]" + b"\x85" * 100_000 + b"}q\x00" + b"0" + b"h\x00h\x00s.", ""),
         (b"]q\x00" + b"h\x00a" * 3 + b".", ""),
         (b"]" + b"q\x00]h\x00ah\x00a" * 60 + b".", ""),
-        (b"]" + b"N" * 0 + b"".join(b"q" + bytes([i]) + b"0](" + (b"h" + bytes([i])) * 10 + b"e" for i in range(20)) + b".", "unfolds"),
-        (b"(" + b"N" * 100_000 + b"lq\x000" + b"cbuiltins\nlist\nh\x00\x85R0" * 2000 + b"N.", "lists, dicts and objects"),
         (
-            b"X\xff\xff\x00\x00" + b"a" * 65535 + b"q\x000" + b"c_codecs\nencode\nh\x00X\x05\x00\x00\x00utf-8\x86R0" * 2000 + b"N.",
+            b"]"
+            + b"N" * 0
+            + b"".join(b"q" + bytes([i]) + b"0](" + (b"h" + bytes([i])) * 10 + b"e" for i in range(20))
+            + b".",
+            "unfolds",
+        ),
+        (
+            b"(" + b"N" * 100_000 + b"lq\x000" + b"cbuiltins\nlist\nh\x00\x85R0" * 2000 + b"N.",
+            "lists, dicts and objects",
+        ),
+        (
+            b"X\xff\xff\x00\x00"
+            + b"a" * 65535
+            + b"q\x000"
+            + b"c_codecs\nencode\nh\x00X\x05\x00\x00\x00utf-8\x86R0" * 2000
+            + b"N.",
             "lists, dicts",
         ),
     ],
@@ -219,7 +244,9 @@ def test_a_pickle_that_multiplies_is_stopped(tmp_path, pickled, match):
     assert outcome != "crash"
 
 
-def storage_pickle(shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, count: int = 4, kind: str = "FloatStorage") -> bytes:
+def storage_pickle(
+    shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, count: int = 4, kind: str = "FloatStorage"
+) -> bytes:
     """A dict with one tensor on storage 0, as torch pickles it but with any sizes."""
 
     class Pickler(pickle.Pickler):
@@ -260,7 +287,8 @@ def test_a_storage_described_twice_or_missing_is_refused(tmp_path):
     refused(zip_with(tmp_path / "n.pt", both, data__0=bytes(16)), "described twice")
 
 
-# --- safetensors ----------------------------------------------------------------------------------------------------------
+# --- safetensors
+# ----------------------------------------------------------------------------------------------------------
 
 
 def safetensors(header: object, body: bytes = bytes(16), length: int | None = None) -> bytes:
@@ -290,7 +318,9 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
         (safetensors({"a\n": entry(0, 16, [4])}), "printable"),
         (safetensors({"__metadata__": {"a": 1}, "a": entry(0, 16, [4])}), "__metadata__"),
         (
-            safetensors(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"I32","shape":[4],"data_offsets":[0,16]}}'),
+            safetensors(
+                b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"I32","shape":[4],"data_offsets":[0,16]}}'
+            ),
             "twice",
         ),
         (safetensors(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "nested too deeply"),
@@ -306,10 +336,13 @@ def test_a_lying_safetensors_header_is_refused(tmp_path, data, match):
     refused(tmp_path / "m.safetensors", match, memory=80 * MIB)
 
 
-# --- archives and indexes -------------------------------------------------------------------------------------------------
+# --- archives and indexes
+# -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "C:x", "\0", "http://x/y"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "C:x", "\0", "http://x/y"]
+)
 def test_an_index_may_name_only_files_in_its_own_folder(tmp_path, name):
     save_file({"a": torch.ones(1)}, tmp_path / "secret.safetensors")
     (tmp_path / "model").mkdir()
@@ -411,7 +444,12 @@ def test_pipes_devices_missing_and_empty_files_are_refused(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("hello")
     (tmp_path / "folder").mkdir()
-    for name, match in (("missing", "no such file"), ("empty", "no known"), ("text", "no known"), ("folder", "no checkpoint")):
+    for name, match in (
+        ("missing", "no such file"),
+        ("empty", "no known"),
+        ("text", "no known"),
+        ("folder", "no checkpoint"),
+    ):
         refused(tmp_path / name, match)
     refused(Path("/dev/zero"), "regular")
 
@@ -421,20 +459,31 @@ def test_an_onnx_model_may_name_only_files_beside_it(tmp_path, name):
     def part(tag: int, value: bytes) -> bytes:
         return bytes([tag << 3 | 2, len(value)]) + value
 
-    tensor = b"\x08\x04\x10\x01" + part(8, b"a.b") + part(13, part(1, b"location") + part(2, b"../../etc/passwd")) + b"\x70\x01"
+    tensor = (
+        b"\x08\x04\x10\x01"
+        + part(8, b"a.b")
+        + part(13, part(1, b"location") + part(2, b"../../etc/passwd"))
+        + b"\x70\x01"
+    )
     (tmp_path / name).write_bytes(b"\x08\x08" + part(2, b"test-writer") + part(7, part(5, tensor)))
     refused(tmp_path / name, "only plain names")
 
 
 @pytest.mark.parametrize(
-    "header", [b"{'descr': __import__('os').system('x'), 'fortran_order': False, 'shape': (1,), }", b"[" * 5000, b"{'descr': '|O', "]
+    "header",
+    [
+        b"{'descr': __import__('os').system('x'), 'fortran_order': False, 'shape': (1,), }",
+        b"[" * 5000,
+        b"{'descr': '|O', ",
+    ],
 )
 def test_the_header_of_a_numpy_file_is_matched_and_not_evaluated(tmp_path, header):
     (tmp_path / "m.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8))
     refused(tmp_path / "m.npy", "does not describe")
 
 
-# --- truncation and mutation ----------------------------------------------------------------------------------------------
+# --- truncation and mutation
+# ----------------------------------------------------------------------------------------------
 
 
 def test_every_sample_cut_at_every_kind_of_place_is_refused_or_read(tmp_path):
@@ -442,7 +491,11 @@ def test_every_sample_cut_at_every_kind_of_place_is_refused_or_read(tmp_path):
     survivors: collections.Counter[str] = collections.Counter()
     for name, opened, file in targets(samples):
         data = file.read_bytes()
-        places = {0, 1, 4, 8, 9, 30, 128} | {len(data) * i // 12 for i in range(12)} | {len(data) - i for i in (1, 2, 4, 5, 22, 23, 48)}
+        places = (
+            {0, 1, 4, 8, 9, 30, 128}
+            | {len(data) * i // 12 for i in range(12)}
+            | {len(data) - i for i in (1, 2, 4, 5, 22, 23, 48)}
+        )
         places = {place for place in places if 0 <= place < len(data)}
         for place in sorted(places):
             file.write_bytes(data[:place])
@@ -450,7 +503,17 @@ def test_every_sample_cut_at_every_kind_of_place_is_refused_or_read(tmp_path):
                 survivors[name] += attempt(opened) == "read"
         file.write_bytes(data)
         assert attempt(opened) == "read"
-    whole = {"plain.safetensors", "zip.pt", "legacy.pt", "module.pt", "script.pt", "stored.npz", "packed.npz", "one.npy", "bert.zip"}
+    whole = {
+        "plain.safetensors",
+        "zip.pt",
+        "legacy.pt",
+        "module.pt",
+        "script.pt",
+        "stored.npz",
+        "packed.npz",
+        "one.npy",
+        "bert.zip",
+    }
     assert {name for name in whole if survivors[name]} == set()
 
 
@@ -466,7 +529,9 @@ def test_damaged_files_raise_nothing_but_checkpoint_errors(count):
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary(max_size=200),
-    start=st.sampled_from([b"", b"\x80\x02", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x1f\x8b\x08", bytes(16), b"\x08\x07\x3a"]),
+    start=st.sampled_from(
+        [b"", b"\x80\x02", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x1f\x8b\x08", bytes(16), b"\x08\x07\x3a"]
+    ),
 )
 def test_arbitrary_bytes_are_refused_or_read(tmp_path, data, start):
     (tmp_path / "m.bin").write_bytes(start + data + b".")

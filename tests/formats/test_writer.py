@@ -1,4 +1,6 @@
-"""The safetensors writer: the library reads it, its bytes repeat, and no half file ever stands under a final name."""
+"""The safetensors writer: the library reads it, its bytes repeat, and no half file ever stands
+under a final name.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,17 @@ from zoo.formats.archive import Info
 from zoo.formats.writer import SafetensorsWriter, blocks, content_hash, tensor_hash, write_tensors
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
-OTHERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.uint16, torch.uint32, torch.uint64]
+OTHERS = [
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+]
 
 
 def some(seed=0):
@@ -135,21 +147,29 @@ MISUSES = {
     "an integer for a float": (lambda w: w.write("w", torch.zeros(2, dtype=torch.int64)), "only floats are cast"),
     "the same twice": (lambda w: (w.write("w", torch.zeros(2)), w.write("w", torch.zeros(2))), "already"),
     "too few": (lambda w: w.finish(), "lacks 'w'"),
-    "longer metadata than announced": (lambda w: (w.write("w", torch.zeros(2)), w.finish({"k": "v" * 99})), "longer than announced"),
+    "longer metadata than announced": (
+        lambda w: (w.write("w", torch.zeros(2)), w.finish({"k": "v" * 99})),
+        "longer than announced",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", MISUSES)
 def test_a_misuse_is_an_error_and_leaves_nothing(tmp_path, what):
     act, expected = MISUSES[what]
-    with pytest.raises(CheckpointError) as error, SafetensorsWriter(tmp_path / "x.safetensors", {"w": Info((2,))}, {"k": "v"}) as writer:
+    with (
+        pytest.raises(CheckpointError) as error,
+        SafetensorsWriter(tmp_path / "x.safetensors", {"w": Info((2,))}, {"k": "v"}) as writer,
+    ):
         act(writer)
     assert expected in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_room_for_metadata_that_is_known_last_is_reserved(tmp_path):
-    with SafetensorsWriter(tmp_path / "x.safetensors", {"w": Info((2,))}, {"sha": "0" * 64, "rung": "contract"}) as writer:
+    with SafetensorsWriter(
+        tmp_path / "x.safetensors", {"w": Info((2,))}, {"sha": "0" * 64, "rung": "contract"}
+    ) as writer:
         writer.write("w", torch.ones(2))
         writer.finish({"sha": "a" * 64, "rung": "ties"})
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
@@ -166,7 +186,8 @@ def test_leaving_without_finish_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# --- shards -----------------------------------------------------------------------------------------------------------------------------
+# --- shards
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def sharded(folder):
@@ -222,7 +243,8 @@ def test_a_shard_size_of_nothing_is_refused(tmp_path):
         write_tensors(tmp_path / "x.safetensors", some(), shard_size=0)
 
 
-# --- trouble ----------------------------------------------------------------------------------------------------------------------------
+# --- trouble
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_a_clear_error_and_nothing_is_left(tmp_path):
@@ -292,7 +314,14 @@ def test_the_content_hash_sees_names_shapes_dtypes_and_bytes():
         return content_hash(infos, {name: tensor_hash(t) for name, t in tensors.items()})
 
     zero = torch.zeros(4)
-    variants = [{"a": zero}, {"b": zero}, {"a": zero.reshape(2, 2)}, {"a": zero.int()}, {"a": zero + 1}, {"a": zero, "b": zero}]
+    variants = [
+        {"a": zero},
+        {"b": zero},
+        {"a": zero.reshape(2, 2)},
+        {"a": zero.int()},
+        {"a": zero + 1},
+        {"a": zero, "b": zero},
+    ]
     assert len({hashed(**variant) for variant in variants}) == len(variants)
     assert hashed(a=zero, b=zero + 1) == hashed(b=zero + 1, a=zero)
 

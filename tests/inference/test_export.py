@@ -1,4 +1,6 @@
-"""A model that left as one file: it runs without zoo, for any batch and length, and gives what the model gives."""
+"""A model that left as one file: it runs without zoo, for any batch and length, and gives what the
+model gives.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from tests.strategies import build, relative, small_config
 from zoo.errors import InputError
 from zoo.inference.export import ExportError, example_inputs, flat
 
-SMALL = {"hidden_size": 16, "num_layers": 3, "num_heads": 4, "intermediate_size": 32, "vocab_size": 50, "max_positions": 12}
+SMALL = {
+    "hidden_size": 16,
+    "num_layers": 3,
+    "num_heads": 4,
+    "intermediate_size": 32,
+    "vocab_size": 50,
+    "max_positions": 12,
+}
 
 
 def made(family: str, task: str | None = None) -> Any:
@@ -59,7 +68,12 @@ def test_the_file_opens_where_zoo_was_never_imported(tmp_path):
     )
     text = json.dumps({name: tensor.tolist() for name, tensor in inputs.items()})
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "model.pt2")], input=text, capture_output=True, text=True, check=True, cwd=tmp_path
+        [sys.executable, "-c", code, str(tmp_path / "model.pt2")],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
     )
     with torch.no_grad():
         wanted = float(model(**inputs).last_hidden_state.sum())
@@ -69,7 +83,12 @@ def test_the_file_opens_where_zoo_was_never_imported(tmp_path):
 @pytest.mark.parametrize(
     "techniques",
     [
-        [zoo.HeadPruning(kept=0.5), zoo.FeedForwardPruning(kept=0.5), zoo.WidthPruning(kept=0.75), zoo.LayerPruning(layers=(1,))],
+        [
+            zoo.HeadPruning(kept=0.5),
+            zoo.FeedForwardPruning(kept=0.5),
+            zoo.WidthPruning(kept=0.75),
+            zoo.LayerPruning(layers=(1,)),
+        ],
         [zoo.FactorizedEmbedding(size=4), zoo.Int8()],
     ],
     ids=["structured", "int8"],
@@ -88,7 +107,9 @@ def test_onnx_gives_what_the_model_gives(tmp_path):
     model = zoo.create("albert-base", generator=torch.Generator().manual_seed(0), embedding_size=8, **SMALL).eval()
     report = zoo.export(model, tmp_path / "model.onnx")
     inputs = example_inputs(model, rows=3, length=5)
-    theirs = reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {name: x.numpy() for name, x in inputs.items()})
+    theirs = reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(
+        None, {name: x.numpy() for name, x in inputs.items()}
+    )
     with torch.no_grad():
         mine = flat(model(**inputs))
     assert list(mine) == report["outputs"]

@@ -1,4 +1,6 @@
-"""`zoo.optimize` and its parts: every fast path gives what the plain one gives, the original stays as it is, misuse is refused."""
+"""`zoo.optimize` and its parts: every fast path gives what the plain one gives, the original stays
+as it is, misuse is refused.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- whole models --------------------------------------------------------------------------------------------------------------------------
+# -- whole models
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -59,7 +62,9 @@ def test_an_optimized_model_gives_what_the_plain_one_gives(name, data):
 def test_rounding_keeps_every_family_near_its_float32(name, dtype, bound):
     plain, batch = build(name, small_config(name), dtype=torch.float32), small_batch(name)
     fast = zoo.optimize(plain, dtype)
-    for (field, a), b in zip(states(name, run(fast, batch.inputs)).items(), states(name, run(plain, batch.inputs)).values(), strict=True):
+    for (field, a), b in zip(
+        states(name, run(fast, batch.inputs)).items(), states(name, run(plain, batch.inputs)).values(), strict=True
+    ):
         off = (a.float() - b).norm() / b.norm()
         assert 0 < off < bound, f"{field} is off by {off:.3f}"
 
@@ -87,8 +92,17 @@ def test_the_original_keeps_its_weights_its_mode_and_its_gradient():
 
 
 def test_a_model_with_a_head_and_a_technique_is_prepared_around_them():
-    given = {"task": "masked-lm", "vocab_size": 60, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48}
-    plain = zoo.create("bert-base", techniques=[zoo.LoRA(rank=2)], generator=torch.Generator().manual_seed(3), **given).eval()
+    given = {
+        "task": "masked-lm",
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "intermediate_size": 48,
+    }
+    plain = zoo.create(
+        "bert-base", techniques=[zoo.LoRA(rank=2)], generator=torch.Generator().manual_seed(3), **given
+    ).eval()
     for name, parameter in plain.named_parameters():
         if ".up" in name or "lora" in name:
             nn.init.normal_(parameter, 0, 0.3, generator=torch.Generator().manual_seed(4))
@@ -123,11 +137,17 @@ def test_what_cannot_be_prepared_is_refused_with_the_nearest_name():
         zoo.optimize(copy.deepcopy(model).to("meta"))
 
 
-# -- parts ---------------------------------------------------------------------------------------------------------------------------------
+# -- parts
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(FUSED))
-@given(rows=st.integers(0, 5), sizes=st.tuples(st.integers(1, 33), st.integers(1, 40)), bias=st.booleans(), leading=st.booleans())
+@given(
+    rows=st.integers(0, 5),
+    sizes=st.tuples(st.integers(1, 33), st.integers(1, 40)),
+    bias=st.booleans(),
+    leading=st.booleans(),
+)
 @settings(max_examples=15, **SETTINGS)
 def test_a_prepared_layer_is_the_layer_and_its_activation(name, rows, sizes, bias, leading):
     linear = nn.Linear(*sizes, bias=bias)
@@ -153,7 +173,9 @@ def test_an_int8_product_errs_by_its_two_roundings_alone(rows, sizes, bias, scal
         wanted = copy.deepcopy(linear).double()(x.double())
     w = linear.weight.detach().double().abs()
     step_x, step_w = x.double().abs().amax(-1, keepdim=True) / 127, w.amax(-1) / 127
-    bound = step_x / 2 * w.sum(-1) + step_w / 2 * x.double().abs().sum(-1, keepdim=True) + step_x * step_w / 4 * sizes[0]
+    bound = (
+        step_x / 2 * w.sum(-1) + step_w / 2 * x.double().abs().sum(-1, keepdim=True) + step_x * step_w / 4 * sizes[0]
+    )
     assert ((made - wanted).abs() <= bound * 1.001 + 1e-6 * (1 + wanted.abs())).all()
 
 
@@ -214,7 +236,9 @@ def test_short_attention_is_attention(dtype, batch, length, keys, masked, data):
     q, k, v = (seeded(batch, n, 2, 8, seed=i).to(dtype).transpose(1, 2) for i, n in enumerate((length, keys, keys)))
     mask = Mask()
     if masked == "keys":
-        real = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=keys, max_size=keys), min_size=batch, max_size=batch)))
+        real = torch.tensor(
+            data.draw(st.lists(st.lists(st.booleans(), min_size=keys, max_size=keys), min_size=batch, max_size=batch))
+        )
         mask = Mask(keys=real)
     elif masked == "window":
         mask = Mask() & window(3)
@@ -224,7 +248,8 @@ def test_short_attention_is_attention(dtype, batch, length, keys, masked, data):
     torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
-# -- compilation ---------------------------------------------------------------------------------------------------------------------------
+# -- compilation
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,4 +1,6 @@
-"""Attention against an oracle of loops, on every path: fused, explicit, packed, padded, through patterns and across streams."""
+"""Attention against an oracle of loops, on every path: fused, explicit, packed, padded, through
+patterns and across streams.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ PATTERNS = {"none": None, "causal": causal(), "window": window(1), "prefix": pre
 
 
 def oracle(attention: Attention, query: Tensor, memory: Tensor, allowed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Loops over rows, heads and queries; ``allowed`` (batch, query, key) bool. A query that sees nothing gives W_o 0 + b."""
+    """Loops over rows, heads and queries; ``allowed`` (batch, query, key) bool. A query that sees
+    nothing gives W_o 0 + b.
+    """
     heads, size = attention.num_heads, attention.head_size
     out = torch.zeros(query.shape[0], query.shape[1], heads * size, dtype=query.dtype)
     for b in range(query.shape[0]):
@@ -67,7 +71,13 @@ def reals(draw: st.DrawFn, batch: int, length: int) -> Tensor:
     return torch.tensor([[draw(st.booleans()) for _ in range(length)] for _ in range(batch)])
 
 
-@given(data=st.data(), pattern=st.sampled_from(sorted(PATTERNS)), biased=st.booleans(), batch=st.integers(1, 4), length=st.integers(1, 6))
+@given(
+    data=st.data(),
+    pattern=st.sampled_from(sorted(PATTERNS)),
+    biased=st.booleans(),
+    batch=st.integers(1, 4),
+    length=st.integers(1, 6),
+)
 @settings(max_examples=60, deadline=None)
 def test_every_path_equals_the_loops(data, pattern, biased, batch, length):
     op, real = attention(), data.draw(reals(batch, length))
@@ -118,7 +128,9 @@ def test_a_visible_matrix_decides_row_by_row_and_an_empty_row_gives_zeros():
 @pytest.mark.parametrize("written_out", [True, False])
 @pytest.mark.parametrize("low", [False, True])
 def test_a_mask_hides_a_key_however_the_scores_lie(pack, written_out, low):
-    """Padding whose score is huge, or real keys whose scores lie far below -10,000: a mask of that size would let padding through."""
+    """Padding whose score is huge, or real keys whose scores lie far below -10,000: a mask of that
+    size would let padding through.
+    """
     op, real = attention(), torch.tensor([[True, True, True, False], [True, True, False, True]])
     x = torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     x[~real] *= 1e8

@@ -1,4 +1,6 @@
-"""The map language: what a map may say, both directions, and the maps of BERT and ALBERT against the libraries they speak for."""
+"""The map language: what a map may say, both directions, and the maps of BERT and ALBERT against
+the libraries they speak for.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def a_map(**tables):
     return KeyMap(table, "own.toml")
 
 
-# --- templates --------------------------------------------------------------------------------------------------------------------------
+# --- templates
+# ------------------------------------------------------------------------------------------------------------------
 
 names = st.text("ab._", min_size=1, max_size=3)
 
@@ -71,7 +74,9 @@ def test_two_templates_that_share_a_name_are_found_out(one, other):
     assert not share or one.overlaps(other)
 
 
-@pytest.mark.parametrize("name", ["layer.01.w", "layer..w", "layer.x.w", "layer.1.w.", "alayer.1.w", "layer.-1.w", "layer.1.2.w"])
+@pytest.mark.parametrize(
+    "name", ["layer.01.w", "layer..w", "layer.x.w", "layer.1.w.", "alayer.1.w", "layer.-1.w", "layer.1.2.w"]
+)
 def test_a_placeholder_stands_for_a_whole_number_and_nothing_else(name):
     assert Template.parse("layer.{i}.w").match(name) is None
 
@@ -100,7 +105,8 @@ def test_a_condition_holds_as_it_reads(text, config, holds):
     assert Condition.parse(text, None).holds(config) is holds
 
 
-# --- bad maps ---------------------------------------------------------------------------------------------------------------------------
+# --- bad maps
+# ------------------------------------------------------------------------------------------------------------------
 
 BAD_MAPS = {
     "no family": ({"family": None}, "family"),
@@ -110,21 +116,39 @@ BAD_MAPS = {
         {"rules": {"a.{i}.w": "b.{i}", "again": {"from": "a.7.w", "to": "c"}}},
         "'a.7.w' could meet 'a.{i}.w' and 'again'",
     ),
-    "one target made twice": ({"rules": {"a.{i}": "b.{i}", "c.{i}": "b.{i}"}}, "'b.{i}' is made by 'a.{i}' and by 'c.{i}'"),
-    "an unknown operation": ({"rules": {"a": {"to": "b", "op": "transposed"}}}, "unknown operation 'transposed'; closest: transpose"),
+    "one target made twice": (
+        {"rules": {"a.{i}": "b.{i}", "c.{i}": "b.{i}"}},
+        "'b.{i}' is made by 'a.{i}' and by 'c.{i}'",
+    ),
+    "an unknown operation": (
+        {"rules": {"a": {"to": "b", "op": "transposed"}}},
+        "unknown operation 'transposed'; closest: transpose",
+    ),
     "an unknown option of an operation": ({"rules": {"a": {"to": "b", "op": "stack", "dim": 1}}}, "no option 'dim'"),
     "an unknown option of a rule": ({"rules": {"a": {"to": "b", "wenn": "x"}}}, "unknown option 'wenn'"),
     "a placeholder on one side": ({"rules": {"a.{i}": "b"}}, "{i} stands on one side only"),
     "a word placeholder on one side": ({"rules": {"a.{p}": "b"}}, "{p} stands on one side only"),
     "an unused placeholder": ({"placeholders": {"x": ["q", "k"]}}, "{x} is declared and no rule uses it"),
     "rows without what is lost": ({"rules": {"a": {"to": "b", "op": "rows", "before": 2}}}, "needs 'lost'"),
-    "a rounding cast without what is lost": ({"rules": {"a": {"to": "b", "op": {"op": "cast", "from": "F32", "to": "F16"}}}}, "rounds"),
-    "a cast to no dtype": ({"rules": {"a": {"to": "b", "op": {"op": "cast", "from": "F31", "to": "F16"}}}}, "no dtype 'F31'"),
+    "a rounding cast without what is lost": (
+        {"rules": {"a": {"to": "b", "op": {"op": "cast", "from": "F32", "to": "F16"}}}},
+        "rounds",
+    ),
+    "a cast to no dtype": (
+        {"rules": {"a": {"to": "b", "op": {"op": "cast", "from": "F31", "to": "F16"}}}},
+        "no dtype 'F31'",
+    ),
     "two names without join": ({"rules": {"x": {"from": ["a", "b"], "to": "c"}}}, "join and stack take several names"),
     "join of one name": ({"rules": {"a": {"to": "c", "op": "join"}}}, "join and stack take several names"),
-    "a join in mid-chain": ({"rules": {"x": {"from": ["a", "b"], "to": "c", "op": ["transpose", "join"]}}}, "join must stand first"),
+    "a join in mid-chain": (
+        {"rules": {"x": {"from": ["a", "b"], "to": "c", "op": ["transpose", "join"]}}},
+        "join must stand first",
+    ),
     "a split with too few sizes": ({"rules": {"a": {"to": ["b", "c"], "op": "split", "sizes": [1]}}}, "1 sizes for 2"),
-    "permute that names an axis twice": ({"rules": {"a": {"to": "b", "op": "permute", "axes": [0, 0]}}}, "must name each of"),
+    "permute that names an axis twice": (
+        {"rules": {"a": {"to": "b", "op": "permute", "axes": [0, 0]}}},
+        "must name each of",
+    ),
     "a drop without reason": ({"drop": {"x": ""}}, "[drop] 'x': a reason is missing"),
     "a passenger without reason": ({"passenger": {"x": " "}}, "a reason is missing"),
     "a drop pattern over a rule": ({"drop": {"a.*": "no reason at all"}}, "pattern 'a.*' would take 'a.{i}'"),
@@ -140,8 +164,14 @@ BAD_MAPS = {
     "an architecture with no such head": ({"architectures": {"A": ["x"]}}, "has head 'x', which no rule makes"),
     "a default for no key": ({"config": {"a": "b", "defaults": {"aa": 1}}}, "'aa' is no key of [config]; closest: a"),
     "an ignored key without reason": ({"config": {"a": "b", "ignored": {"c": ""}}}, "needs its reason"),
-    "a key that is used and ignored": ({"config": {"a": "b", "ignored": {"a": "why"}}}, "'a' stands in [config] and in [config.ignored]"),
-    "a field that is made twice": ({"config": {"a": "b", "c": "b"}}, "our field 'b' is made in [config] and again in [config]"),
+    "a key that is used and ignored": (
+        {"config": {"a": "b", "ignored": {"a": "why"}}},
+        "'a' stands in [config] and in [config.ignored]",
+    ),
+    "a field that is made twice": (
+        {"config": {"a": "b", "c": "b"}},
+        "our field 'b' is made in [config] and again in [config]",
+    ),
     "only without reason": ({"config": {"a": "b", "only": {"c": {"value": 1}}}}, "reason"),
     "a count by no field": ({"placeholders": {"i": "layers"}, "config": {"n": "num_layers"}}, "counts up to 'layers'"),
     "make of an unknown kind": ({"make": {"x": {"value": "twos", "shape": [2]}}}, "identity"),
@@ -192,7 +222,8 @@ def test_every_map_of_the_project_loads_under_its_own_name():
         assert KeyMap.load(name).layout == name
 
 
-# --- operations -------------------------------------------------------------------------------------------------------------------------
+# --- operations
+# ------------------------------------------------------------------------------------------------------------------
 
 W = torch.arange(24.0).reshape(6, 4)
 OPERATIONS = {
@@ -214,7 +245,11 @@ OPERATIONS = {
         {"q": W.T[:2], "k": W.T[2:]},
     ),
     "join": ({"j": {"from": ["x", "y"], "to": "b", "op": "join", "axis": 1}}, {"x": W[:, :2], "y": W[:, 2:]}, {"b": W}),
-    "join, then transpose": ({"j": {"from": ["x", "y"], "to": "b", "op": ["join", "transpose"]}}, {"x": W[:3], "y": W[3:]}, {"b": W.T}),
+    "join, then transpose": (
+        {"j": {"from": ["x", "y"], "to": "b", "op": ["join", "transpose"]}},
+        {"x": W[:3], "y": W[3:]},
+        {"b": W.T},
+    ),
     "stack": ({"s": {"from": ["x", "y"], "to": "b", "op": "stack", "axis": 1}}, {"x": W[0], "y": W[1]}, {"b": W[:2].T}),
     "copies": ({"a": {"to": ["x", "y"], "op": "copies"}}, {"a": W}, {"x": W, "y": W}),
     "same": ({"s": {"from": ["x", "y"], "to": "b", "op": "same"}}, {"x": W, "y": W}, {"b": W}),
@@ -224,7 +259,11 @@ OPERATIONS = {
         {f"e.{i}.x{e}": W[e] + i for i in range(2) for e in range(3)},
         {"b.0": W[:3], "b.1": W[:3] + 1},
     ),
-    "unstack over a number": ({"a": {"to": "b.{e}", "op": "unstack", "over": "e"}}, {"a": W[:3]}, {f"b.{e}": W[e] for e in range(3)}),
+    "unstack over a number": (
+        {"a": {"to": "b.{e}", "op": "unstack", "over": "e"}},
+        {"a": W[:3]},
+        {f"b.{e}": W[e] for e in range(3)},
+    ),
     "join over ranks": (
         {"rank{r}.{i}": {"to": "b.{i}", "op": "join", "over": "r", "parts": "ranks"}},
         {"rank0.5": W[:3], "rank1.5": W[3:]},
@@ -240,7 +279,11 @@ OPERATIONS = {
         {"a": torch.cat([torch.zeros(2, 4), W, torch.zeros(1, 4)])},
         {"b": W},
     ),
-    "pad": ({"a": {"to": "b", "op": "pad", "after": 2, "fill": 7.0}}, {"a": W}, {"b": torch.cat([W, torch.full((2, 4), 7.0)])}),
+    "pad": (
+        {"a": {"to": "b", "op": "pad", "after": 2, "fill": 7.0}},
+        {"a": W},
+        {"b": torch.cat([W, torch.full((2, 4), 7.0)])},
+    ),
     "cast": ({"a": {"to": "b", "op": {"op": "cast", "from": "F16", "to": "F32"}}}, {"a": W.half()}, {"b": W}),
     "reshape": (
         {"a": {"to": "b", "op": "reshape", "to_shape": 1}},
@@ -258,7 +301,9 @@ def test_an_operation_makes_what_it_says_and_its_inverse_restores_it(what):
     plan = keymap.forward(infos(theirs), config)
     made = plan.run(theirs.__getitem__)
     assert equal(made, ours)
-    assert {name: info.shape for name, info in plan.outputs.items()} == {name: tuple(t.shape) for name, t in ours.items()}
+    assert {name: info.shape for name, info in plan.outputs.items()} == {
+        name: tuple(t.shape) for name, t in ours.items()
+    }
     again = keymap.back(infos(made), config).run(made.__getitem__)
     assert equal(again, theirs)
 
@@ -273,7 +318,11 @@ def test_the_order_of_names_in_a_file_does_not_matter(what):
 def test_a_copy_that_canonical_files_hold_is_always_written():
     rules = {"a": {"to": "b", "op": "transpose"}}
     ours = {"b": W}
-    for canonical_copy, ties, expected in [(True, False, {"a", "copy"}), (False, False, {"a"}), (False, True, {"a", "copy"})]:
+    for canonical_copy, ties, expected in [
+        (True, False, {"a", "copy"}),
+        (False, False, {"a"}),
+        (False, True, {"a", "copy"}),
+    ]:
         keymap = a_map(rules=rules, tie={"copy": {"of": "a", "canonical": canonical_copy}})
         made = keymap.back(infos(ours), {}, ties=ties).run(ours.__getitem__)
         assert set(made) == expected
@@ -315,7 +364,11 @@ def test_a_tensor_that_an_operation_cannot_take_is_named(what):
 
 
 def test_a_passenger_travels_both_ways_under_its_own_name():
-    keymap = a_map(prefixes=["m.", ""], rules={"a": {"to": "heads.x.a", "head": "x"}, "b": "c"}, passenger={"extra.{i}": "never used"})
+    keymap = a_map(
+        prefixes=["m.", ""],
+        rules={"a": {"to": "heads.x.a", "head": "x"}, "b": "c"},
+        passenger={"extra.{i}": "never used"},
+    )
     theirs = {"a": W, "m.b": W + 1, "m.extra.0": W + 2}
     plan = keymap.forward(infos(theirs), {})
     ours = plan.run(theirs.__getitem__)
@@ -324,7 +377,8 @@ def test_a_passenger_travels_both_ways_under_its_own_name():
     assert equal(keymap.back(infos(ours), {}).run(ours.__getitem__), theirs)
 
 
-# --- what a file may not do -------------------------------------------------------------------------------------------------------------
+# --- what a file may not do
+# -------------------------------------------------------------------------------------------------------------
 
 
 def hf_bert(heads=("masked_lm", "next_sentence"), config=BERT, **options):
@@ -423,7 +477,10 @@ def test_a_head_that_the_file_lacks_is_told_to_the_caller():
         ({"architectures": ["BertForMultipleChoice"]}, "multiple_choice"),
         ({"heads": ["sequence_classification"]}, "sequence_classification"),
         ({"heads": ["token_classification", "masked_lm"]}, "token_classification"),
-        ({"architectures": ["BertForTokenClassification"], "heads": ["sequence_classification"]}, "sequence_classification"),
+        (
+            {"architectures": ["BertForTokenClassification"], "heads": ["sequence_classification"]},
+            "sequence_classification",
+        ),
     ],
 )
 def test_whose_head_a_classifier_is_says_the_caller_or_the_config(options, head):
@@ -447,7 +504,8 @@ def test_a_pooler_that_the_config_does_not_want_is_left_out_and_told():
     assert plan.left_out["bert.pooler.dense.weight"] == "the config asks for no pooler"
 
 
-# --- spellings of the Hugging Face layouts ------------------------------------------------------------------------------------------------
+# --- spellings of the Hugging Face layouts
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
@@ -462,7 +520,8 @@ def test_old_spellings_wrappers_copies_and_buffers_change_nothing(family, wrappe
     theirs[f"{family}.embeddings.position_ids"] = torch.arange(16)[None]
     if old:
         theirs = {
-            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in theirs.items()
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+            for name, t in theirs.items()
         }
     theirs = {wrapper + name: tensor for name, tensor in theirs.items()}
     plan = keymap.forward(infos(theirs), config)
@@ -528,7 +587,8 @@ def test_tensorflow_albert_leaves_out_a_mapping_that_changes_no_size():
     assert not any("embedding_hidden_mapping_in" in name for name in theirs)
 
 
-# --- golden files and random configs ------------------------------------------------------------------------------------------------------
+# --- golden files and random configs
+# ------------------------------------------------------------------------------------------------------
 
 
 def golden(case):
@@ -561,11 +621,20 @@ def test_a_golden_tensorflow_kernel_is_transposed_and_its_output_weights_are_not
     query = "bert/encoder/layer_1/attention/self/query/kernel"
     assert torch.equal(ours["encoder.blocks.1.attention.query.weight"], theirs[query].T)
     assert torch.equal(ours["heads.next_sentence.weight"], theirs["cls/seq_relationship/output_weights"])
-    assert torch.equal(ours["encoder.blocks.0.attention_norm.weight"], theirs["bert/encoder/layer_0/attention/output/LayerNorm/gamma"])
+    assert torch.equal(
+        ours["encoder.blocks.0.attention_norm.weight"], theirs["bert/encoder/layer_0/attention/output/LayerNorm/gamma"]
+    )
 
 
 HEADS = {
-    "hf-bert": ["masked_lm", "next_sentence", "question_answering", "sequence_classification", "token_classification", "multiple_choice"],
+    "hf-bert": [
+        "masked_lm",
+        "next_sentence",
+        "question_answering",
+        "sequence_classification",
+        "token_classification",
+        "multiple_choice",
+    ],
     "tf-bert": ["masked_lm", "next_sentence", "sequence_classification", "question_answering"],
     "hf-albert": [
         "masked_lm",
@@ -587,8 +656,16 @@ def files(draw, layout):
     config = dict(CONFIGS[family])
     config["num_heads"] = draw(st.integers(1, 3))
     config["hidden_size"] = config["num_heads"] * draw(st.integers(1, 4))
-    config |= {"num_layers": draw(st.integers(1, 12)), "vocab_size": draw(st.integers(2, 9)), "max_positions": draw(st.integers(1, 5))}
-    config |= {"num_segments": draw(st.integers(1, 3)), "intermediate_size": draw(st.integers(1, 6)), "pooler": draw(st.booleans())}
+    config |= {
+        "num_layers": draw(st.integers(1, 12)),
+        "vocab_size": draw(st.integers(2, 9)),
+        "max_positions": draw(st.integers(1, 5)),
+    }
+    config |= {
+        "num_segments": draw(st.integers(1, 3)),
+        "intermediate_size": draw(st.integers(1, 6)),
+        "pooler": draw(st.booleans()),
+    }
     if family == "albert":
         config["num_groups"] = draw(st.integers(1, config["num_layers"]))
         config |= {"num_inner_blocks": draw(st.integers(1, 3)), "embedding_size": draw(st.integers(1, 6))}
@@ -626,7 +703,8 @@ def test_ours_survives_the_way_out_and_in_again_bit_for_bit(layout, data):
     assert keymap.config_forward(keymap.config_back(config, heads), theirs) == config
 
 
-# --- against transformers -----------------------------------------------------------------------------------------------------------------
+# --- against transformers
+# -----------------------------------------------------------------------------------------------------------------
 
 TRANSFORMERS = {
     "BertModel": (),
@@ -653,7 +731,13 @@ def test_names_shapes_and_config_are_those_of_transformers_exactly(name, tied):
     transformers = pytest.importorskip("transformers")
     family = "albert" if name.startswith("Albert") else "bert"
     keymap = layouts.load(f"hf-{family}")
-    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+    sizes = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 12,
+    }
     sizes["num_labels"] = labels = 3 if TRANSFORMERS[name] and TRANSFORMERS[name][0] in ONE_CLASSIFIER else 2
     if family == "albert":
         sizes |= {"embedding_size": 4, "num_hidden_groups": 2, "inner_group_num": 2}
@@ -672,12 +756,21 @@ def test_names_shapes_and_config_are_those_of_transformers_exactly(name, tied):
     assert {key: info.shape for key, info in back.outputs.items()} == {key: info.shape for key, info in theirs.items()}
     written = keymap.config_back(config, plan.heads)
     assert written["architectures"] == [name]
-    assert theirs_class.config_class(**written, num_labels=labels).to_dict() == {**model.config.to_dict(), "architectures": [name]}
+    assert theirs_class.config_class(**written, num_labels=labels).to_dict() == {
+        **model.config.to_dict(),
+        "architectures": [name],
+    }
 
 
 def test_saved_files_of_transformers_hold_what_the_way_back_writes(tmp_path):
     transformers = pytest.importorskip("transformers")
-    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    sizes = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 12,
+    }
     model = transformers.BertForPreTraining(transformers.BertConfig(**sizes))
     model.save_pretrained(tmp_path)
     theirs, foreign = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
@@ -687,7 +780,8 @@ def test_saved_files_of_transformers_hold_what_the_way_back_writes(tmp_path):
     assert equal(keymap.back(infos(ours), config).run(ours.__getitem__), theirs)
 
 
-# --- configs ------------------------------------------------------------------------------------------------------------------------------
+# --- configs
+# ------------------------------------------------------------------------------------------------------------------
 
 HF_BERT = {
     "model_type": "bert",
@@ -795,7 +889,8 @@ def test_each_activation_word_has_one_meaning_and_one_way_back():
     assert keymap.config_back({**BERT, "activation": "gelu_tanh"})["hidden_act"] == "gelu_new"
 
 
-# --- recognising --------------------------------------------------------------------------------------------------------------------------
+# --- recognising
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_layout_is_recognised_without_model_type_and_without_config():

@@ -1,4 +1,6 @@
-"""Every layout that has a map, over the configuration space of the families it is for: the way there and back loses no bit and no field."""
+"""Every layout that has a map, over the configuration space of the families it is for: the way
+there and back loses no bit and no field.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from zoo.maps.key_map import constant
 from zoo.registry import variants as registry
 
 PARTS = {"transe"}  # maps of trainable parts that are no registered models; their own tests hold them both ways
-PADDED = {"hf-bert-for-k-bert": "embeddings.segment.weight"}  # the layout lacks this table's first row, which is zeros in what it gives
+PADDED = {
+    "hf-bert-for-k-bert": "embeddings.segment.weight"
+}  # the layout lacks this table's first row, which is zeros in what it gives
 LAYOUTS = sorted(name for name in layouts.available() if layouts.load(name).family not in PARTS)
 
 
@@ -38,7 +42,9 @@ def families_of(maps: str) -> list[str]:
 
 def test_every_layout_is_for_a_registered_family():
     for layout in LAYOUTS:
-        assert families_of(layouts.load(layout).family), f"{layout} is for {layouts.load(layout).family}, which nobody registers"
+        assert families_of(layouts.load(layout).family), (
+            f"{layout} is for {layouts.load(layout).family}, which nobody registers"
+        )
 
 
 def test_the_config_file_that_a_layout_names_is_looked_for_beside_a_checkpoint():
@@ -51,11 +57,18 @@ def test_there_and_back_loses_nothing(layout):
     keymap = layouts.load(layout)
     family = families_of(keymap.family)[0]
     fields = strategies.model_class(family).Config.field_names()
-    sayable = {field: value for field, value in keymap.config.fixed.items() if field in fields}  # what the layout always means
+    sayable = {
+        field: value for field, value in keymap.config.fixed.items() if field in fields
+    }  # what the layout always means
     said = 0
 
     @given(data=st.data())
-    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+    @settings(
+        max_examples=12,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
     def over_configs(data):
         nonlocal said
         config = data.draw(strategies.configs(family)).replace(**sayable)
@@ -77,7 +90,9 @@ def test_there_and_back_loses_nothing(layout):
         if layout in PADDED:
             ours[PADDED[layout]][0] = 0
         theirs = plan.run(ours.__getitem__)
-        back_again = keymap.forward(DictArchive(theirs).tensors, values, heads=heads, architectures=foreign.get("architectures") or ())
+        back_again = keymap.forward(
+            DictArchive(theirs).tensors, values, heads=heads, architectures=foreign.get("architectures") or ()
+        )
         made = back_again.run(theirs.__getitem__)
         assert made.keys() == ours.keys()
         assert all(torch.equal(made[name], ours[name]) for name in ours)

@@ -1,4 +1,6 @@
-"""Bad input is refused where it enters, by a ZooError that says what was wrong, the value, and what would be right."""
+"""Bad input is refused where it enters, by a ZooError that says what was wrong, the value, and what
+would be right.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def names_three(error: pytest.ExceptionInfo[BaseException], *wanted: str) -> Non
         assert repr(name) in offered, message
 
 
-# -- names -------------------------------------------------------------------------------------------------------------------------------
+# -- names
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_model_is_refused_with_the_three_closest():
@@ -66,7 +69,9 @@ def test_an_unknown_tag_is_refused_with_those_there_are():
 
 
 def test_a_tag_without_a_source_never_gives_random_weights():
-    variant = next(n for n in zoo.list_models() if not any(m.startswith(f"{n}.") for m in zoo.list_models(pretrained=True)))
+    variant = next(
+        n for n in zoo.list_models() if not any(m.startswith(f"{n}.") for m in zoo.list_models(pretrained=True))
+    )
     with pytest.raises(ZooError):
         zoo.create(variant, pretrained=True)
 
@@ -105,7 +110,8 @@ def test_an_unknown_filter_of_the_list_is_refused():
     assert zoo.list_models("no-such-*") == []
 
 
-# -- configs -----------------------------------------------------------------------------------------------------------------------------
+# -- configs
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,8 @@ def test_a_config_is_frozen():
         zoo.config("bert-base").num_layers = 3
 
 
-# -- inputs ------------------------------------------------------------------------------------------------------------------------------
+# -- inputs
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
@@ -163,7 +170,10 @@ def test_a_config_is_frozen():
         ({"input_ids": [[1, 2]]}, "input_ids must hold integers, got list"),
         ({"input_ids": None}, "exactly one of input_ids and inputs_embeds, got neither"),
         ({"inputs_embeds": torch.zeros(2, 3, 8)}, "exactly one of input_ids and inputs_embeds, got both"),
-        ({"input_ids": torch.ones(1, 11, dtype=torch.int64)}, "11 tokens long; this model (has 10 positions|reads 10):"),
+        (
+            {"input_ids": torch.ones(1, 11, dtype=torch.int64)},
+            "11 tokens long; this model (has 10 positions|reads 10):",
+        ),
         ({"position_ids": torch.tensor([[0, 1, 99], [0, 1, 2]])}, r"position_ids must lie in 0\.\.(9|15), got 99"),
         ({"position_ids": torch.tensor([[0, 1]])}, r"position_ids must be \(batch, length\)"),
         ({"lengths": [3]}, "lengths must be 2 numbers from 0 to 3, got"),
@@ -173,7 +183,11 @@ def test_a_config_is_frozen():
 def test_inputs_of_another_kind_are_refused_saying_why(name, given, says):
     ours = _small_model(name)
     ids = given.get("input_ids", IDS)
-    more = {"language_ids": torch.zeros_like(ids)} if _needs_language(ours) and isinstance(ids, torch.Tensor) and ids.dim() == 2 else {}
+    more = (
+        {"language_ids": torch.zeros_like(ids)}
+        if _needs_language(ours) and isinstance(ids, torch.Tensor) and ids.dim() == 2
+        else {}
+    )
     with pytest.raises(InputError, match=says):
         ours(**{"input_ids": IDS, **more, **given})
 
@@ -210,7 +224,8 @@ def test_a_model_without_a_pooler_says_so_where_it_is_needed():
     assert bare(IDS).pooler_output is None
 
 
-# -- tasks and labels --------------------------------------------------------------------------------------------------------------------
+# -- tasks and labels
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_task_that_does_not_fit_is_refused_with_those_that_do():
@@ -224,14 +239,22 @@ def test_a_task_that_does_not_fit_is_refused_with_those_that_do():
 @pytest.mark.parametrize(
     ("task", "labels", "says"),
     [
-        ("masked-lm", {"labels": torch.zeros(2, 4, dtype=torch.int64)}, r"labels must have shape \(2, 3\), got \(2, 4\)"),
+        (
+            "masked-lm",
+            {"labels": torch.zeros(2, 4, dtype=torch.int64)},
+            r"labels must have shape \(2, 3\), got \(2, 4\)",
+        ),
         ("masked-lm", {"labels": torch.full((2, 3), 19)}, r"labels must lie in 0\.\.18 .*got 19\.\.19"),
         ("masked-lm", {"labels": torch.full((2, 3), -1)}, r"labels must lie in 0\.\.18 .*-100.*got -1"),
         ("masked-lm", {"labels": torch.zeros(2, 3)}, "labels must hold integers, got torch.float32"),
         ("token-classification", {"labels": torch.full((2, 3), 2)}, r"labels must lie in 0\.\.1"),
         ("token-classification", {"labels": torch.zeros(2, dtype=torch.int64)}, r"labels must have shape \(2, 3\)"),
         ("sequence-classification", {"labels": torch.tensor([0, 2])}, r"labels must lie in 0\.\.1"),
-        ("sequence-classification", {"labels": torch.tensor([[0], [1]])}, r"labels must have shape \(2,\), got \(2, 1\)"),
+        (
+            "sequence-classification",
+            {"labels": torch.tensor([[0], [1]])},
+            r"labels must have shape \(2,\), got \(2, 1\)",
+        ),
         ("sequence-classification", {"labels": torch.tensor([0, 1, 1])}, r"labels must have shape \(2,\), got \(3,\)"),
         ("sequence-classification", {"labels": torch.rand(2, 3)}, r"labels must have shape .*got \(2, 3\)"),
         ("next-sentence", {"labels": torch.tensor([0, 2])}, r"labels must lie in 0\.\.1"),
@@ -273,10 +296,13 @@ def test_unknown_options_of_a_task_are_refused():
     with pytest.raises(ConfigError, match="pooling must be one of mean, max, cls, got 'median'"):
         zoo.create("bert-base", device="meta", task="sentence-embedding", pooling="median")
     with pytest.raises(ZooError, match=r"problem_type must be .*got 'ranking'"):
-        zoo.create("bert-base", device="meta", task="sequence-classification", problem_type="ranking")(IDS, labels=torch.tensor([0, 1]))
+        zoo.create("bert-base", device="meta", task="sequence-classification", problem_type="ranking")(
+            IDS, labels=torch.tensor([0, 1])
+        )
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------------------------
+# -- checkpoints
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -443,7 +469,9 @@ def test_a_truncated_file_is_refused(saved, keep):
         zoo.load(saved)
 
 
-@pytest.mark.parametrize("content", [b"a page that says no\n", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\noid 1\n"])
+@pytest.mark.parametrize(
+    "content", [b"a page that says no\n", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\noid 1\n"]
+)
 @pytest.mark.parametrize("name", ["weights.bin", "weights.pt", "weights.safetensors"])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name, content):
     path = tmp_path / name

@@ -1,4 +1,6 @@
-"""What holds for every registered family and every variant. A family that breaks one of these declares it in `exceptions`."""
+"""What holds for every registered family and every variant. A family that breaks one of these
+declares it in `exceptions`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,12 @@ VARIANTS = sorted(v.name for name in REGISTERED for v in registry.families()[nam
 NAMES = [n for v in VARIANTS for n in (v, *(f"{v}.{tag}" for tag in registry.variant(v).tags))]
 TOLERANCE = 1e-12  # two paths through the same numbers in float64
 SETTINGS = {"deadline": None, "derandomize": True}
-PROPERTIES = ("padding", "batch-order", "packing", "gradients")  # those that a family may declare broken, with its reason
+PROPERTIES = (
+    "padding",
+    "batch-order",
+    "packing",
+    "gradients",
+)  # those that a family may declare broken, with its reason
 
 
 def agree(mine: Tensor, other: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
@@ -56,7 +63,9 @@ def agree(mine: Tensor, other: Tensor, what: str, tolerance: float = TOLERANCE) 
 
 
 def breaks(name: str, property_name: str) -> bool:
-    """Whether the family declares that its paper's model does not have a property; then the test asserts just that."""
+    """Whether the family declares that its paper's model does not have a property; then the test
+    asserts just that.
+    """
     return property_name in model_class(name).exceptions
 
 
@@ -71,11 +80,14 @@ def small(name: str, task: str | None = None, **fields: Any) -> Any:
     return build(name, small_config(name, **fields), task, seed=1)
 
 
-# -- the registry ------------------------------------------------------------------------------------------------------------------------
+# -- the registry
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_registered_family_is_known_to_these_tests():
-    assert FAMILIES == REGISTERED, f"write {', '.join(f'tests/families/{n}.py' for n in set(REGISTERED) - set(FAMILIES))}"
+    assert FAMILIES == REGISTERED, (
+        f"write {', '.join(f'tests/families/{n}.py' for n in set(REGISTERED) - set(FAMILIES))}"
+    )
     for name in FAMILIES:
         assert strategies.family(name).tiny_config
         assert strategies.family(name).inputs
@@ -85,7 +97,9 @@ def test_every_registered_family_is_known_to_these_tests():
 def test_the_stated_parameter_count_is_met_and_the_build_on_meta_is_complete(name):
     variant, tag = registry.resolve(name)
     config = zoo.config(name)
-    overrides = {key: value for key, value in config.to_dict().items() if value != getattr(zoo.config(variant.name), key)}
+    overrides = {
+        key: value for key, value in config.to_dict().items() if value != getattr(zoo.config(variant.name), key)
+    }
     model = zoo.create(variant.name, device="meta", **overrides)
     assert model.config == config
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
@@ -135,7 +149,8 @@ def test_exactly_the_tasks_that_fit_can_be_built(name, task):
         assert fitting in str(caught.value)
 
 
-# -- padding, order, packing ---------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -148,7 +163,10 @@ def test_what_stands_at_padding_changes_nothing(name, data):
     other = batch.refilled(data.draw(st.integers(0, 99)))
     with zoo.packing(data.draw(st.booleans())):
         mine, theirs = run(model, batch.inputs), run(model, other.inputs)
-    same = all(relative(a, b) <= TOLERANCE for a, b in zip(states(name, mine).values(), states(name, theirs).values(), strict=True))
+    same = all(
+        relative(a, b) <= TOLERANCE
+        for a, b in zip(states(name, mine).values(), states(name, theirs).values(), strict=True)
+    )
     assert same or breaks(name, "padding")
 
 
@@ -156,7 +174,11 @@ def test_what_stands_at_padding_changes_nothing(name, data):
 def test_the_families_that_declare_it_really_read_what_stands_at_padding(name):
     model, batch = small(name), small_batch(name)
     outcomes = [states(name, run(model, batch.refilled(seed).inputs)) for seed in range(4)]
-    assert any(relative(a, b) > 1e-6 for other in outcomes[1:] for a, b in zip(outcomes[0].values(), other.values(), strict=True))
+    assert any(
+        relative(a, b) > 1e-6
+        for other in outcomes[1:]
+        for a, b in zip(outcomes[0].values(), other.values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -173,7 +195,10 @@ def test_more_padding_anywhere_changes_nothing_on_real_tokens(name, data):
     columns = data.draw(st.lists(st.integers(0 if free else length, length), min_size=1, max_size=max(1, min(3, room))))
     longer = batch.lengthened(mask, columns)
     with zoo.packing(data.draw(st.booleans())):
-        mine, other = run(model, batch.inputs, output_hidden_states=True), run(model, longer.inputs, output_hidden_states=True)
+        mine, other = (
+            run(model, batch.inputs, output_hidden_states=True),
+            run(model, longer.inputs, output_hidden_states=True),
+        )
     for (key, a), b in zip(states(name, mine).items(), states(name, other).values(), strict=True):
         real, real_longer = batch.real(mask_of(name, key)), longer.real(mask_of(name, key))
         assert relative(a[real], b[real_longer]) <= TOLERANCE or breaks(name, "padding")
@@ -256,7 +281,10 @@ def test_padding_changes_no_loss_and_no_logits(name, task, packed):
     model, batch = small(name, task), small_batch(name)
     labels = labels_for(task, model, batch)
     longer = batch.lengthened("attention_mask", [6, 6])
-    more = {key: torch.cat([x, torch.full((4, 2), -100)], 1) if x.dim() == 2 and x.shape[1] == 6 else x for key, x in labels.items()}
+    more = {
+        key: torch.cat([x, torch.full((4, 2), -100)], 1) if x.dim() == 2 and x.shape[1] == 6 else x
+        for key, x in labels.items()
+    }
     with zoo.packing(packed):
         mine = results(run(model, strategies.for_task(task, batch), **labels))
         other = results(run(model, strategies.for_task(task, longer), **more))
@@ -298,7 +326,8 @@ def test_a_mask_by_position_is_a_mask_by_name(name):
             agree(a, b, key)
 
 
-# -- what comes back -----------------------------------------------------------------------------------------------------------------------
+# -- what comes back
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
@@ -345,7 +374,9 @@ def test_the_loss_is_the_sum_of_the_named_losses(name, task):
         wanted = [label for label in labels if label not in strategies.COMPANIONS.values()]
         assert len(out.losses) == len(wanted) >= 2
         for label in wanted:
-            alone = run(model, batch.inputs, **{key: labels[key] for key in (label, strategies.COMPANIONS.get(label)) if key})
+            alone = run(
+                model, batch.inputs, **{key: labels[key] for key in (label, strategies.COMPANIONS.get(label)) if key}
+            )
             assert list(alone.losses.values()) == [alone.loss]
 
 
@@ -362,12 +393,15 @@ def test_every_parameter_is_reached_by_the_gradient(name, task, data):
         batch = batch.with_(token_type_ids=torch.arange(ids.numel()).reshape(ids.shape) % config.num_segments)
     out = model(**strategies.for_task(task, batch), **labels_for(task, model, batch))
     vector = out.embedding if task == "sentence-embedding" else out.loss
-    (vector * torch.randn(vector.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).sum().backward()
+    (
+        vector * torch.randn(vector.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ).sum().backward()
     never = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not never or breaks(name, "gradients")
 
 
-# -- save and load -------------------------------------------------------------------------------------------------------------------------
+# -- save and load
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((n, None) for n in FAMILIES), *FAMILY_TASKS])
@@ -401,7 +435,11 @@ def test_save_and_load_is_exact(name, task, tied, tmp_path):
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-TYING = [n for n, t in FAMILY_TASKS if t == "masked-lm" and "tie_word_embeddings" in strategies.model_class(n).Config.field_names()]
+TYING = [
+    n
+    for n, t in FAMILY_TASKS
+    if t == "masked-lm" and "tie_word_embeddings" in strategies.model_class(n).Config.field_names()
+]
 
 
 @pytest.mark.parametrize("name", TYING)
@@ -429,17 +467,22 @@ def test_a_saved_pretraining_model_serves_other_tasks_and_the_bare_model(name, t
     assert all(key.startswith(("heads.", "pooler.")) for key in bare.load_report.left_out)
     assert bare.load_report.left_out
     tuned = zoo.load(folder, task="sequence-classification", num_labels=5)
-    assert set(tuned.load_report.random) == {"heads.sequence_classification.weight", "heads.sequence_classification.bias"}
+    assert set(tuned.load_report.random) == {
+        "heads.sequence_classification.weight",
+        "heads.sequence_classification.bias",
+    }
     assert tuned.heads["sequence_classification"].weight.shape[0] == 5
     assert tuned.heads["sequence_classification"].weight.dtype == torch.float64
     assert float(tuned.heads["sequence_classification"].weight.abs().max()) > 0
 
 
-# -- compile, export, dtype, device --------------------------------------------------------------------------------------------------------
+# -- compile, export, dtype, device
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "task"), [*((n, None) for n in FAMILIES), *((n, t) for n, t in FAMILY_TASKS if t in ("masked-lm", "question-answering"))]
+    ("name", "task"),
+    [*((n, None) for n in FAMILIES), *((n, t) for n, t in FAMILY_TASKS if t in ("masked-lm", "question-answering"))],
 )
 def test_it_compiles_as_one_graph_and_agrees(name, task):
     model, batch = small(name, task), small_batch(name)
@@ -451,20 +494,25 @@ def test_it_compiles_as_one_graph_and_agrees(name, task):
 
 
 @pytest.mark.parametrize(
-    ("name", "task"), [*((n, None) for n in TEXT_FAMILIES), *((n, t) for n, t in FAMILY_TASKS if t == "sequence-classification")]
+    ("name", "task"),
+    [*((n, None) for n in TEXT_FAMILIES), *((n, t) for n, t in FAMILY_TASKS if t == "sequence-classification")],
 )
 def test_it_exports_for_any_batch_and_length_and_agrees(name, task):
     model, batch = small(name, task), small_batch(name)
     rows, length = torch.export.Dim("rows", min=2, max=64), torch.export.Dim("length", min=3, max=10)
     shape = {0: rows, 1: length}
     if task is None:
-        program = torch.export.export(model, (), dict(batch.inputs), dynamic_shapes=dict.fromkeys(batch.inputs, shape)).module()
+        program = torch.export.export(
+            model, (), dict(batch.inputs), dynamic_shapes=dict.fromkeys(batch.inputs, shape)
+        ).module()
     else:  # a task hands its inputs on: by position, since torch.export can't tell the shapes of keywords there
         positions = list(inspect.signature(model.model.forward).parameters)[: len(batch.inputs)]
         if set(positions) != set(batch.inputs):
             pytest.skip("its inputs are not the first of the model below")
         batch = strategies.Batch({key: batch.inputs[key] for key in positions}, batch.streams)
-        program = torch.export.export(model, tuple(batch.inputs.values()), dynamic_shapes={"inputs": (shape,) * len(positions)}).module()
+        program = torch.export.export(
+            model, tuple(batch.inputs.values()), dynamic_shapes={"inputs": (shape,) * len(positions)}
+        ).module()
     for inputs in (batch.inputs, {key: x[:3, 1:5] for key, x in batch.inputs.items()}):
         with torch.no_grad():
             mine = results(model(**inputs))
@@ -494,7 +542,9 @@ def test_the_asked_for_dtype_is_honored(name, task, dtype):
 @pytest.mark.parametrize(("name", "task"), FAMILY_TASKS)
 def test_a_loss_of_a_half_precision_model_is_computed_in_single(name, task):
     labels_model, batch = small(name, task), small_batch(name)
-    labels = {key: x.float() if x.is_floating_point() else x for key, x in labels_for(task, labels_model, batch).items()}
+    labels = {
+        key: x.float() if x.is_floating_point() else x for key, x in labels_for(task, labels_model, batch).items()
+    }
     if not labels:
         return
     model = build(name, small_config(name), task, dtype=torch.bfloat16)
@@ -506,7 +556,8 @@ def test_weights_are_drawn_as_the_config_says_and_by_the_generator(name):
     variant = registry.families()[name][0].name
     fields = small_config(name, hidden_size=64, intermediate_size=128, vocab_size=300, initializer_range=0.05).to_dict()
     one, same, other = (
-        zoo.create(variant, task="masked-lm", generator=torch.Generator().manual_seed(seed), **fields) for seed in (1, 1, 2)
+        zoo.create(variant, task="masked-lm", generator=torch.Generator().manual_seed(seed), **fields)
+        for seed in (1, 1, 2)
     )
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     for path, part in one.named_modules():
@@ -550,10 +601,16 @@ def test_dropout_stands_behind_each_sublayer_and_behind_the_embeddings_norm(name
     ids = small_batch(name).inputs["input_ids"]
     embedded = model.embeddings(ids)
     projection = model.embeddings.projection
-    assert torch.equal(embedded, torch.zeros_like(embedded) if projection is None else projection.bias.expand_as(embedded))
+    assert torch.equal(
+        embedded, torch.zeros_like(embedded) if projection is None else projection.bias.expand_as(embedded)
+    )
     block = model.encoder
     while hasattr(block, "plan"):
         block = block.blocks[block.plan[0]]
     x = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        agree(block(x, Mask()), block.feed_forward_norm(block.attention_norm(x)), "a block of which all sublayers are dropped")
+        agree(
+            block(x, Mask()),
+            block.feed_forward_norm(block.attention_norm(x)),
+            "a block of which all sublayers are dropped",
+        )

@@ -33,7 +33,9 @@ def test_segments_are_refused_and_zeros_are_taken():
     with pytest.raises(InputError, match="no segments"):
         model(IDS, REAL, token_type_ids=torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]]))
     with torch.no_grad():
-        assert torch.equal(model(IDS, REAL, torch.zeros_like(IDS)).last_hidden_state, model(IDS, REAL).last_hidden_state)
+        assert torch.equal(
+            model(IDS, REAL, torch.zeros_like(IDS)).last_hidden_state, model(IDS, REAL).last_hidden_state
+        )
 
 
 def test_dropout_acts_in_embeddings_attention_and_feed_forward_but_not_behind_attentions_output():
@@ -51,7 +53,9 @@ def test_dropout_acts_in_embeddings_attention_and_feed_forward_but_not_behind_at
 
 
 def test_a_pre_trained_file_leaves_pooler_and_classifier_to_chance_and_a_fine_tuned_one_does_not():
-    config = transformers.DistilBertConfig(vocab_size=19, dim=8, n_layers=2, n_heads=2, hidden_dim=5, max_position_embeddings=9)
+    config = transformers.DistilBertConfig(
+        vocab_size=19, dim=8, n_layers=2, n_heads=2, hidden_dim=5, max_position_embeddings=9
+    )
     config.num_labels = 3
     pre_trained = transformers.DistilBertForMaskedLM(config)
     started = zoo.load(pre_trained.state_dict(), config=config.to_dict(), task="sequence-classification", num_labels=3)
@@ -70,4 +74,6 @@ def test_a_config_in_the_words_of_other_models_is_understood():
     from zoo.maps import layouts
 
     keymap = layouts.load("hf-distilbert")
-    assert keymap.config_forward({"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2})["num_layers"] == 3
+    assert (
+        keymap.config_forward({"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2})["num_layers"] == 3
+    )

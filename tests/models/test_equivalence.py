@@ -1,4 +1,6 @@
-"""The configuration space against transformers, in float64: states, maps, pooled vectors, every head's logits, losses and gradients."""
+"""The configuration space against transformers, in float64: states, maps, pooled vectors, every
+head's logits, losses and gradients.
+"""
 
 from __future__ import annotations
 
@@ -81,12 +83,22 @@ def test_each_head_gives_transformers_logits_and_losses(name, task, data):
 
 
 def task_inputs(task: str, batch: strategies.Batch) -> dict[str, Tensor]:
-    """A batch as both sides take it: not all of transformers' classes take positions for several choices."""
-    return {key: x for key, x in strategies.for_task(task, batch).items() if task != "multiple-choice" or key != "position_ids"}
+    """A batch as both sides take it: not all of transformers' classes take positions for several
+    choices.
+    """
+    return {
+        key: x
+        for key, x in strategies.for_task(task, batch).items()
+        if task != "multiple-choice" or key != "position_ids"
+    }
 
 
-def compare_task(task: str, mine: dict[str, Tensor], reference: Any, labels: dict[str, Tensor], batch: strategies.Batch) -> None:
-    """Logits at real tokens, and the loss. transformers pools column 0, whatever stands there: such logits count where it is real."""
+def compare_task(
+    task: str, mine: dict[str, Tensor], reference: Any, labels: dict[str, Tensor], batch: strategies.Batch
+) -> None:
+    """Logits at real tokens, and the loss. transformers pools column 0, whatever stands there: such
+    logits count where it is real.
+    """
     real = batch.real()
     pooled = task in ("next-sentence", "sequence-classification", "multiple-choice")
     names = {
@@ -121,11 +133,18 @@ def compare_task(task: str, mine: dict[str, Tensor], reference: Any, labels: dic
 
 
 def answer_loss(reference: Any, labels: dict[str, Tensor], real: Tensor) -> Tensor:
-    """The span loss over real tokens, written out: mean over the rows whose answer lies in the text, then over start and end."""
+    """The span loss over real tokens, written out: mean over the rows whose answer lies in the
+    text, then over start and end.
+    """
     both = []
-    for logits, places in ((reference.start_logits, labels["start_positions"]), (reference.end_logits, labels["end_positions"])):
+    for logits, places in (
+        (reference.start_logits, labels["start_positions"]),
+        (reference.end_logits, labels["end_positions"]),
+    ):
         terms = [
-            logits[row][real[row]].logsumexp(0) - logits[row, place] for row, place in enumerate(places.tolist()) if place < real.shape[1]
+            logits[row][real[row]].logsumexp(0) - logits[row, place]
+            for row, place in enumerate(places.tolist())
+            if place < real.shape[1]
         ]
         both.append(torch.stack(terms).mean())
     return (both[0] + both[1]) / 2
@@ -146,7 +165,12 @@ def test_a_transformers_model_loads_and_gives_its_numbers(name, task, data):
     if task is None:
         with torch.no_grad():
             mine = ours(**batch.inputs)
-        check(mine.last_hidden_state, oracle.asked(theirs, batch.inputs).last_hidden_state, "last_hidden_state", batch.real())
+        check(
+            mine.last_hidden_state,
+            oracle.asked(theirs, batch.inputs).last_hidden_state,
+            "last_hidden_state",
+            batch.real(),
+        )
         return
     inputs, labels = task_inputs(task, batch), labels_for(task, ours, batch)
     with torch.no_grad():
@@ -174,7 +198,9 @@ def test_a_stated_problem_type_gives_transformers_loss(name, problem):
     config = fixed_config(name)
     options = {"num_labels": 3, "problem_type": problem}
     ours = build(name, config, "sequence-classification", **options)
-    theirs = oracle.taught(family(name).LAYOUT, family(name).oracle(ours.config, "sequence-classification", options), ours)
+    theirs = oracle.taught(
+        family(name).LAYOUT, family(name).oracle(ours.config, "sequence-classification", options), ours
+    )
     inputs = {key: x for key, x in strategies.small_batch(name).inputs.items() if key != "attention_mask"}
     labels = torch.tensor([2, 0, 1, 1]) if problem == "single-label" else torch.rand(4, 3, dtype=torch.float64)
     with torch.no_grad():
@@ -182,7 +208,9 @@ def test_a_stated_problem_type_gives_transformers_loss(name, problem):
 
 
 def fixed_config(name: str) -> Any:
-    """One small config with nothing at its default that matters; a family's ``SMALL`` adds to the sizes here."""
+    """One small config with nothing at its default that matters; a family's ``SMALL`` adds to the
+    sizes here.
+    """
     cls = strategies.model_class(name).Config
     sizes = {
         "vocab_size": 23,
@@ -220,12 +248,16 @@ def test_gradients_are_transformers_gradients_through_the_map(name, packed):
     oracle.asked(theirs, batch.inputs, gradients=True, **labels).loss.backward()
     theirs_by_name = {key: p.grad for key, p in theirs.named_parameters(remove_duplicate=False)}
     prefix = "model."
-    mine = oracle.way_back(family(name).LAYOUT, ours, {key.removeprefix(prefix): p.grad for key, p in ours.named_parameters()})
+    mine = oracle.way_back(
+        family(name).LAYOUT, ours, {key.removeprefix(prefix): p.grad for key, p in ours.named_parameters()}
+    )
     assert set(mine) == set(theirs_by_name)
     vanished, tiny = 0, 1e-12 * max(float(gradient.abs().max()) for gradient in mine.values())
     for key, gradient in mine.items():
         theirs_too = theirs_by_name[key]
-        if max(float(gradient.abs().max()), float(theirs_too.abs().max())) > tiny:  # the softmax takes the key's bias away
+        if (
+            max(float(gradient.abs().max()), float(theirs_too.abs().max())) > tiny
+        ):  # the softmax takes the key's bias away
             check(gradient, theirs_too, key)
         else:
             vanished += 1
@@ -245,10 +277,16 @@ def test_a_visible_matrix_is_transformers_four_dimensional_mask(name, data):
     visible = (torch.rand(rows, length, length, generator=generator) < 0.5) | torch.eye(length, dtype=torch.bool)
     ours = build(name, config)
     theirs = oracle.taught(family(name).LAYOUT, family(name).oracle(config, None, {}), ours)
-    additive = torch.zeros(rows, 1, length, length, dtype=torch.float64).masked_fill(~visible[:, None], torch.finfo(torch.float64).min)
+    additive = torch.zeros(rows, 1, length, length, dtype=torch.float64).masked_fill(
+        ~visible[:, None], torch.finfo(torch.float64).min
+    )
     with torch.no_grad():
         mine = ours(**batch.inputs, attention_mask=visible)
-    check(mine.last_hidden_state, oracle.asked(theirs, {**batch.inputs, "attention_mask": additive}).last_hidden_state, "states")
+    check(
+        mine.last_hidden_state,
+        oracle.asked(theirs, {**batch.inputs, "attention_mask": additive}).last_hidden_state,
+        "states",
+    )
 
 
 @pytest.mark.parametrize(("layers", "groups"), albert.WRONG_GROUPS)
@@ -318,7 +356,9 @@ def test_a_config_that_leaves_a_key_out_means_transformers_default(name):
                 got = keymap.config_forward(without)
             except ConfigError:  # a size that every config states
                 continue
-            assert got.get(entry.field) == wanted[entry.field] or (entry.field not in got and wanted[entry.field] is None), key
+            assert got.get(entry.field) == wanted[entry.field] or (
+                entry.field not in got and wanted[entry.field] is None
+            ), key
 
 
 @pytest.mark.parametrize("name", [name for name in strategies.with_oracle() if hasattr(family(name), "DEFAULT")])

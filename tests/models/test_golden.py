@@ -1,4 +1,6 @@
-"""Every golden case that the repository carries: what public reference code computed, held against ours through the converters."""
+"""Every golden case that the repository carries: what public reference code computed, held against
+ours through the converters.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the common tests can't draw: candidates of KnowBert, entities of ERNIE, n-grams of ZEN, and the losses of their tasks."""
+"""What the common tests can't draw: candidates of KnowBert, entities of ERNIE, n-grams of ZEN, and
+the losses of their tasks.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def candidates_for(config, rows: int, length: int, seed: int) -> dict[str, Candi
         spans[:, 2] = -1
         spans[0] = -1
         ids = torch.randint(0, source.entities, (rows, 3, 2), generator=generator)
-        found[name] = Candidates(spans, ids.masked_fill(spans[:, :, :1] < 0, 0), torch.rand(rows, 3, 2, generator=generator).double())
+        found[name] = Candidates(
+            spans, ids.masked_fill(spans[:, :, :1] < 0, 0), torch.rand(rows, 3, 2, generator=generator).double()
+        )
     return found
 
 
@@ -118,18 +122,38 @@ def test_the_margin_loss_is_the_hinge_of_each_candidate_and_softmax_that_of_each
     ],
 )
 def test_wrong_candidates_are_refused(spans, ids, says):
-    sizes = {"vocab_size": 9, "hidden_size": 4, "num_layers": 1, "num_heads": 1, "intermediate_size": 4, "max_positions": 9}
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 4,
+        "num_layers": 1,
+        "num_heads": 1,
+        "intermediate_size": 4,
+        "max_positions": 9,
+    }
     model = zoo.create("knowbert-wiki", wiki_layer=0, wiki_entities=9, wiki_entity_size=4, **sizes)
     ids = torch.tensor(ids)
     with pytest.raises(InputError, match=says):
-        model(torch.ones(1, 5, dtype=torch.int64), entity_candidates={"wiki": Candidates(torch.tensor(spans), ids, ids.float())})
+        model(
+            torch.ones(1, 5, dtype=torch.int64),
+            entity_candidates={"wiki": Candidates(torch.tensor(spans), ids, ids.float())},
+        )
     with pytest.raises(InputError, match="this model knows wiki"):
-        model(torch.ones(1, 5, dtype=torch.int64), entity_candidates={"wordnet": Candidates(torch.tensor(spans), ids, ids.float())})
+        model(
+            torch.ones(1, 5, dtype=torch.int64),
+            entity_candidates={"wordnet": Candidates(torch.tensor(spans), ids, ids.float())},
+        )
 
 
 @pytest.mark.parametrize("place", [5, -1])
 def test_a_boundary_outside_the_text_is_refused(place):
-    sizes = {"vocab_size": 9, "hidden_size": 4, "num_layers": 1, "num_heads": 1, "intermediate_size": 4, "max_positions": 9}
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 4,
+        "num_layers": 1,
+        "num_heads": 1,
+        "intermediate_size": 4,
+        "max_positions": 9,
+    }
     model = zoo.create("spanbert-base", task="pretraining", **sizes)
     ids = torch.ones(1, 5, dtype=torch.int64)
     assert model(ids, pairs=torch.tensor([[[0, 4]]])).scores["span_boundary"].shape == (1, 1, 15, 9)
@@ -138,7 +162,14 @@ def test_a_boundary_outside_the_text_is_refused(place):
 
 
 def test_knowbert_learns_to_link():
-    sizes = {"vocab_size": 12, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 16, "max_positions": 8}
+    sizes = {
+        "vocab_size": 12,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 16,
+        "max_positions": 8,
+    }
     torch.manual_seed(0)
     model = zoo.create(
         "knowbert-wiki", task="entity-linking", wiki_layer=0, wiki_entities=12, wiki_entity_size=8, dropout=0.0, attention_dropout=0.0,
@@ -177,7 +208,14 @@ def test_entities_and_n_grams_are_the_same_packed_and_padded(data):
 
 def test_only_mentioned_entities_reach_the_text():
     config = ErnieThuConfig(
-        vocab_size=9, hidden_size=4, num_layers=2, num_heads=1, intermediate_size=5, max_positions=8, entity_size=2, entity_heads=1
+        vocab_size=9,
+        hidden_size=4,
+        num_layers=2,
+        num_heads=1,
+        intermediate_size=5,
+        max_positions=8,
+        entity_size=2,
+        entity_heads=1,
     )
     model = build("ernie-thu", config)
     ids = torch.tensor([[1, 2, 3, 4]])
@@ -213,7 +251,10 @@ def test_k_berts_norm_divides_by_the_unbiased_deviation_plus_eps():
     for row, out in zip(x.tolist(), norm(x), strict=True):
         mean = sum(row) / 5
         deviation = (sum((v - mean) ** 2 for v in row) / 4) ** 0.5
-        wanted = [w * (v - mean) / (deviation + 0.1) + b for v, w, b in zip(row, norm.weight.tolist(), norm.bias.tolist(), strict=True)]
+        wanted = [
+            w * (v - mean) / (deviation + 0.1) + b
+            for v, w, b in zip(row, norm.weight.tolist(), norm.bias.tolist(), strict=True)
+        ]
         assert torch.allclose(out, torch.tensor(wanted, dtype=torch.float64))
     with pytest.raises(ConfigError, match="one number has no standard deviation"):
         KBertConfig(hidden_size=1, num_heads=1)
@@ -224,19 +265,31 @@ def source_of_knowledge(size: int, **linker: object) -> dict[str, object]:
     inner = {"hidden_size": size, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 1024}
     kind = "entity_linking_with_candidate_mentions"
     linking = {"type": kind, "contextual_embedding_dim": 768, "span_encoder_config": inner, **linker}
-    return {"type": "soldered_kg", "should_init_kg_to_bert_inverse": False, "entity_linker": linking, "span_attention_config": inner}
+    return {
+        "type": "soldered_kg",
+        "should_init_kg_to_bert_inverse": False,
+        "entity_linker": linking,
+        "span_attention_config": inner,
+    }
 
 
 def test_an_archives_own_config_describes_the_released_knowbert():
     words = {"type": "wordnet_all_embeddings", "entity_dim": 200, "entity_h5_key": "tucker_gensen"}
     tables = {"vocab_namespace": "entity_wiki", "embedding_dim": 300, "trainable": False, "sparse": False}
     sources = {
-        "wordnet": source_of_knowledge(200, namespace="entity_wordnet", loss_type="softmax", concat_entity_embedder=words),
+        "wordnet": source_of_knowledge(
+            200, namespace="entity_wordnet", loss_type="softmax", concat_entity_embedder=words
+        ),
         "wiki": source_of_knowledge(300, namespace="entity_wiki", entity_embedding=tables),
     }
     told = {"type": "knowbert", "bert_model_name": "bert-base-uncased", "model_archive": "linker.tar.gz"}
     model_part = {**told, "soldered_layers": {"wordnet": 10, "wiki": 9}, "soldered_kgs": sources}
-    around = {"vocabulary": {"directory_path": "v"}, "dataset_reader": {"type": "multitask_reader"}, "iterator": {}, "trainer": {}}
+    around = {
+        "vocabulary": {"directory_path": "v"},
+        "dataset_reader": {"type": "multitask_reader"},
+        "iterator": {},
+        "trainer": {},
+    }
     config = zoo.config("knowbert-wiki-wordnet").replace(wiki_entities=50, wordnet_entities=60)
     model = zoo.create("knowbert-wiki-wordnet", device="meta", wiki_entities=50, wordnet_entities=60)
     keymap = layouts.load("knowbert")
@@ -250,7 +303,14 @@ def test_an_archives_own_config_describes_the_released_knowbert():
 
 
 def test_a_folder_that_paddle_saved_is_the_same_ernie(tmp_path):
-    sizes = {"vocab_size": 20, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "max_positions": 9}
+    sizes = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "max_positions": 9,
+    }
     model = zoo.create("ernie-2-base", task="pretraining", **sizes, num_tasks=3, activation="relu")
     config = randomised(model).config
     tensors = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}

@@ -1,4 +1,6 @@
-"""mBART against transformers in float64 over its configurations; its own inputs, its writing and its noise."""
+"""mBART against transformers in float64 over its configurations; its own inputs, its writing and
+its noise.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,10 @@ def test_a_transformers_writer_loads_and_gives_its_scores_and_loss_from_labels_a
     config = data.draw(configs("mbart"))
     theirs = randomised(oracle.hugging_face(LAYOUT, WRITER, config, {}), data.draw(st.integers(0, 2**16)))
     theirs.final_logits_bias.normal_(generator=torch.Generator().manual_seed(0))
-    for side in (theirs.model.encoder, theirs.model.decoder):  # transformers 5 unties these too where the output is untied; 4 did not
+    for side in (
+        theirs.model.encoder,
+        theirs.model.decoder,
+    ):  # transformers 5 unties these too where the output is untied; 4 did not
         side.embed_tokens.weight.data.copy_(theirs.model.shared.weight.data)
     ours = zoo.load(theirs.state_dict(), layout=LAYOUT, config=theirs.config.to_dict(), task=TASK)
     assert not ours.load_report.random
@@ -74,7 +79,10 @@ def test_a_transformers_writer_loads_and_gives_its_scores_and_loss_from_labels_a
     reference = oracle.asked(theirs, source, labels=labels)
     close(mine.logits, reference.logits)
     close(mine.loss, reference.loss)
-    assert torch.equal(ours.model.decoder_inputs(labels)[:, 1:], labels[:, :-1].masked_fill(labels[:, :-1] == -100, config.pad_token_id))
+    assert torch.equal(
+        ours.model.decoder_inputs(labels)[:, 1:],
+        labels[:, :-1].masked_fill(labels[:, :-1] == -100, config.pad_token_id),
+    )
 
 
 @pytest.mark.parametrize("start", [[7], [2, 9]])
@@ -136,7 +144,8 @@ def test_the_last_label_comes_first_wherever_it_stands():
     assert shift_right(labels, 1, 2).tolist() == [[2, 5, 6, 9], [2, 1, 7, 8], [2, 1, 1, 1]]
 
 
-# -- noise -------------------------------------------------------------------------------------------------------------------------------
+# -- noise
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -148,7 +157,9 @@ def test_the_last_label_comes_first_wherever_it_stands():
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_noise_keeps_both_ends_and_masks_the_budget(words, replace_length, share, seed):
     tokens = [0, *words, 50]
-    noise = DenoisingNoise(mask_id=60, vocab_size=40, mask_share=share, replace_length=replace_length, random_share=0.3, insert_share=0.1)
+    noise = DenoisingNoise(
+        mask_id=60, vocab_size=40, mask_share=share, replace_length=replace_length, random_share=0.3, insert_share=0.1
+    )
     noised = noise(tokens, TorchDraws(torch.Generator().manual_seed(seed)))
     assert (noised[0], noised[-1]) == (0, 50)
     if share == 0:
@@ -167,7 +178,9 @@ def test_a_permutation_moves_whole_sentences():
 
 
 def test_whole_words_go_together():
-    noise = DenoisingNoise(mask_id=60, vocab_size=40, mask_share=1.0, permute_share=0.0, masking="word", word_starts={4, 5})
+    noise = DenoisingNoise(
+        mask_id=60, vocab_size=40, mask_share=1.0, permute_share=0.0, masking="word", word_starts={4, 5}
+    )
     assert noise([0, 4, 9, 9, 5, 9, 50]) == [0, 60, 60, 50]
 
 
@@ -194,4 +207,6 @@ def test_smoothing_of_zero_is_cross_entropy_and_its_mean_is_the_sum_over_the_cou
     labels[0, 2:] = -100
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     assert torch.allclose(label_smoothed_loss(logits, labels, 0.0), plain)
-    assert torch.allclose(label_smoothed_loss(logits, labels, 0.2, reduction="sum") / 10, label_smoothed_loss(logits, labels, 0.2))
+    assert torch.allclose(
+        label_smoothed_loss(logits, labels, 0.2, reduction="sum") / 10, label_smoothed_loss(logits, labels, 0.2)
+    )

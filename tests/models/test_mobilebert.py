@@ -1,5 +1,5 @@
-"""MobileBERT beyond what tests/models/test_equivalence.py asks transformers: wirings it cannot build, tensors it builds and never reads, and
-the way between the two public layouts.
+"""MobileBERT beyond what tests/models/test_equivalence.py asks transformers: wirings it cannot
+build, tensors it builds and never reads, and the way between the two public layouts.
 """
 
 from __future__ import annotations
@@ -70,11 +70,16 @@ def text(config: Any, seed: int, batch: int = 2, length: int = 5) -> tuple[Tenso
     return ids, real.long(), torch.randint(config.num_segments, (batch, length), generator=generator)
 
 
-# --- the paper's equations in loops over tokens and heads ---------------------------------------------------------------------------------
+# --- the paper's equations in loops over tokens and heads
+# ---------------------------------------------------------------------------------
 
 
-def oracle(config: MobileBertConfig, weights: dict[str, Tensor], ids: list[int], segments: list[int], real: int) -> list[Tensor]:
-    """The states of one text after the last block, at its ``real`` tokens; padding counts only in the trigram."""
+def oracle(
+    config: MobileBertConfig, weights: dict[str, Tensor], ids: list[int], segments: list[int], real: int
+) -> list[Tensor]:
+    """The states of one text after the last block, at its ``real`` tokens; padding counts only in
+    the trigram.
+    """
 
     def linear(name: str, x: Tensor) -> Tensor:
         return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
@@ -120,14 +125,26 @@ def oracle(config: MobileBertConfig, weights: dict[str, Tensor], ids: list[int],
                 part = slice(head * size, (head + 1) * size)
                 scores = torch.stack([query[t][part] @ key[s][part] / math.sqrt(size) for s in range(real)])
                 heads.append(sum(p * value[s][part] for s, p in enumerate(scores.softmax(0))))
-            a = norm(f"{block}.attention_norm", linear(f"{block}.attention.output", torch.cat(heads)) + residual[t], config.norm_eps)
+            a = norm(
+                f"{block}.attention_norm",
+                linear(f"{block}.attention.output", torch.cat(heads)) + residual[t],
+                config.norm_eps,
+            )
             for j in range(config.num_feed_forwards - 1):
                 op = f"{block}.inner_feed_forwards.{j}"
-                a = norm(f"{block}.inner_feed_forward_norms.{j}", linear(f"{op}.down", act(linear(f"{op}.up", a))) + a, config.norm_eps)
+                a = norm(
+                    f"{block}.inner_feed_forward_norms.{j}",
+                    linear(f"{op}.down", act(linear(f"{op}.up", a))) + a,
+                    config.norm_eps,
+                )
             op = f"{block}.feed_forward"
             a = norm(f"{op}_norm", linear(f"{op}.down", act(linear(f"{op}.up", a))) + a, outer)
             if config.bottleneck:
-                a = norm(f"{block}.output_bottleneck.norm", linear(f"{block}.output_bottleneck.dense", a) + h[t], config.norm_eps)
+                a = norm(
+                    f"{block}.output_bottleneck.norm",
+                    linear(f"{block}.output_bottleneck.dense", a) + h[t],
+                    config.norm_eps,
+                )
             after.append(a)
         h = after
     return h
@@ -165,7 +182,8 @@ def test_every_wiring_is_the_papers_equations(data):
         assert torch.equal(mine.pooler_output[row], mine.last_hidden_state[row, 0])
 
 
-# --- transformers -------------------------------------------------------------------------------------------------------------------------
+# --- transformers
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @given(data=st.data())
@@ -204,13 +222,20 @@ def test_a_transformers_model_with_tensors_that_it_never_reads_gives_its_numbers
 
 def test_what_transformers_stores_and_never_reads_is_carried_along():
     foreign = transformers.MobileBertConfig(
-        vocab_size=9, hidden_size=8, embedding_size=4, num_hidden_layers=1, intermediate_size=5, use_bottleneck_attention=True
+        vocab_size=9,
+        hidden_size=8,
+        embedding_size=4,
+        num_hidden_layers=1,
+        intermediate_size=5,
+        use_bottleneck_attention=True,
     )
     tensors = {name: Info(tuple(x.shape)) for name, x in transformers.MobileBertModel(foreign).state_dict().items()}
     keymap = layouts.load("hf-mobilebert")
     plan = keymap.forward(tensors, keymap.config_forward(foreign.to_dict(), tensors))
     assert sorted(plan.passengers) == sorted(
-        f"encoder.layer.0.bottleneck.attention.{part}.{p}" for part in ("LayerNorm", "dense") for p in ("bias", "weight")
+        f"encoder.layer.0.bottleneck.attention.{part}.{p}"
+        for part in ("LayerNorm", "dense")
+        for p in ("bias", "weight")
     )
 
 
@@ -218,11 +243,19 @@ def test_the_published_sizes_have_transformers_parameter_counts():
     with torch.device("meta"):
         published = transformers.MobileBertConfig(classifier_activation=False)
         theirs = transformers.MobileBertModel(published), transformers.MobileBertForPreTraining(published)
-    ours = zoo.create("mobilebert-base", device="meta"), zoo.create("mobilebert-base", task="pretraining", device="meta")
-    assert [m.num_parameters() for m in ours] == [sum(p.numel() for p in m.parameters()) for m in theirs] == [24_581_888, 36_597_564]
+    ours = (
+        zoo.create("mobilebert-base", device="meta"),
+        zoo.create("mobilebert-base", task="pretraining", device="meta"),
+    )
+    assert (
+        [m.num_parameters() for m in ours]
+        == [sum(p.numel() for p in m.parameters()) for m in theirs]
+        == [24_581_888, 36_597_564]
+    )
 
 
-# --- layouts ------------------------------------------------------------------------------------------------------------------------------
+# --- layouts
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -233,10 +266,15 @@ def test_the_tensorflow_layout_is_recognised_and_comes_back_bit_for_bit(wiring, 
     model = build(config, "pretraining")
     ours = canonical_state(model)
     keymap = layouts.load("tf-mobilebert")
-    theirs = keymap.back({name: Info(tuple(x.shape), "F64") for name, x in ours.items()}, config.to_dict()).run(ours.__getitem__)
+    theirs = keymap.back({name: Info(tuple(x.shape), "F64") for name, x in ours.items()}, config.to_dict()).run(
+        ours.__getitem__
+    )
     assert ("bert/embeddings/FakeLayerNorm/gamma" in theirs) == (norm == "no_norm")
     assert ("bert/embeddings/LayerNorm/gamma" in theirs) == (norm != "no_norm")
-    assert theirs["bert/encoder/layer_1/ffn_layer_1/intermediate/dense/kernel"].shape == (config.inner_size, config.intermediate_size)
+    assert theirs["bert/encoder/layer_1/ffn_layer_1/intermediate/dense/kernel"].shape == (
+        config.inner_size,
+        config.intermediate_size,
+    )
     rest = config.hidden_size - embedding_size
     assert theirs.get("cls/predictions/extra_output_weights", torch.empty(17, 0)).shape == (17, rest)
     assert layouts.recognise(DictArchive(theirs)) == "tf-mobilebert"
@@ -251,11 +289,25 @@ def test_a_layer_norm_with_one_eps_cannot_be_said_in_the_port_that_has_two():
     with pytest.raises(ConfigError, match="norm='layer_norm'"):
         keymap.config_back(SMALL.replace(norm="layer_norm").to_dict())
     assert keymap.config_back(SMALL.replace(norm="layer_norm_hf").to_dict())["normalization_type"] == "layer_norm"
-    assert layouts.load("tf-mobilebert").config_forward({"vocab_size": 9, "embedding_size": 4, "hidden_size": 4, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "intermediate_size": 3, "normalization_type": "layer_norm"})["norm"] == "layer_norm"  # fmt: skip
+    assert (
+        layouts.load("tf-mobilebert").config_forward(
+            {
+                "vocab_size": 9,
+                "embedding_size": 4,
+                "hidden_size": 4,
+                "num_hidden_layers": 1,
+                # fmt: skip
+                "num_attention_heads": 1,
+                "intermediate_size": 3,
+                "normalization_type": "layer_norm",
+            }
+        )["norm"]
+        == "layer_norm"
+    )
 
 
-# --- what is its own ----------------------------------------------------------------------------------------------------------------------
+# --- what is its own
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trigram", [True, False])
@@ -305,7 +357,9 @@ def test_embeddings_given_instead_of_ids_have_the_tables_width():
     model = build(SMALL)
     ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
-        assert torch.equal(model(inputs_embeds=model.embeddings.token(ids)).last_hidden_state, model(ids).last_hidden_state)
+        assert torch.equal(
+            model(inputs_embeds=model.embeddings.token(ids)).last_hidden_state, model(ids).last_hidden_state
+        )
     with pytest.raises(InputError, match=r"\(batch, length, 3\)"):
         model(inputs_embeds=torch.zeros(1, 3, 7, dtype=torch.float64))
 

@@ -1,4 +1,6 @@
-"""RoBERTa's positions, and the ways in which its files are told from others and bring their config along."""
+"""RoBERTa's positions, and the ways in which its files are told from others and bring their config
+along.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from zoo.formats.memory import DictArchive
 from zoo.maps import layouts
 from zoo.maps.config_map import ConfigMap
 
-SIZES = {"vocab_size": 30, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12, "max_positions": 9}
+SIZES = {
+    "vocab_size": 30,
+    "hidden_size": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "intermediate_size": 12,
+    "max_positions": 9,
+}
 IDS = torch.tensor([[0, 9, 8, 7, 2], [0, 6, 2, 1, 1]])
 
 
@@ -58,7 +67,10 @@ def test_fairseqs_oldest_files_hold_query_key_and_value_in_one_matrix(args, tmp_
         where = f"decoder.sentence_encoder.layers.{i}.self_attn"
         for p in ("weight", "bias"):
             fused[f"{where}.in_proj_{p}"] = torch.cat([apart[f"{where}.{x}_proj.{p}"] for x in "qkv"])
-    options = {key: value for key, value in case.config.items() if key != "vocab_size"} | {"lr": [1e-4], "arch": "roberta_base"}
+    options = {key: value for key, value in case.config.items() if key != "vocab_size"} | {
+        "lr": [1e-4],
+        "arch": "roberta_base",
+    }
     told = {"args": argparse.Namespace(**options)} if args else {"cfg": {"model": options, "task": {}}}
     torch.save({"model": fused, **told}, tmp_path / "model.pt")
     loaded = zoo.load(tmp_path / "model.pt", task="masked-lm")  # by the options in the file

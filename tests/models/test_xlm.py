@@ -1,4 +1,6 @@
-"""What XLM has beyond BERT: languages, zeroed rows, causal and sinusoidal variants, and its encoder-decoder."""
+"""What XLM has beyond BERT: languages, zeroed rows, causal and sinusoidal variants, and its
+encoder-decoder.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def test_sinusoidal_positions_are_the_papers_and_are_stored_but_not_trained(tmp_
     for position in range(12):
         for column in range(8):
             angle = position / 10_000 ** (2 * (column // 2) / 8)
-            assert float(table[position, column]) == pytest.approx(math.cos(angle) if column % 2 else math.sin(angle), abs=1e-6)
+            assert float(table[position, column]) == pytest.approx(
+                math.cos(angle) if column % 2 else math.sin(angle), abs=1e-6
+            )
     assert "embeddings.position.weight" not in dict(model.named_parameters())
     table[3] = 7  # what a file holds is what is used
     zoo.save(model, tmp_path / "saved")
@@ -108,19 +112,43 @@ def test_an_original_file_brings_its_own_config(tmp_path):
     }
     for i, block in enumerate(ours.encoder.blocks):
         attention = block.attention
-        parts = {"q_lin": attention.query, "k_lin": attention.key, "v_lin": attention.value, "out_lin": attention.output}
+        parts = {
+            "q_lin": attention.query,
+            "k_lin": attention.key,
+            "v_lin": attention.value,
+            "out_lin": attention.output,
+        }
         foreign |= {f"attentions.{i}.{name}": part for name, part in parts.items()}
         foreign |= {f"layer_norm1.{i}": block.attention_norm, f"layer_norm2.{i}": block.feed_forward_norm}
         foreign |= {f"ffns.{i}.lin1": block.feed_forward.up, f"ffns.{i}.lin2": block.feed_forward.down}
-    tensors = {f"module.{name}.{p}": tensor for name, part in foreign.items() for p, tensor in part.state_dict().items()}
-    params = {"n_words": 30, "emb_dim": 8, "n_layers": 2, "n_heads": 2, "n_langs": 2, "dropout": 0.1, "gelu_activation": True}
-    params |= {"lang2id": {"fr": 1, "en": 0}, "id2lang": {0: "en", 1: "fr"}, "exp_name": "x", "bptt": 256, "fp16": True, "asm": False}
+    tensors = {
+        f"module.{name}.{p}": tensor for name, part in foreign.items() for p, tensor in part.state_dict().items()
+    }
+    params = {
+        "n_words": 30,
+        "emb_dim": 8,
+        "n_layers": 2,
+        "n_heads": 2,
+        "n_langs": 2,
+        "dropout": 0.1,
+        "gelu_activation": True,
+    }
+    params |= {
+        "lang2id": {"fr": 1, "en": 0},
+        "id2lang": {0: "en", 1: "fr"},
+        "exp_name": "x",
+        "bptt": 256,
+        "fp16": True,
+        "asm": False,
+    }
     torch.save({"model": tensors, "params": params, "dico_id2word": {0: "<s>"}}, tmp_path / "mlm.pth")
     loaded = zoo.load(tmp_path / "mlm.pth")
     assert loaded.config.languages == ("en", "fr")
     assert loaded.config.max_positions == 7
     assert loaded.load_report.layout == "xlm-original"
-    assert torch.equal(loaded(IDS, REAL, language_ids="fr").last_hidden_state, ours(IDS, REAL, language_ids="fr").last_hidden_state)
+    assert torch.equal(
+        loaded(IDS, REAL, language_ids="fr").last_hidden_state, ours(IDS, REAL, language_ids="fr").last_hidden_state
+    )
 
 
 @pytest.mark.parametrize("value", [{"en": 0, "fr": 1}, {"0": "en", "1": "fr"}, {1: "fr", 0: "en"}])
@@ -136,7 +164,8 @@ def test_names_by_id_with_gaps_are_refused(value):
         FORMS["names-by-id"].forward(value, "lang2id")
 
 
-# -- the encoder-decoder -------------------------------------------------------------------------------------------------------------------
+# -- the encoder-decoder
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def translator() -> torch.nn.Module:
@@ -151,7 +180,10 @@ def test_writing_is_choosing_the_likeliest_word_again_and_again():
         so_far = [1]
         while len(so_far) < 8 and (len(so_far) == 1 or so_far[-1] != 1):
             scores = model(
-                IDS[row : row + 1, :length], language_ids="en", decoder_input_ids=torch.tensor([so_far]), decoder_language_ids="fr"
+                IDS[row : row + 1, :length],
+                language_ids="en",
+                decoder_input_ids=torch.tensor([so_far]),
+                decoder_language_ids="fr",
             ).logits[0, -1]
             so_far.append(1 if len(so_far) == 7 else int(scores.argmax()))
         assert written[row].tolist() == so_far + [2] * (written.shape[1] - len(so_far))
@@ -194,7 +226,14 @@ def test_a_target_word_sees_nothing_to_its_right():
 
 
 def test_a_saved_model_that_names_its_languages_goes_to_the_foreign_layout(tmp_path):
-    fields = {"vocab_size": 40, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_languages": 3, "languages": ("de", "en", "fr")}
+    fields = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_languages": 3,
+        "languages": ("de", "en", "fr"),
+    }
     zoo.save(zoo.create("xlm-mlm-tlm-xnli15-1024", **fields), tmp_path / "ours")
     zoo.convert(tmp_path / "ours", tmp_path / "theirs", to="hf-xlm")
     zoo.convert(tmp_path / "theirs", tmp_path / "again")

@@ -1,5 +1,5 @@
-"""What the pages say is so: every Python snippet runs, every generated table is current, every link inside the repository leads
-somewhere.
+"""What the pages say is so: every Python snippet runs, every generated table is current, every link
+inside the repository leads somewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from zoo.errors import FetchError
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-SNIPPETS = [(page.relative_to(ROOT), n, code) for page in PAGES for n, code in enumerate(SNIPPET.findall(page.read_text(encoding="utf-8")))]
+SNIPPETS = [
+    (page.relative_to(ROOT), n, code)
+    for page in PAGES
+    for n, code in enumerate(SNIPPET.findall(page.read_text(encoding="utf-8")))
+]
 ILLUSTRATIONS = ("my_package", "self.encoder =")  # what shows a place in a file, or a package that nobody has
 
 
@@ -71,5 +75,7 @@ def test_every_link_inside_the_repository_leads_somewhere():
 def test_the_commands_of_the_readme_are_real():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in set(re.findall(r"^zoo (\S+)", text, re.MULTILINE)):
-        done = subprocess.run([sys.executable, "-m", "zoo", command, "--help"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "zoo", command, "--help"], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, command

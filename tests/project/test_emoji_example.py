@@ -1,4 +1,6 @@
-"""The emoji example, small: it learns from pictures made here which words belong to them, and real emoji come out as they should."""
+"""The emoji example, small: it learns from pictures made here which words belong to them, and real
+emoji come out as they should.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ import torch
 from zoo.errors import FetchError, InputError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "white": (255, 255, 255)}
+COLORS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "white": (255, 255, 255),
+}
 PLACES = {"top": (0, 24), "bottom": (48, 24), "left": (24, 0), "right": (24, 48), "middle": (24, 24)}
 SMALL = {"num_layers": 1, "hidden_size": 64, "num_heads": 2, "intermediate_size": 64, "initializer_range": 0.12}
 SMALL_STREAM = {
@@ -47,7 +55,9 @@ def emoji(example):
 def squares(emoji):
     """A square of one of five colors at one of five places, on another color: 100 pictures."""
     names, pixels = [], []
-    for (color, rgb), (place, (y, x)), (behind, other) in itertools.product(COLORS.items(), PLACES.items(), COLORS.items()):
+    for (color, rgb), (place, (y, x)), (behind, other) in itertools.product(
+        COLORS.items(), PLACES.items(), COLORS.items()
+    ):
         if color == behind:
             continue
         picture = torch.tensor(other, dtype=torch.uint8)[:, None, None].expand(3, 72, 72).clone() // 2

@@ -1,4 +1,6 @@
-"""The training examples, small: what they train learns, and what they compare with is what it is said to be."""
+"""The training examples, small: what they train learns, and what they compare with is what it is
+said to be.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,19 @@ from zoo.errors import InputError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = [
-    ["First wash the rice in cold water.", "Then boil the rice in a large pot.", "Then wait until the pot is dry.", "Last salt the rice."],
+    [
+        "First wash the rice in cold water.",
+        "Then boil the rice in a large pot.",
+        "Then wait until the pot is dry.",
+        "Last salt the rice.",
+    ],
     ["First cut the bread into thin slices.", "Then toast the slices in a hot pan.", "Last put cheese on the slices."],
-    ["First peel the apples and the pears.", "Then bake the apples with sugar.", "Then cool the apples.", "Last eat them with cream."],
+    [
+        "First peel the apples and the pears.",
+        "Then bake the apples with sugar.",
+        "Then cool the apples.",
+        "Last eat them with cream.",
+    ],
     ["First heat the milk in a small pot.", "Then stir the cocoa into the milk.", "Last pour the milk into a cup."],
 ] * 3
 MESSAGES = [
@@ -58,7 +70,9 @@ def run(pretraining, name, steps, seed=0):
     if "intermediate_size" in size:
         size |= {"intermediate_size": 64}
     objective = replace(pretraining.OBJECTIVES[name], size=size, batch=8, rate=3e-3)
-    return pretraining.train(objective, corpus, steps, torch.Generator().manual_seed(seed), checks=1, check_batches=4)[1]
+    return pretraining.train(objective, corpus, steps, torch.Generator().manual_seed(seed), checks=1, check_batches=4)[
+        1
+    ]
 
 
 OBJECTIVES = ("mlm", "wwm", "ngram", "clm", "tlm", "nsp", "sop")
@@ -149,7 +163,13 @@ msgstr ""
 
 def test_a_document_is_cut_at_lines_and_sentence_ends(texts):
     text = 'A headline\n\nIt rained. "It rained," he said. Was it 3.5 inches? Nobody knows.'
-    assert texts.sentences_of(text) == ["A headline", "It rained.", '"It rained," he said.', "Was it 3.5 inches?", "Nobody knows."]
+    assert texts.sentences_of(text) == [
+        "A headline",
+        "It rained.",
+        '"It rained," he said.',
+        "Was it 3.5 inches?",
+        "Nobody knows.",
+    ]
 
 
 def test_retrieval_counts_the_right_ones_both_ways(retrieval):
@@ -213,7 +233,14 @@ def test_the_table_of_compressions_has_a_row_for_each_technique_and_stack(tmp_pa
     generator = torch.Generator().manual_seed(0)
     rows = [(torch.randint(5, 40, (6 + n % 3,), generator=generator).tolist(), n % 2) for n in range(8)]
     data = example.Texts(rows, rows[:4], ("one", "two"))
-    sizes = {"vocab_size": 40, "hidden_size": 24, "num_layers": 6, "num_heads": 2, "intermediate_size": 48, "max_positions": 16}
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "num_layers": 6,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "max_positions": 16,
+    }
     model = zoo.create("bert-base", task="sequence-classification", num_labels=2, generator=generator, **sizes)
     found = {row.name: row for row in example.run(data, model)}
     first = found["fine-tuned, as it is"]

@@ -1,4 +1,6 @@
-"""The list of mutants stays true to the code: `make mutants` then counts how many of them the tests notice."""
+"""The list of mutants stays true to the code: `make mutants` then counts how many of them the tests
+notice.
+"""
 
 from benchmarks.mutants import mutants
 

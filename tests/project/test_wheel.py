@@ -1,4 +1,6 @@
-"""The built wheel carries everything: installed where nothing else of ours is, it lists, informs, converts and creates."""
+"""The built wheel carries everything: installed where nothing else of ours is, it lists, informs,
+converts and creates.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ print("done", report.tensors)
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A new environment with the wheel alone; its dependencies are seen through the tests' own environment, our package is not."""
+    """A new environment with the wheel alone; its dependencies are seen through the tests' own
+    environment, our package is not.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -42,13 +46,20 @@ def installed(tmp_path_factory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
         assert not [name for name in archive.namelist() if name.startswith(("tests/", "weights/", "docs/"))]
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # a plain path: its own .pth files stay unread
+    (site / "dependencies.pth").write_text(
+        sysconfig.get_paths()["purelib"] + "\n"
+    )  # a plain path: its own .pth files stay unread
     return environment / "bin" / "python"
 
 
 def run(python: Path, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [str(python), *arguments], cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ""}
+        [str(python), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ""},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

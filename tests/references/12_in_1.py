@@ -1,4 +1,6 @@
-"""12-in-1: ViLBERT with task tokens, the losses and scores of its training step, and when a stopped task trains again."""
+"""12-in-1: ViLBERT with task tokens, the losses and scores of its training step, and when a stopped
+task trains again.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def stop_and_go(case: Case) -> Mapping[str, Any]:
 
 
 def step_inputs(batch: Mapping[str, Tensor], process: str, task: int) -> dict[str, Tensor]:
-    """A loader's batch as rows for the model: options and pictures folded into the batch, the text repeated."""
+    """A loader's batch as rows for the model: options and pictures folded into the batch, the text
+    repeated.
+    """
     given = {
         "input_ids": batch["question"],
         "attention_mask": batch["input_mask"],
@@ -57,12 +61,17 @@ def step_inputs(batch: Mapping[str, Tensor], process: str, task: int) -> dict[st
         given = {name: value.flatten(0, 1) for name, value in given.items()}
     elif process == "expand":
         options = batch["question"].shape[1]
-        given = {name: v.flatten(0, 1) if name in text else v.repeat_interleave(options, 0) for name, v in given.items()}
+        given = {
+            name: v.flatten(0, 1) if name in text else v.repeat_interleave(options, 0) for name, v in given.items()
+        }
     elif process == "dialog":
         rows = batch["question"].shape[1] * batch["question"].shape[2]
         given = {name: v.flatten(0, 2) if name in text else v.repeat_interleave(rows, 0) for name, v in given.items()}
     elif process == "nlvr":
-        given = {name: v.repeat_interleave(2, 0) if name in text else v.unflatten(1, (2, -1)).flatten(0, 1) for name, v in given.items()}
+        given = {
+            name: v.repeat_interleave(2, 0) if name in text else v.unflatten(1, (2, -1)).flatten(0, 1)
+            for name, v in given.items()
+        }
     return given | {"task_type_ids": torch.full((len(given["input_ids"]),), task)}
 
 
@@ -72,7 +81,9 @@ def losses(case: Case) -> Mapping[str, Any]:
     for task, about in case.config["tasks"].items():
         number = int(task.removeprefix("TASK"))
         name = f"task{number}"
-        batch = {key.removeprefix(f"{name}."): value for key, value in case.inputs.items() if key.startswith(f"{name}.")}
+        batch = {
+            key.removeprefix(f"{name}."): value for key, value in case.inputs.items() if key.startswith(f"{name}.")
+        }
         if not batch:
             continue
         head, theirs = HEAD_OF_TYPE[about["type"]]
@@ -85,7 +96,9 @@ def losses(case: Case) -> Mapping[str, Any]:
         if about["process"] == "dialog":
             target = target.flatten()
         if candidates is not None:
-            candidates = candidates + 101  # candidates are counted from the slot behind the whole picture and 100 detected regions
+            candidates = (
+                candidates + 101
+            )  # candidates are counted from the slot behind the whole picture and 100 detected regions
         outputs[f"{name}.loss"] = multi_task_loss(head, scores, target, candidates)
         outputs[f"{name}.score"] = batch_score(head, scores, target, candidates)
         shaped = scores.unsqueeze(-1) if head in ("grounding", "image_text_retrieval") else scores

@@ -1,4 +1,6 @@
-"""The libraries ``adapters`` and ``peft`` around a BERT: their whole state, as our model with techniques."""
+"""The libraries ``adapters`` and ``peft`` around a BERT: their whole state, as our model with
+techniques.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,16 @@ def fused_names(case: Case) -> tuple[str, ...]:
 
 
 def answers(case: Case, model: Any, times: int = 1, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """States, pooled vector, logits and loss under the names of the cases. A gate of the reference averages over padding too: it runs
-    unpacked. times: how often the reference repeats the batch behind the embeddings. without: inputs that the reference drops.
+    """States, pooled vector, logits and loss under the names of the cases. A gate of the reference
+    averages over padding too: it runs unpacked. times: how often the reference repeats the batch
+    behind the embeddings. without: inputs that the reference drops.
     """
     task = task_of(case)
     names = ("input_ids", "attention_mask", "token_type_ids", *(LABELS if task else ()))
     inputs = {name: case.inputs[name] for name in names if name in case.inputs and name not in without}
-    if task == "question-answering" and "attention_mask" in inputs:  # padding competes for the answer there, so it needs states
+    if (
+        task == "question-answering" and "attention_mask" in inputs
+    ):  # padding competes for the answer there, so it needs states
         mask = inputs["attention_mask"]
         inputs["attention_mask"] = mask[:, None, :].expand(-1, mask.shape[1], -1)
     with torch.no_grad(), zoo.packing(False):
@@ -51,7 +56,9 @@ def answers(case: Case, model: Any, times: int = 1, without: tuple[str, ...] = (
         outputs["pooled"] = encoded.pooler_output
     for name in ("logits", "loss", "start_logits", "end_logits"):
         if (value := getattr(result, name, None)) is not None:
-            by_token = name in ("start_logits", "end_logits") or (name == "logits" and task in ("token-classification", "masked-lm"))
+            by_token = name in ("start_logits", "end_logits") or (
+                name == "logits" and task in ("token-classification", "masked-lm")
+            )
             outputs[name] = at_real(value, real) if by_token else value
     return outputs
 
@@ -64,7 +71,9 @@ def below(case: Case, base: Mapping[str, Any]) -> Any:
 
 
 def with_adapters(case: Case) -> tuple[Any, int]:
-    """``adapters.init(BertModel)`` with its adapters, and what is active; how often the batch is repeated for them."""
+    """``adapters.init(BertModel)`` with its adapters, and what is active; how often the batch is
+    repeated for them.
+    """
     base, own = adapter_hub.split_adapters(case.weights)
     model = below(case, base)
     configs: Mapping[str, Any] = case.config["adapters"]
@@ -74,7 +83,9 @@ def with_adapters(case: Case) -> tuple[Any, int]:
     active = str(case.config["active"])
     kind, _, inside = active.partition("[")
     names = tuple(n.strip() for n in inside.rstrip("]").split(",")) if inside else (kind,)
-    if any(config.get("architecture") == "prefix_tuning" for config in configs.values()):  # which have no switch: others stay away
+    if any(
+        config.get("architecture") == "prefix_tuning" for config in configs.values()
+    ):  # which have no switch: others stay away
         configs = {name: configs[name] for name in names}
     model = adapter_hub.from_adapters(model, own, configs, layout="hf-bert", fusion=fusion)
     if fusion or len(configs) == 1 or all(isinstance(t, PrefixTuning) for t in bare_model(model).techniques):
@@ -83,7 +94,9 @@ def with_adapters(case: Case) -> tuple[Any, int]:
         switch(model, names)
     else:
         how = {"BatchSplit": "parallel"}.get(kind, kind.lower() if inside else "stack")
-        halved = (len(names) ** -2,) * len(names) if how == "average" else ()  # the library takes the mean of what it weighs by 1/n already
+        halved = (
+            (len(names) ** -2,) * len(names) if how == "average" else ()
+        )  # the library takes the mean of what it weighs by 1/n already
         zoo.apply(model, zoo.ActiveAdapters(names=names, how=how, weights=halved))
     return model, len(names) if kind == "Parallel" else 1
 
@@ -102,12 +115,16 @@ def peft_linear(case: Case) -> dict[str, Any]:
 def peft_prefix(case: Case) -> dict[str, Any]:
     base, own = peft.split_peft(case.weights)
     config = {"peft_type": "PREFIX_TUNING", **case.config, **case.config.get("peft", {})}
-    model = peft.from_peft(below(case, base), {k: v for k, v in own.items() if "prompt_e" in k}, config, layout="hf-bert")
+    model = peft.from_peft(
+        below(case, base), {k: v for k, v in own.items() if "prompt_e" in k}, config, layout="hf-bert"
+    )
     bare = bare_model(model)
     return {**answers(case, model, without=dropped(case, prefix=True)), "prefix": bare.prefixes["default"].eject()}
 
 
 def dropped(case: Case, *, prefix: bool) -> tuple[str, ...]:
-    """``peft`` hands no segments on to a question answering model, nor to a bare one behind a prefix."""
+    """``peft`` hands no segments on to a question answering model, nor to a bare one behind a
+    prefix.
+    """
     task = task_of(case)
     return ("token_type_ids",) if task == "question-answering" or (prefix and task is None) else ()

@@ -89,7 +89,10 @@ def renamed(name: str) -> str:
 
 def language_model(case: Case) -> dict[str, Any]:
     c = case.config
-    copies = ("mask_template", ".persistent_memory.adaptive_span.")  # what follows from the config, and the span's second name
+    copies = (
+        "mask_template",
+        ".persistent_memory.adaptive_span.",
+    )  # what follows from the config, and the span's second name
     weights = {k.removeprefix("module."): v for k, v in case.weights.items() if not any(part in k for part in copies)}
     hidden, heads, memory = c["hidden_size"], c["nb_heads"], c.get("pers_mem_size") or 0
     adaptive = any("current_val" in name for name in weights)
@@ -98,7 +101,9 @@ def language_model(case: Case) -> dict[str, Any]:
         span = Span(heads, c["attn_span"], c["adapt_span_ramp"], c["adapt_span_loss"]) if adaptive else c["attn_span"]
         feed_forward = None if memory else FeedForward(hidden, c["inner_hidden_size"], "relu")
         blocks.append(SpanBlock(SpanAttention(hidden, heads, span, memory=memory), feed_forward, hidden))
-    model = SpanLanguageModel(c["vocab_size"], hidden, c["attn_span"], blocks, adaptive_cache=bool(c.get("adapt_span_cache"))).eval()
+    model = SpanLanguageModel(
+        c["vocab_size"], hidden, c["attn_span"], blocks, adaptive_cache=bool(c.get("adapt_span_cache"))
+    ).eval()
     state = {renamed(name): tensor for name, tensor in weights.items()}
     own = model.state_dict()
     model.load_state_dict({name: tensor.reshape(own[name].shape) for name, tensor in state.items()}, strict=True)

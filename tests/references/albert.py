@@ -14,7 +14,16 @@ from tests.references.optimizers import train
 from tests.references.pretraining_data import CLS, MASK, SEP, instances, predictions
 from tests.references.text_models import hugging_face, tf_pretraining
 from zoo.data.instances import next_sentence_pairs, sentence_order_pairs
-from zoo.data.masking import Masked, NGrams, permute, prediction_budget, replace_tokens, sentencepiece_start, word_units, wordpiece_start
+from zoo.data.masking import (
+    Masked,
+    NGrams,
+    permute,
+    prediction_budget,
+    replace_tokens,
+    sentencepiece_start,
+    word_units,
+    wordpiece_start,
+)
 from zoo.training.optimizers import BertAdam, Lamb, decay_groups
 from zoo.training.schedules import warmup_then_decay
 
@@ -22,9 +31,16 @@ Uniform = Callable[[], float]
 
 
 def n_gram_masking(
-    tokens: list[str], options: dict[str, Any], probability: float, vocabulary: list[str], rng: random.Random, uniform: Uniform
+    tokens: list[str],
+    options: dict[str, Any],
+    probability: float,
+    vocabulary: list[str],
+    rng: random.Random,
+    uniform: Uniform,
 ) -> dict[str, Any]:
-    """The reference shuffles its candidates a second time after masking, for the permutation that is usually off."""
+    """The reference shuffles its candidates a second time after masking, for the permutation that
+    is usually off.
+    """
     units = word_units(tokens, (CLS, SEP), wordpiece_start if options["do_whole_word_mask"] else None)
     boundary = [int(token in (CLS, SEP) or wordpiece_start(token)) for token in tokens]
     if probability == 0:
@@ -37,7 +53,9 @@ def n_gram_masking(
     rng.shuffle(order)
     if options.get("do_permutation"):
         moved = permute(masked.tokens, n_grams.choose(units, order, budget, uniform, taken=chosen), rng)
-        labels = dict(zip(masked.positions, masked.labels, strict=True)) | dict(zip(moved.positions, moved.labels, strict=True))
+        labels = dict(zip(masked.positions, masked.labels, strict=True)) | dict(
+            zip(moved.positions, moved.labels, strict=True)
+        )
         masked = Masked(moved.tokens, sorted(labels), [labels[p] for p in sorted(labels)])
     return predictions(masked) | {"token_boundary": boundary}
 
@@ -72,7 +90,9 @@ def masking(case: Case) -> dict[str, Any]:
     ]
     answers = {"items": items, "instances": made}
     if "sentencepiece_pieces" in given:
-        answers["sentencepiece_start_pieces"] = [[piece, sentencepiece_start(piece)] for piece in given["sentencepiece_pieces"]]
+        answers["sentencepiece_start_pieces"] = [
+            [piece, sentencepiece_start(piece)] for piece in given["sentencepiece_pieces"]
+        ]
     return answers
 
 

@@ -24,7 +24,9 @@ def preprocess(case: Case) -> dict[str, Any]:
     items = []
     for item in case.info["items"]:
         given = item["input"]
-        cleaner = ArabicCleaner.of(given["model_name"], **{STEPS[name]: value for name, value in given["options"].items()})
+        cleaner = ArabicCleaner.of(
+            given["model_name"], **{STEPS[name]: value for name, value in given["options"].items()}
+        )
         items.append({"text": cleaner(given["text"])})
     return {"items": items}
 

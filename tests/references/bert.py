@@ -49,7 +49,9 @@ def masking(case: Case) -> dict[str, Any]:
     made = [
         instance
         for index in range(len(documents))
-        for instance in instances(next_sentence_pairs(documents, index, given["max_seq_length"], rng, config["short_seq_prob"]), mask)
+        for instance in instances(
+            next_sentence_pairs(documents, index, given["max_seq_length"], rng, config["short_seq_prob"]), mask
+        )
     ]
     return {"items": items, "instances": made}
 

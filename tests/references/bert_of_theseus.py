@@ -16,7 +16,9 @@ def patterns(case: Case) -> Mapping[str, Any]:
     before = {name: tensor for name, tensor in case.weights.items() if "scc_layer" not in name}
     after = {name.replace("scc_layer", "layer"): t for name, t in case.weights.items() if "encoder.layer" not in name}
     model: Any = zoo.load(before, layout="hf-bert", config=config, task="sequence-classification")
-    successor: Any = zoo.load(after, layout="hf-bert", config={**config, "num_hidden_layers": count}, task="sequence-classification")
+    successor: Any = zoo.load(
+        after, layout="hf-bert", config={**config, "num_hidden_layers": count}, task="sequence-classification"
+    )
     zoo.apply(model, zoo.Theseus(layers=count))
     stack = model.model.encoder
     for index, block in zip(stack.plan, successor.model.encoder.blocks, strict=True):

@@ -1,8 +1,10 @@
-"""A golden case as the adapters see it: what the reference was given, and, apart from that, what it answered.
+"""A golden case as the adapters see it: what the reference was given, and, apart from that, what it
+answered.
 
-An adapter maps ``Case -> {reference output name: value}`` and reads nothing of ``expected``. A value is a tensor, number, string, or lists
-and dicts of them as the case stores them; ``Output`` wraps a value that may be compared in part or more loosely, ``Skipped`` says
-that (and why) a stored output cannot be reproduced.
+An adapter maps ``Case -> {reference output name: value}`` and reads nothing of ``expected``. A
+value is a tensor, number, string, or lists and dicts of them as the case stores them; ``Output``
+wraps a value that may be compared in part or more loosely, ``Skipped`` says that (and why) a stored
+output cannot be reproduced.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 @dataclass(frozen=True)
 class Case:
-    """One folder of ``golden/``: ``inputs`` are the ``input.*`` tensors without that prefix, ``data`` is ``io.json``."""
+    """One folder of ``golden/``: ``inputs`` are the ``input.*`` tensors without that prefix,
+    ``data`` is ``io.json``.
+    """
 
     folder: Path
     info: dict[str, Any]
@@ -86,7 +90,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Output:
-    """A value that counts only ``where`` True (broadcast over trailing dimensions), or that has its own ``tolerance``, for a reason."""
+    """A value that counts only ``where`` True (broadcast over trailing dimensions), or that has its
+    own ``tolerance``, for a reason.
+    """
 
     value: Any
     where: Tensor | None = None
@@ -116,7 +122,9 @@ def load_case(folder: Path | str) -> Case:
 
 
 def golden_cases(*patterns: str) -> list[Path]:
-    """The folders of ``tests/golden`` that match ``system/case`` patterns; none for a pattern is an error, so that no test runs empty."""
+    """The folders of ``tests/golden`` that match ``system/case`` patterns; none for a pattern is an
+    error, so that no test runs empty.
+    """
     folders = []
     for pattern in patterns:
         found = sorted(folder for folder in GOLDEN.glob(pattern) if (folder / "case.json").exists())
@@ -129,8 +137,9 @@ def golden_cases(*patterns: str) -> list[Path]:
 def expected(case: Case) -> dict[str, Any]:
     """What the reference answered, by name, wherever the case keeps it.
 
-    ``output.*`` tensors and the entries of an ``output`` object stand under their own names; a list of items (or an ``output`` that is a
-    list) stands under ``items``, in order; other top-level entries of case.json that describe nothing are answers too.
+    ``output.*`` tensors and the entries of an ``output`` object stand under their own names; a list
+    of items (or an ``output`` that is a list) stands under ``items``, in order; other top-level
+    entries of case.json that describe nothing are answers too.
     """
     answers: dict[str, Any] = dict(case.answers)
     for stored in (case.data.get("output"), case.info.get("output")):
@@ -150,8 +159,9 @@ def expected(case: Case) -> dict[str, Any]:
 def flatten(value: Any, name: str = "", *, lengths: bool = False) -> dict[str, Any]:
     """``{"items": [{"x": [[1, 2]]}]}`` -> ``{"items.0.x": tensor([[1, 2]])}``.
 
-    Leaves are tensors, strings, lists of strings, None, ``Output`` or ``Skipped``; numbers, booleans and rectangular lists of them become
-    tensors (float64, int64 or bool). ``lengths`` adds ``items.length``, so that a list with entries too many is seen.
+    Leaves are tensors, strings, lists of strings, None, ``Output`` or ``Skipped``; numbers,
+    booleans and rectangular lists of them become tensors (float64, int64 or bool). ``lengths`` adds
+    ``items.length``, so that a list with entries too many is seen.
     """
     if isinstance(value, Mapping):
         children = value
@@ -167,11 +177,14 @@ def flatten(value: Any, name: str = "", *, lengths: bool = False) -> dict[str, A
     else:
         return {name: value}
     prefix = f"{name}." if name else ""
-    return {leaf: v for k, child in children.items() for leaf, v in flatten(child, f"{prefix}{k}", lengths=lengths).items()}
+    return {
+        leaf: v for k, child in children.items() for leaf, v in flatten(child, f"{prefix}{k}", lengths=lengths).items()
+    }
 
 
 def find_adapter(case: Case) -> Adapter:
-    """The adapter in ``tests/adapters/<system>.py`` whose key begins the case name or occurs in the reference object.
+    """The adapter in ``tests/adapters/<system>.py`` whose key begins the case name or occurs in the
+    reference object.
 
     Of several the one that stands first there, then the longest.
     """
@@ -181,7 +194,8 @@ def find_adapter(case: Case) -> Adapter:
     fitting = [key for key in table if key in case.object or case.info["case"].startswith(key)]
     if not fitting:
         raise LookupError(
-            f"no adapter of {system!r} fits case {case.info['case']!r} (object {case.object!r}); its keys are {sorted(table)}"
+            f"no adapter of {system!r} fits case {case.info['case']!r} (object {case.object!r}); its keys are "
+            f"{sorted(table)}"
         )
     return table[min(fitting, key=lambda key: (case.object.find(key) if key in case.object else 0, -len(key)))]
 

@@ -21,7 +21,11 @@ def bpe_tokenizer(case: Case) -> dict[str, Any]:
     rows = []
     for text in given["texts"]:
         whole = tokenizer.encode(text).ids[1:-1]
-        row: dict[str, Any] = {"text": text, "bpe_ids": whole, "decoded": tokenizer.decode(whole, skip_special_tokens=False)}
+        row: dict[str, Any] = {
+            "text": text,
+            "bpe_ids": whole,
+            "decoded": tokenizer.decode(whole, skip_special_tokens=False),
+        }
         try:
             batch = tokenizer(text, padding="max_length", truncation=given["truncate"])
             row |= {"ids": batch["input_ids"][0].tolist(), "too_long_error": False}

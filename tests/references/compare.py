@@ -1,8 +1,10 @@
-"""Hold an adapter's outputs against the reference's: ``compare(case, outputs) -> differences``, an empty list when all is well.
+"""Hold an adapter's outputs against the reference's: ``compare(case, outputs) -> differences``, an
+empty list when all is well.
 
-The tolerance is 10 x the float noise that the case states (for that output first, then for real positions alone, then for the case), at
-least 1e-6 and at most 1e-3, times the output's largest value where that is larger than one. Integers, booleans and strings compare
-exactly. Padded positions are left out by the adapter (``Output(value, where=mask)``).
+The tolerance is 10 x the float noise that the case states (for that output first, then for real
+positions alone, then for the case), at least 1e-6 and at most 1e-3, times the output's largest
+value where that is larger than one. Integers, booleans and strings compare exactly. Padded
+positions are left out by the adapter (``Output(value, where=mask)``).
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ LEAST, MOST = 1e-6, 1e-3
 
 
 def tolerance(case: Case, name: str) -> float:
-    """The absolute bound for output ``name`` (its full or its first dotted name) on values of order one."""
+    """The absolute bound for output ``name`` (its full or its first dotted name) on values of order
+    one.
+    """
     per_output = case.info.get("float_noise_per_output") or {}
     candidates = [per_output.get(name), per_output.get(name.split(".")[0])]
     candidates += [case.info.get(f"float_noise_{kind}") for kind in ("real_positions", "without_padding_positions")]
@@ -29,7 +33,9 @@ def tolerance(case: Case, name: str) -> float:
 
 
 def compare(case: Case, outputs: Mapping[str, Any]) -> list[str]:
-    """Every stored output that is missing or differs, one line each; outputs that the case does not store are not looked at."""
+    """Every stored output that is missing or differs, one line each; outputs that the case does not
+    store are not looked at.
+    """
     ours = flatten(outputs, lengths=True)
     stored = flatten(expected(case), lengths=True)
     if not stored:
@@ -76,7 +82,9 @@ def _difference(case: Case, name: str, reference: Any, mine: Any) -> str | None:
         return f"{wrong} of {reference.numel()} values differ" if wrong else None
     mine, reference = mine.double(), reference.double()
     finite = reference.isfinite()
-    if not torch.equal(mine.isfinite(), finite) or not torch.equal(mine[~finite].nan_to_num(), reference[~finite].nan_to_num()):
+    if not torch.equal(mine.isfinite(), finite) or not torch.equal(
+        mine[~finite].nan_to_num(), reference[~finite].nan_to_num()
+    ):
         return "infinite or NaN at other places"
     mine, reference = mine[finite], reference[finite]
     if reference.numel() == 0:

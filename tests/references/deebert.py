@@ -28,7 +28,9 @@ def loaded(case: Case) -> Any:
 
 
 def given_to(case: Case, *names: str) -> dict[str, Tensor]:
-    """The inputs; the old RoBERTa there is a BERT whose positions stand at 2, 3, ... whatever the ids."""
+    """The inputs; the old RoBERTa there is a BERT whose positions stand at 2, 3, ... whatever the
+    ids.
+    """
     given = {name: case.inputs[name] for name in names if name in case.inputs}
     if any(name.startswith("roberta.") for name in case.weights):
         given["position_ids"] = torch.arange(case.inputs["input_ids"].shape[1]).expand_as(case.inputs["input_ids"]) + 2
@@ -52,7 +54,9 @@ def inference(case: Case) -> Mapping[str, Any]:
     model = loaded(case).eval()
     given = given_to(case, *INPUTS)
     found: dict[str, Any] = {
-        "highway_entropy": torch.stack([early_exit.entropy(logits) for logits in early_exit.all_ramps(model, given).logits], 1)
+        "highway_entropy": torch.stack(
+            [early_exit.entropy(logits) for logits in early_exit.all_ramps(model, given).logits], 1
+        )
     }
     for threshold in ("none", *case.config["entropy_thresholds"]):
         exits = early_exit.classify(model, given, threshold=-1.0 if threshold == "none" else threshold)

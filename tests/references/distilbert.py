@@ -27,12 +27,20 @@ def distillation(case: Case) -> Mapping[str, Tensor]:
         labelled_only=config["restrict_ce_to_mask"],
     )
     loss, terms = distilbert_losses(
-        logits, inputs["teacher_logits"], hidden, inputs["teacher_hidden"], inputs["attention_mask"], inputs["lm_labels"], weights
+        logits,
+        inputs["teacher_logits"],
+        hidden,
+        inputs["teacher_hidden"],
+        inputs["attention_mask"],
+        inputs["lm_labels"],
+        weights,
     )
     loss.backward()
     if "divergence" not in terms:  # the reference computes it whatever its weight
         chosen = inputs["lm_labels"] > -1 if config["restrict_ce_to_mask"] else inputs["attention_mask"].bool()
-        terms["divergence"] = softened_divergence(logits[chosen], inputs["teacher_logits"][chosen], config["temperature"])
+        terms["divergence"] = softened_divergence(
+            logits[chosen], inputs["teacher_logits"][chosen], config["temperature"]
+        )
     names = {"divergence": "ce", "masked_lm": "mlm", "causal_lm": "clm", "logits": "mse", "cosine": "cos"}
     gradients = {"grad_student_logits": logits, "grad_student_hidden": hidden}
     return {

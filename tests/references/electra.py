@@ -27,9 +27,14 @@ def scatter_update(case: Case) -> dict[str, Any]:
 
 
 def our_depth(name: str, num_layers: int) -> int:
-    """``electra.encoder.layer_0.dense.kernel``, the reference's variable with dots, to the depth of ours."""
+    """``electra.encoder.layer_0.dense.kernel``, the reference's variable with dots, to the depth of
+    ours.
+    """
     name = name.removeprefix("electra.").removeprefix("generator.")
-    return layer_depth(name.replace("embeddings_project", "embeddings.projection").replace("encoder.layer_", "encoder.blocks."), num_layers)
+    return layer_depth(
+        name.replace("embeddings_project", "embeddings.projection").replace("encoder.layer_", "encoder.blocks."),
+        num_layers,
+    )
 
 
 def layerwise_adam(case: Case) -> dict[str, Tensor]:
@@ -41,7 +46,10 @@ def layerwise_adam(case: Case) -> dict[str, Tensor]:
 
     def make(named: dict[str, Tensor]) -> BertAdam:
         if factor > 0:
-            return BertAdam(layerwise_groups(named.items(), rate, factor, config["n_transformer_layers"], decay, depth=our_depth), lr=rate)
+            return BertAdam(
+                layerwise_groups(named.items(), rate, factor, config["n_transformer_layers"], decay, depth=our_depth),
+                lr=rate,
+            )
         return BertAdam(decay_groups(named.items(), decay), lr=rate)
 
     return train(case, make, schedule, rate)
@@ -52,13 +60,17 @@ def discriminator(case: Case) -> Mapping[str, Any]:
     model, real = load(case, "replaced-token-detection"), real_of(case)
     names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", *LABELS)
     with torch.no_grad():
-        result = model(**{n: case.inputs[n] for n in names if n in case.inputs}, output_hidden_states=True, output_attentions=True)
+        result = model(
+            **{n: case.inputs[n] for n in names if n in case.inputs}, output_hidden_states=True, output_attentions=True
+        )
     losses = {} if result.loss is None else {"loss": result.loss}
     return {**encoded_outputs(result.encoded, real), "logits": at_real(result.logits, real), **losses}
 
 
 def pretraining_step(case: Case) -> Mapping[str, Any]:
-    """google-research's PretrainingModel: masking, sampling and both losses, with its recorded draws. Both networks out of one file."""
+    """google-research's PretrainingModel: masking, sampling and both losses, with its recorded
+    draws. Both networks out of one file.
+    """
     options, inputs = case.config["pretraining_config"], case.inputs
     both = {}
     for network, layout, task in (
@@ -67,7 +79,9 @@ def pretraining_step(case: Case) -> Mapping[str, Any]:
     ):
         sizes = dict(case.config[f"{network}_bert_config"])
         own = network == "generator" and options["untied_generator_embeddings"]
-        sizes["embedding_size"] = sizes["hidden_size"] if own or options["embedding_size"] is None else options["embedding_size"]
+        sizes["embedding_size"] = (
+            sizes["hidden_size"] if own or options["embedding_size"] is None else options["embedding_size"]
+        )
         both[network] = zoo.load(case.weights, config=sizes, task=task, layout=layout).eval()
     special = case.config["special_ids"]
     step = ElectraPretraining(
@@ -86,7 +100,12 @@ def pretraining_step(case: Case) -> Mapping[str, Any]:
     mask, segments = inputs["input_mask"].long(), inputs["segment_ids"].long()
     with torch.no_grad():
         result = step(inputs["input_ids"].long(), mask, segments, draws=draws)
-        judged = torch.nn.functional.binary_cross_entropy_with_logits(result.logits, result.replaced.float(), reduction="none") * mask
+        judged = (
+            torch.nn.functional.binary_cross_entropy_with_logits(
+                result.logits, result.replaced.float(), reduction="none"
+            )
+            * mask
+        )
     real = mask.bool()
     return {
         "masked_input_ids": result.masked_ids,

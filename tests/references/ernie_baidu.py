@@ -28,7 +28,10 @@ def hugging_face(case: Case) -> dict[str, Any]:
         real = real.flatten(0, 1)
     encoded = result if task is None else result.encoded
     outputs = text_models.encoded_outputs(encoded, real)
-    outputs |= {name.replace("hidden_states", "hidden").replace("attentions", "attention"): value for name, value in outputs.items()}
+    outputs |= {
+        name.replace("hidden_states", "hidden").replace("attentions", "attention"): value
+        for name, value in outputs.items()
+    }
     outputs |= {"last_hidden": at_real(encoded.last_hidden_state, real), "pooled": encoded.pooler_output}
     if task is not None:
         for name, value in result.present():
@@ -49,7 +52,9 @@ def masking_of_a_batch(case: Case) -> dict[str, Any]:
     longest = max(map(len, given["batch_tokens"]))
     done: dict[str, list[Any]] = {"batch_tokens": [], "mask_label": [], "mask_pos": []}
     at = 0
-    for row, (tokens, labels, whole) in enumerate(zip(given["batch_tokens"], given["seg_labels"], given["mask_word_tags"], strict=True)):
+    for row, (tokens, labels, whole) in enumerate(
+        zip(given["batch_tokens"], given["seg_labels"], given["mask_word_tags"], strict=True)
+    ):
         here = slice(at, at + len(tokens))
         at += len(tokens)
         corrupted, targets = knowledge_masking(

@@ -32,11 +32,17 @@ def run(case: Case, **labels: Tensor) -> tuple[Any, Tensor]:
     model = load(case, task, "ernie-thu")
     mask = inputs.get("attention_mask")
     real = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
-    given = {ours: inputs[theirs] for theirs, ours in (("input_ent", "entity_embeds"), ("ent_mask", "entity_mask")) if theirs in inputs}
+    given = {
+        ours: inputs[theirs]
+        for theirs, ours in (("input_ent", "entity_embeds"), ("ent_mask", "entity_mask"))
+        if theirs in inputs
+    }
     if "entity_mask" in given:
         given["entity_mask"] = given["entity_mask"].long()
     with torch.no_grad():
-        result = model(inputs["input_ids"], real, inputs.get("token_type_ids"), **given, **labels, output_hidden_states=True)
+        result = model(
+            inputs["input_ids"], real, inputs.get("token_type_ids"), **given, **labels, output_hidden_states=True
+        )
     return result, real
 
 
@@ -80,7 +86,9 @@ LABELS = {  # of a class whose labels have names of their own
 
 
 def classification(case: Case) -> dict[str, Any]:
-    """Entity typing, relations and other labels, and the bare model; STS-B gives its two labels soft targets."""
+    """Entity typing, relations and other labels, and the bare model; STS-B gives its two labels
+    soft targets.
+    """
     names = next((names for part, names in LABELS.items() if part in case.object), ("labels",))
     labels = {"labels" if "label" in name else name: case.inputs[name] for name in names if name in case.inputs}
     if "EntityTyping" not in case.object:
@@ -133,15 +141,21 @@ def denoising(case: Case) -> dict[str, Any]:
 
 
 def alignment(case: Case) -> dict[str, Any]:
-    """The reference splits Chinese no further than its spaces, and writes UNK where there is no entity."""
+    """The reference splits Chinese no further than its spaces, and writes UNK where there is no
+    entity.
+    """
     given = case.given
     vocabulary = {token: number for number, token in enumerate(given["vocab"])}
-    tokenizer = wordpiece(vocabulary, lower_case=given["do_lower_case"], strip_accents=given["do_lower_case"], chinese=False)
+    tokenizer = wordpiece(
+        vocabulary, lower_case=given["do_lower_case"], strip_accents=given["do_lower_case"], chinese=False
+    )
     aligned = []
     for example in given["examples"]:
         text = example["text"]
         mentions = [Mention(e[0], e[1], min(e[2], len(text)), *e[3:4]) for e in example["entities"]]
-        tokens, entities = first_pieces(text, mentions, lambda word: tokenizer.backend.encode(word, add_special_tokens=False).tokens)
+        tokens, entities = first_pieces(
+            text, mentions, lambda word: tokenizer.backend.encode(word, add_special_tokens=False).tokens
+        )
         aligned.append({"tokens": tokens, "entities": ["UNK" if entity is None else entity for entity in entities]})
     return {"aligned": aligned}
 

@@ -42,7 +42,9 @@ def loaded(case: Case, task: str | None) -> Any:
 def batches(case: Case, names: Mapping[str, str]) -> list[dict[str, Tensor]]:
     size = case.config["batch_size"]
     count = len(next(iter(case.inputs.values())))
-    return [{ours: case.inputs[theirs][at : at + size] for ours, theirs in names.items()} for at in range(0, count, size)]
+    return [
+        {ours: case.inputs[theirs][at : at + size] for ours, theirs in names.items()} for at in range(0, count, size)
+    ]
 
 
 def stacked(scores: Mapping[str, Tensor]) -> Tensor:
@@ -51,7 +53,12 @@ def stacked(scores: Mapping[str, Tensor]) -> Tensor:
 
 def michel(case: Case) -> Mapping[str, Any]:
     model = loaded(case, "sequence-classification")
-    names = {"input_ids": "input_ids", "attention_mask": "input_mask", "token_type_ids": "segment_ids", "labels": "label_ids"}
+    names = {
+        "input_ids": "input_ids",
+        "attention_mask": "input_mask",
+        "token_type_ids": "segment_ids",
+        "labels": "label_ids",
+    }
     masked = heads_of(case.config["masked_heads"])
     scores = head_importance(
         model, batches(case, names), masked=masked, by_layer=case.config["normalize_scores_by_layer"], last_by_rows=True
@@ -79,7 +86,10 @@ def bertology(case: Case) -> Mapping[str, Any]:
             entropy=True,
         )
         assert scores.entropy is not None
-        found |= {f"head_importance{suffix}": stacked(scores.importance), f"attn_entropy{suffix}": stacked(scores.entropy)}
+        found |= {
+            f"head_importance{suffix}": stacked(scores.importance),
+            f"attn_entropy{suffix}": stacked(scores.entropy),
+        }
     return found
 
 
@@ -109,7 +119,9 @@ def prune_heads(case: Case) -> Mapping[str, Any]:
 
 
 def what_to_prune(case: Case) -> Mapping[str, Any]:
-    scores = {str(layer): torch.tensor(row, dtype=torch.float64) for layer, row in enumerate(case.given["head_importance"])}
+    scores = {
+        str(layer): torch.tensor(row, dtype=torch.float64) for layer, row in enumerate(case.given["head_importance"])
+    }
     return {
         "items": [
             heads_to_prune(

@@ -19,7 +19,9 @@ def operations(case: Case) -> Mapping[str, Any]:
     for training in (True, False):  # the first call sets the ranges
         act, step = first.train(training)(x)
         bits, per_output = (config["weight_bit"], config["bias_bit"]), config["per_channel"]
-        made, made_step = int_linear(act, step, weights["lin.weight"], weights["lin.bias"], *bits, per_output=per_output)
+        made, made_step = int_linear(
+            act, step, weights["lin.weight"], weights["lin.bias"], *bits, per_output=per_output
+        )
         narrow, narrow_step = second.train(training).requantize(made, made_step)
         linear = {"act": act, "act_scale": step.reshape(1), "linear": made, "linear_scale": made_step}
         linear |= {"requantized": narrow, "requantized_scale": narrow_step.reshape(1)}

@@ -1,4 +1,6 @@
-"""microsoft/K-Adapter: adapters over an old RoBERTa whose positions are 2, 3, ... whatever the ids, and whose padding adapters see."""
+"""microsoft/K-Adapter: adapters over an old RoBERTa whose positions are 2, 3, ... whatever the ids,
+and whose padding adapters see.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,14 @@ def under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class Reference:
-    """The RoBERTa of a case with its adapters as `zoo.KAdapter` puts them on, and the pass that all cases share."""
+    """The RoBERTa of a case with its adapters as `zoo.KAdapter` puts them on, and the pass that all
+    cases share.
+    """
 
     def __init__(self, case: Case, base: str, adapters: dict[str, str], fusion: dict[str, str]) -> None:
-        """base: the prefix of RoBERTa's tensors; adapters: our name -> prefix of ``adapter.N``; fusion: our name -> its matrix."""
+        """base: the prefix of RoBERTa's tensors; adapters: our name -> prefix of ``adapter.N``;
+        fusion: our name -> its matrix.
+        """
         roberta, own, args = case.config["roberta"], case.config["AdapterConfig"], case.config["args"]
         config = {"model_type": "roberta", "pad_token_id": 1, **roberta}
         self.model = zoo.load(under(case.weights, base), config=config, layout="hf-roberta")
@@ -61,15 +67,24 @@ class Reference:
         for name, prefix in adapters.items():
             state = {adapter_name(k): v for k, v in under(case.weights, prefix).items() if k.startswith("adapter.")}
             self.model.knowledge[name].load_state_dict(state, strict=True)
-        matrices = {f"{name}.{p}": case.weights[f"{prefix}.{p}"] for name, prefix in fusion.items() for p in ("weight", "bias")}
+        matrices = {
+            f"{name}.{p}": case.weights[f"{prefix}.{p}"] for name, prefix in fusion.items() for p in ("weight", "bias")
+        }
         if technique.fusion == "concat":
             self.model.knowledge_fusion.load_state_dict(matrices, strict=True)
-        ids, mask = (case.inputs[name].flatten(0, -2) for name in ("input_ids", "attention_mask"))  # several choices are rows
+        ids, mask = (
+            case.inputs[name].flatten(0, -2) for name in ("input_ids", "attention_mask")
+        )  # several choices are rows
         length = ids.shape[1]
         with torch.no_grad():
-            seen = mask[:, None, :].expand(-1, length, -1)  # padding is hidden from RoBERTa's tokens, and has states itself
+            seen = mask[:, None, :].expand(
+                -1, length, -1
+            )  # padding is hidden from RoBERTa's tokens, and has states itself
             self.encoded = self.model(ids, seen, position_ids=torch.arange(length)[None] + 2, output_hidden_states=True)
-            results = {name: adapter.results(self.encoded.hidden_states, Mask()) for name, adapter in self.model.knowledge.items()}
+            results = {
+                name: adapter.results(self.encoded.hidden_states, Mask())
+                for name, adapter in self.model.knowledge.items()
+            }
         self.taps = {name: made for name, (made, _) in results.items()}
         self.results = {name: last for name, (_, last) in results.items()}
 
@@ -87,7 +102,9 @@ def linear(case: Case, name: str, x: Tensor) -> Tensor:
 
 
 def at(marker: Tensor, x: Tensor) -> Tensor:
-    """The state that a one-hot row points at: (batch, length), (batch, length, hidden) -> (batch, hidden)."""
+    """The state that a one-hot row points at: (batch, length), (batch, length, hidden) -> (batch,
+    hidden).
+    """
     return torch.einsum("bt,bth->bh", marker.to(x.dtype), x)
 
 
@@ -125,7 +142,9 @@ def pretraining(case: Case) -> dict[str, Any]:
 def two(case: Case, base: str, task: str) -> Reference:
     """RoBERTa with whichever of the two adapters the case has."""
     prefixes = {short: f"{task}{short}_adapter." for short in ("fac", "lin")}
-    adapters = {short: prefix for short, prefix in prefixes.items() if any(name.startswith(prefix) for name in case.weights)}
+    adapters = {
+        short: prefix for short, prefix in prefixes.items() if any(name.startswith(prefix) for name in case.weights)
+    }
     args = case.config["args"]
     wanted = {short: args.get(f"meta_{short}_adaptermodel", True) for short in adapters}
     adapters = {short: prefix for short, prefix in adapters.items() if wanted[short]}
@@ -135,7 +154,11 @@ def two(case: Case, base: str, task: str) -> Reference:
         fusion = {f"each.{short}": f"{task}task_dense_{short}" for short in adapters}
         if len(adapters) == 1:
             (short,) = adapters
-            fusion = {f"each.{short}": fusion[f"each.{short}"] if f"{task}task_dense_{short}.weight" in case.weights else alone}
+            fusion = {
+                f"each.{short}": fusion[f"each.{short}"]
+                if f"{task}task_dense_{short}.weight" in case.weights
+                else alone
+            }
         else:
             fusion["joint"] = f"{task}task_dense"
     return Reference(case, base, adapters, fusion)
@@ -148,9 +171,15 @@ def with_adapters(case: Case) -> dict[str, Any]:
 
 
 def fine_tuned(case: Case) -> dict[str, Any]:
-    """Typing, relations and choices: states at markers (or the first token), then two linear layers without an activation, or one."""
+    """Typing, relations and choices: states at markers (or the first token), then two linear layers
+    without an activation, or one.
+    """
     made = two(case, "roberta.", "task_model.")
-    markers = [case.inputs[name] for name in ("start_id", "subj_special_start_id", "obj_special_start_id") if name in case.inputs]
+    markers = [
+        case.inputs[name]
+        for name in ("start_id", "subj_special_start_id", "obj_special_start_id")
+        if name in case.inputs
+    ]
     x = torch.cat([at(marker, made.features) for marker in markers], -1) if markers else made.features[:, 0]
     if "task_model.dense.weight" in case.weights:
         x = linear(case, "task_model.dense", x)

@@ -1,4 +1,6 @@
-"""K-BERT (autoliuweijie/K-BERT): UER-py's model under a visible matrix, classifier, tagger, and the sentence tree."""
+"""K-BERT (autoliuweijie/K-BERT): UER-py's model under a visible matrix, classifier, tagger, and the
+sentence tree.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ def uer(case: Case) -> Case:
 
 
 def visible(case: Case, segments: str, everywhere: bool = False) -> tuple[Tensor, Tensor]:
-    """Who sees whom, and the positions that are tokens. ``everywhere``: rows of padding see everything, as their rounded scores in the
-    reference do.
+    """Who sees whom, and the positions that are tokens. ``everywhere``: rows of padding see
+    everything, as their rounded scores in the reference do.
     """
     inputs = case.inputs
     if "vm" in inputs and not (case.config.get("no_vm") and "Model" not in case.object):
@@ -40,7 +42,9 @@ def run(case: Case, task: str, segments: str, everywhere: bool = False) -> tuple
     model = load(case, task)
     matrix, real = visible(case, segments, everywhere)
     with torch.no_grad():
-        result = model(case.inputs["src"], matrix, case.inputs[segments], case.inputs.get("pos"), output_hidden_states=True)
+        result = model(
+            case.inputs["src"], matrix, case.inputs[segments], case.inputs.get("pos"), output_hidden_states=True
+        )
     return model, result, real
 
 
@@ -52,7 +56,10 @@ def language_model(case: Case) -> dict[str, Any]:
     losses = {}
     if "tgt_nsp" in case.inputs:
         pairs, label = result.seq_relationship_logits, case.inputs["tgt_nsp"]
-        losses = {"loss_nsp": torch.nn.functional.cross_entropy(pairs, label), "correct_nsp": (pairs.argmax(1) == label).sum()}
+        losses = {
+            "loss_nsp": torch.nn.functional.cross_entropy(pairs, label),
+            "correct_nsp": (pairs.argmax(1) == label).sum(),
+        }
     count = chosen.sum() + 1e-6
     return losses | {
         **{f"hidden.{i}": at_real(state, real) for i, state in enumerate(result.encoded.hidden_states)},
@@ -64,7 +71,9 @@ def language_model(case: Case) -> dict[str, Any]:
 
 
 def classifier(case: Case) -> dict[str, Any]:
-    """The mean, the maximum and the last run over the whole window in the reference, padding included."""
+    """The mean, the maximum and the last run over the whole window in the reference, padding
+    included.
+    """
     everywhere = case.config.get("pooling", "first") != "first"
     _, result, real = run(case, "sequence-classification", "mask", everywhere)
     return {
@@ -79,7 +88,9 @@ def tagger(case: Case) -> dict[str, Any]:
     _, result, real = run(case, "token-classification", "mask")
     labels = case.inputs["label"]
     chosen, predicted = labels > 0, result.logits.argmax(-1)
-    loss = torch.nn.functional.cross_entropy(result.logits[chosen], labels[chosen], reduction="sum") / (chosen.sum() + 1e-6)
+    loss = torch.nn.functional.cross_entropy(result.logits[chosen], labels[chosen], reduction="sum") / (
+        chosen.sum() + 1e-6
+    )
     return {
         "last_hidden": at_real(result.encoded.last_hidden_state, real),
         "loss": loss,

@@ -1,4 +1,6 @@
-"""KnowBert (allenai/kb): the whole model with its sources of knowledge, and the candidates of Wikipedia's mentions."""
+"""KnowBert (allenai/kb): the whole model with its sources of knowledge, and the candidates of
+Wikipedia's mentions.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def knowbert(case: Case) -> dict[str, Any]:
     config = model.config
     sources = list(config.knowledge)
     candidates = {
-        name: Candidates(*(inputs[f"{name}_candidate_{part}"] for part in ("spans", "entities", "entity_priors"))) for name in sources
+        name: Candidates(*(inputs[f"{name}_candidate_{part}"] for part in ("spans", "entities", "entity_priors")))
+        for name in sources
     }
     labels: dict[str, Any] = {}
     if "lm_labels" in inputs:
@@ -39,7 +42,9 @@ def knowbert(case: Case) -> dict[str, Any]:
         linker = model.model.knowledge[name].linker
         places |= {f"{name}_projected_bert_representations": linker.projection}
         places |= {f"{name}_projected_span_representations": linker.span_encoder}
-    hooks = [p.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out})) for name, p in places.items()]
+    hooks = [
+        p.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out})) for name, p in places.items()
+    ]
     with torch.no_grad(), zoo.packing(False):
         result = model(
             inputs["tokens"],
@@ -68,7 +73,9 @@ def knowbert(case: Case) -> dict[str, Any]:
         there = spans[:, :, 0] >= 0
         margin = config.knowledge[name].loss == "margin"
         threshold = config.knowledge[name].threshold if margin else SOFTMAX_THRESHOLD
-        looking = real[:, None, :, None] & there.any(1)[:, None, None, None]  # a text without mentions looks at padded spans there
+        looking = (
+            real[:, None, :, None] & there.any(1)[:, None, None, None]
+        )  # a text without mentions looks at padded spans there
         outputs |= {
             f"{name}_linking_scores": links.scores,
             f"{name}_entity_attention_probs": Output(links.attention, where=looking.expand_as(links.attention)),
@@ -83,9 +90,14 @@ def knowbert(case: Case) -> dict[str, Any]:
 def wiki_candidates(case: Case) -> dict[str, Any]:
     """A text without mentions has one span of padding."""
     given = case.given
-    lines = ["\t".join([mention, str(total), *(",".join(entry) for entry in entries)]) for mention, total, entries in given["priors"]]
+    lines = [
+        "\t".join([mention, str(total), *(",".join(entry) for entry in entries)])
+        for mention, total, entries in given["priors"]
+    ]
     allowed = given.get("allowed_entities")
-    lexicon = EntityLexicon.read(lines, max_candidates=given["max_candidates"], allowed=None if allowed is None else set(allowed))
+    lexicon = EntityLexicon.read(
+        lines, max_candidates=given["max_candidates"], allowed=None if allowed is None else set(allowed)
+    )
     mentions = []
     for text in given["texts"]:
         tokens = text.split(" ")
@@ -100,7 +112,9 @@ def wiki_candidates(case: Case) -> dict[str, Any]:
                 "candidate_entity_priors": [[c.prior for c in candidates] for _, candidates in found] or [[1.0]],
             }
         )
-    lowered = {mention: [[c.key, c.entity, c.prior] for c in candidates] for mention, candidates in lexicon.lowered.items()}
+    lowered = {
+        mention: [[c.key, c.entity, c.prior] for c in candidates] for mention, candidates in lexicon.lowered.items()
+    }
     return {"mentions": mentions, "lowercased_table": lowered}
 
 

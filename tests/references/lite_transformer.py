@@ -1,4 +1,6 @@
-"""mit-han-lab/lite-transformer: encoder layers of an attention branch and a convolution branch, time-major in the reference."""
+"""mit-han-lab/lite-transformer: encoder layers of an attention branch and a convolution branch,
+time-major in the reference.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def renamed(name: str) -> str:
 
 def block(c: dict[str, Any], layer: int, weights: dict[str, Any]) -> EncoderBlock:
     size = c["encoder_embed_dim"]
-    (_, _, attention_size, attention_heads), (kind, kernel, width, heads) = (b.split(":") for b in c["encoder_branch_type"])
+    (_, _, attention_size, attention_heads), (kind, kernel, width, heads) = (
+        b.split(":") for b in c["encoder_branch_type"]
+    )
     kernel_size = c["encoder_kernel_size_list"][layer] if kernel == "default" else int(kernel)
     softmax, size_of = bool(c["weight_softmax"]), int(width)
     if kind == "dynamic":
@@ -47,9 +51,14 @@ def block(c: dict[str, Any], layer: int, weights: dict[str, Any]) -> EncoderBloc
         weighing = LearnedKernel(int(heads), kernel_size, softmax=softmax)
     up, down = None, None
     if c.get("conv_linear", True):
-        up, down = Gated(size_of) if c["encoder_glu"] and kind == "dynamic" else nn.Linear(size_of, size_of), nn.Linear(size_of, size_of)
+        up, down = (
+            Gated(size_of) if c["encoder_glu"] and kind == "dynamic" else nn.Linear(size_of, size_of),
+            nn.Linear(size_of, size_of),
+        )
     convolution = LocalConvolution(size_of, weighing, up, down, bias="attention.convolution.bias" in weights)
-    attention = LongShortAttention(Attention(int(attention_size), int(attention_heads)), convolution, int(attention_size))
+    attention = LongShortAttention(
+        Attention(int(attention_size), int(attention_heads)), convolution, int(attention_size)
+    )
     made = EncoderBlock(
         attention,
         FeedForward(size, c["encoder_ffn_embed_dim"], c["activation_fn"]),

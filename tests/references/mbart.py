@@ -1,4 +1,6 @@
-"""mBART: transformers' classes, fairseq's model (time first), its denoising noise, and how labels become decoder inputs."""
+"""mBART: transformers' classes, fairseq's model (time first), its denoising noise, and how labels
+become decoder inputs.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +59,18 @@ def _decoded(states: Any, real: Tensor | None) -> dict[str, Any]:
 
 
 def _queries(probabilities: Tensor, real: Tensor | None) -> Any:
-    return probabilities if real is None else Output(probabilities, where=real[:, None, :, None].expand_as(probabilities))
+    return (
+        probabilities if real is None else Output(probabilities, where=real[:, None, :, None].expand_as(probabilities))
+    )
 
 
 def fairseq(case: Case) -> dict[str, Any]:
     """fairseq's model with both losses; states between layers are those before the final norm."""
     config = {name: value.split()[0] if name == "activation_fn" else value for name, value in case.config.items()}
     pad = 1
-    model = text_models.load(replace(case, info={**case.info, "config": config}), "conditional-generation", "fairseq-mbart")
+    model = text_models.load(
+        replace(case, info={**case.info, "config": config}), "conditional-generation", "fairseq-mbart"
+    )
     inputs = case.inputs
     read = text_models.real_of_lengths(inputs["src_lengths"], inputs["src_tokens"].shape[1])
     previous = inputs["prev_output_tokens"]
@@ -104,10 +110,14 @@ def _time_first(x: Tensor, real: Tensor) -> Output:
 
 
 class Recorded:
-    """The reference's own draws, one after another; those of nothing are passed over on both sides."""
+    """The reference's own draws, one after another; those of nothing are passed over on both
+    sides.
+    """
 
     def __init__(self, draws: Sequence[Sequence[Any]]) -> None:
-        self.rest: Iterator[Any] = iter([draw[-1] if isinstance(draw[-1], list) else [draw[-1]] for draw in draws if draw[-1] != []])
+        self.rest: Iterator[Any] = iter(
+            [draw[-1] if isinstance(draw[-1], list) else [draw[-1]] for draw in draws if draw[-1] != []]
+        )
 
     def _next(self, count: int) -> list[Any]:
         drawn = list(next(self.rest)) if count else []
@@ -155,7 +165,9 @@ def _starts(written: Any) -> list[int] | None:
 
 
 def denoising(case: Case) -> dict[str, Any]:
-    """Each text with the recorded draws; the batch of the first draws; frequencies over draws of our own."""
+    """Each text with the recorded draws; the batch of the first draws; frequencies over draws of
+    our own.
+    """
     noise, pad = noise_of(case.config), case.config["pad"]
     items, firsts, texts = [], [], []
     for item in case.info["items"]:
@@ -174,7 +186,11 @@ def denoising(case: Case) -> dict[str, Any]:
         "prev_output_tokens": batch["decoder_input_ids"],
         "target": batch["labels"].masked_fill(batch["labels"] == -100, pad),
     }
-    return {"items": items, "collated": collated, "statistics": [_statistics(noise, entry) for entry in case.info.get("statistics", [])]}
+    return {
+        "items": items,
+        "collated": collated,
+        "statistics": [_statistics(noise, entry) for entry in case.info.get("statistics", [])],
+    }
 
 
 def _statistics(noise: DenoisingNoise, entry: dict[str, Any]) -> dict[str, Any]:

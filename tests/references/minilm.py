@@ -1,4 +1,6 @@
-"""MiniLM: the relation loss of a teacher's and a student's layer (MiniLMv2, and its first version as a choice of relations)."""
+"""MiniLM: the relation loss of a teacher's and a student's layer (MiniLMv2, and its first version
+as a choice of relations).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,16 @@ def relations(case: Case) -> Mapping[str, Any]:
     config = case.config
     models = {}
     for role in ("teacher", "student"):
-        own = {name.removeprefix(f"{role}."): tensor for name, tensor in case.weights.items() if name.startswith(f"{role}.")}
+        own = {
+            name.removeprefix(f"{role}."): tensor
+            for name, tensor in case.weights.items()
+            if name.startswith(f"{role}.")
+        }
         models[role] = zoo.load(own, layout="hf-bert", config=config[role]).eval()
     layers = {"teacher": config["L"] - 1, "student": config["M"] - 1}
-    given = {name: case.inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in case.inputs}
+    given = {
+        name: case.inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in case.inputs
+    }
     entering: dict[str, Tensor] = {}
     projected: dict[str, dict[str, Tensor]] = {}
     for role, model in models.items():

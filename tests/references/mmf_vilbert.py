@@ -1,4 +1,6 @@
-"""ViLBERT in facebookresearch/mmf: region masks from counts, one form of task head, an untied word decoder."""
+"""ViLBERT in facebookresearch/mmf: region masks from counts, one form of task head, an untied word
+decoder.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def boxes_of(inputs: Mapping[str, Tensor], prefix: str = "") -> Tensor:
 def one_picture(inputs: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     features = inputs[f"{prefix}image_feature_0"]
     counts = inputs.get(f"{prefix}max_features", inputs.get(f"{prefix}image_info_0.max_features"))
-    return {"visual_features": features, "visual_boxes": boxes_of(inputs, prefix), "visual_mask": counted(features, counts)}
+    return {
+        "visual_features": features,
+        "visual_boxes": boxes_of(inputs, prefix),
+        "visual_mask": counted(features, counts),
+    }
 
 
 def model_inputs(case: Case) -> dict[str, Tensor]:

@@ -1,4 +1,6 @@
-"""VisualBERT in facebookresearch/mmf: its own names for inputs, one form of task head, heads read by ``pooler_strategy``."""
+"""VisualBERT in facebookresearch/mmf: its own names for inputs, one form of task head, heads read
+by ``pooler_strategy``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ def counted(features: Tensor, counts: Tensor | None) -> Tensor:
 
 
 def text_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {"input_ids": inputs["input_ids"], "attention_mask": inputs["input_mask"], "token_type_ids": inputs["segment_ids"]}
+    return {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["input_mask"],
+        "token_type_ids": inputs["segment_ids"],
+    }
 
 
 def picture(inputs: Mapping[str, Tensor], prefix: str = "") -> tuple[Tensor, Tensor]:
@@ -36,7 +42,11 @@ def picture(inputs: Mapping[str, Tensor], prefix: str = "") -> tuple[Tensor, Ten
 
 def second_prefix(inputs: Mapping[str, Tensor]) -> tuple[str, str] | None:
     """How the two pictures of NLVR2 are named, where there are two."""
-    found = [name.removesuffix("image_feature_0") for name in inputs if name.endswith("image_feature_0") and name != "image_feature_0"]
+    found = [
+        name.removesuffix("image_feature_0")
+        for name in inputs
+        if name.endswith("image_feature_0") and name != "image_feature_0"
+    ]
     return (sorted(found)[0], sorted(found)[1]) if len(found) == 2 else None
 
 
@@ -50,7 +60,10 @@ def mmf(case: Case) -> Mapping[str, Any]:
     else:  # the reference stacks all first pictures on all second ones
         (first, first_mask), (second, second_mask) = (picture(inputs, prefix) for prefix in pair)
         given = {name: torch.cat([value, value]) for name, value in given.items()}
-        given["visual_features"], given["visual_mask"] = torch.cat([first, second]), torch.cat([first_mask, second_mask])
+        given["visual_features"], given["visual_mask"] = (
+            torch.cat([first, second]),
+            torch.cat([first_mask, second_mask]),
+        )
     if "image_text_alignment" in inputs:
         given["image_text_alignment"] = inputs["image_text_alignment"]
     real = joint_real(given)
@@ -73,7 +86,13 @@ def mmf(case: Case) -> Mapping[str, Any]:
             outputs["masked_lm_loss"] = result.losses["masked_lm"].reshape(1)
         return outputs
     by_word = config.get("pooler_strategy") == "vqa"
-    task = "visual-reasoning" if pair or kind == "nlvr2" else "visual-question-answering" if by_word else "sequence-classification"
+    task = (
+        "visual-reasoning"
+        if pair or kind == "nlvr2"
+        else "visual-question-answering"
+        if by_word
+        else "sequence-classification"
+    )
     model = load(case, task, LAYOUT)
     with torch.no_grad():
         if task == "visual-reasoning":

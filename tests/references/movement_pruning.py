@@ -23,7 +23,9 @@ def masked_linear(case: Case) -> Mapping[str, Any]:
     shape, method = tuple(layer.weight.shape), config["pruning_method"]
     if method == "magnitude":
         extend(layer, Masked)
-        layer.register_buffer("mask", top_mask(layer.weight.abs(), int(config["threshold"] * layer.weight.numel())), persistent=False)
+        layer.register_buffer(
+            "mask", top_mask(layer.weight.abs(), int(config["threshold"] * layer.weight.numel())), persistent=False
+        )
     else:
         kind = HardConcrete if method == "l0" else METHODS[OURS[method]]
         extend(layer, Scored)
@@ -68,7 +70,11 @@ def schedule(case: Case) -> Mapping[str, Any]:
 
 
 def regularization(case: Case) -> Mapping[str, Any]:
-    scores = {name.split(".")[0]: t.clone().requires_grad_() for name, t in case.weights.items() if name.endswith("mask_scores")}
+    scores = {
+        name.split(".")[0]: t.clone().requires_grad_()
+        for name, t in case.weights.items()
+        if name.endswith("mask_scores")
+    }
     losses = {kind: score_penalty(list(scores.values()), kind) for kind in ("l1", "l0")}
     found: dict[str, Any] = dict(losses)
     for kind, loss in losses.items():

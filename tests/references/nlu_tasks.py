@@ -30,7 +30,11 @@ from zoo.tasks.metrics.language import (
 
 def glue(case: Case) -> dict[str, Any]:
     items = [item["input"] for item in case.info["items"]]
-    return {"items": [glue_metrics(item["task"], torch.tensor(item["preds"]), torch.tensor(item["labels"])) for item in items]}
+    return {
+        "items": [
+            glue_metrics(item["task"], torch.tensor(item["preds"]), torch.tensor(item["labels"])) for item in items
+        ]
+    }
 
 
 def mlqa(case: Case) -> dict[str, Any]:
@@ -109,7 +113,9 @@ def spans(case: Case) -> dict[str, Any]:
 
 
 def retrieval(case: Case) -> dict[str, Any]:
-    """``x`` is index and source, ``y`` queries and target. The gold pairs of the BUCC part are stored beside its results."""
+    """``x`` is index and source, ``y`` queries and target. The gold pairs of the BUCC part are
+    stored beside its results.
+    """
     x, y = case.inputs["x"], case.inputs["y"]
     neighbors = case.config.get("neighborhood", 4)
     found = {"normalized": nearest(x, y), "raw": nearest(x, y, normalize=False)}
@@ -117,7 +123,9 @@ def retrieval(case: Case) -> dict[str, Any]:
     answers: dict[str, Any] = {f"nearest_{kind}": places[:, None] for kind, places in found.items()}
     right = torch.arange(len(y))
     answers["accuracy"] = {kind: float((places == right).double().mean()) for kind, places in found.items()}
-    answers |= {f"mined_{margin}": [[p.score, f"s{p.source}", f"t{p.target}"] for p in pairs] for margin, pairs in mined.items()}
+    answers |= {
+        f"mined_{margin}": [[p.score, f"s{p.source}", f"t{p.target}"] for p in pairs] for margin, pairs in mined.items()
+    }
     if "bucc" in case.info:
         gold = case.info["bucc"]["gold"]
         answers["bucc"] = {"gold": gold} | mining_scores(mined["ratio"], {_pair(line) for line in gold})

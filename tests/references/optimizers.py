@@ -1,4 +1,6 @@
-"""Optimiser cases: initial parameters and the gradients of each step in, the parameters after each step out."""
+"""Optimiser cases: initial parameters and the gradients of each step in, the parameters after each
+step out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from zoo.training.optimizers import BertAdam, clip_gradients
 from zoo.training.schedules import Schedule, scheduler
 
 
-def train(case: Case, make: Callable[[dict[str, Tensor]], BertAdam], schedule: Schedule, rate: float) -> dict[str, Tensor]:
+def train(
+    case: Case, make: Callable[[dict[str, Tensor]], BertAdam], schedule: Schedule, rate: float
+) -> dict[str, Tensor]:
     """``make`` gets the named parameters; one clipped, scheduled step for each ``grad.k``."""
     start = {name.removeprefix("param0."): value for name, value in case.inputs.items() if name.startswith("param0.")}
     parameters = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}

@@ -1,4 +1,6 @@
-"""BERT-PKD: patience on first-token states and the two losses on logits (intersun/PKD-for-BERT-Model-Compression)."""
+"""BERT-PKD: patience on first-token states and the two losses on logits
+(intersun/PKD-for-BERT-Model-Compression).
+"""
 
 from __future__ import annotations
 

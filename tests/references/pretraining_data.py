@@ -1,4 +1,6 @@
-"""What the data cases of BERT, its whole-word masking and ALBERT share: draws, and instances in the reference's words."""
+"""What the data cases of BERT, its whole-word masking and ALBERT share: draws, and instances in the
+reference's words.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ T = TypeVar("T")
 
 
 class ReplayedRandom(random.Random):
-    """Gives back recorded draws in their order: ``["shuffle", order]``, ``["random", u]``, ``["randint", value]``."""
+    """Gives back recorded draws in their order: ``["shuffle", order]``, ``["random", u]``,
+    ``["randint", value]``.
+    """
 
     def __new__(cls, draws: list[list[Any]]) -> ReplayedRandom:
         return super().__new__(cls, 0)

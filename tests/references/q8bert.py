@@ -36,7 +36,11 @@ def linear(case: Case) -> Mapping[str, Any]:
         layer.zero_grad()
         y = layer(x)
         (y * case.inputs["upstream"]).sum().backward()
-        outputs |= {f"train_out.{step}": y, f"grad_input.{step}": x.grad, f"grad_weight.{step}": made.rest().grad.clone()}
+        outputs |= {
+            f"train_out.{step}": y,
+            f"grad_input.{step}": x.grad,
+            f"grad_weight.{step}": made.rest().grad.clone(),
+        }
         outputs |= {} if layer.bias is None else {f"grad_bias.{step}": layer.bias.grad.clone()}  # type: ignore[union-attr]
         outputs |= {f"input_thresh.{step}": made.input_range.largest.clone().reshape(1)}
         ranged = made.output_range

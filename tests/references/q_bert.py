@@ -14,7 +14,11 @@ from zoo.techniques.quantization.hessian import hessian_trace, top_eigenvalues
 
 
 def eigenvalues(case: Case) -> Mapping[str, Any]:
-    matrices = [case.weights[name] for name in sorted(case.weights, key=lambda name: int(name.split(".")[0])) if name.endswith("weight")]
+    matrices = [
+        case.weights[name]
+        for name in sorted(case.weights, key=lambda name: int(name.split(".")[0]))
+        if name.endswith("weight")
+    ]
     layers = [part for matrix in matrices for part in (nn.Linear(matrix.shape[1], matrix.shape[0]), nn.Tanh())]
     network = nn.Sequential(*layers[:-1]).double()
     network.load_state_dict(case.weights)
@@ -22,10 +26,14 @@ def eigenvalues(case: Case) -> Mapping[str, Any]:
     parameters = list(network.parameters())
     generator = torch.Generator().manual_seed(0)
     config = case.config
-    found = top_eigenvalues(loss, parameters, config["top_n"], steps=config["maxIter"], tolerance=config["tol"], generator=generator)
+    found = top_eigenvalues(
+        loss, parameters, config["top_n"], steps=config["maxIter"], tolerance=config["tol"], generator=generator
+    )
     exact = hessian_trace(loss, parameters)
     return {
-        "eigenvalues": Output(torch.tensor(found), tolerance=1e-4, reason="both start at random and stop near the limit"),
+        "eigenvalues": Output(
+            torch.tensor(found), tolerance=1e-4, reason="both start at random and stop near the limit"
+        ),
         "exact_trace": exact,
     }
 

@@ -1,4 +1,6 @@
-"""SpanBERT (facebookresearch/SpanBERT): pre-training with both objectives, and the maskings with their recorded draws."""
+"""SpanBERT (facebookresearch/SpanBERT): pre-training with both objectives, and the maskings with
+their recorded draws.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def pretraining(case: Case) -> dict[str, Any]:
     model = load(case, "pretraining", "fairseq-spanbert", span_loss_weight=config.get("pair_loss_weight", 1.0))
     pad = config.get("pad", 0)
     real = inputs["src_tokens"] != pad
-    labels, pair_labels = (inputs[name].masked_fill(inputs[name] == pad, IGNORED) for name in ("lm_target", "pair_targets"))
+    labels, pair_labels = (
+        inputs[name].masked_fill(inputs[name] == pad, IGNORED) for name in ("lm_target", "pair_targets")
+    )
     given = {"pairs": inputs["pairs"], "labels": labels, "pair_labels": pair_labels}
     if "next_sentence" in model.heads and "sentence_target" in inputs:
         given["next_sentence_label"] = inputs["sentence_target"].flatten()
@@ -33,7 +37,9 @@ def pretraining(case: Case) -> dict[str, Any]:
         "pair_logits": guessed,
         "loss": result.loss,
         "lm_loss_sum": result.losses["masked_lm"] * word_count,
-        "pair_loss_sum": torch.nn.functional.cross_entropy(guessed.flatten(0, 2), pair_labels.flatten(), reduction="sum"),
+        "pair_loss_sum": torch.nn.functional.cross_entropy(
+            guessed.flatten(0, 2), pair_labels.flatten(), reduction="sum"
+        ),
         "ntokens": word_count,
         "npairs": pair_count,
     }
@@ -47,7 +53,9 @@ def pretraining(case: Case) -> dict[str, Any]:
 
 
 class Replayed:
-    """The recorded draws in their order; the coin before an anchor decides about tags, which are not used."""
+    """The recorded draws in their order; the coin before an anchor decides about tags, which are
+    not used.
+    """
 
     def __init__(self, draws: list[list[Any]]):
         self.draws = iter(draws)
@@ -100,7 +108,11 @@ def masking(case: Case) -> dict[str, Any]:
     labels, pair_labels = (batch[name].masked_fill(batch[name] == IGNORED, 0) for name in ("labels", "pair_labels"))
     return {
         "examples": [
-            {"masked": one.tokens, "target": one.targets, "pair_targets": None if given["scheme"] == "random" else one.pairs}
+            {
+                "masked": one.tokens,
+                "target": one.targets,
+                "pair_targets": None if given["scheme"] == "random" else one.pairs,
+            }
             for one in done
         ],
         "length_distribution": scheme.weights,

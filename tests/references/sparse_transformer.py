@@ -38,7 +38,9 @@ def blocks_of(mask: Tensor, block: int) -> Tensor:
 
 
 def blocksparse(item: dict[str, Any]) -> dict[str, Any]:
-    """The block layout and the element mask of each head; "strided" over the transposed sequence, where it is block lower-triangular."""
+    """The block layout and the element mask of each head; "strided" over the transposed sequence,
+    where it is block lower-triangular.
+    """
     length, block, mode, context = item["n_ctx"], item["blocksize"], item["attn_mode"], item["local_attn_ctx"]
     layouts, masks = [], []
     for head in range(item["n_heads"]):
@@ -49,10 +51,14 @@ def blocksparse(item: dict[str, Any]) -> dict[str, Any]:
             mask = mask_of(sparsity_of(mode, context), length)
         layout = blocks_of(mask, block)
         if mode == "strided":
-            order = torch.arange(length).reshape(-1, context).T.flatten()  # index b · (n / l) + a holds position a · l + b
+            order = (
+                torch.arange(length).reshape(-1, context).T.flatten()
+            )  # index b · (n / l) + a holds position a · l + b
             mask = mask[order][:, order]
             layout = blocks_of(mask, block)
-        if mode == "local":  # the layout keeps the block that only a longer window would reach; the element mask trims it
+        if (
+            mode == "local"
+        ):  # the layout keeps the block that only a longer window would reach; the element mask trims it
             place = torch.arange(length // block)
             layout = (place[None] <= place[:, None]) & (place[None] + context // block >= place[:, None])
         layouts.append(rows_of(layout))
@@ -63,7 +69,10 @@ def blocksparse(item: dict[str, Any]) -> dict[str, Any]:
 def masks(case: Case) -> dict[str, Any]:
     given = case.given
     return {
-        "dense": [rows_of(mask_of(sparsity_of(item["attn_mode"], item["local_attn_ctx"]), item["n"])) for item in given["dense"]],
+        "dense": [
+            rows_of(mask_of(sparsity_of(item["attn_mode"], item["local_attn_ctx"]), item["n"]))
+            for item in given["dense"]
+        ],
         "blocksparse": [blocksparse(item) for item in given["blocksparse"]],
     }
 

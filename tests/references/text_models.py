@@ -1,4 +1,6 @@
-"""Single-stream text models: from a reference's class name and arguments to our task models, and our results to its output names."""
+"""Single-stream text models: from a reference's class name and arguments to our task models, and
+our results to its output names.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def encoded_outputs(encoded: Any, real: Tensor | None) -> dict[str, Any]:
         outputs[f"hidden_states.{i}"] = at_real(state, real)
     for i, probabilities in enumerate(encoded.attentions or ()):
         outputs[f"attentions.{i}"] = (
-            probabilities if real is None else Output(probabilities, where=real[:, None, :, None].expand_as(probabilities))
+            probabilities
+            if real is None
+            else Output(probabilities, where=real[:, None, :, None].expand_as(probabilities))
         )
     return outputs
 
@@ -73,7 +77,9 @@ def hugging_face(case: Case, layout: str | None = None) -> Mapping[str, Any]:
     given = {name: case.inputs[name] for name in (*INPUTS, *(LABELS if task else ())) if name in case.inputs}
     if task == "next-sentence" and "next_sentence_label" in given:
         given["labels"] = given.pop("next_sentence_label")
-    if task == "question-answering" and "attention_mask" in given:  # the reference lets padding compete for the answer: give it states too
+    if (
+        task == "question-answering" and "attention_mask" in given
+    ):  # the reference lets padding compete for the answer: give it states too
         mask = given["attention_mask"]
         given["attention_mask"] = mask[:, None, :].expand(-1, mask.shape[1], -1)
     with torch.no_grad():
@@ -96,7 +102,9 @@ def hugging_face(case: Case, layout: str | None = None) -> Mapping[str, Any]:
 
 
 def tf_pretraining(layout: str, sentence_head: str, sentence_output: str) -> Callable[[Case], Mapping[str, Any]]:
-    """google-research's run_pretraining: gathered positions, weighted masked-word loss, a sentence loss."""
+    """google-research's run_pretraining: gathered positions, weighted masked-word loss, a sentence
+    loss.
+    """
 
     def adapter(case: Case) -> Mapping[str, Any]:
         model = load(case, "pretraining", layout)
@@ -107,7 +115,9 @@ def tf_pretraining(layout: str, sentence_head: str, sentence_output: str) -> Cal
             embedded = embedding_output(model.model, ids, segments)
         real = mask.bool()
         positions = inputs["masked_lm_positions"].long()
-        words = result.prediction_logits.gather(1, positions[:, :, None].expand(-1, -1, result.prediction_logits.shape[2]))
+        words = result.prediction_logits.gather(
+            1, positions[:, :, None].expand(-1, -1, result.prediction_logits.shape[2])
+        )
         weights = inputs["masked_lm_weights"]
         labels = torch.where(weights > 0, inputs["masked_lm_ids"].long(), -100)
         word_loss = token_cross_entropy(words, labels, epsilon=1e-5)
@@ -118,7 +128,10 @@ def tf_pretraining(layout: str, sentence_head: str, sentence_output: str) -> Cal
         seen = real.gather(1, positions).flatten()  # a padded slot may point at padding, whose state no one defines
         return {
             "embedding_output": at_real(embedded, real),
-            **{f"all_encoder_layers.{i}": at_real(state, real) for i, state in enumerate(result.encoded.hidden_states[1:])},
+            **{
+                f"all_encoder_layers.{i}": at_real(state, real)
+                for i, state in enumerate(result.encoded.hidden_states[1:])
+            },
             "pooled_output": result.encoded.pooler_output,
             "masked_lm_loss": word_loss,
             "masked_lm_log_probs": Output(log_probs, where=seen),

@@ -1,4 +1,6 @@
-"""TinyBERT: the intermediate and the prediction losses of a teacher and a student (huawei-noah/Pretrained-Language-Model)."""
+"""TinyBERT: the intermediate and the prediction losses of a teacher and a student
+(huawei-noah/Pretrained-Language-Model).
+"""
 
 from __future__ import annotations
 
@@ -27,21 +29,29 @@ def prediction(case: Case) -> Mapping[str, Any]:
 
 def task_distillation(case: Case) -> Mapping[str, Any]:
     mask = case.inputs["attention_mask"]
-    # the reference computes states of padding too and counts them; a matrix mask, whose padding looks at the real tokens, gives them
+    # the reference computes states of padding too and counts them; a matrix mask, whose padding looks at the real
+    # tokens, gives them
     given = {name: case.inputs[name] for name in ("input_ids", "token_type_ids") if name in case.inputs}
     given["attention_mask"] = mask[:, None, :].expand(-1, mask.shape[1], -1)
     temperature = float(case.inputs.get("temperature", torch.tensor(1.0)))
     keys = (1 - mask)[:, None, None, :] * -10000.0
     seen, scores, logits = {}, {}, {}
     for role in ("student", "teacher"):
-        own = {name.removeprefix(f"{role}."): tensor for name, tensor in case.weights.items() if name.startswith(f"{role}.")}
+        own = {
+            name.removeprefix(f"{role}."): tensor
+            for name, tensor in case.weights.items()
+            if name.startswith(f"{role}.")
+        }
         fit = {name: own.pop(f"fit_dense.{name}") for name in ("weight", "bias") if f"fit_dense.{name}" in own}
         own = {name: tensor for name, tensor in own.items() if not name.startswith("cls.")}
         task = "sequence-classification" if "classifier.weight" in own else None  # none in general distillation
         model = zoo.load(own, layout="hf-bert", config=case.config[role], task=task).eval()
         seen[role] = observe(model, given, projected=True)
         heads = case.config[role]["num_attention_heads"]
-        scores[role] = [_scores(q, k, heads) + keys for q, k in zip(*(seen[role].projected[n] for n in ("query", "key")), strict=True)]
+        scores[role] = [
+            _scores(q, k, heads) + keys
+            for q, k in zip(*(seen[role].projected[n] for n in ("query", "key")), strict=True)
+        ]
         if task:
             logits[role] = model.heads["sequence_classification"](seen[role].encoded.pooler_output.relu())
         if role == "student":
@@ -49,8 +59,12 @@ def task_distillation(case: Case) -> Mapping[str, Any]:
     states = {role: each.states for role, each in seen.items()}
     layers = (0, *uniform_layers(len(scores["student"]), len(scores["teacher"])))
     fitted = [F.linear(state, dense["weight"], dense["bias"]) for state in states["student"]]
-    attention = sum(score_loss(scores["student"][i - 1], scores["teacher"][layers[i] - 1]) for i in range(1, len(layers)))
-    representation = sum(F.mse_loss(mine, states["teacher"][layer].detach()) for mine, layer in zip(fitted, layers, strict=True))
+    attention = sum(
+        score_loss(scores["student"][i - 1], scores["teacher"][layers[i] - 1]) for i in range(1, len(layers))
+    )
+    representation = sum(
+        F.mse_loss(mine, states["teacher"][layer].detach()) for mine, layer in zip(fitted, layers, strict=True)
+    )
     loss = attention + representation
     loss.backward(retain_graph=True)
     table = bare_model(student).embeddings.token.weight

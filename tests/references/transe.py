@@ -1,4 +1,6 @@
-"""TransE (thunlp/OpenKE): scores, the three losses with their gradients, scores of every head and tail."""
+"""TransE (thunlp/OpenKE): scores, the three losses with their gradients, scores of every head and
+tail.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ def transe(case: Case) -> dict[str, Any]:
     inputs, config = case.inputs, case.config
     model = TransE.load(case.weights, config)
     h, r, t = (inputs[name] for name in ("batch_h", "batch_r", "batch_t"))
-    options = {"temperature" if key == "adv_temperature" else key: value for key, value in (config.get("loss_args") or {}).items()}
+    options = {
+        "temperature" if key == "adv_temperature" else key: value
+        for key, value in (config.get("loss_args") or {}).items()
+    }
     score = model(h, r, t)
     loss = LOSSES[config["loss"]](**options)(*split_scores(score, config["batch_size"]))
     penalty = model.regularization(h, r, t)

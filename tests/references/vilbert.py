@@ -1,4 +1,6 @@
-"""ViLBERT: facebookresearch/vilbert-multi-task and jiasenlu/vilbert_beta; 12-in-1 shares the adapters."""
+"""ViLBERT: facebookresearch/vilbert-multi-task and jiasenlu/vilbert_beta; 12-in-1 shares the
+adapters.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def model_inputs(case: Case) -> dict[str, Tensor]:
 
 
 def reals(case: Case, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(batch, length) and (batch, regions) bool of both streams as they come out: with the task token, each text with each picture."""
+    """(batch, length) and (batch, regions) bool of both streams as they come out: with the task
+    token, each text with each picture.
+    """
     ids, features = given["input_ids"], given["visual_features"]
     text = given["attention_mask"].bool() if "attention_mask" in given else torch.ones_like(ids, dtype=torch.bool)
     image = given["visual_mask"].bool() if "visual_mask" in given else torch.ones(features.shape[:2], dtype=torch.bool)
@@ -55,7 +59,9 @@ def options_of(case: Case) -> dict[str, Any]:
 
 
 def rows_of(real: Tensor, count: int) -> Tensor:
-    """The rows that a stream had before the streams met: each text once where all its copies stand together, else the first pictures."""
+    """The rows that a stream had before the streams met: each text once where all its copies stand
+    together, else the first pictures.
+    """
     together = len(real) // count
     apart = torch.equal(real, real[::together].repeat_interleave(together, 0))
     return real[::together] if apart else real[:count]
@@ -88,7 +94,9 @@ def encoder(case: Case) -> Mapping[str, Any]:
         states = {"text": result.text.hidden_states, "image": result.image.hidden_states}
         c = model.config
         for step in interleaved(c.num_layers, c.image_num_layers, c.text_connections, c.image_connections):
-            if step.part != "both" or c.co_attention:  # the reference lists states at its connections, whether they run or not
+            if (
+                step.part != "both" or c.co_attention
+            ):  # the reference lists states at its connections, whether they run or not
                 for name in step.writes:
                     ran[name] += 1
             if step.part == "both":
@@ -118,7 +126,13 @@ def drawn(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def pretraining(case: Case) -> Mapping[str, Any]:
-    model = load(case, "pretraining", layout_of(case), region_target=target_of(case), num_negatives=case.config.get("num_negative", 128))
+    model = load(
+        case,
+        "pretraining",
+        layout_of(case),
+        region_target=target_of(case),
+        num_negatives=case.config.get("num_negative", 128),
+    )
     inputs, given = case.inputs, model_inputs(case)
     text, image = reals(case, given)
     given["visual_features"] = given["visual_features"].clone().requires_grad_()
@@ -136,14 +150,20 @@ def pretraining(case: Case) -> Mapping[str, Any]:
         "seq_relationship_score": result.seq_relationship_logits,
     }
     if result.loss is not None:
-        names = {"loss_masked_lm": "masked_lm", "loss_masked_img": "masked_region", "loss_next_sentence": "image_text_matching"}
+        names = {
+            "loss_masked_lm": "masked_lm",
+            "loss_masked_img": "masked_region",
+            "loss_next_sentence": "image_text_matching",
+        }
         outputs |= {theirs: result.losses[ours].reshape(1) for theirs, ours in names.items()}
         (outputs["grad_image_feat"],) = torch.autograd.grad(result.loss, given["visual_features"])
     return outputs
 
 
 def task_outputs(result: Any, text: Tensor, image: Tensor) -> dict[str, Any]:
-    """All heads' scores under the reference's names; its binary head stays the matching head where rows are odd."""
+    """All heads' scores under the reference's names; its binary head stays the matching head where
+    rows are odd.
+    """
     scores = result.scores
     outputs = {
         "vil_prediction": scores["visual_question_answering"],
@@ -169,7 +189,10 @@ def task_heads(case: Case) -> Mapping[str, Any]:
 
 def masking(case: Case) -> Mapping[str, Any]:
     given, config = case.given, case.config
-    boxes, features = torch.tensor(given["boxes"], dtype=torch.float64), torch.tensor(given["features"], dtype=torch.float64)
+    boxes, features = (
+        torch.tensor(given["boxes"], dtype=torch.float64),
+        torch.tensor(given["features"], dtype=torch.float64),
+    )
     regions = mask_regions(
         features,
         boxes,

@@ -68,7 +68,9 @@ def joint_real(given: Mapping[str, Tensor]) -> Tensor | None:
         return given["attention_mask"].bool() if "attention_mask" in given else None
     text, features = given["input_ids"], given["visual_features"]
     words = given["attention_mask"].bool() if "attention_mask" in given else torch.ones_like(text, dtype=torch.bool)
-    regions = given["visual_mask"].bool() if "visual_mask" in given else torch.ones(features.shape[:-1], dtype=torch.bool)
+    regions = (
+        given["visual_mask"].bool() if "visual_mask" in given else torch.ones(features.shape[:-1], dtype=torch.bool)
+    )
     return torch.cat([words, regions], -1).flatten(0, -2)
 
 
@@ -91,7 +93,9 @@ def states(encoded: Any, real: Tensor | None, text_real: Tensor | None = None) -
 
 
 def run(case: Case, layout: str, task: str | None, **options: Any) -> dict[str, Any]:
-    """Our model or task model on a case, with the losses' gradient to the features where the case asks for it."""
+    """Our model or task model on a case, with the losses' gradient to the features where the case
+    asks for it.
+    """
     given = arguments(case)
     model = load(case, task, layout, **options)
     inputs = {name: given[name] for name in MODEL_INPUTS if name in given}
@@ -142,7 +146,11 @@ def original(case: Case) -> Mapping[str, Any]:
             outputs["accuracy"] = given["labels"].gather(1, logits.argmax(1, keepdim=True)).sum() / len(logits)
     if task is not None:
         bare = load(case, None, "visualbert-original")  # with the pooler, which some tasks don't read
-        flat = {name: given[name].flatten(0, 1) if given["input_ids"].dim() == 3 else given[name] for name in MODEL_INPUTS if name in given}
+        flat = {
+            name: given[name].flatten(0, 1) if given["input_ids"].dim() == 3 else given[name]
+            for name in MODEL_INPUTS
+            if name in given
+        }
         outputs["embedding_output"] = at_real(embedding_of(bare, flat), joint_real(given))
         with torch.no_grad():
             outputs["pooled_output"] = bare(**flat).pooler_output

@@ -52,7 +52,10 @@ def soft(case: Case) -> Mapping[str, Any]:
     best = answer_scores(torch.tensor(given["logits"]), torch.tensor(given["targets"]))
     return {
         "scores": [
-            {"step_scores": soft_scores(answers), "leave_one_out_scores": leave_one_out_scores(answers, given["vocabulary"])}
+            {
+                "step_scores": soft_scores(answers),
+                "leave_one_out_scores": leave_one_out_scores(answers, given["vocabulary"]),
+            }
             for answers in given["answer_sets"]
         ],
         "validation_scores": best,
@@ -85,7 +88,9 @@ def retrieval(case: Case) -> Mapping[str, Any]:
         "recall": {direction: recall(found) for direction, found in ranks.items()},
         "i2t_ranks": ranks["i2t"],
         "t2i_ranks": [ranks["t2i"][text] for text in by_image],
-        "itm_eval_as_published": Skipped("UNITER's itm_eval counts hits that are none; the case's notes ask for the ranks instead"),
+        "itm_eval_as_published": Skipped(
+            "UNITER's itm_eval counts hits that are none; the case's notes ask for the ranks instead"
+        ),
     }
 
 

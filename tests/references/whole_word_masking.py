@@ -34,7 +34,12 @@ def sentence_pair_instances(case: Case) -> dict[str, Any]:
     def mask(tokens: list[str]) -> dict[str, Any]:
         return predictions(
             bert_masking(
-                tokens, given["masked_lm_prob"], given["max_predictions_per_seq"], given["do_whole_word_mask"], given["vocab_words"], rng
+                tokens,
+                given["masked_lm_prob"],
+                given["max_predictions_per_seq"],
+                given["do_whole_word_mask"],
+                given["vocab_words"],
+                rng,
             ),
             "tokens",
         )
@@ -44,7 +49,8 @@ def sentence_pair_instances(case: Case) -> dict[str, Any]:
             instance | {"document": index}
             for index in range(len(given["documents"]))
             for instance in instances(
-                next_sentence_pairs(given["documents"], index, given["max_seq_length"], rng, given["short_seq_prob"]), mask
+                next_sentence_pairs(given["documents"], index, given["max_seq_length"], rng, given["short_seq_prob"]),
+                mask,
             )
         ]
     }

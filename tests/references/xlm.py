@@ -1,4 +1,6 @@
-"""XLM (facebookresearch/XLM and its Hugging Face port). The original is time first, [length][batch]; ours is batch first."""
+"""XLM (facebookresearch/XLM and its Hugging Face port). The original is time first,
+[length][batch]; ours is batch first.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,20 @@ def concat_batches(case: Case) -> dict[str, Any]:
             given["reset_positions"],
         )
         items.append(
-            {"x": joined.input_ids.T, "lengths": joined.lengths, "positions": joined.position_ids.T, "langs": joined.language_ids.T}
+            {
+                "x": joined.input_ids.T,
+                "lengths": joined.lengths,
+                "positions": joined.position_ids.T,
+                "langs": joined.language_ids.T,
+            }
         )
     return {"items": items}
 
 
 def add_noise(case: Case) -> dict[str, Any]:
-    """The three kinds of noise in turn, each with its recorded draws; a kind that is switched off drew nothing."""
+    """The three kinds of noise in turn, each with its recorded draws; a kind that is switched off
+    drew nothing.
+    """
     config, call = case.config, case.info["call"]
     items = []
     for item in case.info["items"]:
@@ -63,10 +72,15 @@ def add_noise(case: Case) -> dict[str, Any]:
         if config["word_dropout"]:
             uniforms = _columns(next(draws), "rand")
             spare = partial(_spare, draws)
-            sentences = [drop_words(s, u, config["word_dropout"], spare) for s, u in zip(sentences, uniforms, strict=True)]
+            sentences = [
+                drop_words(s, u, config["word_dropout"], spare) for s, u in zip(sentences, uniforms, strict=True)
+            ]
         if config["word_blank"]:
             uniforms = _columns(next(draws), "rand")
-            sentences = [blank_words(s, u, config["word_blank"], config["mask_index"]) for s, u in zip(sentences, uniforms, strict=True)]
+            sentences = [
+                blank_words(s, u, config["word_blank"], config["mask_index"])
+                for s, u in zip(sentences, uniforms, strict=True)
+            ]
         longest = max(map(len, sentences))
         padded = [s + [config["pad_index"]] * (longest - len(s)) for s in sentences]
         items.append({"x": torch.tensor(padded).T, "lengths": torch.tensor([len(s) for s in sentences])})
@@ -88,7 +102,9 @@ def _spare(draws: Iterator[list[Any]], count: int) -> int:
 
 
 def mask_out(case: Case) -> dict[str, Any]:
-    """Choice and fate are random in the reference too: what it chose over many draws is held against what we choose over as many."""
+    """Choice and fate are random in the reference too: what it chose over many draws is held
+    against what we choose over as many.
+    """
     items = []
     for number, item in enumerate(case.info["items"]):
         given = item["input"]
@@ -97,11 +113,16 @@ def mask_out(case: Case) -> dict[str, Any]:
         weights = rarity_weights(torch.tensor(given["counts"]), given["sample_alpha"])
         generator = torch.Generator().manual_seed(number)
         chosen = torch.stack(
-            [xlm_choice(input_ids, real, given["word_pred"], weights if given["sample_alpha"] else None, generator) for _ in range(DRAWS)]
+            [
+                xlm_choice(input_ids, real, given["word_pred"], weights if given["sample_alpha"] else None, generator)
+                for _ in range(DRAWS)
+            ]
         )  # (draws, batch, length)
         shares = tuple(given["word_mask_keep_rand"])
         many = input_ids.expand_as(chosen).flatten(0, 1)
-        corrupted, labels = replace_ids(many, chosen.flatten(0, 1), given["mask_index"], given["n_words"], generator, shares)
+        corrupted, labels = replace_ids(
+            many, chosen.flatten(0, 1), given["mask_index"], given["n_words"], generator, shares
+        )
         counts = chosen.sum((1, 2)).double()
         predicted = labels != -100
         became_mask = (corrupted == given["mask_index"]) & predicted
@@ -128,7 +149,9 @@ def mask_out(case: Case) -> dict[str, Any]:
 
 def lr_schedule(case: Case) -> dict[str, Any]:
     """The rate at the steps that the case asks for."""
-    items = [{step: _schedule(item)(int(step)) for step in item.get("lr", map(str, STEPS))} for item in case.info["items"]]
+    items = [
+        {step: _schedule(item)(int(step)) for step in item.get("lr", map(str, STEPS))} for item in case.info["items"]
+    ]
     return {"items": [{"lr": rates} for rates in items]}
 
 
@@ -136,7 +159,9 @@ def _schedule(item: dict[str, Any]) -> Schedule:
     args = item["args"]
     initial = args.get("warmup_init_lr", 1e-7)
     if item["class"] == "AdamInverseSqrtWithWarmup":
-        return inverse_square_root(args.get("lr", 1e-3), args.get("warmup_updates", 4000), initial, args.get("exp_factor", 0.5))
+        return inverse_square_root(
+            args.get("lr", 1e-3), args.get("warmup_updates", 4000), initial, args.get("exp_factor", 0.5)
+        )
     if item["class"] == "AdamCosineWithWarmup":
         return cosine_restarts(
             args.get("lr", 1e-3),
@@ -184,7 +209,9 @@ def original(case: Case) -> dict[str, Any]:
 
 
 def translation(case: Case) -> dict[str, Any]:
-    """A step of supervised translation, and greedy writing; the target's words are predicted from those before them."""
+    """A step of supervised translation, and greedy writing; the target's words are predicted from
+    those before them.
+    """
     inputs = case.inputs
     model = text_models.load(case, "conditional-generation", "xlm-translation-original")
     source, target = inputs["x1"].T, inputs["x2"].T
@@ -207,7 +234,9 @@ def translation(case: Case) -> dict[str, Any]:
         )
         if target_languages:
             target_languages = {"decoder_language_ids": inputs["langs2"][0].tolist()}
-        generated = generate(model, source, read, max_length=int(stated[1]) if stated else None, **languages, **target_languages)
+        generated = generate(
+            model, source, read, max_length=int(stated[1]) if stated else None, **languages, **target_languages
+        )
     predicted = (labels != -100).T
     return {
         "enc": text_models.at_real(result.encoded.encoder.last_hidden_state, read),
@@ -215,15 +244,21 @@ def translation(case: Case) -> dict[str, Any]:
         "scores": result.prediction_logits.transpose(0, 1)[predicted],
         "loss": result.loss,
         "generated": generated.T,
-        "generated_len": ((generated == model.config.end_token_id).cumsum(1) < 2).sum(1) + 1,  # the first end is the beginning
+        "generated_len": ((generated == model.config.end_token_id).cumsum(1) < 2).sum(1)
+        + 1,  # the first end is the beginning
     }
 
 
 def norms(model: Any, *inputs: Tensor, **named: Any) -> dict[str, Tensor]:
-    """What leaves each norm, padding included, under the reference's hook names; packing off, so that it is (batch, length, hidden)."""
+    """What leaves each norm, padding included, under the reference's hook names; packing off, so
+    that it is (batch, length, hidden).
+    """
     places = {"hook.layer_norm_emb": model.embeddings.norm}
     for index, block in enumerate(model.encoder.blocks):
-        places |= {f"hook.layer_norm1.{index}": block.attention_norm, f"hook.layer_norm2.{index}": block.feed_forward_norm}
+        places |= {
+            f"hook.layer_norm1.{index}": block.attention_norm,
+            f"hook.layer_norm2.{index}": block.feed_forward_norm,
+        }
     kept: dict[str, Tensor] = {}
     handles = [
         place.register_forward_hook(lambda _module, _inputs, output, name=name: kept.update({name: output}))
@@ -237,7 +272,9 @@ def norms(model: Any, *inputs: Tensor, **named: Any) -> dict[str, Tensor]:
 
 
 def tokenizer(case: Case) -> dict[str, Any]:
-    """Moses steps and BPE; the vocabulary's pieces stand for what the reference shows before it looks them up."""
+    """Moses steps and BPE; the vocabulary's pieces stand for what the reference shows before it
+    looks them up.
+    """
     config = case.config
     lower = bool(config.get("do_lowercase_and_remove_accent", True))
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,9 @@ def hugging_face(layout: str) -> Adapter:
 
 
 def fairseq(case: Case) -> dict[str, Any]:
-    """Features, logits and the summed loss at masked places; padding is found from the ids. The 2019 form gives features time first."""
+    """Features, logits and the summed loss at masked places; padding is found from the ids. The
+    2019 form gives features time first.
+    """
     fused = any("in_proj" in name for name in case.weights)
     model = text_models.load(case, "masked-lm", "fairseq-roberta-fused" if fused else "fairseq-roberta")
     ids, target = case.inputs["src_tokens"], case.inputs["target"]

@@ -1,4 +1,6 @@
-"""ZEN (sinovation/ZEN): pre-training, the heads as the scripts call them, and the matching of n-grams."""
+"""ZEN (sinovation/ZEN): pre-training, the heads as the scripts call them, and the matching of
+n-grams.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,19 @@ SPECIAL_LABELS = 38  # with so many the reference's tagger takes itself for the 
 
 
 def given_to(case: Case) -> dict[str, Tensor]:
-    named = {name: case.inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in case.inputs}
+    named = {
+        name: case.inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in case.inputs
+    }
     return named | {ours: case.inputs[theirs] for theirs, ours in NGRAMS.items() if theirs in case.inputs}
 
 
 def kept_by_embeddings(model: Any) -> tuple[dict[str, Tensor], list[Any]]:
     kept: dict[str, Tensor] = {}
     places = {"embedding": model.embeddings, "ngram_embedding": model.ngram_embeddings}
-    hooks = [place.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out})) for name, place in places.items()]
+    hooks = [
+        place.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out}))
+        for name, place in places.items()
+    ]
     return kept, hooks
 
 
@@ -63,9 +70,13 @@ def pretraining(case: Case) -> dict[str, Any]:
     encoded = result if task is None else result.encoded
     outputs = {name: at_real(value, real if name == "embedding" else real_ngrams) for name, value in kept.items()}
     outputs |= {f"hidden.{i}": at_real(state, real) for i, state in enumerate(encoded.hidden_states)}
-    outputs |= {f"ngram_hidden.{i}": at_real(state, real_ngrams) for i, state in enumerate(encoded.entity.hidden_states)}
+    outputs |= {
+        f"ngram_hidden.{i}": at_real(state, real_ngrams) for i, state in enumerate(encoded.entity.hidden_states)
+    }
     attentions = text_models.encoded_outputs(encoded, real)
-    outputs |= {name.replace("attentions", "attention"): value for name, value in attentions.items() if "attentions" in name}
+    outputs |= {
+        name.replace("attentions", "attention"): value for name, value in attentions.items() if "attentions" in name
+    }
     outputs |= {"pooled": encoded.pooler_output, "last_hidden": at_real(encoded.last_hidden_state, real)}
     if task is not None:
         outputs |= {"loss": result.loss, "nsp_logits": result.seq_relationship_logits}
@@ -74,7 +85,9 @@ def pretraining(case: Case) -> dict[str, Any]:
 
 
 def classification(case: Case) -> dict[str, Any]:
-    """Called without masks and segments. What a head calls attention_mask reaches the model as the n-grams' segments."""
+    """Called without masks and segments. What a head calls attention_mask reaches the model as the
+    n-grams' segments.
+    """
     task = task_of(case)
     model = load(case, task, "zen")
     given = given_to(case)

@@ -26,16 +26,15 @@ def fresh(code: str) -> str:
 
 
 def test_listing_and_configs_of_names_import_no_torch():
-    code = (
-        "import sys, zoo; names = zoo.list_models('*bert*', task='pretraining', pretrained=True); print(len(names), 'torch' in sys.modules)"
-    )
+    code = "import sys, zoo; names = zoo.list_models('*bert*', task='pretraining', pretrained=True); print(len(names), 'torch' in sys.modules)"
     count, torch_there = fresh(code).split()
     assert int(count) > 30
     assert torch_there == "False"
 
 
 @pytest.mark.parametrize(
-    "first", ["zoo.models.base.config", "zoo.api.create", "zoo.checkpoints.convert", "zoo.formats.opening", "zoo.api.info"]
+    "first",
+    ["zoo.models.base.config", "zoo.api.create", "zoo.checkpoints.convert", "zoo.formats.opening", "zoo.api.info"],
 )
 def test_public_functions_stay_functions_whatever_is_imported_first(first):
     names = "('config', 'create', 'convert', 'info')"
@@ -54,7 +53,13 @@ def test_names_come_in_natural_order_with_tags_where_weights_are_asked_for():
 def test_filters_select_by_pillar_streams_family_and_task():
     assert "bert-base-multilingual" in zoo.list_models(pillar="cross-lingual")
     assert "albert-base" not in zoo.list_models(pillar="cross-lingual")
-    assert set(zoo.list_models(family="albert")) == {"albert-base", "albert-large", "albert-rxn", "albert-xlarge", "albert-xxlarge"}
+    assert set(zoo.list_models(family="albert")) == {
+        "albert-base",
+        "albert-large",
+        "albert-rxn",
+        "albert-xlarge",
+        "albert-xxlarge",
+    }
     assert "albert-base" not in zoo.list_models(task="next-sentence")
     assert "bert-base" in zoo.list_models(task="next-sentence", streams=1)
 
@@ -70,7 +75,9 @@ def test_how_streams_meet_is_said_in_known_words():
 def test_every_miniature_of_the_paper_is_registered():
     sizes = {(c.num_layers, c.hidden_size) for c in (zoo.config(name) for name in zoo.list_models("bert-l*-h*"))}
     assert sizes == {(layers, hidden) for layers in (2, 4, 6, 8, 10, 12) for hidden in (128, 256, 512, 768)}
-    assert all(zoo.config(name).num_heads * 64 == zoo.config(name).hidden_size for name in zoo.list_models("bert-l*-h*"))
+    assert all(
+        zoo.config(name).num_heads * 64 == zoo.config(name).hidden_size for name in zoo.list_models("bert-l*-h*")
+    )
 
 
 def test_a_tag_brings_its_own_values():
@@ -104,7 +111,10 @@ def test_an_unknown_name_is_refused_with_the_closest(call, says):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"hidden_size": 100, "num_heads": 12}, "num_heads=12 does not divide hidden_size=100; the nearest that does is 10"),
+        (
+            {"hidden_size": 100, "num_heads": 12},
+            "num_heads=12 does not divide hidden_size=100; the nearest that does is 10",
+        ),
         ({"num_groups": 13}, "num_groups=13 must lie between 1 and num_layers=12"),
         ({"vocab_size": 0}, "vocab_size=0 must be at least 1"),
         ({"hidden_size": 768.0}, "hidden_size must be int, got 768.0"),
@@ -168,7 +178,9 @@ def test_an_entry_point_registers_its_models_when_they_are_first_listed(monkeypa
             return lambda: zoo.register("plugged-bag", Tiny)
 
     real = importlib.metadata.entry_points
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **kw: [Point()] if kw.get("group") == "zoo.models" else real(**kw))
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda **kw: [Point()] if kw.get("group") == "zoo.models" else real(**kw)
+    )
     monkeypatch.setattr(registry, "_loaded_entry_points", False)
     try:
         assert "plugged-bag" in zoo.list_models()

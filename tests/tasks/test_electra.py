@@ -1,4 +1,6 @@
-"""ELECTRA: its replaced-token head, the step that trains the pair, and the two networks in one TensorFlow file."""
+"""ELECTRA: its replaced-token head, the step that trains the pair, and the two networks in one
+TensorFlow file.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def test_the_replaced_token_head_is_transformers_head(data):
     with torch.no_grad():
         mine, reference = ours(ids, real, labels=labels), theirs(input_ids=ids, attention_mask=real.long())
     assert error(mine.logits[real], reference.logits[real]) <= TOLERANCE
-    expected = F.binary_cross_entropy_with_logits(reference.logits[real], labels[real].double())  # theirs rounds to single precision
+    expected = F.binary_cross_entropy_with_logits(
+        reference.logits[real], labels[real].double()
+    )  # theirs rounds to single precision
     assert error(mine.loss, expected) <= TOLERANCE
     assert not mine.logits[~real].any()
 
@@ -93,7 +97,8 @@ def test_labels_of_replaced_tokens_are_zero_or_one():
         model(torch.tensor([[4, 5]]), labels=torch.tensor([[0, 2]]))
 
 
-# --- the step -----------------------------------------------------------------------------------------------------------------------------
+# --- the step
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def pair(**options: Any) -> ElectraPretraining:
@@ -159,7 +164,11 @@ def test_a_sample_that_happens_to_be_right_counts_as_original_unless_it_is_disal
 def test_the_discriminators_loss_does_not_reach_the_generators_own_layers():
     step = pair(weights=(0.0, 1.0))
     step(IDS, REAL, generator=torch.Generator().manual_seed(1)).loss.backward()
-    own = [p for name, p in step.generator.named_parameters() if "encoder" in name or "heads" in name or "projection" in name]
+    own = [
+        p
+        for name, p in step.generator.named_parameters()
+        if "encoder" in name or "heads" in name or "projection" in name
+    ]
     assert own
     assert all(p.grad is None or not p.grad.any() for p in own)
     assert all(p.grad is not None for p in step.discriminator.parameters())
@@ -177,7 +186,11 @@ def test_the_pair_shares_all_embeddings_but_the_projection():
     assert saved == (19 + 9 + 2 + 2) * 3
     with pytest.raises(ConfigError, match=r"\(19, 2\) and \(19, 3\)"):
         ElectraPretraining(
-            build(NARROW.replace(embedding_size=2), "masked-lm"), apart.discriminator, mask_id=3, special_ids=(), max_predictions=1
+            build(NARROW.replace(embedding_size=2), "masked-lm"),
+            apart.discriminator,
+            mask_id=3,
+            special_ids=(),
+            max_predictions=1,
         )
 
 
@@ -196,7 +209,8 @@ def test_the_pair_learns_to_tell_replaced_tokens():
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
-# --- one TensorFlow file, two networks ----------------------------------------------------------------------------------------------------
+# --- one TensorFlow file, two networks
+# ----------------------------------------------------------------------------------------------------
 
 
 def one_file(untied: bool) -> tuple[Any, Any, dict[str, Tensor]]:
@@ -205,10 +219,18 @@ def one_file(untied: bool) -> tuple[Any, Any, dict[str, Tensor]]:
     both: dict[str, Tensor] = {}
     for layout, model in (("tf-electra-generator", step.generator), ("tf-electra", step.discriminator)):
         ours = canonical_state(model)
-        plan = layouts.load(layout).back({name: Info(tuple(x.shape), "F64") for name, x in ours.items()}, model.config.to_dict())
+        plan = layouts.load(layout).back(
+            {name: Info(tuple(x.shape), "F64") for name, x in ours.items()}, model.config.to_dict()
+        )
         both |= plan.run(ours.__getitem__)
     if untied:
-        tables = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm/gamma", "LayerNorm/beta")
+        tables = (
+            "word_embeddings",
+            "position_embeddings",
+            "token_type_embeddings",
+            "LayerNorm/gamma",
+            "LayerNorm/beta",
+        )
         names = ("token.weight", "position.weight", "segment.weight", "norm.weight", "norm.bias")
         state = canonical_state(step.generator)
         both |= {f"generator/embeddings/{t}": state[f"embeddings.{n}"] for t, n in zip(tables, names, strict=True)}

@@ -43,7 +43,9 @@ def test_two_classes_are_scored_as_counting_says(pairs):
     tp, fp, fn, tn = (sum(pair == kind for pair in pairs) for kind in ((1, 1), (1, 0), (0, 1), (0, 0)))
     assert binary_f1(ours, theirs) == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp else 0.0)
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    assert matthews_correlation(ours, theirs) == pytest.approx((tp * tn - fp * fn) / math.sqrt(product) if product else 0.0)
+    assert matthews_correlation(ours, theirs) == pytest.approx(
+        (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=12))
@@ -65,7 +67,11 @@ def test_a_task_or_language_that_does_not_exist_is_refused():
 
 
 def test_two_empty_answers_differ_between_the_squad_versions():
-    assert (exact_match("the", "a"), answer_f1("the", "a"), answer_f1("the", "a", empty_matches=True)) == (1.0, 0.0, 1.0)
+    assert (exact_match("the", "a"), answer_f1("the", "a"), answer_f1("the", "a", empty_matches=True)) == (
+        1.0,
+        0.0,
+        1.0,
+    )
 
 
 def test_a_question_without_prediction_counts_in_version_1_and_not_in_2():
@@ -169,17 +175,28 @@ def test_pairs_below_the_threshold_are_left_out():
     assert apart.score == pytest.approx(1 - (0.5 + 0.5) / 2)  # row 0 sees only column 0, and the other way round
 
 
-# --- the comparison itself -------------------------------------------------------------------------------------------------------------
+# --- the comparison itself
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_comparison_sees_a_wrong_missing_or_surplus_value():
     case = load_case(golden_cases("nlu-tasks/retrieval")[0])
     right = find_adapter(case)(case)
-    assert compare(case, right | {"accuracy": {"normalized": right["accuracy"]["normalized"] + 1e-3, "raw": right["accuracy"]["raw"]}})
+    assert compare(
+        case,
+        right | {"accuracy": {"normalized": right["accuracy"]["normalized"] + 1e-3, "raw": right["accuracy"]["raw"]}},
+    )
     assert compare(case, right | {"nearest_raw": right["nearest_raw"] + 1})
     assert compare(case, right | {"mined_ratio": right["mined_ratio"] + right["mined_ratio"][-1:]})
     assert compare(case, {name: value for name, value in right.items() if name != "bucc"})
     assert compare(case, right | {"bucc": Output(right["bucc"])})
     assert compare(case, right | {"bucc": Skipped("for this test")}) == []
-    assert compare(case, right | {"nearest_raw": Output(right["nearest_raw"] + 1, where=torch.zeros(14, dtype=torch.bool))}) == []
-    assert compare(case, right | {"nearest_raw": Output(right["nearest_raw"], tolerance=1.0)})  # looser, and no reason given
+    assert (
+        compare(
+            case, right | {"nearest_raw": Output(right["nearest_raw"] + 1, where=torch.zeros(14, dtype=torch.bool))}
+        )
+        == []
+    )
+    assert compare(
+        case, right | {"nearest_raw": Output(right["nearest_raw"], tolerance=1.0)}
+    )  # looser, and no reason given

@@ -1,4 +1,6 @@
-"""What holds for every model of pictures and words, and VisualBERT against transformers, in float64."""
+"""What holds for every model of pictures and words, and VisualBERT against transformers, in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ def ragged(name: str) -> Batch:
 
 
 def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
-    """For multiple choice the rows are the choices of one question; for two pictures neighbors share a text."""
+    """For multiple choice the rows are the choices of one question; for two pictures neighbors
+    share a text.
+    """
     if task == "multiple-choice":
         return {name: x[None] for name, x in batch.inputs.items()}
     return dict(batch.inputs)
@@ -124,7 +128,10 @@ def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
     if task == "multiple-choice":
         return {"labels": torch.tensor([1])}
     if task == "region-to-phrase":
-        return {"phrase_positions": torch.zeros(rows, 2, dtype=torch.long), "labels": soft(rows, 2, regions).softmax(-1)}
+        return {
+            "phrase_positions": torch.zeros(rows, 2, dtype=torch.long),
+            "labels": soft(rows, 2, regions).softmax(-1),
+        }
     if task == "multi-task":
         return {"labels": soft(rows, 3129), "head": "visual_question_answering"}
     if task == "visual-reasoning" and model.options["pairs"]:
@@ -132,7 +139,8 @@ def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
     return {"labels": matching}
 
 
-# -- the registry ------------------------------------------------------------------------------------------------------------------------
+# -- the registry
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -155,13 +163,16 @@ def test_tasks_over_texts_do_not_fit_and_those_over_pictures_do(name):
         assert zoo.create(variant, task=task, device="meta").task == task
     with pytest.raises(TaskError, match="regions"):
         zoo.create("bert-base", task="grounding", device="meta")
-    assert {"masked-lm", "pretraining", "multiple-choice", "visual-question-answering", "grounding"} <= set(tasks_of(name))
+    assert {"masked-lm", "pretraining", "multiple-choice", "visual-question-answering", "grounding"} <= set(
+        tasks_of(name)
+    )
     assert {"vilbert-base", "visualbert-base"} <= set(zoo.list_models(task="visual-reasoning"))
     two_streams = zoo.list_models("*", streams=2, fusion="co-attention")
     assert sorted(two_streams) == sorted(v.name for v in registry.families()["vilbert"])
 
 
-# -- padding, order, packing -------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -185,7 +196,9 @@ def test_more_padding_of_texts_or_regions_changes_nothing_on_real_ones(name, dat
     model = build(name, config)
     mask = data.draw(st.sampled_from(["attention_mask", "visual_mask"]))
     length = batch.real(mask).shape[1]
-    free = mask == "visual_mask"  # regions have no places; region 0 pools in ViLBERT, so padding may stand before it only as padding
+    free = (
+        mask == "visual_mask"
+    )  # regions have no places; region 0 pools in ViLBERT, so padding may stand before it only as padding
     columns = data.draw(st.lists(st.integers(0 if free else length, length), min_size=1, max_size=1))
     longer = batch.lengthened(mask, columns)
     with zoo.packing(data.draw(st.booleans())):
@@ -248,7 +261,9 @@ def every_map(out: Any, config: Any, batch: Batch) -> list[tuple[Tensor, Tensor,
     if config.num_tasks:
         text = torch.cat([torch.ones(len(text), 1, dtype=torch.bool), text], 1)
     own = [(m, text, text) for m in out.text.attentions] + [(m, image, image) for m in out.image.attentions]
-    return own + [pair for to_image, to_text in out.cross_attentions for pair in ((to_image, text, image), (to_text, image, text))]
+    return own + [
+        pair for to_image, to_text in out.cross_attentions for pair in ((to_image, text, image), (to_text, image, text))
+    ]
 
 
 LENGTHS, VISUAL_LENGTHS = [3, 6, 1, 4], [3, 1, 2, 2]
@@ -283,7 +298,9 @@ def test_lengths_of_texts_and_pictures_stand_in_for_their_masks(name, task):
 
 
 class Silent(Tensor):
-    """A tensor that answers no question, as one on an accelerator that nobody should wait for; what is made of it answers none either."""
+    """A tensor that answers no question, as one on an accelerator that nobody should wait for; what
+    is made of it answers none either.
+    """
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -300,14 +317,24 @@ class Silent(Tensor):
 def test_with_lengths_no_tensor_is_asked_what_is_real(name, changes, pictures):
     model = build(name, tiny(name, **changes))
     generator = torch.Generator().manual_seed(0)
-    given_ = {key: x[:pictures] if key.startswith("visual") else x for key, x in ragged(name).inputs.items() if key not in REAL_FIRST}
+    given_ = {
+        key: x[:pictures] if key.startswith("visual") else x
+        for key, x in ragged(name).inputs.items()
+        if key not in REAL_FIRST
+    }
     given_ |= {"inputs_embeds": torch.randn(4, 6, model.config.hidden_size, generator=generator, dtype=torch.float64)}
     given_ |= {"all_pairs": True} if pictures == 1 else {}
     ids = given_.pop("input_ids")[:, 0]
     given_ |= {"task_type_ids": ids % 3} if changes.get("num_tasks") else {}
     counts = {"lengths": LENGTHS, "visual_lengths": VISUAL_LENGTHS[-pictures:]}
-    silent = {key: x.as_subclass(Silent) if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in given_.items()}
-    masks = {key: x[-len(counts[number]) :].as_subclass(Silent) for (key, x), number in zip(REAL_FIRST.items(), counts, strict=True)}
+    silent = {
+        key: x.as_subclass(Silent) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for key, x in given_.items()
+    }
+    masks = {
+        key: x[-len(counts[number]) :].as_subclass(Silent)
+        for (key, x), number in zip(REAL_FIRST.items(), counts, strict=True)
+    }
     wanted = with_states(run(model, {**given_, **{key: x.as_subclass(Tensor) for key, x in masks.items()}}))
     for more in ({}, masks):  # a collator hands masks and lengths over
         mine = run(model, {**silent, **more}, **counts)
@@ -341,12 +368,17 @@ def test_in_training_packed_and_unpacked_give_one_loss_and_one_gradient(name, ta
             assert float((gradient - other_gradients[key]).abs().max()) <= TOLERANCE * largest, key
 
 
-# -- save and load, export, compile ------------------------------------------------------------------------------------------------------
+# -- save and load, export, compile
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((name, None) for name in FAMILIES), *FAMILY_TASKS])
 def test_save_and_load_is_exact(name, task, tmp_path):
-    options = {"num_labels": 3} if task and "num_labels" in spec_for(task, offers_of(registry.families()[name][0])).options else {}
+    options = (
+        {"num_labels": 3}
+        if task and "num_labels" in spec_for(task, offers_of(registry.families()[name][0])).options
+        else {}
+    )
     model = build(name, tiny(name), task, **options)
     loaded = zoo.load(zoo.save(model, tmp_path / "saved"))
     assert loaded.config == model.config
@@ -359,7 +391,9 @@ def test_save_and_load_is_exact(name, task, tmp_path):
         assert loaded.options == model.options
 
 
-@pytest.mark.parametrize(("name", "form"), [(n, f) for n in FAMILIES for f in ("linear", "mlp", "transform", "weight-normed")])
+@pytest.mark.parametrize(
+    ("name", "form"), [(n, f) for n in FAMILIES for f in ("linear", "mlp", "transform", "weight-normed")]
+)
 def test_a_heads_form_is_seen_from_its_tensors(name, form, tmp_path):
     model = build(name, tiny(name), "visual-question-answering", head=form, num_labels=7)
     folder = zoo.save(model, tmp_path / "saved")
@@ -369,7 +403,9 @@ def test_a_heads_form_is_seen_from_its_tensors(name, form, tmp_path):
     assert again.options["head"] == form
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, t) for n in FAMILIES for t in (None, "pretraining", "visual-question-answering")])
+@pytest.mark.parametrize(
+    ("name", "task"), [(n, t) for n in FAMILIES for t in (None, "pretraining", "visual-question-answering")]
+)
 def test_it_compiles_as_one_graph_and_agrees(name, task):
     model, batch = build(name, tiny(name), task), ragged(name)
     torch._dynamo.reset()
@@ -386,7 +422,9 @@ def test_it_exports_for_any_batch_length_and_number_of_regions(name, task):
     order = [n for n in inspect.signature(registry.families()[name][0].model_class().forward).parameters if n != "self"]
     order = order[: max(order.index(n) for n in batch.inputs) + 1]
     given = tuple(batch.inputs.get(n) for n in order)
-    shape = tuple(None if n not in batch.inputs else {0: rows, 1: regions if n.startswith("visual") else length} for n in order)
+    shape = tuple(
+        None if n not in batch.inputs else {0: rows, 1: regions if n.startswith("visual") else length} for n in order
+    )
     shapes: Any = dict(zip(order, shape, strict=True)) if task is None else {"inputs": shape}
     program = torch.export.export(model, given, dynamic_shapes=shapes).module()
     cut = {n: x[:3, :2] if n.startswith("visual") else x[:3, 2:] for n, x in batch.inputs.items()}
@@ -404,7 +442,13 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
     for head in (None, "weight-normed"):
         one, same = (
             canonical_state(
-                zoo.create(variant, task="visual-question-answering", head=head, generator=torch.Generator().manual_seed(1), **fields)
+                zoo.create(
+                    variant,
+                    task="visual-question-answering",
+                    head=head,
+                    generator=torch.Generator().manual_seed(1),
+                    **fields,
+                )
             )
             for _ in range(2)
         )
@@ -417,7 +461,8 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
                 assert (tensor == 1).all(), key
 
 
-# -- VisualBERT against transformers -----------------------------------------------------------------------------------------------------
+# -- VisualBERT against transformers
+# -----------------------------------------------------------------------------------------------------
 
 
 def theirs_of(task: str | None, ours: Any, options: dict[str, Any]) -> Any:
@@ -454,7 +499,9 @@ def test_the_encoder_is_transformers_encoder(data):
     batch = with_their_segments(config, batch)
     ours = build("visualbert", config, seed=data.draw(st.integers(0, 2**16)))
     with torch.no_grad():
-        reference = theirs_of(None, ours, {})(**as_theirs(batch.inputs), output_hidden_states=True, output_attentions=True)
+        reference = theirs_of(None, ours, {})(
+            **as_theirs(batch.inputs), output_hidden_states=True, output_attentions=True
+        )
     real = torch.cat([batch.real(), batch.real("visual_mask")], 1)
     for attentions in (False, True):
         mine = run(ours, batch.inputs, output_hidden_states=True, output_attentions=attentions)
@@ -479,7 +526,11 @@ def test_each_head_gives_transformers_logits_and_losses(task, data):
     batch = batch.with_(attention_mask=text)
     if text.shape[1] < 2:
         return
-    options = {"num_labels": data.draw(st.integers(2, 4))} if task in ("visual-question-answering", "visual-reasoning") else {}
+    options = (
+        {"num_labels": data.draw(st.integers(2, 4))}
+        if task in ("visual-question-answering", "visual-reasoning")
+        else {}
+    )
     ours = build("visualbert", config, task, seed=data.draw(st.integers(0, 99)), **options)
     rows, length = text.shape
     labels = labels_for(task, ours, batch) if task != "pretraining" else {}
@@ -517,10 +568,13 @@ def test_each_head_gives_transformers_logits_and_losses(task, data):
         agree(mine.logits, unlabelled.logits, "logits", 1e-9)
 
 
-# -- ViLBERT's own -----------------------------------------------------------------------------------------------------------------------
+# -- ViLBERT's own
+# ------------------------------------------------------------------------------------------------------------------
 
 
-def naive_co_attention(ours: Any, text: Tensor, image: Tensor, text_real: Tensor, image_real: Tensor) -> tuple[Tensor, Tensor]:
+def naive_co_attention(
+    ours: Any, text: Tensor, image: Tensor, text_real: Tensor, image_real: Tensor
+) -> tuple[Tensor, Tensor]:
     """The connection written out with loops over heads, one row at a time."""
 
     def one(side: Any, x: Tensor, other: Tensor) -> Tensor:
@@ -543,7 +597,9 @@ def naive_co_attention(ours: Any, text: Tensor, image: Tensor, text_real: Tensor
 
 def test_a_connection_is_the_formula_written_out():
     model, batch = (
-        build("vilbert", tiny("vilbert", num_layers=1, image_num_layers=1, text_connections=(0,), image_connections=(0,))),
+        build(
+            "vilbert", tiny("vilbert", num_layers=1, image_num_layers=1, text_connections=(0,), image_connections=(0,))
+        ),
         ragged("vilbert"),
     )
     with torch.no_grad():
@@ -560,14 +616,18 @@ def test_a_connection_is_the_formula_written_out():
 
 
 class SharedCross(nn.Module):
-    """LXMERT's cross layer: one attention serves both directions, then each stream runs a block of its own."""
+    """LXMERT's cross layer: one attention serves both directions, then each stream runs a block of
+    its own.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.cross, self.norm = Attention(size, 2), nn.LayerNorm(size)
         self.text, self.image = bert_block(size, 2, 5), bert_block(size, 2, 5)
 
-    def forward(self, text: Tensor, image: Tensor, words: Padding, regions: Padding, trace: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, text: Tensor, image: Tensor, words: Padding, regions: Padding, trace: Any = None
+    ) -> tuple[Tensor, Tensor]:
         new_text = self.norm(text + self.cross(text, image, image, between(words, regions), None, trace))
         new_image = self.norm(image + self.cross(image, text, text, between(regions, words), None, trace))
         return self.text(new_text, words.mask, None), self.image(new_image, regions.mask, None)
@@ -576,11 +636,16 @@ class SharedCross(nn.Module):
 def test_a_new_wiring_of_two_streams_is_a_block_of_its_own_and_runs_packed():
     torch.manual_seed(0)
     parts = {"text": [bert_block(4, 2, 5)], "image": [], "both": [SharedCross(4)]}
-    schedule = Schedule({name: blocks for name, blocks in parts.items() if blocks}, interleaved(1, 0, (1,), (0,))).double()
+    schedule = Schedule(
+        {name: blocks for name, blocks in parts.items() if blocks}, interleaved(1, 0, (1,), (0,))
+    ).double()
     x = {name: torch.randn(4, length, 4, dtype=torch.float64) for name, length in (("text", 6), ("image", 3))}
     made = []
     for pack in (True, False):
-        of = {name: Padding.of(mask, x[name].shape[:2], pack=pack) for name, mask in zip(x, REAL_FIRST.values(), strict=True)}
+        of = {
+            name: Padding.of(mask, x[name].shape[:2], pack=pack)
+            for name, mask in zip(x, REAL_FIRST.values(), strict=True)
+        }
         way = Journey(x, of, hidden_states=False, attentions=False)
         way.go(schedule)
         made.append(way.x)
@@ -633,7 +698,10 @@ def test_all_pairs_are_each_text_with_each_picture_pictures_running_fast(data):
     model = build("vilbert", config)
     mine = run(model, batch.inputs, all_pairs=True)
     pick = [(t, p) for t in range(batch.rows) for p in range(batch.rows)]
-    paired = {name: torch.stack([x[p if name.startswith("visual") else t] for t, p in pick]) for name, x in batch.inputs.items()}
+    paired = {
+        name: torch.stack([x[p if name.startswith("visual") else t] for t, p in pick])
+        for name, x in batch.inputs.items()
+    }
     other = run(model, paired)
     agree(mine.pooler_output, other.pooler_output, "pooler_output")
     agree(mine.text.last_hidden_state, other.text.last_hidden_state, "text")
@@ -643,7 +711,10 @@ def test_all_pairs_are_each_text_with_each_picture_pictures_running_fast(data):
 def test_heads_score_each_text_with_each_picture_too(task):
     model, batch = build("vilbert", tiny("vilbert"), task), ragged("vilbert")
     pick = [(t, p) for t in range(batch.rows) for p in range(batch.rows)]
-    paired = {name: torch.stack([x[p if name.startswith("visual") else t] for t, p in pick]) for name, x in batch.inputs.items()}
+    paired = {
+        name: torch.stack([x[p if name.startswith("visual") else t] for t, p in pick])
+        for name, x in batch.inputs.items()
+    }
     one = {name: x if name.startswith("visual") else x[:1] for name, x in batch.inputs.items()}
     repeated = {name: x if name.startswith("visual") else x.expand(batch.rows, -1) for name, x in one.items()}
     for mine, other in (
@@ -702,10 +773,18 @@ def bert_like() -> Any:
     return BertConfig(**fields)
 
 
-# -- the maps ----------------------------------------------------------------------------------------------------------------------------
+# -- the maps
+# ------------------------------------------------------------------------------------------------------------------
 
 PRETRAINING = ("masked_lm", "image_text_matching")
-SHARED = (*PRETRAINING, "masked_region", "visual_question_answering", "image_text_retrieval", "grounding", "token_score")
+SHARED = (
+    *PRETRAINING,
+    "masked_region",
+    "visual_question_answering",
+    "image_text_retrieval",
+    "grounding",
+    "token_score",
+)
 ROUND_TRIPS = {
     "visualbert/encoder": ("hf-visualbert", ()),
     "visualbert/pretraining": ("hf-visualbert", PRETRAINING),
@@ -742,16 +821,25 @@ def test_a_checkpoint_goes_through_ours_and_back_bit_by_bit(name):
     assert ("vilbert" in layout) == any("q_dense" in key for key in plan.passengers)
     ours = {key: Info(tuple(tensor.shape)) for key, tensor in made.items()}
     back = keymap.back(ours, config, heads=heads or None, ties=True, prefix=plan.prefix).run(lambda key: made[key])
-    there = {key.removeprefix("model."): tensor for key, tensor in case.weights.items() if not key.endswith("position_ids")}
+    there = {
+        key.removeprefix("model."): tensor for key, tensor in case.weights.items() if not key.endswith("position_ids")
+    }
     assert set(back) == set(there)
     for key, tensor in there.items():
         assert torch.equal(tensor, back[key]), key
     assert keymap.config_forward(keymap.config_back(config, heads), infos) == config
 
 
-# -- which layout a file is in -------------------------------------------------------------------------------------------------------------
+# -- which layout a file is in
+# -------------------------------------------------------------------------------------------------------------
 
-SYSTEMS = {"visualbert": "visualbert", "mmf-visualbert": "visualbert", "vilbert": "vilbert", "mmf-vilbert": "vilbert", "12-in-1": "vilbert"}
+SYSTEMS = {
+    "visualbert": "visualbert",
+    "mmf-visualbert": "visualbert",
+    "vilbert": "vilbert",
+    "mmf-vilbert": "vilbert",
+    "12-in-1": "vilbert",
+}
 WEIGHTS = [path for system in SYSTEMS for path in sorted((GOLDEN / system).glob("*/weights.safetensors"))]
 
 
@@ -760,13 +848,17 @@ def test_a_checkpoint_says_whose_features_it_was_trained_on_and_they_are_as_wide
     assert {said["vilbert-base.beta"], said["vilbert-base-12-in-1.multi-task"]} == {"bottom-up-attention", "x152"}
     for name, detector in said.items():
         assert DETECTORS[detector].width == zoo.config(name.split(".")[0]).visual_size, name
-    assert zoo.info("visualbert-base-vcr")["checkpoints"]["vcr"]["features"] == "resnet50-vcr (512 wide, RGB, boxes xyxy)"
+    assert (
+        zoo.info("visualbert-base-vcr")["checkpoints"]["vcr"]["features"] == "resnet50-vcr (512 wide, RGB, boxes xyxy)"
+    )
 
 
 def test_a_file_that_was_saved_by_hand_takes_the_config_of_its_tag(monkeypatch):
     case = load_case(GOLDEN / "vilbert" / "beta-task-heads")
     file, name = case.folder / "weights.safetensors", "vilbert-base.beta-vqa"
-    with pytest.raises(FetchError, match=r"(?s)beta-vqa.*open https://drive.google.com/.* in a browser.*pretrained='path"):
+    with pytest.raises(
+        FetchError, match=r"(?s)beta-vqa.*open https://drive.google.com/.* in a browser.*pretrained='path"
+    ):
         zoo.create(name, pretrained=True, task="visual-question-answering")
     known = dataclasses.replace(sources.record(name), config=case.config)
     monkeypatch.setattr(sys.modules["zoo.checkpoints.load"], "record_of", lambda asked: {name: known}[asked])

@@ -1,4 +1,6 @@
-"""Early exit: rows leave where the rule says, with what their off-ramp said, and those that stay are computed as if alone."""
+"""Early exit: rows leave where the rule says, with what their off-ramp said, and those that stay
+are computed as if alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pruning of weights, heads, units and layers: exactly as much as asked, saved as it is, and nothing else changed."""
+"""Pruning of weights, heads, units and layers: exactly as much as asked, saved as it is, and
+nothing else changed.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,13 @@ def same(mine: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1
 
 def loss_of(model: Any, family: str = "bert", seed: int = 2) -> Tensor:
     given_ = states(family, model(**small_batch(family).inputs))
-    return sum((value * torch.randn(value.shape, generator=seeded(seed), dtype=value.dtype)).sum() for value in given_.values())  # type: ignore[return-value]
+    return sum(
+        (value * torch.randn(value.shape, generator=seeded(seed), dtype=value.dtype)).sum() for value in given_.values()
+    )  # type: ignore[return-value]
 
 
-# -- single weights ----------------------------------------------------------------------------------------------------------------------
+# -- single weights
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @settings(**SETTINGS)
@@ -94,7 +99,9 @@ def test_a_masked_model_is_the_model_with_zeros_and_stays_so_in_training_and_fil
     masks = {path: part.mask.clone() for path, part in pruning.masked_parts(model)}
     loaded = zoo.load(zoo.save(model, tmp_path / "saved"))
     assert all(torch.equal(part.mask, masks[path]) for path, part in pruning.masked_parts(loaded))
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
+    )
     assert same(run(loaded.model), run(model.eval().model))
     name = "encoder.blocks.0.attention.query.weight"
     stored = canonical_state(loaded)[name]
@@ -151,7 +158,9 @@ def test_rounds_of_the_lottery_ticket_take_a_share_of_what_is_left_and_rewind_to
         assert gone <= now, "what is pruned once stays so"
         gone = now
         assert torch.equal(model.heads["sequence_classification"].weight, head), "the head is not rewound"
-        assert torch.equal(model.model.encoder.blocks[0].attention.query.weight, start["model.encoder.blocks.0.attention.query.weight"])
+        assert torch.equal(
+            model.model.encoder.blocks[0].attention.query.weight, start["model.encoder.blocks.0.attention.query.weight"]
+        )
     with pytest.raises(TechniqueError, match=r"has no model\.embeddings"):
         pruning.rewind(model, {})
 
@@ -242,7 +251,8 @@ def test_what_cannot_be_pruned_is_refused_with_the_reason():
         pruning.set_threshold(model_of(), 0.5)
 
 
-# -- sparse files ------------------------------------------------------------------------------------------------------------------------
+# -- sparse files
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @settings(**SETTINGS)

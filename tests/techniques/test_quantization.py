@@ -152,7 +152,9 @@ def test_integers_that_run_agree_with_the_layer_that_was_trained(inputs, outputs
     linear.eval()
     x = rand(2, 3, inputs, seed=seed + 1)
     made = Int8StaticLinear(linear)
-    largest = 1.0 if linear.output_range is None else float(linear.output_range.largest) / 127 * 1.01 + 1e-4  # a tie may fall the other way
+    largest = (
+        1.0 if linear.output_range is None else float(linear.output_range.largest) / 127 * 1.01 + 1e-4
+    )  # a tie may fall the other way
     tolerance = 1e-4 if linear.output_range is None else largest
     assert float((made(x) - linear(x)).abs().max()) <= tolerance
     assert made.weight.dtype == torch.int8
@@ -257,7 +259,9 @@ def test_sensitivity_is_that_of_each_layer_alone_and_picks_the_layer_to_keep_fin
             parameter.mul_(0.01)  # the second layer decides
     batches = [dict(small_batch("bert").inputs)] * 2
     labels = torch.zeros(len(batches[0]["input_ids"]), dtype=torch.long)
-    omega = sensitivity(model, lambda m, b: m(**b, labels=labels).loss, batches, steps=8, generator=torch.Generator().manual_seed(0))
+    omega = sensitivity(
+        model, lambda m, b: m(**b, labels=labels).loss, batches, steps=8, generator=torch.Generator().manual_seed(0)
+    )
     assert sorted(omega) == [0, 1]
     assert all(value >= 0 for value in omega.values())
     assert choose_bits({0: 1.0, 1: 5.0, 2: 3.0, 3: 0.1}, low=2, high=4) == (2, 4, 4, 2)
@@ -319,9 +323,13 @@ def test_integer_polynomials_are_near_the_functions_they_stand_for():
 def test_a_model_with_stored_integers_starts_from_random_weights_too():
     sizes = small_config("bert").to_dict()
     for technique in (zoo.Int8(), zoo.WeightOnly(bits=4, block=4, embeddings=True)):
-        model = zoo.create("bert-base", techniques=[technique], generator=torch.Generator().manual_seed(0), **sizes).eval()
+        model = zoo.create(
+            "bert-base", techniques=[technique], generator=torch.Generator().manual_seed(0), **sizes
+        ).eval()
         assert bool(run(model).isfinite().all())
-        spread = float(model.encoder.blocks[0].attention.query.scale.mean()) if isinstance(technique, zoo.Int8) else 1e-3
+        spread = (
+            float(model.encoder.blocks[0].attention.query.scale.mean()) if isinstance(technique, zoo.Int8) else 1e-3
+        )
         assert 0 < spread < 1
 
 

@@ -1,4 +1,6 @@
-"""Structured pruning: what is removed is what was masked, the matrices shrink, and a smaller model is saved and loaded as it is."""
+"""Structured pruning: what is removed is what was masked, the matrices shrink, and a smaller model
+is saved and loaded as it is.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ def test_removing_heads_gives_what_masking_them_gave(data, family):
     for path, heads in paths.items():
         attention = model.get_submodule(path)
         assert attention.num_heads == heads - len(gone[path])
-        assert attention.query.weight.shape[0] == attention.output.weight.shape[1] == attention.num_heads * attention.head_size
+        assert (
+            attention.query.weight.shape[0]
+            == attention.output.weight.shape[1]
+            == attention.num_heads * attention.head_size
+        )
 
 
 @settings(**SETTINGS)
@@ -42,7 +48,9 @@ def test_removing_heads_gives_what_masking_them_gave(data, family):
 def test_removing_units_gives_what_silencing_them_gave(data):
     model = model_of()
     sites = {site.path: site.module for site in model.sites() if site.role == "feed-forward"}
-    gone = {path: data.draw(st.sets(st.integers(0, part.up.out_features - 1)), label=path) for path, part in sites.items()}
+    gone = {
+        path: data.draw(st.sets(st.integers(0, part.up.out_features - 1)), label=path) for path, part in sites.items()
+    }
     with torch.no_grad():
         for path, units in gone.items():
             sites[path].down.weight[:, sorted(units)] = 0
@@ -55,7 +63,9 @@ def test_removing_units_gives_what_silencing_them_gave(data):
 
 def test_a_layer_without_any_head_gives_its_bias_and_is_saved(tmp_path):
     model = model_of(task="sequence-classification")
-    remove_heads(model, {"encoder.blocks.0.attention": range(model.config.num_heads), "encoder.blocks.1.attention": [0]})
+    remove_heads(
+        model, {"encoder.blocks.0.attention": range(model.config.num_heads), "encoder.blocks.1.attention": [0]}
+    )
     loaded = zoo.load(zoo.save(model, tmp_path / "saved"))
     assert loaded.model.encoder.blocks[0].attention.num_heads == 0
     assert same(run(loaded.model), run(model.eval().model), 1e-14)
@@ -66,7 +76,13 @@ def test_a_layer_without_any_head_gives_its_bias_and_is_saved(tmp_path):
 
 def test_pruned_models_stack_and_train(tmp_path):
     model = model_of(task="sequence-classification", num_layers=3)
-    zoo.apply(model, zoo.HeadPruning(kept=0.5), zoo.FeedForwardPruning(kept=0.3), zoo.LayerPruning(layers=(1,)), zoo.WeightPruning())
+    zoo.apply(
+        model,
+        zoo.HeadPruning(kept=0.5),
+        zoo.FeedForwardPruning(kept=0.3),
+        zoo.LayerPruning(layers=(1,)),
+        zoo.WeightPruning(),
+    )
     loss_of(model.model.train()).backward()
     loaded = zoo.load(zoo.save(model, tmp_path / "saved"))
     assert loaded.model.techniques == model.model.techniques
@@ -93,12 +109,16 @@ def test_the_smallest_heads_and_units_go_where_none_were_chosen():
 def test_removing_layers_gives_the_stack_without_them(gone):
     model = model_of(num_layers=4)
     blocks = list(model.encoder.blocks)
-    names = {name for name, _ in model.named_parameters() if not any(name.startswith(f"encoder.blocks.{n}.") for n in gone)}
+    names = {
+        name for name, _ in model.named_parameters() if not any(name.startswith(f"encoder.blocks.{n}.") for n in gone)
+    }
     zoo.apply(model, zoo.LayerPruning(layers=tuple(gone)))
     assert {name for name, _ in model.named_parameters()} == names
     kept = [block for number, block in enumerate(blocks) if number not in gone]
     smaller = model_of(num_layers=len(kept))
-    smaller.load_state_dict({**smaller.state_dict(), **{n: t for n, t in model.state_dict().items() if not n.startswith("encoder")}})
+    smaller.load_state_dict(
+        {**smaller.state_dict(), **{n: t for n, t in model.state_dict().items() if not n.startswith("encoder")}}
+    )
     smaller.encoder.blocks = nn.ModuleList(kept)
     assert same(run(model), run(smaller), 0)
 
@@ -113,7 +133,11 @@ def test_closing_gates_gives_the_gated_model_and_shrinks_it(tmp_path):
     wanted, before = run(model), model.num_parameters()
     penalty = gate_penalty(model)
     assert set(penalty) == {"heads", "units"}
-    assert 0 < float(penalty["units"].detach()) < sum(p.gate.scores.numel() for p in gated_parts(model).values() if p.span == 1)
+    assert (
+        0
+        < float(penalty["units"].detach())
+        < sum(p.gate.scores.numel() for p in gated_parts(model).values() if p.span == 1)
+    )
     loaded = zoo.load(zoo.save(model, tmp_path / "gated"))
     assert same(run(loaded), wanted, 1e-14)
     close_gates(model)

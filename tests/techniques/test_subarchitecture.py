@@ -1,4 +1,6 @@
-"""Bort's search: costs as counted and measured, the coefficient as defined, and no much better candidate spared."""
+"""Bort's search: costs as counted and measured, the coefficient as defined, and no much better
+candidate spared.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,19 @@ from hypothesis import strategies as st
 
 import zoo
 from zoo.errors import ConfigError, InputError
-from zoo.techniques.subarchitecture import BORT, SPACE, Cost, Shape, coefficient, costs, needed_error, parameters, search, seconds, shapes
+from zoo.techniques.subarchitecture import (
+    BORT,
+    SPACE,
+    Cost,
+    Shape,
+    coefficient,
+    costs,
+    needed_error,
+    parameters,
+    search,
+    seconds,
+    shapes,
+)
 
 
 def test_the_grid_leaves_out_heads_that_do_not_divide_and_holds_bort():

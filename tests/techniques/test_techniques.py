@@ -49,7 +49,8 @@ def bert(task: str | None = None, **fields: object) -> nn.Module:
     return build("bert", small_config("bert", **fields), task, seed=3)
 
 
-# -- the matrix --------------------------------------------------------------------------------------------------------------------------
+# -- the matrix
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("technique", "family"), SAMPLE)
@@ -69,7 +70,9 @@ def test_a_model_with_a_technique_copies_pickles_compiles_and_moves(technique):
     torch._dynamo.reset()
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="eager")(**small_batch("bert").inputs)
-    assert relative(compiled.last_hidden_state, next(iter(wanted.values()))) <= (1e-7 if technique == "AdaptiveSpan" else 1e-12)
+    assert relative(compiled.last_hidden_state, next(iter(wanted.values()))) <= (
+        1e-7 if technique == "AdaptiveSpan" else 1e-12
+    )
 
 
 @pytest.mark.parametrize("technique", EXAMPLES)
@@ -88,7 +91,12 @@ def test_packing_changes_nothing_under_a_technique(technique, family):
 
 def test_create_takes_techniques_and_a_task(tmp_path):
     fields = small_config("bert").to_dict()
-    model = zoo.create("bert-base", task="sequence-classification", techniques=[zoo.StridedAttention(stride=2), zoo.LoRA(rank=2)], **fields)
+    model = zoo.create(
+        "bert-base",
+        task="sequence-classification",
+        techniques=[zoo.StridedAttention(stride=2), zoo.LoRA(rank=2)],
+        **fields,
+    )
     assert [type(t).__name__ for t in model.model.techniques] == ["StridedAttention", "LoRA"]
     folder = zoo.save(model, tmp_path / "saved")
     loaded = zoo.load(folder)
@@ -115,7 +123,9 @@ def test_places_are_found_by_role_in_either_of_two_streams(stream):
     homes = {re.split(r"\.(?:loras|adapters)\.", name)[0] for change in model.changes for name in change.added}
     roles = {"attention-query", "attention-value", "attention-norm", "cross-attention-norm", "feed-forward-norm"}
     assert homes == {path for path, site in sites.items() if site.role in roles}
-    assert {depth for home in homes for depth in sites[home].depths} == {depth for site in sites.values() for depth in site.depths}
+    assert {depth for home in homes for depth in sites[home].depths} == {
+        depth for site in sites.values() for depth in site.depths
+    }
     last = {name: part for name, part in model.named_modules() if name in homes}
     width = {"text": model.config.hidden_size, "image": model.config.image_hidden_size}[stream]
     assert all(part.weight.numel() == width for name, part in last.items() if name.endswith("norm"))
@@ -163,7 +173,8 @@ def test_a_layout_without_names_for_new_tensors_is_refused_and_one_is_enough_for
     zoo.convert(zoo.save(model, tmp_path / "merged"), tmp_path / "other.safetensors", to="hf-bert")
 
 
-# -- LoRA and adapters -------------------------------------------------------------------------------------------------------------------
+# -- LoRA and adapters
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -184,7 +195,10 @@ def test_loras_add_up_and_are_switched_from_batch_to_batch():
     model = bert()
     none = run(model)
     zoo.apply(
-        model, zoo.LoRA(name="a", rank=2), zoo.LoRA(name="b", rank=3, roles=("attention-query", "feed-forward-up")), generator=seeded()
+        model,
+        zoo.LoRA(name="a", rank=2),
+        zoo.LoRA(name="b", rank=3, roles=("attention-query", "feed-forward-up")),
+        generator=seeded(),
     )
     base = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".loras." not in name}
     randomised(model, 5)
@@ -214,7 +228,9 @@ def test_lora_starts_at_the_model_and_its_size_is_the_papers():
     with torch.device("meta"):
         base = zoo.create("bert-base", device="meta", techniques=[zoo.LoRA(rank=8)])
         adapted = zoo.create("bert-base", device="meta", techniques=[zoo.BottleneckAdapter(reduction=16)])
-        houlsby = zoo.create("bert-base", device="meta", techniques=[zoo.BottleneckAdapter(kind="houlsby", reduction=16)])
+        houlsby = zoo.create(
+            "bert-base", device="meta", techniques=[zoo.BottleneckAdapter(kind="houlsby", reduction=16)]
+        )
         prefixed = zoo.create("bert-base", device="meta", techniques=[zoo.PrefixTuning()])
     assert base.changes[0].after - base.changes[0].before == 294_912
     assert adapted.changes[0].after - adapted.changes[0].before == 894_528
@@ -233,10 +249,22 @@ def test_a_shared_block_has_one_adapter_for_all_of_its_depths():
 
 def test_adapters_can_be_switched_stacked_averaged_and_fused():
     model = bert()
-    zoo.apply(model, zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=4.0), generator=seeded())
+    zoo.apply(
+        model,
+        zoo.BottleneckAdapter(name="a", reduction=2.0),
+        zoo.BottleneckAdapter(name="b", reduction=4.0),
+        generator=seeded(),
+    )
     randomised(model, 3)
     results = {}
-    ways = [(("a",), "stack"), (("b",), "stack"), (("a", "b"), "stack"), (("b", "a"), "stack"), (("a", "b"), "average"), ((), "stack")]
+    ways = [
+        (("a",), "stack"),
+        (("b",), "stack"),
+        (("a", "b"), "stack"),
+        (("b", "a"), "stack"),
+        (("a", "b"), "average"),
+        ((), "stack"),
+    ]
     for names, how in ways:
         zoo.apply(model, zoo.ActiveAdapters(names=names, how=how))
         results[names, how] = next(iter(run(model).values()))
@@ -255,7 +283,9 @@ def test_an_adapter_that_is_not_named_rests_even_where_none_of_the_named_stands(
     zoo.apply(model, zoo.BottleneckAdapter(name="b"), generator=seeded())
     zoo.apply(model, zoo.BottleneckAdapter(name="a", kind="houlsby", reduction=2.0), generator=seeded(1))
     zoo.apply(model, zoo.ActiveAdapters(names=("b",)))
-    assert [norm.active for norm in (model.encoder.blocks[0].attention_norm, model.encoder.blocks[0].feed_forward_norm)] == [(), ("b",)]
+    assert [
+        norm.active for norm in (model.encoder.blocks[0].attention_norm, model.encoder.blocks[0].feed_forward_norm)
+    ] == [(), ("b",)]
     assert same(run(model), wanted, 0)
 
 
@@ -263,7 +293,13 @@ def test_an_adapter_that_is_not_named_rests_even_where_none_of_the_named_stands(
 def test_in_parallel_each_part_of_a_batch_has_its_own_adapter(family, tmp_path):
     model = build(family, small_config(family), seed=3)
     one = zoo.BottleneckAdapter(name="a", reduction=2.0, kind="houlsby")
-    zoo.apply(model, one, zoo.BottleneckAdapter(name="b", kind="parallel"), zoo.BottleneckAdapter(name="c"), generator=seeded())
+    zoo.apply(
+        model,
+        one,
+        zoo.BottleneckAdapter(name="b", kind="parallel"),
+        zoo.BottleneckAdapter(name="c"),
+        generator=seeded(),
+    )
     randomised(model, 3)
     batch = small_batch(family).inputs
     alone = {}
@@ -288,10 +324,20 @@ def test_in_parallel_each_part_of_a_batch_has_its_own_adapter(family, tmp_path):
 
 def test_an_average_may_be_weighted():
     model = bert()
-    zoo.apply(model, zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=4.0), generator=seeded())
+    zoo.apply(
+        model,
+        zoo.BottleneckAdapter(name="a", reduction=2.0),
+        zoo.BottleneckAdapter(name="b", reduction=4.0),
+        generator=seeded(),
+    )
     randomised(model, 3)
     found = {}
-    for names, weights in ((("a", "b"), ()), (("a", "b"), (0.5, 0.5)), (("b", "a"), (0.0, 1.0)), (("a", "b"), (0.75, 0.25))):
+    for names, weights in (
+        (("a", "b"), ()),
+        (("a", "b"), (0.5, 0.5)),
+        (("b", "a"), (0.0, 1.0)),
+        (("a", "b"), (0.75, 0.25)),
+    ):
         zoo.apply(model, zoo.ActiveAdapters(names=names, how="average", weights=weights))
         found[names, weights] = run(model)
     even, halves, one, other = found.values()
@@ -312,7 +358,12 @@ def test_parallel_adapters_need_their_names():
 
 def test_adapters_are_switched_from_batch_to_batch_without_a_growing_record(tmp_path):
     model = bert()
-    zoo.apply(model, zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=4.0), generator=seeded())
+    zoo.apply(
+        model,
+        zoo.BottleneckAdapter(name="a", reduction=2.0),
+        zoo.BottleneckAdapter(name="b", reduction=4.0),
+        generator=seeded(),
+    )
     randomised(model, 3)
     given = {}
     for name in ("a", "b", "a", "b", "a"):
@@ -326,14 +377,20 @@ def test_adapters_are_switched_from_batch_to_batch_without_a_growing_record(tmp_
 
 def test_a_switch_of_one_layer_stays_in_the_record_beside_that_of_another(tmp_path):
     model = bert(num_layers=2)
-    zoo.apply(model, zoo.BottleneckAdapter(name="a", reduction=2.0), zoo.BottleneckAdapter(name="b", reduction=4.0), generator=seeded())
+    zoo.apply(
+        model,
+        zoo.BottleneckAdapter(name="a", reduction=2.0),
+        zoo.BottleneckAdapter(name="b", reduction=4.0),
+        generator=seeded(),
+    )
     randomised(model, 3)
     zoo.apply(model, zoo.ActiveAdapters(names=("a",), depths=(0,)), zoo.ActiveAdapters(names=("b",), depths=(1,)))
     assert [norm.active for norm in (block.feed_forward_norm for block in model.encoder.blocks)] == [("a",), ("b",)]
     assert same(run(zoo.load(zoo.save(model, tmp_path / "saved"))), run(model), 1e-14)
 
 
-# -- K-Adapter ---------------------------------------------------------------------------------------------------------------------------
+# -- K-Adapter
+# ------------------------------------------------------------------------------------------------------------------
 
 SMALL_K = {"size": 4, "num_heads": 2, "intermediate_size": 6, "num_layers": 1, "dropout": 0.0}
 
@@ -349,10 +406,14 @@ def test_k_adapters_stand_beside_other_families_one_or_several_at_once(family, f
         assert {name.split(".")[1] for name in added if name.startswith("knowledge.")} == set(names)
         with torch.no_grad():
             for _, parameter in new_tensors(model):
-                parameter.copy_(torch.randn(parameter.shape, generator=seeded(parameter.numel()), dtype=parameter.dtype) * 0.3)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=seeded(parameter.numel()), dtype=parameter.dtype) * 0.3
+                )
         given = model(**small_batch(family).inputs, output_hidden_states=True)
         assert relative(given.last_hidden_state, hidden.last_hidden_state) > 1e-3
-        for mine, old in zip(given.hidden_states, hidden.hidden_states, strict=True):  # the model itself is left as it is
+        for mine, old in zip(
+            given.hidden_states, hidden.hidden_states, strict=True
+        ):  # the model itself is left as it is
             assert relative(mine, old) <= 1e-12
         last, results = hidden.last_hidden_state, []
         for name in names:  # by hand, on a row without padding
@@ -365,7 +426,10 @@ def test_k_adapters_stand_beside_other_families_one_or_several_at_once(family, f
         if fusion == "add":
             wanted = last[-1:] + sum(results)
         else:
-            parts = [fusing.each[name](torch.cat([last[-1:], result], -1)) for name, result in zip(names, results, strict=True)]
+            parts = [
+                fusing.each[name](torch.cat([last[-1:], result], -1))
+                for name, result in zip(names, results, strict=True)
+            ]
             wanted = parts[0] if len(parts) == 1 else fusing.joint(torch.cat(parts, -1))
         keep = real_row(family)[..., None]
         assert relative(given.last_hidden_state[-1:] * keep, wanted * keep) <= 1e-10
@@ -379,14 +443,24 @@ def real_row(family: str) -> Tensor:
 def test_a_knowledge_adapter_trains_alone_and_is_combined_with_lora_and_strided_attention(tmp_path):
     model = bert("sequence-classification")
     zoo.apply(
-        model, zoo.KAdapter(names=("facts", "grammar"), **SMALL_K), zoo.LoRA(rank=2), zoo.StridedAttention(stride=2), generator=seeded()
+        model,
+        zoo.KAdapter(names=("facts", "grammar"), **SMALL_K),
+        zoo.LoRA(rank=2),
+        zoo.StridedAttention(stride=2),
+        generator=seeded(),
     )
     names = freeze_all_but(model)
-    assert all(part in " ".join(names) for part in ("knowledge.facts", "knowledge.grammar", "knowledge_fusion", "loras", "heads."))
+    assert all(
+        part in " ".join(names)
+        for part in ("knowledge.facts", "knowledge.grammar", "knowledge_fusion", "loras", "heads.")
+    )
     model(**small_batch("bert").inputs).logits.sum().backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == set(names)
     assert (
-        relative(zoo.load(zoo.save(model, tmp_path / "s"))(**small_batch("bert").inputs).logits, model(**small_batch("bert").inputs).logits)
+        relative(
+            zoo.load(zoo.save(model, tmp_path / "s"))(**small_batch("bert").inputs).logits,
+            model(**small_batch("bert").inputs).logits,
+        )
         <= 1e-14
     )
     with pytest.raises(TechniqueError, match="name all of them"):
@@ -452,7 +526,9 @@ def test_a_gated_lora_weighs_its_update_for_each_text_and_refuses_what_would_los
     x = torch.randn(2, 5, part.in_features, generator=seeded(), dtype=part.weight.dtype)
     update = part.loras["default"]
     for text, found in zip(x, part(x) - nn.functional.linear(x, part.weight, part.bias), strict=True):
-        share = torch.stack([torch.sigmoid(token @ update.gate.weight[0] + update.gate.bias[0]) for token in text]).mean()
+        share = torch.stack(
+            [torch.sigmoid(token @ update.gate.weight[0] + update.gate.bias[0]) for token in text]
+        ).mean()
         torch.testing.assert_close(found, share * text @ update.down.T @ update.up.T, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="packing off"):
         part(x.flatten(0, 1))
@@ -473,7 +549,10 @@ TO_PEFT = {
     "ia3": [zoo.IA3(name="a"), zoo.LoRA(name="b")],
     "the paper's ia3": [PAPERS_IA3, zoo.IA3(name="b")],
     "prefix": [zoo.PrefixTuning(name="a", length=2, bottleneck=None, shift_positions=True)],
-    "prefix behind a network": [zoo.PrefixTuning(name="a", length=2, bottleneck=3, shift_positions=True), zoo.IA3(name="b")],
+    "prefix behind a network": [
+        zoo.PrefixTuning(name="a", length=2, bottleneck=3, shift_positions=True),
+        zoo.IA3(name="b"),
+    ],
 }
 
 
@@ -507,12 +586,17 @@ def test_what_peft_saved_is_written_again_as_it_was():
 
     case = load_case(GOLDEN / "ia3" / "peft-default")
     base, own = peft.split_peft(case.weights)
-    model = zoo.load(base, config={"model_type": "bert", **case.config["bert"]}, task="sequence-classification", num_labels=3)
+    model = zoo.load(
+        base, config={"model_type": "bert", **case.config["bert"]}, task="sequence-classification", num_labels=3
+    )
     peft.from_peft(model, own, case.config["peft"], layout="hf-bert")
     tensors, config = to_peft(model)
-    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == case.info["shapes"]  # of the file that peft wrote
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == case.info[
+        "shapes"
+    ]  # of the file that peft wrote
     in_memory = {
-        re.sub(r"\.(ia3_l)\.default$|\.modules_to_save\.default(\.)", r".\1\2", key).replace("..", "."): t for key, t in own.items()
+        re.sub(r"\.(ia3_l)\.default$|\.modules_to_save\.default(\.)", r".\1\2", key).replace("..", "."): t
+        for key, t in own.items()
     }
     assert all(torch.equal(tensor, in_memory[name]) for name, tensor in tensors.items())
     assert config["peft_type"] == "IA3"
@@ -566,9 +650,14 @@ def test_behind_a_shifting_prefix_the_text_stands_that_much_further(family):
 
 WIRINGS = {
     "houlsby": [zoo.BottleneckAdapter(kind="houlsby", name="a", reduction=2.0)],
-    "pfeiffer": [zoo.BottleneckAdapter(kind="pfeiffer", name="a", reduction=3.0, input_norm=True), zoo.InvertibleAdapter(name="a")],
+    "pfeiffer": [
+        zoo.BottleneckAdapter(kind="pfeiffer", name="a", reduction=3.0, input_norm=True),
+        zoo.InvertibleAdapter(name="a"),
+    ],
     "parallel": [zoo.BottleneckAdapter(kind="parallel", name="a", reduction=2.0, scaling="learned")],
-    "by layer": [zoo.BottleneckAdapter(name="a", reduction=r, depths=(d,), residual="sum") for r, d in ((2.0, 0), (3.0, 1))],
+    "by layer": [
+        zoo.BottleneckAdapter(name="a", reduction=r, depths=(d,), residual="sum") for r, d in ((2.0, 0), (3.0, 1))
+    ],
     "lora": [zoo.LoRA(name="a", rank=3, alpha=7, roles=("attention-query", "attention-key", "feed-forward-up"))],
     "dora": [zoo.LoRA(name="a", rank=3, alpha=7, dora=True, dora_whole=True)],
     "ia3": [zoo.IA3(name="a")],
@@ -615,7 +704,11 @@ def test_adapters_stand_where_the_library_has_them_in_other_families(family, kin
     model.load_state_dict({**model.state_dict(), **base})
     folder = foreign.save_adapter(model, tmp_path / "adapters", library="adapters")
     with open_archive(folder / "adapter.safetensors") as archive:
-        stands = [name.split(".adapters.a.")[0].rpartition(".")[2] for name in archive.tensors if name.endswith("adapter_up.bias")]
+        stands = [
+            name.split(".adapters.a.")[0].rpartition(".")[2]
+            for name in archive.tensors
+            if name.endswith("adapter_up.bias")
+        ]
     assert {place: stands.count(place) for place in set(stands)} == places
     other = build(family, config, seed=3)
     foreign.load_adapter(other, folder)
@@ -648,7 +741,11 @@ def test_alberts_adapters_behind_attention_mean_something_else_in_the_library(tm
 
 
 def test_a_compacter_without_its_shared_rule_is_refused():
-    own = {"adapter_down.0.W_left": torch.ones(2, 4, 1), "adapter_down.0.W_right": torch.ones(2, 1, 2), "adapter_down.0.b": torch.ones(4)}
+    own = {
+        "adapter_down.0.W_left": torch.ones(2, 4, 1),
+        "adapter_down.0.W_right": torch.ones(2, 1, 2),
+        "adapter_down.0.b": torch.ones(4),
+    }
     assert adapter_hub.written_out(own, {"phm_rule": torch.ones(2, 2, 2)})["adapter_down.0.weight"].shape == (4, 8)
     with pytest.raises(CheckpointError, match="phm_rule"):
         adapter_hub.written_out(own, {})
@@ -671,7 +768,10 @@ def test_a_fusion_travels_to_the_library_adapters_and_back(tmp_path):
     randomised(model, 7)
     model.load_state_dict({**model.state_dict(), **base})
     folder = foreign.save_adapter(model, tmp_path / "fusion", library="adapters", name="b,a")
-    assert {path.name for path in folder.iterdir()} == {"adapter_fusion_config.json", "model_adapter_fusion.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_fusion_config.json",
+        "model_adapter_fusion.safetensors",
+    }
     other = zoo.apply(build("roberta", small_config("roberta"), seed=3), *two, generator=seeded())
     foreign.load_adapter(other, folder)
     assert same(run(other, "roberta"), run(model, "roberta"))
@@ -737,16 +837,21 @@ def test_an_ejected_prefix_gives_the_same(tmp_path):
     assert [name for name, _ in model.prefixes.named_parameters()] == ["default.values"]
 
 
-# -- sharing and factorised tables -------------------------------------------------------------------------------------------------------
+# -- sharing and factorised tables
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("share", "count"), [("all", 11_683_584), ("attention", 63_647_232), ("feed-forward", 37_686_528), (None, 89_650_176)]
+    ("share", "count"),
+    [("all", 11_683_584), ("attention", 63_647_232), ("feed-forward", 37_686_528), (None, 89_650_176)],
 )
 def test_alberts_table_comes_out_from_bert_and_from_albert(share, count):
     sharing = [] if share is None else [zoo.Sharing(share=share)]
     whole = zoo.FactorizedEmbedding(size=128, whole=True)
-    assert zoo.create("bert-base", device="meta", vocab_size=30_000, techniques=[whole, *sharing]).num_parameters() == count
+    assert (
+        zoo.create("bert-base", device="meta", vocab_size=30_000, techniques=[whole, *sharing]).num_parameters()
+        == count
+    )
     assert zoo.create("albert-base", device="meta", num_groups=12, techniques=sharing).num_parameters() == count
 
 
@@ -761,7 +866,9 @@ def test_a_group_starts_as_its_first_layer_or_as_the_mean(start):
         wanted = layers[0] if start == "first" else torch.stack(layers).mean(0)
         for i in group:
             assert relative(model.encoder.blocks[i].feed_forward.up.weight, wanted) <= 1e-15
-            assert torch.equal(model.encoder.blocks[i].attention.query.weight, old.encoder.blocks[i].attention.query.weight)
+            assert torch.equal(
+                model.encoder.blocks[i].attention.query.weight, old.encoder.blocks[i].attention.query.weight
+            )
     assert [site.depths for site in model.sites() if site.role == "feed-forward"] == [(0, 1, 2), (3, 4)]
 
 
@@ -780,7 +887,12 @@ def test_sharing_and_a_factorised_table_start_from_trained_weights(family, tmp_p
     assert relative(model.embeddings.token.table, u[:, :3] * s[:3] @ v[:3]) <= 1e-9
     owners = [site for site in model.sites() if site.role == "feed-forward-up" and len(site.depths) > 1]
     assert {site.stream for site in owners} == {site.stream for site in model.sites() if site.role == "feed-forward-up"}
-    olds = {(site.stream, depth): site for site in trained.sites() if site.role == "feed-forward-up" for depth in site.depths}
+    olds = {
+        (site.stream, depth): site
+        for site in trained.sites()
+        if site.role == "feed-forward-up"
+        for depth in site.depths
+    }
     for site in owners:
         mean = torch.stack([olds[site.stream, depth].module.weight for depth in site.depths]).mean(0)
         assert relative(site.module.weight, mean) <= 1e-12
@@ -817,7 +929,8 @@ def test_a_factorised_model_predicts_words_through_the_product():
     assert relative(model(**small_batch("bert").inputs).logits, wanted) <= 1e-10
 
 
-# -- sparse attention --------------------------------------------------------------------------------------------------------------------
+# -- sparse attention
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -855,7 +968,9 @@ def by_loops(q: Tensor, k: Tensor, v: Tensor, may) -> Tensor:
     return out
 
 
-@given(data=st.data(), sparsity=sparsities(), length=st.integers(1, 150), padded=st.booleans(), looks_back=st.booleans())
+@given(
+    data=st.data(), sparsity=sparsities(), length=st.integers(1, 150), padded=st.booleans(), looks_back=st.booleans()
+)
 @settings(max_examples=60, **SETTINGS)
 def test_sparse_attention_equals_dense_attention_under_the_patterns_mask(data, sparsity, length, padded, looks_back):
     generator = seeded(length)
@@ -938,7 +1053,9 @@ def test_a_block_mask_leaves_out_the_blocks_that_a_pattern_leaves_out():
     near = block_mask((local(128, causal=True),), length, 2, Mask(), 0, device).to_dense()[0, 0]
     assert near.tolist() == [[int(row - 1 <= column <= row) for column in range(6)] for row in range(6)]
     window = block_mask((windowed(10, 3),), length, 2, Mask(), 0, device).to_dense()[0, 0]
-    assert window.tolist() == [[int(abs(row - column) <= 1 or 0 in (row, column)) for column in range(6)] for row in range(6)]
+    assert window.tolist() == [
+        [int(abs(row - column) <= 1 or 0 in (row, column)) for column in range(6)] for row in range(6)
+    ]
 
 
 def test_flex_attention_is_for_cuda_tensors_only():
@@ -984,10 +1101,17 @@ def test_strided_attention_in_a_model_is_the_dense_model_under_its_mask(mix):
             assert torch.equal(maps[0, head] > 0, turn)
 
 
-# -- adaptive spans ----------------------------------------------------------------------------------------------------------------------
+# -- adaptive spans
+# ----------------------------------------------------------------------------------------------------------------------
 
 
-@given(limit=st.integers(1, 20), ramp=st.integers(1, 6), z=st.floats(0, 1), length=st.integers(1, 90), positions=st.booleans())
+@given(
+    limit=st.integers(1, 20),
+    ramp=st.integers(1, 6),
+    z=st.floats(0, 1),
+    length=st.integers(1, 90),
+    positions=st.booleans(),
+)
 @settings(max_examples=30, **SETTINGS)
 def test_cutting_far_keys_changes_what_1e_8_changes(limit, ramp, z, length, positions):
     core = SpanCore(2, 3, limit, ramp, 0.0, 0.0, positions).double()

@@ -1,4 +1,6 @@
-"""BERT-of-Theseus: which layers run for which draws, what learns, and the smaller model that is left."""
+"""BERT-of-Theseus: which layers run for which draws, what learns, and the smaller model that is
+left.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def test_only_successors_learn_and_what_is_left_is_an_ordinary_model(tmp_path):
     optimizer = torch.optim.AdamW(theseus.successor_parameters(model), lr=0.01)
     loss_of(model.model.train()).backward()
     optimizer.step()
-    changed = {name.split(".")[3] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name.split(".")[3] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {"4", "5"}
     wanted = run(model.model.eval())
     loaded = zoo.load(zoo.save(model, tmp_path / "beside"))

@@ -1,4 +1,6 @@
-"""Vocabulary trimming: what is kept is cut as before, by every kind of tokenizer, and the smaller model computes the same on it."""
+"""Vocabulary trimming: what is kept is cut as before, by every kind of tokenizer, and the smaller
+model computes the same on it.
+"""
 
 from __future__ import annotations
 
@@ -35,23 +37,31 @@ def trained(kind: str, pad: int = 0) -> Tokenizer:
     elif kind == "unigram":
         backend = tokenizers.Tokenizer(models.Unigram())
         backend.pre_tokenizer = pre_tokenizers.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=160, special_tokens=special, unk_token="<unk>", show_progress=False)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=160, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
     elif kind == "byte-bpe":
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=380, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
     elif kind == "suffix-bpe":
         backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
-        trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=special, end_of_word_suffix="</w>", show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=200, special_tokens=special, end_of_word_suffix="</w>", show_progress=False
+        )
     else:
         backend = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
         trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
     ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ends)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ends
+    )
     roles = SpecialTokens(pad="<pad>", cls="<s>", sep="</s>", unk="<unk>", mask="<mask>")
     return Tokenizer(backend, special=roles, inputs=("input_ids", "attention_mask"), max_length=40)
 
@@ -101,7 +111,9 @@ def test_padding_keeps_its_id_wherever_it_stands():
 
 def model_for(family: str, tokenizer: Tokenizer, task: str | None = None, **fields: object) -> torch.nn.Module:
     sizes = {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12, "max_positions": 45}
-    made = zoo.create(family, task=task, dtype=torch.float64, vocab_size=tokenizer.vocab_size + 3, **{**sizes, **fields})
+    made = zoo.create(
+        family, task=task, dtype=torch.float64, vocab_size=tokenizer.vocab_size + 3, **{**sizes, **fields}
+    )
     return randomised(made)
 
 
@@ -161,4 +173,6 @@ def test_what_can_not_be_trimmed_is_refused():
         trim_tokenizer(old, [10_000])
     strange = model_for("bert-base", old)
     del strange.zoo_name
-    assert zoo.trim_vocabulary(strange, old, CORPUS).after < strange.num_parameters()  # a model built by hand is trimmed too
+    assert (
+        zoo.trim_vocabulary(strange, old, CORPUS).after < strange.num_parameters()
+    )  # a model built by hand is trimmed too

@@ -1,4 +1,6 @@
-"""Pruning of the hidden width: every tensor along the stream is cut, and the rest is as if the norms had never had more numbers."""
+"""Pruning of the hidden width: every tensor along the stream is cut, and the rest is as if the
+norms had never had more numbers.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class OverSome(nn.Module):
 
 
 def silenced(model: Any, keep: Tensor) -> Any:
-    """The model as wide as it was, in which nothing writes, reads or normalises the other numbers."""
+    """The model as wide as it was, in which nothing writes, reads or normalises the other
+    numbers.
+    """
     wide = copy.deepcopy(model)
     stream = Stream.of(wide)
     gone = [number for number in range(stream.size) if number not in keep.tolist()]
@@ -70,7 +74,10 @@ def test_the_narrow_model_is_the_wide_one_with_norms_over_what_stays(family):
     assert model.num_parameters() < before
     assert model.hidden_size == len(keep)
     narrow = run(model, family)
-    assert same(narrow, {name: value if value.shape == narrow[name].shape else value[..., keep] for name, value in wanted.items()})
+    assert same(
+        narrow,
+        {name: value if value.shape == narrow[name].shape else value[..., keep] for name, value in wanted.items()},
+    )
 
 
 def test_most_families_can_be_narrowed():
@@ -87,7 +94,9 @@ def test_where_norms_only_scale_the_narrow_model_is_the_one_with_silenced_number
     wanted = run(wide, "mobilebert")
     remove_numbers(model, gone)
     keep = [number for number in range(wide.hidden_size) if number not in gone]
-    assert same({"text": run(model, "mobilebert")["last_hidden_state"]}, {"text": wanted["last_hidden_state"][..., keep]})
+    assert same(
+        {"text": run(model, "mobilebert")["last_hidden_state"]}, {"text": wanted["last_hidden_state"][..., keep]}
+    )
 
 
 def test_heads_follow_and_everything_is_saved_and_trains(tmp_path):
@@ -118,7 +127,9 @@ def test_the_smallest_numbers_go_where_none_were_chosen():
     table = model.embeddings.token.weight.detach().clone()
     size = model.hidden_size
     zoo.apply(model, zoo.WidthPruning(count=size - 2))
-    assert torch.equal(model.embeddings.token.weight, table[:, [number for number in range(size) if number not in (2, 4)]])
+    assert torch.equal(
+        model.embeddings.token.weight, table[:, [number for number in range(size) if number not in (2, 4)]]
+    )
 
 
 def test_importance_is_the_gradient_of_one_gate_behind_every_norm():

@@ -1,4 +1,6 @@
-"""The wrapper, WordPiece, SMILES and tokenizer.json: held against transformers' BertTokenizer and the models' own rules."""
+"""The wrapper, WordPiece, SMILES and tokenizer.json: held against transformers' BertTokenizer and
+the models' own rules.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,47 @@ from zoo.errors import CheckpointError, ConfigError, InputError, UnknownNameErro
 from zoo.tokenization import Tokenizer, load_tokenizer
 from zoo.tokenization.arabic import ArabicCleaner
 
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-éèüßñçøåÉαβγωжщя你好世界学习คำ日本語"
-PIECES = ["hello", "world", "play", "##ing", "##ed", "un", "##able", "the", "The", "cafe", "café", "##é", "strasse", "Hello", "don", "hell"]
+LETTERS = (
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-éèüßñçøåÉαβγωжщя你好世界学习คำ日本語"
+)
+PIECES = [
+    "hello",
+    "world",
+    "play",
+    "##ing",
+    "##ed",
+    "un",
+    "##able",
+    "the",
+    "The",
+    "cafe",
+    "café",
+    "##é",
+    "strasse",
+    "Hello",
+    "don",
+    "hell",
+]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 @pytest.fixture(scope="session")
 def vocab_file(tmp_path_factory) -> Path:
-    tokens = SPECIALS + list(dict.fromkeys(LETTERS)) + [f"##{letter}" for letter in dict.fromkeys(LETTERS) if letter.isalnum()] + PIECES
+    tokens = (
+        SPECIALS
+        + list(dict.fromkeys(LETTERS))
+        + [f"##{letter}" for letter in dict.fromkeys(LETTERS) if letter.isalnum()]
+        + PIECES
+    )
     path = tmp_path_factory.mktemp("wordpiece") / "vocab.txt"
     path.write_text("\n".join(dict.fromkeys(tokens)) + "\n", encoding="utf-8")
     return path
 
 
 def texts() -> st.SearchStrategy[str]:
-    """Words of the vocabulary, letters it has, and any character at all, with all sorts of blanks."""
+    """Words of the vocabulary, letters it has, and any character at all, with all sorts of
+    blanks.
+    """
     words = st.sampled_from(
         [
             *PIECES,
@@ -57,19 +85,25 @@ def texts() -> st.SearchStrategy[str]:
     return st.lists(words | letters | anything, max_size=8).map(" ".join)
 
 
-OPTIONS = [(lower, accents, chinese) for lower in (True, False) for accents in (None, True, False) for chinese in (True, False)]
+OPTIONS = [
+    (lower, accents, chinese) for lower in (True, False) for accents in (None, True, False) for chinese in (True, False)
+]
 
 
 @pytest.fixture(scope="session")
 def wordpiece_pairs(vocab_file):
     ours = {
         o: load_tokenizer(
-            vocab_file, {"wordpiece": "vocab.txt", "lower_case": o[0], "chinese": o[2]} | ({} if o[1] is None else {"strip_accents": o[1]})
+            vocab_file,
+            {"wordpiece": "vocab.txt", "lower_case": o[0], "chinese": o[2]}
+            | ({} if o[1] is None else {"strip_accents": o[1]}),
         )
         for o in OPTIONS
     }
     theirs = {
-        o: BertTokenizer.from_pretrained(vocab_file.parent, do_lower_case=o[0], strip_accents=o[1], tokenize_chinese_chars=o[2])
+        o: BertTokenizer.from_pretrained(
+            vocab_file.parent, do_lower_case=o[0], strip_accents=o[1], tokenize_chinese_chars=o[2]
+        )
         for o in OPTIONS
     }
     return ours, theirs
@@ -88,14 +122,25 @@ def test_wordpiece_equals_transformers_on_random_text(wordpiece_pairs, option, t
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.lists(st.tuples(texts(), texts()), min_size=1, max_size=4), pairs=st.booleans(), length=st.integers(3, 24), fixed=st.booleans()
+    rows=st.lists(st.tuples(texts(), texts()), min_size=1, max_size=4),
+    pairs=st.booleans(),
+    length=st.integers(3, 24),
+    fixed=st.booleans(),
 )
 def test_batches_are_cut_and_padded_like_transformers(wordpiece_pairs, rows, pairs, length, fixed):
     ours, theirs = (side[True, None, True] for side in wordpiece_pairs)
     first, second = [row[0] for row in rows], [row[1] for row in rows] if pairs else None
     padding = "max_length" if fixed else True
     batch = ours(first, second, max_length=length, padding=padding)
-    expected = theirs(first, second, max_length=length, padding=padding, truncation=True, return_tensors="pt", return_token_type_ids=True)
+    expected = theirs(
+        first,
+        second,
+        max_length=length,
+        padding=padding,
+        truncation=True,
+        return_tensors="pt",
+        return_token_type_ids=True,
+    )
     assert list(batch) == ["input_ids", "attention_mask", "token_type_ids"]
     for name, tensor in batch.items():
         assert tensor.dtype == torch.int64
@@ -134,14 +179,30 @@ def test_smiles_are_cut_into_atoms_bonds_and_brackets_with_case_kept(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(SMILES_VOCAB) + "\n", encoding="utf-8")
     tokenizer = load_tokenizer(tmp_path)  # recognised by its entries
     encoding = tokenizer.encode("Cc1ccC%10(=O)[Na+].[K+]>>Clc[MASK]Br")
-    assert encoding.tokens == ["[CLS]", *"Cc1ccC", "%10", *"(=O)", "[Na+]", ".", "[UNK]", ">>", "Cl", "c", "[MASK]", "Br", "[SEP]"]
+    assert encoding.tokens == [
+        "[CLS]",
+        *"Cc1ccC",
+        "%10",
+        *"(=O)",
+        "[Na+]",
+        ".",
+        "[UNK]",
+        ">>",
+        "Cl",
+        "c",
+        "[MASK]",
+        "Br",
+        "[SEP]",
+    ]
     assert tokenizer.decode(tokenizer.encode("CC(=O)Cl>>c1ccN").ids) == "CC(=O)Cl>>c1ccN"
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     parts=st.lists(
-        st.sampled_from([*SMILES_VOCAB[5:], "B", "l", "r", "[", "]", "%", "%(123)", "|", "x", " ", "@@", ">", "[nH]", "9", "%4"]),
+        st.sampled_from(
+            [*SMILES_VOCAB[5:], "B", "l", "r", "[", "]", "%", "%(123)", "|", "x", " ", "@@", ">", "[nH]", "9", "%4"]
+        ),
         max_size=20,
     )
 )
@@ -155,7 +216,13 @@ def test_smiles_tokens_equal_the_rule_of_the_chemistry_models(tmp_path_factory, 
     while place < len(text):
         bracket = re.match(r"\[[^\]]+\]", text[place:])
         ring = re.match(r"%\d\d", text[place:], re.ASCII)
-        size = len((bracket or ring)[0]) if bracket or ring else 2 if text.startswith(two, place) else int(text[place] in one)
+        size = (
+            len((bracket or ring)[0])
+            if bracket or ring
+            else 2
+            if text.startswith(two, place)
+            else int(text[place] in one)
+        )
         expected += [text[place : place + size]] if size else []
         place += max(size, 1)
     known = set(SMILES_VOCAB)
@@ -190,7 +257,9 @@ def test_the_padding_and_truncation_inside_a_tokenizer_json_are_arguments_here(v
 
 
 def test_a_tokenizer_json_without_segments_makes_no_token_type_ids(tmp_path):
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4}, unk_token="<unk>"))
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4}, unk_token="<unk>")
+    )
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path)
     assert list(tokenizer("a", return_lengths=True)) == ["input_ids", "attention_mask", "lengths"]
@@ -257,7 +326,8 @@ def test_roles_are_special(vocab_file):
     assert tokenizer.encode("hello").special_tokens_mask == [1, 0, 1]
 
 
-# --- Arabic ------------------------------------------------------------------------------------------------------------------------------
+# --- Arabic
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @given(st.text(alphabet="اب ةـ\u064e\u06510٣a/@.!😀[]<>", max_size=30), st.booleans())

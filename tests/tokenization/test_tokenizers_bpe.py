@@ -1,4 +1,6 @@
-"""Byte-level BPE, fairseq's dictionaries, CLIP and XLM: golden cases and transformers' tokenizers on random text."""
+"""Byte-level BPE, fairseq's dictionaries, CLIP and XLM: golden cases and transformers' tokenizers
+on random text.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,31 @@ TEXT = [
 
 def anything() -> st.SearchStrategy[str]:
     words = st.sampled_from(
-        ["The", "lower", "world's", "don't", "<mask>", "</s>", "100", "é", "  ", "\n", "你好", "😀", "<special1>", "Ţară"]
+        [
+            "The",
+            "lower",
+            "world's",
+            "don't",
+            "<mask>",
+            "</s>",
+            "100",
+            "é",
+            "  ",
+            "\n",
+            "你好",
+            "😀",
+            "<special1>",
+            "Ţară",
+        ]
     )
     return st.lists(words | st.text(st.characters(exclude_categories=("Cs",)), max_size=8), max_size=8).map(" ".join)
 
 
 @pytest.fixture(scope="session")
 def gpt2_files(tmp_path_factory) -> Path:
-    """A small byte-level BPE, trained on the spot, as vocab.json + merges.txt in GPT-2's order of ids."""
+    """A small byte-level BPE, trained on the spot, as vocab.json + merges.txt in GPT-2's order of
+    ids.
+    """
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=420,
         special_tokens=["<|endoftext|>"],
@@ -52,9 +71,13 @@ def gpt2_files(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def roberta_files(gpt2_files, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("roberta")
-    pieces = sorted(json.loads((gpt2_files / "vocab.json").read_text(encoding="utf-8")).items(), key=lambda item: -item[1])
+    pieces = sorted(
+        json.loads((gpt2_files / "vocab.json").read_text(encoding="utf-8")).items(), key=lambda item: -item[1]
+    )
     order = ["<s>", "<pad>", "</s>", "<unk>", *(piece for piece, _ in pieces), "<mask>"]
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(order)}), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({piece: index for index, piece in enumerate(order)}), encoding="utf-8"
+    )
     (folder / "merges.txt").write_bytes((gpt2_files / "merges.txt").read_bytes())
     return folder
 
@@ -90,7 +113,9 @@ def test_the_dictionary_of_fairseq_gives_robertas_ids(gpt2_files, roberta_files,
     tokenizer, expected = load_tokenizer(tmp_path), load_tokenizer(roberta_files)
     for text in TEXT:
         assert tokenizer.encode(text, text).ids == expected.encode(text, text).ids
-    (tmp_path / "dict.txt").write_text("".join(f"{index} 1\n" for index in order[:-20]) + "madeupword0000 0\n", encoding="utf-8")
+    (tmp_path / "dict.txt").write_text(
+        "".join(f"{index} 1\n" for index in order[:-20]) + "madeupword0000 0\n", encoding="utf-8"
+    )
     with pytest.raises(CheckpointError, match="needs the piece"):
         load_tokenizer(tmp_path)
 
@@ -103,7 +128,8 @@ def test_a_dictionary_of_letters_reads_proteins(tmp_path):
     assert tokenizer.vocab_size == 25
 
 
-# CLIP ---------------------------------------------------------------------------------------------------------------------------------
+# CLIP
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -164,11 +190,15 @@ def test_clip_reads_the_pair_of_files_too(clip_case, tmp_path):
     assert tokenizer.encode(row["text"]).ids[1:-1] == row["bpe_ids"]
     assert tokenizer.max_length == 77
     tokenizer.save(tmp_path / "saved")
-    assert load_tokenizer(tmp_path / "saved").encode("The   DOG &amp; a cat").ids == tokenizer.encode("The   DOG &amp; a cat").ids
+    assert (
+        load_tokenizer(tmp_path / "saved").encode("The   DOG &amp; a cat").ids
+        == tokenizer.encode("The   DOG &amp; a cat").ids
+    )
     assert load_tokenizer(tmp_path / "saved").pad_token_id == 0
 
 
-# XLM ----------------------------------------------------------------------------------------------------------------------------------
+# XLM
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -208,7 +238,9 @@ def test_xlm_equals_its_golden_case(xlm_case, xlm_files):
 @pytest.fixture(scope="session")
 def xlm_sides(xlm_files):
     pytest.importorskip("sacremoses")
-    theirs = {lower: XLMTokenizer.from_pretrained(xlm_files, do_lowercase_and_remove_accent=lower) for lower in (True, False)}
+    theirs = {
+        lower: XLMTokenizer.from_pretrained(xlm_files, do_lowercase_and_remove_accent=lower) for lower in (True, False)
+    }
     spec = {"xlm": {"vocab": "vocab.json", "merges": "merges.txt"}}
     return {lower: (load_tokenizer(xlm_files, spec | {"lower_case": lower}), theirs[lower]) for lower in theirs}
 
@@ -240,7 +272,9 @@ def test_xlms_original_files_give_the_same_pieces_with_the_original_ends(xlm_cas
     assert original.encode(text).ids == [1, *hub.encode(text).ids[1:]]
     assert original.vocab_size == hub.vocab_size
     original.save(tmp_path / "saved")
-    assert load_tokenizer(tmp_path / "saved").encode(text, language="fr").ids == original.encode(text, language="fr").ids
+    assert (
+        load_tokenizer(tmp_path / "saved").encode(text, language="fr").ids == original.encode(text, language="fr").ids
+    )
 
 
 def test_xlm_says_what_it_cannot_cut_and_what_it_needs(xlm_files, monkeypatch):

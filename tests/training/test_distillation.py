@@ -54,7 +54,10 @@ def test_a_term_is_zero_for_a_copy_of_the_teacher_and_not_for_another_model(name
 
 @pytest.mark.parametrize("name", TERMS)
 def test_gradients_reach_the_student_and_the_maps_but_not_the_teacher(name):
-    teacher, student = model(4, hidden_size=12, num_heads=2), model(2, seed=1, hidden_size=12 if name == "patience" else 8, num_heads=2)
+    teacher, student = (
+        model(4, hidden_size=12, num_heads=2),
+        model(2, seed=1, hidden_size=12 if name == "patience" else 8, num_heads=2),
+    )
     objective = zoo.Distillation(teacher, student, TERMS[name])
     teacher.train()
     loss, _ = objective(batch())
@@ -102,8 +105,13 @@ def test_scores_and_relations_are_those_of_the_formula():
         attention = each.encoder.blocks[1].attention
         q, k = attention.query(x)[0], attention.key(x)[0]
         size = attention.head_size
-        seen[role] = [q[:, h * size : (h + 1) * size] @ k[:, h * size : (h + 1) * size].T / size**0.5 for h in range(attention.num_heads)]
-    expected = sum(float((a - b).square().mean()) for a, b in zip(seen["student"], seen["teacher"], strict=True)) / len(seen["student"])
+        seen[role] = [
+            q[:, h * size : (h + 1) * size] @ k[:, h * size : (h + 1) * size].T / size**0.5
+            for h in range(attention.num_heads)
+        ]
+    expected = sum(float((a - b).square().mean()) for a, b in zip(seen["student"], seen["teacher"], strict=True)) / len(
+        seen["student"]
+    )
     loss, _ = zoo.Distillation(teacher, student, [zoo.AttentionScores(layers=((2, 2),))])(given)
     assert float(loss) == pytest.approx(expected, rel=1e-9)
 
@@ -130,7 +138,9 @@ def test_what_cannot_be_compared_is_refused_before_the_first_step():
     with pytest.raises(TaskError, match="vocabulary has"):
         zoo.Distillation(teacher, model(vocab_size=teacher.config.vocab_size + 1), TERMS["states"])
     with pytest.raises(TaskError, match="num_labels=2"):
-        zoo.Distillation(teacher, build("bert", small_config("bert"), "sequence-classification", num_labels=2), TERMS["soft"])
+        zoo.Distillation(
+            teacher, build("bert", small_config("bert"), "sequence-classification", num_labels=2), TERMS["soft"]
+        )
     with pytest.raises(TaskError, match="has no head"):
         zoo.Distillation(teacher, model(task=None), TERMS["soft"])
     with pytest.raises(TaskError, match="do not divide"):
@@ -155,9 +165,14 @@ def test_hard_and_soft_weights_count_as_given_and_labels_reach_the_student():
     teacher, student = model(), model(seed=1)
     given = batch()
     labels = torch.arange(len(given["input_ids"])) % 3
-    loss, parts = zoo.Distillation(teacher, student, [zoo.SoftTargets(temperature=3.0, weight=0.3, hard_weight=0.7)])(given, labels=labels)
+    loss, parts = zoo.Distillation(teacher, student, [zoo.SoftTargets(temperature=3.0, weight=0.3, hard_weight=0.7)])(
+        given, labels=labels
+    )
     mine, theirs = student(**given, labels=labels), teacher(**given)
-    soft = nn.functional.kl_div((mine.logits / 3).log_softmax(1), (theirs.logits / 3).softmax(1), reduction="batchmean") * 9
+    soft = (
+        nn.functional.kl_div((mine.logits / 3).log_softmax(1), (theirs.logits / 3).softmax(1), reduction="batchmean")
+        * 9
+    )
     assert float(parts["soft_targets"]) == pytest.approx(float(soft), rel=1e-9)
     assert float(parts["hard_targets"]) == pytest.approx(float(mine.loss), rel=1e-12)
     assert float(loss) == pytest.approx(0.3 * float(soft) + 0.7 * float(mine.loss), rel=1e-9)
@@ -185,7 +200,8 @@ def test_mobileberts_transfer_opens_one_layer_at_a_time():
     objective(batch(), step=2)[0].backward()
     assert student.encoder.blocks[0].feed_forward.up.weight.grad.abs().sum() > 0
     assert not (
-        student.encoder.blocks[1].feed_forward.up.weight.grad is not None and student.encoder.blocks[1].feed_forward.up.weight.grad.any()
+        student.encoder.blocks[1].feed_forward.up.weight.grad is not None
+        and student.encoder.blocks[1].feed_forward.up.weight.grad.any()
     )
 
 
@@ -217,7 +233,9 @@ def test_a_shared_block_is_seen_at_each_of_its_depths():
 def test_two_streams_are_compared_stream_by_stream():
     teacher, student = (build("vilbert", small_config("vilbert"), seed=seed) for seed in (0, 1))
     given = dict(small_batch("vilbert").inputs)
-    losses = [float(zoo.Distillation(teacher, student, [zoo.Embeddings()], stream=s)(given)[0]) for s in ("text", "image")]
+    losses = [
+        float(zoo.Distillation(teacher, student, [zoo.Embeddings()], stream=s)(given)[0]) for s in ("text", "image")
+    ]
     assert losses[0] != losses[1]
     assert float(zoo.Distillation(teacher, student, [zoo.Relations()], stream="image")(given)[0]) > 0
 
@@ -226,7 +244,9 @@ def test_a_student_of_some_layers_has_those_layers_and_everything_else():
     teacher = model(4)
     student = student_of(teacher, (1, 3))
     assert student.config.num_layers == 2
-    assert torch.equal(student.model.encoder.blocks[1].attention.query.weight, teacher.model.encoder.blocks[3].attention.query.weight)
+    assert torch.equal(
+        student.model.encoder.blocks[1].attention.query.weight, teacher.model.encoder.blocks[3].attention.query.weight
+    )
     assert torch.equal(student.heads["sequence_classification"].weight, teacher.heads["sequence_classification"].weight)
     with pytest.raises(TaskError, match=r"some of 0\.\.3"):
         student_of(teacher, (4,))

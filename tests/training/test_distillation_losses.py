@@ -1,4 +1,6 @@
-"""Distillation losses against their formulas, written out; the golden cases hold their sums and gradients."""
+"""Distillation losses against their formulas, written out; the golden cases hold their sums and
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def test_the_softened_divergence_is_a_sum_over_classes_and_a_mean_over_places():
     for s, t in zip(student.flatten(0, 1), teacher.flatten(0, 1), strict=True):
         p, q = (t / temperature).softmax(0), (s / temperature).softmax(0)
         total += float(sum(p[k] * math.log(p[k] / q[k]) for k in range(5)))
-    assert float(softened_divergence(student, teacher, temperature)) == pytest.approx(temperature**2 * total / 6, rel=1e-12)
+    assert float(softened_divergence(student, teacher, temperature)) == pytest.approx(
+        temperature**2 * total / 6, rel=1e-12
+    )
     assert abs(float(softened_divergence(teacher, teacher, 3.0))) < 1e-14
 
 
@@ -75,7 +79,9 @@ def test_a_layer_is_held_against_its_own_statistics_or_against_those_of_all_laye
     _, terms = transfer_losses(student, teacher, scores[:2], scores[2:], (0.0, 1.0), weights, same_layer=same_layer)
     held = [teacher[2]] if same_layer else teacher
     means = [float((h[0, t].mean() - student[2][0, t].mean()) ** 2) for h in held for t in range(2)]
-    spread = [abs(float(h[0, t].var(correction=0) - student[2][0, t].var(correction=0))) for h in held for t in range(2)]
+    spread = [
+        abs(float(h[0, t].var(correction=0) - student[2][0, t].var(correction=0))) for h in held for t in range(2)
+    ]
     assert float(terms["mean"]) == pytest.approx(sum(means) / len(means) / 2, rel=1e-12)
     assert float(terms["variance"]) == pytest.approx(sum(spread) / len(spread) / 2, rel=1e-12)
     maps = -(scores[3].softmax(-1) * scores[1].log_softmax(-1)).sum(-1).mean() / 2
@@ -97,7 +103,11 @@ def test_shapes_and_counts_that_do_not_match_are_refused_with_both():
     with pytest.raises(TaskError, match=r"\(1, 2, 3\) and \(1, 2, 4\)"):
         softened_divergence(rand(1, 2, 3), rand(1, 2, 4))
     with pytest.raises(TaskError, match="teacher_hidden must hold 3 tensors"):
-        transfer_losses([rand(1, 2, 3)] * 3, [rand(1, 2, 3)] * 2, [rand(1, 1, 2, 2)] * 2, [rand(1, 1, 2, 2)] * 2, (1.0, 0.0))
+        transfer_losses(
+            [rand(1, 2, 3)] * 3, [rand(1, 2, 3)] * 2, [rand(1, 1, 2, 2)] * 2, [rand(1, 1, 2, 2)] * 2, (1.0, 0.0)
+        )
     none = DistilBertWeights(divergence=0, masked_lm=0, cosine=0)
     with pytest.raises(TaskError, match="every weight is 0"):
-        distilbert_losses(rand(1, 2, 3), rand(1, 2, 3), rand(1, 2, 3), rand(1, 2, 3), torch.ones(1, 2), torch.zeros(1, 2).long(), none)
+        distilbert_losses(
+            rand(1, 2, 3), rand(1, 2, 3), rand(1, 2, 3), rand(1, 2, 3), torch.ones(1, 2), torch.zeros(1, 2).long(), none
+        )

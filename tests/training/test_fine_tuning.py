@@ -10,7 +10,14 @@ from tests import strategies
 from tests.matrix import run, same, seeded
 from tests.strategies import build, small_batch, small_config, states
 from zoo.errors import ConfigError
-from zoo.training.fine_tuning import blocks_of, checkpoint_blocks, freeze, keep_blocks, layerwise_groups_of, parameter_depths
+from zoo.training.fine_tuning import (
+    blocks_of,
+    checkpoint_blocks,
+    freeze,
+    keep_blocks,
+    layerwise_groups_of,
+    parameter_depths,
+)
 
 FAMILIES = strategies.families()
 
@@ -32,7 +39,12 @@ def test_every_parameter_has_one_rate_that_falls_with_depth(family):
 def test_rates_of_bert_are_those_of_electras_fine_tuning():
     model = build("bert", small_config("bert", num_layers=3), "sequence-classification")
     groups = layerwise_groups_of(model, 1e-3, 0.8)
-    rate = {name: group["lr"] for group in groups for name, p in model.named_parameters() if any(p is q for q in group["params"])}
+    rate = {
+        name: group["lr"]
+        for group in groups
+        for name, p in model.named_parameters()
+        if any(p is q for q in group["params"])
+    }
     assert rate["heads.sequence_classification.weight"] == 1e-3
     assert rate["model.encoder.blocks.2.attention.query.weight"] == pytest.approx(1e-3 * 0.8**2)
     assert rate["model.embeddings.token.weight"] == pytest.approx(1e-3 * 0.8**5)

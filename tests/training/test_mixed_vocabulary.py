@@ -1,4 +1,6 @@
-"""Extreme's mixed vocabularies and shared projections: cuts, joint ids, widened tables, losses against loops."""
+"""Extreme's mixed vocabularies and shared projections: cuts, joint ids, widened tables, losses
+against loops.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def wordpiece(*pieces: str, lower: bool = True) -> Tokenizer:
     vocabulary = {piece: index for index, piece in enumerate((*SPECIAL, *pieces))}
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(lowercase=lower), pre_tokenizers.BertPreTokenizer()
+    backend.normalizer, backend.pre_tokenizer = (
+        normalizers.BertNormalizer(lowercase=lower),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     roles = SpecialTokens(pad="[PAD]", cls="[CLS]", sep="[SEP]", mask="[MASK]", unk="[UNK]")
@@ -36,9 +41,25 @@ MIXED = MixedVocabulary(TEACHER, STUDENT)
 NAMES = {index: piece for piece, index in MIXED._joint.items()}
 
 
-def model(vocabulary: int, hidden: int, layers: int = 2, task: str | None = "masked-lm", seed: int = 0) -> torch.nn.Module:
-    sizes = {"num_heads": 2, "intermediate_size": 3 * hidden, "max_positions": 16, "dropout": 0.0, "attention_dropout": 0.0}
-    made = zoo.create("bert-base", task=task, dtype=torch.float64, vocab_size=vocabulary, hidden_size=hidden, num_layers=layers, **sizes)
+def model(
+    vocabulary: int, hidden: int, layers: int = 2, task: str | None = "masked-lm", seed: int = 0
+) -> torch.nn.Module:
+    sizes = {
+        "num_heads": 2,
+        "intermediate_size": 3 * hidden,
+        "max_positions": 16,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    made = zoo.create(
+        "bert-base",
+        task=task,
+        dtype=torch.float64,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_layers=layers,
+        **sizes,
+    )
     return randomised(made, seed)
 
 
@@ -72,7 +93,9 @@ def test_the_joint_vocabulary_holds_the_teachers_ids_first_and_each_piece_once()
 
 def test_about_half_of_the_words_go_to_the_student():
     cut = MIXED.cut("abcd " * 4000, 0.5, torch.Generator().manual_seed(0))
-    share = sum(NAMES[index] == "abc" for index in cut.ids) / 4000  # the teacher cuts abc ##d, the student too: look at the next
+    share = (
+        sum(NAMES[index] == "abc" for index in cut.ids) / 4000
+    )  # the teacher cuts abc ##d, the student too: look at the next
     assert share == 1.0
     cut = MIXED.cut("abd " * 4000, 0.5, torch.Generator().manual_seed(0))
     assert sum(NAMES[index] == "ab" for index in cut.ids) / 4000 == pytest.approx(0.5, abs=0.03)
@@ -117,7 +140,9 @@ def test_projection_losses_are_those_of_the_formula_by_hand():
 
 
 def test_a_feed_forward_of_another_ratio_is_left_out_and_named():
-    student = zoo.create("bert-base", vocab_size=STUDENT.vocab_size, hidden_size=4, num_layers=2, num_heads=2, intermediate_size=7)
+    student = zoo.create(
+        "bert-base", vocab_size=STUDENT.vocab_size, hidden_size=4, num_layers=2, num_heads=2, intermediate_size=7
+    )
     teacher = MIXED.widen(model(TEACHER.vocab_size, 8, task=None)).float()
     shared = SharedProjections(teacher, student, MIXED)
     assert {name.split(".")[3] for name in shared.left_out if name.startswith("encoder")} == {"feed_forward"}

@@ -1,4 +1,6 @@
-"""Optimisers and schedules: against the references' numbers, and against their formulas written out in float64."""
+"""Optimisers and schedules: against the references' numbers, and against their formulas written out
+in float64.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,23 @@ from hypothesis import strategies as st
 from tests.references.case import find_adapter, golden_cases, load_case
 from tests.references.compare import compare
 from zoo.errors import ConfigError
-from zoo.training.optimizers import BertAdam, Lamb, clip_gradients, decay_groups, layer_depth, layerwise_groups, optimizer_for
-from zoo.training.schedules import cosine_restarts, inverse_square_root, polynomial_decay, scheduler, warmup_then_decay, warmup_times_decay
+from zoo.training.optimizers import (
+    BertAdam,
+    Lamb,
+    clip_gradients,
+    decay_groups,
+    layer_depth,
+    layerwise_groups,
+    optimizer_for,
+)
+from zoo.training.schedules import (
+    cosine_restarts,
+    inverse_square_root,
+    polynomial_decay,
+    scheduler,
+    warmup_then_decay,
+    warmup_times_decay,
+)
 
 CASES = golden_cases("bert/adam-weight-decay", "albert/lamb", "electra/layerwise-lr-adam", "xlm/lr-schedule")
 
@@ -26,7 +43,9 @@ def test_the_reference_optimiser_gives_the_same(folder):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.booleans(), st.booleans(), st.floats(0, 0.3), st.floats(0, 0.99), st.floats(0.5, 0.999))
+@given(
+    st.integers(0, 2**32), st.booleans(), st.booleans(), st.floats(0, 0.3), st.floats(0, 0.99), st.floats(0.5, 0.999)
+)
 def test_updates_follow_the_formula(seed, lamb, adapt, weight_decay, beta1, beta2):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(3, 2, generator=generator, dtype=torch.float64)
@@ -47,7 +66,9 @@ def test_updates_follow_the_formula(seed, lamb, adapt, weight_decay, beta1, beta
                 update[i][j] = m[i][j] / (math.sqrt(v[i][j]) + 1e-6) + weight_decay * w[i][j]
         ratio = 1.0
         if lamb and adapt:
-            ratio = math.sqrt(sum(x * x for row in w for x in row)) / math.sqrt(sum(x * x for row in update for x in row))
+            ratio = math.sqrt(sum(x * x for row in w for x in row)) / math.sqrt(
+                sum(x * x for row in update for x in row)
+            )
         w = [[w[i][j] - 0.1 * ratio * update[i][j] for j in range(2)] for i in range(3)]
     assert torch.allclose(parameter, torch.tensor(w, dtype=torch.float64), rtol=1e-10, atol=1e-12)
 
@@ -86,7 +107,11 @@ def test_training_goes_on_from_saved_state():
 
 @given(st.floats(0.1, 10), st.floats(0.1, 10))
 def test_gradients_are_clipped_by_their_common_norm(scale, limit):
-    parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))]
+    parameters = [
+        torch.nn.Parameter(torch.zeros(2)),
+        torch.nn.Parameter(torch.zeros(1)),
+        torch.nn.Parameter(torch.zeros(1)),
+    ]
     gradients = [torch.tensor([3.0, 0.0]) * scale, torch.tensor([4.0]) * scale]
     for parameter, gradient in zip(parameters, gradients, strict=False):
         parameter.grad = gradient.clone()
@@ -118,14 +143,23 @@ def test_norms_and_biases_are_neither_decayed_nor_adapted():
     decayed, exempt = decay_groups(parameters, 0.02)
     names = {id(p): name for name, p in parameters}
     assert [names[id(p)] for p in exempt["params"]] == [n for n in NAMES if "norm" in n or n.endswith("bias")]
-    assert (decayed["weight_decay"], decayed["adapt"], exempt["weight_decay"], exempt["adapt"]) == (0.02, True, 0.0, False)
+    assert (decayed["weight_decay"], decayed["adapt"], exempt["weight_decay"], exempt["adapt"]) == (
+        0.02,
+        True,
+        0.0,
+        False,
+    )
     assert len(decayed["params"]) + len(exempt["params"]) == len(NAMES)
 
 
 def test_rates_fall_towards_the_input():
     parameters = named()
     names = {id(p): name for name, p in parameters}
-    rates = {names[id(p)]: group["lr"] for group in layerwise_groups(parameters, 1.0, 0.5, num_layers=2) for p in group["params"]}
+    rates = {
+        names[id(p)]: group["lr"]
+        for group in layerwise_groups(parameters, 1.0, 0.5, num_layers=2)
+        for p in group["params"]
+    }
     depths = {"embeddings": 0, "encoder.blocks.0": 1, "encoder.blocks.1": 2, "pooler": 4, "heads": 4}
     for name in NAMES:
         depth = next(d for prefix, d in depths.items() if name.startswith(prefix))
@@ -152,14 +186,17 @@ def test_a_small_model_learns(optimizer):
     assert losses[-1] < losses[0] / 4
 
 
-# --- schedules -------------------------------------------------------------------------------------------------------------------------
+# --- schedules
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_berts_warm_up_jumps_onto_the_decay_and_electras_does_not():
     bert, electra = warmup_then_decay(1.0, 100, 10), warmup_times_decay(1.0, 100, 10)
     assert [bert(s) for s in (0, 5, 9, 10, 55, 100, 150)] == pytest.approx([0, 0.5, 0.9, 0.9, 0.45, 0, 0])
     assert [electra(s) for s in (0, 5, 10, 55, 100)] == pytest.approx([0, 0.5 * 0.95, 0.9, 0.45, 0])
-    assert warmup_then_decay(1.0, 100, 0)(0) == warmup_times_decay(1.0, 100, 0)(0) == polynomial_decay(1.0, 100)(0) == 1.0
+    assert (
+        warmup_then_decay(1.0, 100, 0)(0) == warmup_times_decay(1.0, 100, 0)(0) == polynomial_decay(1.0, 100)(0) == 1.0
+    )
     assert warmup_then_decay(1.0, 100, 10, start=20)(15) == pytest.approx(-0.5)
     assert polynomial_decay(2.0, 100, power=2)(50) == pytest.approx(0.5)
 
@@ -172,7 +209,13 @@ def test_the_inverse_square_root_meets_its_warm_up():
     assert inverse_square_root(1.0, 100, power=1.0)(200) == pytest.approx(0.5)
 
 
-@given(st.integers(0, 20), st.integers(1, 50), st.sampled_from([1.0, 1.5, 2.0, 3.0]), st.floats(0.1, 1), st.integers(0, 3000))
+@given(
+    st.integers(0, 20),
+    st.integers(1, 50),
+    st.sampled_from([1.0, 1.5, 2.0, 3.0]),
+    st.floats(0.1, 1),
+    st.integers(0, 3000),
+)
 def test_cosines_restart_where_a_loop_over_cycles_says(warmup, period, growth, shrink, step):
     schedule = cosine_restarts(1.0, warmup, period, growth, shrink, lowest=0.1)
     if step < warmup:

@@ -37,17 +37,20 @@ def create(
 ) -> Any:
     """Build a registered model, with a head where ``task`` names one.
 
-    name: a variant, or a variant and a checkpoint tag after a dot. pretrained: True for the tag's public checkpoint (the variant's default
-    tag where the name has none), or a file, a folder, ``"hub:org/name@revision"``, or tensors by their foreign names; what has no config
-    beside it takes the tag's, where the name has one. overrides: config fields and the task's options (``num_labels``); on top of loaded
-    weights only those fields that shape no weight. device: may be "meta". dtype: random weights are float32 unless you say, loaded ones
-    come as stored. generator: draws the random weights. techniques: applied in order, see `zoo.apply`. init_from: another family's
-    checkpoint (``"bert-base.google"``, a file or folder) that fills what it can by declared rules; ``model.load_report`` says what stays
-    random.
+    name: a variant, or a variant and a checkpoint tag after a dot. pretrained: True for the tag's
+    public checkpoint (the variant's default tag where the name has none), or a file, a folder,
+    ``"hub:org/name@revision"``, or tensors by their foreign names; what has no config beside it
+    takes the tag's, where the name has one. overrides: config fields and the task's options
+    (``num_labels``); on top of loaded weights only those fields that shape no weight. device: may
+    be "meta". dtype: random weights are float32 unless you say, loaded ones come as stored.
+    generator: draws the random weights. techniques: applied in order, see `zoo.apply`. init_from:
+    another family's checkpoint (``"bert-base.google"``, a file or folder) that fills what it can by
+    declared rules; ``model.load_report`` says what stays random.
 
-    Raises UnknownNameError for a name, tag, task or field that does not exist (with the closest), ConfigError for values that contradict
-    each other or the weights, TechniqueError where a technique finds no parts, TaskError where the task does not fit, CheckpointError for
-    a file that is not this model, FetchError where it can't be had.
+    Raises UnknownNameError for a name, tag, task or field that does not exist (with the closest),
+    ConfigError for values that contradict each other or the weights, TechniqueError where a
+    technique finds no parts, TaskError where the task does not fit, CheckpointError for a file that
+    is not this model, FetchError where it can't be had.
     """
     variant, _ = registry.resolve(name)
     model_class = variant.model_class()
@@ -55,7 +58,9 @@ def create(
         require_fit(task, offers_of_class(model_class), variant.name)
     fields, options = _split(overrides, model_class, task)
     if pretrained is not False and init_from is not None:
-        raise ConfigError("pretrained= fills the whole model and init_from= starts a part of it from another family; give one of them")
+        raise ConfigError(
+            "pretrained= fills the whole model and init_from= starts a part of it from another family; give one of them"
+        )
     if pretrained is not False:
         request = Request(name, task, layout, None, device, dtype, generator, overrides)
         if pretrained is not True:
@@ -70,4 +75,5 @@ def create(
     return module
 
 
-# -- how it is done ---------------------------------------------------------------------------------------------------------------------
+# -- how it is done
+# ---------------------------------------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from zoo.registry.tasks import fitting
 
 
 def info(name: str) -> dict[str, Any]:
-    """Everything known of a registered model: paper, sizes, parameter counts, inputs, tasks, checkpoints with licence and proof.
+    """Everything known of a registered model: paper, sizes, parameter counts, inputs, tasks,
+    checkpoints with licence and proof.
 
-    The name may carry a tag; then the config is the tag's. Imports torch, to count the parameters on the meta device.
+    The name may carry a tag; then the config is the tag's. Imports torch, to count the parameters
+    on the meta device.
     """
     from zoo.layers.init import shapes_only
     from zoo.registry.records import records
@@ -37,9 +39,15 @@ def info(name: str) -> dict[str, Any]:
             "sources": list(record.sources) if record else [],
             "layout": record.layout if record else None,
             "licence": record.licence if record else None,
-            "verified": "no public source" if record is None else "map proven, bytes never seen" if record.unverified else "bytes hashed",
+            "verified": "no public source"
+            if record is None
+            else "map proven, bytes never seen"
+            if record.unverified
+            else "bytes hashed",
             "features": features_of(record.detector) if record and record.detector else None,
-            "notes": " ".join(filter(None, (record.notes if record else "", variant.tags[each].notes if each in variant.tags else ""))),
+            "notes": " ".join(
+                filter(None, (record.notes if record else "", variant.tags[each].notes if each in variant.tags else ""))
+            ),
         }
     return {
         "name": variant.name if tag is None else f"{variant.name}.{tag}",
@@ -64,8 +72,12 @@ def info(name: str) -> dict[str, Any]:
     }
 
 
-def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family, size, what is foreign or refused."""
+def inspect(
+    source: str | os.PathLike[str], *, config: Mapping[str, Any] | str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family,
+    size, what is foreign or refused.
+    """
     from zoo.checkpoints.files import architectures_of, foreign_config, read_description
     from zoo.errors import ZooError
     from zoo.formats.opening import open_archive
@@ -86,7 +98,13 @@ def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str |
             "refused": list(archive.refused),
         }
         if described is not None:
-            return {**found, "layout": "zoo", "model": described["model"], "class": described["class"], "task": described["task"]}
+            return {
+                **found,
+                "layout": "zoo",
+                "model": described["model"],
+                "class": described["class"],
+                "task": described["task"],
+            }
         foreign = foreign_config(source, config)
         try:
             keymap = layouts.load(layouts.recognise(archive, foreign))
@@ -104,7 +122,9 @@ def inspect(source: str | os.PathLike[str], *, config: Mapping[str, Any] | str |
             "foreign": dict(plan.left_out),
             "dropped": dict(plan.dropped),
             "problems": list(plan.problems),
-            "licence": licence_of(archive.sha256() if archive.path.is_file() and archive.path.stat().st_size < HASHED_BELOW else None),
+            "licence": licence_of(
+                archive.sha256() if archive.path.is_file() and archive.path.stat().st_size < HASHED_BELOW else None
+            ),
         }
 
 
@@ -123,7 +143,9 @@ def licence_of(sha256: str | None) -> str | None:
     """The licence on record for a file of that hash, None where nobody recorded it."""
     from zoo.registry.records import records
 
-    return next((r.licence for r in records().values() if sha256 is not None and sha256 in (r.sha256, *_hashes(r))), None)
+    return next(
+        (r.licence for r in records().values() if sha256 is not None and sha256 in (r.sha256, *_hashes(r))), None
+    )
 
 
 def _hashes(record: Any) -> set[str]:

@@ -1,4 +1,5 @@
-"""The ladder that a conversion climbs: hash, keys one to one, shapes and finite values, ties, config contract, probe outputs.
+"""The ladder that a conversion climbs: hash, keys one to one, shapes and finite values, ties,
+config contract, probe outputs.
 
 A rung is reached, failed, or could not be tried, and says why. The first that fails ends the climb.
 """
@@ -102,12 +103,16 @@ def check_content(archive: Readable, expected: str | None) -> Rung:
     digests = {name: tensor_hash(archive.read(name)) for name in archive.tensors}
     found = content_hash(archive.tensors, digests)
     if found != expected:
-        return Rung("hash", False, f"the tensors hash to {found}, the metadata says {expected}: the file was changed or damaged")
+        return Rung(
+            "hash", False, f"the tensors hash to {found}, the metadata says {expected}: the file was changed or damaged"
+        )
     return Rung("hash", True, f"tensors hash to {expected[:16]}... as the metadata says")
 
 
 def check_plan(plan: Plan) -> Rung:
-    """Every source name met one rule, every target is made once (a plan made with ``inspect=True``)."""
+    """Every source name met one rule, every target is made once (a plan made with
+    ``inspect=True``).
+    """
     if plan.problems:
         more = f" (and {len(plan.problems) - 3} more)" if len(plan.problems) > 3 else ""
         return Rung("keys", False, "; ".join(plan.problems[:3]) + more)
@@ -118,7 +123,11 @@ def check_plan(plan: Plan) -> Rung:
 def check_names(names: Collection[str], targets: Collection[str], passengers: Collection[str] = ()) -> Rung:
     """Our own file: exactly the model's names, and passengers."""
     heads = heads_of(names)
-    missing = [name for name in targets if name not in names and not (name.startswith("heads.") and name.split(".")[1] not in heads)]
+    missing = [
+        name
+        for name in targets
+        if name not in names and not (name.startswith("heads.") and name.split(".")[1] not in heads)
+    ]
     extra = [name for name in names if name not in targets and name not in passengers]
     if missing or extra:
         said = [
@@ -131,14 +140,21 @@ def check_names(names: Collection[str], targets: Collection[str], passengers: Co
 
 
 def check_values(
-    tensors: Mapping[str, Described], read: Callable[[str], Tensor] | None, targets: Mapping[str, object], names: Iterable[str]
+    tensors: Mapping[str, Described],
+    read: Callable[[str], Tensor] | None,
+    targets: Mapping[str, object],
+    names: Iterable[str],
 ) -> Rung:
-    """Shapes as the config asks, dtypes known, every number finite (``read`` None: not looked at)."""
+    """Shapes as the config asks, dtypes known, every number finite (``read`` None: not looked
+    at).
+    """
     count = 0
     for name in names:
         info = tensors[name]
         if name in targets and tuple(info.shape) != shape_of(targets[name]):
-            return Rung("values", False, f"{name!r} has shape {tuple(info.shape)}, the config needs {shape_of(targets[name])}")
+            return Rung(
+                "values", False, f"{name!r} has shape {tuple(info.shape)}, the config needs {shape_of(targets[name])}"
+            )
         if info.dtype not in DTYPES:
             return Rung("values", False, f"{name!r} has dtype {info.dtype!r}")
         if read is not None:
@@ -146,11 +162,17 @@ def check_values(
                 check_finite(block, name)
         count += 1
     kinds = sorted({tensors[name].dtype for name in tensors})
-    return Rung("values", True, f"{count} tensors of {', '.join(kinds) or 'no dtype'}, {'all finite' if read else 'values not read'}")
+    return Rung(
+        "values",
+        True,
+        f"{count} tensors of {', '.join(kinds) or 'no dtype'}, {'all finite' if read else 'values not read'}",
+    )
 
 
 def check_ties(archive: Readable, plan: Plan) -> Rung:
-    """Stored copies hold the bits of what they copy; what a layout implies without storing is exactly that."""
+    """Stored copies hold the bits of what they copy; what a layout implies without storing is
+    exactly that.
+    """
     shared = archive.aliases()
     for copy, original in plan.ties:
         if not any({copy, original} <= names for names in shared):
@@ -162,7 +184,9 @@ def check_ties(archive: Readable, plan: Plan) -> Rung:
     return Rung(
         "ties",
         True,
-        f"{len(plan.ties)} stored copies equal what they copy" if plan.ties else f"{len(plan.checks)} implied tensors are as implied",
+        f"{len(plan.ties)} stored copies equal what they copy"
+        if plan.ties
+        else f"{len(plan.checks)} implied tensors are as implied",
     )
 
 
@@ -188,7 +212,9 @@ def check_constant(name: str, kind: str, tensor: Tensor) -> None:
     """Raise unless a tensor is what the layout implies without storing it."""
     wanted = constant(kind, tuple(tensor.shape), tensor.dtype)
     if not bool((tensor == wanted).all()):
-        raise CheckpointError(f"{name!r} must be {kind} to be left out of this layout, and is not; the layout has no place for it")
+        raise CheckpointError(
+            f"{name!r} must be {kind} to be left out of this layout, and is not; the layout has no place for it"
+        )
 
 
 def check_contract(
@@ -205,7 +231,9 @@ def check_contract(
     if foreign is not None:
         for name, value in keymap.config_forward(foreign).items():
             if name in config and name not in overrides and not same(value, resolved[name]):
-                return Rung("contract", False, f"the foreign config says {name}={value!r}, the model has {config[name]!r}")
+                return Rung(
+                    "contract", False, f"the foreign config says {name}={value!r}, the model has {config[name]!r}"
+                )
     try:
         written = keymap.config_back(config)
     except ConfigError as error:
@@ -231,8 +259,13 @@ def verify_ours(
     expected_sha256: str | None = None,
     probe: Callable[[], tuple[bool, str]] | None = None,
 ) -> Ladder:
-    """The ladder for a file that we wrote. The contract was held when the caller built ``targets`` from its config."""
-    content, passengers = archive.metadata.get("zoo.content_sha256"), str(archive.metadata.get("zoo.passengers", "")).split()
+    """The ladder for a file that we wrote. The contract was held when the caller built ``targets``
+    from its config.
+    """
+    content, passengers = (
+        archive.metadata.get("zoo.content_sha256"),
+        str(archive.metadata.get("zoo.passengers", "")).split(),
+    )
     names = list(archive.tensors)
     empty = Plan("zoo", 1, (), "", frozenset())
 
@@ -267,11 +300,15 @@ def verify_foreign(
     probe: Callable[[], tuple[bool, str]] | None = None,
 ) -> Ladder:
     """The ladder for a foreign file, without converting it."""
-    plan = keymap.forward(archive.tensors, config, heads=heads, architectures=architectures, targets=targets, inspect=True)
+    plan = keymap.forward(
+        archive.tensors, config, heads=heads, architectures=architectures, targets=targets, inspect=True
+    )
     used = [name for step in plan.steps for name in step.sources]
     return climb(
         [
-            lambda: check_hash(archive.sha256() if expected_sha256 is not None else None, expected_sha256, archive.path.name),
+            lambda: check_hash(
+                archive.sha256() if expected_sha256 is not None else None, expected_sha256, archive.path.name
+            ),
             lambda: check_plan(plan),
             lambda: check_values(archive.tensors, archive.read, {}, used),
             lambda: check_ties(archive, plan),

@@ -1,4 +1,6 @@
-"""`zoo.convert` and `zoo.verify`: any public checkpoint in, verified safetensors out, and the way back."""
+"""`zoo.convert` and `zoo.verify`: any public checkpoint in, verified safetensors out, and the way
+back.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints import streaming as engine
-from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, class_and_config, class_of_maps, planned, targets_of
+from zoo.checkpoints.description import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    class_and_config,
+    class_of_maps,
+    planned,
+    targets_of,
+)
 from zoo.checkpoints.fetching.cache import home, locked, safe_name
 from zoo.checkpoints.files import architectures_of, embedding_options, foreign_config, read_description
 from zoo.checkpoints.locate import locate, narrowed
@@ -41,16 +51,19 @@ def convert(
     dry_run: bool = False,
     progress: Progress | bool | None = None,
 ) -> engine.Report:
-    """Turn a checkpoint into verified safetensors under our names, or with ``to=`` ours into a public layout.
+    """Turn a checkpoint into verified safetensors under our names, or with ``to=`` ours into a
+    public layout.
 
-    source: a file, a folder, a registered tag, ``"hub:org/name"``, or tensors under foreign names. out: a ``.safetensors`` file, or a
-    folder, which gets ``model.safetensors`` and ``config.json``. layout: the source's, None = recognised. config: the foreign config,
-    where none lies beside the source. to: a layout such as ``"hf-albert"``; the source must then be ours. map_file: your own map. dtype:
-    cast floating tensors. shard_size: bytes after which a new file begins. dry_run: plan and check, write nothing. progress: a function of
-    (bytes done, bytes in all), or True for a bar.
+    source: a file, a folder, a registered tag, ``"hub:org/name"``, or tensors under foreign names.
+    out: a ``.safetensors`` file, or a folder, which gets ``model.safetensors`` and ``config.json``.
+    layout: the source's, None = recognised. config: the foreign config, where none lies beside the
+    source. to: a layout such as ``"hf-albert"``; the source must then be ours. map_file: your own
+    map. dtype: cast floating tensors. shard_size: bytes after which a new file begins. dry_run:
+    plan and check, write nothing. progress: a function of (bytes done, bytes in all), or True for a
+    bar.
 
-    All heads that the file has come along. Nothing is left behind where it fails. Raises CheckpointError, ConfigError, MapError,
-    FetchError.
+    All heads that the file has come along. Nothing is left behind where it fails. Raises
+    CheckpointError, ConfigError, MapError, FetchError.
     """
     out = Path(out)
     path, record = locate(source)
@@ -60,7 +73,8 @@ def convert(
         return _forward(path, out, record, layout, config, map_file, dtype, shard_size, dry_run, tell)
 
 
-# -- the steps --------------------------------------------------------------------------------------------------------------------------
+# -- the steps
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def _forward(
@@ -83,7 +97,9 @@ def _forward(
         keymap = (
             layouts.load(Path(map_file))
             if map_file
-            else layouts.load(layout or (record.layout if record and record.layout else layouts.recognise(archive, foreign)))
+            else layouts.load(
+                layout or (record.layout if record and record.layout else layouts.recognise(archive, foreign))
+            )
         )
         model_class, ours, plan = planned(keymap, archive, foreign, None)
         stored = {name: info.shape for name, info in plan.outputs.items()}
@@ -115,13 +131,22 @@ def _forward(
                 metadata={"zoo.description": json.dumps(description, sort_keys=True)},
             )
             if not dry_run and not to_file:
-                (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+                (stage / CONFIG_FILE).write_text(
+                    json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+                )
                 _copy_tokenizer(path, record, stage)
     return report if to_file else replace(report, files=tuple(out / file.name for file in report.files))
 
 
 def _back(
-    path: Any, out: Path, to: str, map_file: Any, dtype: Any, shard_size: int | None, dry_run: bool, progress: Progress | None
+    path: Any,
+    out: Path,
+    to: str,
+    map_file: Any,
+    dtype: Any,
+    shard_size: int | None,
+    dry_run: bool,
+    progress: Progress | None,
 ) -> engine.Report:
     if isinstance(path, Mapping):
         raise InputError("the way back starts from a file or folder of ours; save the model first")
@@ -131,13 +156,22 @@ def _back(
     keymap = layouts.load(Path(map_file)) if map_file else layouts.load(to)
     if tensors := [t for t in recorded(description.get("techniques", ())) if t.adds_tensors]:
         name = type(tensors[0]).__name__
-        raise CheckpointError(f"{path} was saved with {name}, whose tensors {to} has no names for; merge it or leave it out first")
+        raise CheckpointError(
+            f"{path} was saved with {name}, whose tensors {to} has no names for; merge it or leave it out first"
+        )
     model_class, config = class_and_config(description, path)
     if class_of_maps(keymap.family) is not model_class:
         raise CheckpointError(f"{path} holds a {description['class']}; the layout {to} is for {keymap.family}")
     with open_archive(path) as archive:
         return engine.convert_back(
-            archive, keymap, config.to_dict(), out, dtype=dtype, shard_size=shard_size, dry_run=dry_run, progress=progress
+            archive,
+            keymap,
+            config.to_dict(),
+            out,
+            dtype=dtype,
+            shard_size=shard_size,
+            dry_run=dry_run,
+            progress=progress,
         )
 
 
@@ -157,7 +191,9 @@ def _copy_tokenizer(path: Any, record: Record | None, stage: Path) -> None:
 
 
 def converted(record: Record) -> Path:
-    """A registered checkpoint in our layout, in the cache: fetched, verified and converted once, by one process."""
+    """A registered checkpoint in our layout, in the cache: fetched, verified and converted once, by
+    one process.
+    """
     from zoo.checkpoints.fetching.fetch import fetch
 
     folder = fetch(record)
@@ -191,7 +227,13 @@ class _shown:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn(str(self.out)), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn(str(self.out)),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         bar = self.bar = Bar(*columns, transient=True)
         bar.start()
         task = bar.add_task("convert", total=None)

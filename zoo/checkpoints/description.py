@@ -1,4 +1,6 @@
-"""What our own config.json says of a checkpoint, and the model class that it, or a public layout, is for."""
+"""What our own config.json says of a checkpoint, and the model class that it, or a public layout,
+is for.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,29 @@ def class_of_maps(family: str) -> Any:
 def class_and_config(description: Mapping[str, Any], source: Path) -> tuple[Any, Any]:
     """The class and the config that a description of ours names."""
     if description["zoo_format"] > FORMAT_VERSION:
-        raise CheckpointError(f"{source} was written by a newer zoo (format {description['zoo_format']}; this one knows {FORMAT_VERSION})")
+        raise CheckpointError(
+            f"{source} was written by a newer zoo (format {description['zoo_format']}; this one knows {FORMAT_VERSION})"
+        )
     wanted = description["class"]
     known = {v.class_path: v for variants in registry.families().values() for v in variants}
     if wanted not in known:
-        raise CheckpointError(f"{source} names the class {wanted!r}, which no registered model has; register it first (zoo.register)")
+        raise CheckpointError(
+            f"{source} names the class {wanted!r}, which no registered model has; register it first (zoo.register)"
+        )
     model_class = known[wanted].model_class()
     return model_class, model_class.Config.from_dict(description["config"])
 
 
 def planned(
-    keymap: KeyMap, archive: Any, foreign: Mapping[str, Any] | None, model_class: Any | None, heads: tuple[str, ...] | None = None
+    keymap: KeyMap,
+    archive: Any,
+    foreign: Mapping[str, Any] | None,
+    model_class: Any | None,
+    heads: tuple[str, ...] | None = None,
 ) -> tuple[Any, Any, Plan]:
-    """The class, our config and the plan for a foreign archive; ``heads`` None = every head that the file has."""
+    """The class, our config and the plan for a foreign archive; ``heads`` None = every head that
+    the file has.
+    """
     model_class = model_class or class_of_maps(keymap.family)
     ours = model_class.Config.from_dict(keymap.config_forward(foreign or {}, archive.tensors))
     plan = keymap.forward(archive.tensors, ours.to_dict(), heads=heads, architectures=architectures_of(foreign))
@@ -56,9 +68,11 @@ def planned(
 def targets_of(
     model_class: Any, config: Any, stored: Mapping[str, tuple[int, ...]], techniques: Sequence[Technique] = ()
 ) -> dict[str, tuple[int, ...]]:
-    """The names and shapes that a whole file must have: the bare model's, and those of the heads that are ``stored``.
+    """The names and shapes that a whole file must have: the bare model's, and those of the heads
+    that are ``stored``.
 
-    Heads that the family declares are built to be measured; heads of a user's task (a classifier of any size) are taken as they are.
+    Heads that the family declares are built to be measured; heads of a user's task (a classifier of
+    any size) are taken as they are.
     """
     heads = dict.fromkeys(name.split(".")[1] for name in stored if name.startswith("heads."))
     with shapes_only():

@@ -1,4 +1,6 @@
-"""What lies beside a checkpoint: its own config, our description, the sentence encoder's modules."""
+"""What lies beside a checkpoint: its own config, our description, the sentence encoder's
+modules.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def folder_of(source: Any) -> Path | None:
 
 
 def read_description(source: Path) -> dict[str, Any] | None:
-    """The config.json that `zoo.save` wrote into a folder (or beside a file), or None where it is not ours."""
+    """The config.json that `zoo.save` wrote into a folder (or beside a file), or None where it is
+    not ours.
+    """
     folder = source if source.is_dir() else source.parent
     path = folder / "config.json"
     value = read_json(path) if path.is_file() else {}
@@ -58,8 +62,11 @@ def read_description(source: Path) -> dict[str, Any] | None:
     return None
 
 
-def foreign_config(source: Any, config: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
-    """The foreign config: as given, or from the file beside the checkpoint, or None where there is none.
+def foreign_config(
+    source: Any, config: Mapping[str, Any] | str | os.PathLike[str] | None = None
+) -> dict[str, Any] | None:
+    """The foreign config: as given, or from the file beside the checkpoint, or None where there is
+    none.
 
     config: a dict, a path, or a file name in the source's folder.
     """
@@ -81,13 +88,17 @@ def foreign_config(source: Any, config: Mapping[str, Any] | str | os.PathLike[st
 
 
 def architectures_of(foreign: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The classes that a foreign config says its file is for; they settle whose head an ambiguous name is."""
+    """The classes that a foreign config says its file is for; they settle whose head an ambiguous
+    name is.
+    """
     named = (foreign or {}).get("architectures")
     return tuple(str(name) for name in named) if isinstance(named, list) else ()
 
 
 def embedding_options(source: Any) -> dict[str, Any]:
-    """How a sentence encoder's folder says that vectors are made (modules.json, 1_Pooling/config.json); empty where it says nothing."""
+    """How a sentence encoder's folder says that vectors are made (modules.json,
+    1_Pooling/config.json); empty where it says nothing.
+    """
     folder = folder_of(source)
     if folder is None or not (folder / "modules.json").is_file():
         return {}
@@ -95,10 +106,14 @@ def embedding_options(source: Any) -> dict[str, Any]:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'modules.json'} does not list modules with a type and a path: {error!r}") from error
+        raise CheckpointError(
+            f"{folder / 'modules.json'} does not list modules with a type and a path: {error!r}"
+        ) from error
     options: dict[str, Any] = {"normalize": "Normalize" in kinds}
     if extra := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
-        raise CheckpointError(f"{folder}: the sentence encoder has modules that the zoo does not run: {', '.join(sorted(extra))}")
+        raise CheckpointError(
+            f"{folder}: the sentence encoder has modules that the zoo does not run: {', '.join(sorted(extra))}"
+        )
     if "Pooling" in kinds:
         pooling = read_json(folder / kinds["Pooling"] / "config.json")
         names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max", "pooling_mode_cls_token": "cls"}

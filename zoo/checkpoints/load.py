@@ -32,8 +32,9 @@ from zoo.techniques.blueprint import Blueprint
 class LoadReport:
     """What happened when weights were loaded; stands at ``model.load_report``.
 
-    ``left_out``: stored tensors that nobody asked for, each with its reason. ``random``: tensors of the asked-for head that the checkpoint
-    lacks. ``differs``: config fields in which the checkpoint differs from the named variant, (variant's, checkpoint's).
+    ``left_out``: stored tensors that nobody asked for, each with its reason. ``random``: tensors of
+    the asked-for head that the checkpoint lacks. ``differs``: config fields in which the checkpoint
+    differs from the named variant, (variant's, checkpoint's).
     """
 
     source: str
@@ -48,14 +49,17 @@ class LoadReport:
         lines += [f"  left out {name}: {why}" for name, why in self.left_out.items()]
         lines += [f"  starts at random: {name}" for name in self.random]
         lines += [
-            f"  {name}: this checkpoint has {theirs!r} where the variant has {ours!r}" for name, (ours, theirs) in self.differs.items()
+            f"  {name}: this checkpoint has {theirs!r} where the variant has {ours!r}"
+            for name, (ours, theirs) in self.differs.items()
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked of `create` or `load`, carried through the steps. ``shown``: the source's name in messages."""
+    """What a user asked of `create` or `load`, carried through the steps. ``shown``: the source's
+    name in messages.
+    """
 
     name: str | None = None
     task: str | None = None
@@ -79,12 +83,14 @@ def load(
     dtype: torch.dtype | None = None,
     **overrides: Any,
 ) -> Any:
-    """Load a folder or file in our layout or a known foreign one, or a dict of tensors under foreign names.
+    """Load a folder or file in our layout or a known foreign one, or a dict of tensors under
+    foreign names.
 
-    layout: a public key layout, None = recognised from config and keys. config: the foreign config, verbatim (a dict or a JSON file), where
-    the source has none beside it. task: the head wanted; a folder that `save` wrote knows its own. Loading is strict: a missing, extra or
-    mis-shaped tensor is a CheckpointError, except heads nobody asked for and the asked-for head where the checkpoint lacks it;
-    ``model.load_report`` names both.
+    layout: a public key layout, None = recognised from config and keys. config: the foreign config,
+    verbatim (a dict or a JSON file), where the source has none beside it. task: the head wanted; a
+    folder that `save` wrote knows its own. Loading is strict: a missing, extra or mis-shaped tensor
+    is a CheckpointError, except heads nobody asked for and the asked-for head where the checkpoint
+    lacks it; ``model.load_report`` names both.
     """
     return _load(source, Request(None, task, layout, config, device, dtype, None, overrides))
 
@@ -94,7 +100,11 @@ def _split(overrides: Mapping[str, Any], model_class: Any, task: str | None) -> 
     fields, known = model_class.Config.field_names(), spec_of_class(task, model_class).options if task else {}
     for name in overrides:
         if name not in fields and name not in known:
-            hint = "" if task or not any(name in spec.options for spec in TASKS.values()) else "(an option of a task: pass task= too)"
+            hint = (
+                ""
+                if task or not any(name in spec.options for spec in TASKS.values())
+                else "(an option of a task: pass task= too)"
+            )
             raise unknown(f"field of {model_class.Config.__name__}", name, [*fields, *known], hint)
     return {k: v for k, v in overrides.items() if k in fields}, {k: v for k, v in overrides.items() if k not in fields}
 
@@ -125,7 +135,9 @@ def _load_foreign(source: Any, request: Request) -> Any:
     foreign, layout = foreign_config(source, request.config), request.layout
     with opened(source) as archive:
         foreign = layouts.own_config(archive) if foreign is None else foreign
-        if foreign is None and request.name and registry.split(request.name)[1]:  # "name.tag": what the catalogue knows of that file
+        if (
+            foreign is None and request.name and registry.split(request.name)[1]
+        ):  # "name.tag": what the catalogue knows of that file
             record = record_of(request.name)
             if isinstance(record.config, Mapping):
                 foreign, layout = dict(record.config), layout or record.layout
@@ -133,7 +145,8 @@ def _load_foreign(source: Any, request: Request) -> Any:
         variant = registry.variant(registry.split(request.name)[0]) if request.name else None
         if variant is not None and variant.maps != keymap.family:
             raise CheckpointError(
-                f"{request.shown} is a {keymap.family} (layout {keymap.layout}), not a {variant.maps} like {variant.name}"
+                f"{request.shown} is a {keymap.family} (layout {keymap.layout}), not a {variant.maps} like "
+                f"{variant.name}"
             )
         model_class = variant.model_class() if variant else class_of_maps(keymap.family)
         found = model_class.Config.from_dict(keymap.config_forward(foreign or {}, archive.tensors))
@@ -145,7 +158,9 @@ def _load_foreign(source: Any, request: Request) -> Any:
         plan = keymap.forward(archive.tensors, config.to_dict(), heads=wanted, architectures=architectures_of(foreign))
         check_ties(archive, plan)
         sizes = {name: info.shape for name, info in plan.outputs.items()}
-        module, random = _fitted(model_class, config, options, sizes, replace(request, name=variant.name if variant else keymap.family))
+        module, random = _fitted(
+            model_class, config, options, sizes, replace(request, name=variant.name if variant else keymap.family)
+        )
         targets = set(canonical_state(module)) - set(random)
         state: dict[str, Tensor] = {}
         left_out = dict(plan.left_out)
@@ -175,10 +190,14 @@ def _load_ours(source: Path, description: Mapping[str, Any], request: Request) -
         sizes = {name: info.shape for name, info in archive.tensors.items()}
         module, random = _fitted(model_class, override(found, fields, request.shown), options, sizes, request)
         if random and same_task and not given:
-            raise CheckpointError(f"{source}: {random[0]} is missing or of another shape, though the config promises it")
+            raise CheckpointError(
+                f"{source}: {random[0]} is missing or of another shape, though the config promises it"
+            )
         targets = canonical_state(module)
         passengers = str(archive.metadata.get("zoo.passengers", "")).split()
-        left_out = {name: "a part that nobody asked for" for name in sizes if name not in targets and name not in passengers}
+        left_out = {
+            name: "a part that nobody asked for" for name in sizes if name not in targets and name not in passengers
+        }
         if strange := [name for name in left_out if not name.startswith(("heads.", "pooler."))]:
             raise CheckpointError(f"{source}: nothing in this model takes the stored tensor {strange[0]}")
         assign(module, {name: archive.read(name) for name in targets if name not in random}, random, request)
@@ -189,7 +208,8 @@ def _load_ours(source: Path, description: Mapping[str, Any], request: Request) -
 def _fitted(
     model_class: Any, config: Any, options: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], request: Request
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """A module on the meta device that the stored ``sizes`` fill, and the tensors of the asked-for head that they don't.
+    """A module on the meta device that the stored ``sizes`` fill, and the tensors of the asked-for
+    head that they don't.
 
     Raises CheckpointError for any other tensor that is missing or of another shape.
     """
@@ -221,9 +241,15 @@ def _pooler_has_parameters(model_class: Any, config: Any) -> bool:
 
 
 def differences(named: Any, found: Any) -> dict[str, tuple[Any, Any]]:
-    """The fields, free ones excepted, in which a checkpoint's config differs from the named variant's: (variant's, checkpoint's)."""
+    """The fields, free ones excepted, in which a checkpoint's config differs from the named
+    variant's: (variant's, checkpoint's).
+    """
     fields = [name for name in found.field_names() if name not in found.free_fields()]
-    return {name: (getattr(named, name), getattr(found, name)) for name in fields if getattr(named, name) != getattr(found, name)}
+    return {
+        name: (getattr(named, name), getattr(found, name))
+        for name in fields
+        if getattr(named, name) != getattr(found, name)
+    }
 
 
 def override(found: Any, fields: Mapping[str, Any], shown: str) -> Any:
@@ -231,7 +257,9 @@ def override(found: Any, fields: Mapping[str, Any], shown: str) -> Any:
     for key, value in fields.items():
         stored = getattr(found, key)
         if key not in found.free_fields() and value != stored:
-            raise ConfigError(f"{key}={value!r} contradicts the weights of {shown}, which have {key}={stored!r}; leave it out")
+            raise ConfigError(
+                f"{key}={value!r} contradicts the weights of {shown}, which have {key}={stored!r}; leave it out"
+            )
     return found.replace(**fields)
 
 
@@ -246,17 +274,23 @@ def check_ties(archive: Archive, plan: Plan) -> None:
     """Stored copies of another tensor must hold equal bits."""
     for copy, original in plan.ties:
         if not torch.equal(archive.read(copy), archive.read(original)):
-            raise CheckpointError(f"{copy} is stored as a copy of {original}, but differs from it; does its config untie them?")
+            raise CheckpointError(
+                f"{copy} is stored as a copy of {original}, but differs from it; does its config untie them?"
+            )
 
 
 def assign(module: nn.Module, state: Mapping[str, Tensor], random: Sequence[str], request: Request) -> None:
-    """Put tensors into a module built on the meta device; the ``random`` ones are drawn. Each is moved and cast on its own."""
+    """Put tensors into a module built on the meta device; the ``random`` ones are drawn. Each is
+    moved and cast on its own.
+    """
     prefix = "model." if isinstance(module, TaskModel) else ""
     stored = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
     full = dict(state)
     for part in sorted({".".join(name.split(".")[: 2 if name.startswith("heads.") else 1]) for name in random}):
         piece = (
-            module.get_submodule(part if part.startswith("heads.") else prefix + part).to(request.dtype or stored).to_empty(device="cpu")
+            module.get_submodule(part if part.startswith("heads.") else prefix + part)
+            .to(request.dtype or stored)
+            .to_empty(device="cpu")
         )
         initialise(piece, module.config.initializer_range, request.generator)  # type: ignore[union-attr, arg-type]
         full.update({f"{part}.{name}": tensor for name, tensor in piece.state_dict().items()})

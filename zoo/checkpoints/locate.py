@@ -1,4 +1,6 @@
-"""From what a user calls a checkpoint (a path, a tag, a remote source) to its files and its record."""
+"""From what a user calls a checkpoint (a path, a tag, a remote source) to its files and its
+record.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from zoo.registry.records import Record, records
 
 
 def locate(source: Any) -> tuple[Any, Record | None]:
-    """A source's local path (or the tensors it is), fetched where it must be, and its record where it is a registered tag."""
+    """A source's local path (or the tensors it is), fetched where it must be, and its record where
+    it is a registered tag.
+    """
     from zoo.checkpoints.fetching.fetch import fetch
 
     if isinstance(source, Mapping):
@@ -31,16 +35,24 @@ def locate(source: Any) -> tuple[Any, Record | None]:
         return path, narrowed(record, path)
     if os.sep not in name and "." not in name:
         raise unknown("model", name, list_models(), "(and there is no such file or folder)")
-    raise CheckpointError(f"{name!r} does not exist; give a file, a folder, a registered name or a source like hub:org/name")
+    raise CheckpointError(
+        f"{name!r} does not exist; give a file, a folder, a registered name or a source like hub:org/name"
+    )
 
 
 def narrowed(record: Record, path: Path) -> Record:
-    """A record as it holds for the source that its files came from: a mirror may have another layout, config or tokenizer."""
+    """A record as it holds for the source that its files came from: a mirror may have another
+    layout, config or tokenizer.
+    """
     from zoo.checkpoints.fetching.fetch import provenance
     from zoo.checkpoints.fetching.sources import parse_source
 
     entry = provenance(path)
-    came = None if entry is None else next((text for text in record.sources if str(parse_source(text)) == entry.source), None)
+    came = (
+        None
+        if entry is None
+        else next((text for text in record.sources if str(parse_source(text)) == entry.source), None)
+    )
     return record if came is None else record.at(came)
 
 
@@ -56,8 +68,14 @@ def record_of(name: str) -> Record:
     found = records().get(f"{variant.name}.{tag}") if tag else None
     if found is None:
         with_sources = [n for n in records() if n.startswith(f"{variant.name}.")]
-        where = f"its tags with a source: {', '.join(with_sources)}" if with_sources else "none of its tags has a public source"
-        raise unknown("checkpoint", f"{variant.name}.{tag}" if tag else variant.name, records(), f"({variant.name}: {where})")
+        where = (
+            f"its tags with a source: {', '.join(with_sources)}"
+            if with_sources
+            else "none of its tags has a public source"
+        )
+        raise unknown(
+            "checkpoint", f"{variant.name}.{tag}" if tag else variant.name, records(), f"({variant.name}: {where})"
+        )
     return found
 
 

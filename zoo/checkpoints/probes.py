@@ -1,4 +1,6 @@
-"""Recorded outputs of public checkpoints: the last rung of the ladder. Data in ``weights/<family>/probes.toml``."""
+"""Recorded outputs of public checkpoints: the last rung of the ladder. Data in
+``weights/<family>/probes.toml``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from zoo.registry.resources import weights_folder
 
 @dataclass(frozen=True)
 class Probe:
-    """Token ids and what another library's model gave for them: the first values of the first token's last state."""
+    """Token ids and what another library's model gave for them: the first values of the first
+    token's last state.
+    """
 
     input_ids: list[list[int]]
     values: list[float]
@@ -32,7 +36,9 @@ def probe_of(record: Record) -> Probe | None:
     try:
         return Probe(**found)
     except TypeError as error:
-        raise ConfigError(f"{path.name}: the probe of {record.name} needs input_ids, values, tolerance and source: {error}") from error
+        raise ConfigError(
+            f"{path.name}: the probe of {record.name} needs input_ids, values, tolerance and source: {error}"
+        ) from error
 
 
 def check(probe: Probe, model: Any) -> tuple[bool, str]:
@@ -42,4 +48,7 @@ def check(probe: Probe, model: Any) -> tuple[bool, str]:
     with torch.inference_mode():
         got = model(torch.tensor(probe.input_ids)).last_hidden_state[0, 0, : len(probe.values)].double()
     difference = float((got - torch.tensor(probe.values, dtype=torch.float64)).abs().max())
-    return difference <= probe.tolerance, f"differs by {difference:.1e} from {probe.source}; {probe.tolerance:.0e} is allowed"
+    return (
+        difference <= probe.tolerance,
+        f"differs by {difference:.1e} from {probe.source}; {probe.tolerance:.0e} is allowed",
+    )

@@ -19,17 +19,28 @@ from zoo.tasks.base import TaskModel, canonical_state
 
 
 def save(
-    model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None, *, shard_size: int | None = None, sparse: bool = False
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    tokenizer: Any = None,
+    *,
+    shard_size: int | None = None,
+    sparse: bool = False,
 ) -> Path:
-    """Write ``config.json`` and ``model.safetensors`` (and the tokenizer's files) into a folder, all or nothing.
+    """Write ``config.json`` and ``model.safetensors`` (and the tokenizer's files) into a folder,
+    all or nothing.
 
-    The files are written beside the folder and moved in when they are whole; a folder that exists is replaced file by file. Tensors stand
-    under the canonical names, a task's heads under ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors
-    with many zeros are stored by their other values alone where that is smaller; `load` and every converter here read them. -> the folder.
+    The files are written beside the folder and moved in when they are whole; a folder that exists
+    is replaced file by file. Tensors stand under the canonical names, a task's heads under
+    ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors with many
+    zeros are stored by their other values alone where that is smaller; `load` and every converter
+    here read them. -> the folder.
     """
     folder = Path(folder)
     if getattr(model, "prepared", None) is not None:
-        raise InputError("this model was prepared by zoo.optimize and holds its weights in no form that can be saved; save the original")
+        raise InputError(
+            "this model was prepared by zoo.optimize and holds its weights in no form that can be saved; save the "
+            "original"
+        )
     description = describe(model)
     if sparse and shard_size is not None:
         raise InputError("sparse=True writes one file; leave shard_size out")

@@ -13,7 +13,9 @@ from zoo.errors import InputError
 
 
 class staged:
-    """A folder beside ``out`` to work in, moved into its place when whole; for a single file the writer does that by itself."""
+    """A folder beside ``out`` to work in, moved into its place when whole; for a single file the
+    writer does that by itself.
+    """
 
     def __init__(self, out: Path, to_file: bool = False, dry_run: bool = False) -> None:
         if out.exists() and (out.is_dir() if to_file else not out.is_dir()):

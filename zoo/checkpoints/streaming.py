@@ -1,6 +1,8 @@
-"""Conversion as a stream: plan from names and shapes, then read, make, check, hash and write one tensor after the other.
+"""Conversion as a stream: plan from names and shapes, then read, make, check, hash and write one
+tensor after the other.
 
-The engine knows no model. It is told our names and shapes (``targets``) and the values of our config, and the map does the rest.
+The engine knows no model. It is told our names and shapes (``targets``) and the values of our
+config, and the map does the rest.
 """
 
 from __future__ import annotations
@@ -99,9 +101,10 @@ def convert(
 ) -> Report:
     """A foreign file into safetensors under our names.
 
-    ``config`` holds our fields, ``foreign`` the config they came from, ``overrides`` the fields that were set otherwise on purpose;
-    ``heads`` None: those among ``targets``. With ``dry_run`` all is planned and nothing read or written. The source is hashed beside the
-    stream, so that its bytes come from the disk once.
+    ``config`` holds our fields, ``foreign`` the config they came from, ``overrides`` the fields
+    that were set otherwise on purpose; ``heads`` None: those among ``targets``. With ``dry_run``
+    all is planned and nothing read or written. The source is hashed beside the stream, so that its
+    bytes come from the disk once.
     """
     started = time.perf_counter()
     plan = keymap.forward(archive.tensors, config, heads=heads, architectures=architectures, targets=targets)
@@ -111,17 +114,23 @@ def convert(
     infos = _announced(plan, dtype)
     if dry_run:
         untried = [verify.Rung(name, None, "dry run: nothing was read") for name in ("values", "ties")]
-        ladder = verify.Ladder((verify.Rung("hash", None, "dry run: nothing was read"), verify.check_plan(plan), *untried, contract))
+        ladder = verify.Ladder(
+            (verify.Rung("hash", None, "dry run: nothing was read"), verify.check_plan(plan), *untried, contract)
+        )
         return _report(plan, "forward", archive, None, infos, ladder, started)
     with _hashing(archive) as source_hash:
         room = _metadata(plan, archive, "0" * 64, "0" * 64, max(verify.RUNGS, key=len), metadata)
-        with SafetensorsWriter(out_path, infos, room, shard_size=shard_size, durable=durable, progress=progress) as writer:
+        with SafetensorsWriter(
+            out_path, infos, room, shard_size=shard_size, durable=durable, progress=progress
+        ) as writer:
             _stream(plan, archive, writer.write)
             sha256 = source_hash.result()
             hashed = verify.check_hash(sha256, expected_sha256, archive.path.name)
             if hashed.reached is False:
                 raise CheckpointError(hashed.why)
-            ladder = verify.Ladder((hashed, verify.check_plan(plan), _values(infos), _tied(plan), contract, verify.check_probe(None)))
+            ladder = verify.Ladder(
+                (hashed, verify.check_plan(plan), _values(infos), _tied(plan), contract, verify.check_probe(None))
+            )
             written = writer.finish(_metadata(plan, archive, sha256, writer.content_sha256(), ladder.reached, metadata))
     return _report(plan, "forward", archive, sha256, infos, ladder, started, written)
 
@@ -143,8 +152,8 @@ def convert_back(
 ) -> Report:
     """Ours into a foreign layout: a safetensors file under its names, and its config.
 
-    ``out_path`` without the suffix ``.safetensors`` is a folder, which gets ``model.safetensors`` and ``config.json``. ``ties`` writes
-    stored copies, as older files have them.
+    ``out_path`` without the suffix ``.safetensors`` is a folder, which gets ``model.safetensors``
+    and ``config.json``. ``ties`` writes stored copies, as older files have them.
     """
     started = time.perf_counter()
     path, config_path = Path(out_path), None if config_path is None else Path(config_path)
@@ -185,7 +194,9 @@ def load(
     foreign: Mapping[str, object] | None = None,
     overrides: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], Report]:
-    """Our tensors from a foreign file, in memory, with the same checks. Tensors may show the mapped file until they are written to."""
+    """Our tensors from a foreign file, in memory, with the same checks. Tensors may show the mapped
+    file until they are written to.
+    """
     started = time.perf_counter()
     plan = keymap.forward(archive.tensors, config, heads=heads, architectures=architectures, targets=targets)
     contract = verify.check_contract(keymap, config, foreign, overrides)
@@ -206,7 +217,9 @@ def load(
 
 
 def _stream(plan: Plan, archive: Source, take: Callable[[str, Tensor], None]) -> None:
-    """Run the steps in the order of the source file; hold stored copies against what they copy on the way."""
+    """Run the steps in the order of the source file; hold stored copies against what they copy on
+    the way.
+    """
     position = {name: number for number, name in enumerate(archive.tensors)}
     shared = archive.aliases() if plan.ties else []
     ties = [(copy, original) for copy, original in plan.ties if not any({copy, original} <= names for names in shared)]
@@ -223,7 +236,9 @@ def _stream(plan: Plan, archive: Source, take: Callable[[str, Tensor], None]) ->
             digests[name] = tensor_hash(tensor)
         return tensor
 
-    work: list[tuple[int, Step | str]] = [(min((position[s] for s in step.sources), default=len(position)), step) for step in plan.steps]
+    work: list[tuple[int, Step | str]] = [
+        (min((position[s] for s in step.sources), default=len(position)), step) for step in plan.steps
+    ]
     work += [(position[copy], copy) for copy, _ in ties] + [(position[name], name) for name, _ in plan.checks]
     implied = dict(plan.checks)
     for _, item in sorted(work, key=lambda entry: entry[0]):
@@ -248,7 +263,10 @@ def _announced(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, Info]:
     if dtype is None:
         return outputs
     wanted = dtype_name(dtype)
-    return {name: replace(info, dtype=wanted) if DTYPES[info.dtype].is_floating_point else info for name, info in outputs.items()}
+    return {
+        name: replace(info, dtype=wanted) if DTYPES[info.dtype].is_floating_point else info
+        for name, info in outputs.items()
+    }
 
 
 @contextmanager
@@ -258,7 +276,9 @@ def _hashing(archive: Source) -> Iterator[Future[str]]:
         yield pool.submit(archive.sha256)
 
 
-def _metadata(plan: Plan, archive: Source, source: str, content: str, rung: str, extra: Mapping[str, str] | None) -> dict[str, str]:
+def _metadata(
+    plan: Plan, archive: Source, source: str, content: str, rung: str, extra: Mapping[str, str] | None
+) -> dict[str, str]:
     facts = {
         "format": "pt",
         "zoo.content_sha256": content,
@@ -279,7 +299,11 @@ def _values(infos: Mapping[str, Described]) -> verify.Rung:
 
 
 def _tied(plan: Plan) -> verify.Rung:
-    return verify.Rung("ties", True, f"{len(plan.ties)} stored copies equal what they copy" if plan.ties else "the file stores no copies")
+    return verify.Rung(
+        "ties",
+        True,
+        f"{len(plan.ties)} stored copies equal what they copy" if plan.ties else "the file stores no copies",
+    )
 
 
 def _report(

@@ -9,10 +9,11 @@ from zoo.checkpoints.locate import locate
 
 
 def tokenizer(source: str | os.PathLike[str]) -> Any:
-    """The tokenizer of a registered name (its default checkpoint's), a folder, a file, or ``"hub:org/name"``.
+    """The tokenizer of a registered name (its default checkpoint's), a folder, a file, or
+    ``"hub:org/name"``.
 
-    ``.encode(text, pair)`` gives a tokenizers.Encoding, ``tokenizer(texts)`` tensors for ``model(**batch)``, ``.backend`` the
-    tokenizers.Tokenizer.
+    ``.encode(text, pair)`` gives a tokenizers.Encoding, ``tokenizer(texts)`` tensors for
+    ``model(**batch)``, ``.backend`` the tokenizers.Tokenizer.
     """
     from zoo.tokenization import load_tokenizer
 

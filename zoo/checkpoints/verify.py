@@ -26,10 +26,11 @@ def verify(
     layout: str | None = None,
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
 ) -> ladder.Ladder:
-    """Climb hash, keys, values, ties, contract and probe for a file, a folder, a registered tag or a source; says how far it got and why.
+    """Climb hash, keys, values, ties, contract and probe for a file, a folder, a registered tag or
+    a source; says how far it got and why.
 
-    The result's ``ok`` is False where a rung failed that could be climbed. A registered tag brings the hash and the probe that are on
-    record.
+    The result's ``ok`` is False where a rung failed that could be climbed. A registered tag brings
+    the hash and the probe that are on record.
     """
     path, record = locate(source)
     probe = _probe(record) if record is not None else None
@@ -38,12 +39,16 @@ def verify(
         if description is not None and layout in (None, layouts.OURS):
             with open_archive(path) as archive:
                 model_class, found = class_and_config(description, path)
-                targets = targets_of(model_class, found, shapes_of(archive), recorded(description.get("techniques", ())))
+                targets = targets_of(
+                    model_class, found, shapes_of(archive), recorded(description.get("techniques", ()))
+                )
                 return ladder.verify_ours(archive, targets, probe=probe)
     foreign = foreign_config(path, config if config is not None else record.config if record else None)
     with opened(path) as archive:
         foreign = layouts.own_config(archive) if foreign is None else foreign
-        keymap = layouts.load(layout or (record.layout if record and record.layout else layouts.recognise(archive, foreign)))
+        keymap = layouts.load(
+            layout or (record.layout if record and record.layout else layouts.recognise(archive, foreign))
+        )
         model_class, ours, plan = planned(keymap, archive, foreign, None)
         return ladder.verify_foreign(
             archive,
@@ -58,7 +63,9 @@ def verify(
 
 
 def _probe(record: Record) -> Callable[[], tuple[bool, str]] | None:
-    """A check of recorded outputs, for a tag that has some on record (``weights/<family>/probes.toml``)."""
+    """A check of recorded outputs, for a tag that has some on record
+    (``weights/<family>/probes.toml``).
+    """
     from zoo.checkpoints.probes import check, probe_of
 
     found = probe_of(record)

@@ -1,4 +1,6 @@
-"""`create(..., init_from=...)`: another family's checkpoint starts what the declared transfer map says."""
+"""`create(..., init_from=...)`: another family's checkpoint starts what the declared transfer map
+says.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from zoo.tasks.base import canonical_state
 
 
 def warm_start(module: nn.Module, variant: registry.Variant, source: str | os.PathLike[str]) -> LoadReport:
-    """Fill what another family's checkpoint can start, by the declared transfer map; the report says what stays random.
+    """Fill what another family's checkpoint can start, by the declared transfer map; the report
+    says what stays random.
 
     Raises UnknownNameError where no transfer is declared, CheckpointError where sizes differ.
     """
@@ -48,11 +51,15 @@ def warm_start(module: nn.Module, variant: registry.Variant, source: str | os.Pa
                 for name, tensor in step.run(archive.read).items():
                     if name not in targets or targets[name].shape != tensor.shape:
                         wanted = tuple(targets[name].shape) if name in targets else "nothing of that name"
-                        raise CheckpointError(f"{source}: {name} is {tuple(tensor.shape)} there; {variant.name} has {wanted}")
+                        raise CheckpointError(
+                            f"{source}: {name} is {tuple(tensor.shape)} there; {variant.name} has {wanted}"
+                        )
                     with torch.no_grad():
                         targets[name].copy_(tensor)
                     started.add(name)
             left_out = {**plan.left_out, **plan.dropped}
-            if missed := [n for n in archive.tensors if n not in left_out and not any(n in step.sources for step in plan.steps)]:
+            if missed := [
+                n for n in archive.tensors if n not in left_out and not any(n in step.sources for step in plan.steps)
+            ]:
                 raise CheckpointError(f"{source}: {missed[0]} has no place in {variant.name}; do the sizes agree?")
     return LoadReport(str(source), keymap.layout, left_out, tuple(name for name in targets if name not in started))

@@ -1,4 +1,6 @@
-"""The `zoo` command. Exit code 0 = done, 1 = failed (with the reason), 2 = called wrongly. ``--json`` prints data instead of tables."""
+"""The `zoo` command. Exit code 0 = done, 1 = failed (with the reason), 2 = called wrongly.
+``--json`` prints data instead of tables.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,14 @@ from zoo.cli.prune import prune as prune_model
 from zoo.cli.quantize import quantize
 from zoo.errors import UnknownNameError, ZooError
 
-app = typer.Typer(name="zoo", help=zoo.__doc__.splitlines()[0] if zoo.__doc__ else None, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    name="zoo", help=zoo.__doc__.splitlines()[0] if zoo.__doc__ else None, no_args_is_help=True, add_completion=False
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Override = Annotated[list[str] | None, typer.Option("--set", "-s", help="A config field or task option, name=value. Repeatable.")]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="A config field or task option, name=value. Repeatable.")
+]
 Task = Annotated[str | None, typer.Option(help="A task: its head is built or loaded too.")]
 
 
@@ -76,16 +82,22 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
 @app.command("list")
 def list_(
     pattern: Annotated[str, typer.Argument(help="Shell wildcards, like '*bert*'.")] = "*",
-    pillar: Annotated[str | None, typer.Option(help="foundation, lightweight, knowledge-enhanced, cross-modal or cross-lingual.")] = None,
+    pillar: Annotated[
+        str | None, typer.Option(help="foundation, lightweight, knowledge-enhanced, cross-modal or cross-lingual.")
+    ] = None,
     streams: Annotated[int | None, typer.Option(help="1 or 2.")] = None,
     fusion: Annotated[str | None, typer.Option(help="How streams meet, e.g. co-attention.")] = None,
     family: Annotated[str | None, typer.Option()] = None,
     task: Annotated[str | None, typer.Option(help="Only models that this task fits.")] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Names with the tag of each public checkpoint.")] = False,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Names with the tag of each public checkpoint.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List registered models."""
-    names = zoo.list_models(pattern, pillar=pillar, streams=streams, fusion=fusion, family=family, task=task, pretrained=pretrained)
+    names = zoo.list_models(
+        pattern, pillar=pillar, streams=streams, fusion=fusion, family=family, task=task, pretrained=pretrained
+    )
     if as_json:
         _json(names)
         return
@@ -140,7 +152,9 @@ def create(
     name: str,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the model into this folder.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="With the public checkpoint's weights.")] = False,
-    source: Annotated[str | None, typer.Option("--from", help="Weights from this file, folder or hub:org/name.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Weights from this file, folder or hub:org/name.")
+    ] = None,
     init_from: Annotated[str | None, typer.Option(help="Another family's checkpoint that starts what it can.")] = None,
     task: Task = None,
     override: Override = None,
@@ -151,8 +165,20 @@ def create(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    model = zoo.create(name, pretrained=source or pretrained, init_from=init_from, task=task, generator=generator, **_overrides(override))
-    result: dict[str, Any] = {"name": name, "task": task, "parameters": model.num_parameters(), "dtype": str(model.dtype)}
+    model = zoo.create(
+        name,
+        pretrained=source or pretrained,
+        init_from=init_from,
+        task=task,
+        generator=generator,
+        **_overrides(override),
+    )
+    result: dict[str, Any] = {
+        "name": name,
+        "task": task,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype),
+    }
     if out is not None:
         tokenizer = None
         if pretrained or source:
@@ -250,7 +276,12 @@ def fetch(
 
     source = name if is_remote(name) else record_of(name)
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), transient=True, disable=as_json
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        transient=True,
+        disable=as_json,
     ) as bars:
         shown: dict[str, Any] = {}
 
@@ -275,9 +306,18 @@ def cache_list(as_json: Json = False) -> None:
 
     entries = Cache().entries()
     if as_json:
-        _json([{"source": e.source, "name": e.name, "revision": e.revision, "bytes": e.bytes, "folder": str(e.folder)} for e in entries])
+        _json(
+            [
+                {"source": e.source, "name": e.name, "revision": e.revision, "bytes": e.bytes, "folder": str(e.folder)}
+                for e in entries
+            ]
+        )
         return
-    _table("cache", ["source", "name", "MB", "fetched"], [[e.source, e.name or "", f"{e.bytes / 1e6:.1f}", e.fetched] for e in entries])
+    _table(
+        "cache",
+        ["source", "name", "MB", "fetched"],
+        [[e.source, e.name or "", f"{e.bytes / 1e6:.1f}", e.fetched] for e in entries],
+    )
 
 
 @cache_app.command("verify")
@@ -294,7 +334,10 @@ def cache_verify(
         _json([{"source": v.entry.source, "problems": list(v.problems)} for v in found])
     else:
         for v in found:
-            print(f"{'damaged' if v.problems else 'ok     '} {v.entry.source}" + "".join(f"\n        {p}" for p in v.problems))
+            print(
+                f"{'damaged' if v.problems else 'ok     '} {v.entry.source}"
+                + "".join(f"\n        {p}" for p in v.problems)
+            )
     if any(v.problems for v in found):
         raise SystemExit(1)
 
@@ -322,7 +365,9 @@ def cache_prune(
 @app.command()
 def embed(
     texts: Annotated[list[str], typer.Argument(help="Texts; or - to read lines from standard input.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A pretrained name, file or folder.")] = "minilm-l6-h384.all-minilm-l6-v2",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A pretrained name, file or folder.")
+    ] = "minilm-l6-h384.all-minilm-l6-v2",
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     as_json: Json = False,
 ) -> None:
@@ -334,7 +379,9 @@ def embed(
     lines = [line.rstrip("\n") for line in sys.stdin] if texts == ["-"] else texts
     encoder, tokenizer = open_pretrained(model, task="sentence-embedding")
     with torch.inference_mode():
-        vectors = torch.cat([encoder(**tokenizer(lines[i : i + batch_size])).embedding for i in range(0, len(lines), batch_size)])
+        vectors = torch.cat(
+            [encoder(**tokenizer(lines[i : i + batch_size])).embedding for i in range(0, len(lines), batch_size)]
+        )
     if as_json:
         _json({"model": model, "embeddings": vectors.tolist()})
         return
@@ -350,7 +397,9 @@ def embed(
 @app.command("fill-mask")
 def fill_mask(
     text: Annotated[str, typer.Argument(help="A text with the tokenizer's mask token, usually [MASK].")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A pretrained name, file or folder with a masked-lm head.")] = "bert-base",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A pretrained name, file or folder with a masked-lm head.")
+    ] = "bert-base",
     top: Annotated[int, typer.Option(min=1)] = 5,
     as_json: Json = False,
 ) -> None:

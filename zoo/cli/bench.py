@@ -23,7 +23,9 @@ def bench(
     task: Annotated[str | None, typer.Option(help="With this task's head.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time a model's forms in turn: as loaded, padded, and prepared in float32, bfloat16 and int8, with the cosine of their results."""
+    """Time a model's forms in turn: as loaded, padded, and prepared in float32, bfloat16 and int8,
+    with the cosine of their results.
+    """
     import torch
 
     from zoo.inference.export import example_inputs, flat

@@ -1,4 +1,6 @@
-"""`zoo distill`: a student of some of a teacher's layers, or of another size, taught on lines of text."""
+"""`zoo distill`: a student of some of a teacher's layers, or of another size, taught on lines of
+text.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,22 @@ import zoo
 from zoo.errors import ConfigError, TaskError, unknown
 
 Layers = Annotated[str | None, typer.Option(help="The teacher's layers that become the student's, from 0: 1,3,5.")]
-Student = Annotated[str | None, typer.Option(help="Another size, by a registered name or a folder; it gets the teacher's vocabulary.")]
+Student = Annotated[
+    str | None, typer.Option(help="Another size, by a registered name or a folder; it gets the teacher's vocabulary.")
+]
 Recipe = Annotated[
-    str | None, typer.Option(help="Of zoo.training.distillation.recipes.RECIPES; by the data and the task if you leave it out.")
+    str | None,
+    typer.Option(help="Of zoo.training.distillation.recipes.RECIPES; by the data and the task if you leave it out."),
 ]
 
 
 def distill(
     teacher: Annotated[str, typer.Argument(help="A pretrained name or a folder, with its tokenizer.")],
     texts: Annotated[
-        Path, typer.Argument(help="A file: a text on each line; with a label, text, tab, number.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="A file: a text on each line; with a label, text, tab, number.", exists=True, dir_okay=False
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write the student into.")],
     layers: Layers = None,
@@ -48,7 +56,9 @@ def distill(
     if recipe is not None and recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     data = list(_lines(texts))
-    source: Any = zoo.load(teacher, task=task) if Path(teacher).exists() else zoo.create(teacher, pretrained=True, task=task)
+    source: Any = (
+        zoo.load(teacher, task=task) if Path(teacher).exists() else zoo.create(teacher, pretrained=True, task=task)
+    )
     tokenizer = zoo.tokenizer(teacher)
     generator = torch.Generator().manual_seed(seed)
     pupil = (
@@ -58,11 +68,15 @@ def distill(
     )
     labelled = all(label is not None for _, label in data)
     name = recipe or _fitting(source, labelled)
-    batches = _batches(data, tokenizer, source, batch_size, min(max_length, tokenizer.max_length or max_length), generator)
+    batches = _batches(
+        data, tokenizer, source, batch_size, min(max_length, tokenizer.max_length or max_length), generator
+    )
     torch.manual_seed(seed)  # dropout
     report = []
     for number, terms in enumerate(RECIPES[name](), 1):
-        report.append({"stage": number, **_stage(source, pupil, terms, batches, steps, learning_rate, generator, quiet=as_json)})
+        report.append(
+            {"stage": number, **_stage(source, pupil, terms, batches, steps, learning_rate, generator, quiet=as_json)}
+        )
     zoo.save(pupil.eval(), out, tokenizer)
     counts = {"teacher": source.num_parameters(), "student": pupil.num_parameters()}
     if as_json:
@@ -101,7 +115,9 @@ def _sized(name: str, teacher: Any, generator: Any) -> Any:
 
 
 def _fitting(teacher: Any, labelled: bool) -> str:
-    """What a teacher without a task shows are its layers; one with a task its answers, and labels count where all texts have one."""
+    """What a teacher without a task shows are its layers; one with a task its answers, and labels
+    count where all texts have one.
+    """
     task = getattr(teacher, "task", "")
     return "minilmv2" if not task else "distilbert" if task == "masked-lm" else "soft-targets" if labelled else "pd"
 
@@ -118,7 +134,9 @@ def _batches(
     mask = None
     if task == "masked-lm":
         mask = MaskedLMCollator(
-            mask_id=tokenizer.mask_token_id, vocab_size=teacher.config.vocab_size, special_ids=tokenizer.special_token_ids
+            mask_id=tokenizer.mask_token_id,
+            vocab_size=teacher.config.vocab_size,
+            special_ids=tokenizer.special_token_ids,
         )
     while True:
         order = torch.randperm(len(data), generator=generator).tolist()
@@ -135,7 +153,15 @@ def _batches(
 
 
 def _stage(
-    teacher: Any, student: Any, terms: Any, batches: Iterator[Any], steps: int, rate: float, generator: Any, *, quiet: bool
+    teacher: Any,
+    student: Any,
+    terms: Any,
+    batches: Iterator[Any],
+    steps: int,
+    rate: float,
+    generator: Any,
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     import torch
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

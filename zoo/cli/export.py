@@ -15,8 +15,12 @@ def export(
     source: Annotated[str, typer.Argument(help="A pretrained name, file or folder.")],
     out: Annotated[Path, typer.Argument(help="The file to write: .pt2 (torch.export) or .onnx.")],
     task: Annotated[str | None, typer.Option(help="The head to load, where the source has one.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Fix the number of texts in a batch; any if you leave it out.")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Fix the length of a text; any if you leave it out.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Fix the number of texts in a batch; any if you leave it out.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Fix the length of a text; any if you leave it out.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a model as one file for torch.export or ONNX, once it gives what the model gives."""

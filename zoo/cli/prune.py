@@ -15,17 +15,29 @@ from zoo.errors import InputError
 def prune(
     source: Annotated[str, typer.Argument(help="A pretrained name, file or folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
-    weights: Annotated[float | None, typer.Option(min=0, max=1, help="The share of the blocks' weights to set to zero.")] = None,
-    scope: Annotated[str, typer.Option(help="Rank weights in each matrix, or across all of them: matrix or across.")] = "matrix",
-    heads: Annotated[float | None, typer.Option(min=0, max=1, help="The share of each layer's attention heads to remove.")] = None,
-    units: Annotated[float | None, typer.Option(min=0, max=1, help="The share of each layer's feed-forward units to remove.")] = None,
+    weights: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The share of the blocks' weights to set to zero.")
+    ] = None,
+    scope: Annotated[
+        str, typer.Option(help="Rank weights in each matrix, or across all of them: matrix or across.")
+    ] = "matrix",
+    heads: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The share of each layer's attention heads to remove.")
+    ] = None,
+    units: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The share of each layer's feed-forward units to remove.")
+    ] = None,
     hidden: Annotated[float | None, typer.Option(min=0, max=1, help="The share of the hidden width to remove.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to remove, from 0, such as 3,4.")] = None,
     task: Annotated[str | None, typer.Option(help="The head to load, where the source has one.")] = None,
-    dense: Annotated[bool, typer.Option("--dense", help="Store zeros too, so that any reader of safetensors takes the file.")] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Store zeros too, so that any reader of safetensors takes the file.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Remove weights, heads, units, width or layers, the smallest first, and write the smaller model; train it to regain what it lost."""
+    """Remove weights, heads, units, width or layers, the smallest first, and write the smaller
+    model; train it to regain what it lost.
+    """
     if all(share is None for share in (weights, heads, units, hidden, layers)):
         raise InputError("say what to prune: --weights, --heads, --units, --hidden or --layers")
     gone = _numbers(layers)

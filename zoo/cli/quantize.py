@@ -1,4 +1,6 @@
-"""`zoo quantize`: a model with weights of 8 bits, which are multiplied as such, or of 4, which only take less room."""
+"""`zoo quantize`: a model with weights of 8 bits, which are multiplied as such, or of 4, which only
+take less room.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ import zoo
 def quantize(
     source: Annotated[str, typer.Argument(help="A pretrained name, a file or a folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
-    bits: Annotated[int, typer.Option(help="8: int8 products. Fewer: packed weights, written out for each product.", min=2, max=8)] = 8,
+    bits: Annotated[
+        int, typer.Option(help="8: int8 products. Fewer: packed weights, written out for each product.", min=2, max=8)
+    ] = 8,
     block: Annotated[int, typer.Option(min=1, help="Below 8 bits: how many weights share a range.")] = 32,
     embeddings: Annotated[bool, typer.Option(help="The tables too.")] = True,
     task: Annotated[str | None, typer.Option(help="A task: its head is loaded too.")] = None,
@@ -23,9 +27,13 @@ def quantize(
     """Store a model's weights in few bits. The result loads like any other model."""
     from zoo.techniques.quantization.technique import stored_bytes
 
-    model: Any = zoo.load(source, task=task) if Path(source).exists() else zoo.create(source, pretrained=True, task=task)
+    model: Any = (
+        zoo.load(source, task=task) if Path(source).exists() else zoo.create(source, pretrained=True, task=task)
+    )
     before = stored_bytes(model)
-    technique = zoo.Int8(embeddings=embeddings) if bits == 8 else zoo.WeightOnly(bits=bits, block=block, embeddings=embeddings)
+    technique = (
+        zoo.Int8(embeddings=embeddings) if bits == 8 else zoo.WeightOnly(bits=bits, block=block, embeddings=embeddings)
+    )
     zoo.apply(model, technique)
     try:
         tokenizer = zoo.tokenizer(source)
@@ -33,10 +41,18 @@ def quantize(
         tokenizer = None  # a model without one is saved without one
     zoo.save(model, out, tokenizer)
     after = stored_bytes(model)
-    found = {"technique": str(technique), "bytes_before": before, "bytes_after": after, "ratio": before / after, "path": str(out)}
+    found = {
+        "technique": str(technique),
+        "bytes_before": before,
+        "bytes_after": after,
+        "ratio": before / after,
+        "path": str(out),
+    }
     if as_json:
         print(json.dumps(found | {"tokenizer": tokenizer is not None}, indent=2))
     else:
-        print(f"{technique}: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after (1/{before / after:.2f}), in {out}")
+        print(
+            f"{technique}: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after (1/{before / after:.2f}), in {out}"
+        )
         if tokenizer is None:
             print("  no tokenizer was found beside the source")

@@ -1,4 +1,6 @@
-"""`zoo regions check | convert`: dumps of region features, read through and turned into safetensors."""
+"""`zoo regions check | convert`: dumps of region features, read through and turned into
+safetensors.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,13 @@ from zoo.errors import InputError
 
 app = typer.Typer(help="Dumps of region features: check, convert.", no_args_is_help=True)
 
-Dump = Annotated[Path, typer.Argument(help="A TSV, LMDB, HDF5, npz or safetensors file, or a folder of npz or npy files.")]
+Dump = Annotated[
+    Path, typer.Argument(help="A TSV, LMDB, HDF5, npz or safetensors file, or a folder of npz or npy files.")
+]
 Detector = Annotated[str | None, typer.Option(help="Whose features these are, e.g. bottom-up-attention.")]
-Format = Annotated[str | None, typer.Option("--format", help="Of the boxes: xyxy, xywh or normalised, where the dump does not say.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Of the boxes: xyxy, xywh or normalised, where the dump does not say.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only so many pictures.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -31,14 +37,21 @@ def check(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Read a dump through: how many pictures, how many regions, how wide, and which can't be meant. Exit code 1 where one can't."""
+    """Read a dump through: how many pictures, how many regions, how wide, and which can't be meant.
+    Exit code 1 where one can't.
+    """
     wanted = None if model is None else _width(model)
     from zoo.data.regions.files import check_regions
 
     report = check_regions(path, limit=limit, **_options(detector, format_))
     unfit = [width for width in report.widths if wanted not in (None, width)]
     if as_json:
-        print(json.dumps(asdict(report) | {"passed": report.passed and not unfit, "model": model, "model_width": wanted}, indent=2))
+        print(
+            json.dumps(
+                asdict(report) | {"passed": report.passed and not unfit, "model": model, "model_width": wanted},
+                indent=2,
+            )
+        )
     else:
         print(report)
         if unfit:
@@ -57,7 +70,9 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="Of the features: float32, float16 or bfloat16.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a dump as one safetensors file, which `zoo.data.regions.files.read_regions` reads back."""
+    """Write a dump as one safetensors file, which `zoo.data.regions.files.read_regions` reads
+    back.
+    """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from zoo.data.regions.files import convert_regions
@@ -85,5 +100,7 @@ def _options(detector: str | None, format_: str | None) -> dict[str, Any]:
 def _width(model: str) -> int:
     width = getattr(zoo.config(model), "visual_size", None)
     if width is None:
-        raise InputError(f"{model} reads no regions; models that do: {', '.join(zoo.list_models(pillar='cross-modal')[:3])}, ...")
+        raise InputError(
+            f"{model} reads no regions; models that do: {', '.join(zoo.list_models(pillar='cross-modal')[:3])}, ..."
+        )
     return int(width)

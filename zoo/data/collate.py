@@ -1,16 +1,20 @@
-"""Batches for pre-training: pad to the longest, corrupt what is to be guessed, say where the loss looks.
+"""Batches for pre-training: pad to the longest, corrupt what is to be guessed, say where the loss
+looks.
 
     MaskedLMCollator(mask_id=103, vocab_size=30_522, special_ids=(0, 101, 102), choice=WholeWordMasking(starts))
     CausalLMCollator(pad_id=2)
     TranslationLMCollator(MaskedLMCollator(...))
 
-An *example* is a mapping: ``input_ids`` and, if the model reads them, ``token_type_ids``, ``position_ids``, ``language_ids``, each a
-sequence of ints of one length; any other entry is a number for the whole example (``next_sentence_label``, ``sentence_order_label``).
-A batch is what models take: int64 tensors (batch, length), ``attention_mask`` (1 = real), ``labels`` (-100 = nothing to predict),
-numbers as (batch,), and ``lengths``, plain ints, so that a packing model need not ask the device for them.
+An *example* is a mapping: ``input_ids`` and, if the model reads them, ``token_type_ids``,
+``position_ids``, ``language_ids``, each a sequence of ints of one length; any other entry is a
+number for the whole example (``next_sentence_label``, ``sentence_order_label``). A batch is what
+models take: int64 tensors (batch, length), ``attention_mask`` (1 = real), ``labels`` (-100 =
+nothing to predict), numbers as (batch,), and ``lengths``, plain ints, so that a packing model need
+not ask the device for them.
 
-Collators are frozen and hold no random state: they take a ``torch.Generator`` (``None``: torch's global one), and the same generator
-state gives the same batch. For a DataLoader: ``collate_fn=functools.partial(collator, generator=generator)``.
+Collators are frozen and hold no random state: they take a ``torch.Generator`` (``None``: torch's
+global one), and the same generator state gives the same batch. For a DataLoader:
+``collate_fn=functools.partial(collator, generator=generator)``.
 """
 
 from __future__ import annotations
@@ -46,22 +50,29 @@ Starts = Callable[[int], bool]
 PER_TOKEN = ("input_ids", "token_type_ids", "position_ids", "language_ids")
 
 
-# --- padding -------------------------------------------------------------------------------------------------------------------------
+# --- padding
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def pad_examples(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Pad to the longest example: ``pad_id`` for ids, 0 for types, positions and languages; adds ``attention_mask`` and ``lengths``."""
+    """Pad to the longest example: ``pad_id`` for ids, 0 for types, positions and languages; adds
+    ``attention_mask`` and ``lengths``.
+    """
     if not examples:
         raise InputError("a batch needs at least one example")
     names = set(examples[0])
     for number, example in enumerate(examples):
         if "input_ids" not in example or set(example) != names:
-            raise InputError(f"example {number} has the entries {sorted(example)}; all need input_ids, and the entries of the first")
+            raise InputError(
+                f"example {number} has the entries {sorted(example)}; all need input_ids, and the entries of the first"
+            )
         if len(example["input_ids"]) == 0:
             raise InputError(f"example {number} has no tokens")
         for name in names.intersection(PER_TOKEN):
             if len(example[name]) != len(example["input_ids"]):
-                raise InputError(f"example {number} has {len(example['input_ids'])} input_ids but {len(example[name])} {name}")
+                raise InputError(
+                    f"example {number} has {len(example['input_ids'])} input_ids but {len(example[name])} {name}"
+                )
     lengths = tuple(len(example["input_ids"]) for example in examples)
     batch: Batch = {"attention_mask": _real(lengths).long(), "lengths": lengths}
     for name in examples[0]:
@@ -84,7 +95,8 @@ def _real(lengths: Sequence[int]) -> Tensor:
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
-# --- what is masked ------------------------------------------------------------------------------------------------------------------
+# --- what is masked
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class Choice(Protocol):
@@ -96,30 +108,51 @@ class Choice(Protocol):
         ...
 
     def choose(
-        self, input_ids: Sequence[int], special: Collection[int], probability: float, maximum: int | None, rng: random.Random
+        self,
+        input_ids: Sequence[int],
+        special: Collection[int],
+        probability: float,
+        maximum: int | None,
+        rng: random.Random,
     ) -> list[int]: ...
 
 
 @dataclass(frozen=True)
 class TokenMasking:
-    """BERT: exactly ``round(probability * length)`` tokens (specials counted in the length, at least one), chosen one by one."""
+    """BERT: exactly ``round(probability * length)`` tokens (specials counted in the length, at
+    least one), chosen one by one.
+    """
 
     together: ClassVar[bool] = False
 
     def choose(
-        self, input_ids: Sequence[int], special: Collection[int], probability: float, maximum: int | None, rng: random.Random
+        self,
+        input_ids: Sequence[int],
+        special: Collection[int],
+        probability: float,
+        maximum: int | None,
+        rng: random.Random,
     ) -> list[int]:
-        return choose_units(word_units(input_ids, special), prediction_budget(len(input_ids), probability, maximum), rng)
+        return choose_units(
+            word_units(input_ids, special), prediction_budget(len(input_ids), probability, maximum), rng
+        )
 
 
 @dataclass(frozen=True)
 class EachTokenMasking:
-    """RoBERTa and XLM: every token on its own with ``probability``, so that the number varies and may be zero."""
+    """RoBERTa and XLM: every token on its own with ``probability``, so that the number varies and
+    may be zero.
+    """
 
     together: ClassVar[bool] = False
 
     def choose(
-        self, input_ids: Sequence[int], special: Collection[int], probability: float, maximum: int | None, rng: random.Random
+        self,
+        input_ids: Sequence[int],
+        special: Collection[int],
+        probability: float,
+        maximum: int | None,
+        rng: random.Random,
     ) -> list[int]:
         chosen = [place for place, token in enumerate(input_ids) if token not in special and rng.random() < probability]
         return chosen if maximum is None else sorted(rng.sample(chosen, min(maximum, len(chosen))))
@@ -127,13 +160,20 @@ class EachTokenMasking:
 
 @dataclass(frozen=True)
 class WholeWordMasking:
-    """BERT's whole words: all pieces of a word or none. ``starts(id)`` says whether a token begins a word (``start_table``)."""
+    """BERT's whole words: all pieces of a word or none. ``starts(id)`` says whether a token begins
+    a word (``start_table``).
+    """
 
     starts: Starts
     together: ClassVar[bool] = False
 
     def choose(
-        self, input_ids: Sequence[int], special: Collection[int], probability: float, maximum: int | None, rng: random.Random
+        self,
+        input_ids: Sequence[int],
+        special: Collection[int],
+        probability: float,
+        maximum: int | None,
+        rng: random.Random,
     ) -> list[int]:
         units = word_units(input_ids, special, self.starts)
         return choose_units(units, prediction_budget(len(input_ids), probability, maximum), rng)
@@ -141,14 +181,21 @@ class WholeWordMasking:
 
 @dataclass(frozen=True)
 class NGramMasking:
-    """ALBERT: n-grams of up to ``max_n`` words, p(n) ~ 1/n; of single tokens where ``starts`` is None."""
+    """ALBERT: n-grams of up to ``max_n`` words, p(n) ~ 1/n; of single tokens where ``starts`` is
+    None.
+    """
 
     max_n: int = 3
     starts: Starts | None = None
     together: ClassVar[bool] = False
 
     def choose(
-        self, input_ids: Sequence[int], special: Collection[int], probability: float, maximum: int | None, rng: random.Random
+        self,
+        input_ids: Sequence[int],
+        special: Collection[int],
+        probability: float,
+        maximum: int | None,
+        rng: random.Random,
     ) -> list[int]:
         units = word_units(input_ids, special, self.starts)
         n_grams = NGrams(self.max_n)
@@ -158,10 +205,11 @@ class NGramMasking:
 
 @dataclass(frozen=True)
 class SpanMasking:
-    """SpanBERT: spans of words, length geometric with ``decay`` and at most ``max_words``, until ``ceil(probability * length)`` tokens.
+    """SpanBERT: spans of words, length geometric with ``decay`` and at most ``max_words``, until
+    ``ceil(probability * length)`` tokens.
 
-    The length is that without special tokens. A whole span becomes masks, stays, or becomes random tokens. Random tokens are drawn from the
-    vocabulary; SpanBERT itself drew them from the corpus.
+    The length is that without special tokens. A whole span becomes masks, stays, or becomes random
+    tokens. Random tokens are drawn from the vocabulary; SpanBERT itself drew them from the corpus.
     """
 
     decay: float = 0.2
@@ -170,7 +218,12 @@ class SpanMasking:
     together: ClassVar[bool] = True
 
     def choose(
-        self, input_ids: Sequence[int], special: Collection[int], probability: float, maximum: int | None, rng: random.Random
+        self,
+        input_ids: Sequence[int],
+        special: Collection[int],
+        probability: float,
+        maximum: int | None,
+        rng: random.Random,
     ) -> list[int]:
         units = word_units(input_ids, special, self.starts)
         budget = math.ceil(probability * sum(map(len, units)))
@@ -178,19 +231,24 @@ class SpanMasking:
 
 
 def start_table(pieces: Sequence[str], rule: Callable[[str], bool]) -> Starts:
-    """``starts`` for a vocabulary: ``pieces`` by id, and a rule such as ``zoo.data.masking.wordpiece_start``."""
+    """``starts`` for a vocabulary: ``pieces`` by id, and a rule such as
+    ``zoo.data.masking.wordpiece_start``.
+    """
     table = tuple(map(rule, pieces))
     return table.__getitem__
 
 
-# --- collators -----------------------------------------------------------------------------------------------------------------------
+# --- collators
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLMCollator:
-    """Masked language modeling: of the tokens that ``choice`` picks 80 % become ``mask_id``, 10 % stay, 10 % become any of ``vocab_size``.
+    """Masked language modeling: of the tokens that ``choice`` picks 80 % become ``mask_id``, 10 %
+    stay, 10 % become any of ``vocab_size``.
 
-    ``special_ids`` ([CLS], [SEP], padding, ...) are never picked. ``labels`` hold the original where a token was picked, else -100.
+    ``special_ids`` ([CLS], [SEP], padding, ...) are never picked. ``labels`` hold the original
+    where a token was picked, else -100.
     """
 
     mask_id: int
@@ -205,7 +263,9 @@ class MaskedLMCollator:
     def __post_init__(self) -> None:
         object.__setattr__(self, "special_ids", frozenset(self.special_ids))
         if not 0 <= self.mask_id < self.vocab_size:
-            raise ConfigError(f"mask_id={self.mask_id} is not an id of the vocabulary: it must lie in 0..{self.vocab_size - 1}")
+            raise ConfigError(
+                f"mask_id={self.mask_id} is not an id of the vocabulary: it must lie in 0..{self.vocab_size - 1}"
+            )
         if not 0 < self.probability <= 1:
             raise ConfigError(f"probability={self.probability} must lie above 0 and not above 1; BERT's is 0.15")
         if self.max_predictions is not None and self.max_predictions < 1:
@@ -215,8 +275,12 @@ class MaskedLMCollator:
         batch = pad_examples(examples, self.pad_id)
         return batch | self.corrupt(batch["input_ids"], batch["lengths"], generator)
 
-    def corrupt(self, input_ids: Tensor, lengths: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """New ``input_ids`` and ``labels`` for padded ids (batch, length); ``lengths`` are the real tokens of each row, at its front."""
+    def corrupt(
+        self, input_ids: Tensor, lengths: Sequence[int], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """New ``input_ids`` and ``labels`` for padded ids (batch, length); ``lengths`` are the real
+        tokens of each row, at its front.
+        """
         rng = python_random(generator)
         chosen = torch.zeros_like(input_ids, dtype=torch.bool)
         for number, (row, length) in enumerate(zip(input_ids.tolist(), lengths, strict=True)):
@@ -230,7 +294,8 @@ class MaskedLMCollator:
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLMCollator:
-    """Language modeling from left to right: the label of a place is the *next* token, so labels stand where their logits do.
+    """Language modeling from left to right: the label of a place is the *next* token, so labels
+    stand where their logits do.
 
     The last real place of a row has label -100. Nothing is shifted again by the loss.
     """
@@ -248,10 +313,12 @@ class CausalLMCollator:
 
 @dataclass(frozen=True)
 class TranslationLMCollator:
-    """XLM's translation language modeling: a sentence and its translation in one row, masked on both sides.
+    """XLM's translation language modeling: a sentence and its translation in one row, masked on
+    both sides.
 
-    Examples: ``first`` and ``second`` (ids, each ``</s> words </s>``), ``first_language`` and ``second_language`` (ids of languages). The
-    batch has ``position_ids`` that start again at 0 in the second sentence, and ``language_ids``; without ``reset_positions`` see
+    Examples: ``first`` and ``second`` (ids, each ``</s> words </s>``), ``first_language`` and
+    ``second_language`` (ids of languages). The batch has ``position_ids`` that start again at 0 in
+    the second sentence, and ``language_ids``; without ``reset_positions`` see
     ``join_translations``. ``masked_lm.choice`` sees both sentences as one sequence.
     """
 
@@ -262,7 +329,9 @@ class TranslationLMCollator:
         wanted = {"first", "second", "first_language", "second_language"}
         for number, example in enumerate(examples):
             if set(example) != wanted or len(example["first"]) < 2 or len(example["second"]) < 2:
-                raise InputError(f"example {number} needs exactly the entries {sorted(wanted)}, each sentence with both its ends")
+                raise InputError(
+                    f"example {number} needs exactly the entries {sorted(wanted)}, each sentence with both its ends"
+                )
         if not examples:
             raise InputError("a batch needs at least one example")
         first, second = ([example[side] for example in examples] for side in ("first", "second"))

@@ -1,9 +1,10 @@
-"""What a denoising encoder-decoder must undo: sentences out of order, each span of words behind one mask (Lewis et al.; Liu et al., 2020).
-2020).
+"""What a denoising encoder-decoder must undo: sentences out of order, each span of words behind one
+mask (Lewis et al.; Liu et al., 2020). 2020).
 
     <s> a b c </s> d e </s> [lang]   ->   <s> d [mask] </s> a b [mask] [lang]
 
-A text is a list of ids whose first and last token stay. Every random number comes from a `Draws`, in the order in which fairseq draws.
+A text is a list of ids whose first and last token stay. Every random number comes from a `Draws`,
+in the order in which fairseq draws.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class TorchDraws:
         return torch.randperm(count, generator=self.generator).tolist()
 
     def lengths(self, probabilities: Sequence[float], count: int) -> list[int]:
-        return torch.multinomial(torch.tensor(probabilities), count, replacement=True, generator=self.generator).tolist()
+        return torch.multinomial(
+            torch.tensor(probabilities), count, replacement=True, generator=self.generator
+        ).tolist()
 
     def uniform(self, count: int) -> list[float]:
         return torch.rand(count, generator=self.generator).tolist()
@@ -57,7 +60,9 @@ class TorchDraws:
 
 
 def poisson_lengths(mean: float, least: float = 1e-7, most: int = 128) -> tuple[float, ...]:
-    """Poisson's probabilities of 0, 1, 2, ... up to the first below ``least``, made to sum to one."""
+    """Poisson's probabilities of 0, 1, 2, ... up to the first below ``least``, made to sum to
+    one.
+    """
     terms = [math.exp(-mean)]
     while terms[-1] >= least and len(terms) < most:
         terms.append(terms[-1] * mean / len(terms))
@@ -65,7 +70,9 @@ def poisson_lengths(mean: float, least: float = 1e-7, most: int = 128) -> tuple[
 
 
 def permute_sentences(tokens: Sequence[int], full_stop: int, draws: Draws, share: float = 1.0) -> list[int]:
-    """Put a ``share`` of the sentences in another order. A sentence ends with a full stop (of several in a row, the first)."""
+    """Put a ``share`` of the sentences in another order. A sentence ends with a full stop (of
+    several in a row, the first).
+    """
     stops = [token == full_stop for token in tokens]
     stops[-2] = True  # what stands before the last token ends a sentence
     ends = [place + 1 for place in range(1, len(tokens)) if stops[place] and not stops[place - 1]]
@@ -80,10 +87,12 @@ def permute_sentences(tokens: Sequence[int], full_stop: int, draws: Draws, share
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingNoise:
-    """mBART's noise (and BART's). Shares are of words; with the defaults 35 % of them go, in spans of Poisson(3.5) words.
+    """mBART's noise (and BART's). Shares are of words; with the defaults 35 % of them go, in spans
+    of Poisson(3.5) words.
 
-    ``replace_length``: a span becomes 1 mask, 0 none, -1 as many as it has tokens. ``random_share`` of the masks are random ids instead.
-    ``word_starts``: the ids with which a word begins; None: every token is a word. ``masking``: "subword" and "word" mask single words.
+    ``replace_length``: a span becomes 1 mask, 0 none, -1 as many as it has tokens. ``random_share``
+    of the masks are random ids instead. ``word_starts``: the ids with which a word begins; None:
+    every token is a word. ``masking``: "subword" and "word" mask single words.
     """
 
     mask_id: int
@@ -126,7 +135,9 @@ class DenoisingNoise:
         return noised
 
     def infill(self, tokens: Sequence[int], draws: Draws) -> list[int]:
-        """Spans behind masks, and the spans of no words as masks put in afterwards. Spans may touch and overlap."""
+        """Spans behind masks, and the spans of no words as masks put in afterwards. Spans may touch
+        and overlap.
+        """
         last = len(tokens) - 1
         words = [p for p in range(1, last) if self.word_starts is None or tokens[p] in self.word_starts]
         budget = math.ceil(float(torch.tensor(float(len(words))) * self.mask_share))  # in float32, as fairseq counts
@@ -157,7 +168,9 @@ class DenoisingNoise:
         if self.replace_length == 0:
             gone.update(start for start, _, _ in running)
         noised = [masks.get(place, token) for place, token in enumerate(tokens) if place not in gone]
-        return self.insert(noised, math.ceil(len(noised) * (inserts / len(noised))), draws)  # fairseq passes a share, which may round up
+        return self.insert(
+            noised, math.ceil(len(noised) * (inserts / len(noised))), draws
+        )  # fairseq passes a share, which may round up
 
     def _spans(self, budget: int, draws: Draws) -> list[int]:
         """Lengths in words that sum to the budget, spans of no words among them."""
@@ -181,7 +194,9 @@ class DenoisingNoise:
         masks.update(zip(chosen, draws.integers(1, self.vocab_size, len(chosen)), strict=True))
 
     def insert(self, tokens: Sequence[int], count: int, draws: Draws) -> list[int]:
-        """``count`` masks at random places between the first and the last token, the ``random_share`` of them as random ids."""
+        """``count`` masks at random places between the first and the last token, the
+        ``random_share`` of them as random ids.
+        """
         if count == 0:
             return list(tokens)
         places = [place + 1 for place in draws.permutation(len(tokens) + count - 2)[:count]]
@@ -193,8 +208,8 @@ class DenoisingNoise:
 
 
 def collate(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
-    """Noised and whole texts as a batch for `ConditionalGeneration`: right padding, labels -100 there, decoder inputs with
-    each text's last token moved to the front."""
+    """Noised and whole texts as a batch for `ConditionalGeneration`: right padding, labels -100
+    there, decoder inputs with each text's last token moved to the front."""
     if len(sources) != len(targets):
         raise InputError(f"{len(sources)} sources do not go with {len(targets)} targets")
     input_ids, target_ids = (_padded(texts, pad_token_id) for texts in (sources, targets))

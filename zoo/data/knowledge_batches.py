@@ -1,5 +1,5 @@
-"""Knowledge in the batch: sentence trees (K-BERT), entities beside tokens (ERNIE), n-grams (ZEN); spans with candidates (KnowBert) are in
-`zoo.data.candidates`.
+"""Knowledge in the batch: sentence trees (K-BERT), entities beside tokens (ERNIE), n-grams (ZEN);
+spans with candidates (KnowBert) are in `zoo.data.candidates`.
 
 SentenceTreeCollator(graph, tokenizer.backend.token_to_id, ...)      any family that takes a (batch, query, key) attention_mask
 """
@@ -25,15 +25,18 @@ K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]"
 class Lookup(Protocol):
     """What a sentence tree asks a graph: `zoo.data.knowledge.KnowledgeGraph` has it."""
 
-    def values(self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = "") -> list[str]: ...
+    def values(
+        self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = ""
+    ) -> list[str]: ...
 
 
 @dataclass(frozen=True)
 class SentenceTree:
     """A sentence with its branches laid flat, trunk word, its branches, next trunk word, ...
 
-    ``positions``: the trunk counts past its branches, a branch counts on from the last token of its word. ``visible`` (tokens, tokens)
-    bool: row sees column. ``inserted``: True where a token came from the graph.
+    ``positions``: the trunk counts past its branches, a branch counts on from the last token of its
+    word. ``visible`` (tokens, tokens) bool: row sees column. ``inserted``: True where a token came
+    from the graph.
     """
 
     tokens: list[str]
@@ -43,7 +46,9 @@ class SentenceTree:
 
     def cut(self, length: int) -> SentenceTree:
         """The first ``length`` tokens; a branch may lose its end."""
-        return SentenceTree(self.tokens[:length], self.positions[:length], self.visible[:length, :length], self.inserted[:length])
+        return SentenceTree(
+            self.tokens[:length], self.positions[:length], self.visible[:length, :length], self.inserted[:length]
+        )
 
 
 def sentence_tree(
@@ -56,11 +61,12 @@ def sentence_tree(
     joiner: str = "",
     special: Collection[str] = K_BERT_SPECIAL,
 ) -> SentenceTree:
-    """Graft up to ``max_entities`` facts behind each word that is a subject of the graph, the first ones of its file.
+    """Graft up to ``max_entities`` facts behind each word that is a subject of the graph, the first
+    ones of its file.
 
-    ``pieces`` cuts words and facts into tokens: single characters for K-BERT's Chinese, a tokenizer's pieces for English. ``predicate``:
-    a branch is predicate and object, with ``joiner`` between them (a space for English), else the object alone. Words of ``special`` stay
-    whole.
+    ``pieces`` cuts words and facts into tokens: single characters for K-BERT's Chinese, a
+    tokenizer's pieces for English. ``predicate``: a branch is predicate and object, with ``joiner``
+    between them (a space for English), else the object alone. Words of ``special`` stay whole.
     """
     tokens: list[str] = []
     positions: list[int] = []
@@ -92,8 +98,8 @@ def sentence_tree(
 
 
 def longest_subjects(units: Sequence[str], graph: Any, *, joiner: str = " ", max_units: int = 5) -> list[str]:
-    """Words of a sentence with the subjects of ``graph`` in one piece, longest first from the left: a segmenter for English words
-    (``joiner`` " ") or for single characters (``joiner`` "").
+    """Words of a sentence with the subjects of ``graph`` in one piece, longest first from the left:
+    a segmenter for English words (``joiner`` " ") or for single characters (``joiner`` "").
     """
     words: list[str] = []
     at = 0
@@ -109,12 +115,14 @@ def longest_subjects(units: Sequence[str], graph: Any, *, joiner: str = " ", max
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceTreeCollator:
-    """Words of sentences -> a batch whose attention_mask is the visible matrix and whose position_ids are the soft positions.
+    """Words of sentences -> a batch whose attention_mask is the visible matrix and whose
+    position_ids are the soft positions.
 
-    ``token_id`` gives a token's id, None for an unknown one, which becomes ``unknown_id``. ``segments``: the segment of the first sentence,
-    one more behind each [SEP]; K-BERT begins at 1, BERT at 0. ``first_position``: the first token's, 0 but for RoBERTa and XLM-R, whose
-    positions begin behind the padding's, at pad_token_id + 1. ``max_length``: longer trees are cut; ``to_max_length`` pads every batch
-    to it. Padding stands at the last position and sees nothing.
+    ``token_id`` gives a token's id, None for an unknown one, which becomes ``unknown_id``.
+    ``segments``: the segment of the first sentence, one more behind each [SEP]; K-BERT begins at 1,
+    BERT at 0. ``first_position``: the first token's, 0 but for RoBERTa and XLM-R, whose positions
+    begin behind the padding's, at pad_token_id + 1. ``max_length``: longer trees are cut;
+    ``to_max_length`` pads every batch to it. Padding stands at the last position and sees nothing.
     """
 
     graph: Lookup
@@ -140,7 +148,10 @@ class SentenceTreeCollator:
     def tree(self, words: Sequence[str]) -> SentenceTree:
         """The tree of one sentence, cut."""
         if isinstance(words, str):
-            raise InputError(f"a sentence is a list of words, got the string {words[:40]!r}; segment it first, e.g. with longest_subjects")
+            raise InputError(
+                f"a sentence is a list of words, got the string {words[:40]!r}; segment it first, e.g. with "
+                "longest_subjects"
+            )
         grown = sentence_tree(
             words,
             self.graph,
@@ -155,8 +166,8 @@ class SentenceTreeCollator:
         return grown.cut(self.max_length)
 
     def __call__(self, sentences: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
-        """-> input_ids, token_type_ids, position_ids (batch, length) int64, attention_mask (batch, length, length) and inserted (batch,
-        length) bool.
+        """-> input_ids, token_type_ids, position_ids (batch, length) int64, attention_mask (batch,
+        length, length) and inserted (batch, length) bool.
         """
         trees = [self.tree(words) for words in sentences]
         if not trees:
@@ -188,8 +199,8 @@ class SentenceTreeCollator:
 
 @dataclass(frozen=True, kw_only=True)
 class EntityDenoising:
-    """ERNIE's (Tsinghua) batches of entities: of the mentions ``replaced`` get another entity of the batch, ``dropped`` lose theirs; to
-    be guessed is the original.
+    """ERNIE's (Tsinghua) batches of entities: of the mentions ``replaced`` get another entity of
+    the batch, ``dropped`` lose theirs; to be guessed is the original.
 
     ``vectors`` (entities, size), without a row for "no entity": its vector is zero.
     """
@@ -202,13 +213,19 @@ class EntityDenoising:
         if self.vectors.dim() != 2:
             raise InputError(f"vectors must be (entities, size), got {tuple(self.vectors.shape)}")
         if self.replaced < 0 or self.dropped < 0 or self.replaced + self.dropped > 1:
-            raise ConfigError(f"replaced={self.replaced} and dropped={self.dropped} must be shares that sum to at most 1")
+            raise ConfigError(
+                f"replaced={self.replaced} and dropped={self.dropped} must be shares that sum to at most 1"
+            )
 
-    def __call__(self, entity_ids: torch.Tensor, generator: torch.Generator | None = None, rng: Any = None) -> dict[str, torch.Tensor]:
-        """entity_ids (batch, length), -1 = no mention -> entity_embeds, entity_mask (position 0 always counts), entity_candidates (the
-        batch's entities in order of their ids, behind the zero vector), entity_labels (their numbers, -100 = no mention).
+    def __call__(
+        self, entity_ids: torch.Tensor, generator: torch.Generator | None = None, rng: Any = None
+    ) -> dict[str, torch.Tensor]:
+        """entity_ids (batch, length), -1 = no mention -> entity_embeds, entity_mask (position 0
+        always counts), entity_candidates (the batch's entities in order of their ids, behind the
+        zero vector), entity_labels (their numbers, -100 = no mention).
 
-        ``rng``: a ``random.Random`` in place of the generator; for each mention it draws random(), then randint() where it is replaced.
+        ``rng``: a ``random.Random`` in place of the generator; for each mention it draws random(),
+        then randint() where it is replaced.
         """
         self.check(entity_ids)
         rng = python_random(generator) if rng is None else rng
@@ -239,10 +256,14 @@ class EntityDenoising:
 
     def check(self, entity_ids: torch.Tensor) -> None:
         if entity_ids.dim() != 2 or entity_ids.is_floating_point():
-            raise InputError(f"entity_ids must be (batch, length) whole numbers, got {tuple(entity_ids.shape)} of {entity_ids.dtype}")
+            raise InputError(
+                f"entity_ids must be (batch, length) whole numbers, got {tuple(entity_ids.shape)} of {entity_ids.dtype}"
+            )
         if entity_ids.numel() and not (int(entity_ids.min()) >= -1 and int(entity_ids.max()) < len(self.vectors)):
             low, high = int(entity_ids.min()), int(entity_ids.max())
-            raise InputError(f"entity_ids must lie in 0..{len(self.vectors) - 1}, or be -1 for no entity, got {low}..{high}")
+            raise InputError(
+                f"entity_ids must lie in 0..{len(self.vectors) - 1}, or be -1 for no entity, got {low}..{high}"
+            )
 
     def _fate(self, entity: int, known: Sequence[int], rng: Any) -> int:
         draw = rng.random()
@@ -252,7 +273,9 @@ class EntityDenoising:
 
 
 def thinned(entity_ids: Sequence[int]) -> list[int]:
-    """ERNIE's pre-training data: of a run of pieces with one entity every second keeps it, the first, the third, ... (-1 = none)."""
+    """ERNIE's pre-training data: of a run of pieces with one entity every second keeps it, the
+    first, the third, ... (-1 = none).
+    """
     kept: list[int] = []
     for entity in entity_ids:
         kept.append(-1 if kept and kept[-1] == entity else entity)
@@ -261,10 +284,11 @@ def thinned(entity_ids: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class NGramCollator:
-    """ZEN's n-grams of a batch of token lists: matched, shuffled, and cut to a share of ``max_ngrams`` that grows with the text.
+    """ZEN's n-grams of a batch of token lists: matched, shuffled, and cut to a share of
+    ``max_ngrams`` that grows with the text.
 
-    ``max_length``: the length at which a text may have ``max_ngrams``; the matrix is as long as the longest text, or so long with
-    ``to_max_length``.
+    ``max_length``: the length at which a text may have ``max_ngrams``; the matrix is as long as the
+    longest text, or so long with ``to_max_length``.
     """
 
     lexicon: NGramLexicon
@@ -273,16 +297,23 @@ class NGramCollator:
     to_max_length: bool = False
 
     def choose(self, tokens: Sequence[str], rng: Any = None) -> list[NGram]:
-        """The n-grams of one text in the order in which they are handed over. ``rng``: a ``random.Random``; None: not shuffled."""
+        """The n-grams of one text in the order in which they are handed over. ``rng``: a
+        ``random.Random``; None: not shuffled.
+        """
         found = self.lexicon.matches(tokens)
         if rng is not None:
             rng.shuffle(found)
         return found[: math.ceil(len(tokens) / self.max_length * self.max_ngrams)]
 
     def __call__(
-        self, texts: Sequence[Sequence[str]], first_lengths: Sequence[int], generator: torch.Generator | None = None, rng: Any = None
+        self,
+        texts: Sequence[Sequence[str]],
+        first_lengths: Sequence[int],
+        generator: torch.Generator | None = None,
+        rng: Any = None,
     ) -> dict[str, torch.Tensor]:
-        """texts: tokens with [CLS] and [SEP]; first_lengths: how many of them belong to the first sentence, both specials counted
+        """texts: tokens with [CLS] and [SEP]; first_lengths: how many of them belong to the first
+        sentence, both specials counted
         -> ngram_ids, ngram_mask, ngram_token_type_ids (batch, n-grams), ngram_positions (batch, length, n-grams).
         """
         rng = python_random(generator) if rng is None else rng

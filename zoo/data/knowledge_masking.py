@@ -1,11 +1,13 @@
-"""Masking that knows units: ERNIE's (Baidu) phrases and entities, SpanBERT's spans with their boundaries.
+"""Masking that knows units: ERNIE's (Baidu) phrases and entities, SpanBERT's spans with their
+boundaries.
 
     knowledge_masking   ERNIE 1.0: a unit is chosen by its first token's draw, each further token has a draw of its own
     unit_masking        ERNIE 2.0: a share of all the batch's units is chosen, each token of them has a draw of its own
     SpanMasking         SpanBERT: spans of whole words of geometric length, merged where they touch, one fate for a span
 
-Labels of units along a text: -1 a special token, 0 the first token of a unit (a phrase, an entity, a word), 1 inside one. Draws are
-arguments, so that the same draws give the reference's masks; left out, they come from a ``torch.Generator``.
+Labels of units along a text: -1 a special token, 0 the first token of a unit (a phrase, an entity,
+a word), 1 inside one. Draws are arguments, so that the same draws give the reference's masks; left
+out, they come from a ``torch.Generator``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from zoo.errors import ConfigError, InputError
 
 
 def unit_labels(words: Iterable[Sequence[object]]) -> list[int]:
-    """The labels of a text of words (each a sequence of tokens) between two special tokens: -1, then 0, 1, 1 for each word, then -1."""
+    """The labels of a text of words (each a sequence of tokens) between two special tokens: -1,
+    then 0, 1, 1 for each word, then -1.
+    """
     return [-1, *(label for word in words for label in [0] + [1] * (len(word) - 1) if word), -1]
 
 
@@ -39,16 +43,20 @@ def knowledge_masking(
     special_ids: Sequence[int] = (),
     probability: float = 0.15,
 ) -> tuple[list[int], list[int]]:
-    """ERNIE 1.0's masking of one text -> corrupted tokens and targets (-100 where nothing is to be guessed).
+    """ERNIE 1.0's masking of one text -> corrupted tokens and targets (-100 where nothing is to be
+    guessed).
 
-    ``draws`` in [0, 1) and ``replacements``, random ids, one for each token. With ``whole_units`` a unit is chosen where its first token's
-    draw is at most ``probability``; that token becomes the mask above a fifth of it, a random id above a tenth, and stays below; the others
-    are judged by their own draws against 0.2 and 0.1. Without, each token that is not among ``special_ids`` stands for itself.
-    A unit counts once the next one, or a special token, has begun: a text must end with one. At position 0 stands [CLS], never a unit.
+    ``draws`` in [0, 1) and ``replacements``, random ids, one for each token. With ``whole_units`` a
+    unit is chosen where its first token's draw is at most ``probability``; that token becomes the
+    mask above a fifth of it, a random id above a tenth, and stays below; the others are judged by
+    their own draws against 0.2 and 0.1. Without, each token that is not among ``special_ids``
+    stands for itself. A unit counts once the next one, or a special token, has begun: a text must
+    end with one. At position 0 stands [CLS], never a unit.
     """
     if not len(tokens) == len(labels) == len(draws) == len(replacements):
         raise InputError(
-            f"one label, draw and replacement for each token: got {len(tokens)}, {len(labels)}, {len(draws)}, {len(replacements)}"
+            f"one label, draw and replacement for each token: got {len(tokens)}, {len(labels)}, {len(draws)}, "
+            f"{len(replacements)}"
         )
     corrupted, targets = list(tokens), [IGNORED] * len(tokens)
 
@@ -88,14 +96,18 @@ def unit_masking(
     draws: Tensor | None = None,
     replacements: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """ERNIE 2.0's masking of a batch -> corrupted ids and labels (-100 where nothing is to be guessed), both (batch, length).
+    """ERNIE 2.0's masking of a batch -> corrupted ids and labels (-100 where nothing is to be
+    guessed), both (batch, length).
 
-    ``units`` (batch, length): neighbors with one number are one unit, -1 for special tokens and padding. Of all units ``rate`` (at least
-    one) is chosen; of their tokens a tenth stays, a tenth becomes a random id, the rest the mask. ``order``: which units come first, a
-    permutation of their numbers.
+    ``units`` (batch, length): neighbors with one number are one unit, -1 for special tokens and
+    padding. Of all units ``rate`` (at least one) is chosen; of their tokens a tenth stays, a tenth
+    becomes a random id, the rest the mask. ``order``: which units come first, a permutation of
+    their numbers.
     """
     if units.shape != input_ids.shape or input_ids.dim() != 2:
-        raise InputError(f"input_ids and units must both be (batch, length), got {tuple(input_ids.shape)} and {tuple(units.shape)}")
+        raise InputError(
+            f"input_ids and units must both be (batch, length), got {tuple(input_ids.shape)} and {tuple(units.shape)}"
+        )
     flat = units.flatten()
     begins = torch.ones_like(flat, dtype=torch.bool)
     begins[1:] = flat[1:] != flat[:-1]
@@ -113,7 +125,9 @@ def unit_masking(
     chosen = (taken[number.clamp(min=0)] & real).unflatten(0, units.shape)
     chosen[:, 0] = False  # [CLS]
     draws = torch.rand(input_ids.shape, generator=generator) if draws is None else draws
-    replacements = torch.randint(1, vocab_size, input_ids.shape, generator=generator) if replacements is None else replacements
+    replacements = (
+        torch.randint(1, vocab_size, input_ids.shape, generator=generator) if replacements is None else replacements
+    )
     corrupted = torch.where(chosen & (draws > 0.2), mask_id, input_ids)
     corrupted = torch.where(chosen & (draws > 0.1) & (draws < 0.2), replacements, corrupted)
     return corrupted, input_ids.masked_fill(~chosen, IGNORED)
@@ -153,8 +167,9 @@ class RandomSpanDraws:
 
 @dataclass(frozen=True)
 class MaskedSpans:
-    """A text after span masking: ``tokens``, ``targets`` (``ignored`` where not masked) and ``pairs``, one row for each span that has both
-    outer neighbors: left boundary, right boundary, the span's tokens, filled up with ``ignored``.
+    """A text after span masking: ``tokens``, ``targets`` (``ignored`` where not masked) and
+    ``pairs``, one row for each span that has both outer neighbors: left boundary, right boundary,
+    the span's tokens, filled up with ``ignored``.
     """
 
     tokens: list[int]
@@ -166,11 +181,14 @@ class MaskedSpans:
 class SpanMasking:
     """SpanBERT's corruption of a block without [CLS] and [SEP].
 
-    Of ``ceil(ratio · length)`` tokens: draw a length in words, p(l) ~ p (1 - p)^(l - 1) from ``shortest`` to ``longest``; draw an anchor,
-    and start over where it is masked already; mask from the start of its word until l words or the budget are used up. Spans that touch
-    are one. ``per_span``: one draw decides for a span: 80 % mask, 10 % a token of the corpus, 10 % unchanged; else a draw for each token.
-    ``outer``: a span's boundaries are the tokens beside it, and a span without both has no row; else its own first and last token.
-    The defaults are those of the published models (0.2, one fate for a span, 15 targets), which are not the defaults of their code.
+    Of ``ceil(ratio · length)`` tokens: draw a length in words, p(l) ~ p (1 - p)^(l - 1) from
+    ``shortest`` to ``longest``; draw an anchor, and start over where it is masked already; mask
+    from the start of its word until l words or the budget are used up. Spans that touch are one.
+    ``per_span``: one draw decides for a span: 80 % mask, 10 % a token of the corpus, 10 %
+    unchanged; else a draw for each token. ``outer``: a span's boundaries are the tokens beside it,
+    and a span without both has no row; else its own first and last token. The defaults are those of
+    the published models (0.2, one fate for a span, 15 targets), which are not the defaults of their
+    code.
     """
 
     mask_id: int
@@ -188,7 +206,10 @@ class SpanMasking:
         if not 0 < self.ratio <= 1 or not 0 < self.geometric_p < 1:
             raise ConfigError(f"ratio={self.ratio} and geometric_p={self.geometric_p} must lie between 0 and 1")
         if not 1 <= self.shortest <= self.longest or self.max_targets < 1:
-            raise ConfigError(f"1 <= shortest={self.shortest} <= longest={self.longest} and max_targets={self.max_targets} >= 1 must hold")
+            raise ConfigError(
+                f"1 <= shortest={self.shortest} <= longest={self.longest} and max_targets={self.max_targets} >= 1 must "
+                "hold"
+            )
 
     @property
     def weights(self) -> list[float]:
@@ -223,7 +244,9 @@ class SpanMasking:
         return _merged(found)
 
     def __call__(self, tokens: Sequence[int], corpus: Sequence[int], draws: SpanDraws) -> MaskedSpans:
-        """Corrupt one block; random tokens are drawn from ``corpus``, a stream of tokens, so by their frequency."""
+        """Corrupt one block; random tokens are drawn from ``corpus``, a stream of tokens, so by
+        their frequency.
+        """
         corrupted, targets = list(tokens), [self.ignored] * len(tokens)
         pairs = []
         for first, last in self.spans(tokens, draws):
@@ -239,7 +262,9 @@ class SpanMasking:
         return MaskedSpans(corrupted, targets, pairs)
 
     def random_tokens(self, tokens: Sequence[int], corpus: Sequence[int], draws: SpanDraws) -> MaskedSpans:
-        """BERT's way for comparison: the same number of single tokens, each with a fate of its own; no boundaries."""
+        """BERT's way for comparison: the same number of single tokens, each with a fate of its own;
+        no boundaries.
+        """
         corrupted, targets = list(tokens), [self.ignored] * len(tokens)
         for place in sorted(draws.positions(len(tokens), math.ceil(len(tokens) * self.ratio))):
             targets[place] = tokens[place]
@@ -247,8 +272,9 @@ class SpanMasking:
         return MaskedSpans(corrupted, targets, [])
 
     def batch(self, masked: Sequence[MaskedSpans], cls_id: int, sep_id: int, pad_id: int = 0) -> dict[str, Tensor]:
-        """[CLS] block [SEP] for each -> input_ids, attention_mask, labels (-100 left out), pairs (batch, spans, 2) and pair_labels (batch,
-        spans, max_targets), padded; boundaries count [CLS], a text without pairs has one of zeros whose labels are all -100.
+        """[CLS] block [SEP] for each -> input_ids, attention_mask, labels (-100 left out), pairs
+        (batch, spans, 2) and pair_labels (batch, spans, max_targets), padded; boundaries count
+        [CLS], a text without pairs has one of zeros whose labels are all -100.
         """
         if not masked:
             raise InputError("a batch needs at least one text")

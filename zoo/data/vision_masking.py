@@ -1,4 +1,6 @@
-"""Masking words and regions as ViLBERT's pre-training does, from given draws, and the whole-image feature that goes with it."""
+"""Masking words and regions as ViLBERT's pre-training does, from given draws, and the whole-image
+feature that goes with it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from zoo.errors import InputError
 
 @dataclass(frozen=True)
 class MaskedRegions:
-    """``features`` (slots, size) with masked rows at zero; ``labels`` (boxes,) 1 = predict it, -1 = don't; ``marked`` (slots,) bool: the
-    chosen regions and those that overlap one.
+    """``features`` (slots, size) with masked rows at zero; ``labels`` (boxes,) 1 = predict it, -1 =
+    don't; ``marked`` (slots,) bool: the chosen regions and those that overlap one.
     """
 
     features: Tensor
@@ -33,15 +35,23 @@ def mask_regions(
     overlap: float = 0.4,
     generator: torch.Generator | None = None,
 ) -> MaskedRegions:
-    """Choose each region with ``probability``; of the chosen ``zero_share`` lose their feature, the others keep it; boxes stay.
+    """Choose each region with ``probability``; of the chosen ``zero_share`` lose their feature, the
+    others keep it; boxes stay.
 
-    features (slots, size), rows behind the boxes are padding; boxes (number, 4) x1, y1, x2, y2 in pixels; draws: one uniform number for
-    each box (None: drawn). Overlapping regions are only marked: their features stay.
+    features (slots, size), rows behind the boxes are padding; boxes (number, 4) x1, y1, x2, y2 in
+    pixels; draws: one uniform number for each box (None: drawn). Overlapping regions are only
+    marked: their features stay.
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) > len(features):
-        raise InputError(f"boxes must be (number, 4), at most one for each of {len(features)} features, got {tuple(boxes.shape)}")
+        raise InputError(
+            f"boxes must be (number, 4), at most one for each of {len(features)} features, got {tuple(boxes.shape)}"
+        )
     drawn = draws is None
-    given = torch.rand(len(boxes), generator=generator, dtype=torch.float64) if drawn else torch.as_tensor(draws, dtype=torch.float64)
+    given = (
+        torch.rand(len(boxes), generator=generator, dtype=torch.float64)
+        if drawn
+        else torch.as_tensor(draws, dtype=torch.float64)
+    )
     if given.shape != (len(boxes),):
         raise InputError(f"draws must be one number for each of {len(boxes)} boxes, got {tuple(given.shape)}")
     chosen = given < probability
@@ -53,8 +63,8 @@ def mask_regions(
 
 
 def whole_image_feature(features: Tensor, marked: Tensor) -> Tensor:
-    """Of pre-training: the sum over all slots divided by the number of slots that are not marked, padding included; (slots, size) ->
-    (size,).
+    """Of pre-training: the sum over all slots divided by the number of slots that are not marked,
+    padding included; (slots, size) -> (size,).
     """
     return features.sum(0) / (~marked).sum().clamp(min=1)
 
@@ -68,9 +78,11 @@ def mask_each_word(
     probability: float = 0.15,
     ignore: int = -100,
 ) -> tuple[list[int], list[int]]:
-    """Choose each word with ``probability`` by its own draw; the same draw decides: 80 % the mask, 10 % a random word, 10 % as it is.
+    """Choose each word with ``probability`` by its own draw; the same draw decides: 80 % the mask,
+    10 % a random word, 10 % as it is.
 
-    ``random_id`` is asked only where a random word is needed -> (tokens, labels), labels ``ignore`` where nothing is predicted.
+    ``random_id`` is asked only where a random word is needed -> (tokens, labels), labels ``ignore``
+    where nothing is predicted.
     """
     masked, labels = list(tokens), [ignore] * len(tokens)
     for place, (token, draw) in enumerate(zip(tokens, draws, strict=True)):

@@ -20,7 +20,9 @@ _HASH_CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's name, shape and dtype, the dtype in the words of safetensors: ``F32``, ``BF16``, ``I64``, ..."""
+    """A tensor's name, shape and dtype, the dtype in the words of safetensors: ``F32``, ``BF16``,
+    ``I64``, ...
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -39,7 +41,8 @@ class TensorInfo:
 class Entry:
     """A tensor that a reader has located: how to load it and which bytes it shows.
 
-    Two entries with an equal ``place`` show the same bytes in the same way; ``None`` is never shared.
+    Two entries with an equal ``place`` show the same bytes in the same way; ``None`` is never
+    shared.
     """
 
     info: TensorInfo
@@ -48,11 +51,13 @@ class Entry:
 
 
 class Archive:
-    """A checkpoint that has been opened: a context manager over names, shapes, plain metadata and tensors.
+    """A checkpoint that has been opened: a context manager over names, shapes, plain metadata and
+    tensors.
 
-    ``tensors`` is in file order. ``metadata`` is the plain data beside the tensors. ``refused`` names what was met and not executed.
-    ``groups`` are the top-level entries of a torch file that hold tensors; ``group`` is the one that ``tensors`` shows
-    (``""``: the whole file under dotted names). Reading keeps the file mapped: don't change the file while tensors of it live.
+    ``tensors`` is in file order. ``metadata`` is the plain data beside the tensors. ``refused``
+    names what was met and not executed. ``groups`` are the top-level entries of a torch file that
+    hold tensors; ``group`` is the one that ``tensors`` shows (``""``: the whole file under dotted
+    names). Reading keeps the file mapped: don't change the file while tensors of it live.
     """
 
     def __init__(
@@ -84,7 +89,9 @@ class Archive:
     def __enter__(self) -> Archive:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -98,7 +105,8 @@ class Archive:
         return MappingProxyType(self._entries)
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, contiguous, on the CPU; its memory is the mapped file where the file's layout allows it.
+        """One tensor, contiguous, on the CPU; its memory is the mapped file where the file's layout
+        allows it.
 
         Writing to it changes a private copy of the page, never the file.
         """
@@ -125,14 +133,17 @@ class Archive:
         return [names for names in names_of.values() if len(names) > 1]
 
     def sha256(self) -> str:
-        """The hash of the file; of several files, the hash of the lines that ``sha256sum`` would print for them, sorted by name."""
+        """The hash of the file; of several files, the hash of the lines that ``sha256sum`` would
+        print for them, sorted by name.
+        """
         with guarded(str(self.path)):
             hashes = {file: _file_hash(file) for file in self.files}
         if len(hashes) == 1:
             return next(iter(hashes.values()))
         base = self.path if self.path.is_dir() else self.path.parent
         lines = sorted(
-            (file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name, digest) for file, digest in hashes.items()
+            (file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name, digest)
+            for file, digest in hashes.items()
         )
         return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
 
@@ -200,7 +211,9 @@ _WORDS = {
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
-    """``"F16"`` for ``torch.float16``, ``"float16"``, ``"fp16"`` or ``"F16"``; only floats are asked for."""
+    """``"F16"`` for ``torch.float16``, ``"float16"``, ``"fp16"`` or ``"F16"``; only floats are
+    asked for.
+    """
     if isinstance(dtype, torch.dtype):
         name = DTYPE_NAMES.get(dtype, str(dtype))
     else:

@@ -21,13 +21,17 @@ from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, TORCH_DTYPES
 from zoo.formats.limits import MAX_ZIP_DIRECTORY, check_expansion
 
-_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # a private map of a file larger than memory must not be refused
+_MAP_NORESERVE = (
+    0x4000 if sys.platform == "linux" else 0
+)  # a private map of a file larger than memory must not be refused
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _DEFLATE_CHUNK = 1 << 20
 
 
 def map_file(path: Path) -> memoryview:
-    """The whole file as writable private memory: pages come in when touched, and writing never reaches the file."""
+    """The whole file as writable private memory: pages come in when touched, and writing never
+    reaches the file.
+    """
     with path.open("rb") as file:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -40,7 +44,9 @@ def map_file(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), status.st_size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE))
 
 
-def tensor_at(data: memoryview, offset: int, dtype: str, shape: Sequence[int], strides: Sequence[int] | None = None) -> torch.Tensor:
+def tensor_at(
+    data: memoryview, offset: int, dtype: str, shape: Sequence[int], strides: Sequence[int] | None = None
+) -> torch.Tensor:
     """The tensor at byte ``offset`` of ``data``; strides count elements, ``None`` is row-major.
 
     Shares memory with ``data`` unless the bytes are not aligned for the dtype.
@@ -49,10 +55,13 @@ def tensor_at(data: memoryview, offset: int, dtype: str, shape: Sequence[int], s
     numel = math.prod(shape)
     if numel == 0:
         return torch.empty(tuple(shape), dtype=torch_dtype)
-    span = numel if strides is None else 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    span = (
+        numel if strides is None else 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    )
     if offset < 0 or offset + span * itemsize > len(data):
         raise CheckpointError(
-            f"a tensor of {span * itemsize} bytes at offset {offset} does not fit into {len(data)} bytes: the file is truncated"
+            f"a tensor of {span * itemsize} bytes at offset {offset} does not fit into {len(data)} bytes: the file is "
+            "truncated"
         )
     if span < numel:
         check_expansion("a tensor whose strides overlap", numel * itemsize, span * itemsize)
@@ -60,14 +69,18 @@ def tensor_at(data: memoryview, offset: int, dtype: str, shape: Sequence[int], s
     if raw.data_ptr() % itemsize:
         raw = raw.clone()
     if dtype == "BOOL":
-        flat = raw.view(torch.bool) if bool((raw <= 1).all()) else raw != 0  # a byte that is neither 0 nor 1 is no valid bool in memory
+        flat = (
+            raw.view(torch.bool) if bool((raw <= 1).all()) else raw != 0
+        )  # a byte that is neither 0 nor 1 is no valid bool in memory
     else:
         flat = raw.view(torch_dtype)
     return flat.view(tuple(shape)) if strides is None else flat.as_strided(tuple(shape), tuple(strides)).contiguous()
 
 
 class BufferFile(io.RawIOBase):
-    """A seekable, read-only file over mapped bytes that refuses to copy more than ``limit`` bytes at once."""
+    """A seekable, read-only file over mapped bytes that refuses to copy more than ``limit`` bytes
+    at once.
+    """
 
     def __init__(self, data: memoryview, limit: int):
         self._data, self._limit, self._position = data, limit, 0
@@ -114,7 +127,9 @@ class Member:
         return memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(self.data[: 4 * count + 1024], count))
 
     def open(self) -> memoryview:
-        """Its bytes: the mapped ones where stored, else unpacked into memory, never beyond the announced size."""
+        """Its bytes: the mapped ones where stored, else unpacked into memory, never beyond the
+        announced size.
+        """
         if not self.compressed:
             return self.data
         unpacked = inflate(self.data, self.size, wbits=-zlib.MAX_WBITS, what=f"member {self.name!r}")
@@ -124,7 +139,9 @@ class Member:
 
 
 def inflate(data: memoryview, at_most: int, *, wbits: int, what: str) -> memoryview:
-    """Unpack a deflate stream, refusing what grows beyond ``at_most`` bytes or at the rate of a bomb."""
+    """Unpack a deflate stream, refusing what grows beyond ``at_most`` bytes or at the rate of a
+    bomb.
+    """
     unpacker = zlib.decompressobj(wbits)
     out = bytearray()
     for start in range(0, len(data), _DEFLATE_CHUNK):
@@ -147,7 +164,9 @@ def inflate(data: memoryview, at_most: int, *, wbits: int, what: str) -> memoryv
 
 
 def zip_members(data: memoryview, what: str) -> dict[str, Member]:
-    """The members of a zip, in directory order; encrypted, overlapping, duplicate or exploding ones are refused."""
+    """The members of a zip, in directory order; encrypted, overlapping, duplicate or exploding ones
+    are refused.
+    """
     try:
         directory = zipfile.ZipFile(BufferFile(data, MAX_ZIP_DIRECTORY))
     except zipfile.BadZipFile as error:
@@ -161,7 +180,8 @@ def zip_members(data: memoryview, what: str) -> dict[str, Member]:
             raise CheckpointError(f"{what}: member {info.filename!r} is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise CheckpointError(
-                f"{what}: member {info.filename!r} is packed by method {info.compress_type}; stored and deflated are read"
+                f"{what}: member {info.filename!r} is packed by method {info.compress_type}; stored and deflated are "
+                "read"
             )
         if info.filename in members:
             raise CheckpointError(f"{what}: two members are called {info.filename!r}")
@@ -176,7 +196,9 @@ def zip_members(data: memoryview, what: str) -> dict[str, Member]:
             raise CheckpointError(f"{what}: member {info.filename!r} ends at {end}, the file at {len(data)}")
         compressed = info.compress_type == zipfile.ZIP_DEFLATED
         if not compressed and info.file_size != info.compress_size:
-            raise CheckpointError(f"{what}: stored member {info.filename!r} has {info.compress_size} bytes but announces {info.file_size}")
+            raise CheckpointError(
+                f"{what}: stored member {info.filename!r} has {info.compress_size} bytes but announces {info.file_size}"
+            )
         if compressed:
             check_expansion(f"{what}: member {info.filename!r}", info.file_size, info.compress_size)
         ranges.append((info.header_offset, end, info.filename))

@@ -1,6 +1,8 @@
-"""Checkpoints that are several files: tar and zip archives (read in place, nothing is written to disk) and folders.
+"""Checkpoints that are several files: tar and zip archives (read in place, nothing is written to
+disk) and folders.
 
-A bundle is a set of named byte strings. ``choose`` picks the checkpoint in it; small config files beside it become metadata as text.
+A bundle is a set of named byte strings. ``choose`` picks the checkpoint in it; small config files
+beside it become metadata as text.
 """
 
 from __future__ import annotations
@@ -19,7 +21,21 @@ from zoo.formats.limits import MIB, check_expansion
 from zoo.formats.pickles import printable
 
 INDEXES = (".safetensors.index.json", ".bin.index.json")
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".model", ".npz", ".npy", ".pdparams", ".pkl", ".onnx", ".pth.tar")
+SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".th",
+    ".model",
+    ".npz",
+    ".npy",
+    ".pdparams",
+    ".pkl",
+    ".onnx",
+    ".pth.tar",
+)
 NOT_MODELS = re.compile(
     r"^(training_args|trainer_state|optim|sched|scaler|random_states|rng_state)|(spiece|sentencepiece|spm|bpe|30k-clean).*\.model$"
 )
@@ -34,19 +50,32 @@ OpenOne = Callable[[str], Archive]  # the archive of one file of the bundle
 
 
 def choose(names: Iterable[str], what: str) -> str:
-    """The one checkpoint among the files: an index of shards before safetensors before torch files before the rest."""
+    """The one checkpoint among the files: an index of shards before safetensors before torch files
+    before the rest.
+    """
     names = list(names)
     shallow = min((name.count("/") for name in names if name.endswith((*INDEXES, ".index", *SUFFIXES))), default=0)
     here = [name for name in names if name.count("/") == shallow]
     for suffix in INDEXES:
         if found := [name for name in here if name.endswith(suffix)]:
             return _only(found, what)
-    usual = [name for wanted in ("model.safetensors", "pytorch_model.bin") for name in here if name.rpartition("/")[2] == wanted]
+    usual = [
+        name
+        for wanted in ("model.safetensors", "pytorch_model.bin")
+        for name in here
+        if name.rpartition("/")[2] == wanted
+    ]
     if usual:
         return usual[0]
-    if found := [name for name in here if name.endswith(".index") and any(other.startswith(name[:-6] + ".data-") for other in here)]:
+    if found := [
+        name
+        for name in here
+        if name.endswith(".index") and any(other.startswith(name[:-6] + ".data-") for other in here)
+    ]:
         return _only(found, what)
-    return _only([name for name in here if name.endswith(SUFFIXES) and not NOT_MODELS.search(name.rpartition("/")[2])], what)
+    return _only(
+        [name for name in here if name.endswith(SUFFIXES) and not NOT_MODELS.search(name.rpartition("/")[2])], what
+    )
 
 
 def _only(found: list[str], what: str) -> str:
@@ -54,7 +83,8 @@ def _only(found: list[str], what: str) -> str:
         return found[0]
     if not found:
         raise CheckpointError(
-            f"{what} holds no checkpoint that is known by its name; looked for names that end in {', '.join(SUFFIXES)}, .index"
+            f"{what} holds no checkpoint that is known by its name; looked for names that end in "
+            f"{', '.join(SUFFIXES)}, .index"
         )
     shown = ", ".join(printable(name, 80) for name in sorted(found)[:8])
     raise CheckpointError(f"{what} holds {len(found)} checkpoints: {shown}; name the file that is meant")
@@ -66,7 +96,13 @@ def configs(files: Mapping[str, tuple[int, Bytes]], chosen: str) -> dict[str, st
     texts: dict[str, str] = {}
     for name, (size, data) in files.items():
         parent, _, file = name.rpartition("/")
-        if parent == folder and file.endswith(CONFIG_SUFFIXES) and size <= MAX_CONFIG and name != chosen and len(texts) < 32:
+        if (
+            parent == folder
+            and file.endswith(CONFIG_SUFFIXES)
+            and size <= MAX_CONFIG
+            and name != chosen
+            and len(texts) < 32
+        ):
             try:
                 texts[file] = str(data(), "utf-8")
             except UnicodeDecodeError as error:
@@ -74,7 +110,8 @@ def configs(files: Mapping[str, tuple[int, Bytes]], chosen: str) -> dict[str, st
     return texts
 
 
-# --- tar ----------------------------------------------------------------------------------------------------------------
+# --- tar
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def is_tar(data: memoryview) -> bool:
@@ -99,7 +136,9 @@ class _Unzipped(BufferFile):
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MAX_TAR_RECORD:
-            raise CheckpointError(f"{self._what} announces a record of {size} bytes; at most {MAX_TAR_RECORD} are read at once")
+            raise CheckpointError(
+                f"{self._what} announces a record of {size} bytes; at most {MAX_TAR_RECORD} are read at once"
+            )
         out = bytearray()
         while len(out) < size:
             if self._unpacker.eof:  # gzip files may be several in a row
@@ -120,7 +159,9 @@ class _Unzipped(BufferFile):
 
 
 def tar_files(data: memoryview, what: str) -> dict[str, tuple[int, Bytes]]:
-    """The regular files of a tar: shown in place, or, where it is gzipped, those that matter unpacked into memory."""
+    """The regular files of a tar: shown in place, or, where it is gzipped, those that matter
+    unpacked into memory.
+    """
     files: dict[str, tuple[int, Bytes]] = {}
     packed = is_gzip(data)
     stream = _Unzipped(data, what) if packed else BufferFile(data, MAX_TAR_RECORD)
@@ -136,7 +177,9 @@ def tar_files(data: memoryview, what: str) -> dict[str, tuple[int, Bytes]]:
                     raise CheckpointError(f"{what} holds two files called {printable(name)!r}")
                 if not packed:
                     if info.offset_data + info.size > len(data):
-                        raise CheckpointError(f"{what}: the file {printable(name)!r} reaches beyond its end: it is truncated")
+                        raise CheckpointError(
+                            f"{what}: the file {printable(name)!r} reaches beyond its end: it is truncated"
+                        )
                     part = data[info.offset_data : info.offset_data + info.size]
                 elif name.endswith((*SUFFIXES, ".index", *INDEXES, *CONFIG_SUFFIXES)) or ".data-" in name:
                     part = _unpacked(tar, info, what)
@@ -159,16 +202,20 @@ def _unpacked(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str) -> memoryv
         out += chunk
     if len(out) != info.size:
         raise CheckpointError(
-            f"{what}: the file {printable(info.name)!r} has {len(out)} of its {info.size} bytes: the archive is truncated"
+            f"{what}: the file {printable(info.name)!r} has {len(out)} of its {info.size} bytes: the archive is "
+            "truncated"
         )
     return memoryview(out)
 
 
 def zip_files(members: Mapping[str, Member]) -> dict[str, tuple[int, Bytes]]:
-    return {name: (member.size, cache(member.open)) for name, member in members.items() if not name.startswith("__MACOSX/")}
+    return {
+        name: (member.size, cache(member.open)) for name, member in members.items() if not name.startswith("__MACOSX/")
+    }
 
 
-# --- folders of ranks -----------------------------------------------------------------------------------------------------
+# --- folders of ranks
+# -----------------------------------------------------------------------------------------------------
 
 
 def ranks(names: Iterable[str]) -> dict[int, str]:
@@ -177,7 +224,9 @@ def ranks(names: Iterable[str]) -> dict[int, str]:
 
 
 def read_ranks(path: Path, files: Mapping[int, str], open_one: OpenOne) -> Archive:
-    """All ranks in one archive, each tensor called ``mp_rank_00.<name>``; joining them is the map's work."""
+    """All ranks in one archive, each tensor called ``mp_rank_00.<name>``; joining them is the map's
+    work.
+    """
     if sorted(files) != list(range(len(files))):
         raise CheckpointError(f"{path} holds the ranks {sorted(files)}; a rank is missing")
     archives = {rank: open_one(files[rank]) for rank in sorted(files)}
@@ -188,7 +237,9 @@ def read_ranks(path: Path, files: Mapping[int, str], open_one: OpenOne) -> Archi
             odd = sorted(set(archive.tensors) ^ set(first.tensors))[0]
             raise CheckpointError(f"{path}: rank {rank} and rank 0 hold different tensors, for instance {odd!r}")
         for name, entry in archive.entries.items():
-            entries[f"mp_rank_{rank:02d}.{name}"] = Entry(entry.info, entry.load, None if entry.place is None else (rank, entry.place))
+            entries[f"mp_rank_{rank:02d}.{name}"] = Entry(
+                entry.info, entry.load, None if entry.place is None else (rank, entry.place)
+            )
     return Archive(
         path,
         "megatron",

@@ -1,7 +1,9 @@
-"""The bounds that a foreign file is held to, and the net that turns any surprise into a CheckpointError.
+"""The bounds that a foreign file is held to, and the net that turns any surprise into a
+CheckpointError.
 
-A hostile file may lie about every length. Nothing is allocated on a file's word alone: sizes are held against the bytes that
-are there, and where bytes multiply (decompression, views with stride 0, containers in a pickle) against these limits.
+A hostile file may lie about every length. Nothing is allocated on a file's word alone: sizes are
+held against the bytes that are there, and where bytes multiply (decompression, views with stride 0,
+containers in a pickle) against these limits.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ MAX_CONTAINERS = 1_000_000  # lists, dicts, sets and refused objects that one pi
 MAX_TEXT = 16 * MIB  # one string that is plain data
 LONG_VALUE = 64 << 10  # longer strings and byte strings stay in the mapped file until they are wanted
 MAX_INTEGER_BYTES = 1024
-MAX_NODES = 4_000_000  # plain values in the tree of a pickle, where shared parts count each time and a container counts as 16
+MAX_NODES = (
+    4_000_000  # plain values in the tree of a pickle, where shared parts count each time and a container counts as 16
+)
 MAX_DEPTH = 100
 MAX_NAME = 2048  # characters of a tensor's name
 MAX_DIMENSIONS = 64
@@ -34,7 +38,9 @@ MAX_RATIO = 100  # beyond that: decompressed bytes per compressed byte
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Let the zoo's own errors pass; turn every other error that a damaged file can provoke into a CheckpointError."""
+    """Let the zoo's own errors pass; turn every other error that a damaged file can provoke into a
+    CheckpointError.
+    """
     try:
         yield
     except ZooError:
@@ -61,12 +67,17 @@ def guarded(what: str) -> Iterator[None]:
         zipfile.BadZipFile,
         tarfile.TarError,
     ) as error:
-        raise CheckpointError(f"{what}: damaged or not a checkpoint ({type(error).__name__}: {str(error)[:300]})") from error
+        raise CheckpointError(
+            f"{what}: damaged or not a checkpoint ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
 
 
 def check_expansion(what: str, declared: int, stored: int) -> None:
-    """Refuse ``declared`` bytes that are to come out of ``stored`` bytes when that looks like a bomb."""
+    """Refuse ``declared`` bytes that are to come out of ``stored`` bytes when that looks like a
+    bomb.
+    """
     if declared > FREE_EXPANSION and declared > MAX_RATIO * max(stored, 1):
         raise CheckpointError(
-            f"{what} would grow from {stored} to {declared} bytes; more than {MAX_RATIO} times is refused beyond {FREE_EXPANSION} bytes"
+            f"{what} would grow from {stored} to {declared} bytes; more than {MAX_RATIO} times is refused beyond "
+            f"{FREE_EXPANSION} bytes"
         )

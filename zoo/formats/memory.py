@@ -32,11 +32,15 @@ class Source(Protocol):
 
 
 class DictArchive:
-    """A dict of tensors (or numpy arrays) as an archive: what ``zoo.load`` makes of a state dict in a foreign layout."""
+    """A dict of tensors (or numpy arrays) as an archive: what ``zoo.load`` makes of a state dict in
+    a foreign layout.
+    """
 
     format = "dict"
 
-    def __init__(self, tensors: Mapping[str, object], metadata: Mapping[str, object] | None = None, name: str = "tensors"):
+    def __init__(
+        self, tensors: Mapping[str, object], metadata: Mapping[str, object] | None = None, name: str = "tensors"
+    ):
         self.path = Path(name)
         self._tensors: dict[str, Tensor] = {}
         for key, value in tensors.items():
@@ -44,14 +48,18 @@ class DictArchive:
             if tensor.dtype not in DTYPE_NAMES:
                 raise InputError(f"tensor {key!r} is {tensor.dtype}, which no checkpoint format of the zoo holds")
             self._tensors[str(key)] = tensor.detach()
-        self.tensors: Mapping[str, Info] = {key: Info(tuple(t.shape), DTYPE_NAMES[t.dtype]) for key, t in self._tensors.items()}
+        self.tensors: Mapping[str, Info] = {
+            key: Info(tuple(t.shape), DTYPE_NAMES[t.dtype]) for key, t in self._tensors.items()
+        }
         self.metadata: Mapping[str, object] = dict(metadata or {})
         self.refused: tuple[str, ...] = ()
 
     def __enter__(self) -> DictArchive:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def read(self, name: str) -> Tensor:

@@ -1,4 +1,6 @@
-"""numpy files: ``.npy``, one array, and ``.npz``, a zip of them. Arrays of objects are refused, never unpickled."""
+"""numpy files: ``.npy``, one array, and ``.npz``, a zip of them. Arrays of objects are refused,
+never unpickled.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,12 @@ def is_npz(members: dict[str, Member]) -> bool:
 def read_npy(path: Path, data: memoryview) -> Archive:
     """The one array of a ``.npy`` file, called ``array``."""
     entry = _entry(str(path), "array", data, lambda: data)
-    return Archive(path, "numpy", {} if isinstance(entry, str) else {"array": entry}, refused=[entry] if isinstance(entry, str) else [])
+    return Archive(
+        path,
+        "numpy",
+        {} if isinstance(entry, str) else {"array": entry},
+        refused=[entry] if isinstance(entry, str) else [],
+    )
 
 
 def read_npz(path: Path, members: dict[str, Member]) -> Archive:
@@ -50,14 +57,22 @@ def read_npz(path: Path, members: dict[str, Member]) -> Archive:
     return Archive(path, "numpy", entries, refused=refused)
 
 
-def _entry(what: str, name: str, head: memoryview, data: Callable[[], memoryview], size: int | None = None) -> Entry | str:
+def _entry(
+    what: str, name: str, head: memoryview, data: Callable[[], memoryview], size: int | None = None
+) -> Entry | str:
     """The entry of one array, or why it is refused."""
     wide = len(head) > 6 and head[6] in (2, 3)
     length = int.from_bytes(head[8 : 12 if wide else 10], "little")
     start = (12 if wide else 10) + length
-    if bytes(head[:6]) != MAGIC or bytes(head[6:8]) not in (b"\1\0", b"\2\0", b"\3\0") or length > MAX_NPY_HEADER or start > len(head):
+    if (
+        bytes(head[:6]) != MAGIC
+        or bytes(head[6:8]) not in (b"\1\0", b"\2\0", b"\3\0")
+        or length > MAX_NPY_HEADER
+        or start > len(head)
+    ):
         raise CheckpointError(
-            f"{what} does not start as an array of npy version 1.0, 2.0 or 3.0 with a header of at most {MAX_NPY_HEADER} bytes"
+            f"{what} does not start as an array of npy version 1.0, 2.0 or 3.0 with a header of at most "
+            f"{MAX_NPY_HEADER} bytes"
         )
     header = HEADER.fullmatch(bytes(head[12 if wide else 10 : start]).decode("latin-1"))
     if header is None:
@@ -76,5 +91,6 @@ def _entry(what: str, name: str, head: memoryview, data: Callable[[], memoryview
     if stored != expected:
         raise CheckpointError(f"{what} of {dtype} {shape[:8]} needs {expected} bytes, the file holds {stored}")
     return Entry(
-        TensorInfo(name, shape, dtype), lambda: array_tensor(data(), start, dtype, shape, fortran=fortran == "True", swapped=order == ">")
+        TensorInfo(name, shape, dtype),
+        lambda: array_tensor(data(), start, dtype, shape, fortran=fortran == "True", swapped=order == ">"),
     )

@@ -1,9 +1,11 @@
-"""ONNX models: the parameters among the initialisers, under the names and in the layout that the torch model had.
+"""ONNX models: the parameters among the initialisers, under the names and in the layout that the
+torch model had.
 
-Exporters keep most names, but fold the weight of a linear layer into an anonymous, transposed initialiser. Its name is taken from
-the bias that is added behind it, or from the node that uses it (``/encoder/layer.0/query/MatMul`` gives ``encoder.layer.0.query.weight``),
-and it is transposed back. int8 weights are dequantised, ``(q - zero_point) * scale``. What is a constant of the graph is listed in
-``metadata["onnx"]`` and not shown as a tensor.
+Exporters keep most names, but fold the weight of a linear layer into an anonymous, transposed
+initialiser. Its name is taken from the bias that is added behind it, or from the node that uses it
+(``/encoder/layer.0/query/MatMul`` gives ``encoder.layer.0.query.weight``), and it is transposed
+back. int8 weights are dequantised, ``(q - zero_point) * scale``. What is a constant of the graph is
+listed in ``metadata["onnx"]`` and not shown as a tensor.
 """
 
 from __future__ import annotations
@@ -99,7 +101,9 @@ def read(path: Path, data: memoryview, beside: Callable[[str], memoryview | None
     constants: list[str] = []
     recovered: dict[str, str] = {}
     dequantized: list[str] = []
-    sources = {derived.name for name, derived in graph.values.items() if name not in stored or derived is not stored[name]}
+    sources = {
+        derived.name for name, derived in graph.values.items() if name not in stored or derived is not stored[name]
+    }
     root = _root(graph)
     for name, found in graph.values.items():
         if name in helpers or (found.name in sources and not found.dequantized):
@@ -109,15 +113,26 @@ def read(path: Path, data: memoryview, beside: Callable[[str], memoryview | None
             constants.append(printable(name))
             continue
         if final in entries:
-            raise CheckpointError(f"{path}: two tensors would be called {final!r}, the second is initialiser {printable(found.name)!r}")
+            raise CheckpointError(
+                f"{path}: two tensors would be called {final!r}, the second is initialiser {printable(found.name)!r}"
+            )
         shape = found.info.shape[::-1] if turned else found.info.shape
-        entries[final] = Entry(TensorInfo(final, shape, found.info.dtype), _turned(found.load) if turned else found.load)
+        entries[final] = Entry(
+            TensorInfo(final, shape, found.info.dtype), _turned(found.load) if turned else found.load
+        )
         if final != found.name:
             recovered[final] = printable(found.name)
         if found.dequantized:
             dequantized.append(final)
     metadata: dict[str, Any] = {"onnx": {"renamed": recovered, "dequantized": dequantized, "constants": constants}}
-    return Archive(path, "onnx", entries, metadata=metadata, refused=refused, files=(path, *(path.with_name(name) for name in external)))
+    return Archive(
+        path,
+        "onnx",
+        entries,
+        metadata=metadata,
+        refused=refused,
+        files=(path, *(path.with_name(name) for name in external)),
+    )
 
 
 def _turned(load: Load) -> Load:
@@ -125,7 +140,9 @@ def _turned(load: Load) -> Load:
 
 
 def _root(graph: _Graph) -> str:
-    """What node paths have in front of the kept names: the exporter's wrapper module, or nothing."""
+    """What node paths have in front of the kept names: the exporter's wrapper module, or
+    nothing.
+    """
     for node in graph.nodes:
         for name in node.inputs:
             plain = _plain(name) if name in graph.values else None
@@ -135,8 +152,12 @@ def _root(graph: _Graph) -> str:
     return ""
 
 
-def _named(name: str, value: _Value, users: dict[str, list[_Node]], graph: _Graph, root: str) -> tuple[str | None, bool]:
-    """The torch name of a value and whether it lies transposed; ``None`` for a constant of the graph."""
+def _named(
+    name: str, value: _Value, users: dict[str, list[_Node]], graph: _Graph, root: str
+) -> tuple[str | None, bool]:
+    """The torch name of a value and whether it lies transposed; ``None`` for a constant of the
+    graph.
+    """
     for node in users[name]:
         if node.op not in PRODUCTS or len(node.inputs) < 2 or node.inputs[1] != name or len(value.info.shape) != 2:
             continue
@@ -168,7 +189,9 @@ def _path_name(node: _Node, root: str) -> str | None:
 
 
 def _bias_name(node: _Node, users: dict[str, list[_Node]], graph: _Graph) -> str | None:
-    """From the bias that is added to the product, perhaps after it was scaled; ``Gemm`` adds it itself."""
+    """From the bias that is added to the product, perhaps after it was scaled; ``Gemm`` adds it
+    itself.
+    """
     biases = list(node.inputs[2:3]) if node.op == "Gemm" else []
     outputs = list(node.outputs)
     for _ in range(4):
@@ -182,7 +205,9 @@ def _bias_name(node: _Node, users: dict[str, list[_Node]], graph: _Graph) -> str
 
 
 def _derive(graph: _Graph) -> set[str]:
-    """Add the values that nodes compute from quantised initialisers; returns the names of scales and zero points."""
+    """Add the values that nodes compute from quantised initialisers; returns the names of scales
+    and zero points.
+    """
     helpers: set[str] = set()
     casts: dict[str, _Value] = {}
     for node in graph.nodes:
@@ -218,7 +243,9 @@ def _dequantize(source: _Value, scale: _Value, zero: _Value | None, axis: int | 
         else:
             fits = len(sizes) <= rank and all(s in (1, full) for s, full in zip(sizes[::-1], shape[::-1], strict=False))
         if not fits:
-            raise CheckpointError(f"the scale {printable(value.name)!r} of shape {sizes[:8]} does not fit {printable(source.name)!r}")
+            raise CheckpointError(
+                f"the scale {printable(value.name)!r} of shape {sizes[:8]} does not fit {printable(source.name)!r}"
+            )
 
     def spread(value: _Value) -> torch.Tensor:
         loaded = value.load().to(torch.float32)
@@ -233,7 +260,8 @@ def _dequantize(source: _Value, scale: _Value, zero: _Value | None, axis: int | 
     return _Value(source.name, TensorInfo(source.name, shape, "F32"), load, dequantized=True)
 
 
-# --- the messages -------------------------------------------------------------------------------------------------------
+# --- the messages
+# -------------------------------------------------------------------------------------------------------
 
 
 def _read_graph(
@@ -257,7 +285,9 @@ def _read_graph(
             if isinstance(found, str):
                 refused.append(found)
             elif found.name in graph.values or len(graph.values) >= MAX_TENSORS:
-                raise CheckpointError(f"{path} holds the initialiser {printable(found.name)!r} twice, or more than {MAX_TENSORS} of them")
+                raise CheckpointError(
+                    f"{path} holds the initialiser {printable(found.name)!r} twice, or more than {MAX_TENSORS} of them"
+                )
             else:
                 graph.values[found.name] = found
 
@@ -280,7 +310,9 @@ def _read_node(data: memoryview) -> _Node:
     return _Node(op, name, tuple(inputs), tuple(outputs), numbers)
 
 
-def _read_tensor(path: Path, data: memoryview, beside: Callable[[str], memoryview | None], external: dict[str, memoryview]) -> _Value | str:
+def _read_tensor(
+    path: Path, data: memoryview, beside: Callable[[str], memoryview | None], external: dict[str, memoryview]
+) -> _Value | str:
     shape, kind, name = list[int](), 0, ""
     raw: memoryview | None = None
     lists: list[tuple[int, int | memoryview]] = []
@@ -296,7 +328,9 @@ def _read_tensor(path: Path, data: memoryview, beside: Callable[[str], memoryvie
             raw = message(value)
         elif tag in FIXED_FIELDS or tag in INTEGER_FIELDS:
             if len(lists) >= MAX_DIMENSIONS:
-                raise CheckpointError(f"{path}: an initialiser stores its numbers one by one, unpacked; export the model again")
+                raise CheckpointError(
+                    f"{path}: an initialiser stores its numbers one by one, unpacked; export the model again"
+                )
             lists.append((tag, value))
         elif tag == 13:
             pair = dict(fields(message(value)))
@@ -313,7 +347,9 @@ def _read_tensor(path: Path, data: memoryview, beside: Callable[[str], memoryvie
         raw = _outside(path, what, location, beside, external, info)
     if raw is not None:
         if len(raw) != info.nbytes:
-            raise CheckpointError(f"{what} of {info.dtype} {info.shape} needs {info.nbytes} bytes, the file holds {len(raw)}")
+            raise CheckpointError(
+                f"{what} of {info.dtype} {info.shape} needs {info.nbytes} bytes, the file holds {len(raw)}"
+            )
         found = raw
         return _Value(name, info, lambda: tensor_at(found, 0, info.dtype, info.shape))
     stored = sum(1 if isinstance(value, int) else len(value) for _, value in lists)  # at least a byte for each number
@@ -337,7 +373,14 @@ def _outside(
             raise CheckpointError(f"{what} lies in the file {file!r} beside the model, which is missing")
         external[file] = found
     offset, length = location.get("offset", "0"), location.get("length", str(info.nbytes))
-    if not (offset.isascii() and offset.isdigit() and length.isascii() and length.isdigit() and len(offset) < 20 and len(length) < 20):
+    if not (
+        offset.isascii()
+        and offset.isdigit()
+        and length.isascii()
+        and length.isdigit()
+        and len(offset) < 20
+        and len(length) < 20
+    ):
         raise CheckpointError(f"{what} says that it lies at {printable(offset)!r}, {printable(length)!r} bytes")
     if int(offset) + int(length) > len(external[file]):
         raise CheckpointError(f"{what} reaches beyond the end of {file!r}: it is truncated")
@@ -345,10 +388,15 @@ def _outside(
 
 
 def _from_lists(what: str, info: TensorInfo, lists: list[tuple[int, int | memoryview]]) -> torch.Tensor:
-    """The numbers of the typed fields: floats as in memory, everything else as variable-length integers."""
+    """The numbers of the typed fields: floats as in memory, everything else as variable-length
+    integers.
+    """
     if all(tag in FIXED_FIELDS for tag, _ in lists):
         raw = bytearray(
-            b"".join(value.to_bytes(ITEM_SIZES[FIXED_FIELDS[tag]], "little") if isinstance(value, int) else value for tag, value in lists)
+            b"".join(
+                value.to_bytes(ITEM_SIZES[FIXED_FIELDS[tag]], "little") if isinstance(value, int) else value
+                for tag, value in lists
+            )
         )
         stored = FIXED_FIELDS[lists[0][0]] if lists else "F32"
         if info.dtype not in (stored, {"F32": "C64", "F64": "C128"}[stored]) or len(raw) != info.nbytes:

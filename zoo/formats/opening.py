@@ -1,4 +1,6 @@
-"""Readers of foreign checkpoints: ``open_archive`` recognises the format and runs nothing from the file."""
+"""Readers of foreign checkpoints: ``open_archive`` recognises the format and runs nothing from the
+file.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import CheckpointError
-from zoo.formats import bundles, numpy_files, onnx_files, paddle_files, safetensors_files, shards, tensorflow_files, torch_files
+from zoo.formats import (
+    bundles,
+    numpy_files,
+    onnx_files,
+    paddle_files,
+    safetensors_files,
+    shards,
+    tensorflow_files,
+    torch_files,
+)
 from zoo.formats.archive import Archive, Entry, TensorInfo
 from zoo.formats.buffers import map_file, zip_members
 from zoo.formats.limits import guarded
@@ -20,11 +31,13 @@ Neighbour = Callable[[str], memoryview | None]  # the bytes of a file beside the
 
 
 def open_archive(path: Path | str, *, group: str | None = None) -> Archive:
-    """Open a checkpoint file or folder; only names and shapes are read, except that gzipped and deflated data is unpacked into memory.
+    """Open a checkpoint file or folder; only names and shapes are read, except that gzipped and
+    deflated data is unpacked into memory.
 
-    The format is recognised from the bytes. A folder, tar or zip may hold one checkpoint; a TensorFlow checkpoint is named by its
-    ``.index`` file or by its prefix. ``group`` chooses a top-level entry of a torch file (``"optimizer"``): ``None`` is the model's,
-    ``""`` everything under dotted names.
+    The format is recognised from the bytes. A folder, tar or zip may hold one checkpoint; a
+    TensorFlow checkpoint is named by its ``.index`` file or by its prefix. ``group`` chooses a
+    top-level entry of a torch file (``"optimizer"``): ``None`` is the model's, ``""`` everything
+    under dotted names.
     """
     path = Path(path)
     with guarded(str(path)):
@@ -46,8 +59,12 @@ def _open_file(path: Path, group: str | None) -> Archive:
     return _open_data(path, path.name, map_file(path), group, beside, nested=False)
 
 
-def _open_data(path: Path, name: str, data: memoryview, group: str | None, beside: Neighbour, *, nested: bool) -> Archive:
-    """Recognise ``data`` by its first bytes; a file inside an archive is no archive itself, but for torch's and numpy's zips."""
+def _open_data(
+    path: Path, name: str, data: memoryview, group: str | None, beside: Neighbour, *, nested: bool
+) -> Archive:
+    """Recognise ``data`` by its first bytes; a file inside an archive is no archive itself, but for
+    torch's and numpy's zips.
+    """
     head = bytes(data[:8])
     if head[:4] == b"PK\x03\x04":
         members = zip_members(data, str(path))
@@ -73,7 +90,9 @@ def _open_data(path: Path, name: str, data: memoryview, group: str | None, besid
         return onnx_files.read(path, data, beside)
     if paddle_files.is_parameter(data):
         return Archive(path, "paddle", {name: paddle_files.parameter(path, name, data)})
-    raise CheckpointError(f"{path} is in no known checkpoint format, or truncated; it has {len(data)} bytes and starts with {head!r}")
+    raise CheckpointError(
+        f"{path} is in no known checkpoint format, or truncated; it has {len(data)} bytes and starts with {head!r}"
+    )
 
 
 def _open_bundle(path: Path, files: dict[str, tuple[int, bundles.Bytes]], group: str | None) -> Archive:
@@ -85,11 +104,20 @@ def _open_bundle(path: Path, files: dict[str, tuple[int, bundles.Bytes]], group:
         return found[1]() if found else None
 
     if chosen.endswith(bundles.INDEXES):
-        raise CheckpointError(f"{path} holds a checkpoint in shards, {printable(chosen)!r}; unpack it and open the folder")
+        raise CheckpointError(
+            f"{path} holds a checkpoint in shards, {printable(chosen)!r}; unpack it and open the folder"
+        )
     inner = _open_data(path, chosen.rpartition("/")[2], files[chosen][1](), group, beside, nested=True)
     metadata = {**inner.metadata, **bundles.configs(files, chosen)}
     return Archive(
-        path, inner.format, inner.entries, metadata=metadata, refused=inner.refused, groups=inner.groups, group=inner.group, files=(path,)
+        path,
+        inner.format,
+        inner.entries,
+        metadata=metadata,
+        refused=inner.refused,
+        groups=inner.groups,
+        group=inner.group,
+        files=(path,),
     )
 
 

@@ -1,4 +1,6 @@
-"""Paddle files: ``.pdparams``, a pickle of numpy arrays, and the folders of paddle 1.x with one binary file per parameter."""
+"""Paddle files: ``.pdparams``, a pickle of numpy arrays, and the folders of paddle 1.x with one
+binary file per parameter.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def read_pickle(path: Path, data: memoryview, group: str | None) -> Archive:
 
 
 def _joined(archive: Archive, parts: Mapping[Any, Any]) -> Archive:
-    """Put together the parameters that paddle cut in flat pieces because a pickle of protocol 2 holds at most 4 GB in one."""
+    """Put together the parameters that paddle cut in flat pieces because a pickle of protocol 2
+    holds at most 4 GB in one.
+    """
     entries = dict(archive.entries)
     for name, how in parts.items():
         pieces = how.get("slices") if isinstance(how, dict) else None
@@ -58,11 +62,17 @@ def _joined(archive: Archive, parts: Mapping[Any, Any]) -> Archive:
             or not all(isinstance(p, str) and p in entries for p in pieces)
         ):
             raise CheckpointError(
-                f"{archive.path}: {BIG_PARAMETERS} names pieces of {printable(str(name)[:200])!r} that are not in the file"
+                f"{archive.path}: {BIG_PARAMETERS} names pieces of {printable(str(name)[:200])!r} that are not in the "
+                "file"
             )
         found = [entries.pop(piece) for piece in dict.fromkeys(pieces)]
         dtypes = {entry.info.dtype for entry in found}
-        if not isinstance(shape, list) or not all(is_count(size) for size in shape) or len(dtypes) != 1 or len(found) != len(pieces):
+        if (
+            not isinstance(shape, list)
+            or not all(is_count(size) for size in shape)
+            or len(dtypes) != 1
+            or len(found) != len(pieces)
+        ):
             raise CheckpointError(f"{archive.path}: the pieces of {name!r} do not fit together")
         info = TensorInfo(name, tuple(shape), dtypes.pop())
         if info.numel != sum(entry.info.numel for entry in found) or len(shape) > MAX_DIMENSIONS or name in entries:
@@ -70,7 +80,13 @@ def _joined(archive: Archive, parts: Mapping[Any, Any]) -> Archive:
         entries[name] = Entry(info, lambda found=found, info=info: _cat(found, info))  # type: ignore[misc]
     metadata = {key: value for key, value in archive.metadata.items() if key != BIG_PARAMETERS}
     return Archive(
-        archive.path, archive.format, entries, metadata=metadata, refused=archive.refused, groups=archive.groups, group=archive.group
+        archive.path,
+        archive.format,
+        entries,
+        metadata=metadata,
+        refused=archive.refused,
+        groups=archive.groups,
+        group=archive.group,
     )
 
 
@@ -78,16 +94,25 @@ def _cat(pieces: list[Entry], info: TensorInfo) -> torch.Tensor:
     return torch.cat([piece.load().reshape(-1) for piece in pieces]).reshape(info.shape)
 
 
-# --- paddle 1.x: one file per parameter --------------------------------------------------------------------------------
+# --- paddle 1.x: one file per parameter
+# --------------------------------------------------------------------------------
 
 
 def is_parameter(data: memoryview) -> bool:
-    """Version 0, no levels of detail, version 0, a short description: what every file of a dense parameter starts with."""
-    return len(data) > 20 and bytes(data[:16]) == bytes(16) and 0 < int.from_bytes(data[16:20], "little") <= MAX_DESCRIPTION
+    """Version 0, no levels of detail, version 0, a short description: what every file of a dense
+    parameter starts with.
+    """
+    return (
+        len(data) > 20
+        and bytes(data[:16]) == bytes(16)
+        and 0 < int.from_bytes(data[16:20], "little") <= MAX_DESCRIPTION
+    )
 
 
 def parameter(path: Path, name: str, data: memoryview) -> Entry:
-    """A tensor as paddle 1.x saves it: version, levels of detail, version, size of a description, description, bytes."""
+    """A tensor as paddle 1.x saves it: version, levels of detail, version, size of a description,
+    description, bytes.
+    """
     position = 4
     levels = int.from_bytes(data[position : position + 8], "little")
     position += 8
@@ -101,7 +126,9 @@ def parameter(path: Path, name: str, data: memoryview) -> Entry:
     size = int.from_bytes(data[position + 4 : position + 8], "little")
     position += 8
     if version != 0 or not 0 < size <= MAX_DESCRIPTION or position + size > len(data):
-        raise CheckpointError(f"{path} has no description of its tensor where one should be: it is truncated or no paddle parameter")
+        raise CheckpointError(
+            f"{path} has no description of its tensor where one should be: it is truncated or no paddle parameter"
+        )
     kind, shape = -1, list[int]()
     for tag, value in fields(data[position : position + size]):
         if tag == 1:
@@ -113,18 +140,24 @@ def parameter(path: Path, name: str, data: memoryview) -> Entry:
         raise CheckpointError(f"{path} describes a tensor of type {kind} and shape {shape[:8]}, which is none")
     info = TensorInfo(name, tuple(shape), DTYPES[kind])
     if math.prod(shape) * ITEM_SIZES[info.dtype] != len(data) - position:
-        raise CheckpointError(f"{path} of {info.dtype} {info.shape} needs {info.nbytes} bytes, the file holds {len(data) - position}")
+        raise CheckpointError(
+            f"{path} of {info.dtype} {info.shape} needs {info.nbytes} bytes, the file holds {len(data) - position}"
+        )
     return Entry(info, lambda: tensor_at(data, position, info.dtype, info.shape))
 
 
 def is_folder(path: Path) -> bool:
-    """Whether the folder holds paddle parameters: by the first few files without an ending of their own."""
+    """Whether the folder holds paddle parameters: by the first few files without an ending of their
+    own.
+    """
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     return any(is_parameter(map_file(file)) for file in files[:8])
 
 
 def read_folder(path: Path) -> Archive:
-    """Every file of the folder that is a parameter, under the file's name; the names of other files are listed as refused."""
+    """Every file of the folder that is a parameter, under the file's name; the names of other files
+    are listed as refused.
+    """
     entries: dict[str, Entry] = {}
     refused: list[str] = []
     used: list[Path] = []

@@ -1,9 +1,11 @@
-"""An interpreter of the pickle opcodes that builds plain data and descriptions of tensors, and never imports or calls anything.
+"""An interpreter of the pickle opcodes that builds plain data and descriptions of tensors, and
+never imports or calls anything.
 
-A pickle is a program for a stack machine. Its opcodes that push numbers, strings and containers are done as written. Those that would
-call something are looked up in ``_CALLS``: a few names whose meaning is known (how torch and numpy describe a tensor, OrderedDict, ...)
-are done by functions of this file. Every other object becomes a ``Refused`` node, which records its name, takes what the pickle
-then feeds to it (arguments, state, items) as plain data, and does nothing.
+A pickle is a program for a stack machine. Its opcodes that push numbers, strings and containers are
+done as written. Those that would call something are looked up in ``_CALLS``: a few names whose
+meaning is known (how torch and numpy describe a tensor, OrderedDict, ...) are done by functions of
+this file. Every other object becomes a ``Refused`` node, which records its name, takes what the
+pickle then feeds to it (arguments, state, items) as plain data, and does nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ import numpy as np
 
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES
-from zoo.formats.limits import LONG_VALUE, MAX_CONTAINERS, MAX_DIMENSIONS, MAX_INTEGER_BYTES, MAX_MEMO, MAX_OPCODES, MAX_TEXT
+from zoo.formats.limits import (
+    LONG_VALUE,
+    MAX_CONTAINERS,
+    MAX_DIMENSIONS,
+    MAX_INTEGER_BYTES,
+    MAX_MEMO,
+    MAX_OPCODES,
+    MAX_TEXT,
+)
 
 # --- nodes: what cannot be a plain Python value -----------------------------------------------------------------------
 
@@ -38,7 +48,9 @@ class Global:
 
 @dataclass(slots=True, eq=False)
 class Refused:
-    """An object that was not made: its name, how it was asked for, and the plain data that was fed to it."""
+    """An object that was not made: its name, how it was asked for, and the plain data that was fed
+    to it.
+    """
 
     name: str
     how: str = ""
@@ -50,7 +62,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class StorageRef:
-    """A storage: ``count`` elements of ``dtype``, or ``count`` bytes where that is ``None``; a view begins at element ``start``."""
+    """A storage: ``count`` elements of ``dtype``, or ``count`` bytes where that is ``None``; a view
+    begins at element ``start``.
+    """
 
     key: str
     dtype: str | None
@@ -72,7 +86,9 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LongBytes:
-    """A byte string left in the file; ``text`` tells that it is stored as UTF-8 of latin-1 characters."""
+    """A byte string left in the file; ``text`` tells that it is stored as UTF-8 of latin-1
+    characters.
+    """
 
     data: memoryview
     text: bool = False
@@ -115,7 +131,9 @@ def is_count(value: object) -> bool:
 
 def _counts(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)) or not all(is_count(v) for v in value) or len(value) > MAX_DIMENSIONS:
-        raise CheckpointError(f"{what} of a tensor must be a short tuple of non-negative integers, got {printable(repr_short(value))}")
+        raise CheckpointError(
+            f"{what} of a tensor must be a short tuple of non-negative integers, got {printable(repr_short(value))}"
+        )
     return tuple(value)
 
 
@@ -123,11 +141,17 @@ def repr_short(value: object) -> str:
     """A description that never walks into containers."""
     if value is None or isinstance(value, (int, float, str)):
         return repr(value)[:100] if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge integer"
-    return f"{type(value).__name__} of length {len(value)}" if isinstance(value, (tuple, list, dict, bytes)) else type(value).__name__
+    return (
+        f"{type(value).__name__} of length {len(value)}"
+        if isinstance(value, (tuple, list, dict, bytes))
+        else type(value).__name__
+    )
 
 
 def _plain_key(value: object, depth: int = 0) -> bool:
-    """Whether a value may be hashed: flat, not huge (hashing nested tuples recurses, integers can be chosen to collide)."""
+    """Whether a value may be hashed: flat, not huge (hashing nested tuples recurses, integers can
+    be chosen to collide).
+    """
     if value is None or type(value) in (str, bytes, bool, float):
         return True
     if type(value) is int:
@@ -184,7 +208,9 @@ SCALAR_TYPES = {
 
 
 def storage_type(kind: object) -> tuple[bool, str | None]:
-    """(known, dtype) of the class that a persistent id names; the dtype of an untyped storage is ``None``."""
+    """(known, dtype) of the class that a persistent id names; the dtype of an untyped storage is
+    ``None``.
+    """
     if not isinstance(kind, Global) or kind.module not in ("torch", "torch.cuda", "torch.storage"):
         return False, None
     if kind.name == "UntypedStorage":
@@ -192,13 +218,17 @@ def storage_type(kind: object) -> tuple[bool, str | None]:
     return kind.name in STORAGE_TYPES, STORAGE_TYPES.get(kind.name)
 
 
-def _view(storage: object, offset: object, shape: object, strides: object, dtype: str | None = None, quantization: Any = None) -> TensorRef:
+def _view(
+    storage: object, offset: object, shape: object, strides: object, dtype: str | None = None, quantization: Any = None
+) -> TensorRef:
     if isinstance(storage, Refused):
         raise TypeError  # the tensor is refused with its storage
     if not isinstance(storage, StorageRef):
         raise CheckpointError(f"a tensor was built on {repr_short(storage)} instead of a storage")
     if not is_count(offset):
-        raise CheckpointError(f"the offset of a tensor must be a non-negative integer, got {printable(repr_short(offset))}")
+        raise CheckpointError(
+            f"the offset of a tensor must be a non-negative integer, got {printable(repr_short(offset))}"
+        )
     sizes, steps = _counts(shape, "the shape"), _counts(strides, "the strides")
     if len(sizes) != len(steps):
         raise CheckpointError(f"a tensor of {len(sizes)} dimensions has {len(steps)} strides")
@@ -215,7 +245,10 @@ def _view(storage: object, offset: object, shape: object, strides: object, dtype
     if math.prod(sizes):
         last = offset + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
         if (last + 1) * ITEM_SIZES[dtype] > room:
-            raise CheckpointError(f"a tensor of shape {sizes}, strides {steps}, offset {offset} reaches beyond its storage of {room} bytes")
+            raise CheckpointError(
+                f"a tensor of shape {sizes}, strides {steps}, offset {offset} reaches beyond its storage of {room} "
+                "bytes"
+            )
     return TensorRef(storage, start // ITEM_SIZES[dtype] + offset, sizes, steps, dtype, quantization)
 
 
@@ -223,7 +256,9 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return _view(storage, offset, shape, strides)
 
 
-def _rebuild_tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> TensorRef:
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+) -> TensorRef:
     if not isinstance(dtype, str) or dtype.removeprefix("torch.") not in SCALAR_TYPES:
         raise CheckpointError(f"a tensor of unknown dtype {printable(repr_short(dtype))}")
     return _view(storage, offset, shape, strides, SCALAR_TYPES[dtype.removeprefix("torch.")])
@@ -362,14 +397,23 @@ def _set_array(array: ArrayRef, state: Any) -> None:
 
 
 def _eval(source: Any, names: Any = None, *_: Any) -> Any:
-    """Paddle pickles a tensor as ``eval("data", {"data": array})``; this very call is read as the array, any other is refused."""
-    if source == "data" and isinstance(names, dict) and set(names) == {"data"} and isinstance(names["data"], (ArrayRef, tuple)):
+    """Paddle pickles a tensor as ``eval("data", {"data": array})``; this very call is read as the
+    array, any other is refused.
+    """
+    if (
+        source == "data"
+        and isinstance(names, dict)
+        and set(names) == {"data"}
+        and isinstance(names["data"], (ArrayRef, tuple))
+    ):
         return names["data"]
     raise TypeError
 
 
 Call = Callable[..., Any]
-_REBUILDERS: frozenset[Call] = frozenset((_rebuild_tensor, _rebuild_tensor_v3, _rebuild_quantized, _rebuild_parameter, _rebuild_from_numpy))
+_REBUILDERS: frozenset[Call] = frozenset(
+    (_rebuild_tensor, _rebuild_tensor_v3, _rebuild_quantized, _rebuild_parameter, _rebuild_from_numpy)
+)
 _CALLS: dict[tuple[str, str], Call] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -396,7 +440,12 @@ _CALLS: dict[tuple[str, str], Call] = {
     ("numpy", "dtype"): _numpy_dtype,
 }
 _PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
-_CALLS |= {("builtins", "list"): _sequence, ("builtins", "tuple"): _tuple, ("builtins", "set"): _set, ("builtins", "frozenset"): _set}
+_CALLS |= {
+    ("builtins", "list"): _sequence,
+    ("builtins", "tuple"): _tuple,
+    ("builtins", "set"): _set,
+    ("builtins", "frozenset"): _set,
+}
 _CALLS |= {("builtins", "dict"): _ordered_dict, ("builtins", "bytes"): _bytes, ("builtins", "eval"): _eval}
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _CALLS |= {(_module, "_reconstruct"): _numpy_empty, (_module, "scalar"): _numpy_scalar}
@@ -414,7 +463,9 @@ class Unpickled:
     refused: tuple[Refused, ...]  # everything refused, reachable from the value or not
 
 
-def unpickle(data: memoryview, start: int = 0, *, persistent: Callable[[Any], Any] | None = None, what: str = "the pickle") -> Unpickled:
+def unpickle(
+    data: memoryview, start: int = 0, *, persistent: Callable[[Any], Any] | None = None, what: str = "the pickle"
+) -> Unpickled:
     """Interpret the pickle at ``start``; ``persistent`` turns a persistent id into a node."""
     return _Machine(data, start, persistent, what).run()
 
@@ -461,7 +512,9 @@ class _Machine:
 
     def take(self, count: int) -> memoryview:
         if count > self.end - self.position:
-            self.fail(f"announces {count} bytes where {self.end - self.position} are left: the file is truncated or lies")
+            self.fail(
+                f"announces {count} bytes where {self.end - self.position} are left: the file is truncated or lies"
+            )
         start, self.position = self.position, self.position + count
         return self.data[start : start + count]
 
@@ -515,7 +568,10 @@ class _Machine:
     def op_frame(self) -> None:
         size = self.number(8)
         if size > self.end - self.position:
-            self.fail(f"announces a frame of {size} bytes where {self.end - self.position} are left: the file is truncated or lies")
+            self.fail(
+                f"announces a frame of {size} bytes where {self.end - self.position} are left: the file is truncated "
+                "or lies"
+            )
 
     def op_none(self) -> None:
         self.push(None)
@@ -846,7 +902,9 @@ class _Machine:
     def op_inst(self) -> None:
         module, name = self.line(), self.line()
         arguments = tuple(self.to_mark())
-        self.push(self.instance(self.named(module.decode("utf-8", "replace"), name.decode("utf-8", "replace")), arguments))
+        self.push(
+            self.instance(self.named(module.decode("utf-8", "replace"), name.decode("utf-8", "replace")), arguments)
+        )
 
     def op_obj(self) -> None:
         kind, *arguments = self.to_mark()
@@ -860,7 +918,12 @@ class _Machine:
         elif isinstance(target, ArrayRef):
             _set_array(target, state)
         elif isinstance(target, NumpyType):
-            if isinstance(state, tuple) and len(state) > 1 and isinstance(state[1], str) and state[1] in ("<", ">", "=", "|"):
+            if (
+                isinstance(state, tuple)
+                and len(state) > 1
+                and isinstance(state[1], str)
+                and state[1] in ("<", ">", "=", "|")
+            ):
                 target.order = state[1]
         elif not isinstance(target, (dict, list, set, TensorRef, StorageRef)):  # their attributes are not data of ours
             self.fail(f"sets the state of {repr_short(target)}")

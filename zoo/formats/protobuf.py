@@ -49,7 +49,10 @@ def fields(message: memoryview) -> Iterator[Field]:
         else:
             raise CheckpointError(f"a message holds a field of wire type {wire}: the file is damaged")
         if size > len(message) - position:
-            raise CheckpointError(f"a field announces {size} bytes where {len(message) - position} are left: the file is truncated or lies")
+            raise CheckpointError(
+                f"a field announces {size} bytes where {len(message) - position} are left: the file is truncated or "
+                "lies"
+            )
         part = message[position : position + size]
         position += size
         yield number, int.from_bytes(part, "little") if wire in _FIXED else part

@@ -1,4 +1,6 @@
-"""safetensors: an 8-byte length, a JSON header of names, dtypes, shapes and offsets, then the bytes."""
+"""safetensors: an 8-byte length, a JSON header of names, dtypes, shapes and offsets, then the
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def load_json(raw: bytes, what: str) -> Any:
 def read(path: Path, data: memoryview) -> Archive:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
-        raise CheckpointError(f"{path} announces a header of {length} bytes, the file has {len(data)}: it is truncated or lies")
+        raise CheckpointError(
+            f"{path} announces a header of {length} bytes, the file has {len(data)}: it is truncated or lies"
+        )
     if length > MAX_HEADER:
         raise CheckpointError(f"{path} announces a header of {length} bytes; at most {MAX_HEADER} are read")
     header = load_json(bytes(data[8 : 8 + length]), f"the header of {path}")
@@ -65,10 +69,14 @@ def read(path: Path, data: memoryview) -> Archive:
     position = 0
     for start, end, info in sorted(spans, key=lambda span: span[:2]):
         if start != position:
-            raise CheckpointError(f"{path}: tensor {info.name!r} starts at {start}, expected {position}: offsets overlap or leave a hole")
+            raise CheckpointError(
+                f"{path}: tensor {info.name!r} starts at {start}, expected {position}: offsets overlap or leave a hole"
+            )
         position = end
     if position != len(body):
-        raise CheckpointError(f"{path}: the tensors take {position} bytes, the file holds {len(body)}: it is truncated or has a tail")
+        raise CheckpointError(
+            f"{path}: the tensors take {position} bytes, the file holds {len(body)}: it is truncated or has a tail"
+        )
     if sparse_tensors.KEY in metadata:
         entries = sparse_tensors.shown(entries, metadata, str(path))
     return Archive(path, "safetensors", entries, metadata=metadata)
@@ -94,5 +102,7 @@ def _record(path: Path, name: str, record: Any) -> tuple[TensorInfo, int, int]:
     start, end = offsets
     expected = math.prod(shape) * ITEM_SIZES[dtype]
     if end - start != expected:
-        raise CheckpointError(f"{what} of {dtype} {shape[:8]} needs {expected} bytes, its offsets {start} to {end} give {end - start}")
+        raise CheckpointError(
+            f"{what} of {dtype} {shape[:8]} needs {expected} bytes, its offsets {start} to {end} give {end - start}"
+        )
     return TensorInfo(name, tuple(shape), dtype), start, end

@@ -24,7 +24,11 @@ def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes; an index has at most {MAX_HEADER}")
     index = load_json(path.read_bytes(), str(path))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(file, str) for file in weight_map.values())
+    ):
         raise CheckpointError(f"{path} has no weight_map of tensor names to file names")
     files = sorted(set(weight_map.values()))
     if len(files) > MAX_SHARDS:
@@ -37,13 +41,15 @@ def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
                 raise CheckpointError(f"{path}: tensor {name!r} is in two shards, the second is {file!r}")
             if weight_map.get(name) != file:
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is in shard {file!r}, the index says {printable(str(weight_map.get(name)))!r}"
+                    f"{path}: tensor {name!r} is in shard {file!r}, the index says "
+                    f"{printable(str(weight_map.get(name)))!r}"
                 )
             entries[name] = Entry(entry.info, entry.load, None if entry.place is None else (file, entry.place))
     missing = [name for name in weight_map if name not in entries]
     if missing:
         raise CheckpointError(
-            f"{path}: tensor {printable(missing[0])!r} is not in its shard {weight_map[missing[0]]!r} ({len(missing)} such tensors)"
+            f"{path}: tensor {printable(missing[0])!r} is not in its shard {weight_map[missing[0]]!r} ({len(missing)} "
+            "such tensors)"
         )
     details = index.get("metadata")
     return Archive(
@@ -57,7 +63,17 @@ def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
 
 
 def safe_name(file: str, path: Path) -> str:
-    """``file`` where it is a plain name of a file beside ``path``; anything with a folder in it is refused."""
-    if not file or file in (".", "..") or any(c in file for c in '/\\:\0"') or not file.isprintable() or len(file) > 255:
-        raise CheckpointError(f"{path} names the file {printable(file)!r}; only plain names in the same folder are followed")
+    """``file`` where it is a plain name of a file beside ``path``; anything with a folder in it is
+    refused.
+    """
+    if (
+        not file
+        or file in (".", "..")
+        or any(c in file for c in '/\\:\0"')
+        or not file.isprintable()
+        or len(file) > 255
+    ):
+        raise CheckpointError(
+            f"{path} names the file {printable(file)!r}; only plain names in the same folder are followed"
+        )
     return file

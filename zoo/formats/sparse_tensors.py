@@ -1,7 +1,9 @@
-"""Tensors with many zeros in a safetensors file: one bit for each value says whether it is 0, and only the others are stored.
+"""Tensors with many zeros in a safetensors file: one bit for each value says whether it is 0, and
+only the others are stored.
 
-A tensor ``name`` is stored as ``name.kept`` (U8, its bits, the first in the lowest place) and ``name.values``; the file's metadata lists
-their shapes under ``zoo.sparse``. A reader of ours shows the whole tensor again, so nothing else needs to know.
+A tensor ``name`` is stored as ``name.kept`` (U8, its bits, the first in the lowest place) and
+``name.values``; the file's metadata lists their shapes under ``zoo.sparse``. A reader of ours shows
+the whole tensor again, so nothing else needs to know.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ KEY = "zoo.sparse"
 
 
 def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors as they are stored, each sparsely where that takes fewer bytes, and the metadata that says which."""
+    """The tensors as they are stored, each sparsely where that takes fewer bytes, and the metadata
+    that says which.
+    """
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
@@ -42,7 +46,9 @@ def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def shown(entries: Mapping[str, Entry], metadata: Mapping[str, Any], where: str) -> dict[str, Entry]:
-    """A file's entries with whole tensors in place of the parts that ``zoo.sparse`` names; refuses parts that don't fit together."""
+    """A file's entries with whole tensors in place of the parts that ``zoo.sparse`` names; refuses
+    parts that don't fit together.
+    """
     try:
         shapes = json.loads(metadata[KEY])
     except ValueError as error:
@@ -52,12 +58,24 @@ def shown(entries: Mapping[str, Entry], metadata: Mapping[str, Any], where: str)
     found = dict(entries)
     for name, shape in shapes.items():
         bits, values = found.pop(f"{name}.kept", None), found.pop(f"{name}.values", None)
-        if not isinstance(shape, list) or not all(is_count(size) for size in shape) or bits is None or values is None or name in found:
-            raise CheckpointError(f"{where}: the sparse tensor {name!r} needs a shape, {name}.kept and {name}.values, and no other {name}")
+        if (
+            not isinstance(shape, list)
+            or not all(is_count(size) for size in shape)
+            or bits is None
+            or values is None
+            or name in found
+        ):
+            raise CheckpointError(
+                f"{where}: the sparse tensor {name!r} needs a shape, {name}.kept and {name}.values, and no other {name}"
+            )
         size = math.prod(shape)
         if bits.info.dtype != "U8" or bits.info.shape != (math.ceil(size / 8),) or len(values.info.shape) != 1:
-            raise CheckpointError(f"{where}: {name}.kept must hold a bit for each of the {size} values of {shape}, got {bits.info}")
-        found[name] = Entry(TensorInfo(name, tuple(shape), values.info.dtype), _loader(bits, values, tuple(shape), f"{where}: {name}"))
+            raise CheckpointError(
+                f"{where}: {name}.kept must hold a bit for each of the {size} values of {shape}, got {bits.info}"
+            )
+        found[name] = Entry(
+            TensorInfo(name, tuple(shape), values.info.dtype), _loader(bits, values, tuple(shape), f"{where}: {name}")
+        )
     return {name: found[name] for name in sorted(found)}
 
 

@@ -1,8 +1,9 @@
 """TensorFlow checkpoints, read without TensorFlow: ``NAME.index`` and ``NAME.data-00000-of-00001``.
 
-The index is a sorted string table (the table format of LevelDB) from tensor names to messages that say dtype, shape, shard, offset
-and size; the shards are the raw bytes. A partitioned variable has one entry that lists its slices, and one for each slice
-under an encoded name; it is joined when read. Names come out as stored: ``bert/encoder/layer_0/attention/self/query/kernel``.
+The index is a sorted string table (the table format of LevelDB) from tensor names to messages that
+say dtype, shape, shard, offset and size; the shards are the raw bytes. A partitioned variable has
+one entry that lists its slices, and one for each slice under an encoded name; it is joined when
+read. Names come out as stored: ``bert/encoder/layer_0/attention/self/query/kernel``.
 """
 
 from __future__ import annotations
@@ -52,8 +53,12 @@ def is_index(data: memoryview) -> bool:
     return len(data) >= FOOTER and int.from_bytes(data[-8:], "little") == MAGIC
 
 
-def read(path: Path, name: str, data: memoryview, lookup: Lookup, files: Callable[[str], Path | None] = lambda name: None) -> Archive:
-    """The checkpoint whose index, called ``name``, is ``data``; ``lookup`` gives the bytes of the shards by name."""
+def read(
+    path: Path, name: str, data: memoryview, lookup: Lookup, files: Callable[[str], Path | None] = lambda name: None
+) -> Archive:
+    """The checkpoint whose index, called ``name``, is ``data``; ``lookup`` gives the bytes of the
+    shards by name.
+    """
     if len(data) > MAX_INDEX:
         raise CheckpointError(f"{path}: an index of {len(data)} bytes; at most {MAX_INDEX} are read")
     records: dict[bytes, _Record] = {}
@@ -73,7 +78,9 @@ def read(path: Path, name: str, data: memoryview, lookup: Lookup, files: Callabl
     for tag, part in fields(header):
         count = number(part) if tag == 1 else count
         if tag == 2 and part:
-            raise CheckpointError(f"{path} was written on a big-endian machine; only little-endian checkpoints are read")
+            raise CheckpointError(
+                f"{path} was written on a big-endian machine; only little-endian checkpoints are read"
+            )
     if not 1 <= count <= MAX_SHARDS:
         raise CheckpointError(f"{path} announces {count} shards; 1 to {MAX_SHARDS} are read")
     prefix = name.removesuffix(".index")
@@ -96,12 +103,14 @@ def read(path: Path, name: str, data: memoryview, lookup: Lookup, files: Callabl
         shown = printable(key.decode("utf-8", "replace"))
         if record.size != expected:
             raise CheckpointError(
-                f"{path}: tensor {shown!r} of {dtype} {record.shape} needs {expected} bytes, the index says {record.size}"
+                f"{path}: tensor {shown!r} of {dtype} {record.shape} needs {expected} bytes, the index says "
+                f"{record.size}"
             )
         data = shard(record.shard)
         if record.offset + record.size > len(data):
             raise CheckpointError(
-                f"{path}: tensor {shown!r} ends at byte {record.offset + record.size}, its shard has {len(data)}: it is truncated"
+                f"{path}: tensor {shown!r} ends at byte {record.offset + record.size}, its shard has {len(data)}: it "
+                "is truncated"
             )
         return data, dtype
 
@@ -119,7 +128,10 @@ def read(path: Path, name: str, data: memoryview, lookup: Lookup, files: Callabl
             continue
         info = TensorInfo(shown, tuple(record.shape), DTYPES[record.dtype])
         if record.slices:
-            pieces = [(extent, *_piece(path, info, records, slice_key(key, extent), extent, located)) for extent in record.slices]
+            pieces = [
+                (extent, *_piece(path, info, records, slice_key(key, extent), extent, located))
+                for extent in record.slices
+            ]
             covered = sum(math.prod(shape) for _, _, shape, _ in pieces)
             if covered != info.numel:
                 raise CheckpointError(f"{path}: the slices of {shown!r} hold {covered} of its {info.numel} elements")
@@ -151,9 +163,13 @@ def _piece(
     if record is None or record.slices or record.dtype not in DTYPES or DTYPES[record.dtype] != info.dtype:
         raise CheckpointError(f"{path}: a slice of {info.name!r} is missing or of another type")
     if len(extent) != len(info.shape):
-        raise CheckpointError(f"{path}: a slice of {info.name!r} has {len(extent)} dimensions, the tensor {len(info.shape)}")
+        raise CheckpointError(
+            f"{path}: a slice of {info.name!r} has {len(extent)} dimensions, the tensor {len(info.shape)}"
+        )
     shape = tuple(full if length < 0 else length for full, (_, length) in zip(info.shape, extent, strict=True))
-    inside = all(start >= 0 and start + size <= full for full, size, (start, _) in zip(info.shape, shape, extent, strict=True))
+    inside = all(
+        start >= 0 and start + size <= full for full, size, (start, _) in zip(info.shape, shape, extent, strict=True)
+    )
     if not inside or shape != tuple(record.shape):
         raise CheckpointError(f"{path}: a slice of {info.name!r} lies outside it or has another shape than announced")
     data, _ = located(key, record)
@@ -214,13 +230,16 @@ def _extents(data: memoryview) -> Extent:
     return tuple(extents)
 
 
-# --- the string table ---------------------------------------------------------------------------------------------------
+# --- the string table
+# ---------------------------------------------------------------------------------------------------
 
 
 def _table(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """The keys and values of the table, in order."""
     if not is_index(data):
-        raise CheckpointError("no string table: the last bytes are not its magic number; the file is truncated or something else")
+        raise CheckpointError(
+            "no string table: the last bytes are not its magic number; the file is truncated or something else"
+        )
     footer = data[len(data) - FOOTER :]
     _, position = varint(footer, 0)
     _, position = varint(footer, position)
@@ -240,8 +259,12 @@ def _block(data: memoryview, offset: int, size: int) -> Iterator[tuple[bytes, me
         raise CheckpointError(f"a block of {size} bytes at {offset} does not fit into a table of {len(data)} bytes")
     block = data[offset : offset + size]
     if data[offset + size] != 0:
-        raise CheckpointError(f"a block is compressed (method {data[offset + size]}); TensorFlow writes its indexes uncompressed")
-    check_sum(data[offset : offset + size + 1], int.from_bytes(data[offset + size + 1 : offset + size + TRAILER], "little"))
+        raise CheckpointError(
+            f"a block is compressed (method {data[offset + size]}); TensorFlow writes its indexes uncompressed"
+        )
+    check_sum(
+        data[offset : offset + size + 1], int.from_bytes(data[offset + size + 1 : offset + size + TRAILER], "little")
+    )
     restarts = int.from_bytes(block[-4:], "little")
     end = size - 4 - 4 * restarts
     if end < 0:
@@ -272,21 +295,28 @@ _CRC = _crc_table()
 
 
 def check_sum(data: memoryview, stored: int) -> None:
-    """Hold a block against its checksum: CRC-32C, rotated and shifted by a constant as LevelDB stores it."""
+    """Hold a block against its checksum: CRC-32C, rotated and shifted by a constant as LevelDB
+    stores it.
+    """
     crc = 0xFFFFFFFF
     for byte in data.tobytes():
         crc = (crc >> 8) ^ _CRC[(crc ^ byte) & 0xFF]
     crc ^= 0xFFFFFFFF
     masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     if masked != stored:
-        raise CheckpointError(f"a block of the index has checksum {masked:#010x}, stored is {stored:#010x}: the file is damaged")
+        raise CheckpointError(
+            f"a block of the index has checksum {masked:#010x}, stored is {stored:#010x}: the file is damaged"
+        )
 
 
-# --- the encoded names of slices: numbers and strings whose bytes sort like the values ------------------------------------
+# --- the encoded names of slices: numbers and strings whose bytes sort like the values
+# ------------------------------------
 
 
 def slice_key(name: bytes, extent: Extent) -> bytes:
-    """The key of one slice of a partitioned variable: 0, the name, the rank, then start and length of each dimension."""
+    """The key of one slice of a partitioned variable: 0, the name, the rank, then start and length
+    of each dimension.
+    """
     parts = [_ordered_number(0), _escaped(name), b"\0\x01"]
     parts.append(_ordered_number(len(extent)))
     for start, length in extent:
@@ -304,7 +334,9 @@ def _ordered_number(value: int) -> bytes:
 
 
 def _ordered_signed(value: int) -> bytes:
-    """``length`` leading bits tell how many bytes follow; a negative number is the complement of a positive one."""
+    """``length`` leading bits tell how many bytes follow; a negative number is the complement of a
+    positive one.
+    """
     magnitude = ~value if value < 0 else value
     length = next(n for n in range(1, 11) if magnitude < 1 << (7 * n - 1))
     raw = value.to_bytes(length, "big", signed=True)

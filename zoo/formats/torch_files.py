@@ -1,4 +1,6 @@
-"""torch files: the zip archives of torch >= 1.6, the older format of pickles in a row, and TorchScript archives."""
+"""torch files: the zip archives of torch >= 1.6, the older format of pickles in a row, and
+TorchScript archives.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,18 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import Member, tensor_at
-from zoo.formats.pickles import ArrayRef, LongBytes, Refused, StorageRef, TensorRef, is_count, printable, repr_short, storage_type, unpickle
+from zoo.formats.pickles import (
+    ArrayRef,
+    LongBytes,
+    Refused,
+    StorageRef,
+    TensorRef,
+    is_count,
+    printable,
+    repr_short,
+    storage_type,
+    unpickle,
+)
 from zoo.formats.tree import Leaf, Tree, gather
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -31,7 +44,9 @@ Storage = Callable[[str], memoryview]
 
 @dataclass(frozen=True)
 class _Torch:
-    """Reads the persistent ids of one pickle; ``space`` keeps the storages of two pickles of a file apart."""
+    """Reads the persistent ids of one pickle; ``space`` keeps the storages of two pickles of a file
+    apart.
+    """
 
     what: str
     dtypes: dict[str, tuple[str | None, int]]  # of every storage that was mentioned
@@ -42,20 +57,31 @@ class _Torch:
         if identity[0] == "module" and len(identity) >= 2:  # a class, with its source, in files that hold whole modules
             return identity[1]
         if identity[0] != "storage" or len(identity) not in (5, 6):
-            raise CheckpointError(f"{self.what}: a persistent id of kind {printable(repr_short(identity[0]))} is not a storage")
+            raise CheckpointError(
+                f"{self.what}: a persistent id of kind {printable(repr_short(identity[0]))} is not a storage"
+            )
         _, kind, key, _location, count, *view = identity
         known, dtype = storage_type(kind)
         if not known:
             raise CheckpointError(
-                f"{self.what}: a storage of unknown type {printable(str(kind)[:200] if not isinstance(kind, tuple) else 'tuple')}"
+                f"{self.what}: a storage of unknown type "
+                f"{printable(str(kind)[:200] if not isinstance(kind, tuple) else 'tuple')}"
             )
         if not isinstance(key, str) or not is_count(count):
-            raise CheckpointError(f"{self.what}: a storage with key {printable(repr_short(key))} and size {printable(repr_short(count))}")
+            raise CheckpointError(
+                f"{self.what}: a storage with key {printable(repr_short(key))} and size {printable(repr_short(count))}"
+            )
         if self.dtypes.setdefault(key, (dtype, count)) != (dtype, count):
             raise CheckpointError(f"{self.what}: storage {printable(key)!r} is described twice, differently")
         if view and view[0] is not None:
             part = view[0]
-            if not isinstance(part, tuple) or len(part) != 3 or not is_count(part[1]) or not is_count(part[2]) or part[1] + part[2] > count:
+            if (
+                not isinstance(part, tuple)
+                or len(part) != 3
+                or not is_count(part[1])
+                or not is_count(part[2])
+                or part[1] + part[2] > count
+            ):
                 raise CheckpointError(f"{self.what}: a view that reaches beyond storage {printable(key)!r}")
             return StorageRef(key, dtype, part[2], part[1])
         return StorageRef(key, dtype, count)
@@ -71,9 +97,22 @@ def _entry(name: str, leaf: Leaf, storage: Storage | None, space: str) -> Entry:
     assert storage is not None
 
     def load() -> torch.Tensor:
-        return tensor_at(storage(found.storage.key), found.offset * ITEM_SIZES[found.dtype], found.dtype, found.shape, _strides(found))
+        return tensor_at(
+            storage(found.storage.key),
+            found.offset * ITEM_SIZES[found.dtype],
+            found.dtype,
+            found.shape,
+            _strides(found),
+        )
 
-    place = (space, found.storage.key, found.offset * ITEM_SIZES[found.dtype], found.dtype, found.shape, _strides(found))
+    place = (
+        space,
+        found.storage.key,
+        found.offset * ITEM_SIZES[found.dtype],
+        found.dtype,
+        found.shape,
+        _strides(found),
+    )
     return Entry(TensorInfo(name, found.shape, found.dtype), load, place)
 
 
@@ -96,15 +135,20 @@ def _array_entry(name: str, array: ArrayRef) -> Entry:
         raw = data.open() if isinstance(data, LongBytes) else memoryview(bytearray(data))
         if len(raw) != math.prod(shape) * ITEM_SIZES[dtype]:
             raise CheckpointError(
-                f"array {name!r} of shape {shape} needs {math.prod(shape) * ITEM_SIZES[dtype]} bytes, the file holds {len(raw)}"
+                f"array {name!r} of shape {shape} needs {math.prod(shape) * ITEM_SIZES[dtype]} bytes, the file holds "
+                f"{len(raw)}"
             )
         return array_tensor(raw, 0, dtype, shape, fortran=fortran, swapped=swapped)
 
     return Entry(TensorInfo(name, shape, dtype), load, ("array", id(array)))
 
 
-def array_tensor(data: memoryview, offset: int, dtype: str, shape: tuple[int, ...], *, fortran: bool, swapped: bool) -> torch.Tensor:
-    """The tensor of a numpy array's bytes: column-major where ``fortran``, big-endian where ``swapped``."""
+def array_tensor(
+    data: memoryview, offset: int, dtype: str, shape: tuple[int, ...], *, fortran: bool, swapped: bool
+) -> torch.Tensor:
+    """The tensor of a numpy array's bytes: column-major where ``fortran``, big-endian where
+    ``swapped``.
+    """
     if swapped:
         size, word = math.prod(shape) * ITEM_SIZES[dtype], ITEM_SIZES[dtype] // (2 if dtype.startswith("C") else 1)
         words: np.ndarray[Any, Any] = np.frombuffer(data[offset : offset + size], np.dtype(f">u{word}"))
@@ -119,13 +163,20 @@ def build(path: Path, format: str, tree: Tree, storage: Storage | None, space: s
     """The archive of a walked pickle."""
     metadata = dict(tree.metadata)
     scales = {
-        name: leaf.quantization for name, leaf in tree.tensors.items() if isinstance(leaf, TensorRef) and leaf.quantization is not None
+        name: leaf.quantization
+        for name, leaf in tree.tensors.items()
+        if isinstance(leaf, TensorRef) and leaf.quantization is not None
     }
     if scales:
         metadata["quantization"] = {
             name: {k: v for k, v in scale.items() if isinstance(v, (int, float, str))} for name, scale in scales.items()
         }
-    if format.startswith("torch-") and tree.group == "model" and FAIRSEQ_MARKS & set(tree.keys) and FAIRSEQ_SIGNS & set(tree.keys):
+    if (
+        format.startswith("torch-")
+        and tree.group == "model"
+        and FAIRSEQ_MARKS & set(tree.keys)
+        and FAIRSEQ_SIGNS & set(tree.keys)
+    ):
         format = "fairseq"
     entries = {name: _entry(name, leaf, storage, space) for name, leaf in tree.tensors.items()}
     return Archive(path, format, entries, metadata=metadata, refused=tree.refused, groups=tree.groups, group=tree.group)
@@ -167,7 +218,9 @@ def read_zip(path: Path, members: dict[str, Member], group: str | None) -> Archi
     )
 
 
-def _read_pickle(path: Path, members: dict[str, Member], root: str, space: str, group: str | None) -> tuple[Tree, Storage]:
+def _read_pickle(
+    path: Path, members: dict[str, Member], root: str, space: str, group: str | None
+) -> tuple[Tree, Storage]:
     what = f"{path}: {space}.pkl"
     reader = _Torch(what, {})
     result = unpickle(members[f"{root}{space}.pkl"].open(), persistent=reader.persistent, what=what)
@@ -176,7 +229,9 @@ def _read_pickle(path: Path, members: dict[str, Member], root: str, space: str, 
         if member is None:
             raise CheckpointError(f"{path} mentions storage {printable(key)!r}, which is not in the archive")
         if member.size // (ITEM_SIZES[dtype] if dtype else 1) != count:
-            raise CheckpointError(f"{path}: storage {printable(key)!r} of {count} {dtype or 'byte'} elements holds {member.size} bytes")
+            raise CheckpointError(
+                f"{path}: storage {printable(key)!r} of {count} {dtype or 'byte'} elements holds {member.size} bytes"
+            )
 
     def storage(key: str) -> memoryview:
         return members[f"{root}{space}/{key}"].open()
@@ -197,10 +252,15 @@ def read_legacy(path: Path, data: memoryview, group: str | None) -> Archive:
     magic = unpickle(data, what=f"{path}: its first pickle")
     version = unpickle(data, magic.end, what=f"{path}: its second pickle")
     if magic.value != LEGACY_MAGIC or version.value != LEGACY_VERSION:
-        raise CheckpointError(f"{path} is no torch file of version {LEGACY_VERSION}: its version is {printable(repr_short(version.value))}")
+        raise CheckpointError(
+            f"{path} is no torch file of version {LEGACY_VERSION}: its version is "
+            f"{printable(repr_short(version.value))}"
+        )
     system = unpickle(data, version.end, what=f"{path}: its third pickle")
     if not isinstance(system.value, dict) or system.value.get("little_endian") is not True:
-        raise CheckpointError(f"{path} does not say that it was written on a little-endian machine; only such files are read")
+        raise CheckpointError(
+            f"{path} does not say that it was written on a little-endian machine; only such files are read"
+        )
     what = f"{path}: its pickle of the data"
     reader = _Torch(what, {})
     result = unpickle(data, system.end, persistent=reader.persistent, what=what)
@@ -211,13 +271,16 @@ def read_legacy(path: Path, data: memoryview, group: str | None) -> Archive:
     position = keys.end
     for key in keys.value:
         if not isinstance(key, str) or key not in reader.dtypes or key in places:
-            raise CheckpointError(f"{path} lists storage {printable(repr_short(key))}, which is unknown or listed twice")
+            raise CheckpointError(
+                f"{path} lists storage {printable(repr_short(key))}, which is unknown or listed twice"
+            )
         dtype, count = reader.dtypes[key]
         stored = int.from_bytes(data[position : position + 8], "little")
         size = count * (ITEM_SIZES[dtype] if dtype else 1)
         if position + 8 > len(data) or stored != count or position + 8 + size > len(data):
             raise CheckpointError(
-                f"{path}: storage {printable(key)!r} should hold {count} elements, {size} bytes; its header says {stored} "
+                f"{path}: storage {printable(key)!r} should hold {count} elements, {size} bytes; its header says "
+                f"{stored} "
                 f"and {max(0, len(data) - position - 8)} bytes are left: the file is truncated or lies"
             )
         places[key] = data[position + 8 : position + 8 + size]

@@ -20,7 +20,17 @@ from zoo.errors import CheckpointError, unknown
 from zoo.formats.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_TEXT
 from zoo.formats.pickles import ArrayRef, Global, LongBytes, NumpyType, Refused, StorageRef, TensorRef, printable
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "learnable", "net", "network", "weights")
+WRAPPERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "module",
+    "learnable",
+    "net",
+    "network",
+    "weights",
+)
 MODULE_PARTS = ("_modules", "_parameters", "_buffers")
 MAX_REFUSED_SHOWN = 200
 MAX_REFUSED_NAMES = 2000
@@ -67,14 +77,21 @@ class _Walk:
             self.refused[name] = (place, count + 1)
 
     def visit(self, value: Any, path: tuple[str, ...], above: tuple[int, ...] = ()) -> Any:
-        """The plain data of ``value``, or ``_NOTHING``; tensors and refused objects are noted on the way."""
+        """The plain data of ``value``, or ``_NOTHING``; tensors and refused objects are noted on
+        the way.
+        """
         self.count(16)
         if value is None or isinstance(value, (bool, int, float, str, bytes)):
             return value
         if isinstance(value, (TensorRef, StorageRef)) or (isinstance(value, ArrayRef) and value.dtype is not None):
             self.tensors.append((path, value))
             return _NOTHING
-        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], ArrayRef):
+        if (
+            isinstance(value, tuple)
+            and len(value) == 2
+            and isinstance(value[0], str)
+            and isinstance(value[1], ArrayRef)
+        ):
             return self.visit(value[1], path, above)  # paddle stores the pair of a parameter's own name and its array
         if isinstance(value, LongBytes):
             return _text(value)
@@ -85,14 +102,19 @@ class _Walk:
             self.refuse("numpy.dtype" if isinstance(value, NumpyType) else "a numpy array of objects", path)
             return _NOTHING
         if id(value) in above or len(above) >= MAX_DEPTH:
-            self.refuse("a part that contains itself" if id(value) in above else f"a part nested deeper than {MAX_DEPTH}", path)
+            self.refuse(
+                "a part that contains itself" if id(value) in above else f"a part nested deeper than {MAX_DEPTH}", path
+            )
             return _NOTHING
         above = (*above, id(value))
         if isinstance(value, dict):
             return self.visit_items(value.items(), path, above)
         if isinstance(value, (list, tuple, set)):
             self.count(len(value))
-            parts = [part if type(part) in _PLAIN else self.visit(part, (*path, str(i)), above) for i, part in enumerate(value)]
+            parts = [
+                part if type(part) in _PLAIN else self.visit(part, (*path, str(i)), above)
+                for i, part in enumerate(value)
+            ]
             kept = [None if part is _NOTHING else part for part in parts]
             return kept if not parts or any(part is not _NOTHING for part in parts) else _NOTHING
         if isinstance(value, Refused):
@@ -117,7 +139,9 @@ class _Walk:
     def visit_refused(self, value: Refused, path: tuple[str, ...], above: tuple[int, ...]) -> Any:
         self.seen.add(id(value))
         self.refuse(f"{value.name} ({value.how})" if value.how else value.name, path)
-        found = [self.visit(part, path, above) for part in (value.state, value.items, value.elements) if part is not None]
+        found = [
+            self.visit(part, path, above) for part in (value.state, value.items, value.elements) if part is not None
+        ]
         for i, argument in enumerate(value.arguments):
             self.visit(argument, (*path, str(i)), above)
         dicts = [part for part in found if isinstance(part, dict)]
@@ -171,13 +195,19 @@ def gather(value: Any, refused: Iterable[Refused], group: str | None, what: str)
             continue
         name = ".".join(path[1:] if group else path) or "tensor"
         if len(name) > MAX_NAME or not name.isprintable():
-            raise CheckpointError(f"{what} names a tensor {printable(name)!r}, which is no printable name of at most {MAX_NAME} characters")
+            raise CheckpointError(
+                f"{what} names a tensor {printable(name)!r}, which is no printable name of at most {MAX_NAME} "
+                "characters"
+            )
         if name in tensors:
             raise CheckpointError(f"{what} holds two tensors called {name!r}")
         tensors[name] = leaf
     if not isinstance(metadata, dict):
         metadata = {} if metadata is _NOTHING else {"value": metadata}
-    shown = [f"{name} at {place}" + (f" and {count - 1} more" if count > 1 else "") for name, (place, count) in walk.refused.items()]
+    shown = [
+        f"{name} at {place}" + (f" and {count - 1} more" if count > 1 else "")
+        for name, (place, count) in walk.refused.items()
+    ]
     if len(shown) > MAX_REFUSED_SHOWN:
         shown = [*shown[:MAX_REFUSED_SHOWN], f"{len(shown) - MAX_REFUSED_SHOWN} other kinds"]
     return Tree(tensors, {_part(key): part for key, part in metadata.items()}, tuple(shown), groups, group, keys)

@@ -1,7 +1,9 @@
-"""Writes safetensors files tensor by tensor: memory stays flat, the bytes are the same each time, a file appears whole or not at all.
+"""Writes safetensors files tensor by tensor: memory stays flat, the bytes are the same each time, a
+file appears whole or not at all.
 
-The library's own writer wants all tensors at once and orders metadata at random; this one writes a sorted header and seeks. Each tensor
-goes through in blocks: cast, check that it is finite, hash, write. The library reads the result.
+The library's own writer wants all tensors at once and orders metadata at random; this one writes a
+sorted header and seeks. Each tensor goes through in blocks: cast, check that it is finite, hash,
+write. The library reads the result.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ _LEFTOVER_AGE = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the files (of a sharded output the index first), the tensors' bytes, and a hash of the tensors, however sharded."""
+    """What was written: the files (of a sharded output the index first), the tensors' bytes, and a
+    hash of the tensors, however sharded.
+    """
 
     files: tuple[Path, ...]
     bytes: int
@@ -59,7 +63,9 @@ class _Shard:
 
 
 class _Hasher:
-    """Hashes blocks beside the writing of them: one thread, and only so many blocks behind that memory stays flat."""
+    """Hashes blocks beside the writing of them: one thread, and only so many blocks behind that
+    memory stays flat.
+    """
 
     def __init__(self, behind: int = 8):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="zoo-content")
@@ -95,9 +101,10 @@ class _Hasher:
 class SafetensorsWriter:
     """A safetensors file, or several with an index, in the making; a context manager.
 
-    ``tensors`` says every name, shape and dtype beforehand; ``write`` takes whole tensors and ``append`` rows, in any order. ``metadata``
-    reserves room for what ``finish`` gets: the same keys with values that are at least as long. Leaving the block without ``finish``
-    removes everything.
+    ``tensors`` says every name, shape and dtype beforehand; ``write`` takes whole tensors and
+    ``append`` rows, in any order. ``metadata`` reserves room for what ``finish`` gets: the same
+    keys with values that are at least as long. Leaving the block without ``finish`` removes
+    everything.
     """
 
     def __init__(
@@ -135,12 +142,16 @@ class SafetensorsWriter:
             _clear_leftovers(self.path)
             free = shutil.disk_usage(self.path.parent).free
             if self.total > free:
-                raise CheckpointError(f"{self.path} can't be written: {self.total:,} bytes are needed, {free:,} are free")
+                raise CheckpointError(
+                    f"{self.path} can't be written: {self.total:,} bytes are needed, {free:,} are free"
+                )
             try:
                 for shard in self.shards:
                     shard.reserved = len(self._header(shard, self.room))
                     shard.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}{_SUFFIX}")
-                    shard.descriptor = os.open(shard.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+                    shard.descriptor = os.open(
+                        shard.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
+                    )
                     if fcntl is not None:
                         fcntl.flock(shard.descriptor, fcntl.LOCK_EX)
                     os.ftruncate(shard.descriptor, shard.reserved + shard.size)
@@ -149,11 +160,15 @@ class SafetensorsWriter:
                 raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._discard()
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """One tensor, of any strides; floats are cast to the dtype that was announced. Refused if it is not finite."""
+        """One tensor, of any strides; floats are cast to the dtype that was announced. Refused if
+        it is not finite.
+        """
         info, shard = self._announced(name)
         if name in self.digests or name in self._rows:
             raise CheckpointError(f"{name!r} was written to {self.path.name} already")
@@ -164,13 +179,17 @@ class SafetensorsWriter:
         self.digests[name] = ""
 
     def append(self, name: str, rows: Tensor) -> None:
-        """The next rows of a tensor that comes piece by piece along its first axis; all of them make the announced shape."""
+        """The next rows of a tensor that comes piece by piece along its first axis; all of them
+        make the announced shape.
+        """
         info, shard = self._announced(name)
         done = self._rows.get(name, 0)
         if name in self.digests and name not in self._rows:
             raise CheckpointError(f"{name!r} was written to {self.path.name} already")
         if not info.shape or tuple(rows.shape[1:]) != info.shape[1:] or done + len(rows) > info.shape[0]:
-            raise CheckpointError(f"{name!r} gets rows of shape {tuple(rows.shape)} behind {done}, announced was {info.shape}")
+            raise CheckpointError(
+                f"{name!r} gets rows of shape {tuple(rows.shape)} behind {done}, announced was {info.shape}"
+            )
         if name in self._rows:
             self._hasher.resume(name)
         else:
@@ -195,7 +214,9 @@ class SafetensorsWriter:
                 check_finite(block, name)
                 if block.dtype != dtype:
                     block = block.to(dtype)
-                    check_finite(block, name, f" in {info.dtype}: the value is too large for it; keep the file's own dtype")
+                    check_finite(
+                        block, name, f" in {info.dtype}: the value is too large for it; keep the file's own dtype"
+                    )
                 data = raw(block)
                 self._hasher.update(data)
                 _write_at(shard.descriptor, data, at)
@@ -213,7 +234,9 @@ class SafetensorsWriter:
         """Write the headers and put the files under their final names."""
         lacking = [name for name in self.infos if name not in self.digests]
         if lacking:
-            raise CheckpointError(f"{self.path.name} lacks {lacking[0]!r} and {len(lacking) - 1} more; nothing was written")
+            raise CheckpointError(
+                f"{self.path.name} lacks {lacking[0]!r} and {len(lacking) - 1} more; nothing was written"
+            )
         content = self.content_sha256()
         with self._space_errors():
             for shard in self.shards:
@@ -240,7 +263,9 @@ class SafetensorsWriter:
         text = json.dumps(entries, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
         length = len(text) + -len(text) % 8 if reserved is None else reserved - 8
         if len(text) > length:
-            raise CheckpointError(f"the metadata of {self.path.name} is longer than announced: {len(text)} bytes in {length}")
+            raise CheckpointError(
+                f"the metadata of {self.path.name} is longer than announced: {len(text)} bytes in {length}"
+            )
         return length.to_bytes(8, "little") + text + b" " * (length - len(text))
 
     def _publish_one(self) -> list[Path]:
@@ -250,7 +275,9 @@ class SafetensorsWriter:
         return [self.path]
 
     def _publish(self, content: str) -> list[Path]:
-        """Shards are named after what they hold, so that the files of an older output stay whole until the index, last, is replaced."""
+        """Shards are named after what they hold, so that the files of an older output stay whole
+        until the index, last, is replaced.
+        """
         assignment = json.dumps([shard.names for shard in self.shards])
         tag = hashlib.sha256(f"{content}{assignment}".encode()).hexdigest()[:8]
         stem, count = self.path.name.removesuffix(".safetensors"), len(self.shards)
@@ -260,7 +287,9 @@ class SafetensorsWriter:
             self._rename(shard, self.path.with_name(name))
         weight_map = {name: file for shard, file in zip(self.shards, names, strict=True) for name in shard.names}
         index = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_atomically(index_path(self.path), json.dumps(index, indent=2, sort_keys=True) + "\n", durable=self.durable)
+        write_atomically(
+            index_path(self.path), json.dumps(index, indent=2, sort_keys=True) + "\n", durable=self.durable
+        )
         new = [self.path.with_name(name) for name in names]
         _remove([file for file in old if file not in new] + ([self.path] if self.path.exists() else []))
         return [index_path(self.path), *new]
@@ -290,12 +319,17 @@ class SafetensorsWriter:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(
-                f"{self.path} can't be written ({self.total:,} bytes): {error.strerror or error}; nothing was left behind"
+                f"{self.path} can't be written ({self.total:,} bytes): {error.strerror or error}; nothing was left "
+                "behind"
             ) from error
 
 
-def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, **options: object) -> Written:
-    """Tensors that are at hand, into one file or shards; the same options as ``SafetensorsWriter``."""
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, **options: object
+) -> Written:
+    """Tensors that are at hand, into one file or shards; the same options as
+    ``SafetensorsWriter``.
+    """
     infos = {name: Info(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype]) for name, tensor in tensors.items()}
     with SafetensorsWriter(path, infos, metadata, **options) as writer:  # type: ignore[arg-type]
         for name in sorted(tensors):
@@ -332,7 +366,9 @@ def raw(block: Tensor) -> memoryview:
 
 
 def blocks(tensor: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
-    """A tensor's elements in row order, as contiguous pieces of at most ``size`` bytes. Copies only where the strides ask for it."""
+    """A tensor's elements in row order, as contiguous pieces of at most ``size`` bytes. Copies only
+    where the strides ask for it.
+    """
     if tensor.numel() == 0:
         return
     if tensor.is_contiguous():
@@ -398,13 +434,19 @@ def _write_at(descriptor: int, data: memoryview, at: int) -> None:
 
 
 def _old_shards(path: Path) -> list[Path]:
-    """The files of a sharded output that lies under this name already: only those that can be ours, beside the index."""
+    """The files of a sharded output that lies under this name already: only those that can be ours,
+    beside the index.
+    """
     try:
         files = set(json.loads(index_path(path).read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return []
     stem = path.name.removesuffix(".safetensors")
-    return [path.with_name(f) for f in sorted(map(str, files)) if f.startswith(f"{stem}-") and "/" not in f and os.sep not in f]
+    return [
+        path.with_name(f)
+        for f in sorted(map(str, files))
+        if f.startswith(f"{stem}-") and "/" not in f and os.sep not in f
+    ]
 
 
 def _remove(files: list[Path]) -> None:
@@ -413,7 +455,9 @@ def _remove(files: list[Path]) -> None:
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Remove what a killed process left: a file that nobody has locked and that is old enough not to be about to be."""
+    """Remove what a killed process left: a file that nobody has locked and that is old enough not
+    to be about to be.
+    """
     if fcntl is None:
         return
     for file in path.parent.glob(f".{_escaped(path.name)}.*{_SUFFIX}"):

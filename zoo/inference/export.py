@@ -1,4 +1,6 @@
-"""`zoo.export`: a model as one file that runs without zoo: torch.export's ``.pt2``, or ``.onnx``."""
+"""`zoo.export`: a model as one file that runs without zoo: torch.export's ``.pt2``, or
+``.onnx``.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,18 @@ class ExportError(ZooError):
 
 
 class Plain(nn.Module):
-    """A model whose inputs come by position, in the order of ``names``, and whose results are a dict of tensors."""
+    """A model whose inputs come by position, in the order of ``names``, and whose results are a
+    dict of tensors.
+    """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, tuple(names)
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """-> each tensor of the result by its field; of a part by both names with a dot between, ``text.last_hidden_state``."""
+        """-> each tensor of the result by its field; of a part by both names with a dot between,
+        ``text.last_hidden_state``.
+        """
         return flat(self.model(**dict(zip(self.names, inputs, strict=True))))
 
 
@@ -51,7 +57,9 @@ def flat(result: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def example_inputs(model: nn.Module, rows: int = 2, length: int = 16, regions: int = 5) -> dict[str, Tensor]:
-    """Inputs that the model takes: random ids, everything real, zeros as segments; what it can do without is left out."""
+    """Inputs that the model takes: random ids, everything real, zeros as segments; what it can do
+    without is left out.
+    """
     bare = bare_model(model)
     config, generator = bare.config, torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (rows, length), generator=generator)
@@ -83,15 +91,17 @@ def export(
     rows: int | None = None,
     length: int | None = None,
 ) -> dict[str, Any]:
-    """Write a model in eval mode as one file: by the path's ending torch.export's ``.pt2`` or ``.onnx`` (extra "onnx"). The file is whole
-    or not there.
+    """Write a model in eval mode as one file: by the path's ending torch.export's ``.pt2`` or
+    ``.onnx`` (extra "onnx"). The file is whole or not there.
 
-    inputs: examples by name, which fix what the file reads; None = what `example_inputs` makes. rows, length: fix the batch and the text's
-    length; None = any. Padding is computed, since packing depends on the data. Before anything is written the exported program has given
-    what the model gives, also for another batch. -> ``inputs`` in their order, ``outputs``, ``bytes``.
+    inputs: examples by name, which fix what the file reads; None = what `example_inputs` makes.
+    rows, length: fix the batch and the text's length; None = any. Padding is computed, since
+    packing depends on the data. Before anything is written the exported program has given what the
+    model gives, also for another batch. -> ``inputs`` in their order, ``outputs``, ``bytes``.
 
-    A ``.pt2`` is opened with ``torch.export.load(path).module()`` and called with the inputs in their order; it gives a dict of tensors.
-    Raises InputError for another ending, ExportError where the model can't be traced or the file would be too large.
+    A ``.pt2`` is opened with ``torch.export.load(path).module()`` and called with the inputs in
+    their order; it gives a dict of tensors. Raises InputError for another ending, ExportError where
+    the model can't be traced or the file would be too large.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
@@ -121,7 +131,9 @@ def export(
 
 
 def _traced(plain: Plain, given: Mapping[str, Tensor], rows: int | None, length: int | None) -> Any:
-    """The exported program, in which every first axis is the batch and, of texts, the second the length."""
+    """The exported program, in which every first axis is the batch and, of texts, the second the
+    length.
+    """
     static = torch.export.Dim.STATIC
     batch = torch.export.Dim("rows", min=1) if rows is None else static
     dims: dict[str, Any] = {}
@@ -148,8 +160,12 @@ def _longest(model: nn.Module) -> int:
     return int(getattr(config, "longest", getattr(config, "max_positions", 512)))
 
 
-def _checked(plain: Plain, program: Any, given: Mapping[str, Tensor], rows: int | None, length: int | None) -> list[str]:
-    """The results' names, once the program has given what the model gives: for the examples and, where it may, for other sizes."""
+def _checked(
+    plain: Plain, program: Any, given: Mapping[str, Tensor], rows: int | None, length: int | None
+) -> list[str]:
+    """The results' names, once the program has given what the model gives: for the examples and,
+    where it may, for other sizes.
+    """
     run = program.module()
     batches = [dict(given)]
     if rows is None:
@@ -162,7 +178,9 @@ def _checked(plain: Plain, program: Any, given: Mapping[str, Tensor], rows: int 
         try:
             theirs = run(*batch.values())
         except (RuntimeError, AssertionError) as error:
-            raise ExportError(f"the exported program takes the examples' sizes alone ({error}); fix them with rows= and length=") from error
+            raise ExportError(
+                f"the exported program takes the examples' sizes alone ({error}); fix them with rows= and length="
+            ) from error
         names = list(mine)
         for name, value in mine.items():
             scale = float(value.abs().max()) or 1.0
@@ -184,6 +202,14 @@ def _write(program: Any, path: Path, inputs: list[str], outputs: list[str]) -> N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            torch.onnx.export(program, f=path, dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False)
+            torch.onnx.export(
+                program,
+                f=path,
+                dynamo=True,
+                input_names=inputs,
+                output_names=outputs,
+                external_data=False,
+                verbose=False,
+            )
     finally:
         quiet.setLevel(level)

@@ -10,7 +10,8 @@ from zoo.errors import InputError
 
 
 def fill_masks(model: Any, tokenizer: Any, text: str, top: int = 5) -> list[list[dict[str, Any]]]:
-    """The ``top`` likeliest tokens at each mask of ``text``, likeliest first, with their probabilities.
+    """The ``top`` likeliest tokens at each mask of ``text``, likeliest first, with their
+    probabilities.
 
     model: a masked-lm task model in eval mode. Raises InputError where the text holds no mask.
     """

@@ -1,4 +1,5 @@
-"""Products in int8: weights with a scale for each output, activations with a scale for each row, found as they come.
+"""Products in int8: weights with a scale for each output, activations with a scale for each row,
+found as they come.
 
     s_x = max_j |x_j| / 127,   q_x = round(x / s_x)                         for each row x
     y   = s_x · s_w · (q_w q_x) + b,   s_w = max_j |w_j| / 127              for each row w of W
@@ -19,15 +20,21 @@ from zoo.layers.feed_forward import activation
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row of (rows, size) as int8 in -127 .. 127, and its step, (rows, 1) float32: ``x ≈ step · q``. A row of zeros has step 1e-30."""
+    """Each row of (rows, size) as int8 in -127 .. 127, and its step, (rows, 1) float32: ``x ≈ step
+    · q``. A row of zeros has step 1e-30.
+    """
     step = x.abs().amax(-1, keepdim=True).float().clamp(min=127e-30) / 127
     return torch.round(x / step).to(torch.int8), step
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation_name: str) -> Tensor:
-    """x (rows, in) float; weight (out, in) int8; scale (out,) float32; bias (out,) -> ``act(W x + b)`` (rows, out), like x."""
+    """x (rows, in) float; weight (out, in) int8; scale (out,) float32; bias (out,) -> ``act(W x +
+    b)`` (rows, out), like x.
+    """
     rounded, step = quantize_rows(x)
-    exact = torch._int_mm(rounded, weight.t()) if weight.shape[1] > 1 else rounded.int() * weight.int().t()  # torch errs at one column
+    exact = (
+        torch._int_mm(rounded, weight.t()) if weight.shape[1] > 1 else rounded.int() * weight.int().t()
+    )  # torch errs at one column
     made = exact.float() * step * scale
     made = made if bias is None else made + bias
     return activation(activation_name)(made).to(x.dtype)
@@ -35,14 +42,18 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, 
 
 @functools.cache
 def compiled(function: Any) -> Any:
-    """A function of this module in fused passes around its integer products, for any number of rows. Needs a C++ compiler."""
+    """A function of this module in fused passes around its integer products, for any number of
+    rows. Needs a C++ compiler.
+    """
     return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are int8 and whose product is one of integers. Not differentiable.
+    """A linear layer whose weights are int8 and whose product is one of integers. Not
+    differentiable.
 
-    ``weight`` (out, in) int8 and ``scale`` (out,) float32 with ``W ≈ scale · weight``; ``bias`` (out,) float or None.
+    ``weight`` (out, in) int8 and ``scale`` (out,) float32 with ``W ≈ scale · weight``; ``bias``
+    (out,) float or None.
     """
 
     weight: Tensor
@@ -63,13 +74,19 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, activation_name: str = "identity") -> Int8Linear:
-        """Round a layer's weights, each output by its own largest; the step of a row of zeros is 1e-30."""
+        """Round a layer's weights, each output by its own largest; the step of a row of zeros is
+        1e-30.
+        """
         rounded, step = quantize_rows(linear.weight.detach().float())
-        return cls(rounded, step.squeeze(1), None if linear.bias is None else linear.bias.detach().float(), activation_name)
+        return cls(
+            rounded, step.squeeze(1), None if linear.bias is None else linear.bias.detach().float(), activation_name
+        )
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         """Random weights within two of ``std``, no bias."""
-        drawn = torch.empty(self.weight.shape, device=self.weight.device).normal_(0, 1, generator=generator).clamp(-2, 2)
+        drawn = (
+            torch.empty(self.weight.shape, device=self.weight.device).normal_(0, 1, generator=generator).clamp(-2, 2)
+        )
         self.weight.copy_(torch.round(drawn * 63.5).to(torch.int8))
         self.scale.fill_(std / 63.5)
         if self.bias is not None:
@@ -83,4 +100,6 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         if not rows.shape[0]:
             return x.new_zeros(*x.shape[:-1], self.out_features)
-        return self.product(rows, self.weight, self.scale, self.bias, self.activation_name).reshape(*x.shape[:-1], self.out_features)
+        return self.product(rows, self.weight, self.scale, self.bias, self.activation_name).reshape(
+            *x.shape[:-1], self.out_features
+        )

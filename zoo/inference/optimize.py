@@ -18,7 +18,9 @@ from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, identity
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 PRODUCTS = frozenset(
-    f"{part}-{name}" for part, names in {"attention": "query key value output", "feed-forward": "up down"}.items() for name in names.split()
+    f"{part}-{name}"
+    for part, names in {"attention": "query key value output", "feed-forward": "up down"}.items()
+    for name in names.split()
 ) | {"embedding-projection", "bottleneck"}
 
 
@@ -34,15 +36,19 @@ class Prepared:
 
 
 def optimize(model: Any, dtype: str | torch.dtype = "float32", *, compile: bool = False) -> Any:
-    """A copy of ``model`` for inference on this CPU; ``prepared`` on it says what was changed. ``model`` stays as it is.
+    """A copy of ``model`` for inference on this CPU; ``prepared`` on it says what was changed.
+    ``model`` stays as it is.
 
-    dtype: "float32", "bfloat16" or "int8" (or torch's). Every linear layer in the model's blocks gets its weights laid out once for oneDNN,
-    and takes the activation behind it into the same pass. "bfloat16": weights and states in bfloat16. "int8": those layers' products in
-    int8, each row of activations and each output of weights with a scale of its own; the rest in bfloat16 where the processor has it, in
-    float32 where not. compile: fuse what stands around the products by torch.compile; with "int8" only there, so that packing goes on,
-    otherwise the whole model, which then runs padded. The copy knows no gradient and can't be saved.
+    dtype: "float32", "bfloat16" or "int8" (or torch's). Every linear layer in the model's blocks
+    gets its weights laid out once for oneDNN, and takes the activation behind it into the same
+    pass. "bfloat16": weights and states in bfloat16. "int8": those layers' products in int8, each
+    row of activations and each output of weights with a scale of its own; the rest in bfloat16
+    where the processor has it, in float32 where not. compile: fuse what stands around the products
+    by torch.compile; with "int8" only there, so that packing goes on, otherwise the whole model,
+    which then runs padded. The copy knows no gradient and can't be saved.
 
-    Raises InputError where the model is not on the CPU, for a dtype that it doesn't know, or where torch lacks oneDNN.
+    Raises InputError where the model is not on the CPU, for a dtype that it doesn't know, or where
+    torch lacks oneDNN.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
@@ -64,10 +70,11 @@ def optimize(model: Any, dtype: str | torch.dtype = "float32", *, compile: bool 
 
 
 def _keep_pages() -> None:
-    """Let the C library keep freed memory for the next product instead of giving it back and faulting it in again page by page.
+    """Let the C library keep freed memory for the next product instead of giving it back and
+    faulting it in again page by page.
 
-    glibc raises the size from which it maps and unmaps anew to that of the largest block freed so far, up to 32 MiB; elsewhere this does
-    nothing.
+    glibc raises the size from which it maps and unmaps anew to that of the largest block freed so
+    far, up to 32 MiB; elsewhere this does nothing.
     """
     torch.empty(31 << 20, dtype=torch.uint8)  # freed at once
 
@@ -84,7 +91,9 @@ def _copied(model: nn.Module, dtype: torch.dtype) -> Any:
 
 
 def _linears(model: Any, int8: bool, compile_them: bool) -> str:
-    """Replace the linear layers of the model's blocks, and give each the activation that follows."""
+    """Replace the linear layers of the model's blocks, and give each the activation that
+    follows.
+    """
     follows: dict[int, tuple[FeedForward, str]] = {}
     names = {function: name for name, function in ACTIVATIONS.items()}
     for part in model.modules():
@@ -109,7 +118,11 @@ def _linears(model: Any, int8: bool, compile_them: bool) -> str:
         count += 1
     for site in list(model.sites()):
         part = site.module
-        joins = site.role == "self-attention" and type(site.parent) in (EncoderBlock, DecoderBlock) and type(part) is Attention
+        joins = (
+            site.role == "self-attention"
+            and type(site.parent) in (EncoderBlock, DecoderBlock)
+            and type(part) is Attention
+        )
         if joins and all(isinstance(linear, Int8Linear) for linear in (part.query, part.key, part.value)):
             site.replace(JoinedAttention(part))
     kind = "int8 products" if int8 else "oneDNN products"

@@ -1,6 +1,8 @@
-"""Parts for inference on a CPU: products whose weights are laid out once for oneDNN, with bias and activation in the same pass.
+"""Parts for inference on a CPU: products whose weights are laid out once for oneDNN, with bias and
+activation in the same pass.
 
-They compute what the parts they stand for compute, to rounding, and know no gradient. `zoo.optimize` puts them in place.
+They compute what the parts they stand for compute, to rounding, and know no gradient.
+`zoo.optimize` puts them in place.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ FUSED = {
     "sigmoid": ("sigmoid", ""),
     "silu": ("swish", ""),
 }
-"""Activations that oneDNN applies to a product before it is written: our name to its attribute and algorithm."""
+"""Activations that oneDNN applies to a product before it is written: our name to its attribute and
+algorithm.
+"""
 
 
 class PackedWeight:
-    """A weight in oneDNN's own layout, which only its products can read. Copies of a model share it."""
+    """A weight in oneDNN's own layout, which only its products can read. Copies of a model share
+    it.
+    """
 
     _numbers = itertools.count()
     _all: ClassVar[weakref.WeakValueDictionary[int, PackedWeight]] = weakref.WeakValueDictionary()
@@ -51,11 +57,15 @@ class PackedWeight:
         return self
 
     def __reduce__(self) -> str:
-        raise InputError("a model that zoo.optimize prepared can't be pickled or saved; save the model it was made from")
+        raise InputError(
+            "a model that zoo.optimize prepared can't be pickled or saved; save the model it was made from"
+        )
 
 
 class PreparedLinear(nn.Module):
-    """``act(W x + b)`` with W in oneDNN's own layout, in the dtype of ``weight``. Not differentiable; not for saving."""
+    """``act(W x + b)`` with W in oneDNN's own layout, in the dtype of ``weight``. Not
+    differentiable; not for saving.
+    """
 
     bias: Tensor | None
 
@@ -85,7 +95,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str, alg
 
 
 @torch.library.custom_op("zoo::prepared_linear", mutates_args=())
-def _numbered_product(x: Tensor, bias: Tensor | None, number: int, out_features: int, attribute: str, algorithm: str) -> Tensor:
+def _numbered_product(
+    x: Tensor, bias: Tensor | None, number: int, out_features: int, attribute: str, algorithm: str
+) -> Tensor:
     return _product(x, PackedWeight.numbered(number).tensor, bias, attribute, algorithm)
 
 
@@ -95,8 +107,9 @@ def _(x: Tensor, bias: Tensor | None, number: int, out_features: int, attribute:
 
 
 class ShortAttention(DenseAttention):
-    """The same by two batched products and a softmax where that beats the fused kernel, which splits its work for long inputs and has no
-    bfloat16 products on most CPUs: one sequence at a time in float32, and in bfloat16 from ``shortest`` keys on.
+    """The same by two batched products and a softmax where that beats the fused kernel, which
+    splits its work for long inputs and has no bfloat16 products on most CPUs: one sequence at a
+    time in float32, and in bfloat16 from ``shortest`` keys on.
     """
 
     longest = 512
@@ -126,20 +139,30 @@ class ShortAttention(DenseAttention):
 
 
 class JoinedAttention(Attention):
-    """Self-attention in int8 whose query, key and value are one product, so that their input is rounded once."""
+    """Self-attention in int8 whose query, key and value are one product, so that their input is
+    rounded once.
+    """
 
     def __init__(self, attention: Attention) -> None:
         nn.Module.__init__(self)
         self.num_heads, self.head_size, self.dropout = attention.num_heads, attention.head_size, attention.dropout
         parts = (attention.query, attention.key, attention.value)
         assert all(isinstance(part, Int8Linear) for part in parts)
-        weight, scale, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "scale", "bias"))
+        weight, scale, bias = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "scale", "bias")
+        )
         self.joined = Int8Linear(weight, scale, bias)
         self.joined.product = parts[0].product
         self.output, self.core = attention.output, attention.core
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Mask,
+        bias: Tensor | None = None,
+        trace: Trace | None = None,
     ) -> Tensor:
         """As `Attention`, of a block that gives all three inputs the same states."""
         assert query is key

@@ -23,8 +23,8 @@ def explicit_attention(
 ) -> tuple[Tensor, Tensor]:
     """The paper's formula, written out; also gives the probabilities.
 
-    query, key, value (batch, heads, length, head size); allowed broadcastable bool (batch, heads, query, key), True = may look; bias
-    additive.
+    query, key, value (batch, heads, length, head size); allowed broadcastable bool (batch, heads,
+    query, key), True = may look; bias additive.
     """
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale
     if bias is not None:
@@ -33,17 +33,30 @@ def explicit_attention(
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     probabilities = scores.softmax(-1)
     if allowed is not None:
-        probabilities = probabilities.masked_fill(~allowed, 0)  # exact zeros; a query that may see nothing gets none at all
+        probabilities = probabilities.masked_fill(
+            ~allowed, 0
+        )  # exact zeros; a query that may see nothing gets none at all
     return F.dropout(probabilities, dropout) @ value, probabilities
 
 
 def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float, dropout: float, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    dropout: float,
+    causal: bool,
 ) -> Tensor:
-    """The same through scaled_dot_product_attention, without probabilities. ``causal``: key <= query, given instead of ``allowed``."""
+    """The same through scaled_dot_product_attention, without probabilities. ``causal``: key <=
+    query, given instead of ``allowed``.
+    """
     if allowed is None or bias is not None:
         add = bias if allowed is None or bias is None else bias.masked_fill(~allowed, -torch.inf)
-        out = F.scaled_dot_product_attention(query, key, value, add, dropout, is_causal=causal and add is None, scale=scale)
+        out = F.scaled_dot_product_attention(
+            query, key, value, add, dropout, is_causal=causal and add is None, scale=scale
+        )
         if allowed is None:
             return out
     else:
@@ -52,7 +65,8 @@ def fused_attention(
 
 
 class DenseAttention(nn.Module):
-    """Every query over every key that the mask allows: the core of `Attention`, between its projections. It has no parameters.
+    """Every query over every key that the mask allows: the core of `Attention`, between its
+    projections. It has no parameters.
 
     Another core (sparse, with an adaptive span, behind a prefix) is called alike.
     """
@@ -68,9 +82,11 @@ class DenseAttention(nn.Module):
         dropout: float,
         before: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """One dense rectangle: (batch, heads, length, head size) each -> (batch, heads, query length, head size).
+        """One dense rectangle: (batch, heads, length, head size) each -> (batch, heads, query
+        length, head size).
 
-        ``before``: keys and values (1, heads, n, head size) that stand in front of the real ones and that every query sees.
+        ``before``: keys and values (1, heads, n, head size) that stand in front of the real ones
+        and that every query sees.
         """
         scale = 1 / math.sqrt(q.shape[-1])
         causal = mask.plain_causal and q.shape[2] == k.shape[2] and bias is None and before is None
@@ -91,18 +107,29 @@ class DenseAttention(nn.Module):
 def in_front(
     before: tuple[Tensor, Tensor], k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Put keys and values that everyone sees in front of (batch, heads, length, head size), with columns for them in mask and bias."""
+    """Put keys and values that everyone sees in front of (batch, heads, length, head size), with
+    columns for them in mask and bias.
+    """
     n = before[0].shape[2]
-    k, v = (torch.cat([extra.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2) for extra, x in zip(before, (k, v), strict=True))
-    return k, v, None if allowed is None else F.pad(allowed, (n, 0), value=True), None if bias is None else F.pad(bias, (n, 0))
+    k, v = (
+        torch.cat([extra.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2)
+        for extra, x in zip(before, (k, v), strict=True)
+    )
+    return (
+        k,
+        v,
+        None if allowed is None else F.pad(allowed, (n, 0), value=True),
+        None if bias is None else F.pad(bias, (n, 0)),
+    )
 
 
 class Attention(nn.Module):
-    """Multi-head attention. ``key_size``: width of the key and value inputs where it differs from the query's (cross-attention);
-    ``head_size``: where it is not hidden_size / num_heads; ``output_size``: where the result's width differs from the query's.
+    """Multi-head attention. ``key_size``: width of the key and value inputs where it differs from
+    the query's (cross-attention); ``head_size``: where it is not hidden_size / num_heads;
+    ``output_size``: where the result's width differs from the query's.
     """
 
-    roles = {  # noqa: RUF012 - what techniques may look for, see `Model.sites`
+    roles = {  # what techniques may look for, see `Model.sites`
         "query": "attention-query",
         "key": "attention-key",
         "value": "attention-value",
@@ -133,15 +160,24 @@ class Attention(nn.Module):
         self.core: nn.Module = DenseAttention()
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Mask,
+        bias: Tensor | None = None,
+        trace: Trace | None = None,
     ) -> Tensor:
-        """query (batch, length, hidden), key and value (batch, key length, key size), or their packed rows -> like query.
+        """query (batch, length, hidden), key and value (batch, key length, key size), or their
+        packed rows -> like query.
 
-        ``bias``: additive (1, heads or 1, query, key), or one for each row where the batch is not packed. ``trace`` keeps the probabilities
-        where somebody asked.
+        ``bias``: additive (1, heads or 1, query, key), or one for each row where the batch is not
+        packed. ``trace`` keeps the probabilities where somebody asked.
         """
         if bias is not None and mask.packed and bias.dim() == 4 and bias.shape[0] != 1:
-            raise InputError(f"a packed batch takes one bias for all rows, got {tuple(bias.shape)}; run it with packing off")
+            raise InputError(
+                f"a packed batch takes one bias for all rows, got {tuple(bias.shape)}; run it with packing off"
+            )
         # (batch, length, heads, head size), or (tokens, heads, head size) when packed
         q = self.query(query).unflatten(-1, (self.num_heads, self.head_size))
         k = self.key(key).unflatten(-1, (self.num_heads, self.head_size))
@@ -153,6 +189,8 @@ class Attention(nn.Module):
         return self.output(mask.attend(kernel, q, k, v).flatten(-2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, trace: Trace | None) -> Tensor:
-        """One dense rectangle: (batch, length, heads, head size) each -> (batch, query length, heads, head size)."""
+        """One dense rectangle: (batch, length, heads, head size) each -> (batch, query length,
+        heads, head size).
+        """
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return self.core(q, k, v, mask, bias, trace, self.dropout if self.training else 0.0).transpose(1, 2)

@@ -1,4 +1,6 @@
-"""Wirings: a block says which operation reads what; the operations, norms and the residual placement are arguments."""
+"""Wirings: a block says which operation reads what; the operations, norms and the residual
+placement are arguments.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from zoo.layers.trace import Trace
 class EncoderBlock(nn.Module):
     """Self-attention, then feed-forward, each in its residual."""
 
-    roles = {  # noqa: RUF012
+    roles = {
         "attention": "self-attention",
         "attention_norm": "attention-norm",
         "feed_forward": "feed-forward",
@@ -48,9 +50,11 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention (causal by its mask), cross-attention over an encoder's result, then feed-forward, each in its residual."""
+    """Self-attention (causal by its mask), cross-attention over an encoder's result, then
+    feed-forward, each in its residual.
+    """
 
-    roles = {  # noqa: RUF012
+    roles = {
         **EncoderBlock.roles,
         "cross_attention": "cross-attention",
         "cross_attention_norm": "cross-attention-norm",
@@ -73,11 +77,16 @@ class DecoderBlock(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Tensor:
-        """x (batch, length, hidden), memory (batch, source length, memory size), or both packed -> like x."""
+        """x (batch, length, hidden), memory (batch, source length, memory size), or both packed ->
+        like x.
+        """
         across = None if trace is None else trace.across()
         x = self.residual(x, lambda y: self.attention(y, y, y, mask, None, trace), self.attention_norm, self.dropout)
         x = self.residual(
-            x, lambda y: self.cross_attention(y, memory, memory, memory_mask, None, across), self.cross_attention_norm, self.dropout
+            x,
+            lambda y: self.cross_attention(y, memory, memory, memory_mask, None, across),
+            self.cross_attention_norm,
+            self.dropout,
         )
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
@@ -92,7 +101,9 @@ def bert_block(
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
 ) -> EncoderBlock:
-    """BERT's block: post-norm, LayerNorm, dropout on probabilities and on both sublayers' results."""
+    """BERT's block: post-norm, LayerNorm, dropout on probabilities and on both sublayers'
+    results.
+    """
     return EncoderBlock(
         Attention(hidden_size, num_heads, dropout=attention_dropout),
         FeedForward(hidden_size, intermediate_size, activation),
@@ -135,9 +146,11 @@ def bert_block_of(config: BlockSizes) -> EncoderBlock:
 
 
 class Side(nn.Module):
-    """One stream's half of a co-attention block: attention to the other stream, then feed-forward, each in its residual."""
+    """One stream's half of a co-attention block: attention to the other stream, then feed-forward,
+    each in its residual.
+    """
 
-    roles = {**EncoderBlock.roles, "attention": "cross-attention", "attention_norm": "cross-attention-norm"}  # noqa: RUF012
+    roles = {**EncoderBlock.roles, "attention": "cross-attention", "attention_norm": "cross-attention-norm"}
 
     def __init__(
         self,
@@ -154,16 +167,20 @@ class Side(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def attend(self, x: Tensor, other: Tensor, mask: Mask, residual: Residual, trace: Trace | None) -> Tensor:
-        return residual(x, lambda y: self.attention(y, other, other, mask, None, trace), self.attention_norm, self.dropout)
+        return residual(
+            x, lambda y: self.attention(y, other, other, mask, None, trace), self.attention_norm, self.dropout
+        )
 
     def think(self, x: Tensor, residual: Residual) -> Tensor:
         return residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
 
 class CoAttentionBlock(nn.Module):
-    """ViLBERT's connection layer: each stream attends to the other, then its own feed-forward. Widths may differ.
+    """ViLBERT's connection layer: each stream attends to the other, then its own feed-forward.
+    Widths may differ.
 
-    Both look at the streams as they came in; letting the second see the first's result is another model.
+    Both look at the streams as they came in; letting the second see the first's result is another
+    model.
     """
 
     def __init__(self, text: Side, image: Side, residual: Residual = post_norm) -> None:
@@ -173,7 +190,9 @@ class CoAttentionBlock(nn.Module):
     def forward(
         self, text: Tensor, image: Tensor, text_padding: Padding, image_padding: Padding, trace: Trace | None = None
     ) -> tuple[Tensor, Tensor]:
-        """text (batch, words, text size), image (batch, regions, image size), or both packed -> the same."""
+        """text (batch, words, text size), image (batch, regions, image size), or both packed -> the
+        same.
+        """
         new_text = self.text.attend(text, image, between(text_padding, image_padding), self.residual, trace)
         new_image = self.image.attend(image, text, between(image_padding, text_padding), self.residual, trace)
         return self.text.think(new_text, self.residual), self.image.think(new_image, self.residual)

@@ -1,4 +1,6 @@
-"""Token, position and segment embeddings, with a norm and, where the table is narrower than the model, a projection (factorised)."""
+"""Token, position and segment embeddings, with a norm and, where the table is narrower than the
+model, a projection (factorised).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from zoo.errors import InputError, unknown
 
 
 def check_ids(ids: Tensor, table: int, name: str) -> None:
-    """Refuse ids that are not integers of shape (batch, length) inside the table. Values are not looked at under compile or on meta."""
+    """Refuse ids that are not integers of shape (batch, length) inside the table. Values are not
+    looked at under compile or on meta.
+    """
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype in (torch.bool, torch.complex64):
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"{name} must hold integers, got {got}")
@@ -28,12 +32,14 @@ def check_ids(ids: Tensor, table: int, name: str) -> None:
 
 
 class TextEmbeddings(nn.Module):
-    """``dropout(norm(token[t] + segment[s] + position[p]))``, then a projection where ``projection`` is given.
+    """``dropout(norm(token[t] + segment[s] + position[p]))``, then a projection where
+    ``projection`` is given.
 
-    ``num_segments`` = 0: no segment table. ``projection``: embedding_size -> hidden_size (ALBERT, ELECTRA small).
+    ``num_segments`` = 0: no segment table. ``projection``: embedding_size -> hidden_size (ALBERT,
+    ELECTRA small).
     """
 
-    roles = {  # noqa: RUF012
+    roles = {
         "token": "token-embedding",
         "position": "position-embedding",
         "segment": "segment-embedding",
@@ -69,7 +75,8 @@ class TextEmbeddings(nn.Module):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """input_ids, token_type_ids, position_ids (batch, length) int; or inputs_embeds (batch, length, embedding) for the token part
+        """input_ids, token_type_ids, position_ids (batch, length) int; or inputs_embeds (batch,
+        length, embedding) for the token part
         -> (batch, length, hidden). Segments default to 0, positions to 0, 1, ..."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, embedding)
         x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
@@ -79,16 +86,23 @@ class TextEmbeddings(nn.Module):
     def tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """The token part, from ids or as given."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise InputError(f"give exactly one of input_ids and inputs_embeds, got {'neither' if input_ids is None else 'both'}")
+            raise InputError(
+                f"give exactly one of input_ids and inputs_embeds, got {'neither' if input_ids is None else 'both'}"
+            )
         if inputs_embeds is None:
             assert input_ids is not None
             check_ids(input_ids, self.token.num_embeddings, "input_ids")
             inputs_embeds = self.token(input_ids)
         elif inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.token.embedding_dim:
-            raise InputError(f"inputs_embeds must be (batch, length, {self.token.embedding_dim}), got {tuple(inputs_embeds.shape)}")
+            raise InputError(
+                f"inputs_embeds must be (batch, length, {self.token.embedding_dim}), got {tuple(inputs_embeds.shape)}"
+            )
         limit = self.position.num_embeddings - self.first_position
         if inputs_embeds.shape[1] > limit:
-            raise InputError(f"the text is {inputs_embeds.shape[1]} tokens long; this model has {limit} positions: cut it or split it")
+            raise InputError(
+                f"the text is {inputs_embeds.shape[1]} tokens long; this model has {limit} positions: cut it or split "
+                "it"
+            )
         return inputs_embeds
 
     def segments(self, token_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
@@ -116,7 +130,9 @@ class TextEmbeddings(nn.Module):
 
 
 class FactorizedTable(nn.Embedding):
-    """``(E P)[t]``: a narrow table and what widens it. `table` is the product, which tied decoders read."""
+    """``(E P)[t]``: a narrow table and what widens it. `table` is the product, which tied decoders
+    read.
+    """
 
     def __init__(self, num_embeddings: int, size: int, output_size: int) -> None:
         super().__init__(num_embeddings, size)
@@ -150,7 +166,9 @@ class NarrowTable(nn.Embedding):
 def same_shape(ids: Tensor, tokens: Tensor, name: str) -> None:
     """Refuse ids whose (batch, length) is not the text's."""
     if tuple(ids.shape) != tuple(tokens.shape[:2]):
-        raise InputError(f"{name} must be (batch, length) = {tuple(tokens.shape[:2])} like the text, got {tuple(ids.shape)}")
+        raise InputError(
+            f"{name} must be (batch, length) = {tuple(tokens.shape[:2])} like the text, got {tuple(ids.shape)}"
+        )
 
 
 def _all_zero(ids: Tensor) -> bool:
@@ -161,19 +179,26 @@ def check_features(features: Tensor, batch: int, width: int, name: str) -> None:
     """Refuse features that are not floats of shape (batch, regions, width)."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
         raise InputError(
-            f"{name} must be a float tensor, got {features.dtype if isinstance(features, Tensor) else type(features).__name__}"
+            f"{name} must be a float tensor, got "
+            f"{features.dtype if isinstance(features, Tensor) else type(features).__name__}"
         )
     if features.dim() != 3 or features.shape[0] != batch or features.shape[2] != width:
-        hint = "" if features.dim() != 3 or features.shape[2] == width else f": this model was trained on features {width} wide"
-        raise InputError(f"{name} must be (batch, regions, width) = ({batch}, any, {width}), got {tuple(features.shape)}{hint}")
+        hint = (
+            ""
+            if features.dim() != 3 or features.shape[2] == width
+            else f": this model was trained on features {width} wide"
+        )
+        raise InputError(
+            f"{name} must be (batch, regions, width) = ({batch}, any, {width}), got {tuple(features.shape)}{hint}"
+        )
 
 
 Languages = Tensor | str | int | Sequence[str | int]
 
 
 class LanguageEmbedding(nn.Embedding):
-    """A vector for each language; ``names`` in the order of their ids, empty where only ids are known. ``std``: of its first values, where
-    it differs from other tables'.
+    """A vector for each language; ``names`` in the order of their ids, empty where only ids are
+    known. ``std``: of its first values, where it differs from other tables'.
     """
 
     def __init__(self, num_languages: int, size: int, names: Sequence[str] = (), std: float | None = None) -> None:
@@ -186,9 +211,11 @@ class LanguageEmbedding(nn.Embedding):
         nn.init.trunc_normal_(self.weight, 0, width, -2 * width, 2 * width, generator=generator)
 
     def forward(self, language_ids: Languages | None, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        """``language_ids``: (batch, length) int, or a name or id, or one for each text; tokens (batch, length, size) -> like tokens.
+        """``language_ids``: (batch, length) int, or a name or id, or one for each text; tokens
+        (batch, length, size) -> like tokens.
 
-        Raises InputError where none is given, UnknownNameError for a name that is not among ``names``.
+        Raises InputError where none is given, UnknownNameError for a name that is not among
+        ``names``.
         """
         return super().forward(self.ids(language_ids, tokens))
 
@@ -197,7 +224,8 @@ class LanguageEmbedding(nn.Embedding):
         batch, length = tokens.shape[:2]
         if language_ids is None:
             raise InputError(
-                "this model tells languages apart: pass language_ids, (batch, length) int, or a language for all texts or one for each. "
+                "this model tells languages apart: pass language_ids, (batch, length) int, or a language for all texts "
+                "or one for each. "
                 f"It knows {self.known}"
             )
         if isinstance(language_ids, Tensor):
@@ -206,7 +234,9 @@ class LanguageEmbedding(nn.Embedding):
             return language_ids
         each = [language_ids] if isinstance(language_ids, (str, int)) else list(language_ids)
         if len(each) not in (1, batch):
-            raise InputError(f"language_ids must be one language, or one for each of the {batch} texts, got {len(each)}")
+            raise InputError(
+                f"language_ids must be one language, or one for each of the {batch} texts, got {len(each)}"
+            )
         rows = torch.tensor([self.number(one) for one in each], device=tokens.device)
         return rows[:, None].expand(batch, length)
 
@@ -218,7 +248,9 @@ class LanguageEmbedding(nn.Embedding):
                 raise unknown("language", language, self.names, hint)
             return self.names.index(language)
         if not 0 <= language < self.num_embeddings:
-            raise InputError(f"language_ids must lie in 0..{self.num_embeddings - 1}, got {language}; this model knows {self.known}")
+            raise InputError(
+                f"language_ids must lie in 0..{self.num_embeddings - 1}, got {language}; this model knows {self.known}"
+            )
         return language
 
     @property
@@ -230,15 +262,19 @@ class LanguageEmbedding(nn.Embedding):
 
 
 def ignore_languages(language_ids: object) -> None:
-    """Say, where languages were given, that a model without a language embedding does not look at them."""
+    """Say, where languages were given, that a model without a language embedding does not look at
+    them.
+    """
     if language_ids is not None and not torch.compiler.is_compiling():
         warnings.warn("this model has no language embedding; language_ids are ignored", UserWarning, stacklevel=4)
 
 
 class SinusoidalPositions(nn.Module):
-    """``sin(p / 10000^(2k/d))`` in column 2k and the cosine of the same in column 2k + 1: the original Transformer's table.
+    """``sin(p / 10000^(2k/d))`` in column 2k and the cosine of the same in column 2k + 1: the
+    original Transformer's table.
 
-    Not trained, but stored under ``weight`` like a learned table, as the checkpoints of XLM do: what a file holds is what is used.
+    Not trained, but stored under ``weight`` like a learned table, as the checkpoints of XLM do:
+    what a file holds is what is used.
     """
 
     weight: Tensor

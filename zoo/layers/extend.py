@@ -1,7 +1,8 @@
 """Giving a part of a model new behavior without renaming any of its tensors.
 
-A part that is wrapped changes the names of its parameters; a part that is extended keeps them: it becomes an instance of a class made of
-the extension and its own class, as ``torch.nn.utils.parametrize`` does it. Whatever else the part is, a Linear or a family's own norm,
+A part that is wrapped changes the names of its parameters; a part that is extended keeps them: it
+becomes an instance of a class made of the extension and its own class, as
+``torch.nn.utils.parametrize`` does it. Whatever else the part is, a Linear or a family's own norm,
 it stays.
 """
 
@@ -14,7 +15,9 @@ from torch import nn
 
 
 class Extension(nn.Module):
-    """Base of what may be put in front of a part's own class. An extension makes its state in ``extend``, not in ``__init__``."""
+    """Base of what may be put in front of a part's own class. An extension makes its state in
+    ``extend``, not in ``__init__``.
+    """
 
     def __reduce__(self) -> Any:  # the class made on the way has no name that pickle could look up
         extension, own = type(self).__bases__
@@ -52,5 +55,7 @@ def restore(part: nn.Module, extension: type[Extension]) -> None:
     """Take the extension away again; it must be the last that was put on."""
     first, own = type(part).__bases__
     if first is not extension:
-        raise TypeError(f"{type(part).__name__} was extended by {first.__name__} after {extension.__name__}; take that away first")
+        raise TypeError(
+            f"{type(part).__name__} was extended by {first.__name__} after {extension.__name__}; take that away first"
+        )
     part.__class__ = own

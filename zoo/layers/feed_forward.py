@@ -32,7 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": identity,
 }
-"""gelu is the exact erf form, gelu_tanh the approximation of Hendrycks & Gimpel; they are never mixed up by one name."""
+"""gelu is the exact erf form, gelu_tanh the approximation of Hendrycks & Gimpel; they are never
+mixed up by one name.
+"""
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -43,11 +45,15 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class FeedForward(nn.Module):
-    """``W_down f(W_up x + b) + b'`` at each position; ``dropout`` acts after f where a model has one there (XLM, mBART)."""
+    """``W_down f(W_up x + b) + b'`` at each position; ``dropout`` acts after f where a model has
+    one there (XLM, mBART).
+    """
 
-    roles = {"up": "feed-forward-up", "down": "feed-forward-down"}  # noqa: RUF012
+    roles = {"up": "feed-forward-up", "down": "feed-forward-down"}
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation_name: str = "gelu", *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation_name: str = "gelu", *, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.up = nn.Linear(hidden_size, intermediate_size)
         self.down = nn.Linear(intermediate_size, hidden_size)

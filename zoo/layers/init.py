@@ -1,4 +1,6 @@
-"""Initialization: random weights as the papers draw them, and modules that are names and shapes alone."""
+"""Initialization: random weights as the papers draw them, and modules that are names and shapes
+alone.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,19 @@ class _Undrawn(TorchFunctionMode):
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Build parts on the meta device: shapes without numbers. Drawing them, which would do nothing there, would load half of torch."""
+    """Build parts on the meta device: shapes without numbers. Drawing them, which would do nothing
+    there, would load half of torch.
+    """
     with torch.device("meta"), _Undrawn():
         yield
 
 
 def initialise(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
-    """Draw every Linear and Embedding of ``module`` from a normal of ``std`` cut at two of them; biases 0; norms 1 and 0.
+    """Draw every Linear and Embedding of ``module`` from a normal of ``std`` cut at two of them;
+    biases 0; norms 1 and 0.
 
-    A part with other needs defines ``init_parameters(std, generator)`` and is asked instead, parameters of its children excepted.
+    A part with other needs defines ``init_parameters(std, generator)`` and is asked instead,
+    parameters of its children excepted.
     """
     with torch.no_grad():
         for part in module.modules():
@@ -52,7 +58,9 @@ def initialise(module: nn.Module, std: float, generator: torch.Generator | None 
 
 
 def truncated_normal(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-    """Fill with a normal of ``std`` redrawn beyond two of them (as TensorFlow's truncated normal, which BERT used)."""
+    """Fill with a normal of ``std`` redrawn beyond two of them (as TensorFlow's truncated normal,
+    which BERT used).
+    """
     if weight.device.type == "meta":
         return
     weight.normal_(0, std, generator=generator)
@@ -61,5 +69,7 @@ def truncated_normal(weight: Tensor, std: float, generator: torch.Generator | No
         count = int(outside.sum())
         if not count:
             return
-        weight[outside] = torch.empty(count, dtype=weight.dtype, device=weight.device).normal_(0, std, generator=generator)
+        weight[outside] = torch.empty(count, dtype=weight.dtype, device=weight.device).normal_(
+            0, std, generator=generator
+        )
     weight.clamp_(-2 * std, 2 * std)

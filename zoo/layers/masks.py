@@ -1,9 +1,10 @@
 """Who may look at whom, and how a batch with padding runs on its real tokens only.
 
-`Padding` knows which positions of a (batch, length) grid hold real tokens; it packs them into (tokens, hidden) rows and puts results back.
-`Mask` says who may look at whom: padding, a `Pattern` (a rule on positions) and, where a model needs it, a dense bool matrix. An attention
-op never sees a packed batch: `Mask.attend` cuts it into dense rectangles, one per run of sequences of equal length, calls the op on each
-and joins the results, so the split is written once, under all attention ops.
+`Padding` knows which positions of a (batch, length) grid hold real tokens; it packs them into
+(tokens, hidden) rows and puts results back. `Mask` says who may look at whom: padding, a `Pattern`
+(a rule on positions) and, where a model needs it, a dense bool matrix. An attention op never sees a
+packed batch: `Mask.attend` cuts it into dense rectangles, one per run of sequences of equal length,
+calls the op on each and joins the results, so the split is written once, under all attention ops.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _PACKING: contextvars.ContextVar[bool] = contextvars.ContextVar("zoo_packing", d
 
 
 class packing:
-    """Turn the packing of padded batches on or off, from here on or for a ``with`` block. It changes speed, not results."""
+    """Turn the packing of padded batches on or off, from here on or for a ``with`` block. It
+    changes speed, not results.
+    """
 
     def __init__(self, on: bool) -> None:
         self._token = _PACKING.set(bool(on))
@@ -33,21 +36,27 @@ class packing:
     def __enter__(self) -> packing:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _PACKING.reset(self._token)
 
 
 def packing_enabled() -> bool:
-    """Whether a padded batch would be packed here: not when switched off, nor under torch.compile or torch.export."""
+    """Whether a padded batch would be packed here: not when switched off, nor under torch.compile
+    or torch.export.
+    """
     return not torch.compiler.is_compiling() and _PACKING.get()
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the real tokens of a (batch, length) grid went: rows in ``order``, each row's tokens in their own order.
+    """Where the real tokens of a (batch, length) grid went: rows in ``order``, each row's tokens in
+    their own order.
 
-    ``index`` (tokens,) int64 into the flattened grid; ``lengths`` real tokens per row, in ``order``; ``positions`` (tokens,) the column
-    each token came from, or None where every row's tokens stand at 0..length-1.
+    ``index`` (tokens,) int64 into the flattened grid; ``lengths`` real tokens per row, in
+    ``order``; ``positions`` (tokens,) the column each token came from, or None where every row's
+    tokens stand at 0..length-1.
     """
 
     index: Tensor
@@ -80,7 +89,9 @@ class Packed:
 
 @dataclass(frozen=True)
 class Padding:
-    """Which positions are real. ``real`` (batch, length) bool, True = a real token, or None where all are."""
+    """Which positions are real. ``real`` (batch, length) bool, True = a real token, or None where
+    all are.
+    """
 
     real: Tensor | None
     grid: tuple[int, int]
@@ -100,10 +111,11 @@ class Padding:
     ) -> Padding:
         """Check a user's ``attention_mask`` and plan the packing.
 
-        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may look. ``lengths``: real tokens per
-        row where every row is real tokens first, then padding. ``pack=False`` keeps the padded form. ``device``: of what is packed, the
-        mask's unless said. A plan asks where tokens stand: of the mask where it lies, of ``lengths`` on the CPU, so that no accelerator
-        is waited for.
+        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or
+        may look. ``lengths``: real tokens per row where every row is real tokens first, then
+        padding. ``pack=False`` keeps the padded form. ``device``: of what is packed, the mask's
+        unless said. A plan asks where tokens stand: of the mask where it lies, of ``lengths`` on
+        the CPU, so that no accelerator is waited for.
         """
         batch, length = grid
         firsts = None if lengths is None else first_columns(lengths, grid)
@@ -115,10 +127,14 @@ class Padding:
         device = device or real.device
         if real.dim() == 3:
             if tuple(real.shape) != (batch, length, length):
-                raise InputError(f"{name} must be (batch, query, key) = {(batch, length, length)}, got {tuple(real.shape)}")
+                raise InputError(
+                    f"{name} must be (batch, query, key) = {(batch, length, length)}, got {tuple(real.shape)}"
+                )
             return cls(real.any(2) | real.any(1), grid, visible=real)
         if tuple(real.shape) != (batch, length):
-            raise InputError(f"{name} must be (batch, length) = {(batch, length)} or (batch, query, key), got {tuple(real.shape)}")
+            raise InputError(
+                f"{name} must be (batch, length) = {(batch, length)} or (batch, query, key), got {tuple(real.shape)}"
+            )
         here = real if real.device == device else real.to(device, non_blocking=True)
         if not (pack and packing_enabled()) or "meta" in (real.device.type, device.type):
             return cls(here, grid)
@@ -175,7 +191,9 @@ def as_bool(mask: Tensor, name: str = "attention_mask") -> Tensor:
     if not isinstance(mask, Tensor):
         raise InputError(f"{name} must be a tensor, got {type(mask).__name__}")
     if mask.is_floating_point():
-        raise InputError(f"{name} is {mask.dtype}, which looks additive; pass 1/True for real tokens, e.g. `{name} == 0`")
+        raise InputError(
+            f"{name} is {mask.dtype}, which looks additive; pass 1/True for real tokens, e.g. `{name} == 0`"
+        )
     if mask.dim() not in (2, 3):
         raise InputError(f"{name} must be (batch, length) or (batch, query, key), got {tuple(mask.shape)}")
     return mask if mask.dtype == torch.bool else mask != 0
@@ -183,10 +201,11 @@ def as_bool(mask: Tensor, name: str = "attention_mask") -> Tensor:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A rule on positions: ``rule(query, key)`` takes int64 position tensors that broadcast and gives bool, True = may look.
+    """A rule on positions: ``rule(query, key)`` takes int64 position tensors that broadcast and
+    gives bool, True = may look.
 
-    ``reach``: how far a query looks to either side (None = no limit), so that a kernel can skip what nobody sees. ``causal``: the rule is
-    exactly key <= query. Join two by ``&``.
+    ``reach``: how far a query looks to either side (None = no limit), so that a kernel can skip
+    what nobody sees. ``causal``: the rule is exactly key <= query. Join two by ``&``.
     """
 
     rule: Callable[[Tensor, Tensor], Tensor]
@@ -215,7 +234,9 @@ def window(radius: int) -> Pattern:
 
 
 def prefix(length: int) -> Pattern:
-    """Sequence-to-sequence in one stream (UniLM, VLP): everyone sees the first ``length`` tokens, the rest is causal."""
+    """Sequence-to-sequence in one stream (UniLM, VLP): everyone sees the first ``length`` tokens,
+    the rest is causal.
+    """
     return Pattern(lambda query, key: (key < length) | ((key <= query) & (query >= length)), f"prefix({length})")
 
 
@@ -226,8 +247,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor, "Mask"], Any]
 class Mask:
     """Who may look at whom. Everything is optional; a bare `Mask()` lets everyone see everyone.
 
-    ``keys`` (batch, key) bool: the real keys. ``dense`` (batch, query, key) bool. ``pattern``: a rule on positions. With ``query_rows`` and
-    ``key_rows`` both streams come packed. ``query_positions``/``key_positions`` (batch, length): the columns tokens came from, where a
+    ``keys`` (batch, key) bool: the real keys. ``dense`` (batch, query, key) bool. ``pattern``: a
+    rule on positions. With ``query_rows`` and ``key_rows`` both streams come packed.
+    ``query_positions``/``key_positions`` (batch, length): the columns tokens came from, where a
     packed rectangle's are not 0..length-1. Join two by ``&``.
     """
 
@@ -247,7 +269,9 @@ class Mask:
             mine, theirs = getattr(joined, name), getattr(other, name)
             if theirs is not None:
                 if self.packed and name == "dense":
-                    raise InputError("a dense matrix can't be joined to the mask of a packed batch; build it with packing off")
+                    raise InputError(
+                        "a dense matrix can't be joined to the mask of a packed batch; build it with packing off"
+                    )
                 joined = replace(joined, **{name: theirs if mine is None else mine & theirs})
         return joined
 
@@ -256,14 +280,18 @@ class Mask:
         return self.query_rows is not None
 
     def allowed(self, query: int, key: int, device: torch.device) -> Tensor | None:
-        """Bool (batch or 1, 1, query, key), True = may look; None where everyone may. For dense rectangles, not for packed rows."""
+        """Bool (batch or 1, 1, query, key), True = may look; None where everyone may. For dense
+        rectangles, not for packed rows.
+        """
         parts: list[Tensor] = []
         if self.keys is not None:
             parts.append(self.keys[:, None, None, :])
         if self.dense is not None:
             parts.append(self.dense[:, None])
         if self.pattern is not None:
-            rows = self.query_positions if self.query_positions is not None else torch.arange(query, device=device)[None]
+            rows = (
+                self.query_positions if self.query_positions is not None else torch.arange(query, device=device)[None]
+            )
             columns = self.key_positions if self.key_positions is not None else torch.arange(key, device=device)[None]
             parts.append(self.pattern.rule(rows[:, None, :, None], columns[:, None, None, :]))
         if not parts:
@@ -274,7 +302,9 @@ class Mask:
         return allowed
 
     def bias_at(self, bias: Tensor, query: int, key: int) -> Tensor:
-        """The part of an additive (1, heads, query, key) bias that belongs to this rectangle, (1 or batch, heads, query, key)."""
+        """The part of an additive (1, heads, query, key) bias that belongs to this rectangle, (1 or
+        batch, heads, query, key).
+        """
         if self.query_positions is None and self.key_positions is None:
             return bias[..., :query, :key]
         device = bias.device
@@ -286,13 +316,19 @@ class Mask:
     def plain_causal(self) -> bool:
         """Exactly key <= query and nothing else, so that a kernel's own causal form serves."""
         return (
-            self.pattern is not None and self.pattern.causal and self.keys is None and self.dense is None and self.query_positions is None
+            self.pattern is not None
+            and self.pattern.causal
+            and self.keys is None
+            and self.dense is None
+            and self.query_positions is None
         )
 
     def attend(self, kernel: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Any:
-        """Run ``kernel(query, key, value, mask)`` on dense rectangles (batch, length, heads, head size) and join the results.
+        """Run ``kernel(query, key, value, mask)`` on dense rectangles (batch, length, heads, head
+        size) and join the results.
 
-        Packed inputs are (tokens, heads, head size); each run of rows of equal lengths is one rectangle. Unpacked ones are one rectangle.
+        Packed inputs are (tokens, heads, head size); each run of rows of equal lengths is one
+        rectangle. Unpacked ones are one rectangle.
         """
         if self.query_rows is None or self.key_rows is None:
             return kernel(query, key, value, self)
@@ -314,11 +350,15 @@ class Mask:
 
     @functools.cached_property
     def _rectangles(self) -> list[tuple[slice, slice, int, Mask | None]]:
-        """The dense rectangles of a packed batch: where its queries and its keys stand, its rows and its mask; None without keys."""
+        """The dense rectangles of a packed batch: where its queries and its keys stand, its rows
+        and its mask; None without keys.
+        """
         assert self.query_rows is not None
         assert self.key_rows is not None
         found: list[tuple[slice, slice, int, Mask | None]] = []
-        for rows, (query_start, query_length), (key_start, key_length) in _runs(self.query_rows.lengths, self.key_rows.lengths):
+        for rows, (query_start, query_length), (key_start, key_length) in _runs(
+            self.query_rows.lengths, self.key_rows.lengths
+        ):
             if query_length == 0:
                 continue
             cut_query = slice(query_start, query_start + rows * query_length)
@@ -339,7 +379,9 @@ def _cut(positions: Tensor | None, where: slice, rows: int) -> Tensor | None:
 
 
 def _runs(query: Sequence[int], key: Sequence[int]) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:
-    """Runs of rows with equal lengths: (rows, (query start, query length), (key start, key length))."""
+    """Runs of rows with equal lengths: (rows, (query start, query length), (key start, key
+    length)).
+    """
     runs = []
     start = query_at = key_at = 0
     for row in range(1, len(query) + 1):
@@ -351,7 +393,9 @@ def _runs(query: Sequence[int], key: Sequence[int]) -> list[tuple[int, tuple[int
 
 
 def between(query: Padding, key: Padding) -> Mask:
-    """The mask of attention from one stream to another (or to itself). Two packed streams must share their row order: see `together`."""
+    """The mask of attention from one stream to another (or to itself). Two packed streams must
+    share their row order: see `together`.
+    """
     if query.packed is not None and key.packed is not None:
         if query.packed.order != key.packed.order:
             raise InputError("the two streams are packed in different row orders; build their paddings with `together`")
@@ -360,7 +404,9 @@ def between(query: Padding, key: Padding) -> Mask:
 
 
 def together(*streams: Padding) -> tuple[Padding, ...]:
-    """Give several streams one row order, so that each can look at the others packed; unpacked where one of them can't be packed."""
+    """Give several streams one row order, so that each can look at the others packed; unpacked
+    where one of them can't be packed.
+    """
     if all(s.packed is None and s.real is None for s in streams):
         return streams
     if any(s.packed is None and s.real is not None for s in streams):
@@ -369,7 +415,9 @@ def together(*streams: Padding) -> tuple[Padding, ...]:
     for stream in streams:
         batch, length = stream.grid
         by_row = (
-            dict(zip(stream.packed.order, stream.packed.lengths, strict=True)) if stream.packed else dict.fromkeys(range(batch), length)
+            dict(zip(stream.packed.order, stream.packed.lengths, strict=True))
+            if stream.packed
+            else dict.fromkeys(range(batch), length)
         )
         counts.append([by_row[row] for row in range(batch)])
     order = tuple(sorted(range(len(counts[0])), key=lambda row: tuple(c[row] for c in counts)))

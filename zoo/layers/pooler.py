@@ -31,10 +31,11 @@ class ReluPooler(nn.Module):
 
 
 def pool(hidden: Tensor, real: Tensor | None, mode: str) -> Tensor:
-    """Sentence vector by ``mode``: "mean" or "max" over the real tokens, "cls", the first one, or "last".
+    """Sentence vector by ``mode``: "mean" or "max" over the real tokens, "cls", the first one, or
+    "last".
 
-    hidden (batch, length, hidden); real (batch, length) bool, True = a real token, or None where all are -> (batch, hidden). A row
-    without a real token gives zeros.
+    hidden (batch, length, hidden); real (batch, length) bool, True = a real token, or None where
+    all are -> (batch, hidden). A row without a real token gives zeros.
     """
     if real is None:
         real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)

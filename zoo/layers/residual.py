@@ -1,4 +1,6 @@
-"""Where the norm stands around an operation. A placement is a function, so it leaves no trace in parameter names."""
+"""Where the norm stands around an operation. A placement is a function, so it leaves no trace in
+parameter names.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ Residual = Callable[[Tensor, Op, Op, Op], Tensor]
 
 
 class JoiningNorm(nn.Module):
-    """A norm that says itself how a sublayer's result joins what entered the sublayer, as bottleneck adapters need it."""
+    """A norm that says itself how a sublayer's result joins what entered the sublayer, as
+    bottleneck adapters need it.
+    """
 
     def post_norm(self, x: Tensor, result: Tensor) -> Tensor:
         """In place of ``norm(x + result)``."""

@@ -13,12 +13,15 @@ from zoo.layers.trace import Trace
 
 
 class Journey:
-    """Several streams on their way through a schedule: padded tensors between runs, packed inside, and what was kept on the way.
+    """Several streams on their way through a schedule: padded tensors between runs, packed inside,
+    and what was kept on the way.
 
     ``x``: each stream (batch, length, size). ``of``: its padding. Lives for one call.
     """
 
-    def __init__(self, x: Mapping[str, Tensor], of: Mapping[str, Padding], *, hidden_states: bool, attentions: bool) -> None:
+    def __init__(
+        self, x: Mapping[str, Tensor], of: Mapping[str, Padding], *, hidden_states: bool, attentions: bool
+    ) -> None:
         self.x, self.of = dict(x), dict(of)
         self.wanted = (hidden_states, attentions)
         self.states: dict[str, list[Tensor]] = {name: [] for name in x}
@@ -26,14 +29,18 @@ class Journey:
 
     @property
     def apart(self) -> bool:
-        """Whether the streams have batches of different sizes, so that they can't look at each other yet."""
+        """Whether the streams have batches of different sizes, so that they can't look at each
+        other yet.
+        """
         first, *others = self.x.values()
         return any(other.shape[0] != first.shape[0] for other in others)
 
     def go(self, schedule: Schedule, *, all_pairs: bool = False) -> None:
-        """The whole schedule, of which "text" and "image" run apart until they first meet where their batches differ.
+        """The whole schedule, of which "text" and "image" run apart until they first meet where
+        their batches differ.
 
-        There one text is repeated for each picture; ``all_pairs``: every text meets every picture, rows with the pictures running fast.
+        There one text is repeated for each picture; ``all_pairs``: every text meets every picture,
+        rows with the pictures running fast.
         """
         if not (all_pairs or self.apart):
             self.run(schedule)
@@ -68,7 +75,9 @@ class Journey:
             real, packed = self.of[name].real, self.of[name].packed
             lengths = None
             if packed is not None and packed.positions is None:  # known, so that nobody is asked
-                lengths = change(torch.tensor([n for _, n in sorted(zip(packed.order, packed.lengths, strict=True))])).tolist()
+                lengths = change(
+                    torch.tensor([n for _, n in sorted(zip(packed.order, packed.lengths, strict=True))])
+                ).tolist()
             self.x[name] = change(self.x[name])
             grid = (self.x[name].shape[0], self.x[name].shape[1])
             real = None if real is None else change(real)
@@ -83,10 +92,15 @@ class Journey:
         return tuple(self.states[name]) if self.wanted[0] else None, tuple(self.maps[name]) if self.wanted[1] else None
 
     def across(self, *directions: tuple[str, str]) -> tuple[tuple[Tensor, ...], ...] | None:
-        """The maps between streams, those of each block together: its ``directions`` are (who looks, at whom); padded queries are zeros."""
+        """The maps between streams, those of each block together: its ``directions`` are (who
+        looks, at whom); padded queries are zeros.
+        """
         if not self.wanted[1]:
             return None
         maps = self.maps["across"]
         looking = [self.of[name].real for name, _ in directions] * (len(maps) // len(directions))
-        kept = [m if real is None else m.masked_fill(~real[:, None, :, None], 0) for m, real in zip(maps, looking, strict=True)]
+        kept = [
+            m if real is None else m.masked_fill(~real[:, None, :, None], 0)
+            for m, real in zip(maps, looking, strict=True)
+        ]
         return tuple(tuple(kept[i : i + len(directions)]) for i in range(0, len(kept), len(directions)))

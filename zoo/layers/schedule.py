@@ -1,8 +1,10 @@
-"""Several streams under one encoder: a schedule of steps, and the blocks in which streams look at each other.
+"""Several streams under one encoder: a schedule of steps, and the blocks in which streams look at
+each other.
 
-A schedule is data: an ordered list of steps, each a block with the streams that it reads and those that it writes. It can be printed
-and drawn before a model exists. A block of one stream is any encoder block. A block of several is called with the tensors of the streams
-that it reads, then with their paddings, then with the trace, and gives the streams that it writes.
+A schedule is data: an ordered list of steps, each a block with the streams that it reads and those
+that it writes. It can be printed and drawn before a model exists. A block of one stream is any
+encoder block. A block of several is called with the tensors of the streams that it reads, then with
+their paddings, then with the trace, and gives the streams that it writes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from zoo.layers.trace import Trace
 
 @dataclass(frozen=True)
 class Step:
-    """Run block ``index`` of ``part`` on the streams it ``reads``; what it gives becomes the streams it ``writes``."""
+    """Run block ``index`` of ``part`` on the streams it ``reads``; what it gives becomes the
+    streams it ``writes``.
+    """
 
     part: str
     index: int
@@ -28,7 +32,9 @@ class Step:
 
     @classmethod
     def of(cls, part: str, index: int, *streams: str) -> Step:
-        """A step that writes what it reads; a part named like a stream is a block of that stream alone."""
+        """A step that writes what it reads; a part named like a stream is a block of that stream
+        alone.
+        """
         both = streams or (part,)
         return cls(part, index, both, both)
 
@@ -36,20 +42,30 @@ class Step:
         return f"{self.part} {self.index}"
 
 
-def interleaved(text_layers: int, image_layers: int, text_at: Sequence[int], image_at: Sequence[int]) -> tuple[Step, ...]:
-    """ViLBERT's schedule: connection k runs once ``text_at[k]`` text blocks and ``image_at[k]`` image blocks have run; then the rest."""
+def interleaved(
+    text_layers: int, image_layers: int, text_at: Sequence[int], image_at: Sequence[int]
+) -> tuple[Step, ...]:
+    """ViLBERT's schedule: connection k runs once ``text_at[k]`` text blocks and ``image_at[k]``
+    image blocks have run; then the rest.
+    """
     steps: list[Step] = []
     text = image = 0
     for k, (text_stop, image_stop) in enumerate(zip(text_at, image_at, strict=True)):
-        steps += [Step.of("text", i) for i in range(text, text_stop)] + [Step.of("image", i) for i in range(image, image_stop)]
+        steps += [Step.of("text", i) for i in range(text, text_stop)] + [
+            Step.of("image", i) for i in range(image, image_stop)
+        ]
         steps.append(Step.of("both", k, "text", "image"))
         text, image = text_stop, image_stop
-    steps += [Step.of("image", i) for i in range(image, image_layers)] + [Step.of("text", i) for i in range(text, text_layers)]
+    steps += [Step.of("image", i) for i in range(image, image_layers)] + [
+        Step.of("text", i) for i in range(text, text_layers)
+    ]
     return tuple(steps)
 
 
 def draw(steps: Sequence[Step]) -> str:
-    """A picture of a schedule: a column for each stream, time downwards, one row for each run of blocks."""
+    """A picture of a schedule: a column for each stream, time downwards, one row for each run of
+    blocks.
+    """
     streams = tuple(dict.fromkeys(name for step in steps for name in step.writes))
     rows: list[tuple[list[str], tuple[str, ...]]] = []
     run: list[Step] = []
@@ -91,7 +107,8 @@ class Schedule(nn.Module):
         if used != there:
             lacking, idle = sorted(used - there), sorted(there - used)
             raise ConfigError(
-                f"a schedule must run the blocks it has: it asks for {lacking or 'none'} too many and never runs {idle or 'none'}"
+                f"a schedule must run the blocks it has: it asks for {lacking or 'none'} too many and never runs "
+                f"{idle or 'none'}"
             )
 
     def block(self, step: Step) -> nn.Module:
@@ -110,8 +127,9 @@ class Schedule(nn.Module):
         traces: Mapping[str, Trace],
         steps: slice = slice(None),
     ) -> dict[str, Tensor]:
-        """Each stream (batch, length, its size) or packed rows -> the same. ``traces``: one for each stream, and "across" for maps between
-        streams. ``steps``: the part of the schedule to run.
+        """Each stream (batch, length, its size) or packed rows -> the same. ``traces``: one for
+        each stream, and "across" for maps between streams. ``steps``: the part of the schedule to
+        run.
         """
         states = dict(states)
         for step in self.steps[steps]:

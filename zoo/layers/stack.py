@@ -12,10 +12,11 @@ from zoo.layers.trace import Trace
 
 
 class Stack(nn.Module):
-    """Blocks and a plan of indexes: ``range(12)`` is BERT, ``(0,) * 12`` is ALBERT, ``range(0, 12, 2)`` a truncated student.
+    """Blocks and a plan of indexes: ``range(12)`` is BERT, ``(0,) * 12`` is ALBERT, ``range(0, 12,
+    2)`` a truncated student.
 
-    A block may itself be a stack (ALBERT's groups of several inner blocks). Where a trace is kept, what leaves each innermost block is
-    added.
+    A block may itself be a stack (ALBERT's groups of several inner blocks). Where a trace is kept,
+    what leaves each innermost block is added.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], plan: Sequence[int] | None = None) -> None:

@@ -1,4 +1,6 @@
-"""What a caller may want besides the result, collected on the way: hidden states and attention probabilities."""
+"""What a caller may want besides the result, collected on the way: hidden states and attention
+probabilities.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from torch import Tensor
 
 
 class Trace:
-    """Passed down through a forward pass; blocks and attention ops add to it what was asked for. Lives for one call."""
+    """Passed down through a forward pass; blocks and attention ops add to it what was asked for.
+    Lives for one call.
+    """
 
     def __init__(self, hidden_states: bool = False, attentions: bool = False) -> None:
         self.hidden_states: list[Tensor] | None = [] if hidden_states else None
@@ -36,13 +40,16 @@ class Trace:
         return other
 
     def states(self, unpack: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...] | None:
-        """The hidden states as (batch, length, hidden) with zeros at padding, or None if nobody asked."""
+        """The hidden states as (batch, length, hidden) with zeros at padding, or None if nobody
+        asked.
+        """
         return None if self.hidden_states is None else tuple(unpack(x) for x in self.hidden_states)
 
     def maps(self, real: Tensor | None = None) -> tuple[Tensor, ...] | None:
         """The self-attention probabilities (batch, heads, query, key), or None if nobody asked.
 
-        ``real`` (batch, query) bool: the queries that are tokens; the rows of the others are given as zeros.
+        ``real`` (batch, query) bool: the queries that are tokens; the rows of the others are given
+        as zeros.
         """
         if self.attentions is None or real is None:
             return None if self.attentions is None else tuple(self.attentions)

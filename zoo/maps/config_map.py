@@ -1,6 +1,7 @@
 """How a foreign config becomes ours and ours becomes theirs: the ``[config]`` part of a map.
 
-Every foreign key is used or listed with a reason; every field of ours is written or listed with a reason.
+Every foreign key is used or listed with a reason; every field of ours is written or listed with a
+reason.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Entry:
                 if same(theirs, value):
                     return ours
             known = ", ".join(repr(theirs) for theirs, _ in self.pairs)
-            raise ConfigError(f"{layout}: config key {self.key!r} is {value!r}, which has no counterpart here; known are {known}")
+            raise ConfigError(
+                f"{layout}: config key {self.key!r} is {value!r}, which has no counterpart here; known are {known}"
+            )
         if self.form:
             return FORMS[self.form].forward(value, f"{layout}: config key {self.key!r}")
         if isinstance(self.default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -75,7 +78,18 @@ class ConfigMap:
 
     @classmethod
     def parse(cls, table: Mapping[str, Any], layout: str, where: str) -> ConfigMap:
-        known = {"defaults", "ignored", "only", "constants", "task", "fixed", "lost", "from_keys", "from_shapes", "aliases"}
+        known = {
+            "defaults",
+            "ignored",
+            "only",
+            "constants",
+            "task",
+            "fixed",
+            "lost",
+            "from_keys",
+            "from_shapes",
+            "aliases",
+        }
         parts: dict[str, Any] = {name: dict(table.get(name, {})) for name in known}
         table = {**table}
         flatten = tuple(table.pop("flatten", ()))
@@ -85,7 +99,10 @@ class ConfigMap:
                 entries[key] = _entry(key, written, parts["defaults"], f"{where}: [config] {key}")
         for key in parts["defaults"]:
             if key not in entries:
-                raise MapError(f"{where}: [config.defaults] {key!r} is no key of [config]; closest: {', '.join(closest(key, entries))}")
+                raise MapError(
+                    f"{where}: [config.defaults] {key!r} is no key of [config]; closest: "
+                    f"{', '.join(closest(key, entries))}"
+                )
         for name in ("ignored", "task", "lost"):
             for key, reason in parts[name].items():
                 if not isinstance(reason, str) or not reason.strip():
@@ -98,7 +115,9 @@ class ConfigMap:
         }.items():
             for key in keys:
                 if key in uses:
-                    raise MapError(f"{where}: config key {key!r} stands in [{uses[key]}] and in [{part}]; it may have one meaning")
+                    raise MapError(
+                        f"{where}: config key {key!r} stands in [{uses[key]}] and in [{part}]; it may have one meaning"
+                    )
                 uses[key] = part
         made: dict[str, str] = {}
         for part, fields in {
@@ -115,7 +134,12 @@ class ConfigMap:
         from_keys = {field: Template.parse(str(name)) for field, name in parts["from_keys"].items()}
         from_shapes = {}
         for field, written in parts["from_shapes"].items():
-            if not (isinstance(written, list) and len(written) == 2 and isinstance(written[0], str) and isinstance(written[1], int)):
+            if not (
+                isinstance(written, list)
+                and len(written) == 2
+                and isinstance(written[0], str)
+                and isinstance(written[1], int)
+            ):
                 raise MapError(f"{where}: [config.from_shapes] {field!r}: write [tensor, axis], got {written!r}")
             from_shapes[field] = (Template.parse(written[0]), written[1])
         return cls(
@@ -145,8 +169,8 @@ class ConfigMap:
         names: Collection[str] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, object]:
-        """Our fields from a foreign config; ``names``, the file's tensors cleaned of prefixes, and their ``shapes`` decide the fields that
-        no key states.
+        """Our fields from a foreign config; ``names``, the file's tensors cleaned of prefixes, and
+        their ``shapes`` decide the fields that no key states.
         """
         foreign = _flat(foreign, self.flatten)
         given: dict[str, object] = {}
@@ -155,25 +179,30 @@ class ConfigMap:
             if key in self.constants:
                 if not same(value, self.constants[key]):
                     raise ConfigError(
-                        f"layout {self.layout} is for {key}={self.constants[key]!r}, the config says {value!r}; name another layout"
+                        f"layout {self.layout} is for {key}={self.constants[key]!r}, the config says {value!r}; name "
+                        "another layout"
                     )
             elif key in self.only:
                 accepted, reason = self.only[key]
                 if value is not None and not any(same(value, a) for a in accepted):
                     shown = " or ".join(repr(a) for a in accepted)
-                    raise ConfigError(f"{self.layout}: config key {key!r} is {value!r}; only {shown} can be converted: {reason}")
+                    raise ConfigError(
+                        f"{self.layout}: config key {key!r} is {value!r}; only {shown} can be converted: {reason}"
+                    )
             elif key in self.entries or key in self.aliases:
                 name = self.aliases.get(key, key)
                 if name in given and not same(given[name], value):
                     raise ConfigError(
-                        f"{self.layout}: config keys {key!r} and {name!r} mean the same, but say {value!r} and {given[name]!r}"
+                        f"{self.layout}: config keys {key!r} and {name!r} mean the same, but say {value!r} and "
+                        f"{given[name]!r}"
                     )
                 given[name] = value
             elif key not in self.task and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
                 near = ", ".join(repr(k) for k in closest(key, known))
                 raise ConfigError(
                     f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. "
-                    "If it says nothing about the model, leave it out or list it in the map's [config.ignored] with a reason"
+                    "If it says nothing about the model, leave it out or list it in the map's [config.ignored] with a "
+                    "reason"
                 )
         ours: dict[str, object] = {}
         for key, entry in self.entries.items():
@@ -200,10 +229,13 @@ class ConfigMap:
         """The foreign config that says what ours says."""
         for field, value in ours.items():
             if field in self.fixed and not same(value, self.fixed[field]):
-                raise ConfigError(f"{self.layout} cannot say {field}={value!r}; in this layout it is always {self.fixed[field]!r}")
+                raise ConfigError(
+                    f"{self.layout} cannot say {field}={value!r}; in this layout it is always {self.fixed[field]!r}"
+                )
             if field not in self.fields:
                 raise ConfigError(
-                    f"{self.layout} has no key for our field {field!r} (value {value!r}); closest: {', '.join(closest(field, self.fields))}"
+                    f"{self.layout} has no key for our field {field!r} (value {value!r}); closest: "
+                    f"{', '.join(closest(field, self.fields))}"
                 )
         foreign = dict(self.constants)
         for key, entry in self.entries.items():
@@ -214,12 +246,19 @@ class ConfigMap:
         return _nested(foreign, self.flatten)
 
     def resolved(self, ours: Mapping[str, object]) -> dict[str, object]:
-        """Ours with unset fields filled by those that stand for them (a classifier's dropout by the model's)."""
+        """Ours with unset fields filled by those that stand for them (a classifier's dropout by the
+        model's).
+        """
         standing = {entry.field: entry.none for entry in self.entries.values() if entry.none}
-        return {field: ours.get(standing[field]) if value is None and field in standing else value for field, value in ours.items()}
+        return {
+            field: ours.get(standing[field]) if value is None and field in standing else value
+            for field, value in ours.items()
+        }
 
     def task_options(self, foreign: Mapping[str, object]) -> dict[str, object]:
-        """What a foreign config says about its task's head (labels and the like); no part of the model's config."""
+        """What a foreign config says about its task's head (labels and the like); no part of the
+        model's config.
+        """
         return {key: value for key, value in foreign.items() if key in self.task}
 
 
@@ -263,11 +302,17 @@ def _entry(key: str, written: object, defaults: Mapping[str, object], where: str
         raise MapError(f"{where}: unknown form {form!r}; there are {', '.join(FORMS)}")
     values = written.get("values", {})
     pairs = tuple(values.items()) if isinstance(values, Mapping) else tuple((theirs, ours) for theirs, ours in values)
-    return Entry(key, written["to"], pairs, bool(written.get("optional", False)), str(written.get("none", "")), default, form)
+    return Entry(
+        key, written["to"], pairs, bool(written.get("optional", False)), str(written.get("none", "")), default, form
+    )
 
 
 def _only(written: object, where: str) -> tuple[tuple[object, ...], str]:
-    if not isinstance(written, Mapping) or not ({"value", "values"} & set(written)) or not str(written.get("reason", "")).strip():
+    if (
+        not isinstance(written, Mapping)
+        or not ({"value", "values"} & set(written))
+        or not str(written.get("reason", "")).strip()
+    ):
         raise MapError(f'{where}: write {{ value = ..., reason = "..." }}, got {written!r}')
     accepted = list(written["values"]) if "values" in written else [written["value"]]
     return tuple(accepted), str(written["reason"])

@@ -1,8 +1,10 @@
-"""The map language: how a public layout's tensor names and config become ours, and ours become theirs, from one table.
+"""The map language: how a public layout's tensor names and config become ours, and ours become
+theirs, from one table.
 
-A map is data (``weights/<family>/<layout>.toml``); ``docs/convert.md`` tells how to write one. It is checked when loaded: a name that two
-rules could take, a target that two rules make, an unknown operation, a reason left out is a MapError that names the file and the rule.
-``forward`` and ``back`` only plan, from names and shapes; a Plan's steps read and make the tensors one at a time.
+A map is data (``weights/<family>/<layout>.toml``); ``docs/convert.md`` tells how to write one. It
+is checked when loaded: a name that two rules could take, a target that two rules make, an unknown
+operation, a reason left out is a MapError that names the file and the rule. ``forward`` and
+``back`` only plan, from names and shapes; a Plan's steps read and make the tensors one at a time.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def constant(kind: str, shape: Shape, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a conversion will do, known before a single tensor is read. Names are the archive's own on the source side."""
+    """All that a conversion will do, known before a single tensor is read. Names are the archive's
+    own on the source side.
+    """
 
     layout: str
     version: int
@@ -136,20 +140,27 @@ class KeyMap:
         """The heads this layout has rules for."""
         return frozenset(rule.head for rule in self.rules if rule.head)
 
-    # --- config ---------------------------------------------------------------------------------------------------------------------
+    # --- config
+    # --------------------------------------------------------------------------------------------------------------
 
     def config_forward(
         self, foreign: Mapping[str, object], tensors: Mapping[str, Described] | Iterable[str] | None = None
     ) -> dict[str, object]:
-        """Our config fields from a foreign config; with the file's tensors also those that only their names (a pooler) or shapes (the
-        rows of a table) show.
+        """Our config fields from a foreign config; with the file's tensors also those that only
+        their names (a pooler) or shapes (the rows of a table) show.
         """
         names = None if tensors is None else self._clean(tensors)[0]
-        shapes = {name: tensors[actual].shape for name, (actual, _) in names.items()} if names and isinstance(tensors, Mapping) else None
+        shapes = (
+            {name: tensors[actual].shape for name, (actual, _) in names.items()}
+            if names and isinstance(tensors, Mapping)
+            else None
+        )
         return self.config.forward(foreign, names, shapes)
 
     def config_back(self, ours: Mapping[str, object], heads: Collection[str] = ()) -> dict[str, object]:
-        """The foreign config for ours, loadable by the other library; ``heads`` choose the architecture it names."""
+        """The foreign config for ours, loadable by the other library; ``heads`` choose the
+        architecture it names.
+        """
         foreign = self.config.back(ours)
         names = [name for name, parts in self.architectures.items() if parts == frozenset(heads)]
         return {"architectures": names[:1], **foreign} if names else foreign
@@ -158,20 +169,25 @@ class KeyMap:
         """Labels and the like that a foreign config holds for its task's head."""
         return self.config.task_options(foreign)
 
-    # --- names ----------------------------------------------------------------------------------------------------------------------
+    # --- names
+    # --------------------------------------------------------------------------------------------------------------
 
     def clean_names(self, tensors: Iterable[str]) -> list[str]:
         """The names without wrappers, prefix and old spellings: what the rules are written for."""
         return list(self._clean(tensors)[0])
 
     def fits(self, tensors: Iterable[str]) -> list[str]:
-        """The names that ``[recognise]`` asks for and the file lacks; with a ``!`` those that must not be there. Empty: the layout fits."""
+        """The names that ``[recognise]`` asks for and the file lacks; with a ``!`` those that must
+        not be there. Empty: the layout fits.
+        """
         names = self._clean(tensors, strict=False)[0]
         lacking = [key for key in self.recognise.get("keys", ()) if key not in names]
         return lacking + [f"!{key}" for key in self.recognise.get("absent", ()) if key in names]
 
     def _clean(self, tensors: Iterable[str], strict: bool = True) -> tuple[dict[str, tuple[str, bool]], str]:
-        """Rule-side name -> (name in the file, had it the prefix?); and the prefix. ``strict`` refuses two names that become one."""
+        """Rule-side name -> (name in the file, had it the prefix?); and the prefix. ``strict``
+        refuses two names that become one.
+        """
         originals = list(tensors)
         short = originals
         changed = True
@@ -189,12 +205,14 @@ class KeyMap:
                 name = _replace_component(name, old, new)
             if name in cleaned and strict:
                 raise CheckpointError(
-                    f"{self.layout}: the file holds {cleaned[name][0]!r} and {original!r}, which both mean {name!r}; remove one of them"
+                    f"{self.layout}: the file holds {cleaned[name][0]!r} and {original!r}, which both mean {name!r}; "
+                    "remove one of them"
                 )
             cleaned.setdefault(name, (original, within))
         return cleaned, prefix
 
-    # --- planning -------------------------------------------------------------------------------------------------------------------
+    # --- planning
+    # --------------------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -208,9 +226,10 @@ class KeyMap:
     ) -> Plan:
         """The plan from a foreign file to ours. ``config`` holds our fields.
 
-        ``heads`` are those wanted (None: those among ``targets``, or every head that the file has). ``architectures`` are the foreign
-        config's words for what the file is; they settle whose head an ambiguous name is. ``targets`` are the names and shapes that must
-        come out. With ``inspect`` problems are listed in the plan, not raised.
+        ``heads`` are those wanted (None: those among ``targets``, or every head that the file has).
+        ``architectures`` are the foreign config's words for what the file is; they settle whose
+        head an ambiguous name is. ``targets`` are the names and shapes that must come out. With
+        ``inspect`` problems are listed in the plan, not raised.
         """
         return _Forward(self, tensors, config, heads, architectures, targets).plan(inspect)
 
@@ -224,14 +243,17 @@ class KeyMap:
         prefix: str | None = None,
         inspect: bool = False,
     ) -> Plan:
-        """The plan from ours (names -> shapes or infos) to the foreign layout. ``ties`` writes stored copies too, as old files have them.
+        """The plan from ours (names -> shapes or infos) to the foreign layout. ``ties`` writes
+        stored copies too, as old files have them.
 
-        Encoders alone get bare names where the layout knows them; with a head, or where it does not, the canonical prefix.
+        Encoders alone get bare names where the layout knows them; with a head, or where it does
+        not, the canonical prefix.
         """
         return _Back(self, targets, config, heads, ties, prefix).plan(inspect)
 
 
-# --- reading and checking a map -------------------------------------------------------------------------------------------------------
+# --- reading and checking a map
+# -------------------------------------------------------------------------------------------------------
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -255,7 +277,11 @@ def read_table(path: Path) -> dict[str, Any]:
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in own.items():
-        merged[key] = _merged(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) else value
+        merged[key] = (
+            _merged(merged[key], value)
+            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            else value
+        )
     return merged
 
 
@@ -308,15 +334,22 @@ class _Builder:
         if "config" in table:
             self.fields = keymap.config.fields
         self._placeholders()
-        keymap.rules = tuple(rule for label, written in table.get("rules", {}).items() for rule in self._rules(label, written))
+        keymap.rules = tuple(
+            rule for label, written in table.get("rules", {}).items() for rule in self._rules(label, written)
+        )
         if not keymap.rules:
             raise MapError(f"{where}: a map has [rules]; this one has none")
-        keymap.ties = tuple(tie for label, written in table.get("tie", {}).items() for tie in self._ties(label, written))
+        keymap.ties = tuple(
+            tie for label, written in table.get("tie", {}).items() for tie in self._ties(label, written)
+        )
         keymap.drop_patterns = tuple(
-            (label, self._reason("drop", label, written)) for label, written in table.get("drop", {}).items() if "*" in label
+            (label, self._reason("drop", label, written))
+            for label, written in table.get("drop", {}).items()
+            if "*" in label
         )
         keymap.foreign_heads = tuple(
-            (label, self._reason("foreign_heads", label, written)) for label, written in table.get("foreign_heads", {}).items()
+            (label, self._reason("foreign_heads", label, written))
+            for label, written in table.get("foreign_heads", {}).items()
         )
         keymap.plains = tuple(
             plain
@@ -337,7 +370,9 @@ class _Builder:
         for name, written in {"p": ["weight", "bias"], **self.table.get("placeholders", {})}.items():
             if isinstance(written, str):
                 if self.fields is not None and written not in self.fields:
-                    raise MapError(f"{self.where}: placeholder {{{name}}} counts up to {written!r}, which [config] does not make")
+                    raise MapError(
+                        f"{self.where}: placeholder {{{name}}} counts up to {written!r}, which [config] does not make"
+                    )
                 bounds[name] = written
             elif isinstance(written, Mapping):
                 self.words[name] = {str(theirs): str(ours) for theirs, ours in written.items()}
@@ -354,7 +389,9 @@ class _Builder:
         except MapError as error:
             raise MapError(f"{where}: {error}") from None
 
-    def _expanded(self, theirs: Sequence[str], ours: Sequence[str], where: str) -> Iterable[tuple[list[str], list[str]]]:
+    def _expanded(
+        self, theirs: Sequence[str], ours: Sequence[str], where: str
+    ) -> Iterable[tuple[list[str], list[str]]]:
         """Every filling of the word placeholders: their words on the left, ours on the right."""
         left = {word for word in self.words for text in theirs if f"{{{word}}}" in text}
         right = {word for word in self.words for text in ours if f"{{{word}}}" in text}
@@ -378,27 +415,35 @@ class _Builder:
 
     def _rules(self, label: str, written: object) -> Iterable[Rule]:
         where = self._label("rules", label)
-        options: dict[str, Any] = {"to": written} if isinstance(written, str) else dict(written) if isinstance(written, Mapping) else {}
+        options: dict[str, Any] = (
+            {"to": written} if isinstance(written, str) else dict(written) if isinstance(written, Mapping) else {}
+        )
         if "to" not in options:
             raise MapError(f'{where}: write our name, or a table with "to", got {written!r}')
         theirs, ours = _list(options.get("from", label)), _list(options["to"])
         op = options.get("op")
         loose = {key: value for key, value in options.items() if key not in _RULE_OPTIONS}
         if loose and not isinstance(op, str):
-            raise MapError(f"{where}: unknown option {sorted(loose)[0]!r}; there are {', '.join(sorted(_RULE_OPTIONS))}")
+            raise MapError(
+                f"{where}: unknown option {sorted(loose)[0]!r}; there are {', '.join(sorted(_RULE_OPTIONS))}"
+            )
         ops = parse({"op": op, **loose} if loose else op, where)
         over = str(options.get("over", ""))
         fan_in, fan_out = any(o.fan == "in" for o in ops), any(o.fan == "out" for o in ops)
         several = [len(names) > 1 or (bool(over) and f"{{{over}}}" in names[0]) for names in (theirs, ours)]
         if several != [fan_in, fan_out]:
             raise MapError(
-                f"{where}: {len(theirs)} name(s) to {len(ours)} with operations {[o.name for o in ops]}: join and stack take several names "
-                "to one, split and unstack one to several; with `over` one name with that placeholder stands for several"
+                f"{where}: {len(theirs)} name(s) to {len(ours)} with operations {[o.name for o in ops]}: join and "
+                "stack take several names "
+                "to one, split and unstack one to several; with `over` one name with that placeholder stands for "
+                "several"
             )
         if over and (len(theirs) > 1 or len(ours) > 1 or not (fan_in or fan_out) or (fan_in and fan_out)):
             raise MapError(f"{where}: `over` goes with one name on each side and one join, stack, split or unstack")
         try:
-            ops = tuple(o.counted(len(theirs) if o.fan == "in" else len(ours)) if o.fan and not over else o for o in ops)
+            ops = tuple(
+                o.counted(len(theirs) if o.fan == "in" else len(ours)) if o.fan and not over else o for o in ops
+            )
         except MapError as error:
             raise MapError(f"{where}: {error}") from None
         when = self._conditions(options.get("when"), where)
@@ -408,9 +453,13 @@ class _Builder:
             targets = tuple(self._template(text, where) for text in our_texts)
             self._same_placeholders(sources, targets, over, where)
             if head and not all(text.startswith(f"heads.{head}.") for text in our_texts):
-                raise MapError(f"{where}: a rule of head {head!r} makes names under 'heads.{head}.', got {our_texts[0]!r}")
+                raise MapError(
+                    f"{where}: a rule of head {head!r} makes names under 'heads.{head}.', got {our_texts[0]!r}"
+                )
             if not head and any(text.startswith("heads.") for text in our_texts):
-                raise MapError(f"{where}: {our_texts[0]!r} belongs to a head; say head = {our_texts[0].split('.')[1]!r}")
+                raise MapError(
+                    f"{where}: {our_texts[0]!r} belongs to a head; say head = {our_texts[0].split('.')[1]!r}"
+                )
             replaces = options.get("replaces")
             yield Rule(
                 label,
@@ -426,7 +475,9 @@ class _Builder:
                 None if replaces is None else self._template(str(replaces), where),
             )
 
-    def _same_placeholders(self, sources: Sequence[Template], targets: Sequence[Template], over: str, where: str) -> None:
+    def _same_placeholders(
+        self, sources: Sequence[Template], targets: Sequence[Template], over: str, where: str
+    ) -> None:
         sets = [set(template.placeholders) - {over} for template in (*sources, *targets)]
         for other in sets[1:]:
             if other != sets[0]:
@@ -457,20 +508,39 @@ class _Builder:
         options = {"of": written} if isinstance(written, str) else dict(written) if isinstance(written, Mapping) else {}
         unknown = set(options) - {"of", "when", "head", "bare", "canonical"}
         if unknown or not isinstance(options.get("of"), str):
-            raise MapError(f"{where}: write the name it copies, or a table with of, when, head, bare, canonical; got {written!r}")
+            raise MapError(
+                f"{where}: write the name it copies, or a table with of, when, head, bare, canonical; got {written!r}"
+            )
         when, head = self._conditions(options.get("when"), where), str(options.get("head", ""))
         for texts, _ in self._expanded([label], [], where):
             copy, original = self._template(texts[0], where), self._template(str(options["of"]), where)
             self._same_placeholders([copy], [original], "", where)
             if not any(original.overlaps(source) for rule in self.map.rules for source in rule.sources):
                 raise MapError(f"{where}: it copies {original.text!r}, which no rule takes")
-            yield Tie(label, copy, original, when, head, bool(options.get("bare", bool(head))), bool(options.get("canonical", False)))
+            yield Tie(
+                label,
+                copy,
+                original,
+                when,
+                head,
+                bool(options.get("bare", bool(head))),
+                bool(options.get("canonical", False)),
+            )
 
     def _make(self, target: str, written: object) -> Make:
         where = self._label("make", target)
-        if not isinstance(written, Mapping) or written.get("value") not in ("identity", "zeros", "ones") or not written.get("shape"):
-            raise MapError(f'{where}: write {{ value = "identity" or "zeros" or "ones", shape = [...], when = ... }}, got {written!r}')
-        return Make(target, str(written["value"]), tuple(written["shape"]), self._conditions(written.get("when"), where))
+        if (
+            not isinstance(written, Mapping)
+            or written.get("value") not in ("identity", "zeros", "ones")
+            or not written.get("shape")
+        ):
+            raise MapError(
+                f'{where}: write {{ value = "identity" or "zeros" or "ones", shape = [...], when = ... }}, got '
+                f"{written!r}"
+            )
+        return Make(
+            target, str(written["value"]), tuple(written["shape"]), self._conditions(written.get("when"), where)
+        )
 
     def _architectures(self) -> None:
         self.map.architectures = {name: frozenset(heads) for name, heads in self.table.get("architectures", {}).items()}
@@ -478,7 +548,8 @@ class _Builder:
             for head in heads:
                 if head not in self.map.heads:
                     raise MapError(
-                        f"{self.where}: [architectures] {name} has head {head!r}, which no rule makes; there are {sorted(self.map.heads)}"
+                        f"{self.where}: [architectures] {name} has head {head!r}, which no rule makes; there are "
+                        f"{sorted(self.map.heads)}"
                     )
 
     def _ambiguities(self) -> None:
@@ -499,7 +570,8 @@ class _Builder:
             for pattern, _ in (*keymap.drop_patterns, *keymap.foreign_heads):
                 if entry.head == "" and not entry.bare and fnmatch.fnmatchcase(template.text, pattern):
                     raise MapError(
-                        f"{self.where}: pattern {pattern!r} would take {template.text!r}, which has its own entry {entry.label!r}"
+                        f"{self.where}: pattern {pattern!r} would take {template.text!r}, which has its own entry "
+                        f"{entry.label!r}"
                     )
         targets: Index[Rule] = Index()
         for rule in keymap.rules:
@@ -518,7 +590,10 @@ class _Builder:
         for make in keymap.makes:
             for rule, _ in targets.find(make.target):
                 if not any(a.excludes(b) for a in rule.when for b in make.when):
-                    raise MapError(f"{self.where}: {make.target!r} is made by [make] and by {rule.label!r}; each of our names is made once")
+                    raise MapError(
+                        f"{self.where}: {make.target!r} is made by [make] and by {rule.label!r}; each of our names is "
+                        "made once"
+                    )
         keymap._sources, keymap._targets = sources, targets
 
 
@@ -527,7 +602,9 @@ def _list(written: object) -> list[str]:
 
 
 def _exclusive(a: Entry, b: Entry) -> bool:
-    """Two entries may share a name if their conditions can't both hold, or if they are two heads of which the caller picks one."""
+    """Two entries may share a name if their conditions can't both hold, or if they are two heads of
+    which the caller picks one.
+    """
     return any(x.excludes(y) for x in a.when for y in b.when) or bool(a.head and b.head and a.head != b.head)
 
 
@@ -543,7 +620,8 @@ def _replace_component(name: str, old: str, new: str) -> str:
     return name
 
 
-# --- planning -------------------------------------------------------------------------------------------------------------------------
+# --- planning
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class _Planner:
@@ -552,7 +630,9 @@ class _Planner:
     def __init__(self, keymap: KeyMap, config: Mapping[str, object]):
         self.map, self.config = keymap, config
         self.problems: list[str] = []
-        self.groups: dict[tuple[int, tuple[tuple[str, int], ...]], tuple[Rule, dict[str, int], list[tuple[int, str]]]] = {}
+        self.groups: dict[
+            tuple[int, tuple[tuple[str, int], ...]], tuple[Rule, dict[str, int], list[tuple[int, str]]]
+        ] = {}
         self.steps: list[Step] = []
         self.losses: dict[str, str] = {}
         self.made: dict[str, str] = {}
@@ -560,12 +640,16 @@ class _Planner:
     def active(self, entry: Entry) -> bool:
         return all(condition.holds(self.config) for condition in entry.when)
 
-    def collect(self, rule: Rule, sources: tuple[Template, ...], name: str, actual: str, bindings: dict[str, int]) -> None:
+    def collect(
+        self, rule: Rule, sources: tuple[Template, ...], name: str, actual: str, bindings: dict[str, int]
+    ) -> None:
         """Put a name where its rule waits for it."""
         rest = {key: value for key, value in bindings.items() if key != rule.over}
         key = (id(rule), tuple(sorted(rest.items())))
         position = (
-            bindings[rule.over] if rule.over in bindings else next(i for i, source in enumerate(sources) if source.match(name) is not None)
+            bindings[rule.over]
+            if rule.over in bindings
+            else next(i for i, source in enumerate(sources) if source.match(name) is not None)
         )
         self.groups.setdefault(key, (rule, rest, []))[2].append((position, actual))
 
@@ -577,7 +661,11 @@ class _Planner:
             positions = [position for position, _ in members]
             wanted = len(members) if rule.over and rule.over in read.sources[0].placeholders else len(read.sources)
             if positions != list(range(wanted)):
-                lacking = [read.sources[i].fill(bindings) for i in range(wanted) if i not in positions] if not rule.over else []
+                lacking = (
+                    [read.sources[i].fill(bindings) for i in range(wanted) if i not in positions]
+                    if not rule.over
+                    else []
+                )
                 self.problems.append(
                     f"{label} needs {', '.join(repr(x) for x in lacking)} beside {members[0][1]!r}"
                     if lacking
@@ -636,7 +724,9 @@ class _Planner:
     def add(self, step: Step) -> None:
         for target in step.targets:
             if target in self.made:
-                self.problems.append(f"{target!r} would be made by rule {self.made[target]!r} and by rule {step.rule!r}")
+                self.problems.append(
+                    f"{target!r} would be made by rule {self.made[target]!r} and by rule {step.rule!r}"
+                )
                 return
         self.made.update(dict.fromkeys(step.targets, step.rule))
         self.steps.append(step)
@@ -649,7 +739,9 @@ class _Planner:
         return None
 
     def expected(self, rule: Rule) -> Iterable[dict[str, int]]:
-        """Every set of numbers that the config says a rule must fire for; nothing where a placeholder has no bound."""
+        """Every set of numbers that the config says a rule must fire for; nothing where a
+        placeholder has no bound.
+        """
         names = [name for name in rule.sources[0].placeholders if name != rule.over]
         if any(name not in self.map.bounds for name in names):
             return []
@@ -729,7 +821,16 @@ class _Forward(_Planner):
             unasked = bool(head_of(make.target)) and self.wanted is not None and head_of(make.target) not in self.wanted
             if not unasked and all(condition.holds(self.config) for condition in make.when):
                 shape = tuple(size_of(size, self.config) for size in make.shape)
-                self.add(Step((), (make.target,), (shape,), (self._float_dtype(),), rule=f"make {make.target}", constant=make.kind))
+                self.add(
+                    Step(
+                        (),
+                        (make.target,),
+                        (shape,),
+                        (self._float_dtype(),),
+                        rule=f"make {make.target}",
+                        constant=make.kind,
+                    )
+                )
         return self._concluded(inspect, dropped, left_out, ties, passengers, notes)
 
     def _float_dtype(self) -> str:
@@ -739,10 +840,16 @@ class _Forward(_Planner):
     def _entry_of(
         self, name: str, actual: str, within: bool, left_out: dict[str, str], dropped: dict[str, str]
     ) -> tuple[Entry | None, dict[str, int]]:
-        """The one entry that a source meets; None where it is left out, dropped by a pattern, or a problem."""
+        """The one entry that a source meets; None where it is left out, dropped by a pattern, or a
+        problem.
+        """
         hits: list[tuple[Entry, dict[str, int]]] = self.map._sources.find(name)
         anywhere = not self.prefix
-        placed = [hit for hit in hits if anywhere or hit[0].bare is not within or (isinstance(hit[0], Plain) and not hit[0].passenger)]
+        placed = [
+            hit
+            for hit in hits
+            if anywhere or hit[0].bare is not within or (isinstance(hit[0], Plain) and not hit[0].passenger)
+        ]
         active = [(entry, bindings) for entry, bindings in placed if self.active(entry)]
         if active:
             return self._of_heads(actual, active, left_out)
@@ -755,7 +862,9 @@ class _Forward(_Planner):
                 left_out[actual] = f"head {entry.head!r}, which nobody asked for"
             else:
                 values = ", ".join(f"{f}={self.config.get(f)!r}" for c in entry.when for f in c.fields)
-                self.problems.append(f"{actual!r} holds only with {condition} (rule {entry.label!r}); the config says {values}")
+                self.problems.append(
+                    f"{actual!r} holds only with {condition} (rule {entry.label!r}); the config says {values}"
+                )
             return None, {}
         for pattern, reason in self.map.drop_patterns:
             if fnmatch.fnmatchcase(name, pattern):
@@ -775,18 +884,27 @@ class _Forward(_Planner):
         return None, {}
 
     def _needed(self, original: str) -> bool:
-        """Whether a tensor is not in the file and the backbone, not a head, wants it: then a head's copy of it counts."""
-        rules = [entry for entry, _ in self.map._sources.find(original) if isinstance(entry, Rule) and self.active(entry)]
+        """Whether a tensor is not in the file and the backbone, not a head, wants it: then a head's
+        copy of it counts.
+        """
+        rules = [
+            entry for entry, _ in self.map._sources.find(original) if isinstance(entry, Rule) and self.active(entry)
+        ]
         return original not in self.names and any(not rule.head for rule in rules)
 
     def _of_heads(
         self, actual: str, active: list[tuple[Entry, dict[str, int]]], left_out: dict[str, str]
     ) -> tuple[Entry | None, dict[str, int]]:
-        """Among the heads that a name could belong to, the one that was asked for or that the config names."""
+        """Among the heads that a name could belong to, the one that was asked for or that the
+        config names.
+        """
         heads = list(dict.fromkeys(entry.head for entry, _ in active))
         if heads == [""]:
             if len(active) > 1:
-                self.problems.append(f"{actual!r} meets {' and '.join(repr(entry.label) for entry, _ in active)}; one of them is too many")
+                self.problems.append(
+                    f"{actual!r} meets {' and '.join(repr(entry.label) for entry, _ in active)}; one of them is too "
+                    "many"
+                )
                 return None, {}
             return active[0]
         for entry, bindings in active:
@@ -827,7 +945,8 @@ class _Forward(_Planner):
                 if name in made and made[name] != shape_of(target):
                     sources = next(step.sources for step in self.steps if name in step.targets)
                     self.problems.append(
-                        f"{', '.join(map(repr, sources))} gives {name!r} the shape {made[name]}, the config needs {shape_of(target)}"
+                        f"{', '.join(map(repr, sources))} gives {name!r} the shape {made[name]}, the config needs "
+                        f"{shape_of(target)}"
                     )
         else:
             absent_heads = set() if self.wanted is None else self.wanted - present
@@ -836,7 +955,11 @@ class _Forward(_Planner):
                     continue
                 for bindings in self.expected(rule):
                     over = {rule.over: 0} if rule.over else {}
-                    missing += [name for t in rule.targets if (name := t.fill({**bindings, **over})) not in made and name not in missing]
+                    missing += [
+                        name
+                        for t in rule.targets
+                        if (name := t.fill({**bindings, **over})) not in made and name not in missing
+                    ]
         if missing:
             self.problems.append(f"nothing in the file makes {_some(missing)}")
         if not inspect:
@@ -871,7 +994,9 @@ class _Back(_Planner):
         prefix: str | None,
     ):
         super().__init__(keymap, config)
-        self.infos: dict[str, Info] = {name: Info(shape_of(t), getattr(t, "dtype", "F32")) for name, t in targets.items()}
+        self.infos: dict[str, Info] = {
+            name: Info(shape_of(t), getattr(t, "dtype", "F32")) for name, t in targets.items()
+        }
         self.wanted = None if heads is None else set(heads)
         self.heads = heads_of(targets) if heads is None else heads_of(targets) & set(heads)
         self.ties = ties
@@ -900,21 +1025,32 @@ class _Back(_Planner):
                 if rule.replaces is not None:
                     copies.append((rule, rule.sources[0].fill(bindings), rule.replaces.fill(bindings)))
                 continue
-            make = next((m for m in self.map.makes if m.target == name and all(c.holds(self.config) for c in m.when)), None)
+            make = next(
+                (m for m in self.map.makes if m.target == name and all(c.holds(self.config) for c in m.when)), None
+            )
             if make is not None:
                 checks.append((name, make.kind))
                 continue
-            plain = next((p for p in self.map.plains if p.passenger and p.source.match(name) is not None and self.active(p)), None)
+            plain = next(
+                (p for p in self.map.plains if p.passenger and p.source.match(name) is not None and self.active(p)),
+                None,
+            )
             if plain is not None:
                 target = name if plain.bare else self.prefix + name
-                self.add(Step((name,), (target,), (self.infos[name].shape,), (self.infos[name].dtype,), rule=plain.label))
+                self.add(
+                    Step((name,), (target,), (self.infos[name].shape,), (self.infos[name].dtype,), rule=plain.label)
+                )
                 passengers.append(target)
             elif hits:
                 values = ", ".join(f"{f}={self.config.get(f)!r}" for c in hits[0][0].when for f in c.fields)
-                self.problems.append(f"{name!r} can be written only with {hits[0][0].condition}; the config says {values}")
+                self.problems.append(
+                    f"{name!r} can be written only with {hits[0][0].condition}; the config says {values}"
+                )
             else:
                 near = closest(name, (t.text for rule in self.map.rules for t in rule.targets))
-                self.problems.append(f"{name!r} has no place in this layout; closest: {', '.join(repr(n) for n in near)}")
+                self.problems.append(
+                    f"{name!r} has no place in this layout; closest: {', '.join(repr(n) for n in near)}"
+                )
         self.finish(True, self.infos, lambda rule, name: name if rule.bare else self.prefix + name)
         self._copies(copies)
         return self._concluded(inspect, left_out, passengers, checks)
@@ -938,19 +1074,30 @@ class _Back(_Planner):
         if step is None:
             return
         if len(step.targets) > 1:
-            raise MapError(f"{self.map.layout}: {copy!r} copies {made!r}, which is one of several tensors that {step.rule!r} makes")
+            raise MapError(
+                f"{self.map.layout}: {copy!r} copies {made!r}, which is one of several tensors that {step.rule!r} makes"
+            )
         self.add(Step(step.sources, (copy,), step.shapes, step.dtypes, step.ops, label))
 
-    def _concluded(self, inspect: bool, left_out: dict[str, str], passengers: list[str], checks: list[tuple[str, str]]) -> Plan:
+    def _concluded(
+        self, inspect: bool, left_out: dict[str, str], passengers: list[str], checks: list[tuple[str, str]]
+    ) -> Plan:
         missing: list[str] = []
         for rule in self.map.rules:
-            if rule.optional or rule.replaces is not None or (rule.head and rule.head not in self.heads) or not self.active(rule):
+            if (
+                rule.optional
+                or rule.replaces is not None
+                or (rule.head and rule.head not in self.heads)
+                or not self.active(rule)
+            ):
                 continue
             missing += [
                 name
                 for bindings in self.expected(rule)
                 for template in rule.targets
-                if rule.over not in template.placeholders and (name := template.fill(bindings)) not in self.infos and name not in missing
+                if rule.over not in template.placeholders
+                and (name := template.fill(bindings)) not in self.infos
+                and name not in missing
             ]
         if missing:
             self.problems.append(f"our file lacks {_some(missing)}")

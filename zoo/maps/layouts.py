@@ -31,7 +31,9 @@ def available() -> dict[str, Path]:
     return {
         file.stem: file
         for file in files
-        if not file.parent.name.startswith("_") and file.stem not in ("sources", "probes") and not file.stem.startswith(TRANSFER)
+        if not file.parent.name.startswith("_")
+        and file.stem not in ("sources", "probes")
+        and not file.stem.startswith(TRANSFER)
     }
 
 
@@ -63,22 +65,27 @@ def load(layout: str | Path) -> KeyMap:
 
 
 def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> str:
-    """The layout of a file, from its config's own word and from its names; ``"zoo"`` for files of ours.
+    """The layout of a file, from its config's own word and from its names; ``"zoo"`` for files of
+    ours.
 
-    A layout fits if all the names it asks for are there and the config, where there is one, does not contradict it. None or several is an
-    error that lists the candidates.
+    A layout fits if all the names it asks for are there and the config, where there is one, does
+    not contradict it. None or several is an error that lists the candidates.
     """
     if is_ours(archive):
         return OURS
     verdicts = {layout: _verdict(load(path), archive, config) for layout, path in available().items()}
     fitting = [layout for layout, reason in verdicts.items() if reason is None]
-    outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # the config says it, not the names alone
+    outright = [
+        layout for layout in fitting if load(layout).recognise.get("stated")
+    ]  # the config says it, not the names alone
     if len(fitting) == 1 or len(outright) == 1:
         return (outright or fitting)[0]
     model_type = None if config is None else config.get("model_type")
     if len(fitting) > 1:
         said = "is missing" if config is None else f"says model_type={model_type!r}"
-        raise CheckpointError(f"the file fits several layouts: {', '.join(fitting)}; the config {said}, so name one with layout=")
+        raise CheckpointError(
+            f"the file fits several layouts: {', '.join(fitting)}; the config {said}, so name one with layout="
+        )
     sample = ", ".join(repr(name) for name in list(archive.tensors)[:3]) or "no tensors"
     reasons = "; ".join(f"{layout}: {reason}" for layout, reason in verdicts.items())
     raise CheckpointError(
@@ -88,7 +95,9 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
 
 
 def own_config(archive: Listed) -> dict[str, object] | None:
-    """The config that a file holds beside its tensors, where a layout says under which key (``[recognise] config_in``), or None."""
+    """The config that a file holds beside its tensors, where a layout says under which key
+    (``[recognise] config_in``), or None.
+    """
     for path in available().values():
         for place in load(path).recognise.get("config_in", ()):
             value: object = archive.metadata
@@ -100,14 +109,22 @@ def own_config(archive: Listed) -> dict[str, object] | None:
 
 
 def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
-    """The error for a checkpoint that stands alone: its tensors don't say how many heads attend, or which activation."""
+    """The error for a checkpoint that stands alone: its tensors don't say how many heads attend, or
+    which activation.
+    """
     name = keymap.recognise.get("config_file", "config.json")
-    return ConfigError(f"{path} has no config beside it; layout {keymap.layout} needs its {name}: put it there or pass config=")
+    return ConfigError(
+        f"{path} has no config beside it; layout {keymap.layout} needs its {name}: put it there or pass config="
+    )
 
 
 def is_ours(archive: Listed) -> bool:
     """Whether the zoo wrote the file, or another wrote it under our names."""
-    return "zoo.description" in archive.metadata or "zoo.content_sha256" in archive.metadata or "embeddings.token.weight" in archive.tensors
+    return (
+        "zoo.description" in archive.metadata
+        or "zoo.content_sha256" in archive.metadata
+        or "embeddings.token.weight" in archive.tensors
+    )
 
 
 def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | None) -> str | None:
@@ -129,7 +146,9 @@ def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | Non
     if config is None or config.get("model_type") is None:
         own = any(name.startswith(prefix) for prefix in keymap.prefixes if prefix for name in archive.tensors)
         if (wanted.get("stated") and "model_type" in wanted) or (wanted.get("marked") and not own):
-            return f"is taken only where the config says model_type {' or '.join(map(repr, wanted.get('model_type', [])))}"
+            return (
+                f"is taken only where the config says model_type {' or '.join(map(repr, wanted.get('model_type', [])))}"
+            )
     lacking = keymap.fits(archive.tensors)
     if lacking:
         first = lacking[0]

@@ -1,7 +1,7 @@
 """The operations of the map language: what may happen to tensors between a foreign name and ours.
 
-Each takes a list of tensors to a list of tensors, says beforehand what shapes come out, and knows its inverse.
-Most return views, so that a writer can stream them in blocks.
+Each takes a list of tensors to a list of tensors, says beforehand what shapes come out, and knows
+its inverse. Most return views, so that a writer can stream them in blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ Size = int | str  # a number, or the name of one of our config fields
 
 
 def size_of(size: Size, config: Mapping[str, object]) -> int:
-    """A size as a number: itself, or the value of the config field that it names, of a list its length."""
+    """A size as a number: itself, or the value of the config field that it names, of a list its
+    length.
+    """
     if isinstance(size, int):
         return size
     value = config.get(size)
@@ -35,7 +37,9 @@ def size_of(size: Size, config: Mapping[str, object]) -> int:
 
 @dataclass(frozen=True)
 class Op:
-    """One operation; ``fan`` says whether it joins several tensors ("in"), makes several ("out") or neither ("")."""
+    """One operation; ``fan`` says whether it joins several tensors ("in"), makes several ("out") or
+    neither ("").
+    """
 
     name: ClassVar[str] = ""
     fan: ClassVar[str] = ""
@@ -91,7 +95,9 @@ class Permute(Op):
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         shape = _only(shapes)
         if len(shape) != len(self.axes):
-            raise CheckpointError(f"{self.name} by axes {list(self.axes)} needs {len(self.axes)} axes, got shape {shape}")
+            raise CheckpointError(
+                f"{self.name} by axes {list(self.axes)} needs {len(self.axes)} axes, got shape {shape}"
+            )
         return [tuple(shape[axis] for axis in self.axes)]
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -126,10 +132,14 @@ class Split(Op):
         if self.sizes:
             pieces = [int(size) for size in self.sizes]
             if sum(pieces) != shape[axis]:
-                raise CheckpointError(f"split into {pieces} needs {sum(pieces)} along axis {self.axis}, got shape {shape}")
+                raise CheckpointError(
+                    f"split into {pieces} needs {sum(pieces)} along axis {self.axis}, got shape {shape}"
+                )
             return pieces
         if self.count < 1 or shape[axis] % self.count:
-            raise CheckpointError(f"split into {self.count} equal pieces along axis {self.axis} does not fit shape {shape}")
+            raise CheckpointError(
+                f"split into {self.count} equal pieces along axis {self.axis} does not fit shape {shape}"
+            )
         return [shape[axis] // self.count] * self.count
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -146,7 +156,9 @@ class Split(Op):
 
 @dataclass(frozen=True)
 class Join(Op):
-    """Several tensors into one along an axis; without ``sizes`` they must be equally long, so that the way back is known."""
+    """Several tensors into one along an axis; without ``sizes`` they must be equally long, so that
+    the way back is known.
+    """
 
     axis: int = 0
     sizes: tuple[Size, ...] = ()
@@ -170,7 +182,9 @@ class Join(Op):
         lengths = [shape[axis] if len(shape) == len(first) else -1 for shape in shapes]
         rests = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
         if len(rests) > 1 or -1 in lengths:
-            raise CheckpointError(f"join along axis {self.axis} needs tensors that agree in the other axes, got shapes {list(shapes)}")
+            raise CheckpointError(
+                f"join along axis {self.axis} needs tensors that agree in the other axes, got shapes {list(shapes)}"
+            )
         wanted = [int(size) for size in self.sizes] or [lengths[0]] * len(lengths)
         if lengths != wanted:
             raise CheckpointError(f"join along axis {self.axis} needs lengths {wanted}, got {lengths}")
@@ -303,7 +317,9 @@ class Pad(Op):
 
 @dataclass(frozen=True)
 class Rows(Op):
-    """The rows that remain when some at the start and at the end are left away; the way back fills them with ``fill``."""
+    """The rows that remain when some at the start and at the end are left away; the way back fills
+    them with ``fill``.
+    """
 
     before: int = 0
     after: int = 0
@@ -318,7 +334,8 @@ class Rows(Op):
         kept = shape[axis] - self.before - self.after
         if kept < 0:
             raise CheckpointError(
-                f"rows leaves {self.before} + {self.after} away along axis {self.axis}, shape {shape} has only {shape[axis]}"
+                f"rows leaves {self.before} + {self.after} away along axis {self.axis}, shape {shape} has only "
+                f"{shape[axis]}"
             )
         return [(*shape[:axis], kept, *shape[axis + 1 :])]
 
@@ -335,7 +352,9 @@ class Rows(Op):
 
 
 _EXACT_CASTS = {("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64"), ("F32", "F64")}
-_EXACT_CASTS |= {(a, b) for i, a in enumerate(["I8", "I16", "I32", "I64"]) for b in ["I8", "I16", "I32", "I64"][i + 1 :]}
+_EXACT_CASTS |= {
+    (a, b) for i, a in enumerate(["I8", "I16", "I32", "I64"]) for b in ["I8", "I16", "I32", "I64"][i + 1 :]
+}
 
 
 @dataclass(frozen=True)
@@ -377,14 +396,18 @@ class Cast(Op):
 
 @dataclass(frozen=True)
 class Reshape(Op):
-    """The same numbers in order under another shape; sizes may name config fields, one may be -1."""
+    """The same numbers in order under another shape; sizes may name config fields, one may be
+    -1.
+    """
 
     to: tuple[Size, ...] = ()
     back: tuple[Size, ...] = ()
     name: ClassVar[str] = "reshape"
 
     def bound(self, config: Mapping[str, object]) -> Op:
-        return Reshape(tuple(size_of(size, config) for size in self.to), tuple(size_of(size, config) for size in self.back))
+        return Reshape(
+            tuple(size_of(size, config) for size in self.to), tuple(size_of(size, config) for size in self.back)
+        )
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         shape = _only(shapes)
@@ -432,7 +455,9 @@ _FIELDS: Mapping[str, tuple[type[Op], Mapping[str, str], tuple[str, ...]]] = {
 
 
 def _parse_one(entry: object, where: str) -> Op:
-    options: dict[str, object] = {"op": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
+    options: dict[str, object] = (
+        {"op": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
+    )
     word = options.pop("op", None)
     if not isinstance(word, str):
         raise MapError(f'{where}: an operation is a word or a table with "op", got {entry!r}')
@@ -441,7 +466,9 @@ def _parse_one(entry: object, where: str) -> Op:
     cls, fields, needed = _FIELDS[word]
     for option in options:
         if option not in fields:
-            raise MapError(f"{where}: operation {word!r} has no option {option!r}; it has {', '.join(fields) or 'none'}")
+            raise MapError(
+                f"{where}: operation {word!r} has no option {option!r}; it has {', '.join(fields) or 'none'}"
+            )
     for option in needed:
         if options.get(option) in (None, "", []):
             hint = ": say what is thrown away, the way back can't restore it" if option == "lost" else ""

@@ -27,7 +27,18 @@ class Rule:
     def flipped(self) -> Rule:
         """The same rule read from right to left."""
         ops = tuple(op.inverse() for op in reversed(self.ops))
-        return Rule(self.label, self.targets, self.sources, ops, self.over, self.when, self.otherwise, self.optional, self.head, self.bare)
+        return Rule(
+            self.label,
+            self.targets,
+            self.sources,
+            ops,
+            self.over,
+            self.when,
+            self.otherwise,
+            self.optional,
+            self.head,
+            self.bare,
+        )
 
     @property
     def condition(self) -> str:

@@ -1,7 +1,8 @@
 """Names with placeholders, and the tiny conditions of the map language.
 
-A name is cut into text and runs of digits; a placeholder stands for one whole run. So each name is found by one look-up, and two
-templates can only meet on the same name if their texts are equal: ambiguity is decided, not searched for.
+A name is cut into text and runs of digits; a placeholder stands for one whole run. So each name is
+found by one look-up, and two templates can only meet on the same name if their texts are equal:
+ambiguity is decided, not searched for.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Template:
         for position, chunk in enumerate(_PLACEHOLDER.split(text)):
             if position % 2:
                 if slots and not pieces[-1]:
-                    raise MapError(f"{text!r}: text must stand between the placeholder {{{chunk}}} and the number before it")
+                    raise MapError(
+                        f"{text!r}: text must stand between the placeholder {{{chunk}}} and the number before it"
+                    )
                 slots.append(Slot(chunk))
                 pieces.append("")
                 continue
@@ -71,7 +74,9 @@ class Template:
         return self.pieces[0] + "".join(number + piece for number, piece in zip(numbers, self.pieces[1:], strict=True))
 
     def bind(self, digits: tuple[str, ...]) -> dict[str, int] | None:
-        """The numbers with which this template is the name with these runs of digits, or None. Leading zeros fit no placeholder."""
+        """The numbers with which this template is the name with these runs of digits, or None.
+        Leading zeros fit no placeholder.
+        """
         bindings: dict[str, int] = {}
         for slot, run in zip(self.slots, digits, strict=True):
             if isinstance(slot, str):
@@ -103,7 +108,9 @@ class Index(Generic[Payload]):
 
     def near(self, template: Template) -> list[tuple[Template, Payload]]:
         """The entries that share a name with ``template``."""
-        return [(other, payload) for other, payload in self._entries.get(template.pieces, []) if other.overlaps(template)]
+        return [
+            (other, payload) for other, payload in self._entries.get(template.pieces, []) if other.overlaps(template)
+        ]
 
     def find(self, name: str) -> list[tuple[Payload, dict[str, int]]]:
         pieces, digits = tokens(name)
@@ -127,7 +134,9 @@ class Field:
 
 @dataclass(frozen=True)
 class Condition:
-    """``field``, ``!field``, ``field == value`` or ``field != value``; a value is a number, true, false, a quoted word or another field."""
+    """``field``, ``!field``, ``field == value`` or ``field != value``; a value is a number, true,
+    false, a quoted word or another field.
+    """
 
     text: str
     field: str
@@ -138,14 +147,19 @@ class Condition:
     def parse(cls, text: str, fields: Collection[str] | None) -> Condition:
         match = _CONDITION.match(text.strip())
         if match is None or (match["negated"] and match["relation"]):
-            raise MapError(f"when = {text!r} is no condition; write 'field', '!field', 'field == value' or 'field != value'")
+            raise MapError(
+                f"when = {text!r} is no condition; write 'field', '!field', 'field == value' or 'field != value'"
+            )
         if match["relation"] is None:
             condition = cls(text, match["field"], "not" if match["negated"] else "is")
         else:
             condition = cls(text, match["field"], match["relation"], _literal(match["value"].strip()))
         for name in condition.fields:
             if fields is not None and name not in fields:
-                raise MapError(f"when = {text!r} names {name!r}, which [config] does not make; closest: {', '.join(closest(name, fields))}")
+                raise MapError(
+                    f"when = {text!r} names {name!r}, which [config] does not make; closest: "
+                    f"{', '.join(closest(name, fields))}"
+                )
         return condition
 
     @property
@@ -156,7 +170,9 @@ class Condition:
         values = []
         for name in self.fields:
             if name not in config:
-                raise ConfigError(f"the map's condition {self.text!r} needs config field {name!r}, which the config lacks")
+                raise ConfigError(
+                    f"the map's condition {self.text!r} needs config field {name!r}, which the config lacks"
+                )
             values.append(config[name])
         if self.relation in ("is", "not"):
             return bool(values[0]) is (self.relation == "is")
@@ -173,14 +189,20 @@ class Condition:
         if relations == {"==", "!="}:
             return self.value == other.value
         if relations == {"=="}:
-            return not isinstance(self.value, Field) and not isinstance(other.value, Field) and not same(self.value, other.value)
+            return (
+                not isinstance(self.value, Field)
+                and not isinstance(other.value, Field)
+                and not same(self.value, other.value)
+            )
         if relations == {"not", "=="}:
             return any(c.relation == "==" and not isinstance(c.value, Field) and bool(c.value) for c in (self, other))
         return False
 
 
 def same(left: object, right: object) -> bool:
-    """Equality that keeps ``True`` and ``1`` apart, and a tuple and the list that JSON makes of it together."""
+    """Equality that keeps ``True`` and ``1`` apart, and a tuple and the list that JSON makes of it
+    together.
+    """
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
     return isinstance(left, bool) is isinstance(right, bool) and left == right

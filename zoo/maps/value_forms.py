@@ -1,4 +1,6 @@
-"""Named pairs of functions for config values that no list of pairs can tell: what a foreign value means to us, and the way back."""
+"""Named pairs of functions for config values that no list of pairs can tell: what a foreign value
+means to us, and the way back.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,18 @@ from zoo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Form:
-    """``forward(value, what)`` to ours (``what`` names the value in errors), ``back(value)`` to theirs."""
+    """``forward(value, what)`` to ours (``what`` names the value in errors), ``back(value)`` to
+    theirs.
+    """
 
     forward: Callable[[object, str], object]
     back: Callable[[object], object]
 
 
 def names_of_ids(value: object, what: str) -> object:
-    """``{"en": 0, "fr": 1}`` (or ``{"0": "en", "1": "fr"}``) -> ``("en", "fr")``; nothing -> ``()``."""
+    """``{"en": 0, "fr": 1}`` (or ``{"0": "en", "1": "fr"}``) -> ``("en", "fr")``; nothing ->
+    ``()``.
+    """
     if value is None:
         return ()
     if not isinstance(value, Mapping):

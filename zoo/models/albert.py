@@ -1,14 +1,16 @@
 """ALBERT (Lan et al., 2020): BERT with a narrow embedding and few blocks used again and again.
 
     h_0 = W norm(token + segment + position)          embedding_size E, then widened to hidden_size H
-    h_{i+1} = group[floor(i · num_groups / num_layers)](h_i)          the same parameters at every depth when num_groups = 1
+    h_{i+1} = group[floor(i · num_groups / num_layers)](h_i)      the same parameters at every depth when num_groups = 1
 
-Differs from BERT: factorised embedding, sharing across layers, sentence order instead of next sentence; the masked-word head works at
-width E.
+Differs from BERT: factorised embedding, sharing across layers, sentence order instead of next
+sentence; the masked-word head works at width E.
 
-Traps: the activation is GELU's tanh form in the TensorFlow code and in the v2 checkpoints, the erf form in some public configs: read it
-from the config. A group may hold several inner blocks, so the depth is num_layers · num_inner_blocks. The first group serves the first
-num_layers / num_groups layers, not every other one. W exists even where E = H; TensorFlow files then lack it: the identity is meant.
+Traps: the activation is GELU's tanh form in the TensorFlow code and in the v2 checkpoints, the erf
+form in some public configs: read it from the config. A group may hold several inner blocks, so the
+depth is num_layers · num_inner_blocks. The first group serves the first num_layers / num_groups
+layers, not every other one. W exists even where E = H; TensorFlow files then lack it: the identity
+is meant.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class AlbertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "embedding_size", "hidden_size", "num_layers", "intermediate_size", "num_inner_blocks")
+        check_positive(
+            self, "vocab_size", "embedding_size", "hidden_size", "num_layers", "intermediate_size", "num_inner_blocks"
+        )
         check_positive(self, "max_positions", "num_segments")
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
@@ -63,7 +67,7 @@ class AlbertConfig(Config):
 
 class Albert(TextEncoder):
     Config = AlbertConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),

@@ -1,11 +1,13 @@
-"""BERT (Devlin et al., 2019): bidirectional Transformer encoder, pre-trained by masked words and next sentences.
+"""BERT (Devlin et al., 2019): bidirectional Transformer encoder, pre-trained by masked words and
+next sentences.
 
     h_0 = norm(token + segment + position)
     a   = norm(h + W_o MHA(h)),   h' = norm(a + W_2 gelu(W_1 a))         post-norm, eps 1e-12
     pooled = tanh(W_p h_first)
 
-Traps: GELU is the exact erf form in the published checkpoints, the tanh form in the last TensorFlow code. Next-sentence label 0 means
-"B follows A". The masked-word decoder is the token table itself. Padding hides keys, never queries.
+Traps: GELU is the exact erf form in the published checkpoints, the tanh form in the last TensorFlow
+code. Next-sentence label 0 means "B follows A". The masked-word decoder is the token table itself.
+Padding hides keys, never queries.
 """
 
 from __future__ import annotations
@@ -41,14 +43,23 @@ class BertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "num_segments")
+        check_positive(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "intermediate_size",
+            "max_positions",
+            "num_segments",
+        )
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
 
 
 class Bert(TextEncoder):
     Config = BertConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
@@ -59,6 +70,8 @@ class Bert(TextEncoder):
         super().__init__(config)
         c = config
         norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
+        self.embeddings = TextEmbeddings(
+            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
+        )
         self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None

@@ -1,11 +1,13 @@
-"""DistilBERT (Sanh et al., 2019): BERT with every second layer left out, distilled; no segments, no pooler.
+"""DistilBERT (Sanh et al., 2019): BERT with every second layer left out, distilled; no segments, no
+pooler.
 
     h_0 = norm(token + position)
-    a   = norm(h + W_o MHA(h)),   h' = norm(a + dropout(W_2 gelu(W_1 a)))        dropout at the feed-forward alone, eps 1e-12
-    pooled = relu(W_p h_first)                                                   made when a task is fine-tuned, not in pre-training
+    a   = norm(h + W_o MHA(h)),   h' = norm(a + dropout(W_2 gelu(W_1 a)))   dropout at the feed-forward alone, eps 1e-12
+    pooled = relu(W_p h_first)            made when a task is fine-tuned, not in pre-training
 
-Traps: BERT's segment table is dropped by the reference's conversion, its row 0 is not added to anything; the student takes the teacher's
-layers 0, 2, 4, 7, 9, 11. Fine-tuning has its own dropout (0.2) before the classifier.
+Traps: BERT's segment table is dropped by the reference's conversion, its row 0 is not added to
+anything; the student takes the teacher's layers 0, 2, 4, 7, 9, 11. Fine-tuning has its own dropout
+(0.2) before the classifier.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class DistilBertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+        check_positive(
+            self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions"
+        )
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
 
@@ -67,7 +71,7 @@ class ReluPooler(FirstTokenPooler):
 
 class DistilBert(TextEncoder):
     Config = DistilBertConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),

@@ -1,13 +1,16 @@
-"""ELECTRA (Clark et al., 2020): a discriminator that tells replaced tokens from original ones, and the small generator that replaces them.
+"""ELECTRA (Clark et al., 2020): a discriminator that tells replaced tokens from original ones, and
+the small generator that replaces them.
 
     h_0 = W norm(token + segment + position)                  width E, then H; W only where E != H
     block: BERT's;   pooled = h_first                         no learned pooler
     replaced = w act(W_d h_t + b_d) + b                       one number a token: above zero = "not the original"
     words    = E norm(gelu(W_g h_t + b_g)) + bias             the generator's, at width E
 
-Both networks are this class at two sizes. Traps: while they are trained they share ALL embeddings (tokens, positions, segments and the
-norm), not the projection W; published files of the Hugging Face library hold a copy in each. The generator's activation there is always the
-erf GELU, whatever the config says. A classifier has a layer of its own: dense, GELU, output. `zoo.tasks.electra` trains the pair.
+Both networks are this class at two sizes. Traps: while they are trained they share ALL embeddings
+(tokens, positions, segments and the norm), not the projection W; published files of the Hugging
+Face library hold a copy in each. The generator's activation there is always the erf GELU, whatever
+the config says. A classifier has a layer of its own: dense, GELU, output. `zoo.tasks.electra`
+trains the pair.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ class ElectraConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "embedding_size", "hidden_size", "num_layers", "num_heads", "intermediate_size")
+        check_positive(
+            self, "vocab_size", "embedding_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"
+        )
         check_positive(self, "max_positions", "num_segments")
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
@@ -68,18 +73,25 @@ class ReplacedTokenHead(nn.Module):
 
 def classification_head(c: ElectraConfig, num_labels: int) -> nn.Module:
     """What stands above the first token's state in fine-tuning."""
-    return ClassificationHead(c.hidden_size, num_labels, "gelu", c.dropout if c.classifier_dropout is None else c.classifier_dropout)
+    return ClassificationHead(
+        c.hidden_size, num_labels, "gelu", c.dropout if c.classifier_dropout is None else c.classifier_dropout
+    )
 
 
 class Electra(TextEncoder):
     Config = ElectraConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.embedding_size, c.vocab_size, c.masked_lm_activation, c.norm_eps, tied=c.tie_word_embeddings
+            c.hidden_size,
+            c.embedding_size,
+            c.vocab_size,
+            c.masked_lm_activation,
+            c.norm_eps,
+            tied=c.tie_word_embeddings,
         ),
         "replaced_token": lambda c: ReplacedTokenHead(c.hidden_size, c.activation),
     }
-    task_heads = {"sequence_classification": classification_head, "multiple_choice": classification_head}  # noqa: RUF012
+    task_heads = {"sequence_classification": classification_head, "multiple_choice": classification_head}
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__(config)

@@ -1,12 +1,15 @@
-"""ERNIE 1.0 and 2.0 (Sun et al., 2019, 2020; Baidu): BERT taught by masking whole phrases and entities, then by many tasks in turn.
+"""ERNIE 1.0 and 2.0 (Sun et al., 2019, 2020; Baidu): BERT taught by masking whole phrases and
+entities, then by many tasks in turn.
 
     h_0 = norm(token + segment + position + task)            the task's vector from 2.0 on: one task id for a whole text, 0 by default
     the rest is BERT
 
-Version 1.0 differs from BERT in what is masked (see `zoo.data.knowledge_masking`): of a chosen phrase or entity every token is to be
-guessed. Version 2.0 adds tasks continually, the old ones go on beside the new one, and each has its task vector.
-Traps: 1.0 is a ReLU model, in the blocks and in the masked-word head; 2.0 has GELU. The norm's eps is 1e-5, paddle's default. 1.0 has 513
-positions. A config may promise task vectors that a checkpoint lacks: that is refused, not made up. ERNIE of Tsinghua is no relative.
+Version 1.0 differs from BERT in what is masked (see `zoo.data.knowledge_masking`): of a chosen
+phrase or entity every token is to be guessed. Version 2.0 adds tasks continually, the old ones go
+on beside the new one, and each has its task vector. Traps: 1.0 is a ReLU model, in the blocks and
+in the masked-word head; 2.0 has GELU. The norm's eps is 1e-5, paddle's default. 1.0 has 513
+positions. A config may promise task vectors that a checkpoint lacks: that is refused, not made up.
+ERNIE of Tsinghua is no relative.
 """
 
 from __future__ import annotations
@@ -56,16 +59,25 @@ class ErnieEmbeddings(TextEmbeddings):
         inputs_embeds: Tensor | None = None,
         task_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """As `TextEmbeddings`, and ``task_type_ids`` (batch, length), or (batch,) with one for each text -> (batch, length, hidden)."""
+        """As `TextEmbeddings`, and ``task_type_ids`` (batch, length), or (batch,) with one for each
+        text -> (batch, length, hidden).
+        """
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
-        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens) + self.tasks(task_type_ids, tokens)
+        x = (
+            tokens
+            + self.segments(token_type_ids, tokens)
+            + self.positions(position_ids, tokens)
+            + self.tasks(task_type_ids, tokens)
+        )
         return self.dropout(self.norm(x))
 
     def tasks(self, task_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
         """The task's part (batch or 1, length or 1, hidden)."""
         if self.task is None:
             if task_type_ids is not None:
-                raise InputError("this model has no task embeddings (they came with version 2.0); leave task_type_ids out")
+                raise InputError(
+                    "this model has no task embeddings (they came with version 2.0); leave task_type_ids out"
+                )
             return 0.0
         if task_type_ids is None:
             return self.task.weight[0]
@@ -78,7 +90,7 @@ class ErnieEmbeddings(TextEmbeddings):
 
 class Ernie(TextEncoder):
     Config = ErnieConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
@@ -107,10 +119,16 @@ class Ernie(TextEncoder):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """As `TextEncoder`, and ``task_type_ids`` (batch, length) or (batch,) int, 0 where left out; a 1.0 model refuses them."""
+        """As `TextEncoder`, and ``task_type_ids`` (batch, length) or (batch,) int, 0 where left
+        out; a 1.0 model refuses them.
+        """
         trace = Trace(output_hidden_states, output_attentions)
-        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, task_type_ids)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        x = self.embeddings(
+            input_ids, token_type_ids, position_ids, inputs_embeds, task_type_ids
+        )  # (batch, length, hidden)
+        padding = Padding.of(
+            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         x = padding.pack(x)  # (tokens, hidden) where the batch has padding
         trace.hidden(x)
         x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)

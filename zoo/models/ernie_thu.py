@@ -1,4 +1,5 @@
-"""ERNIE (Zhang et al., 2019; Tsinghua): BERT whose upper layers carry a second stream, a vector for each entity that is mentioned.
+"""ERNIE (Zhang et al., 2019; Tsinghua): BERT whose upper layers carry a second stream, a vector for
+each entity that is mentioned.
 
     text     a = norm(h + MHA(h))                                        as in BERT
     entity   ẽ = m · norm_e(e + MHA_e(e))   in a "norm" layer,           m = 1 where an entity is mentioned, at its first word piece
@@ -7,10 +8,12 @@
              h' = norm(W_1 u + b_1 + a),    e' = norm_e(W_2 u + b_2 + ẽ)
     a "sim" layer is BERT's and leaves e alone
 
-The released model has five "sim" layers, one "mix", six "norm". Entity vectors (TransE, 100 wide, frozen) are an input, no parameter:
-`zoo.data.knowledge_batches.EntityDenoising` makes the batches. Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a
-mention. Traps: [CLS] counts as an entity with a zero vector. Where there is no entity the fusion still adds b_e. The entities that leave
-the last layer are used by nothing, so two of its parts never learn. ERNIE of Baidu is another model.
+The released model has five "sim" layers, one "mix", six "norm". Entity vectors (TransE, 100 wide,
+frozen) are an input, no parameter: `zoo.data.knowledge_batches.EntityDenoising` makes the batches.
+Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a mention. Traps: [CLS]
+counts as an entity with a zero vector. Where there is no entity the fusion still adds b_e. The
+entities that leave the last layer are used by nothing, so two of its parts never learn. ERNIE of
+Baidu is another model.
 """
 
 from __future__ import annotations
@@ -51,7 +54,9 @@ KINDS = ("sim", "mix", "norm")
 class ErnieThuConfig(BertConfig):
     entity_size: int = 100
     entity_heads: int = 4
-    layer_types: tuple[str, ...] = ()  # "sim", "mix" or "norm" for each layer, "sim" where it ends early; empty: as the released model
+    layer_types: tuple[
+        str, ...
+    ] = ()  # "sim", "mix" or "norm" for each layer, "sim" where it ends early; empty: as the released model
 
     def check(self) -> None:
         super().check()
@@ -59,7 +64,9 @@ class ErnieThuConfig(BertConfig):
         for kind in self.layer_types:
             check_choice("layer type", kind, KINDS)
         if len(self.layer_types) > self.num_layers:
-            raise ConfigError(f"layer_types names {len(self.layer_types)} layers, num_layers={self.num_layers}; leave some out")
+            raise ConfigError(
+                f"layer_types names {len(self.layer_types)} layers, num_layers={self.num_layers}; leave some out"
+            )
         if not self.layer_types:  # five of twelve layers read the text alone, the next mixes
             plain = self.num_layers * 5 // 12
             kinds = ("sim",) * plain + ("mix",) + ("norm",) * (self.num_layers - plain - 1)
@@ -100,13 +107,17 @@ class FusionBlock(nn.Module):
         """text: rows as ``padding`` packs them; entity (batch, length, entity size) -> the same."""
         mask = padding.mask
         text = post_norm(text, lambda y: self.attention(y, y, y, mask, None, trace), self.attention_norm, self.dropout)
-        entity = padding.pack(entities.unpack(self.known(entities.pack(entity), entities.mask, entity_trace)))  # zeros between mentions
+        entity = padding.pack(
+            entities.unpack(self.known(entities.pack(entity), entities.mask, entity_trace))
+        )  # zeros between mentions
         new_text, new_entity = self.feed_forward(text, entity)
         new_text = post_norm(text, lambda _: new_text, self.feed_forward_norm, self.dropout)
         return new_text, padding.unpack(self.entity_feed_forward_norm(entity + self.dropout(new_entity)))
 
     def known(self, entity: Tensor, mask: Mask, trace: Trace) -> Tensor:
-        """What the entities, those mentioned alone, say to each other before the fusion: nothing."""
+        """What the entities, those mentioned alone, say to each other before the fusion:
+        nothing.
+        """
         return entity
 
 
@@ -119,7 +130,12 @@ class AggregatorBlock(FusionBlock):
         self.entity_attention_norm = nn.LayerNorm(c.entity_size, c.norm_eps)
 
     def known(self, entity: Tensor, mask: Mask, trace: Trace) -> Tensor:
-        return post_norm(entity, lambda y: self.entity_attention(y, y, y, mask, None, trace), self.entity_attention_norm, self.dropout)
+        return post_norm(
+            entity,
+            lambda y: self.entity_attention(y, y, y, mask, None, trace),
+            self.entity_attention_norm,
+            self.dropout,
+        )
 
 
 class EntityStack(Stack):
@@ -141,7 +157,9 @@ class EntityStack(Stack):
 
 
 class MaskedEntityHead(nn.Module):
-    """``norm(act(W h + b)) · candidate`` for each candidate vector; the zero vector, "no entity", scores zero."""
+    """``norm(act(W h + b)) · candidate`` for each candidate vector; the zero vector, "no entity",
+    scores zero.
+    """
 
     def __init__(self, c: ErnieThuConfig) -> None:
         super().__init__()
@@ -152,13 +170,15 @@ class MaskedEntityHead(nn.Module):
     def forward(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """(..., hidden) and (candidates, entity size) -> (..., candidates)."""
         if candidates.dim() != 2 or candidates.shape[1] != self.dense.out_features:
-            raise InputError(f"entity_candidates must be (candidates, {self.dense.out_features}), got {tuple(candidates.shape)}")
+            raise InputError(
+                f"entity_candidates must be (candidates, {self.dense.out_features}), got {tuple(candidates.shape)}"
+            )
         return self.norm(self.activation(self.dense(hidden))) @ candidates.to(hidden.dtype).T
 
 
 class ErnieThu(TextEncoder):
     Config = ErnieThuConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
@@ -166,7 +186,7 @@ class ErnieThu(TextEncoder):
         "masked_entity": MaskedEntityHead,
     }
     inputs = (*TEXT_INPUTS, "entity_embeds", "entity_mask")
-    exceptions = {  # noqa: RUF012
+    exceptions = {
         "gradients": "the entities that leave the last layer are read by nothing, and a text without entities teaches no entity attention"
     }
     encoder: EntityStack
@@ -175,7 +195,9 @@ class ErnieThu(TextEncoder):
         super().__init__(config)
         c = config
         norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
+        self.embeddings = TextEmbeddings(
+            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
+        )
         kinds = c.layer_types + ("sim",) * (c.num_layers - len(c.layer_types))
         self.encoder = EntityStack([self._block(kind, c) for kind in kinds])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
@@ -200,10 +222,14 @@ class ErnieThu(TextEncoder):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> WithEntities:
-        """As `TextEncoder`, and ``entity_embeds`` (batch, length, entity size), zeros where no entity is mentioned; ``entity_mask`` (batch,
-        length), 1/True = one is. Left out: no entities; a mask is made from the vectors that are not zero and each row's first real token.
+        """As `TextEncoder`, and ``entity_embeds`` (batch, length, entity size), zeros where no
+        entity is mentioned; ``entity_mask`` (batch, length), 1/True = one is. Left out: no
+        entities; a mask is made from the vectors that are not zero and each row's first real token.
         """
-        trace, entity_trace = Trace(output_hidden_states, output_attentions), Trace(output_hidden_states, output_attentions)
+        trace, entity_trace = (
+            Trace(output_hidden_states, output_attentions),
+            Trace(output_hidden_states, output_attentions),
+        )
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
         grid = (x.shape[0], x.shape[1])
         padding = Padding.of(attention_mask, grid, lengths=lengths, pack=not output_attentions, device=x.device)
@@ -218,15 +244,21 @@ class ErnieThu(TextEncoder):
         beside = Encoded(entity, None, entity_trace.states(lambda y: y), entity_trace.maps(entities.real))
         return WithEntities(x, pooled, trace.states(padding.unpack), trace.maps(padding.real), entity=beside)
 
-    def entities(self, entity_embeds: Tensor | None, entity_mask: Tensor | None, x: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
-        """The entities' vectors (batch, length, entity size), zeros at padding, and where they stand (batch, length) bool."""
+    def entities(
+        self, entity_embeds: Tensor | None, entity_mask: Tensor | None, x: Tensor, padding: Padding
+    ) -> tuple[Tensor, Tensor]:
+        """The entities' vectors (batch, length, entity size), zeros at padding, and where they
+        stand (batch, length) bool.
+        """
         shape = (*padding.grid, self.config.entity_size)
         if entity_embeds is None:
             if entity_mask is not None:
                 raise InputError("entity_mask was given without entity_embeds, the entities' vectors")
             entity_embeds = x.new_zeros(shape)
         elif tuple(entity_embeds.shape) != shape:
-            raise InputError(f"entity_embeds must be (batch, length, entity size) = {shape}, got {tuple(entity_embeds.shape)}")
+            raise InputError(
+                f"entity_embeds must be (batch, length, entity size) = {shape}, got {tuple(entity_embeds.shape)}"
+            )
         real = padding.real if padding.real is not None else torch.ones(padding.grid, dtype=torch.bool, device=x.device)
         if entity_mask is None:
             first = torch.arange(real.shape[1], device=x.device) == real.int().argmax(1, keepdim=True)
@@ -234,6 +266,8 @@ class ErnieThu(TextEncoder):
         else:
             if entity_mask.is_floating_point() or tuple(entity_mask.shape) != padding.grid:
                 kind = f"{tuple(entity_mask.shape)} of {entity_mask.dtype}"
-                raise InputError(f"entity_mask must be (batch, length) = {padding.grid}, 1/True = an entity stands here, got {kind}")
+                raise InputError(
+                    f"entity_mask must be (batch, length) = {padding.grid}, 1/True = an entity stands here, got {kind}"
+                )
             mentioned = entity_mask != 0
         return padding.unpack(padding.pack(entity_embeds.to(x.dtype))), mentioned & real

@@ -1,18 +1,20 @@
-"""K-BERT (Liu et al., 2020): BERT over a sentence into which facts of a knowledge graph are grafted, as branches that only their word sees.
+"""K-BERT (Liu et al., 2020): BERT over a sentence into which facts of a knowledge graph are
+grafted, as branches that only their word sees.
 
     sentence tree   "Cook [CEO Apple] visits Beijing [capital China] now"    a branch behind each word that is a subject of the graph
     soft position   trunk counts 0, 1, 2, ... past the branches; a branch counts on from the last token of its word
     visible matrix  V[i, j] = 1 where i and j stand on the trunk, or in one branch, or one is of a branch and the other of its word
-    attention       softmax(Q Kᵀ / sqrt(d) where V = 1, else -inf) Values               the same V in every layer and head
+    attention       softmax(Q Kᵀ / sqrt(d) where V = 1, else -inf) Values            the same V in every layer and head
 
-The tree is built by `zoo.data.knowledge_batches.SentenceTreeCollator`, for this or any other family: V is the attention_mask (batch, query, key),
-the soft positions are the position_ids. No parameter is new: the model is UER-py's BERT, on whose checkpoints K-BERT was built.
+The tree is built by `zoo.data.knowledge_batches.SentenceTreeCollator`, for this or any other
+family: V is the attention_mask (batch, query, key), the soft positions are the position_ids. No
+parameter is new: the model is UER-py's BERT, on whose checkpoints K-BERT was built.
 
-Differs from BERT: the norm (unbiased standard deviation, eps added to it), three segments (0 is padding, 1 and 2 the sentences), a decoder
-of its own in the masked-word head.
-Traps: a branch's parts are single characters, Latin words too. The classifier reads tanh(W pool(h)); the reference's mean and maximum run
-over padding, ours over real tokens: hand over a matrix whose padding rows see everything to have the former. Inserted tokens count in
-the tagger's loss.
+Differs from BERT: the norm (unbiased standard deviation, eps added to it), three segments (0 is
+padding, 1 and 2 the sentences), a decoder of its own in the masked-word head. Traps: a branch's
+parts are single characters, Latin words too. The classifier reads tanh(W pool(h)); the reference's
+mean and maximum run over padding, ours over real tokens: hand over a matrix whose padding rows see
+everything to have the former. Inserted tokens count in the tagger's loss.
 """
 
 from __future__ import annotations
@@ -24,7 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, pool
+from zoo.layers import (
+    Attention,
+    EncoderBlock,
+    FeedForward,
+    FirstTokenPooler,
+    Padding,
+    Stack,
+    TextEmbeddings,
+    Trace,
+    pool,
+)
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
@@ -45,7 +57,9 @@ class KBertConfig(Config):
     num_segments: int = 3  # padding, first sentence, second sentence
     activation: str = "gelu"
     norm_eps: float = 1e-6  # added to the standard deviation
-    pooler_input: str = "cls"  # what the pooler reads, in the words of sentence-embedding's pooling: one token, or all the real ones
+    pooler_input: str = (
+        "cls"  # what the pooler reads, in the words of sentence-embedding's pooling: one token, or all the real ones
+    )
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = False
     pooler: bool = True
@@ -55,9 +69,13 @@ class KBertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "num_segments")
+        check_positive(
+            self, "vocab_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "num_segments"
+        )
         if self.hidden_size < 2:
-            raise ConfigError(f"hidden_size={self.hidden_size} must be at least 2: one number has no standard deviation")
+            raise ConfigError(
+                f"hidden_size={self.hidden_size} must be at least 2: one number has no standard deviation"
+            )
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
         check_choice("pooler_input", self.pooler_input, POOLER_INPUTS)
@@ -76,19 +94,23 @@ class KBertMaskedLMHead(MaskedLMHead):
     """BERT's word predictor with UER-py's norm and, unless tied, a decoder of its own."""
 
     def __init__(self, c: KBertConfig) -> None:
-        super().__init__(c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings)
+        super().__init__(
+            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
+        )
         self.norm = StandardDeviationNorm(c.hidden_size, c.norm_eps)  # type: ignore[assignment]
 
 
 class KBert(TextEncoder):
     Config = KBertConfig
-    heads = {"masked_lm": KBertMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}  # noqa: RUF012
+    heads = {"masked_lm": KBertMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}
 
     def __init__(self, config: KBertConfig) -> None:
         super().__init__(config)
         c = config
         norm = StandardDeviationNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = KBertEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
+        self.embeddings = KBertEmbeddings(
+            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
+        )
         self.encoder = Stack([self._block(c) for _ in range(c.num_layers)])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
 
@@ -114,21 +136,29 @@ class KBert(TextEncoder):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """As `TextEncoder`; the visible matrix is a (batch, query, key) attention_mask, the soft positions are position_ids."""
+        """As `TextEncoder`; the visible matrix is a (batch, query, key) attention_mask, the soft
+        positions are position_ids.
+        """
         trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        padding = Padding.of(
+            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         x = padding.pack(x)  # (tokens, hidden) where a plain mask has padding; a matrix runs unpacked
         trace.hidden(x)
         x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(pool(x, padding.real, self.config.pooler_input))  # (batch, hidden)
+        pooled = (
+            None if self.pooler is None else self.pooler(pool(x, padding.real, self.config.pooler_input))
+        )  # (batch, hidden)
         return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
 
 
 class StandardDeviationNorm(nn.Module):
-    """``weight · (x - mean) / (std + eps) + bias`` with the unbiased standard deviation (n - 1), as UER-py has it.
+    """``weight · (x - mean) / (std + eps) + bias`` with the unbiased standard deviation (n - 1), as
+    UER-py has it.
 
-    `nn.LayerNorm` divides by ``sqrt(variance + eps)`` with the biased variance (n): close, and not the same.
+    `nn.LayerNorm` divides by ``sqrt(variance + eps)`` with the biased variance (n): close, and not
+    the same.
     """
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
@@ -144,5 +174,7 @@ class StandardDeviationNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
         centred = x - x.mean(-1, keepdim=True)
-        deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5  # its gradient at zero is zero
+        deviation = (
+            torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
+        )  # its gradient at zero is zero
         return self.weight * centred / (deviation + self.eps) + self.bias

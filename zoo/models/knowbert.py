@@ -1,18 +1,22 @@
-"""KnowBert (Peters et al., 2019): a BERT that, after some layer, links the text's mentions to entities and rewrites its states by them.
+"""KnowBert (Peters et al., 2019): a BERT that, after some layer, links the text's mentions to
+entities and rewrites its states by them.
 
-Knowledge attention and recontextualization (KAR), after block n, with states H and candidate spans of the text:
+Knowledge attention and recontextualization (KAR), after block n, with states H and candidate spans
+of the text:
     P = W_p H + b_p                                                 words, in the entities' space of width E
     s = norm(Σ_t softmax_t(w · P_t) P_t) over a span's words,       then a block of BERT over the text's spans
     c = norm(entity vector),   score = w_2 relu(W_1 [s · c / √E; prior]) + b       for each of a span's candidates
-    e = Σ softmax(score) c,   s' = norm(s + e)                      with the margin loss: of scores above zero alone, else the null entity
+    e = Σ softmax(score) c,   s' = norm(s + e)    with the margin loss: of scores above zero alone, else the null entity
     H' = norm(H + W_o block(P, keys and values s') + b_o)           words look at spans
 
-Two sources: Wikipedia (after block 9, E = 300, margin loss) and WordNet (after block 10, E = 200, softmax; an entity is a frozen vector and
-its part of speech, projected). Candidates come with the text: `Candidates`, from `zoo.data.knowledge.candidate_mentions`.
+Two sources: Wikipedia (after block 9, E = 300, margin loss) and WordNet (after block 10, E = 200,
+softmax; an entity is a frozen vector and its part of speech, projected). Candidates come with the
+text: `Candidates`, from `zoo.data.knowledge.candidate_mentions`.
 
-Traps: a span's last token is included. Norms of the KAR have eps 1e-5, those of its blocks 1e-12. The null entity is the table's raw row.
-A text without mentions is not left alone: it looks at one empty span with the padding entity, as released models were trained to. Entity
-tables are frozen in the paper; here they are parameters like others: freeze them before training.
+Traps: a span's last token is included. Norms of the KAR have eps 1e-5, those of its blocks 1e-12.
+The null entity is the table's raw row. A text without mentions is not left alone: it looks at one
+empty span with the padding entity, as released models were trained to. Entity tables are frozen in
+the paper; here they are parameters like others: freeze them before training.
 """
 
 from __future__ import annotations
@@ -27,7 +31,18 @@ from torch.nn import functional as F
 
 from zoo.data.candidates import Candidates
 from zoo.errors import ConfigError, InputError
-from zoo.layers import Attention, FeedForward, FirstTokenPooler, Mask, Padding, Stack, TextEmbeddings, Trace, bert_block, post_norm
+from zoo.layers import (
+    Attention,
+    FeedForward,
+    FirstTokenPooler,
+    Mask,
+    Padding,
+    Stack,
+    TextEmbeddings,
+    Trace,
+    bert_block,
+    post_norm,
+)
 from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import check_heads, check_positive, free
@@ -100,18 +115,26 @@ class KnowBertConfig(BertConfig):
             check_heads(source.entity_size, source.span_heads, f"{name}_entity_size", f"{name}_span_heads")
             check_heads(source.entity_size, source.word_heads, f"{name}_entity_size", f"{name}_word_heads")
             check_choice("linking loss", source.loss, ("margin", "softmax"))
-            check_positive(self, *(f"{name}_{field}" for field in ("entities", "span_layers", "span_intermediate", "word_intermediate")))
+            check_positive(
+                self,
+                *(f"{name}_{field}" for field in ("entities", "span_layers", "span_intermediate", "word_intermediate")),
+            )
 
     @property
     def knowledge(self) -> dict[str, Knowledge]:
         """The sources that are asked, in the order in which they are: by layer, then by name."""
         there = [name for name in SOURCES if getattr(self, f"{name}_layer") is not None]
-        found = {name: Knowledge(*(getattr(self, f"{name}_{field}") for field in Knowledge.__dataclass_fields__)) for name in there}
+        found = {
+            name: Knowledge(*(getattr(self, f"{name}_{field}") for field in Knowledge.__dataclass_fields__))
+            for name in there
+        }
         return dict(sorted(found.items(), key=lambda item: (item[1].layer, item[0])))
 
 
 class ProjectedEntities(nn.Module):
-    """WordNet's entities: ``W [vector; part of speech] + b``. The table of parts of speech has a row for each entity, as it is released."""
+    """WordNet's entities: ``W [vector; part of speech] + b``. The table of parts of speech has a
+    row for each entity, as it is released.
+    """
 
     part: Tensor
 
@@ -147,7 +170,9 @@ class EntityLinker(nn.Module):
         self.projection = nn.Linear(c.hidden_size, k.entity_size)
         self.span_scorer = nn.Linear(k.entity_size, 1)
         self.span_norm = nn.LayerNorm(k.entity_size, 1e-5)
-        self.span_encoder = Stack([_block(c, k.entity_size, k.span_heads, k.span_intermediate) for _ in range(k.span_layers)])
+        self.span_encoder = Stack(
+            [_block(c, k.entity_size, k.span_heads, k.span_intermediate) for _ in range(k.span_layers)]
+        )
         self.entities = ProjectedEntities(k, c.dropout) if k.vector_size else nn.Embedding(k.entities, k.entity_size)
         self.entity_norm = nn.LayerNorm(k.entity_size, 1e-5)
         self.score_up = nn.Linear(2, k.linking_hidden)
@@ -160,22 +185,28 @@ class EntityLinker(nn.Module):
             self.null.zero_()
 
     def pool(self, words: Tensor, spans: Tensor) -> Tensor:
-        """words (batch, length, entity size), spans (batch, spans, 2), last included -> (batch, spans, entity size); zeros for no span."""
+        """words (batch, length, entity size), spans (batch, spans, 2), last included -> (batch,
+        spans, entity size); zeros for no span.
+        """
         place = torch.arange(words.shape[1], device=words.device)
-        inside = (place >= spans[:, :, :1]) & (place <= spans[:, :, 1:]) & (spans[:, :, :1] >= 0)  # (batch, spans, length)
+        inside = (
+            (place >= spans[:, :, :1]) & (place <= spans[:, :, 1:]) & (spans[:, :, :1] >= 0)
+        )  # (batch, spans, length)
         scores = self.span_scorer(words).transpose(1, 2).expand(-1, spans.shape[1], -1)
         weights = scores.masked_fill(~inside, torch.finfo(scores.dtype).min).softmax(2).masked_fill(~inside, 0)
         return weights @ words
 
     def forward(self, words: Tensor, candidates: Candidates, spans: Padding) -> tuple[Tensor, Tensor, Tensor]:
-        """words (batch, length, entity size) -> the spans' vectors and the entities' (batch, spans, entity size), and scores (batch, spans,
-        candidates).
+        """words (batch, length, entity size) -> the spans' vectors and the entities' (batch, spans,
+        entity size), and scores (batch, spans, candidates).
         """
         pooled = spans.pack(self.span_norm(self.pool(words, candidates.spans)))
         s = spans.unpack(self.span_encoder(pooled, spans.mask))  # (batch, spans, entity size)
         c = self.entity_norm(self.entities(candidates.ids))  # (batch, spans, candidates, entity size)
         dots = torch.einsum("bse,bsce->bsc", s, c) / math.sqrt(c.shape[-1])
-        scored = self.score_down(F.relu(self.score_up(torch.stack([dots, candidates.priors.to(dots.dtype)], -1)))).squeeze(-1)
+        scored = self.score_down(
+            F.relu(self.score_up(torch.stack([dots, candidates.priors.to(dots.dtype)], -1)))
+        ).squeeze(-1)
         scores = scored.masked_fill(candidates.ids == 0, MASKED)
         return s, self.mix(scores, c), scores
 
@@ -209,41 +240,58 @@ class Recontextualization(nn.Module):
         there = candidates.spans[:, :, 0] >= 0
         first = torch.arange(there.shape[1], device=x.device) == 0
         seen = there | (first & ~there.any(1, keepdim=True))  # a text without mentions looks at one empty span
-        spans = Padding.of(seen, (there.shape[0], there.shape[1]), name="candidates", pack=padding.packed is not None, device=x.device)
+        spans = Padding.of(
+            seen, (there.shape[0], there.shape[1]), name="candidates", pack=padding.packed is not None, device=x.device
+        )
         s, e, scores = self.linker(words, candidates, spans)
         known = self.span_norm(s + self.dropout(e))
         kept = Trace(attentions=trace.wants_attentions)
         mask = Mask(keys=seen)
-        y = post_norm(words, lambda q: self.attention(q, known, known, mask, None, kept), self.attention_norm, self.dropout)
+        y = post_norm(
+            words, lambda q: self.attention(q, known, known, mask, None, kept), self.attention_norm, self.dropout
+        )
         y = post_norm(padding.pack(y), self.feed_forward, self.feed_forward_norm, self.dropout)
         maps = kept.maps(padding.real)
         links = Links(scores, e.masked_fill(~there.unsqueeze(2), 0), None if maps is None else maps[0])
         return self.output_norm(x + self.dropout(self.output(y))), links
 
 
-def _block(c: KnowBertConfig, size: int, heads: int, intermediate: int, activation: str = "gelu", eps: float = 1e-12) -> nn.Module:
+def _block(
+    c: KnowBertConfig, size: int, heads: int, intermediate: int, activation: str = "gelu", eps: float = 1e-12
+) -> nn.Module:
     return bert_block(
-        size, heads, intermediate, activation=activation, norm_eps=eps, dropout=c.dropout, attention_dropout=c.attention_dropout
+        size,
+        heads,
+        intermediate,
+        activation=activation,
+        norm_eps=eps,
+        dropout=c.dropout,
+        attention_dropout=c.attention_dropout,
     )
 
 
 class KnowBert(TextEncoder):
     Config = KnowBertConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     inputs = (*TEXT_INPUTS, "entity_candidates")
-    exceptions = {"gradients": "a text in which nothing is mentioned teaches no linker to choose"}  # noqa: RUF012
+    exceptions = {"gradients": "a text in which nothing is mentioned teaches no linker to choose"}
 
     def __init__(self, config: KnowBertConfig) -> None:
         super().__init__(config)
         c = config
         norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
-        blocks = [_block(c, c.hidden_size, c.num_heads, c.intermediate_size, c.activation, c.norm_eps) for _ in range(c.num_layers)]
+        self.embeddings = TextEmbeddings(
+            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
+        )
+        blocks = [
+            _block(c, c.hidden_size, c.num_heads, c.intermediate_size, c.activation, c.norm_eps)
+            for _ in range(c.num_layers)
+        ]
         self.encoder = Stack(blocks)
         self.knowledge = nn.ModuleDict({name: Recontextualization(c, k) for name, k in c.knowledge.items()})
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
@@ -261,12 +309,15 @@ class KnowBert(TextEncoder):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Linked:
-        """As `TextEncoder`, and ``entity_candidates``: for each source ("wiki", "wordnet") the spans that may be mentions and what they may
-        mean. Left out: nothing is mentioned. A hidden state is what leaves a block and the knowledge behind it.
+        """As `TextEncoder`, and ``entity_candidates``: for each source ("wiki", "wordnet") the
+        spans that may be mentions and what they may mean. Left out: nothing is mentioned. A hidden
+        state is what leaves a block and the knowledge behind it.
         """
         trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        padding = Padding.of(
+            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         candidates = self.candidates(entity_candidates or {}, padding.grid, x.device)
         x = padding.pack(x)  # (tokens, hidden) where the batch has padding
         trace.hidden(x)
@@ -281,11 +332,17 @@ class KnowBert(TextEncoder):
         pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
         return Linked(x, pooled, trace.states(padding.unpack), trace.maps(padding.real), links=links)
 
-    def candidates(self, given: Mapping[str, Candidates], grid: tuple[int, int], device: torch.device) -> dict[str, Candidates]:
-        """Each source's candidates, checked; one empty span for each text where a source has none."""
+    def candidates(
+        self, given: Mapping[str, Candidates], grid: tuple[int, int], device: torch.device
+    ) -> dict[str, Candidates]:
+        """Each source's candidates, checked; one empty span for each text where a source has
+        none.
+        """
         sources = self.config.knowledge
         if strange := sorted(set(given) - set(sources)):
-            raise InputError(f"entity_candidates are for {strange[0]!r}; this model knows {', '.join(sources) or 'no source'}")
+            raise InputError(
+                f"entity_candidates are for {strange[0]!r}; this model knows {', '.join(sources) or 'no source'}"
+            )
         for name, candidates in given.items():
             candidates.check(grid, sources[name].entities)
         none = torch.full((grid[0], 1, 2), -1, device=device)

@@ -1,16 +1,20 @@
-"""mBART (Liu et al., 2020): an encoder-decoder for many languages, pre-trained to restore texts whose sentences were shuffled and cut.
+"""mBART (Liu et al., 2020): an encoder-decoder for many languages, pre-trained to restore texts
+whose sentences were shuffled and cut.
 
-    h_0 = norm(sqrt(d) · token + position[t + 2])                       each side with its own positions and norm, one token table E
-    encoder:  a = h + MHA(norm(h)),                                     h' = a + W_2 gelu(W_1 norm(a))          pre-norm, eps 1e-5
+    h_0 = norm(sqrt(d) · token + position[t + 2])           each side with its own positions and norm, one token table E
+    encoder:  a = h + MHA(norm(h)),            h' = a + W_2 gelu(W_1 norm(a))          pre-norm, eps 1e-5
     decoder:  a = h + MHA(norm(h); causal),  c = a + MHA(norm(a), m),   h' = c + W_2 gelu(W_1 norm(c))
-    m = norm(encoder),   scores = E norm(decoder) + b                   a final norm on both sides; b is constant, zero in releases
+    m = norm(encoder),   scores = E norm(decoder) + b        a final norm on both sides; b is constant, zero in releases
 
-Differs from BART: the final norms, the norms before the sublayers, the scaled tokens, and that the language is a token: mBART-cc25 reads
-``X </s> [source]`` and writes ``[target] X </s>``; mBART-50 reads ``[source] X </s>`` and writes ``</s> [target] X``.
+Differs from BART: the final norms, the norms before the sublayers, the scaled tokens, and that the
+language is a token: mBART-cc25 reads ``X </s> [source]`` and writes ``[target] X </s>``; mBART-50
+reads ``[source] X </s>`` and writes ``</s> [target] X``.
 
-Traps: the labels' own last token, not a fixed one, is what the decoder begins with (`zoo.layers.shift`): the language code for mBART-cc25,
-</s> for mBART-50. Positions count places, padding too, as the hub's library counts; fairseq counts tokens, which is the same where
-padding stands on the right. The table has two rows that are never read. Vectors of padding are drawn like others here; fairseq has zeros.
+Traps: the labels' own last token, not a fixed one, is what the decoder begins with
+(`zoo.layers.shift`): the language code for mBART-cc25, </s> for mBART-50. Positions count places,
+padding too, as the hub's library counts; fairseq counts tokens, which is the same where padding
+stands on the right. The table has two rows that are never read. Vectors of padding are drawn like
+others here; fairseq has zeros.
 """
 
 from __future__ import annotations
@@ -25,7 +29,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError
-from zoo.layers import Attention, DecoderBlock, EncoderBlock, FeedForward, Mask, Padding, Stack, Trace, between, causal, pre_norm, together
+from zoo.layers import (
+    Attention,
+    DecoderBlock,
+    EncoderBlock,
+    FeedForward,
+    Mask,
+    Padding,
+    Stack,
+    Trace,
+    between,
+    causal,
+    pre_norm,
+    together,
+)
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
 from zoo.models.base.config import Config, check_heads, check_positive, free
@@ -55,7 +72,9 @@ class MbartConfig(Config):
     attention_dropout: float = free(0.0)
     activation_dropout: float = free(0.0)
     initializer_range: float = free(0.02)
-    start_token_id: int | None = free(None)  # what a text begins with where nobody says; None: its language must be said
+    start_token_id: int | None = free(
+        None
+    )  # what a text begins with where nobody says; None: its language must be said
     end_token_id: int = free(2)  # </s>
 
     def check(self) -> None:
@@ -73,7 +92,9 @@ class MbartConfig(Config):
 
 
 class PlacedTokens(nn.Module):
-    """``dropout(norm(scale · token + position[t + 2]))``: one side's embeddings above the token table."""
+    """``dropout(norm(scale · token + position[t + 2]))``: one side's embeddings above the token
+    table.
+    """
 
     def __init__(self, c: MbartConfig) -> None:
         super().__init__()
@@ -83,10 +104,14 @@ class PlacedTokens(nn.Module):
         self.scale, self.longest = c.token_scale, c.max_positions
 
     def place(self, tokens: Tensor, position_ids: Tensor | None, name: str) -> Tensor:
-        """tokens (batch, length, hidden), position_ids (batch or 1, length) int from 0, or None for 0, 1, ... -> like tokens."""
+        """tokens (batch, length, hidden), position_ids (batch or 1, length) int from 0, or None for
+        0, 1, ... -> like tokens.
+        """
         length = tokens.shape[1]
         if length > self.longest:
-            raise InputError(f"the text is {length} tokens long; this model has {self.longest} positions: cut it or split it")
+            raise InputError(
+                f"the text is {length} tokens long; this model has {self.longest} positions: cut it or split it"
+            )
         if position_ids is None:
             position_ids = torch.arange(length, device=tokens.device)
         position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
@@ -99,7 +124,7 @@ class PlacedTokens(nn.Module):
 class MbartEmbeddings(PlacedTokens):
     """The token table that both sides read, and the encoder's embeddings."""
 
-    roles = {"token": "token-embedding"}  # noqa: RUF012
+    roles = {"token": "token-embedding"}
 
     def __init__(self, c: MbartConfig) -> None:
         super().__init__(c)
@@ -135,7 +160,11 @@ def decoder_block(c: MbartConfig) -> DecoderBlock:
         Attention(c.hidden_size, c.decoder_num_heads, dropout=c.attention_dropout),
         Attention(c.hidden_size, c.decoder_num_heads, dropout=c.attention_dropout),
         FeedForward(c.hidden_size, c.decoder_intermediate_size, c.activation, dropout=c.activation_dropout),
-        (nn.LayerNorm(c.hidden_size, c.norm_eps), nn.LayerNorm(c.hidden_size, c.norm_eps), nn.LayerNorm(c.hidden_size, c.norm_eps)),
+        (
+            nn.LayerNorm(c.hidden_size, c.norm_eps),
+            nn.LayerNorm(c.hidden_size, c.norm_eps),
+            nn.LayerNorm(c.hidden_size, c.norm_eps),
+        ),
         dropout=c.dropout,
         residual=pre_norm,
     )
@@ -151,7 +180,9 @@ class MbartDecoder(nn.Module):
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace) -> Tensor:
-        """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like x."""
+        """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like
+        x.
+        """
         trace.hidden(x)
         for block in self.blocks:
             x = block(x, memory, mask, memory_mask, trace)
@@ -160,8 +191,8 @@ class MbartDecoder(nn.Module):
 
 
 class LanguageModelHead(nn.Module):
-    """``E h + b``: E the token table that is handed over (``tied=False``: a matrix of its own), b a constant that is stored, not
-    trained.
+    """``E h + b``: E the token table that is handed over (``tied=False``: a matrix of its own), b a
+    constant that is stored, not trained.
     """
 
     bias: Tensor
@@ -189,7 +220,7 @@ class Mbart(Model):
         "decoder_attention_mask",
         "decoder_position_ids",
     )
-    heads = {"language_model": LanguageModelHead}  # noqa: RUF012
+    heads = {"language_model": LanguageModelHead}
 
     def __init__(self, config: MbartConfig) -> None:
         super().__init__(config)
@@ -204,7 +235,9 @@ class Mbart(Model):
         return self.embeddings.token.weight
 
     def decoder_inputs(self, labels: Tensor) -> Tensor:
-        """What the decoder reads where the labels (batch, length) are to follow: their last token, then all but the last place."""
+        """What the decoder reads where the labels (batch, length) are to follow: their last token,
+        then all but the last place.
+        """
         return shift_right(labels, self.config.pad_token_id)
 
     def forward(
@@ -222,9 +255,10 @@ class Mbart(Model):
     ) -> Seq2Seq:
         """Encode a batch of sources, and decode their targets as far as they are given.
 
-        input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same shapes, 1/True = a real token; positions
-        from 0; lengths: real tokens of each source, where they stand first. -> the decoder's states (batch, target length, hidden), the
-        encoder's under ``encoder``; the last of the hidden states is the normalized result.
+        input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same
+        shapes, 1/True = a real token; positions from 0; lengths: real tokens of each source, where
+        they stand first. -> the decoder's states (batch, target length, hidden), the encoder's
+        under ``encoder``; the last of the hidden states is the normalized result.
         """
         shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         encoded = self.encode(input_ids, attention_mask, position_ids, lengths=lengths, **shown)
@@ -252,7 +286,9 @@ class Mbart(Model):
         """The source's states (batch, length, hidden), normalized."""
         trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, position_ids)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        padding = Padding.of(
+            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         x = padding.pack(x)  # (tokens, hidden) where the batch has padding
         trace.hidden(x)
         x = padding.unpack(self.norm(self.encoder(x, padding.mask, None, trace)))  # (batch, length, hidden)
@@ -270,14 +306,24 @@ class Mbart(Model):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Seq2Seq:
-        """What the decoder makes of ``memory``, the encoder's states (batch, length, hidden); ``attention_mask`` is the source's."""
+        """What the decoder makes of ``memory``, the encoder's states (batch, length, hidden);
+        ``attention_mask`` is the source's.
+        """
         trace = Trace(output_hidden_states, output_attentions)
         tokens = self.embeddings.look_up(decoder_input_ids, "decoder_input_ids")
-        x = self.decoder.embeddings.place(tokens, decoder_position_ids, "decoder_position_ids")  # (batch, length, hidden)
+        x = self.decoder.embeddings.place(
+            tokens, decoder_position_ids, "decoder_position_ids"
+        )  # (batch, length, hidden)
         source = Padding.of(
-            attention_mask, (memory.shape[0], memory.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+            attention_mask,
+            (memory.shape[0], memory.shape[1]),
+            lengths=lengths,
+            pack=not output_attentions,
+            device=x.device,
         )
-        target = Padding.of(decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask")
+        target = Padding.of(
+            decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask"
+        )
         source, target = together(source, target)
         x = self.decoder(target.pack(x), source.pack(memory), target.mask & causal(), between(target, source), trace)
         x = target.unpack(x)  # (batch, length, hidden)
@@ -290,10 +336,11 @@ def _ending(states: tuple[Tensor, ...] | None, result: Tensor) -> tuple[Tensor, 
 
 
 def shift_right(labels: Tensor, pad_token_id: int, start_token_id: int | None = None) -> Tensor:
-    """``[start, labels without the last place]``, (batch, length) int, with padding where labels are -100.
+    """``[start, labels without the last place]``, (batch, length) int, with padding where labels
+    are -100.
 
-    start_token_id None: each row's own last token that is no padding comes to the front (mBART: the language code, or </s>) and, in a row
-    that is shorter than the longest, stands at its end too.
+    start_token_id None: each row's own last token that is no padding comes to the front (mBART: the
+    language code, or </s>) and, in a row that is shorter than the longest, stands at its end too.
     """
     if labels.dim() != 2:
         raise InputError(f"labels must be (batch, length), got {tuple(labels.shape)}")

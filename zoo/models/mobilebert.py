@@ -1,20 +1,23 @@
-"""MobileBERT (Sun et al., 2020): as deep as BERT-large, but thin: each block works in a bottleneck, with several small feed-forwards.
+"""MobileBERT (Sun et al., 2020): as deep as BERT-large, but thin: each block works in a bottleneck,
+with several small feed-forwards.
 
     x_t = W_e [e_{t+1}; e_t; e_{t-1}] + b_e,   h_0 = norm(x + position + segment)          trigram: next, own, previous; zeros at the ends
-    r   = norm(W_in h + b),   s = norm(W_kq h + b)                                          H -> B; s is the shared key-query bottleneck
+    r   = norm(W_in h + b),   s = norm(W_kq h + b)            H -> B; s is the shared key-query bottleneck
     a_0 = norm(MHA(query = s, key = s, value = h) + r)                                      4 heads in width B
-    a_j = norm(W_2 relu(W_1 a_{j-1}) + a_{j-1}),   j = 1 .. F                               F feed-forwards, one after the other
+    a_j = norm(W_2 relu(W_1 a_{j-1}) + a_{j-1}),   j = 1 .. F            F feed-forwards, one after the other
     h'  = norm(W_out a_F + b + h)                                                           B -> H
-    norm(x) = g · x + b                                                                     NoNorm; the teacher has LayerNorm
-    words   = [E ; D] norm(relu(W h + b)) + bias                                            E: token table (V, E), D: extra (V, H - E)
+    norm(x) = g · x + b            NoNorm; the teacher has LayerNorm
+    words   = [E ; D] norm(relu(W h + b)) + bias            E: token table (V, E), D: extra (V, H - E)
 
-Other wirings of the paper: all of attention in the bottleneck (MobileBERT tiny: query = key = value = r), none of it (IB-BERT, the teacher:
-query = key = value = h), and no bottleneck at all. The head's own norm is a LayerNorm always.
+Other wirings of the paper: all of attention in the bottleneck (MobileBERT tiny: query = key = value
+= r), none of it (IB-BERT, the teacher: query = key = value = h), and no bottleneck at all. The
+head's own norm is a LayerNorm always.
 
-Traps: the trigram of a text's last token reads the padding behind it, so padding changes that token. The pooled vector is the raw first
-state in the published TensorFlow config (`pooler_dense` = False), tanh(W h_first) in the Hugging Face default. That port gives two of its
-LayerNorms (embeddings, last feed-forward) another eps: norm = "layer_norm_hf". Google's code masks scores to -6, so its padding keeps a
-weight of e^-6; here it has none.
+Traps: the trigram of a text's last token reads the padding behind it, so padding changes that
+token. The pooled vector is the raw first state in the published TensorFlow config (`pooler_dense` =
+False), tanh(W h_first) in the Hugging Face default. That port gives two of its LayerNorms
+(embeddings, last feed-forward) another eps: norm = "layer_norm_hf". Google's code masks scores to
+-6, so its padding keeps a weight of e^-6; here it has none.
 """
 
 from __future__ import annotations
@@ -27,7 +30,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
-from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Mask, Stack, TextEmbeddings, Trace, activation, post_norm
+from zoo.layers import (
+    Attention,
+    EncoderBlock,
+    FeedForward,
+    FirstTokenPooler,
+    Mask,
+    Stack,
+    TextEmbeddings,
+    Trace,
+    activation,
+    post_norm,
+)
 from zoo.layers.feed_forward import check_activation, check_choice, identity
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
@@ -47,7 +61,9 @@ class MobileBertConfig(Config):
     bottleneck: bool = True
     bottleneck_size: int = 128
     bottleneck_attention: bool = False  # query, key and value all read the input bottleneck
-    shared_key_query: bool = True  # query and key share a bottleneck of their own; without either option they read the full state
+    shared_key_query: bool = (
+        True  # query and key share a bottleneck of their own; without either option they read the full state
+    )
     trigram: bool = True
     max_positions: int = 512
     num_segments: int = 2
@@ -64,7 +80,9 @@ class MobileBertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "embedding_size", "hidden_size", "num_layers", "intermediate_size", "num_feed_forwards")
+        check_positive(
+            self, "vocab_size", "embedding_size", "hidden_size", "num_layers", "intermediate_size", "num_feed_forwards"
+        )
         check_positive(self, "bottleneck_size", "max_positions", "num_segments")
         check_heads(self.inner_size, self.num_heads, "bottleneck_size" if self.bottleneck else "hidden_size")
         check_activation(self.activation)
@@ -79,10 +97,16 @@ class MobileBertConfig(Config):
         return self.bottleneck_size if self.bottleneck else self.hidden_size
 
     def new_norm(self, size: int, *, outer: bool = False) -> nn.Module:
-        """A norm of the configured kind; ``outer``: the two to which the Hugging Face port gives no eps."""
+        """A norm of the configured kind; ``outer``: the two to which the Hugging Face port gives no
+        eps.
+        """
         if self.norm == "no_norm":
             return NoNorm(size)
-        eps = {"layer_norm": self.norm_eps, "layer_norm_hf": 1e-5 if outer else self.norm_eps, "manual_layer_norm": 1e-6}
+        eps = {
+            "layer_norm": self.norm_eps,
+            "layer_norm_hf": 1e-5 if outer else self.norm_eps,
+            "manual_layer_norm": 1e-6,
+        }
         return nn.LayerNorm(size, eps[self.norm])
 
 
@@ -103,17 +127,26 @@ class NoNorm(nn.Module):
 
 
 def trigram(tokens: Tensor) -> Tensor:
-    """``[e_{t+1}; e_t; e_{t-1}]``, zeros beyond the ends: (batch, length, embedding) -> (batch, length, 3 · embedding)."""
+    """``[e_{t+1}; e_t; e_{t-1}]``, zeros beyond the ends: (batch, length, embedding) -> (batch,
+    length, 3 · embedding).
+    """
     following, previous = F.pad(tokens[:, 1:], (0, 0, 0, 1)), F.pad(tokens[:, :-1], (0, 0, 1, 0))
     return torch.cat([following, tokens, previous], dim=2)
 
 
 class MobileBertEmbeddings(TextEmbeddings):
-    """A narrow token table, widened together with its neighbors before positions and segments of full width are added."""
+    """A narrow token table, widened together with its neighbors before positions and segments of
+    full width are added.
+    """
 
     def __init__(self, c: MobileBertConfig) -> None:
         super().__init__(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, c.new_norm(c.hidden_size, outer=True), dropout=c.dropout
+            c.vocab_size,
+            c.hidden_size,
+            c.max_positions,
+            c.num_segments,
+            c.new_norm(c.hidden_size, outer=True),
+            dropout=c.dropout,
         )
         self.token = nn.Embedding(c.vocab_size, c.embedding_size)
         self.context: Callable[[Tensor], Tensor] = trigram if c.trigram else identity
@@ -137,7 +170,7 @@ class MobileBertEmbeddings(TextEmbeddings):
 class Bottleneck(nn.Module):
     """``norm(W x + b)`` into another width."""
 
-    roles = {"dense": "bottleneck"}  # noqa: RUF012
+    roles = {"dense": "bottleneck"}
 
     def __init__(self, size: int, output_size: int, norm: nn.Module) -> None:
         super().__init__()
@@ -149,9 +182,11 @@ class Bottleneck(nn.Module):
 
 
 class StackedBlock(nn.Module):
-    """Self-attention, then ``num_feed_forwards`` feed-forwards, each in its residual, all in the width of the stream: no bottleneck."""
+    """Self-attention, then ``num_feed_forwards`` feed-forwards, each in its residual, all in the
+    width of the stream: no bottleneck.
+    """
 
-    roles = {  # noqa: RUF012
+    roles = {
         **EncoderBlock.roles,
         "inner_feed_forwards": "feed-forward",
         "inner_feed_forward_norms": "feed-forward-norm",
@@ -162,7 +197,9 @@ class StackedBlock(nn.Module):
         self.attention = self.new_attention(c)
         self.attention_norm = c.new_norm(c.inner_size)
         inner = range(c.num_feed_forwards - 1)
-        self.inner_feed_forwards = nn.ModuleList(FeedForward(c.inner_size, c.intermediate_size, c.activation) for _ in inner)
+        self.inner_feed_forwards = nn.ModuleList(
+            FeedForward(c.inner_size, c.intermediate_size, c.activation) for _ in inner
+        )
         self.inner_feed_forward_norms = nn.ModuleList(c.new_norm(c.inner_size) for _ in inner)
         self.feed_forward = FeedForward(c.inner_size, c.intermediate_size, c.activation)
         self.feed_forward_norm = c.new_norm(c.inner_size, outer=True)
@@ -184,7 +221,9 @@ class StackedBlock(nn.Module):
 
 
 class BottleneckBlock(StackedBlock):
-    """The same inside a bottleneck ``r = norm(W_in h)``, with attention over the full states and back by ``norm(W_out a + h)``: IB-BERT."""
+    """The same inside a bottleneck ``r = norm(W_in h)``, with attention over the full states and
+    back by ``norm(W_out a + h)``: IB-BERT.
+    """
 
     def __init__(self, c: MobileBertConfig) -> None:
         super().__init__(c)
@@ -193,7 +232,9 @@ class BottleneckBlock(StackedBlock):
 
     def new_attention(self, c: MobileBertConfig) -> Attention:
         head_size = c.bottleneck_size // c.num_heads
-        return Attention(c.hidden_size, c.num_heads, head_size=head_size, output_size=c.bottleneck_size, dropout=c.attention_dropout)
+        return Attention(
+            c.hidden_size, c.num_heads, head_size=head_size, output_size=c.bottleneck_size, dropout=c.attention_dropout
+        )
 
     def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         r = self.input_bottleneck(x)  # (..., bottleneck)
@@ -220,23 +261,33 @@ class NarrowAttentionBlock(BottleneckBlock):
 
 
 class SharedKeyQueryBlock(BottleneckBlock):
-    """Query and key read a bottleneck of their own, ``s = norm(W_kq h)``, value reads ``h``. MobileBERT."""
+    """Query and key read a bottleneck of their own, ``s = norm(W_kq h)``, value reads ``h``.
+    MobileBERT.
+    """
 
     def __init__(self, c: MobileBertConfig) -> None:
         super().__init__(c)
         self.key_query_bottleneck = Bottleneck(c.hidden_size, c.bottleneck_size, c.new_norm(c.bottleneck_size))
 
     def new_attention(self, c: MobileBertConfig) -> Attention:
-        return Attention(c.bottleneck_size, c.num_heads, key_size=c.bottleneck_size, value_size=c.hidden_size, dropout=c.attention_dropout)
+        return Attention(
+            c.bottleneck_size,
+            c.num_heads,
+            key_size=c.bottleneck_size,
+            value_size=c.hidden_size,
+            dropout=c.attention_dropout,
+        )
 
     def attended(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         return self.key_query_bottleneck(x), x
 
 
 class SplitMaskedLMHead(nn.Module):
-    """``[E ; D] norm(act(W h + b)) + bias``: BERT's word predictor at full width, where the token table E fills only the first columns.
+    """``[E ; D] norm(act(W h + b)) + bias``: BERT's word predictor at full width, where the token
+    table E fills only the first columns.
 
-    ``extra`` holds the rest, D (vocabulary, hidden - embedding); there is none where the table is as wide as the model.
+    ``extra`` holds the rest, D (vocabulary, hidden - embedding); there is none where the table is
+    as wide as the model.
     """
 
     def __init__(self, c: MobileBertConfig) -> None:
@@ -256,7 +307,9 @@ class SplitMaskedLMHead(nn.Module):
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
         """(..., hidden) and the token table (vocabulary, embedding) -> (..., vocabulary)."""
         x = self.norm(self.activation(self.dense(hidden)))
-        words = F.linear(x[..., : self.embedding_size], table if self.decoder is None else self.decoder.weight, self.bias)
+        words = F.linear(
+            x[..., : self.embedding_size], table if self.decoder is None else self.decoder.weight, self.bias
+        )
         return words if self.extra is None else words + self.extra(x[..., self.embedding_size :])
 
 
@@ -271,8 +324,8 @@ def block_class(c: MobileBertConfig) -> type[StackedBlock]:
 
 class MobileBert(TextEncoder):
     Config = MobileBertConfig
-    heads = {"masked_lm": SplitMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}  # noqa: RUF012
-    exceptions = {  # noqa: RUF012
+    heads = {"masked_lm": SplitMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}
+    exceptions = {
         "padding": "with the trigram embedding the last real token reads the embedding of the padding behind it",
     }
 

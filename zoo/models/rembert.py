@@ -1,10 +1,12 @@
-"""RemBERT (Chung et al., 2021): BERT whose input and output embeddings are two tables, the first narrow, the second wide.
+"""RemBERT (Chung et al., 2021): BERT whose input and output embeddings are two tables, the first
+narrow, the second wide.
 
     h_0 = W norm(token + segment + position)          input_embedding_size, then hidden_size
     words = O norm(gelu(W_o h + b)) + bias            output_embedding_size; O is a table of its own, left behind after pre-training
 
-Differs from BERT: parameters of the embeddings are spent on depth instead, and the input table is never tied to the output's. Traps: no
-dropout but the classifier's; the public file has no output table, so that masked words come from a head that starts at random.
+Differs from BERT: parameters of the embeddings are spent on depth instead, and the input table is
+never tied to the output's. Traps: no dropout but the classifier's; the public file has no output
+table, so that masked words come from a head that starts at random.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class RemBertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "embedding_size", "output_embedding_size", "hidden_size", "num_layers", "num_heads")
+        check_positive(
+            self, "vocab_size", "embedding_size", "output_embedding_size", "hidden_size", "num_layers", "num_heads"
+        )
         check_positive(self, "intermediate_size", "max_positions", "num_segments")
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
@@ -49,8 +53,10 @@ class RemBertConfig(Config):
 
 class RemBert(TextEncoder):
     Config = RemBertConfig
-    heads = {  # noqa: RUF012
-        "masked_lm": lambda c: MaskedLMHead(c.hidden_size, c.output_embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=False),
+    heads = {
+        "masked_lm": lambda c: MaskedLMHead(
+            c.hidden_size, c.output_embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=False
+        ),
     }
 
     def __init__(self, config: RemBertConfig) -> None:

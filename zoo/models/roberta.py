@@ -1,14 +1,17 @@
-"""RoBERTa (Liu et al., 2019) and, with more languages, XLM-R (Conneau et al., 2020): BERT without the next sentence, trained for longer.
+"""RoBERTa (Liu et al., 2019) and, with more languages, XLM-R (Conneau et al., 2020): BERT without
+the next sentence, trained for longer.
 
     h_0 = norm(token + position[p] + segment_0),   p_t = pad + #{s <= t : x_s is not padding}        eps 1e-5
     block: BERT's;   words = E norm(gelu(W h + b)) + bias
 
-Differs from BERT: positions count the tokens that are not padding and begin behind the padding id, so that a table of 514 rows serves 512
-tokens; one segment (a row that fairseq does not have and that is zero in converted files); masked words are the only objective; a
-classifier reads the first token's state through a layer of its own and leaves the pooler aside.
+Differs from BERT: positions count the tokens that are not padding and begin behind the padding id,
+so that a table of 514 rows serves 512 tokens; one segment (a row that fairseq does not have and
+that is zero in converted files); masked words are the only objective; a classifier reads the first
+token's state through a layer of its own and leaves the pooler aside.
 
-Traps: positions are found from the ids, not from the attention mask: a padding id in the middle of a text stops the count, and another id
-at a masked place does not. fairseq sets the embeddings of padding to zero, the Hugging Face library does not; real tokens agree.
+Traps: positions are found from the ids, not from the attention mask: a padding id in the middle of
+a text stops the count, and another id at a masked place does not. fairseq sets the embeddings of
+padding to zero, the Hugging Face library does not; real tokens agree.
 """
 
 from __future__ import annotations
@@ -46,14 +49,26 @@ class RobertaConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "num_segments")
+        check_positive(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "intermediate_size",
+            "max_positions",
+            "num_segments",
+        )
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ConfigError(f"pad_token_id={self.pad_token_id} must lie in 0..vocab_size - 1 = {self.vocab_size - 1}")
         if self.longest < 1:
             least = self.pad_token_id + 2
-            raise ConfigError(f"max_positions={self.max_positions} leaves no row behind pad_token_id={self.pad_token_id}; at least {least}")
+            raise ConfigError(
+                f"max_positions={self.max_positions} leaves no row behind pad_token_id={self.pad_token_id}; at least "
+                f"{least}"
+            )
 
     @property
     def longest(self) -> int:
@@ -78,14 +93,18 @@ class RobertaEmbeddings(TextEmbeddings):
         """As `TextEmbeddings`; without ids (inputs_embeds) every place counts as a token."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         if tokens.shape[1] > (longest := self.longest - self.first_position):
-            raise InputError(f"the text is {tokens.shape[1]} tokens long; this model reads {longest}: cut it or split it")
+            raise InputError(
+                f"the text is {tokens.shape[1]} tokens long; this model reads {longest}: cut it or split it"
+            )
         if position_ids is None:
             position_ids = self.count(input_ids, tokens)
         x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
         return self.dropout(self.norm(x))
 
     def count(self, input_ids: Tensor | None, tokens: Tensor) -> Tensor:
-        """``pad + #{s <= t : x_s is not padding}``, behind a prefix so much further, and ``pad`` at padding: (batch or 1, length) int."""
+        """``pad + #{s <= t : x_s is not padding}``, behind a prefix so much further, and ``pad`` at
+        padding: (batch or 1, length) int.
+        """
         if input_ids is None:
             return torch.arange(1, 1 + tokens.shape[1], device=tokens.device)[None] + self.first_position + self.padding
         real = (input_ids != self.padding).long()
@@ -94,17 +113,21 @@ class RobertaEmbeddings(TextEmbeddings):
 
 def classification_head(c: RobertaConfig, num_labels: int) -> nn.Module:
     """What stands above the first token's state in fine-tuning."""
-    return ClassificationHead(c.hidden_size, num_labels, "tanh", c.dropout if c.classifier_dropout is None else c.classifier_dropout)
+    return ClassificationHead(
+        c.hidden_size, num_labels, "tanh", c.dropout if c.classifier_dropout is None else c.classifier_dropout
+    )
 
 
 class Roberta(TextEncoder):
     Config = RobertaConfig
-    heads = {  # noqa: RUF012
-        "masked_lm": lambda c: MaskedLMHead(c.hidden_size, c.hidden_size, c.vocab_size, "gelu", c.norm_eps, tied=c.tie_word_embeddings)
+    heads = {
+        "masked_lm": lambda c: MaskedLMHead(
+            c.hidden_size, c.hidden_size, c.vocab_size, "gelu", c.norm_eps, tied=c.tie_word_embeddings
+        )
     }
-    task_heads = {"sequence_classification": classification_head}  # noqa: RUF012
+    task_heads = {"sequence_classification": classification_head}
     reads_first = frozenset({"sequence_classification"})
-    exceptions = {  # noqa: RUF012
+    exceptions = {
         "padding": "positions count the ids that are not the padding id, so another id to the left of a token moves it, masked or not",
     }
 

@@ -1,13 +1,16 @@
-"""SpanBERT (Joshi et al., 2020): BERT trained to guess masked spans, and each word of a span from the span's two outer neighbors alone.
+"""SpanBERT (Joshi et al., 2020): BERT trained to guess masked spans, and each word of a span from
+the span's two outer neighbors alone.
 
     span boundary objective, for a masked span between the words at l and r:
     z_i = norm(gelu(W_1 [x_l; x_r; p_i] + b_1))          p_i a vector for the i-th place in the span, counted from 0
     y_i = norm(gelu(W_2 z_i + b_2)),   scores_i = E y_i + b          E the token table
 
-The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens (`zoo.data.knowledge_masking.SpanMasking`), one
-text instead of two, no next-sentence objective and so no pooler (``pooler = True`` is the two-sentence variant of its code).
-Traps: the order is linear, activation, norm, twice. The position vectors are 200 wide whatever an option of the code says. The paper counts
-places in a span from 1. Released archives hold the encoder alone: a classifier's pooler starts at random.
+The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens
+(`zoo.data.knowledge_masking.SpanMasking`), one text instead of two, no next-sentence objective and
+so no pooler (``pooler = True`` is the two-sentence variant of its code). Traps: the order is
+linear, activation, norm, twice. The position vectors are 200 wide whatever an option of the code
+says. The paper counts places in a span from 1. Released archives hold the encoder alone: a
+classifier's pooler starts at random.
 """
 
 from __future__ import annotations
@@ -55,16 +58,22 @@ class SpanBoundaryHead(nn.Module):
         self.bias.zero_()
 
     def forward(self, hidden: Tensor, pairs: Tensor, table: Tensor) -> Tensor:
-        """hidden (batch, length, hidden), pairs (batch, spans, 2) the boundaries' places, table (vocabulary, hidden) -> (batch, spans,
-        places, vocabulary).
+        """hidden (batch, length, hidden), pairs (batch, spans, 2) the boundaries' places, table
+        (vocabulary, hidden) -> (batch, spans, places, vocabulary).
         """
         if pairs.dim() != 3 or pairs.shape[0] != hidden.shape[0] or pairs.shape[2] != 2 or pairs.is_floating_point():
-            raise InputError(f"pairs must be ({hidden.shape[0]}, spans, 2) whole numbers, got {tuple(pairs.shape)} of {pairs.dtype}")
-        if not torch.compiler.is_compiling() and pairs.device.type == "cpu" and pairs.numel():  # elsewhere the look-up itself asserts
+            raise InputError(
+                f"pairs must be ({hidden.shape[0]}, spans, 2) whole numbers, got {tuple(pairs.shape)} of {pairs.dtype}"
+            )
+        if (
+            not torch.compiler.is_compiling() and pairs.device.type == "cpu" and pairs.numel()
+        ):  # elsewhere the look-up itself asserts
             low, high = (int(place) for place in pairs.aminmax())
             if low < 0 or high >= hidden.shape[1]:
                 outside = low if low < 0 else high
-                raise InputError(f"the boundaries of spans must lie in the text, at places 0..{hidden.shape[1] - 1}, got {outside}")
+                raise InputError(
+                    f"the boundaries of spans must lie in the text, at places 0..{hidden.shape[1] - 1}, got {outside}"
+                )
         width = hidden.shape[2]
         ends = hidden.gather(1, pairs.flatten(1).unsqueeze(2).expand(-1, -1, width))  # (batch, 2 · spans, hidden)
         ends = ends.unflatten(1, (-1, 2)).flatten(2).unsqueeze(2)  # (batch, spans, 1, 2 · hidden)
@@ -77,4 +86,4 @@ class SpanBoundaryHead(nn.Module):
 
 class SpanBert(Bert):
     Config = SpanBertConfig
-    heads = {**Bert.heads, "span_boundary": SpanBoundaryHead}  # noqa: RUF012
+    heads = {**Bert.heads, "span_boundary": SpanBoundaryHead}

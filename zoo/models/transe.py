@@ -1,10 +1,12 @@
-"""TransE (Bordes et al., 2013): a fact (head, relation, tail) holds where ``head + relation ≈ tail``.
+"""TransE (Bordes et al., 2013): a fact (head, relation, tail) holds where ``head + relation ≈
+tail``.
 
-    d(h, r, t) = || h + r - t ||_p               small = true; p = 1 or 2, each vector first cut to length one where ``normalize``
+    d(h, r, t) = || h + r - t ||_p     small = true; p = 1 or 2, each vector first cut to length one where ``normalize``
     score      = margin - d, where a margin is given: large = true
 
-Its vectors are what ERNIE (Tsinghua) reads. Losses take the scores of n positives (n, 1) and of their k negatives (n, k); they are named
-for what OpenKE calls them. Trap: OpenKE normalizes relations too, the paper entities alone.
+Its vectors are what ERNIE (Tsinghua) reads. Losses take the scores of n positives (n, 1) and of
+their k negatives (n, k); they are named for what OpenKE calls them. Trap: OpenKE normalizes
+relations too, the paper entities alone.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class TransEConfig(Config):
 
 
 class TransE(nn.Module):
-    """Two tables of vectors. `init_weights` draws them: Xavier's uniform, or OpenKE's own range where margin and epsilon are given."""
+    """Two tables of vectors. `init_weights` draws them: Xavier's uniform, or OpenKE's own range
+    where margin and epsilon are given.
+    """
 
     def __init__(self, config: TransEConfig) -> None:
         super().__init__()
@@ -61,7 +65,9 @@ class TransE(nn.Module):
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | Mapping[str, Tensor], config: Mapping[str, Any]) -> TransE:
-        """OpenKE's checkpoint, a file or its tensors, with OpenKE's own words for the config (ent_tot, rel_tot, dim, ...)."""
+        """OpenKE's checkpoint, a file or its tensors, with OpenKE's own words for the config
+        (ent_tot, rel_tot, dim, ...).
+        """
         from zoo.formats.opening import opened
         from zoo.maps.key_map import KeyMap
 
@@ -73,7 +79,9 @@ class TransE(nn.Module):
         return built
 
     def distance(self, heads: Tensor, relations: Tensor, tails: Tensor) -> Tensor:
-        """``|| h + r - t ||_p``; ids (n,), or of shapes that broadcast -> distances of the joint shape."""
+        """``|| h + r - t ||_p``; ids (n,), or of shapes that broadcast -> distances of the joint
+        shape.
+        """
         h, r, t = self.vectors(heads, relations, tails)
         if self.config.normalize:
             h, r, t = (F.normalize(x, dim=-1) for x in (h, r, t))
@@ -101,13 +109,17 @@ class TransE(nn.Module):
 
 
 def _weights(scores: Tensor, temperature: float | None) -> Tensor | None:
-    """Self-adversarial weights (Sun et al., 2019): the harder a negative, the more it counts; no gradient."""
+    """Self-adversarial weights (Sun et al., 2019): the harder a negative, the more it counts; no
+    gradient.
+    """
     return None if temperature is None else (scores * temperature).softmax(-1).detach()
 
 
 @dataclass(frozen=True)
 class MarginLoss:
-    """``mean max(0, margin + d(positive) - d(negative))`` on distances. ``temperature``: self-adversarial weights."""
+    """``mean max(0, margin + d(positive) - d(negative))`` on distances. ``temperature``:
+    self-adversarial weights.
+    """
 
     margin: float = 6.0
     temperature: float | None = None
@@ -121,7 +133,9 @@ class MarginLoss:
 
 @dataclass(frozen=True)
 class SigmoidLoss:
-    """``-(mean log σ(positive) + mean log σ(-negative)) / 2`` on scores. ``temperature``: self-adversarial weights."""
+    """``-(mean log σ(positive) + mean log σ(-negative)) / 2`` on scores. ``temperature``:
+    self-adversarial weights.
+    """
 
     temperature: float | None = None
 
@@ -129,12 +143,20 @@ class SigmoidLoss:
         """scores (n, 1) and (n, k) -> a number."""
         weights = _weights(negative, self.temperature)
         unlikely = F.logsigmoid(-negative)
-        return -(F.logsigmoid(positive).mean() + (unlikely.mean() if weights is None else (weights * unlikely).sum(-1).mean())) / 2
+        return (
+            -(
+                F.logsigmoid(positive).mean()
+                + (unlikely.mean() if weights is None else (weights * unlikely).sum(-1).mean())
+            )
+            / 2
+        )
 
 
 @dataclass(frozen=True)
 class SoftplusLoss:
-    """``(mean softplus(-positive) + mean softplus(negative)) / 2`` on scores. ``temperature``: self-adversarial weights."""
+    """``(mean softplus(-positive) + mean softplus(negative)) / 2`` on scores. ``temperature``:
+    self-adversarial weights.
+    """
 
     temperature: float | None = None
 
@@ -142,13 +164,18 @@ class SoftplusLoss:
         """scores (n, 1) and (n, k) -> a number."""
         weights = _weights(negative, self.temperature)
         wrong = F.softplus(negative)
-        return (F.softplus(-positive).mean() + (wrong.mean() if weights is None else (weights * wrong).sum(-1).mean())) / 2
+        return (
+            F.softplus(-positive).mean() + (wrong.mean() if weights is None else (weights * wrong).sum(-1).mean())
+        ) / 2
 
 
 def split_scores(scores: Tensor, positives: int) -> tuple[Tensor, Tensor]:
     """Scores of n positives, then k blocks of n negatives -> (n, 1) and (n, k)."""
     if scores.dim() != 1 or positives < 1 or len(scores) % positives or len(scores) == positives:
-        raise InputError(f"{positives} positives and whole blocks of as many negatives must make up the scores, got {tuple(scores.shape)}")
+        raise InputError(
+            f"{positives} positives and whole blocks of as many negatives must make up the scores, got "
+            f"{tuple(scores.shape)}"
+        )
     blocks = scores.unflatten(0, (-1, positives)).T
     return blocks[:, :1], blocks[:, 1:]
 
@@ -162,9 +189,11 @@ def corrupted(
     generator: torch.Generator | None = None,
     rounds: int = 20,
 ) -> Tensor:
-    """``negatives`` blocks of the triples (n, 3: head, relation, tail), each with its head or its tail, by a coin, made another entity.
+    """``negatives`` blocks of the triples (n, 3: head, relation, tail), each with its head or its
+    tail, by a coin, made another entity.
 
-    ``known``: facts that are no negatives; what hits one is drawn again, for ``rounds`` rounds at most. -> (negatives · n, 3)
+    ``known``: facts that are no negatives; what hits one is drawn again, for ``rounds`` rounds at
+    most. -> (negatives · n, 3)
     """
     made = triples.repeat(negatives, 1)
     column = torch.where(torch.rand(len(made), generator=generator) < 0.5, 0, 2)
@@ -181,17 +210,20 @@ def corrupted(
 
 @torch.no_grad()
 def ranks(model: TransE, triples: Tensor, known: Collection[tuple[int, int, int]] = ()) -> Tensor:
-    """The rank of the true tail, then of the true head, among all entities (1 = best), other ``known`` facts left out: (n, 2)."""
+    """The rank of the true tail, then of the true head, among all entities (1 = best), other
+    ``known`` facts left out: (n, 2).
+    """
     everyone = torch.arange(model.config.num_entities)
     found = []
     for head, relation, tail in triples.tolist():
-        row = []
-        for true, distances, fact in (
-            (tail, model.distance(torch.tensor([head]), torch.tensor([relation]), everyone), lambda e: (head, relation, e)),  # noqa: B023
-            (head, model.distance(everyone, torch.tensor([relation]), torch.tensor([tail])), lambda e: (e, relation, tail)),  # noqa: B023
-        ):
-            closer = (distances < distances[true]).nonzero().flatten().tolist()
-            row.append(1 + sum(fact(e) not in known for e in closer))
+        h, r, o = (torch.tensor([one]) for one in (head, relation, tail))
+        tails, heads = model.distance(h, r, everyone), model.distance(everyone, r, o)
+        closer_tails = (tails < tails[tail]).nonzero().flatten().tolist()
+        closer_heads = (heads < heads[head]).nonzero().flatten().tolist()
+        row = [
+            1 + sum((head, relation, e) not in known for e in closer_tails),
+            1 + sum((e, relation, tail) not in known for e in closer_heads),
+        ]
         found.append(row)
     return torch.tensor(found).reshape(-1, 2)
 

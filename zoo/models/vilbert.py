@@ -1,17 +1,20 @@
-"""ViLBERT (Lu et al., 2019): two streams, words and regions, that look at each other in co-attention blocks; 12-in-1 (Lu et al., 2020).
+"""ViLBERT (Lu et al., 2019): two streams, words and regions, that look at each other in
+co-attention blocks; 12-in-1 (Lu et al., 2020).
 
-    text_0  = norm(token + position + segment)                     image_0 = norm(W_f f + W_l l)          l: x1, y1, x2, y2, area, relative
+    text_0  = norm(token + position + segment)      image_0 = norm(W_f f + W_l l)      l: x1, y1, x2, y2, area, relative
     text'   = norm(text + W MHA(q = text, kv = image)),            image'  = norm(image + W MHA(q = image, kv = text))          co-attention
               then a feed-forward each; between them each stream runs plain blocks of its own
     pooled  = relu(W_t text_first) * relu(W_v image_first)         or their sum: ``fusion``
 
-Connection k stands before text block ``text_connections[k]`` and image block ``image_connections[k]``; its attention works at width
-``co_hidden_size``. 12-in-1 puts a task's row between the first and the second token, behind the sum and before the norm.
+Connection k stands before text block ``text_connections[k]`` and image block
+``image_connections[k]``; its attention works at width ``co_hidden_size``. 12-in-1 puts a task's row
+between the first and the second token, behind the sum and before the norm.
 
-Traps: the pooler is ReLU, not tanh. Region 0 is the whole picture (box 0, 0, 1, 1, 1; MMF's checkpoints have none). The first connection
-meets the bare region embeddings. Matching label 0 = the caption belongs to the picture. The region head uses the *text's* activation. With
-task tokens all results of the text are one longer than the input, and a text starts in the first column. ``dynamic_attention``: the mean
-of the text scales queries and keys of image blocks.
+Traps: the pooler is ReLU, not tanh. Region 0 is the whole picture (box 0, 0, 1, 1, 1; MMF's
+checkpoints have none). The first connection meets the bare region embeddings. Matching label 0 =
+the caption belongs to the picture. The region head uses the *text's* activation. With task tokens
+all results of the text are one longer than the input, and a text starts in the first column.
+``dynamic_attention``: the mean of the text scales queries and keys of image blocks.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ class ViLBertConfig(Config):
     dynamic_attention: bool = False
     fusion: str = "mul"
     num_tasks: int = 0  # rows of the task table; 0: no task token
-    region_target_size: int = 1601  # what a masked region is predicted as: the detector's classes, or the feature's width
+    region_target_size: int = (
+        1601  # what a masked region is predicted as: the detector's classes, or the feature's width
+    )
     dropout: float = free(0.1)
     attention_dropout: float = free(0.1)
     image_dropout: float = free(0.1)
@@ -89,8 +94,19 @@ class ViLBertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "hidden_size", "num_layers", "intermediate_size", "max_positions", "num_segments", "visual_size")
-        check_positive(self, "box_size", "image_hidden_size", "image_num_layers", "image_intermediate_size", "co_hidden_size")
+        check_positive(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "intermediate_size",
+            "max_positions",
+            "num_segments",
+            "visual_size",
+        )
+        check_positive(
+            self, "box_size", "image_hidden_size", "image_num_layers", "image_intermediate_size", "co_hidden_size"
+        )
         check_positive(self, "region_target_size")
         check_heads(self.hidden_size, self.num_heads)
         check_heads(self.image_hidden_size, self.image_num_heads, "image_hidden_size", "image_num_heads")
@@ -100,7 +116,8 @@ class ViLBertConfig(Config):
         check_choice("fusion", self.fusion, ("mul", "sum"))
         if len(self.text_connections) != len(self.image_connections) or not self.text_connections:
             raise ConfigError(
-                f"text_connections={self.text_connections} and image_connections={self.image_connections} must be pairs, and at least one"
+                f"text_connections={self.text_connections} and image_connections={self.image_connections} must be "
+                "pairs, and at least one"
             )
         for name, layers in (("text_connections", self.num_layers), ("image_connections", self.image_num_layers)):
             at = getattr(self, name)
@@ -118,7 +135,9 @@ class ViLBertConfig(Config):
 
 
 class TaskEmbeddings(TextEmbeddings):
-    """``norm`` of the text's sums, with the task's row, which has neither position nor segment, after the first token."""
+    """``norm`` of the text's sums, with the task's row, which has neither position nor segment,
+    after the first token.
+    """
 
     def __init__(self, c: ViLBertConfig) -> None:
         norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
@@ -132,7 +151,10 @@ class TaskEmbeddings(TextEmbeddings):
                 raise InputError("this model has no task tokens (config.num_tasks = 0); leave task_type_ids out")
             return self.dropout(self.norm(x))
         if task_type_ids is None:
-            raise InputError(f"this model was trained with task tokens; give task_type_ids (batch,) in 0..{self.task.num_embeddings - 1}")
+            raise InputError(
+                "this model was trained with task tokens; give task_type_ids (batch,) in "
+                f"0..{self.task.num_embeddings - 1}"
+            )
         ids = task_type_ids.reshape(-1, 1)
         check_ids(ids, self.task.num_embeddings, "task_type_ids")
         rows = self.task(ids).expand(x.shape[0], -1, -1)  # (batch, 1, hidden)
@@ -156,7 +178,9 @@ class RegionEmbeddings(nn.Module):
 
 
 class GatedAttention(Attention):
-    """Self-attention whose queries and keys another stream scales: ``q · (1 + sigmoid(W s + b))`` with s a vector for the whole row."""
+    """Self-attention whose queries and keys another stream scales: ``q · (1 + sigmoid(W s + b))``
+    with s a vector for the whole row.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int, gate_size: int, *, dropout: float = 0.0) -> None:
         super().__init__(hidden_size, num_heads, dropout=dropout)
@@ -181,14 +205,18 @@ class GatedAttention(Attention):
 
 
 class GatedBlock(EncoderBlock):
-    """An encoder block of one stream whose attention the mean of another stream scales (ViLBERT's dynamic attention)."""
+    """An encoder block of one stream whose attention the mean of another stream scales (ViLBERT's
+    dynamic attention).
+    """
 
     attention: GatedAttention
 
     def forward(  # type: ignore[override]
         self, x: Tensor, other: Tensor, padding: Padding, other_padding: Padding, trace: Trace | None = None
     ) -> Tensor:
-        """x (batch, length, hidden), other (batch, other length, gate size), or both packed -> like x."""
+        """x (batch, length, hidden), other (batch, other length, gate size), or both packed -> like
+        x.
+        """
         mean = real_mean(other, other_padding)
         x = self.residual(x, lambda y: self.attention.gated(y, mean, padding, trace), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
@@ -203,7 +231,9 @@ def real_mean(x: Tensor, padding: Padding) -> Tensor:
 
 
 def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:
-    """A connection: queries of one stream, keys and values of the other, at width ``co_hidden_size``."""
+    """A connection: queries of one stream, keys and values of the other, at width
+    ``co_hidden_size``.
+    """
     head = c.co_hidden_size // c.co_num_heads
 
     def side(own: int, other: int, inner: int, activation: str, attention_dropout: float, dropout: float) -> Side:
@@ -246,14 +276,14 @@ def image_block(c: ViLBertConfig) -> nn.Module:
 
 class ViLBert(VisionLanguageModel):
     Config = ViLBertConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
         "masked_region": lambda c: RegionHead(c.image_hidden_size, c.region_target_size, c.activation, c.norm_eps),
         "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
     }
-    task_heads = {  # noqa: RUF012
+    task_heads = {
         "visual_question_answering": lambda c, n: AnswerHead(c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }
@@ -299,10 +329,12 @@ class ViLBert(VisionLanguageModel):
     ) -> Streams:
         """Encode texts and the regions of their pictures.
 
-        visual_features: (batch, regions, visual size). visual_boxes: (batch, regions, box size), see `zoo.regions`. visual_mask: (batch,
-        regions), 1/True = a real region. task_type_ids: (batch,) int, for models with task tokens. One text with many pictures runs through
-        its own first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with the picture running fast. lengths,
-        visual_lengths: real tokens and regions per row, where these stand first.
+        visual_features: (batch, regions, visual size). visual_boxes: (batch, regions, box size),
+        see `zoo.regions`. visual_mask: (batch, regions), 1/True = a real region. task_type_ids:
+        (batch,) int, for models with task tokens. One text with many pictures runs through its own
+        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with
+        the picture running fast. lengths, visual_lengths: real tokens and regions per row, where
+        these stand first.
         """
         if visual_features is None or visual_boxes is None:
             raise InputError("this model reads pictures: give visual_features and visual_boxes")
@@ -311,18 +343,29 @@ class ViLBert(VisionLanguageModel):
         batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
         check_features(visual_features, batch, self.config.visual_size, "visual_features")
         check_features(visual_boxes, batch, self.config.box_size, "visual_boxes")
-        x = {"text": self.embeddings.with_task(text, task_type_ids), "image": self.image_embeddings(visual_features, visual_boxes)}
+        x = {
+            "text": self.embeddings.with_task(text, task_type_ids),
+            "image": self.image_embeddings(visual_features, visual_boxes),
+        }
         mask, lengths = self.with_task(attention_mask, lengths)
         pack, device = not output_attentions, text.device
         of = {
             "text": Padding.of(mask, tuple(x["text"].shape[:2]), lengths=lengths, pack=pack, device=device),
             "image": Padding.of(
-                visual_mask, tuple(x["image"].shape[:2]), lengths=visual_lengths, pack=pack, name="visual_mask", device=device
+                visual_mask,
+                tuple(x["image"].shape[:2]),
+                lengths=visual_lengths,
+                pack=pack,
+                name="visual_mask",
+                device=device,
             ),
         }
         way = Journey(x, of, hidden_states=output_hidden_states, attentions=output_attentions)
         way.go(self.encoder, all_pairs=all_pairs)
-        text_pooled, image_pooled = self.text_pooler(way.first("text")), self.image_pooler(way.first("image"))  # (batch, co hidden)
+        text_pooled, image_pooled = (
+            self.text_pooler(way.first("text")),
+            self.image_pooler(way.first("image")),
+        )  # (batch, co hidden)
         return Streams(
             text=Encoded(way.x["text"], text_pooled, *way.kept("text")),
             image=Encoded(way.x["image"], image_pooled, *way.kept("image")),
@@ -330,20 +373,26 @@ class ViLBert(VisionLanguageModel):
             cross_attentions=way.across(("text", "image"), ("image", "text")),
         )
 
-    def with_task(self, mask: Tensor | None, lengths: Sequence[int] | None) -> tuple[Tensor | None, Sequence[int] | None]:
+    def with_task(
+        self, mask: Tensor | None, lengths: Sequence[int] | None
+    ) -> tuple[Tensor | None, Sequence[int] | None]:
         """The text's mask and lengths, a real token longer where the model has task tokens."""
         if not self.config.num_tasks:
             return mask, lengths
         if mask is not None:
             if mask.dim() != 2:
-                raise InputError(f"attention_mask must be (batch, length) for a model with task tokens, got {tuple(mask.shape)}")
+                raise InputError(
+                    f"attention_mask must be (batch, length) for a model with task tokens, got {tuple(mask.shape)}"
+                )
             mask = torch.cat([mask[:, :1], mask.new_ones(mask.shape[0], 1), mask[:, 1:]], 1)
         return mask, None if lengths is None else [n + 1 for n in lengths]
 
     def word_padding(self, given: Mapping[str, Any], encoded: Streams) -> Padding:
         assert encoded.text is not None
         rows, length = encoded.text.last_hidden_state.shape[:2]
-        mask, lengths = self.with_task(given.get("attention_mask"), given.get("lengths"))  # one text, or each, may have met many pictures
+        mask, lengths = self.with_task(
+            given.get("attention_mask"), given.get("lengths")
+        )  # one text, or each, may have met many pictures
         mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
         lengths = None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
         return Padding.of(mask, (rows, length), lengths=lengths, device=encoded.text.last_hidden_state.device)

@@ -1,16 +1,17 @@
 """VisualBERT (Li et al., 2019): one BERT over words and image regions.
 
-    text_t   = token + segment + position                       region_r = W f_r + b + visual segment + visual position_0
+    text_t   = token + segment + position            region_r = W f_r + b + visual segment + visual position_0
     h_0      = norm([text ; regions])                           one norm over both, text first
     h        = BERT's blocks over the joint sequence,           pooled = tanh(W_p h_first)
 
-With words aligned to regions (VCR): region_r += mean of the *text* positions of its words. ``bypass``: the blocks read the text alone, then
-one more block reads [encoded text ; regions].
+With words aligned to regions (VCR): region_r += mean of the *text* positions of its words.
+``bypass``: the blocks read the text alone, then one more block reads [encoded text ; regions].
 
-Differs from BERT: regions are further tokens; boxes are not used (Flickr30k's files append them to the features). Traps: every region takes
-visual position 0. The authors' loaders give regions segment 0, the Hugging Face port gives 1 where the caller says nothing:
-``visual_segment`` keeps what a layout means. Matching label 1 = the caption belongs to the image. The answer to a question is read at the
-word before the last [SEP], where the authors put a [MASK], not at the pooled vector.
+Differs from BERT: regions are further tokens; boxes are not used (Flickr30k's files append them to
+the features). Traps: every region takes visual position 0. The authors' loaders give regions
+segment 0, the Hugging Face port gives 1 where the caller says nothing: ``visual_segment`` keeps
+what a layout means. Matching label 1 = the caption belongs to the image. The answer to a question
+is read at the word before the last [SEP], where the authors put a [MASK], not at the pooled vector.
 """
 
 from __future__ import annotations
@@ -57,12 +58,23 @@ class VisualBertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "num_segments")
+        check_positive(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "intermediate_size",
+            "max_positions",
+            "num_segments",
+        )
         check_positive(self, "visual_size")
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
         if not 0 <= self.visual_segment < self.num_segments:
-            raise ConfigError(f"visual_segment={self.visual_segment} must lie in 0..{self.num_segments - 1} (num_segments)")
+            raise ConfigError(
+                f"visual_segment={self.visual_segment} must lie in 0..{self.num_segments - 1} (num_segments)"
+            )
 
 
 class JointEmbeddings(TextEmbeddings):
@@ -77,7 +89,9 @@ class JointEmbeddings(TextEmbeddings):
         self.default_segment = c.visual_segment
 
     def join(self, text: Tensor, features: Tensor | None, segments: Tensor | None, alignment: Tensor | None) -> Tensor:
-        """The text's sum (batch, length, hidden) and the regions' features -> (batch, length + regions, hidden)."""
+        """The text's sum (batch, length, hidden) and the regions' features -> (batch, length +
+        regions, hidden).
+        """
         parts = [text] if features is None else [text, self.regions(features, segments, alignment)]
         return self.dropout(self.norm(torch.cat(parts, 1)))
 
@@ -94,16 +108,20 @@ class JointEmbeddings(TextEmbeddings):
         return x if alignment is None else x + self.aligned(alignment)
 
     def aligned(self, alignment: Tensor) -> Tensor:
-        """Mean of the positions of each region's words, (batch, regions, words) with -1 = no word -> (batch, regions, hidden)."""
+        """Mean of the positions of each region's words, (batch, regions, words) with -1 = no word
+        -> (batch, regions, hidden).
+        """
         real = alignment >= 0
         check_ids(alignment.clamp(min=0).flatten(1), self.position.num_embeddings, "image_text_alignment")
-        positions = self.position(alignment.clamp(min=0)).masked_fill(~real.unsqueeze(3), 0)  # (batch, regions, words, hidden)
+        positions = self.position(alignment.clamp(min=0)).masked_fill(
+            ~real.unsqueeze(3), 0
+        )  # (batch, regions, words, hidden)
         return positions.sum(2) / real.sum(2, keepdim=True).clamp(min=1)
 
 
 class VisualBert(VisionLanguageModel):
     Config = VisualBertConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
@@ -141,12 +159,14 @@ class VisualBert(VisionLanguageModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Joint:
-        """Encode texts and the regions of their pictures; the result holds the text's positions first, then the regions'.
+        """Encode texts and the regions of their pictures; the result holds the text's positions
+        first, then the regions'.
 
-        visual_features: (batch, regions, visual size), or None for text alone. visual_mask: (batch, regions), 1/True = a real region.
-        visual_token_type_ids: (batch, regions) int, where None means ``config.visual_segment``. image_text_alignment: (batch, regions,
-        words) int, the places of a region's words in the text, -1 = none. visual_lengths: real regions per row, where these stand first.
-        The other arguments are BERT's.
+        visual_features: (batch, regions, visual size), or None for text alone. visual_mask: (batch,
+        regions), 1/True = a real region. visual_token_type_ids: (batch, regions) int, where None
+        means ``config.visual_segment``. image_text_alignment: (batch, regions, words) int, the
+        places of a region's words in the text, -1 = none. visual_lengths: real regions per row,
+        where these stand first. The other arguments are BERT's.
         """
         trace = Trace(output_hidden_states, output_attentions)
         text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
@@ -154,7 +174,9 @@ class VisualBert(VisionLanguageModel):
         grid, length = (text.shape[0], text.shape[1]), text.shape[1]
         if visual_features is not None:
             check_features(visual_features, text.shape[0], self.config.visual_size, "visual_features")
-        x = self.embeddings.join(text, visual_features, visual_token_type_ids, image_text_alignment)  # (batch, length + regions, hidden)
+        x = self.embeddings.join(
+            text, visual_features, visual_token_type_ids, image_text_alignment
+        )  # (batch, length + regions, hidden)
         regions = None if visual_features is None else visual_features.shape[1]
         real = self.joint_mask(attention_mask, visual_mask, grid, regions, lengths, visual_lengths)
         joint = Padding.of(real, (x.shape[0], x.shape[1]), pack=not output_attentions, device=x.device)
@@ -187,11 +209,16 @@ class VisualBert(VisionLanguageModel):
         lengths: Sequence[int] | None,
         visual_lengths: Sequence[int] | None,
     ) -> Tensor | None:
-        """What is real of text and regions as one (batch, length + regions) bool; None where all is. On the CPU where lengths say it."""
+        """What is real of text and regions as one (batch, length + regions) bool; None where all
+        is. On the CPU where lengths say it.
+        """
         if regions is None and not (visual_mask is None and visual_lengths is None):
             raise InputError("visual_mask was given without visual_features")
         if attention_mask is not None and attention_mask.dim() == 3 and regions is not None:
-            raise InputError("attention_mask must be (batch, length) here: a matrix can't say what words and regions see of each other")
+            raise InputError(
+                "attention_mask must be (batch, length) here: a matrix can't say what words and regions see of each "
+                "other"
+            )
         text = attention_mask if lengths is None else first_columns(lengths, grid)
         if regions is None:
             return text

@@ -1,15 +1,18 @@
-"""XLM (Lample and Conneau, 2019): one encoder for many languages, pre-trained by masked, next or translated words (MLM, CLM, TLM).
+"""XLM (Lample and Conneau, 2019): one encoder for many languages, pre-trained by masked, next or
+translated words (MLM, CLM, TLM).
 
     h_0 = 1[real] · norm(token + position + language)
     a   = norm(h + MHA(h)),   h' = 1[real] · norm(a + W_2 gelu(W_1 a))       post-norm, eps 1e-12, W_1 of width 4 d
-    scores = E h + b                                                        the token table E itself, no transform before it
+    scores = E h + b            the token table E itself, no transform before it
 
-Differs from BERT: a vector for each token's language instead of its segment, no pooler, rows of padding are zeros at every depth, a causal
-variant (CLM), fixed sinusoidal positions as a choice. TLM is MLM on two translations in one text: positions begin again at 0 with the
-second, each half has its language (`zoo.data.collate.TranslationLMCollator`).
-Traps: the models for 17 and 100 languages have no language embedding. A text stands between two </s> (id 1), never <s>, in the
-original code; the Hugging Face tokenizer begins with <s>, and so gives other outputs. A causal model's labels are not shifted here: the
-collator writes the next word. The causal original does not hide padding to the left of a token from it; here padding is always hidden.
+Differs from BERT: a vector for each token's language instead of its segment, no pooler, rows of
+padding are zeros at every depth, a causal variant (CLM), fixed sinusoidal positions as a choice.
+TLM is MLM on two translations in one text: positions begin again at 0 with the second, each half
+has its language (`zoo.data.collate.TranslationLMCollator`). Traps: the models for 17 and 100
+languages have no language embedding. A text stands between two </s> (id 1), never <s>, in the
+original code; the Hugging Face tokenizer begins with <s>, and so gives other outputs. A causal
+model's labels are not shifted here: the collator writes the next word. The causal original does not
+hide padding to the left of a token from it; here padding is always hidden.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ class XlmConfig(Config):
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
         if self.languages and len(self.languages) != self.num_languages:
-            raise ConfigError(f"languages names {len(self.languages)} languages, num_languages={self.num_languages}; name all or none")
+            raise ConfigError(
+                f"languages names {len(self.languages)} languages, num_languages={self.num_languages}; name all or none"
+            )
 
     @property
     def intermediate_size(self) -> int:
@@ -84,17 +89,23 @@ class Table(nn.Embedding):
 
 
 class XlmEmbeddings(TextEmbeddings):
-    """``dropout(norm(token[t] + position[p] + language[l]))``; no language table where the model does not tell languages apart."""
+    """``dropout(norm(token[t] + position[p] + language[l]))``; no language table where the model
+    does not tell languages apart.
+    """
 
     position: nn.Module  # type: ignore[assignment]
 
     def __init__(self, c: XlmConfig) -> None:
-        super().__init__(c.vocab_size, c.hidden_size, c.max_positions, 0, nn.LayerNorm(c.hidden_size, c.norm_eps), dropout=c.dropout)
+        super().__init__(
+            c.vocab_size, c.hidden_size, c.max_positions, 0, nn.LayerNorm(c.hidden_size, c.norm_eps), dropout=c.dropout
+        )
         std = c.hidden_size**-0.5 if c.embedding_range is None else c.embedding_range
         self.token = Table(c.vocab_size, c.hidden_size, std)
         sinusoidal = SinusoidalPositions(c.max_positions, c.hidden_size) if c.sinusoidal_positions else None
         self.position = sinusoidal or Table(c.max_positions, c.hidden_size, std)
-        self.language = LanguageEmbedding(c.num_languages, c.hidden_size, c.languages, std) if c.tells_languages else None
+        self.language = (
+            LanguageEmbedding(c.num_languages, c.hidden_size, c.languages, std) if c.tells_languages else None
+        )
 
     def forward(
         self,
@@ -104,7 +115,9 @@ class XlmEmbeddings(TextEmbeddings):
         inputs_embeds: Tensor | None = None,
         language_ids: Languages | None = None,
     ) -> Tensor:
-        """As `TextEmbeddings`, and ``language_ids`` as `LanguageEmbedding` takes them -> (batch, length, hidden)."""
+        """As `TextEmbeddings`, and ``language_ids`` as `LanguageEmbedding` takes them -> (batch,
+        length, hidden).
+        """
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         x = tokens + self.positions(position_ids, tokens) + self.segments(token_type_ids, tokens)
         if self.language is None:
@@ -140,7 +153,7 @@ def xlm_block(c: XlmConfig) -> XlmBlock:
 class Xlm(TextEncoder):
     Config = XlmConfig
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "language_ids", "position_ids")
-    heads = {"masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings)}  # noqa: RUF012
+    heads = {"masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings)}
 
     def __init__(self, config: XlmConfig) -> None:
         super().__init__(config)
@@ -161,14 +174,19 @@ class Xlm(TextEncoder):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """As `TextEncoder`, and ``language_ids``: (batch, length) int, or a language's name or id, or one for each text.
+        """As `TextEncoder`, and ``language_ids``: (batch, length) int, or a language's name or id,
+        or one for each text.
 
-        A model that tells languages apart refuses to run without them; another takes them and warns that it ignores them. There are no
-        segments: token_type_ids other than 0 are refused.
+        A model that tells languages apart refuses to run without them; another takes them and warns
+        that it ignores them. There are no segments: token_type_ids other than 0 are refused.
         """
         trace = Trace(output_hidden_states, output_attentions)
-        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, language_ids)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        x = self.embeddings(
+            input_ids, token_type_ids, position_ids, inputs_embeds, language_ids
+        )  # (batch, length, hidden)
+        padding = Padding.of(
+            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         mask = padding.mask & causal() if self.config.causal else padding.mask
         x = zero_padding(padding.pack(x), mask)  # (tokens, hidden) where the batch has padding
         trace.hidden(x)

@@ -1,10 +1,12 @@
-"""XLM-R XL and XXL (Goyal et al., 2021): XLM-R with its norms before the sublayers, so that it can be deep and wide.
+"""XLM-R XL and XXL (Goyal et al., 2021): XLM-R with its norms before the sublayers, so that it can
+be deep and wide.
 
     h_0 = token + position[p] + segment_0                         no norm
     a   = h + MHA(norm(h)),   h' = a + W_2 gelu(W_1 norm(a))        pre-norm, eps 1e-5
     result = norm(h_L)
 
-Differs from XLM-R in this alone. Trap: the hidden states between blocks are not normalized, the last one is.
+Differs from XLM-R in this alone. Trap: the hidden states between blocks are not normalized, the
+last one is.
 """
 
 from __future__ import annotations
@@ -43,7 +45,12 @@ def pre_norm_block(c: RobertaConfig) -> EncoderBlock:
 
 class XlmRobertaXl(TextEncoder):
     Config = XlmRobertaXlConfig
-    heads, task_heads, reads_first, exceptions = Roberta.heads, Roberta.task_heads, Roberta.reads_first, Roberta.exceptions
+    heads, task_heads, reads_first, exceptions = (
+        Roberta.heads,
+        Roberta.task_heads,
+        Roberta.reads_first,
+        Roberta.exceptions,
+    )
 
     def __init__(self, config: XlmRobertaXlConfig) -> None:
         super().__init__(config)
@@ -67,7 +74,9 @@ class XlmRobertaXl(TextEncoder):
         """As `TextEncoder`; the last hidden state is the normalized result."""
         trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        padding = Padding.of(
+            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         x = padding.pack(x)  # (tokens, hidden) where the batch has padding
         trace.hidden(x)
         x = padding.unpack(self.norm(self.encoder(x, padding.mask, None, trace)))  # (batch, length, hidden)

@@ -1,12 +1,14 @@
-"""XLM's encoder-decoder (Lample and Conneau, 2019): two XLMs, of which the second also looks at what the first has read.
+"""XLM's encoder-decoder (Lample and Conneau, 2019): two XLMs, of which the second also looks at
+what the first has read.
 
     m   = Xlm(source)                                                       its own embeddings, languages, blocks
     a   = norm(h + MHA(h; causal)),   c = norm(a + MHA(a, m)),   h' = 1[real] · norm(c + W_2 gelu(W_1 c))
     scores = E h + b                                                        E: the decoder's own token table
 
-Each side has its full set of tables, so that both can start from one pre-trained XLM; nothing is shared between them. A translation begins
-with </s> in the target language and ends with the next </s> (`zoo.generate`). Traps: the encoder's file holds a prediction layer too,
-which translating never uses (the head ``masked_lm``). Labels are the words that follow: at place t the word at t + 1.
+Each side has its full set of tables, so that both can start from one pre-trained XLM; nothing is
+shared between them. A translation begins with </s> in the target language and ends with the next
+</s> (`zoo.generate`). Traps: the encoder's file holds a prediction layer too, which translating
+never uses (the head ``masked_lm``). Labels are the words that follow: at place t the word at t + 1.
 """
 
 from __future__ import annotations
@@ -50,7 +52,11 @@ def decoder_block(c: XlmConfig) -> XlmDecoderBlock:
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         FeedForward(c.hidden_size, c.intermediate_size, c.activation),
-        (nn.LayerNorm(c.hidden_size, c.norm_eps), nn.LayerNorm(c.hidden_size, c.norm_eps), nn.LayerNorm(c.hidden_size, c.norm_eps)),
+        (
+            nn.LayerNorm(c.hidden_size, c.norm_eps),
+            nn.LayerNorm(c.hidden_size, c.norm_eps),
+            nn.LayerNorm(c.hidden_size, c.norm_eps),
+        ),
         dropout=c.dropout,
     )
 
@@ -64,7 +70,9 @@ class XlmDecoder(nn.Module):
         self.blocks = nn.ModuleList(decoder_block(c) for _ in range(c.num_layers))
 
     def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace) -> Tensor:
-        """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like x."""
+        """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like
+        x.
+        """
         x = zero_padding(x, mask)
         trace.hidden(x)
         for block in self.blocks:
@@ -85,7 +93,7 @@ class XlmTranslation(Xlm):
         "decoder_language_ids",
         "decoder_position_ids",
     )
-    heads = {  # noqa: RUF012
+    heads = {
         "language_model": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
         "masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
     }
@@ -115,8 +123,9 @@ class XlmTranslation(Xlm):
     ) -> Seq2Seq:
         """Encode a batch of sources, and decode their translations as far as they are given.
 
-        input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same shapes, 1/True = a real token; languages
-        as `Xlm` takes them. -> the decoder's states (batch, target length, hidden), the encoder's under ``encoder``.
+        input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same
+        shapes, 1/True = a real token; languages as `Xlm` takes them. -> the decoder's states
+        (batch, target length, hidden), the encoder's under ``encoder``.
         """
         shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         encoded = self.encode(input_ids, attention_mask, language_ids, position_ids, **shown)
@@ -164,11 +173,17 @@ class XlmTranslation(Xlm):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Seq2Seq:
-        """What the second makes of ``memory``, the encoder's states (batch, length, hidden); ``attention_mask`` is the source's."""
+        """What the second makes of ``memory``, the encoder's states (batch, length, hidden);
+        ``attention_mask`` is the source's.
+        """
         trace = Trace(output_hidden_states, output_attentions)
-        x = self.decoder.embeddings(decoder_input_ids, None, decoder_position_ids, None, decoder_language_ids)  # (batch, length, hidden)
+        x = self.decoder.embeddings(
+            decoder_input_ids, None, decoder_position_ids, None, decoder_language_ids
+        )  # (batch, length, hidden)
         source = Padding.of(attention_mask, (memory.shape[0], memory.shape[1]), pack=not output_attentions)
-        target = Padding.of(decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask")
+        target = Padding.of(
+            decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask"
+        )
         source, target = together(source, target)
         x = self.decoder(target.pack(x), source.pack(memory), target.mask & causal(), between(target, source), trace)
         cross = trace.cross_maps()

@@ -1,13 +1,17 @@
-"""ZEN (Diao et al., 2020): a Chinese BERT over characters, beside it an encoder over the n-grams that occur in the text.
+"""ZEN (Diao et al., 2020): a Chinese BERT over characters, beside it an encoder over the n-grams
+that occur in the text.
 
     g_0 = norm(ngram + segment)                       the n-grams are a set: no positions
     h   = block_i(h);   g = ngram_block_i(g) while there is one (6 of 12 layers);   h_{i+1} = h + M g
 
-M[t, j] = 1 where n-gram j covers character t. The sum is not divided, no norm follows it, and past the n-gram encoder's last layer its
-states are added again in every layer. `zoo.data.knowledge.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator` makes the batch.
+M[t, j] = 1 where n-gram j covers character t. The sum is not divided, no norm follows it, and past
+the n-gram encoder's last layer its states are added again in every layer.
+`zoo.data.knowledge.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator`
+makes the batch.
 
-Traps: the scripts that fine-tuned the released models handed over neither masks nor segments: padding, of characters and of n-grams, was
-seen. Leave the masks out to have that. Their tagger with 38 labels moves the first pieces of words to the front: `valid_first`.
+Traps: the scripts that fine-tuned the released models handed over neither masks nor segments:
+padding, of characters and of n-grams, was seen. Leave the masks out to have that. Their tagger with
+38 labels moves the first pieces of words to the front: `valid_first`.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ class ZenConfig(BertConfig):
         assert self.num_ngram_layers is not None
         check_positive(self, "num_ngrams")
         if not 0 <= self.num_ngram_layers <= self.num_layers:
-            raise ConfigError(f"num_ngram_layers={self.num_ngram_layers} must lie between 0 and num_layers={self.num_layers}")
+            raise ConfigError(
+                f"num_ngram_layers={self.num_ngram_layers} must lie between 0 and num_layers={self.num_layers}"
+            )
 
 
 class NGramEmbeddings(nn.Module):
@@ -70,9 +76,17 @@ class ZenStack(Stack):
     """The character encoder, to each of whose layers n-grams are added."""
 
     def beside(
-        self, x: Tensor, grams: Tensor, cover: Tensor, ngram_blocks: Stack | None, of: tuple[Padding, Padding], traces: tuple[Trace, Trace]
+        self,
+        x: Tensor,
+        grams: Tensor,
+        cover: Tensor,
+        ngram_blocks: Stack | None,
+        of: tuple[Padding, Padding],
+        traces: tuple[Trace, Trace],
     ) -> tuple[Tensor, Tensor]:
-        """x and grams: rows as their paddings pack them; cover (batch, length, n-grams), 1 where one covers a character -> both."""
+        """x and grams: rows as their paddings pack them; cover (batch, length, n-grams), 1 where
+        one covers a character -> both.
+        """
         (padding, ngrams), (trace, ngram_trace) = of, traces
         there = len(ngram_blocks.plan) if ngram_blocks is not None else 0
         for layer, index in enumerate(self.plan):
@@ -88,21 +102,23 @@ class ZenStack(Stack):
 
 class Zen(TextEncoder):
     Config = ZenConfig
-    heads = {  # noqa: RUF012
+    heads = {
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     inputs = (*TEXT_INPUTS, "ngram_ids", "ngram_positions", "ngram_mask", "ngram_token_type_ids")
-    exceptions = {"gradients": "a text in which no n-gram was found teaches nothing to the n-gram encoder"}  # noqa: RUF012
+    exceptions = {"gradients": "a text in which no n-gram was found teaches nothing to the n-gram encoder"}
     encoder: ZenStack
 
     def __init__(self, config: ZenConfig) -> None:
         super().__init__(config)
         c = config
         norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
+        self.embeddings = TextEmbeddings(
+            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
+        )
         self.encoder = ZenStack([self._block(c) for _ in range(c.num_layers)])
         self.ngram_embeddings = NGramEmbeddings(c)
         self.ngram_encoder = Stack([self._block(c) for _ in range(c.num_ngram_layers)]) if c.num_ngram_layers else None
@@ -128,18 +144,26 @@ class Zen(TextEncoder):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """As `TextEncoder`, and the n-grams of each text: ``ngram_ids`` and ``ngram_token_type_ids`` (batch, n-grams) int,
-        ``ngram_positions`` (batch, length, n-grams), 1/True where one covers a character, ``ngram_mask`` (batch, n-grams), 1/True = real.
-        The result's ``entity`` is the n-grams' stream; without n-grams the model is a BERT.
+        """As `TextEncoder`, and the n-grams of each text: ``ngram_ids`` and
+        ``ngram_token_type_ids`` (batch, n-grams) int, ``ngram_positions`` (batch, length, n-grams),
+        1/True where one covers a character, ``ngram_mask`` (batch, n-grams), 1/True = real. The
+        result's ``entity`` is the n-grams' stream; without n-grams the model is a BERT.
         """
-        trace, ngram_trace = Trace(output_hidden_states, output_attentions), Trace(output_hidden_states, output_attentions)
+        trace, ngram_trace = (
+            Trace(output_hidden_states, output_attentions),
+            Trace(output_hidden_states, output_attentions),
+        )
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        padding = Padding.of(
+            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         x = padding.pack(x)  # (tokens, hidden) where the batch has padding
         trace.hidden(x)
         if ngram_ids is None:
             if ngram_positions is not None or ngram_mask is not None or ngram_token_type_ids is not None:
-                raise InputError("ngram_positions, ngram_mask and ngram_token_type_ids speak of ngram_ids, which were not given")
+                raise InputError(
+                    "ngram_positions, ngram_mask and ngram_token_type_ids speak of ngram_ids, which were not given"
+                )
             x = padding.unpack(self.encoder(x, padding.mask, None, trace))
             pooled = None if self.pooler is None else self.pooler(padding.first(x))
             return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
@@ -161,13 +185,16 @@ def covered(ngram_positions: Tensor | None, shape: tuple[int, int, int]) -> Tens
     if ngram_positions is None or tuple(ngram_positions.shape) != shape:
         got = None if ngram_positions is None else tuple(ngram_positions.shape)
         raise InputError(
-            f"ngram_positions must be (batch, length, n-grams) = {shape}, 1/True where an n-gram covers a character, got {got}"
+            f"ngram_positions must be (batch, length, n-grams) = {shape}, 1/True where an n-gram covers a character, "
+            f"got {got}"
         )
     return ngram_positions != 0
 
 
 def valid_first(hidden: Tensor, valid: Tensor) -> Tensor:
-    """The states (batch, length, hidden) of ``valid`` tokens moved to the front of their row, in their order, zeros behind them."""
+    """The states (batch, length, hidden) of ``valid`` tokens moved to the front of their row, in
+    their order, zeros behind them.
+    """
     order = (~valid.bool()).to(torch.int8).argsort(dim=1, stable=True)
     moved = hidden.gather(1, order.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
     there = torch.arange(valid.shape[1], device=valid.device) < valid.bool().sum(1, keepdim=True)

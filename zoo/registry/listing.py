@@ -22,8 +22,8 @@ def list_models(
 ) -> list[str]:
     """Names of registered variants in natural order. Imports no torch.
 
-    ``pattern``: shell wildcards. ``pretrained=True``: names with a tag for each checkpoint that has a source, matched with or without the
-    tag. ``task``: only models that the task fits.
+    ``pattern``: shell wildcards. ``pretrained=True``: names with a tag for each checkpoint that has
+    a source, matched with or without the tag. ``task``: only models that the task fits.
     """
     known = _all()
     if pillar is not None and pillar not in PILLARS:
@@ -37,7 +37,10 @@ def list_models(
     chosen: list[Variant] = [
         v
         for v in known.values()
-        if pillar in (None, v.pillar) and streams in (None, v.streams) and fusion in (None, v.fusion) and family in (None, v.family)
+        if pillar in (None, v.pillar)
+        and streams in (None, v.streams)
+        and fusion in (None, v.fusion)
+        and family in (None, v.family)
     ]
     if task is not None:
         pass

@@ -1,11 +1,13 @@
 """The catalogue: for every tag, where its public checkpoint lives, and what is known about it.
 
-Read from ``weights/<family>/sources.toml`` without torch. A record's name is ``variant.tag``; the first tag listed is the
-variant's default. ``[defaults]`` in a file holds what its records share. A source is a string, or a table with ``source`` and
-what differs for that source alone (``layout``, ``format``, ``config``, ``tokenizer``, ``files``, ``optional``, ``sha256``,
-``archive_sha256``, ``bytes``, ``unverified``).
+Read from ``weights/<family>/sources.toml`` without torch. A record's name is ``variant.tag``; the
+first tag listed is the variant's default. ``[defaults]`` in a file holds what its records share. A
+source is a string, or a table with ``source`` and what differs for that source alone (``layout``,
+``format``, ``config``, ``tokenizer``, ``files``, ``optional``, ``sha256``, ``archive_sha256``,
+``bytes``, ``unverified``).
 
-A hash is written only for bytes that somebody hashed; where nobody did, ``unverified = true`` and the first fetch notes what came.
+A hash is written only for bytes that somebody hashed; where nobody did, ``unverified = true`` and
+the first fetch notes what came.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ OPTIONS = frozenset({"rules", "level", "language"})  # words of a tokenizer's en
 class Record:
     """What is known about one public checkpoint.
 
-    ``files`` maps each file that the checkpoint needs, besides config and tokenizer, to its sha256 ("" = nobody hashed it);
-    ``optional`` names those that are taken along where a source has them. In ``tokenizer`` strings and lists of them are file names,
-    those of `OPTIONS` and anything else an option. ``config`` is the name of the file that holds it, or the foreign config itself; ``{}``
-    in a table, None here: the checkpoint holds its own.
+    ``files`` maps each file that the checkpoint needs, besides config and tokenizer, to its sha256
+    ("" = nobody hashed it); ``optional`` names those that are taken along where a source has them.
+    In ``tokenizer`` strings and lists of them are file names, those of `OPTIONS` and anything else
+    an option. ``config`` is the name of the file that holds it, or the foreign config itself;
+    ``{}`` in a table, None here: the checkpoint holds its own.
     """
 
     family: str
@@ -50,7 +53,9 @@ class Record:
     sha256: str | None = None
     archive_sha256: str | None = None
     task: str | None = None
-    detector: str | None = None  # whose region features it was trained on, a name of `zoo.data.regions.detectors.DETECTORS`
+    detector: str | None = (
+        None  # whose region features it was trained on, a name of `zoo.data.regions.detectors.DETECTORS`
+    )
     notes: str = ""
     per_source: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -68,7 +73,9 @@ class Record:
         named = dict.fromkeys([self.config] if isinstance(self.config, str) else [], "")
         for key, value in self.tokenizer.items():
             if key not in OPTIONS:
-                named |= dict.fromkeys([value] if isinstance(value, str) else value if isinstance(value, tuple | list) else [], "")
+                named |= dict.fromkeys(
+                    [value] if isinstance(value, str) else value if isinstance(value, tuple | list) else [], ""
+                )
         return named | dict(self.files)
 
 
@@ -90,14 +97,27 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "detector": (str,),
     "notes": (str,),
 }
-PER_SOURCE = ("layout", "format", "config", "tokenizer", "files", "optional", "sha256", "archive_sha256", "bytes", "unverified")
+PER_SOURCE = (
+    "layout",
+    "format",
+    "config",
+    "tokenizer",
+    "files",
+    "optional",
+    "sha256",
+    "archive_sha256",
+    "bytes",
+    "unverified",
+)
 
 
 def _checked(table: Mapping[str, Any], where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in allowed:
-            raise ConfigError(f"{where}: unknown field {key!r}; did you mean {', '.join(map(repr, closest(key, allowed)))}?")
+            raise ConfigError(
+                f"{where}: unknown field {key!r}; did you mean {', '.join(map(repr, closest(key, allowed)))}?"
+            )
         if not isinstance(value, FIELDS[key]) or (isinstance(value, bool) and bool not in FIELDS[key]):
             expected = " or ".join(kind.__name__ for kind in FIELDS[key])
             raise ConfigError(f"{where}: {key} = {value!r} is a {type(value).__name__}; it must be a {expected}")
@@ -108,7 +128,9 @@ def _checked(table: Mapping[str, Any], where: str, allowed: tuple[str, ...]) -> 
 
 
 def read_sources(path: Path) -> dict[str, Record]:
-    """The records of one ``sources.toml``, in the order of the file; the family is the folder's name."""
+    """The records of one ``sources.toml``, in the order of the file; the family is the folder's
+    name.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -119,7 +141,9 @@ def read_sources(path: Path) -> dict[str, Record]:
         for tag, table in tags.items() if isinstance(tags, dict) else ():
             where = f"{path} [{variant}.{tag}]"
             if not isinstance(table, dict) or not table.get("sources"):
-                raise ConfigError(f"{where}: needs sources = [...], the places where it can be had, in the order to try them")
+                raise ConfigError(
+                    f"{where}: needs sources = [...], the places where it can be had, in the order to try them"
+                )
             sources: list[str] = []
             per_source: dict[str, Mapping[str, Any]] = {}
             for entry in table.pop("sources"):
@@ -131,7 +155,14 @@ def read_sources(path: Path) -> dict[str, Record]:
                 if entry:
                     per_source[text] = _checked(entry, where, PER_SOURCE)
             values = defaults | _checked(table, where, tuple(FIELDS))
-            record = Record(family=path.parent.name, variant=variant, tag=tag, sources=tuple(sources), per_source=per_source, **values)
+            record = Record(
+                family=path.parent.name,
+                variant=variant,
+                tag=tag,
+                sources=tuple(sources),
+                per_source=per_source,
+                **values,
+            )
             found[record.name] = record
     return found
 
@@ -142,13 +173,18 @@ def _all_records(folder: Path) -> Mapping[str, Record]:
     for path in sorted(folder.glob("*/sources.toml")):
         for name, entry in read_sources(path).items():
             if name in found:
-                raise ConfigError(f"{name} stands in the sources of both {found[name].family} and {entry.family}; a tag has one record")
+                raise ConfigError(
+                    f"{name} stands in the sources of both {found[name].family} and {entry.family}; a tag has one "
+                    "record"
+                )
             found[name] = entry
     return found
 
 
 def records(family: str | None = None) -> dict[str, Record]:
-    """Every record by name (``"albert-base.v2"``), of one family or of all; a family without public checkpoints has none."""
+    """Every record by name (``"albert-base.v2"``), of one family or of all; a family without public
+    checkpoints has none.
+    """
     return {name: entry for name, entry in _all_records(weights_folder()).items() if family in (None, entry.family)}
 
 

@@ -11,12 +11,15 @@ from zoo.errors import TaskError, unknown
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task: what it ``reads`` of a model, the pre-training ``heads`` it needs of the family's, ``one_of`` which it needs at least one,
-    the options it takes with their defaults, and the class that builds it.
+    """A task: what it ``reads`` of a model, the pre-training ``heads`` it needs of the family's,
+    ``one_of`` which it needs at least one, the options it takes with their defaults, and the class
+    that builds it.
 
-    Read are "text": the states of a text, "pooled": its pooled vector, "entities": what it knows beside the text; of an encoder-decoder
-    "source and target"; of a model of pictures and words "words", "regions" and "fused", the pooled vector of both. ``may_read``: what is
-    read where the config has it. One name may stand for several specs, one for each kind of model: `spec_for` chooses.
+    Read are "text": the states of a text, "pooled": its pooled vector, "entities": what it knows
+    beside the text; of an encoder-decoder "source and target"; of a model of pictures and words
+    "words", "regions" and "fused", the pooled vector of both. ``may_read``: what is read where the
+    config has it. One name may stand for several specs, one for each kind of model: `spec_for`
+    chooses.
     """
 
     name: str
@@ -53,8 +56,20 @@ TASKS: dict[str, TaskSpec] = _specs(
         heads=("replaced_token",),
         summary="which tokens are not the original ones",
     ),
-    TaskSpec("next-sentence", _POOLED, "zoo.tasks.text:NextSentence", heads=("next_sentence",), summary="does B follow A (0 = it does)"),
-    TaskSpec("sentence-order", _POOLED, "zoo.tasks.text:SentenceOrder", heads=("sentence_order",), summary="were A and B swapped (0 = no)"),
+    TaskSpec(
+        "next-sentence",
+        _POOLED,
+        "zoo.tasks.text:NextSentence",
+        heads=("next_sentence",),
+        summary="does B follow A (0 = it does)",
+    ),
+    TaskSpec(
+        "sentence-order",
+        _POOLED,
+        "zoo.tasks.text:SentenceOrder",
+        heads=("sentence_order",),
+        summary="were A and B swapped (0 = no)",
+    ),
     TaskSpec(
         "pretraining",
         _TEXT | _POOLED,
@@ -64,12 +79,22 @@ TASKS: dict[str, TaskSpec] = _specs(
         summary="masked words and the family's sentence objective together",
     ),
     TaskSpec(
-        "sequence-classification", _POOLED, "zoo.tasks.text:SequenceClassification", options=_LABELS, summary="a label for a text or pair"
+        "sequence-classification",
+        _POOLED,
+        "zoo.tasks.text:SequenceClassification",
+        options=_LABELS,
+        summary="a label for a text or pair",
     ),
     TaskSpec(
-        "token-classification", _TEXT, "zoo.tasks.text:TokenClassification", options={"num_labels": 2}, summary="a label for each token"
+        "token-classification",
+        _TEXT,
+        "zoo.tasks.text:TokenClassification",
+        options={"num_labels": 2},
+        summary="a label for each token",
     ),
-    TaskSpec("question-answering", _TEXT, "zoo.tasks.text:QuestionAnswering", summary="the span that answers a question"),
+    TaskSpec(
+        "question-answering", _TEXT, "zoo.tasks.text:QuestionAnswering", summary="the span that answers a question"
+    ),
     TaskSpec("multiple-choice", _POOLED, "zoo.tasks.text:MultipleChoice", summary="the right one of several texts"),
     TaskSpec(
         "conditional-generation",
@@ -92,7 +117,9 @@ _WORDS, _REGIONS, _FUSED = frozenset({"words"}), frozenset({"regions"}), frozens
 _HEAD = {"head": None}  # the head's form, None: the family's own; see zoo.tasks.vision
 
 VISION: dict[str, TaskSpec] = _specs(
-    TaskSpec("masked-lm", _WORDS, "zoo.tasks.vision:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"),
+    TaskSpec(
+        "masked-lm", _WORDS, "zoo.tasks.vision:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"
+    ),
     TaskSpec(
         "masked-region",
         _REGIONS,
@@ -144,11 +171,21 @@ VISION: dict[str, TaskSpec] = _specs(
         options={**_LABELS, **_HEAD},
         summary="a label for a picture and its words",
     ),
-    TaskSpec("multiple-choice", _FUSED, "zoo.tasks.vision:MultipleChoice", summary="the right one of several texts or pictures (VCR)"),
     TaskSpec(
-        "image-text-retrieval", _FUSED, "zoo.tasks.vision:Retrieval", summary="a score for how well words and picture match, for ranking"
+        "multiple-choice",
+        _FUSED,
+        "zoo.tasks.vision:MultipleChoice",
+        summary="the right one of several texts or pictures (VCR)",
     ),
-    TaskSpec("grounding", _REGIONS, "zoo.tasks.vision:Grounding", summary="the region that an expression means (RefCOCO)"),
+    TaskSpec(
+        "image-text-retrieval",
+        _FUSED,
+        "zoo.tasks.vision:Retrieval",
+        summary="a score for how well words and picture match, for ranking",
+    ),
+    TaskSpec(
+        "grounding", _REGIONS, "zoo.tasks.vision:Grounding", summary="the region that an expression means (RefCOCO)"
+    ),
     TaskSpec(
         "region-to-phrase",
         _WORDS | _REGIONS,
@@ -225,7 +262,9 @@ def spec_for(name: str, offers: frozenset[str]) -> TaskSpec:
 
 
 def offered(inputs: Collection[str], pooler: bool, heads: Iterable[str]) -> frozenset[str]:
-    """What a model offers to tasks, from what it reads, whether it pools, and its pre-training heads."""
+    """What a model offers to tasks, from what it reads, whether it pools, and its pre-training
+    heads.
+    """
     if "decoder_input_ids" in inputs:
         return frozenset({"source and target", *heads})
     if "visual_features" in inputs:
@@ -244,5 +283,7 @@ def require_fit(task: str, offers: frozenset[str], model: str) -> TaskSpec:
     """The task's spec, or a TaskError that says what the model lacks and which tasks fit it."""
     spec = spec_for(task, offers)
     if lacks := spec.missing(offers):
-        raise TaskError(f"{task!r} does not fit {model}: it lacks {', '.join(lacks)}; tasks that fit: {', '.join(fitting(offers))}")
+        raise TaskError(
+            f"{task!r} does not fit {model}: it lacks {', '.join(lacks)}; tasks that fit: {', '.join(fitting(offers))}"
+        )
     return spec

@@ -1,7 +1,9 @@
-"""Names to families and variants, read from the ``.toml`` files beside the models. Imports no torch.
+"""Names to families and variants, read from the ``.toml`` files beside the models. Imports no
+torch.
 
-A family file names its class and holds one row per variant: sizes that differ from the config's defaults, paper, parameter counts with
-their source, and what a checkpoint tag brings of its own. ``like = "another row"`` inherits that row's values.
+A family file names its class and holds one row per variant: sizes that differ from the config's
+defaults, paper, parameter counts with their source, and what a checkpoint tag brings of its own.
+``like = "another row"`` inherits that row's values.
 """
 
 from __future__ import annotations
@@ -48,12 +50,26 @@ _FAMILY_KEYS = {
     "title",
     "variants",
 }
-_ROW_KEYS = {"like", "title", "paper", "config", "parameters", "tags", "default_tag", "pillar", "notes", "renamed_to", "removed_in"}
+_ROW_KEYS = {
+    "like",
+    "title",
+    "paper",
+    "config",
+    "parameters",
+    "tags",
+    "default_tag",
+    "pillar",
+    "notes",
+    "renamed_to",
+    "removed_in",
+}
 
 
 @dataclass(frozen=True)
 class Tag:
-    """What a checkpoint brings of its own: config values, a parameter count with its source, a note."""
+    """What a checkpoint brings of its own: config values, a parameter count with its source, a
+    note.
+    """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -146,7 +162,9 @@ def _inherit(name: str, rows: Mapping[str, dict[str, Any]], where: str, seen: tu
     if base is None:
         return row
     if base in seen or base not in rows:
-        raise ConfigError(f"{where}: {name} is like {base!r}, which is {'itself like it' if base in seen else 'not a row there'}")
+        raise ConfigError(
+            f"{where}: {name} is like {base!r}, which is {'itself like it' if base in seen else 'not a row there'}"
+        )
     parent = _inherit(base, rows, where, (*seen, name))
     merged = {
         key: value for key, value in parent.items() if key in ("title", "paper", "config", "pillar")
@@ -188,9 +206,10 @@ def register(
 ) -> None:
     """Add a model of your own, for this process.
 
-    ``cls``: a `zoo.models.base.model.Model` whose `Config` is a `zoo.models.base.config.Config`. ``config``: an instance of it, or a dict of the values that
-    differ from its defaults. A package registers its models for every process by an entry point of the group ``zoo.models`` that names a
-    function without arguments, which calls this one.
+    ``cls``: a `zoo.models.base.model.Model` whose `Config` is a `zoo.models.base.config.Config`.
+    ``config``: an instance of it, or a dict of the values that differ from its defaults. A package
+    registers its models for every process by an entry point of the group ``zoo.models`` that names
+    a function without arguments, which calls this one.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ConfigError(f"a model's name is lower case with hyphens, like 'bert-base'; got {name!r}")
@@ -237,13 +256,17 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 def variant(name: str) -> Variant:
-    """The variant of that name (without a tag). An unknown name is an UnknownNameError with the three closest."""
+    """The variant of that name (without a tag). An unknown name is an UnknownNameError with the
+    three closest.
+    """
     known = _all()
     if name in known:
         return known[name]
     target = _shipped()[1].get(name)
     if target is not None:
-        warnings.warn(f"{name!r} is now called {target[0]!r}; the old name goes in {target[1]}", FutureWarning, stacklevel=3)
+        warnings.warn(
+            f"{name!r} is now called {target[0]!r}; the old name goes in {target[1]}", FutureWarning, stacklevel=3
+        )
         return known[target[0]]
     raise unknown("model", name, known, "(zoo list shows all)")
 
@@ -272,14 +295,18 @@ def resolve(name: str) -> tuple[Variant, str | None]:
 
 
 def config_values(name: str) -> dict[str, Any]:
-    """The config values of a variant that differ from its class's defaults, a tag's own included."""
+    """The config values of a variant that differ from its class's defaults, a tag's own
+    included.
+    """
     model, tag = resolve(name)
     own = model.tags[tag].config if tag is not None and tag in model.tags else {}
     return {**model.config, **own}
 
 
 def config(name: str) -> Any:
-    """The frozen config of a variant; of a tag, with the tag's own values: ``zoo.config("albert-base.v1")``. Imports torch."""
+    """The frozen config of a variant; of a tag, with the tag's own values:
+    ``zoo.config("albert-base.v1")``. Imports torch.
+    """
     model, _ = resolve(name)
     return model.model_class().Config.from_dict(config_values(name))
 

@@ -1,1 +1,3 @@
-"""Tasks: heads, losses, labels, pre-training objectives, collation. `zoo.registry.tasks` lists them without torch."""
+"""Tasks: heads, losses, labels, pre-training objectives, collation. `zoo.registry.tasks` lists them
+without torch.
+"""

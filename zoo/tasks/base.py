@@ -1,4 +1,6 @@
-"""A model with heads for a task: parameters under ``model.`` and ``heads.``; in files the model's names stand bare."""
+"""A model with heads for a task: parameters under ``model.`` and ``heads.``; in files the model's
+names stand bare.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 
 
 class TaskModel(nn.Module):
-    """Base of the task models. ``options`` are the task's own (num_labels, pooling, ...), saved beside the config."""
+    """Base of the task models. ``options`` are the task's own (num_labels, pooling, ...), saved
+    beside the config.
+    """
 
     needs_pooler = False
 
@@ -38,13 +42,19 @@ class TaskModel(nn.Module):
 
     @classmethod
     def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
-        """The heads whose tensors the task needs from a file: the family's that it reads, else the one of its own name."""
+        """The heads whose tensors the task needs from a file: the family's that it reads, else the
+        one of its own name.
+        """
         family = tuple(head for head in (*spec.heads, *spec.one_of) if head in model_class.heads)
         return family or (spec.name.replace("-", "_"),)
 
     @classmethod
-    def options_from(cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any) -> dict[str, Any]:
-        """The options that stored tensors show, by their canonical names and shapes: the number of labels."""
+    def options_from(
+        cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any
+    ) -> dict[str, Any]:
+        """The options that stored tensors show, by their canonical names and shapes: the number of
+        labels.
+        """
         if "num_labels" not in spec.options:
             return {}
         own = spec.name.replace("-", "_")
@@ -93,13 +103,17 @@ class TaskModel(nn.Module):
 
 
 def label_head(model: Model, name: str, num_labels: int) -> nn.Module:
-    """The head of that name for so many labels: one linear layer, unless the family builds its own."""
+    """The head of that name for so many labels: one linear layer, unless the family builds its
+    own.
+    """
     own = model.task_heads.get(name)
     return nn.Linear(model.config.hidden_size, num_labels) if own is None else own(model.config, num_labels)
 
 
 def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, Any], name: str) -> TaskModel:
-    """A task model around a fresh model of ``model_class``; parts that the task does not read (the pooler) are left out."""
+    """A task model around a fresh model of ``model_class``; parts that the task does not read (the
+    pooler) are left out.
+    """
     spec = require_fit(task, offers_of_class(model_class), name)
     options = check_options(spec, options)
     if "pooler" in config.field_names():
@@ -138,8 +152,12 @@ def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check_labels(labels: Tensor, shape: tuple[int, ...], name: str, classes: int | None = None, *, integers: bool = False) -> None:
-    """Refuse labels of another shape, or integer ones outside 0..classes-1 (-100 excepted). Values are looked at on CPU only."""
+def check_labels(
+    labels: Tensor, shape: tuple[int, ...], name: str, classes: int | None = None, *, integers: bool = False
+) -> None:
+    """Refuse labels of another shape, or integer ones outside 0..classes-1 (-100 excepted). Values
+    are looked at on CPU only.
+    """
     if tuple(labels.shape) != shape:
         raise TaskError(f"{name} must have shape {shape}, got {tuple(labels.shape)}")
     if (integers or classes is not None) and labels.is_floating_point():
@@ -148,7 +166,9 @@ def check_labels(labels: Tensor, shape: tuple[int, ...], name: str, classes: int
         return
     real = labels[labels != -100]
     if real.numel() and not (int(real.min()) >= 0 and int(real.max()) < classes):
-        raise TaskError(f"{name} must lie in 0..{classes - 1} (or be -100 to be left out), got {int(real.min())}..{int(real.max())}")
+        raise TaskError(
+            f"{name} must lie in 0..{classes - 1} (or be -100 to be left out), got {int(real.min())}..{int(real.max())}"
+        )
 
 
 def flat_choices(x: Tensor | None) -> Tensor | None:
@@ -161,6 +181,8 @@ def flat_choices(x: Tensor | None) -> Tensor | None:
 
 
 def canonical_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors under the names they have in files: the model's bare, a task's heads under ``heads.``."""
+    """A module's tensors under the names they have in files: the model's bare, a task's heads under
+    ``heads.``.
+    """
     prefix = "model." if isinstance(module, TaskModel) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in module.state_dict().items()}

@@ -1,9 +1,11 @@
-"""ELECTRA's objectives: finding replaced tokens, and the step that trains generator and discriminator together.
+"""ELECTRA's objectives: finding replaced tokens, and the step that trains generator and
+discriminator together.
 
     corrupted = original text with the generator's samples written at the masked places
     loss = gen_weight · (masked words) + disc_weight · (replaced tokens over all real tokens)
 
-The gradient stops at the samples. A place where the sample happens to be the original counts as original.
+The gradient stops at the samples. A place where the sample happens to be the original counts as
+original.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ NOISE = 1e-9
 
 
 class ReplacedTokenDetection(TaskModel):
-    """Is a token the original or a replacement? ``logits`` (batch, length), above zero = replaced; zeros at padding."""
+    """Is a token the original or a replacement? ``logits`` (batch, length), above zero = replaced;
+    zeros at padding.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
         return cls(model, {"replaced_token": model.heads["replaced_token"](model.config)}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, length), 1 = replaced, 0 = original; the loss is the mean over real tokens."""
+        """labels (batch, length), 1 = replaced, 0 = original; the loss is the mean over real
+        tokens.
+        """
         encoded = self.model(*inputs, **named)
         hidden = encoded.last_hidden_state
         padding = padding_of(hidden, inputs, named)
@@ -50,7 +56,9 @@ class ReplacedTokenDetection(TaskModel):
 
 
 def replaced_token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
-    """Mean binary cross-entropy over real tokens; ``epsilon`` is added to their number, as the TensorFlow code does (1e-6)."""
+    """Mean binary cross-entropy over real tokens; ``epsilon`` is added to their number, as the
+    TensorFlow code does (1e-6).
+    """
     logits = widened(logits)
     losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
     weights = torch.ones_like(losses) if real is None else real.to(losses.dtype)
@@ -59,8 +67,9 @@ def replaced_token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, eps
 
 @dataclass(frozen=True)
 class Draws:
-    """The random part of one step: ``positions`` (batch, n) int64, drawn with replacement; ``keep`` (batch, n) uniform, below 0.85 =
-    masked; ``noise`` (batch, n, vocabulary) uniform, for the Gumbel trick.
+    """The random part of one step: ``positions`` (batch, n) int64, drawn with replacement; ``keep``
+    (batch, n) uniform, below 0.85 = masked; ``noise`` (batch, n, vocabulary) uniform, for the
+    Gumbel trick.
     """
 
     positions: Tensor
@@ -70,7 +79,9 @@ class Draws:
 
 @dataclass(frozen=True)
 class ElectraStep(Output):
-    """One step's losses and all that lies between: what the generator saw and said, what the discriminator saw and was to say."""
+    """One step's losses and all that lies between: what the generator saw and said, what the
+    discriminator saw and was to say.
+    """
 
     loss: Tensor
     losses: dict[str, Tensor]
@@ -88,10 +99,12 @@ class ElectraStep(Output):
 
 
 class ElectraPretraining(nn.Module):
-    """A generator and a discriminator that are trained together and share all embeddings but the projection.
+    """A generator and a discriminator that are trained together and share all embeddings but the
+    projection.
 
-    ``generator``: a model for the task masked-lm, ``discriminator``: one for replaced-token-detection; the generator takes over the
-    discriminator's tables and norm unless ``shared`` is False. ``special_ids``: tokens that are never chosen ([CLS], [SEP], [MASK]).
+    ``generator``: a model for the task masked-lm, ``discriminator``: one for
+    replaced-token-detection; the generator takes over the discriminator's tables and norm unless
+    ``shared`` is False. ``special_ids``: tokens that are never chosen ([CLS], [SEP], [MASK]).
     """
 
     def __init__(
@@ -119,7 +132,9 @@ class ElectraPretraining(nn.Module):
     def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> Draws:
         """What chance has to say in one step."""
         batch, count = input_ids.shape[0], self.max_predictions
-        candidates = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(self.special_ids, device=input_ids.device))
+        candidates = attention_mask.bool() & ~torch.isin(
+            input_ids, torch.tensor(self.special_ids, device=input_ids.device)
+        )
         positions = torch.multinomial(candidates.float(), count, replacement=True, generator=generator)
 
         def uniform(*shape: int) -> Tensor:
@@ -136,7 +151,9 @@ class ElectraPretraining(nn.Module):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
     ) -> ElectraStep:
-        """input_ids, attention_mask, token_type_ids (batch, length). ``draws``: what `draw` would give, else drawn from ``generator``."""
+        """input_ids, attention_mask, token_type_ids (batch, length). ``draws``: what `draw` would
+        give, else drawn from ``generator``.
+        """
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         draws = self.draw(input_ids, real, generator) if draws is None else draws
 
@@ -180,7 +197,9 @@ class ElectraPretraining(nn.Module):
 
 @torch.no_grad()
 def sample_words(logits: Tensor, noise: Tensor, temperature: float = 1.0, disallowed: Tensor | None = None) -> Tensor:
-    """A word from each softmax, by the Gumbel trick: logits and uniform ``noise`` (..., vocabulary), ``disallowed`` ids (...) -> (...)."""
+    """A word from each softmax, by the Gumbel trick: logits and uniform ``noise`` (...,
+    vocabulary), ``disallowed`` ids (...) -> (...).
+    """
     scores = logits / temperature
     if disallowed is not None:
         scores = scores - 1000.0 * F.one_hot(disallowed, scores.shape[-1]).to(scores.dtype)
@@ -188,12 +207,15 @@ def sample_words(logits: Tensor, noise: Tensor, temperature: float = 1.0, disall
 
 
 def share_embeddings(generator: Any, discriminator: Any) -> None:
-    """Make the generator read the discriminator's token, position and segment tables and norm; each keeps its projection."""
+    """Make the generator read the discriminator's token, position and segment tables and norm; each
+    keeps its projection.
+    """
     mine, theirs = generator.embeddings, discriminator.embeddings
     if mine.token.weight.shape != theirs.token.weight.shape:
         sizes = f"{tuple(mine.token.weight.shape)} and {tuple(theirs.token.weight.shape)}"
         raise ConfigError(
-            f"shared embeddings need token tables of one shape, got {sizes}; give both models one embedding_size, or shared=False"
+            f"shared embeddings need token tables of one shape, got {sizes}; give both models one embedding_size, or "
+            "shared=False"
         )
     for part in ("token", "position", "segment", "norm"):
         setattr(mine, part, getattr(theirs, part))

@@ -1,4 +1,6 @@
-"""Tasks of models that know: spans from their boundaries (SpanBERT), entities behind mentions (ERNIE of Tsinghua), types of mentions."""
+"""Tasks of models that know: spans from their boundaries (SpanBERT), entities behind mentions
+(ERNIE of Tsinghua), types of mentions.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ from zoo.tasks.text import MaskedLM, Pretraining, padding_of
 
 
 class SpanPretraining(MaskedLM):
-    """SpanBERT's: the words of masked spans, and, for ``pairs`` of boundaries, the same words from the boundaries alone.
+    """SpanBERT's: the words of masked spans, and, for ``pairs`` of boundaries, the same words from
+    the boundaries alone.
 
-    ``loss = masked_lm + span_loss_weight · sum over the spans' words / (their number + 1)``; the scores from the boundaries stand in
-    ``scores["span_boundary"]`` (batch, spans, places, vocabulary). A config with a pooler adds the next sentence.
+    ``loss = masked_lm + span_loss_weight · sum over the spans' words / (their number + 1)``; the
+    scores from the boundaries stand in ``scores["span_boundary"]`` (batch, spans, places,
+    vocabulary). A config with a pooler adds the next sentence.
     """
 
     @classmethod
@@ -45,8 +49,8 @@ class SpanPretraining(MaskedLM):
         next_sentence_label: Tensor | None = None,
         **named: Any,
     ) -> TaskOutput:
-        """pairs (batch, spans, 2): the places of the left and the right boundary; labels (batch, length), pair_labels (batch, spans,
-        places), -100 = left out; next_sentence_label (batch,).
+        """pairs (batch, spans, 2): the places of the left and the right boundary; labels (batch,
+        length), pair_labels (batch, spans, places), -100 = left out; next_sentence_label (batch,).
         """
         layer = self.config.span_layer % self.config.num_layers
         last = layer == self.config.num_layers - 1
@@ -66,7 +70,9 @@ class SpanPretraining(MaskedLM):
             if pairs is None:
                 raise InputError("pair_labels were given without pairs, the places of the spans' boundaries")
             check_labels(pair_labels, tuple(scores["span_boundary"].shape[:3]), "pair_labels", words.shape[2])
-            losses["span_boundary"] = self.options["span_loss_weight"] * span_boundary_loss(scores["span_boundary"], pair_labels)
+            losses["span_boundary"] = self.options["span_loss_weight"] * span_boundary_loss(
+                scores["span_boundary"], pair_labels
+            )
         follows = None
         if "next_sentence" in self.heads:
             follows = self.heads["next_sentence"](need_pooler(encoded))
@@ -86,14 +92,19 @@ def span_boundary_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class EntityPretraining(Pretraining):
-    """ERNIE's (Tsinghua): masked words, next sentence, and for each mention which of the batch's entities it means.
+    """ERNIE's (Tsinghua): masked words, next sentence, and for each mention which of the batch's
+    entities it means.
 
     The entities' scores stand in ``scores["masked_entity"]`` (batch, length, candidates).
     """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {name: model.heads[name](model.config) for name in ("masked_lm", "next_sentence", "masked_entity")}, options)
+        return cls(
+            model,
+            {name: model.heads[name](model.config) for name in ("masked_lm", "next_sentence", "masked_entity")},
+            options,
+        )
 
     def forward(  # type: ignore[override]
         self,
@@ -104,8 +115,8 @@ class EntityPretraining(Pretraining):
         entity_labels: Tensor | None = None,
         **named: Any,
     ) -> TaskOutput:
-        """entity_candidates (candidates, entity size): the vectors to choose from, the first one zero, "no entity"; entity_labels (batch,
-        length): their numbers, -100 = no mention here.
+        """entity_candidates (candidates, entity size): the vectors to choose from, the first one
+        zero, "no entity"; entity_labels (batch, length): their numbers, -100 = no mention here.
         """
         told = super().forward(*inputs, labels=labels, next_sentence_label=next_sentence_label, **named)
         if entity_candidates is None:
@@ -114,7 +125,9 @@ class EntityPretraining(Pretraining):
             return told
         hidden = told.encoded.last_hidden_state
         padding = padding_of(hidden, inputs, named)
-        scores = padding.unpack(self.heads["masked_entity"](padding.pack(hidden), entity_candidates))  # (batch, length, candidates)
+        scores = padding.unpack(
+            self.heads["masked_entity"](padding.pack(hidden), entity_candidates)
+        )  # (batch, length, candidates)
         losses = dict(told.losses)
         if entity_labels is not None:
             check_labels(entity_labels, tuple(scores.shape[:2]), "entity_labels", scores.shape[2])
@@ -132,10 +145,12 @@ class EntityPretraining(Pretraining):
 
 
 def linking_loss(kind: str, scores: Tensor, ids: Tensor, gold: Tensor, margin: float = 0.2) -> Tensor:
-    """How well candidates are told apart; scores and ids (batch, spans, candidates), gold (batch, spans), the true entity's id.
+    """How well candidates are told apart; scores and ids (batch, spans, candidates), gold (batch,
+    spans), the true entity's id.
 
-    "margin": mean over all candidates of ``max(0, margin - score)`` for the true one, ``max(0, margin + score)`` for others. "softmax":
-    negative log likelihood of the true one, over the spans that have candidates.
+    "margin": mean over all candidates of ``max(0, margin - score)`` for the true one, ``max(0,
+    margin + score)`` for others. "softmax": negative log likelihood of the true one, over the spans
+    that have candidates.
     """
     true = ids == gold.unsqueeze(2)
     if kind == "margin":
@@ -146,8 +161,8 @@ def linking_loss(kind: str, scores: Tensor, ids: Tensor, gold: Tensor, margin: f
 
 
 def linked_entities(scores: Tensor, candidates: Candidates, threshold: float, null_id: int) -> Tensor:
-    """The links that are made, (links, 4): row of the batch, first and last token, entity; a span whose best score is not above the
-    threshold, or belongs to the null entity, makes none.
+    """The links that are made, (links, 4): row of the batch, first and last token, entity; a span
+    whose best score is not above the threshold, or belongs to the null entity, makes none.
     """
     best, place = scores.max(2)  # (batch, spans)
     entity = candidates.ids.gather(2, place.unsqueeze(2)).squeeze(2)
@@ -156,7 +171,9 @@ def linked_entities(scores: Tensor, candidates: Candidates, threshold: float, nu
     return torch.stack([rows, candidates.spans[:, :, 0], candidates.spans[:, :, 1], entity], 2)[made]
 
 
-def linking_losses(model: Model, encoded: Any, named: Mapping[str, Any], gold: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def linking_losses(
+    model: Model, encoded: Any, named: Mapping[str, Any], gold: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The loss of each source for which the true entities are given."""
     losses = {}
     for name, entities in gold.items():
@@ -165,12 +182,16 @@ def linking_losses(model: Model, encoded: Any, named: Mapping[str, Any], gold: M
             raise InputError(f"gold_entities were given for {name!r} without its entity_candidates")
         check_labels(entities, tuple(candidates.spans.shape[:2]), "gold_entities")
         source = model.config.knowledge[name]
-        losses[f"{name}_linking"] = linking_loss(source.loss, encoded.links[name].scores, candidates.ids, entities, source.margin)
+        losses[f"{name}_linking"] = linking_loss(
+            source.loss, encoded.links[name].scores, candidates.ids, entities, source.margin
+        )
     return losses
 
 
 class LinkedPretraining(Pretraining):
-    """KnowBert's: masked words, next sentence, and, for each source with ``gold_entities``, the linking of its candidates."""
+    """KnowBert's: masked words, next sentence, and, for each source with ``gold_entities``, the
+    linking of its candidates.
+    """
 
     def forward(  # type: ignore[override]
         self,
@@ -188,7 +209,9 @@ class LinkedPretraining(Pretraining):
 
 
 class EntityLinking(TaskModel):
-    """KnowBert's first stage: the linkers alone. ``scores`` by source (batch, spans, candidates)."""
+    """KnowBert's first stage: the linkers alone. ``scores`` by source (batch, spans,
+    candidates).
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
@@ -208,11 +231,15 @@ class EntityLinking(TaskModel):
 
 
 class EntityTyping(TaskModel):
-    """``W dropout(pooled)`` without a bias: all the types of a mention that is marked in the text, each yes or no."""
+    """``W dropout(pooled)`` without a bias: all the types of a mention that is marked in the text,
+    each yes or no.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"entity_typing": nn.Linear(model.config.hidden_size, options["num_labels"], bias=False)}, options)
+        return cls(
+            model, {"entity_typing": nn.Linear(model.config.hidden_size, options["num_labels"], bias=False)}, options
+        )
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch, types), 1 = it is one -> logits (batch, types)."""
@@ -221,6 +248,8 @@ class EntityTyping(TaskModel):
         loss = None
         if labels is not None:
             if labels.shape != logits.shape:
-                raise TaskError(f"labels must have shape {tuple(logits.shape)}, one number for each type, got {tuple(labels.shape)}")
+                raise TaskError(
+                    f"labels must have shape {tuple(logits.shape)}, one number for each type, got {tuple(labels.shape)}"
+                )
             loss = F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
         return TaskOutput(loss, {} if loss is None else {"typing": loss}, logits, encoded=encoded)

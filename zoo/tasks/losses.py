@@ -19,8 +19,9 @@ def widened(logits: Tensor) -> Tensor:
 def token_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.0) -> Tensor:
     """Mean negative log likelihood over the labels that are not -100.
 
-    logits (..., classes), labels (...) int64. ``epsilon`` is added to the count, as BERT's and ALBERT's TensorFlow code does (1e-5).
-    Without any label the loss is zero and has a gradient of zeros.
+    logits (..., classes), labels (...) int64. ``epsilon`` is added to the count, as BERT's and
+    ALBERT's TensorFlow code does (1e-5). Without any label the loss is zero and has a gradient of
+    zeros.
     """
     total = F.cross_entropy(widened(logits.flatten(0, -2)), labels.flatten(), ignore_index=-100, reduction="sum")
     count = (labels != -100).sum()
@@ -31,11 +32,14 @@ def problem_of(logits: Tensor, labels: Tensor, problem_type: str | None) -> str:
     """Which loss is meant: as stated, or judged by the number of outputs and the labels' dtype."""
     if problem_type not in (None, *PROBLEM_TYPES):
         raise TaskError(f"problem_type must be 'regression', 'single-label' or 'multi-label', got {problem_type!r}")
-    return problem_type or ("regression" if logits.shape[-1] == 1 else "multi-label" if labels.is_floating_point() else "single-label")
+    return problem_type or (
+        "regression" if logits.shape[-1] == 1 else "multi-label" if labels.is_floating_point() else "single-label"
+    )
 
 
 def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """Cross-entropy for integer labels (batch,), binary cross-entropy for float labels (batch, classes), mean squared error for one output.
+    """Cross-entropy for integer labels (batch,), binary cross-entropy for float labels (batch,
+    classes), mean squared error for one output.
 
     ``problem_type``: "regression", "single-label", "multi-label", or None, see `problem_of`.
     """
@@ -48,10 +52,14 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
     return F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
 
 
-def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor, real: Tensor | None = None) -> Tensor:
-    """Mean of the cross-entropies of an answer's first and last token over the real tokens; positions outside the text are left out.
+def span_loss(
+    start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor, real: Tensor | None = None
+) -> Tensor:
+    """Mean of the cross-entropies of an answer's first and last token over the real tokens;
+    positions outside the text are left out.
 
-    start_logits, end_logits (batch, length); start, end (batch,) int64; real (batch, length) bool, True = a real token, None where all are.
+    start_logits, end_logits (batch, length); start, end (batch,) int64; real (batch, length) bool,
+    True = a real token, None where all are.
     """
     length = start_logits.shape[1]
     parts = []
@@ -65,9 +73,11 @@ def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tens
 
 
 def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, *, reduction: str = "mean") -> Tensor:
-    """``(1 - e - e/(V-1)) · -log p(label) + e/(V-1) · Σ_v -log p(v)`` over the labels that are not -100, as fairseq smooths.
+    """``(1 - e - e/(V-1)) · -log p(label) + e/(V-1) · Σ_v -log p(v)`` over the labels that are not
+    -100, as fairseq smooths.
 
-    logits (..., V), labels (...) int64; reduction "mean" or "sum". The rest of the probability is spread over the V - 1 other classes.
+    logits (..., V), labels (...) int64; reduction "mean" or "sum". The rest of the probability is
+    spread over the V - 1 other classes.
     """
     if not 0 <= smoothing < 1:
         raise TaskError(f"smoothing={smoothing} must lie in [0, 1)")
@@ -85,8 +95,8 @@ REGION_TARGETS = ("classes", "features", "contrastive")
 
 
 def soft_answer_loss(logits: Tensor, labels: Tensor, kind: str = "bce") -> Tensor:
-    """On soft scores (batch, answers): "bce" is binary cross entropy summed over answers, "kl" the KL divergence from the softmax; both are
-    means over the batch.
+    """On soft scores (batch, answers): "bce" is binary cross entropy summed over answers, "kl" the
+    KL divergence from the softmax; both are means over the batch.
     """
     logits = widened(logits)
     labels = labels.to(logits.dtype)
@@ -105,16 +115,20 @@ def region_loss(
 ) -> Tensor:
     """The loss of masked regions over those with label 1.
 
-    logits (batch, regions, size); labels (batch, regions) and targets (batch, regions, size), or one region fewer where region 0 is the
-    whole picture, which is never predicted. ``target``: "classes", KL divergence from the detector's distribution; "features", mean squared
-    error; "contrastive", the true feature among ``negatives`` (batch, regions, number), numbers into the batch's regions taken in a row
-    (None: drawn, see `draw_negatives`). Without a region to predict the loss is zero and has a gradient of zeros.
+    logits (batch, regions, size); labels (batch, regions) and targets (batch, regions, size), or
+    one region fewer where region 0 is the whole picture, which is never predicted. ``target``:
+    "classes", KL divergence from the detector's distribution; "features", mean squared error;
+    "contrastive", the true feature among ``negatives`` (batch, regions, number), numbers into the
+    batch's regions taken in a row (None: drawn, see `draw_negatives`). Without a region to predict
+    the loss is zero and has a gradient of zeros.
     """
     if labels.shape[1] == logits.shape[1] - 1:
         logits = logits[:, 1:]
     if labels.shape != logits.shape[:2] or targets.shape[:2] != labels.shape or targets.shape[2] != logits.shape[2]:
         wanted = f"(batch, regions) and (batch, regions, {logits.shape[2]}) for {logits.shape[1]} regions or one fewer"
-        raise TaskError(f"region_labels and region_targets must be {wanted}, got {tuple(labels.shape)} and {tuple(targets.shape)}")
+        raise TaskError(
+            f"region_labels and region_targets must be {wanted}, got {tuple(labels.shape)} and {tuple(targets.shape)}"
+        )
     chosen = labels == 1
     count = chosen.sum().clamp(min=1)
     logits = widened(logits)
@@ -131,14 +145,23 @@ def region_loss(
     wrong = targets.flatten(0, 1)[negatives]  # (batch, regions, negatives, size)
     samples = torch.cat([targets.unsqueeze(2), wrong], 2)
     scores = torch.einsum("brns,brs->brn", samples, logits)
-    each = F.cross_entropy(scores.flatten(0, 1), scores.new_zeros(scores.shape[:2], dtype=torch.long).flatten(), reduction="none")
+    each = F.cross_entropy(
+        scores.flatten(0, 1), scores.new_zeros(scores.shape[:2], dtype=torch.long).flatten(), reduction="none"
+    )
     return (each * chosen.flatten()).sum() / count
 
 
 def draw_negatives(
-    batch: int, regions: int, count: int, *, generator: torch.Generator | None = None, device: torch.device | None = None
+    batch: int,
+    regions: int,
+    count: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Draw wrong regions: 70 % of ``count`` from other pictures, 30 % from the same one, each rounded down -> (batch, regions, number)."""
+    """Draw wrong regions: 70 % of ``count`` from other pictures, 30 % from the same one, each
+    rounded down -> (batch, regions, number).
+    """
     across, inside = int(count * 0.7), int(count * 0.3)
 
     def draw(high: int, number: int) -> Tensor:
@@ -150,8 +173,9 @@ def draw_negatives(
 def negatives_from(row_across: Tensor, column_across: Tensor, column_inside: Tensor) -> Tensor:
     """From raw draws to numbers of regions, (batch, regions, number).
 
-    Rows lie in 0..batch-2, and a picture's own number stands for the last picture; columns lie in 0..regions-1. Inside the same picture
-    columns lie in 0..regions-2, and a region's own number stands for the last region.
+    Rows lie in 0..batch-2, and a picture's own number stands for the last picture; columns lie in
+    0..regions-1. Inside the same picture columns lie in 0..regions-2, and a region's own number
+    stands for the last region.
     """
     batch, regions = row_across.shape[:2]
     picture = torch.arange(batch, device=row_across.device)[:, None, None]

@@ -1,6 +1,7 @@
-"""12-in-1 (Lu et al., 2020): one ViLBERT under every head, a task's token in the text, and when each task trains.
+"""12-in-1 (Lu et al., 2020): one ViLBERT under every head, a task's token in the text, and when
+each task trains.
 
-answers, grounding   binary cross entropy summed over answers or regions           retrieval, choice   softmax over the options
+answers, grounding   binary cross entropy summed over answers or regions    retrieval, choice   softmax over the options
 two pictures, entailment   binary cross entropy, a mean over the classes too        each task's loss times its learning rate's share
 """
 
@@ -21,7 +22,15 @@ from zoo.tasks.base import TaskModel
 from zoo.tasks.losses import soft_answer_loss, widened
 from zoo.tasks.vision import SHOWN_BY, VisionTask, region_scores
 
-HEADS = ("visual_question_answering", "gqa", "visual_reasoning", "visual_entailment", "image_text_retrieval", "grounding", "token_score")
+HEADS = (
+    "visual_question_answering",
+    "gqa",
+    "visual_reasoning",
+    "visual_entailment",
+    "image_text_retrieval",
+    "grounding",
+    "token_score",
+)
 FAMILY_HEADS = ("masked_lm", "masked_region", "image_text_matching")
 
 TASK_IDS = {
@@ -50,10 +59,12 @@ RELEASED_MIX = (1, 2, 4, 7, 8, 9, 10, 11, 12, 13, 15, 17)
 
 
 class MultiTask(VisionTask):
-    """Every head over one pass: ``scores`` by head, ``prediction_logits`` and ``region_logits`` besides.
+    """Every head over one pass: ``scores`` by head, ``prediction_logits`` and ``region_logits``
+    besides.
 
-    ``visual_reasoning`` reads rows 2k and 2k + 1 as one sentence's two pictures; with an odd number of rows it is left out. The option
-    ``only`` names the heads to build beside the family's; None: all.
+    ``visual_reasoning`` reads rows 2k and 2k + 1 as one sentence's two pictures; with an odd number
+    of rows it is left out. The option ``only`` names the heads to build beside the family's; None:
+    all.
     """
 
     @classmethod
@@ -62,7 +73,11 @@ class MultiTask(VisionTask):
         for name in only:
             if name not in HEADS:
                 raise unknown("head of multi-task", name, HEADS)
-        labels = {"visual_question_answering": options["num_answers"], "gqa": options["num_gqa_answers"], "visual_reasoning": 2}
+        labels = {
+            "visual_question_answering": options["num_answers"],
+            "gqa": options["num_gqa_answers"],
+            "visual_reasoning": 2,
+        }
         widths = model.widths(model.config)
         heads = {name: model.heads[name](model.config) for name in FAMILY_HEADS if name in model.heads}
         for name in only:
@@ -80,7 +95,9 @@ class MultiTask(VisionTask):
         return (*(name for name in FAMILY_HEADS if name in model_class.heads), *HEADS)
 
     @classmethod
-    def options_from(cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any) -> dict[str, Any]:
+    def options_from(
+        cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any
+    ) -> dict[str, Any]:
         present = [head for head in HEADS if any(name.startswith(f"heads.{head}.") for name in sizes)]
         found: dict[str, Any] = {"only": present} if present else {}
         answers = "heads.visual_question_answering"
@@ -94,9 +111,16 @@ class MultiTask(VisionTask):
         return found
 
     def forward(
-        self, *inputs: Tensor, head: str | None = None, labels: Tensor | None = None, candidates: Tensor | None = None, **named: Any
+        self,
+        *inputs: Tensor,
+        head: str | None = None,
+        labels: Tensor | None = None,
+        candidates: Tensor | None = None,
+        **named: Any,
     ) -> TaskOutput:
-        """``head``: the one that ``labels`` are for, see `multi_task_loss`; ``candidates`` as there."""
+        """``head``: the one that ``labels`` are for, see `multi_task_loss`; ``candidates`` as
+        there.
+        """
         given = self.given(inputs, named)
         encoded = self.model(**given)
         pooled = self.dropout(need_pooler(encoded))
@@ -108,13 +132,17 @@ class MultiTask(VisionTask):
                 if len(pooled) % 2 == 0:
                     scores[name] = part(pooled.unflatten(0, (-1, 2)).flatten(1))
             elif name == "grounding":
-                scores[name] = region_scores(part, self.dropout(encoded.image.last_hidden_state), given.get("visual_mask"))
+                scores[name] = region_scores(
+                    part, self.dropout(encoded.image.last_hidden_state), given.get("visual_mask")
+                )
             elif name == "token_score":
                 scores[name] = part(self.dropout(encoded.text.last_hidden_state)).squeeze(2)
             else:
                 scores[name] = part(pooled).squeeze(1) if name == "image_text_retrieval" else part(pooled)
         words = self.predict_words(encoded, given) if "masked_lm" in self.heads else None
-        regions = self.heads["masked_region"](encoded.image.last_hidden_state) if "masked_region" in self.heads else None
+        regions = (
+            self.heads["masked_region"](encoded.image.last_hidden_state) if "masked_region" in self.heads else None
+        )
         matching = self.match(encoded) if "image_text_matching" in self.heads else None
         loss = None
         if labels is not None:
@@ -136,9 +164,10 @@ class MultiTask(VisionTask):
 def multi_task_loss(head: str, scores: Tensor, labels: Tensor, candidates: Tensor | None = None) -> Tensor:
     """A head's training loss.
 
-    visual_question_answering, gqa: labels (batch, answers) of soft scores. grounding: (batch, regions) of soft scores; with ``candidates``
-    (batch, number), places in the region axis, the scores there are judged (pointing). image_text_retrieval: scores (batch · options,),
-    labels (batch,) the right option. visual_reasoning, visual_entailment: (batch, classes), one-hot.
+    visual_question_answering, gqa: labels (batch, answers) of soft scores. grounding: (batch,
+    regions) of soft scores; with ``candidates`` (batch, number), places in the region axis, the
+    scores there are judged (pointing). image_text_retrieval: scores (batch · options,), labels
+    (batch,) the right option. visual_reasoning, visual_entailment: (batch, classes), one-hot.
     """
     if head in ("visual_question_answering", "gqa"):
         return soft_answer_loss(scores, labels)
@@ -152,7 +181,9 @@ def multi_task_loss(head: str, scores: Tensor, labels: Tensor, candidates: Tenso
 
 
 def batch_score(head: str, scores: Tensor, labels: Tensor, candidates: Tensor | None = None) -> Tensor:
-    """What the training code watches: the mean soft score, or accuracy, of the best-scored answer, option or region."""
+    """What the training code watches: the mean soft score, or accuracy, of the best-scored answer,
+    option or region.
+    """
     if head == "image_text_retrieval":
         return (scores.unflatten(0, (len(labels), -1)).argmax(1) == labels).float().mean()
     if head == "grounding" and candidates is not None:
@@ -162,11 +193,13 @@ def batch_score(head: str, scores: Tensor, labels: Tensor, candidates: Tensor | 
 
 
 class StopAndGo:
-    """Dynamic stop-and-go: a task whose score has stopped to grow trains only now and then, until its score falls again.
+    """Dynamic stop-and-go: a task whose score has stopped to grow trains only now and then, until
+    its score falls again.
 
-    ``step`` takes the score after each of the task's epochs. ``threshold`` is the relative growth that counts, ``patience`` how many epochs
-    without it are borne, ``cooldown`` how many epochs after a change are not counted, ``continue_threshold`` the relative fall that starts
-    the task again. ``trains(iteration)``: whether the task takes part, of a stopped one every ``gap``-th.
+    ``step`` takes the score after each of the task's epochs. ``threshold`` is the relative growth
+    that counts, ``patience`` how many epochs without it are borne, ``cooldown`` how many epochs
+    after a change are not counted, ``continue_threshold`` the relative fall that starts the task
+    again. ``trains(iteration)``: whether the task takes part, of a stopped one every ``gap``-th.
     """
 
     def __init__(
@@ -181,8 +214,15 @@ class StopAndGo:
         threshold_mode: str = "rel",
     ) -> None:
         if mode not in ("min", "max") or threshold_mode not in ("rel", "abs"):
-            raise ConfigError(f"mode must be 'min' or 'max' and threshold_mode 'rel' or 'abs', got {mode!r} and {threshold_mode!r}")
-        self.mode, self.patience, self.threshold, self.continue_threshold = mode, patience, threshold, continue_threshold
+            raise ConfigError(
+                f"mode must be 'min' or 'max' and threshold_mode 'rel' or 'abs', got {mode!r} and {threshold_mode!r}"
+            )
+        self.mode, self.patience, self.threshold, self.continue_threshold = (
+            mode,
+            patience,
+            threshold,
+            continue_threshold,
+        )
         self.cooldown, self.gap, self.relative = cooldown, gap, threshold_mode == "rel"
         self.best = -math.inf if mode == "max" else math.inf
         self.stopped = False
@@ -214,10 +254,14 @@ class StopAndGo:
 
     def _fell(self, score: float) -> bool:
         """In the reference a fall below the best, whatever the mode."""
-        return score < (self.best * (1 - self.continue_threshold) if self.relative else self.best - self.continue_threshold)
+        return score < (
+            self.best * (1 - self.continue_threshold) if self.relative else self.best - self.continue_threshold
+        )
 
 
 def loss_share(learning_rate: float, learning_rates: Mapping[str, float] | list[float]) -> float:
-    """By what a task's loss is multiplied, so that one optimizer gives each task its learning rate: relative to the smallest."""
+    """By what a task's loss is multiplied, so that one optimizer gives each task its learning rate:
+    relative to the smallest.
+    """
     rates = learning_rates.values() if isinstance(learning_rates, Mapping) else learning_rates
     return learning_rate / min(rates)

@@ -15,15 +15,18 @@ from zoo.tasks.losses import token_cross_entropy
 
 
 class ConditionalGeneration(TaskModel):
-    """The next word of the target: ``prediction_logits`` (batch, target length, vocabulary), zeros at padding."""
+    """The next word of the target: ``prediction_logits`` (batch, target length, vocabulary), zeros
+    at padding.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
         return cls(model, {"language_model": model.heads["language_model"](model.config)}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, target length): at each place the id that should follow it, -100 = left out. A family that makes the decoder's
-        inputs from its labels (`decoder_inputs`) does so where none are given.
+        """labels (batch, target length): at each place the id that should follow it, -100 = left
+        out. A family that makes the decoder's inputs from its labels (`decoder_inputs`) does so
+        where none are given.
         """
         given = {**dict(zip(self.model.inputs, inputs, strict=False)), **named}
         if labels is not None and given.get("decoder_input_ids") is None and hasattr(self.model, "decoder_inputs"):

@@ -1,4 +1,6 @@
-"""Tasks over one text or a pair: what each head reads, its logits and its loss. Inputs are those of the model below, plus labels."""
+"""Tasks over one text or a pair: what each head reads, its logits and its loss. Inputs are those of
+the model below, plus labels.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from zoo.tasks.losses import classification_loss, problem_of, span_loss, token_c
 
 
 class MaskedLM(TaskModel):
-    """The words behind the masks: ``prediction_logits`` (batch, length, vocabulary), zeros at padding."""
+    """The words behind the masks: ``prediction_logits`` (batch, length, vocabulary), zeros at
+    padding.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
@@ -56,8 +60,8 @@ class Pretraining(MaskedLM):
         sentence_order_label: Tensor | None = None,
         **named: Any,
     ) -> TaskOutput:
-        """labels (batch, length), -100 = left out; next_sentence_label (batch,), 0 = B follows A; sentence_order_label (batch,), 0 =
-        kept.
+        """labels (batch, length), -100 = left out; next_sentence_label (batch,), 0 = B follows A;
+        sentence_order_label (batch,), 0 = kept.
         """
         encoded = self.model(*inputs, **named)
         words = self.predict(encoded.last_hidden_state, padding_of(encoded.last_hidden_state, inputs, named))
@@ -68,10 +72,16 @@ class Pretraining(MaskedLM):
         if labels is not None:
             check_labels(labels, tuple(words.shape[:2]), "labels", words.shape[2])
             losses["masked_lm"] = token_cross_entropy(words, labels)
-        for name, logits, label in (("next_sentence", follows, next_sentence_label), ("sentence_order", order, sentence_order_label)):
+        for name, logits, label in (
+            ("next_sentence", follows, next_sentence_label),
+            ("sentence_order", order, sentence_order_label),
+        ):
             if label is not None:
                 if logits is None:
-                    raise InputError(f"{name}_label was given, but this family has no {name} head; its heads are {', '.join(self.heads)}")
+                    raise InputError(
+                        f"{name}_label was given, but this family has no {name} head; its heads are "
+                        f"{', '.join(self.heads)}"
+                    )
                 check_labels(label.flatten(), (logits.shape[0],), f"{name}_label", 2)
                 losses[name] = F.cross_entropy(widened(logits), label.flatten())
         loss = sum(losses.values()) if losses else None
@@ -117,11 +127,15 @@ class SequenceClassification(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"sequence_classification": label_head(model, "sequence_classification", options["num_labels"])}, options)
+        return cls(
+            model,
+            {"sequence_classification": label_head(model, "sequence_classification", options["num_labels"])},
+            options,
+        )
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch,) int for classes, (batch, classes) float for several at once, (batch,) float for one output -> logits (batch,
-        classes).
+        """labels (batch,) int for classes, (batch, classes) float for several at once, (batch,)
+        float for one output -> logits (batch, classes).
         """
         encoded = self.model(*inputs, **named)
         if "sequence_classification" in self.model.reads_first:
@@ -136,7 +150,9 @@ class SequenceClassification(TaskModel):
             wide = kind == "multi-label" or (kind == "regression" and logits.shape[1] > 1)
             shape = tuple(logits.shape) if wide else (logits.shape[0],)
             column = kind == "regression" and labels.dim() == 2 and not wide  # (batch, 1) does for one output
-            check_labels(labels[:, 0] if column else labels, shape, "labels", logits.shape[1] if kind == "single-label" else None)
+            check_labels(
+                labels[:, 0] if column else labels, shape, "labels", logits.shape[1] if kind == "single-label" else None
+            )
             loss = classification_loss(logits, labels, self.options["problem_type"])
         return TaskOutput(loss, {} if loss is None else {"classification": loss}, logits, encoded=encoded)
 
@@ -146,13 +162,19 @@ class TokenClassification(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"token_classification": label_head(model, "token_classification", options["num_labels"])}, options)
+        return cls(
+            model, {"token_classification": label_head(model, "token_classification", options["num_labels"])}, options
+        )
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, length) int, -100 = left out -> logits (batch, length, classes), zeros at padding."""
+        """labels (batch, length) int, -100 = left out -> logits (batch, length, classes), zeros at
+        padding.
+        """
         encoded = self.model(*inputs, **named)
         hidden = encoded.last_hidden_state
-        logits = padding_of(hidden, inputs, named, pack=False).unpack(self.heads["token_classification"](self.dropout(hidden)))
+        logits = padding_of(hidden, inputs, named, pack=False).unpack(
+            self.heads["token_classification"](self.dropout(hidden))
+        )
         loss = None
         if labels is not None:
             check_labels(labels, tuple(logits.shape[:2]), "labels", logits.shape[2])
@@ -170,8 +192,9 @@ class QuestionAnswering(TaskModel):
     def forward(
         self, *inputs: Tensor, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **named: Any
     ) -> TaskOutput:
-        """start_positions, end_positions (batch,) int; outside the text = left out -> start_logits, end_logits (batch, length), zeros at
-        padding, which the loss does not count among the places of an answer.
+        """start_positions, end_positions (batch,) int; outside the text = left out -> start_logits,
+        end_logits (batch, length), zeros at padding, which the loss does not count among the places
+        of an answer.
         """
         encoded = self.model(*inputs, **named)
         padding = padding_of(encoded.last_hidden_state, inputs, named, pack=False)
@@ -183,7 +206,9 @@ class QuestionAnswering(TaskModel):
             for name, places in (("start_positions", start_positions), ("end_positions", end_positions)):
                 check_labels(places.flatten(), (start.shape[0],), name, integers=True)
             loss = span_loss(start, end, start_positions.flatten(), end_positions.flatten(), padding.real)
-        return TaskOutput(loss, {} if loss is None else {"span": loss}, start_logits=start, end_logits=end, encoded=encoded)
+        return TaskOutput(
+            loss, {} if loss is None else {"span": loss}, start_logits=start, end_logits=end, encoded=encoded
+        )
 
 
 class MultipleChoice(TaskModel):
@@ -194,7 +219,9 @@ class MultipleChoice(TaskModel):
         return cls(model, {"multiple_choice": label_head(model, "multiple_choice", 1)}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """The model's inputs, (batch, choices, length, ...) each; labels (batch,) -> logits (batch, choices)."""
+        """The model's inputs, (batch, choices, length, ...) each; labels (batch,) -> logits (batch,
+        choices).
+        """
         first = next(x for x in (*inputs, named.get("input_ids"), named.get("inputs_embeds")) if x is not None)
         flat = {name: flat_choices(x) if isinstance(x, Tensor) else x for name, x in named.items()}
         encoded = self.model(*(flat_choices(x) for x in inputs), **flat)
@@ -208,7 +235,9 @@ class MultipleChoice(TaskModel):
 
 
 class SentenceEmbedding(TaskModel):
-    """One vector for a text: its token states pooled over real tokens, then at length one where ``normalize`` says so."""
+    """One vector for a text: its token states pooled over real tokens, then at length one where
+    ``normalize`` says so.
+    """
 
     POOLINGS = ("mean", "max", "cls")
 
@@ -227,10 +256,16 @@ class SentenceEmbedding(TaskModel):
         encoded = self.model(*inputs, **named)
         hidden = encoded.last_hidden_state
         vector = pool(hidden, padding_of(hidden, inputs, named, pack=False).real, self.options["pooling"])
-        return TaskOutput(embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded)
+        return TaskOutput(
+            embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded
+        )
 
 
 def padding_of(hidden: Tensor, inputs: tuple[Tensor, ...], named: Mapping[str, Any], *, pack: bool = True) -> Padding:
-    """Which tokens are real, from a model's inputs: the mask is the second by position, or a name."""
+    """Which tokens are real, from a model's inputs: the mask is the second by position, or a
+    name.
+    """
     mask = inputs[1] if len(inputs) > 1 else named.get("attention_mask")
-    return Padding.of(mask, (hidden.shape[0], hidden.shape[1]), lengths=named.get("lengths"), pack=pack, device=hidden.device)
+    return Padding.of(
+        mask, (hidden.shape[0], hidden.shape[1]), lengths=named.get("lengths"), pack=pack, device=hidden.device
+    )

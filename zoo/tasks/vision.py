@@ -1,8 +1,10 @@
-"""Tasks over a picture and its words: what each head reads, its logits and its loss. Inputs are those of the model below, plus labels.
+"""Tasks over a picture and its words: what each head reads, its logits and its loss. Inputs are
+those of the model below, plus labels.
 
-A head's form is the family's own unless the option ``head`` says another: "linear" (one Linear), "mlp" (twice as wide in the middle, as
-ViLBERT's classifier over answers), "transform" (BERT's transform before the Linear, as all of MMF's heads) or "weight-normed"
-(vilbert_beta's). A checkpoint's own form is seen from its tensors.
+A head's form is the family's own unless the option ``head`` says another: "linear" (one Linear),
+"mlp" (twice as wide in the middle, as ViLBERT's classifier over answers), "transform" (BERT's
+transform before the Linear, as all of MMF's heads) or "weight-normed" (vilbert_beta's). A
+checkpoint's own form is seen from its tensors.
 """
 
 from __future__ import annotations
@@ -22,16 +24,32 @@ from zoo.models.base.model import Model, VisionLanguageModel, need_pooler
 from zoo.models.base.outputs import Joint, TaskOutput
 from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel, check_labels
-from zoo.tasks.losses import REGION_TARGETS, classification_loss, region_loss, soft_answer_loss, token_cross_entropy, widened
+from zoo.tasks.losses import (
+    REGION_TARGETS,
+    classification_loss,
+    region_loss,
+    soft_answer_loss,
+    token_cross_entropy,
+    widened,
+)
 
 TEXTS, PICTURES = ("input_ids", "inputs_embeds"), ("visual_features",)  # what a text and a picture are read from
-FAR = -10_000.0  # added to the score of a padded region, as the systems do; finite, so that losses over all regions stay so
+FAR = (
+    -10_000.0
+)  # added to the score of a padded region, as the systems do; finite, so that losses over all regions stay so
 FORMS = ("linear", "mlp", "transform", "weight-normed")
-SHOWN_BY = {"weight": "linear", "dense.direction": "weight-normed", "dense.weight": "mlp", "transform.weight": "transform"}
+SHOWN_BY = {
+    "weight": "linear",
+    "dense.direction": "weight-normed",
+    "dense.weight": "mlp",
+    "transform.weight": "transform",
+}
 
 
 def make_head(form: str, input_size: int, num_labels: int, config: Any, hidden_size: int | None = None) -> nn.Module:
-    """A head of one of the `FORMS`; ``hidden_size`` where a form has a middle (twice the input unless said)."""
+    """A head of one of the `FORMS`; ``hidden_size`` where a form has a middle (twice the input
+    unless said).
+    """
     eps = config.norm_eps
     if form == "linear":
         return nn.Linear(input_size, num_labels)
@@ -54,8 +72,12 @@ class VisionTask(TaskModel):
         self.names = tuple(inspect.signature(model.forward).parameters)
 
     @classmethod
-    def own_head(cls, model: Model, name: str, options: Mapping[str, Any], num_labels: int, times: int = 1) -> nn.Module:
-        """The head called ``name``: of the form asked for, else as the family builds it, else a Linear. ``times``: vectors joined."""
+    def own_head(
+        cls, model: Model, name: str, options: Mapping[str, Any], num_labels: int, times: int = 1
+    ) -> nn.Module:
+        """The head called ``name``: of the form asked for, else as the family builds it, else a
+        Linear. ``times``: vectors joined.
+        """
         factory, form = model.task_heads.get(name), options.get("head")
         if form is None and factory is not None:
             return factory(model.config, num_labels)
@@ -63,11 +85,16 @@ class VisionTask(TaskModel):
         return make_head(form or "linear", times * size, num_labels, model.config, 2 * size)
 
     @classmethod
-    def options_from(cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any) -> dict[str, Any]:
+    def options_from(
+        cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any
+    ) -> dict[str, Any]:
         name = f"heads.{spec.name.replace('-', '_')}"
         shown = next((form for ending, form in SHOWN_BY.items() if f"{name}.{ending}" in sizes), None)
         found: dict[str, Any] = {"head": shown} if shown and "head" in spec.options else {}
-        last = next((sizes[n] for n in (f"{name}.weight", f"{name}.output.weight", f"{name}.output.direction") if n in sizes), None)
+        last = next(
+            (sizes[n] for n in (f"{name}.weight", f"{name}.output.weight", f"{name}.output.direction") if n in sizes),
+            None,
+        )
         return found | ({"num_labels": last[0]} if last and "num_labels" in spec.options else {})
 
     def given(self, inputs: tuple[Tensor, ...], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,12 +112,16 @@ class VisionTask(TaskModel):
         return self.model(**self.given(inputs, named))
 
     def match(self, encoded: Any) -> Tensor:
-        """Scores (batch, 2) of the pooled vector for "belongs together" and "does not", in the family's order."""
+        """Scores (batch, 2) of the pooled vector for "belongs together" and "does not", in the
+        family's order.
+        """
         rate: Any = self.model.matching_dropout
         return self.heads["image_text_matching"](F.dropout(need_pooler(encoded), rate, self.training))
 
     def predict_words(self, encoded: Any, given: Mapping[str, Any]) -> Tensor:
-        """Word scores at real positions, zeros elsewhere: over text and regions where one encoder reads both."""
+        """Word scores at real positions, zeros elsewhere: over text and regions where one encoder
+        reads both.
+        """
         states = (encoded if isinstance(encoded, Joint) else encoded.text).last_hidden_state
         model: Any = self.model
         padding = model.word_padding(given, encoded)
@@ -98,14 +129,18 @@ class VisionTask(TaskModel):
 
 
 class MaskedLM(VisionTask):
-    """The words behind the masks: ``prediction_logits`` (batch, positions, vocabulary), where one encoder reads both over regions too."""
+    """The words behind the masks: ``prediction_logits`` (batch, positions, vocabulary), where one
+    encoder reads both over regions too.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
         return cls(model, {"masked_lm": model.heads["masked_lm"](model.config)}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, length), or over all positions: the true ids at masked places, -100 elsewhere."""
+        """labels (batch, length), or over all positions: the true ids at masked places, -100
+        elsewhere.
+        """
         given = self.given(inputs, named)
         encoded = self.model(**given)
         logits = self.predict_words(encoded, given)
@@ -114,10 +149,14 @@ class MaskedLM(VisionTask):
 
 
 def word_loss(encoded: Any, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the labels that are not -100: (batch, positions), or for the text alone where it shares its sequence."""
+    """Mean cross entropy over the labels that are not -100: (batch, positions), or for the text
+    alone where it shares its sequence.
+    """
     lengths = (logits.shape[1], encoded.text_length) if isinstance(encoded, Joint) else (logits.shape[1],)
     if labels.dim() != 2 or labels.shape[1] not in lengths:
-        raise TaskError(f"labels must be (batch, length) with {' or '.join(map(str, lengths))} positions, got {tuple(labels.shape)}")
+        raise TaskError(
+            f"labels must be (batch, length) with {' or '.join(map(str, lengths))} positions, got {tuple(labels.shape)}"
+        )
     check_labels(labels, (logits.shape[0], labels.shape[1]), "labels", logits.shape[2])
     return token_cross_entropy(logits[:, : labels.shape[1]], labels)
 
@@ -147,7 +186,9 @@ class MaskedRegion(VisionTask):
 
 
 class ImageTextMatching(VisionTask):
-    """Do the words belong to the picture? ``logits`` (batch, 2); which index says yes is the family's own (see its page)."""
+    """Do the words belong to the picture? ``logits`` (batch, 2); which index says yes is the
+    family's own (see its page).
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
@@ -163,7 +204,9 @@ class ImageTextMatching(VisionTask):
 
 
 class Pretraining(VisionTask):
-    """Masked words, image-text matching and, where the family has the head, masked regions; the losses are summed with equal weight."""
+    """Masked words, image-text matching and, where the family has the head, masked regions; the
+    losses are summed with equal weight.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
@@ -173,7 +216,9 @@ class Pretraining(VisionTask):
 
     @classmethod
     def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
-        return tuple(name for name in ("masked_lm", "masked_region", "image_text_matching") if name in model_class.heads)
+        return tuple(
+            name for name in ("masked_lm", "masked_region", "image_text_matching") if name in model_class.heads
+        )
 
     def forward(
         self,
@@ -185,18 +230,24 @@ class Pretraining(VisionTask):
         negatives: Tensor | None = None,
         **named: Any,
     ) -> TaskOutput:
-        """labels: words, see `word_loss`; match_labels (batch,) 0 or 1; the rest: regions, see `zoo.tasks.losses.region_loss`."""
+        """labels: words, see `word_loss`; match_labels (batch,) 0 or 1; the rest: regions, see
+        `zoo.tasks.losses.region_loss`.
+        """
         given = self.given(inputs, named)
         encoded = self.model(**given)
         words = self.predict_words(encoded, given)
         matching = self.match(encoded)
-        regions = self.heads["masked_region"](encoded.image.last_hidden_state) if "masked_region" in self.heads else None
+        regions = (
+            self.heads["masked_region"](encoded.image.last_hidden_state) if "masked_region" in self.heads else None
+        )
         losses = {}
         if labels is not None:
             losses["masked_lm"] = word_loss(encoded, words, labels)
         if region_labels is not None:
             if regions is None:
-                raise InputError("region_labels were given, but this family has no masked_region head: its regions are never masked")
+                raise InputError(
+                    "region_labels were given, but this family has no masked_region head: its regions are never masked"
+                )
             losses["masked_region"] = _region_loss(self.options, regions, region_labels, region_targets, negatives)  # type: ignore[assignment]
         if match_labels is not None:
             losses["image_text_matching"] = _matching_loss(matching, match_labels)
@@ -214,7 +265,9 @@ class Classification(VisionTask):
         return cls(model, {cls.name: cls.own_head(model, cls.name, options, options["num_labels"])}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch,) int for one class each, (batch, classes) float for several or soft ones -> logits (batch, classes)."""
+        """labels (batch,) int for one class each, (batch, classes) float for several or soft ones
+        -> logits (batch, classes).
+        """
         encoded = self.encode(inputs, named)
         logits = self.heads[self.name](self.dropout(need_pooler(encoded)))
         return _classified(self.name, logits, labels, self.options.get("problem_type"), encoded)
@@ -229,9 +282,10 @@ class VisualEntailment(Classification):
 class VisualReasoning(Classification):
     """Is a sentence true of two pictures?
 
-    With ``pairs`` each picture runs with the sentence on its own and the two pooled vectors are joined; visual inputs are (batch, 2,
-    regions, ...), and so are text inputs or (batch, length) ones. Without, both pictures' regions stand in one sequence, told apart by
-    visual_token_type_ids (VisualBERT's own form). ``pairs`` None: as the family does it.
+    With ``pairs`` each picture runs with the sentence on its own and the two pooled vectors are
+    joined; visual inputs are (batch, 2, regions, ...), and so are text inputs or (batch, length)
+    ones. Without, both pictures' regions stand in one sequence, told apart by visual_token_type_ids
+    (VisualBERT's own form). ``pairs`` None: as the family does it.
     """
 
     name = "visual_reasoning"
@@ -241,10 +295,14 @@ class VisualReasoning(Classification):
         assert isinstance(model, VisionLanguageModel)
         pairs = model.pairs_of_pictures if options["pairs"] is None else options["pairs"]
         options = {**options, "pairs": pairs}
-        return cls(model, {cls.name: cls.own_head(model, cls.name, options, options["num_labels"], 2 if pairs else 1)}, options)
+        return cls(
+            model, {cls.name: cls.own_head(model, cls.name, options, options["num_labels"], 2 if pairs else 1)}, options
+        )
 
     @classmethod
-    def options_from(cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any) -> dict[str, Any]:
+    def options_from(
+        cls, sizes: Mapping[str, tuple[int, ...]], spec: TaskSpec, config: Any, model_class: Any
+    ) -> dict[str, Any]:
         found = super().options_from(sizes, spec, config, model_class)
         name = f"heads.{cls.name}"
         first = next((sizes[n] for ending in SHOWN_BY if (n := f"{name}.{ending}") in sizes), None)
@@ -259,7 +317,9 @@ class VisualReasoning(Classification):
 
 
 class VisualQuestionAnswering(VisionTask):
-    """An answer to a question about a picture: ``logits`` (batch, answers), read where the family reads it."""
+    """An answer to a question about a picture: ``logits`` (batch, answers), read where the family
+    reads it.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
@@ -288,7 +348,8 @@ class VisualQuestionAnswering(VisionTask):
 class MultipleChoice(VisionTask):
     """The right one of several pairs of words and picture: ``logits`` (batch, choices).
 
-    Text inputs are (batch, choices, length); visual ones (batch, choices, regions, ...), or (batch, regions, ...) for one picture of all.
+    Text inputs are (batch, choices, length); visual ones (batch, choices, regions, ...), or (batch,
+    regions, ...) for one picture of all.
     """
 
     name: ClassVar[str] = "multiple_choice"
@@ -312,12 +373,16 @@ class MultipleChoice(VisionTask):
 
 
 class Retrieval(MultipleChoice):
-    """How well words and picture match: ``logits`` (batch,), or (batch, choices) for inputs with choices, of which training tells one."""
+    """How well words and picture match: ``logits`` (batch,), or (batch, choices) for inputs with
+    choices, of which training tells one.
+    """
 
     name = "image_text_retrieval"
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch,): the number of the right choice; for pairs without choices 1/0 = they match or not."""
+        """labels (batch,): the number of the right choice; for pairs without choices 1/0 = they
+        match or not.
+        """
         given = self.given(inputs, named)
         if given["input_ids"].dim() == 3:
             return super().forward(labels=labels, **given)
@@ -331,7 +396,9 @@ class Retrieval(MultipleChoice):
 
 
 class Grounding(VisionTask):
-    """The region that an expression means: ``logits`` (batch, regions), `FAR` below the others at padding."""
+    """The region that an expression means: ``logits`` (batch, regions), `FAR` below the others at
+    padding.
+    """
 
     reads = "image"
 
@@ -340,10 +407,14 @@ class Grounding(VisionTask):
         return cls(model, {"grounding": cls.own_head(model, "grounding", options, 1)}, options)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, regions) float for soft scores (binary cross entropy summed over regions), or (batch,) int."""
+        """labels (batch, regions) float for soft scores (binary cross entropy summed over regions),
+        or (batch,) int.
+        """
         given = self.given(inputs, named)
         encoded = self.model(**given)
-        logits = region_scores(self.heads["grounding"], self.dropout(encoded.image.last_hidden_state), given.get("visual_mask"))
+        logits = region_scores(
+            self.heads["grounding"], self.dropout(encoded.image.last_hidden_state), given.get("visual_mask")
+        )
         loss = None
         if labels is not None and labels.is_floating_point():
             check_labels(labels, tuple(logits.shape), "labels")
@@ -355,7 +426,9 @@ class Grounding(VisionTask):
 
 
 class RegionToPhrase(VisionTask):
-    """The regions that phrases mean: ``logits`` (batch, phrases, regions), `FAR` at padded regions."""
+    """The regions that phrases mean: ``logits`` (batch, phrases, regions), `FAR` at padded
+    regions.
+    """
 
     reads = "text"
 
@@ -363,10 +436,13 @@ class RegionToPhrase(VisionTask):
     def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
         return cls(model, {"region_to_phrase": model.heads["region_to_phrase"](model.config)}, options)
 
-    def forward(self, *inputs: Tensor, phrase_positions: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """phrase_positions (batch, phrases): the place of each phrase in the text, -1 = padding (its scores are those of place 0);
-        labels (batch, phrases, regions): a distribution over regions for each phrase, zeros for padding. The loss is their KL divergence,
-        summed, divided by the batch.
+    def forward(
+        self, *inputs: Tensor, phrase_positions: Tensor, labels: Tensor | None = None, **named: Any
+    ) -> TaskOutput:
+        """phrase_positions (batch, phrases): the place of each phrase in the text, -1 = padding
+        (its scores are those of place 0); labels (batch, phrases, regions): a distribution over
+        regions for each phrase, zeros for padding. The loss is their KL divergence, summed, divided
+        by the batch.
         """
         given = self.given(inputs, named)
         encoded = self.model(**given)
@@ -374,7 +450,9 @@ class RegionToPhrase(VisionTask):
         places = phrase_positions.clamp(min=0)
         phrases = text.gather(1, places.unsqueeze(2).expand(-1, -1, text.shape[2]))  # (batch, phrases, hidden)
         logits = self.heads["region_to_phrase"](phrases, regions)
-        real = Padding.of(given.get("visual_mask"), (regions.shape[0], regions.shape[1]), pack=False, name="visual_mask").real
+        real = Padding.of(
+            given.get("visual_mask"), (regions.shape[0], regions.shape[1]), pack=False, name="visual_mask"
+        ).real
         logits = logits if real is None else logits.masked_fill(~real.unsqueeze(1), FAR)
         loss = None
         if labels is not None:
@@ -384,7 +462,9 @@ class RegionToPhrase(VisionTask):
 
 
 def before_last(states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The state of the last but one real token, (batch, length, hidden) -> (batch, hidden): the word before the closing [SEP]."""
+    """The state of the last but one real token, (batch, length, hidden) -> (batch, hidden): the
+    word before the closing [SEP].
+    """
     if attention_mask is None:
         return states[:, -2]
     real = Padding.of(attention_mask, (states.shape[0], states.shape[1]), pack=False).real
@@ -396,18 +476,24 @@ def before_last(states: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def region_scores(head: nn.Module, regions: Tensor, visual_mask: Tensor | None) -> Tensor:
-    """One score for each region, (batch, regions, hidden) -> (batch, regions), with `FAR` added at padding."""
+    """One score for each region, (batch, regions, hidden) -> (batch, regions), with `FAR` added at
+    padding.
+    """
     scores = head(regions).squeeze(2)
     if visual_mask is not None:
-        visual_mask = visual_mask.repeat(scores.shape[0] // visual_mask.shape[0], 1)  # where every text met every picture
+        visual_mask = visual_mask.repeat(
+            scores.shape[0] // visual_mask.shape[0], 1
+        )  # where every text met every picture
     real = Padding.of(visual_mask, (regions.shape[0], regions.shape[1]), pack=False, name="visual_mask").real
     return scores if real is None else scores + torch.where(real, 0.0, FAR).to(scores.dtype)
 
 
 def along(given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Fold an axis of choices or pictures into the batch: (batch, choices, ...) -> (batch · choices, ...).
+    """Fold an axis of choices or pictures into the batch: (batch, choices, ...) -> (batch ·
+    choices, ...).
 
-    The number of choices is that of the input that has them; a text or a picture that all choices share is repeated.
+    The number of choices is that of the input that has them; a text or a picture that all choices
+    share is repeated.
     """
     plain = {
         "input_ids": 2,
@@ -424,10 +510,15 @@ def along(given: Mapping[str, Any], what: str) -> dict[str, Any]:
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor) and name in plain}
     counts = {value.shape[1] for name, value in tensors.items() if value.dim() == plain[name] + 1}
     if len(counts) != 1:
-        raise InputError(f"inputs with {what} must be (batch, {what}, ...) with one number of {what}, got {sorted(counts) or 'none'}")
+        raise InputError(
+            f"inputs with {what} must be (batch, {what}, ...) with one number of {what}, got {sorted(counts) or 'none'}"
+        )
     count = counts.pop()
     if what == "pictures" and count != 2:
-        raise InputError(f"a sentence is judged on two pictures: visual inputs must be (batch, 2, regions, ...), got {count} pictures")
+        raise InputError(
+            f"a sentence is judged on two pictures: visual inputs must be (batch, 2, regions, ...), got {count} "
+            "pictures"
+        )
     folded: dict[str, Any] = {
         name: value.flatten(0, 1) if value.dim() == plain[name] + 1 else value.repeat_interleave(count, 0)
         for name, value in tensors.items()

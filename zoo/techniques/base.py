@@ -1,4 +1,6 @@
-"""What every technique is: a frozen config that says what, and `apply`, which does it to a model and says what it changed."""
+"""What every technique is: a frozen config that says what, and `apply`, which does it to a model
+and says what it changed.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Change:
-    """What a technique did to a model: parameters before and after, and the tensors that came and went (by their canonical names)."""
+    """What a technique did to a model: parameters before and after, and the tensors that came and
+    went (by their canonical names).
+    """
 
     technique: str
     before: int
@@ -68,7 +72,11 @@ class Change:
     def __str__(self) -> str:
         share = f" ({(self.after - self.before) / self.before:+.2%})" if self.before else ""
         lines = [f"{self.technique}: {self.before:,} parameters before, {self.after:,} after{share}"]
-        lines += [f"  {len(names)} tensors {verb}" for names, verb in ((self.added, "added"), (self.removed, "removed")) if names]
+        lines += [
+            f"  {len(names)} tensors {verb}"
+            for names, verb in ((self.added, "added"), (self.removed, "removed"))
+            if names
+        ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -77,17 +85,22 @@ class Technique(Config):
     """Base of the techniques. Subclasses add fields and write `change`."""
 
     needs: ClassVar[tuple[str, ...]] = ()  # the roles without which there is nothing to do
-    adds_tensors: ClassVar[bool] = True  # or changes names and shapes: then a foreign layout has no place for the result
+    adds_tensors: ClassVar[bool] = (
+        True  # or changes names and shapes: then a foreign layout has no place for the result
+    )
 
     def apply(self, model: M, generator: torch.Generator | None = None) -> M:
-        """Change the model in place. -> the same model; what was done is the last of ``model.changes``.
+        """Change the model in place. -> the same model; what was done is the last of
+        ``model.changes``.
 
         Raises TechniqueError where the model lacks the parts, before anything is touched.
         """
         bare = bare_model(model)
         for role in self.needs:
             if not any(site.role == role for site in bare.sites()):
-                raise TechniqueError(f"{type(self).__name__} needs a part with the role {role!r}, which {type(bare).__name__} has not")
+                raise TechniqueError(
+                    f"{type(self).__name__} needs a part with the role {role!r}, which {type(bare).__name__} has not"
+                )
         before, had = bare.num_parameters(), _shapes(bare)
         notes = self.change_with_heads(model, generator)
         if not on_meta(bare):
@@ -106,7 +119,9 @@ class Technique(Config):
         return model
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        """Do it; remarks go into the report. Checks come before the first change. On meta nothing but names and shapes matters."""
+        """Do it; remarks go into the report. Checks come before the first change. On meta nothing
+        but names and shapes matters.
+        """
         raise NotImplementedError
 
     def change_with_heads(self, model: nn.Module, generator: torch.Generator | None) -> Sequence[str] | None:
@@ -114,8 +129,9 @@ class Technique(Config):
         return self.change(bare_model(model), generator)
 
     def settle(self, model: Model, generator: torch.Generator | None) -> None:
-        """What depends on the numbers and not on the shapes alone, after `change`: at once, or, where a model is built on meta, when its
-        random weights have been drawn. A loaded model's tensors say it themselves.
+        """What depends on the numbers and not on the shapes alone, after `change`: at once, or,
+        where a model is built on meta, when its random weights have been drawn. A loaded model's
+        tensors say it themselves.
         """
 
     def __str__(self) -> str:
@@ -130,21 +146,26 @@ class Technique(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedTechnique(Technique):
-    """A technique that a user may restrict: to ``streams`` ("text", "image", ...) and to ``depths``; empty = everywhere."""
+    """A technique that a user may restrict: to ``streams`` ("text", "image", ...) and to
+    ``depths``; empty = everywhere.
+    """
 
     streams: tuple[str, ...] = ()
     depths: tuple[int, ...] = ()
 
     def places(self, model: Model, *roles: str) -> list[Site]:
-        """The model's sites of these roles in the wanted streams and depths; a TechniqueError that says what there is where none fits.
+        """The model's sites of these roles in the wanted streams and depths; a TechniqueError that
+        says what there is where none fits.
 
-        A part that runs at several depths (a shared block) is one place, wanted if one of its depths is.
+        A part that runs at several depths (a shared block) is one place, wanted if one of its
+        depths is.
         """
         sites = [site for site in model.sites() if site.role in roles]
         found = [
             site
             for site in sites
-            if (not self.streams or site.stream in self.streams) and (not self.depths or set(site.depths) & set(self.depths))
+            if (not self.streams or site.stream in self.streams)
+            and (not self.depths or set(site.depths) & set(self.depths))
         ]
         if not found:
             name, what = type(model).__name__, " or ".join(repr(role) for role in roles)
@@ -153,12 +174,16 @@ class PlacedTechnique(Technique):
             streams = ", ".join(sorted({site.stream for site in sites}))
             depths = sorted({depth for site in sites for depth in site.depths})
             wanted = f"streams={self.streams}, depths={self.depths}"
-            raise TechniqueError(f"no part of {name} fits {wanted}; its {what} parts are of the streams {streams} at depths {depths}")
+            raise TechniqueError(
+                f"no part of {name} fits {wanted}; its {what} parts are of the streams {streams} at depths {depths}"
+            )
         return found
 
 
 def apply(model: M, *techniques: Technique, generator: torch.Generator | None = None) -> M:
-    """Apply techniques to a model in place, in order. -> the same model. ``generator`` draws the new weights."""
+    """Apply techniques to a model in place, in order. -> the same model. ``generator`` draws the
+    new weights.
+    """
     for technique in techniques:
         if not isinstance(technique, Technique):
             raise TechniqueError(f"a technique is an object like zoo.LoRA(rank=8), got {technique!r}")
@@ -180,7 +205,9 @@ def recorded(records: Sequence[Mapping[str, Any]]) -> tuple[Technique, ...]:
 
 
 def fresh(module: M, like: Tensor, std: float, generator: torch.Generator | None) -> M:
-    """A new part on the device and in the dtype of ``like``, its weights drawn (on meta: only its shapes)."""
+    """A new part on the device and in the dtype of ``like``, its weights drawn (on meta: only its
+    shapes).
+    """
     with torch.no_grad():
         module.to_empty(device=like.device) if like.is_meta else module.to(like.device)
         module.to(like.dtype)
@@ -200,7 +227,9 @@ def new_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def freeze_all_but(model: nn.Module, *, heads: bool = True) -> list[str]:
-    """Train what techniques added (and, with ``heads``, a task's heads), freeze the rest. -> the names that train."""
+    """Train what techniques added (and, with ``heads``, a task's heads), freeze the rest. -> the
+    names that train.
+    """
     train = {name for name, _ in new_tensors(model)}
     names = []
     for name, parameter in model.named_parameters():
@@ -229,7 +258,9 @@ def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[s
 
 
 def put_core(attention: nn.Module, new: nn.Module) -> None:
-    """Exchange an attention's core; what was put around the old one (prefixes) hands itself over to the new one."""
+    """Exchange an attention's core; what was put around the old one (prefixes) hands itself over to
+    the new one.
+    """
     hand_over = getattr(attention.core, "hand_over", None)
     new.train(attention.training)
     if hand_over is not None:

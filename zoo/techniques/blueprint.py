@@ -1,4 +1,6 @@
-"""What a model is before it has weights, and how it is built from that: every way to a model goes through here."""
+"""What a model is before it has weights, and how it is built from that: every way to a model goes
+through here.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from zoo.techniques.base import Technique, apply
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model's class and config, the ``task`` around it with its ``options``, and the ``techniques`` on it, in order.
+    """A model's class and config, the ``task`` around it with its ``options``, and the
+    ``techniques`` on it, in order.
 
     ``name`` is the registered variant's, None where there is none.
     """
@@ -43,7 +46,9 @@ class Blueprint:
             if self.task is None:
                 module = self.model_class(self.config)
             else:
-                module = build_task(self.task, self.model_class, self.config, self.options, self.name or self.model_class.__name__)
+                module = build_task(
+                    self.task, self.model_class, self.config, self.options, self.name or self.model_class.__name__
+                )
             module = apply(module, *self.techniques)
         bare_model(module).zoo_name = self.name  # type: ignore[assignment]
         return module
@@ -54,7 +59,9 @@ class Blueprint:
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """The model with random weights, as its paper draws them; on "meta" none are drawn. ``dtype``: float32 unless said."""
+        """The model with random weights, as its paper draws them; on "meta" none are drawn.
+        ``dtype``: float32 unless said.
+        """
         module = self.on_meta().to(dtype or torch.float32)
         module.to_empty(device=device or "cpu")
         module.init_weights(generator)

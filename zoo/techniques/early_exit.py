@@ -1,5 +1,6 @@
-"""Early exit: an off-ramp after every layer, and rows that leave the batch as soon as one of them is sure (DeeBERT; Xin et al., 2020), or
-has said the same thing several times in a row (PABEE; Zhou et al., 2020).
+"""Early exit: an off-ramp after every layer, and rows that leave the batch as soon as one of them
+is sure (DeeBERT; Xin et al., 2020), or has said the same thing several times in a row (PABEE; Zhou
+et al., 2020).
 
     off-ramp i:   p_i = softmax(W_i tanh(P_i h_i + b) + c)        h_i the first token's state after layer i
     threshold:    leave where H(p_i) = -Σ p ln p < t
@@ -102,7 +103,9 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 class WithExits(Extension):
-    """A stack with an off-ramp after each of its layers. Without a run in progress it is the stack as it was."""
+    """A stack with an off-ramp after each of its layers. Without a run in progress it is the stack
+    as it was.
+    """
 
     plan: tuple[int, ...]
     blocks: nn.ModuleList
@@ -114,7 +117,9 @@ class WithExits(Extension):
             out: Tensor = super().forward(x, mask, bias, trace)
             return out
         if trace is not None and (trace.hidden_states is not None or trace.attentions is not None):
-            raise InputError("rows that leave early have no later states; ask for hidden states and attentions without an exit")
+            raise InputError(
+                "rows that leave early have no later states; ask for hidden states and attentions without an exit"
+            )
         rows = torch.arange(x.shape[0] if mask.query_rows is None else len(mask.query_rows.order), device=x.device)
         if mask.query_rows is not None:
             rows = torch.tensor(mask.query_rows.order, device=x.device)  # row numbers in the order of the packed rows
@@ -160,7 +165,11 @@ def _by_token(rows: Tensor, packed: Packed) -> Tensor:
 def _without(mask: Mask, stay: Tensor, tokens: Tensor) -> Mask:
     """The mask of the rows that stay."""
     if mask.query_rows is None:
-        cut = {name: value[stay] for name in ("keys", "dense") if (value := getattr(mask, name)) is not None and len(value) == len(stay)}
+        cut = {
+            name: value[stay]
+            for name in ("keys", "dense")
+            if (value := getattr(mask, name)) is not None and len(value) == len(stay)
+        }
         return replace(mask, **cut)
     old, keep = mask.query_rows, stay.tolist()
     new = Packed(
@@ -175,7 +184,9 @@ def _without(mask: Mask, stay: Tensor, tokens: Tensor) -> Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyExit(Technique):
-    """An off-ramp (a pooler and a classifier of ``num_labels``) after every layer of a stack. The model itself gives what it gave."""
+    """An off-ramp (a pooler and a classifier of ``num_labels``) after every layer of a stack. The
+    model itself gives what it gave.
+    """
 
     num_labels: int = 2
     stack: str = "encoder"
@@ -188,13 +199,17 @@ class EarlyExit(Technique):
         part: Any = dict(model.named_modules()).get(self.stack)
         if not isinstance(part, Stack) or isinstance(part, WithExits):
             kind = "nothing there" if part is None else f"a {type(part).__name__}"
-            raise TechniqueError(f"EarlyExit needs a stack of layers without exits at {self.stack!r}; {type(model).__name__} has {kind}")
+            raise TechniqueError(
+                f"EarlyExit needs a stack of layers without exits at {self.stack!r}; {type(model).__name__} has {kind}"
+            )
         like = next(part.parameters())
         ramps = [OffRamp(model.hidden_size, self.num_labels, self.dropout) for _ in part.plan]
         extend(part, WithExits)
         stack: Any = part
         stack.run = None
-        stack.exits = nn.ModuleList(fresh(ramp, like, model.config.initializer_range, generator).train(part.training) for ramp in ramps)
+        stack.exits = nn.ModuleList(
+            fresh(ramp, like, model.config.initializer_range, generator).train(part.training) for ramp in ramps
+        )
         return [f"{len(ramps)} off-ramps behind {self.stack}"]
 
     def settle(self, model: Model, generator: torch.Generator | None) -> None:
@@ -221,7 +236,9 @@ def copy_pooler(model: nn.Module) -> bool:
 
 
 def ramp_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What learns in the second stage; the last layer's off-ramp is among it, but gets no gradient."""
+    """What learns in the second stage; the last layer's off-ramp is among it, but gets no
+    gradient.
+    """
     return list(exits_of(model).exits.parameters())
 
 
@@ -237,7 +254,9 @@ def _running(model: nn.Module, run: Run) -> Iterator[Run]:
 
 @dataclass(frozen=True)
 class Ramps:
-    """Every off-ramp's ``logits`` (rows, labels) and ``pooled`` (rows, hidden), by layer, and the model's own ``output``."""
+    """Every off-ramp's ``logits`` (rows, labels) and ``pooled`` (rows, hidden), by layer, and the
+    model's own ``output``.
+    """
 
     output: Any
     logits: tuple[Tensor, ...]
@@ -257,7 +276,9 @@ def all_ramps(model: nn.Module, batch: Mapping[str, Any]) -> Ramps:
 
 
 def ramp_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The second stage's loss: the sum of the off-ramps' losses but the last layer's. ``batch`` has labels."""
+    """The second stage's loss: the sum of the off-ramps' losses but the last layer's. ``batch`` has
+    labels.
+    """
     labels = batch["labels"]
     kind = getattr(model, "options", {}).get("problem_type")
     ramps = all_ramps(model, {name: value for name, value in batch.items() if name != "labels"})
@@ -266,7 +287,9 @@ def ramp_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class Exits:
-    """``logits`` (rows, labels): the off-ramp's where a row left, else the model's own; ``layers`` (rows,): how many layers it ran."""
+    """``logits`` (rows, labels): the off-ramp's where a row left, else the model's own; ``layers``
+    (rows,): how many layers it ran.
+    """
 
     logits: Tensor
     layers: Tensor
@@ -274,12 +297,17 @@ class Exits:
 
 @torch.no_grad()
 def classify(
-    model: nn.Module, batch: Mapping[str, Any], *, threshold: float | Sequence[float] | None = None, patience: int | None = None
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    threshold: float | Sequence[float] | None = None,
+    patience: int | None = None,
 ) -> Exits:
-    """Classify a batch and let rows leave: below an entropy ``threshold`` (one, or one for each layer), or after ``patience`` agreements.
+    """Classify a batch and let rows leave: below an entropy ``threshold`` (one, or one for each
+    layer), or after ``patience`` agreements.
 
-    A row that leaves at the last layer has its off-ramp's logits, not the model's. Raises InputError unless exactly one rule is given and
-    the model is in eval mode.
+    A row that leaves at the last layer has its off-ramp's logits, not the model's. Raises
+    InputError unless exactly one rule is given and the model is in eval mode.
     """
     stack = exits_of(model)
     if model.training:

@@ -1,4 +1,6 @@
-"""Which technique goes onto which family: every cell built on the meta device, or the reason why not."""
+"""Which technique goes onto which family: every cell built on the meta device, or the reason why
+not.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ EXAMPLES: dict[str, tuple[Technique, ...]] = {
     "ActiveAdapters": (*_TWO, ActiveAdapters(names=("two", "one"))),
     "InvertibleAdapter": (InvertibleAdapter(),),
     "PrefixTuning": (PrefixTuning(length=2, bottleneck=3),),
-    "KAdapter": (KAdapter(names=("facts", "grammar"), size=4, num_heads=2, intermediate_size=6, num_layers=1, dropout=0.0),),
+    "KAdapter": (
+        KAdapter(names=("facts", "grammar"), size=4, num_heads=2, intermediate_size=6, num_layers=1, dropout=0.0),
+    ),
     "WeightPruning": (WeightPruning(sparsity=0.5, scope="across"),),
     "MovementPruning": (MovementPruning(threshold=0.5),),
     "L0Pruning": (L0Pruning(),),
@@ -63,20 +67,29 @@ EXAMPLES: dict[str, tuple[Technique, ...]] = {
 
 
 def cells(families: Iterable[str] | None = None, techniques: Iterable[str] | None = None) -> list[dict[str, str]]:
-    """One row for each technique and family: ``state`` "works" or "impossible", and the ``reason``."""
+    """One row for each technique and family: ``state`` "works" or "impossible", and the
+    ``reason``.
+    """
     rows = []
     for name in registry.families() if families is None else families:
         config, model_class = _small(name)
         for technique in EXAMPLES if techniques is None else techniques:
             reason = refusal(model_class, config, EXAMPLES[technique])
             rows.append(
-                {"technique": technique, "family": name, "state": "works" if reason is None else "impossible", "reason": reason or ""}
+                {
+                    "technique": technique,
+                    "family": name,
+                    "state": "works" if reason is None else "impossible",
+                    "reason": reason or "",
+                }
             )
     return rows
 
 
 def refusal(model_class: Any, config: Any, techniques: Iterable[Technique]) -> str | None:
-    """Why the techniques don't go onto a model of this config, or None where they do and change something."""
+    """Why the techniques don't go onto a model of this config, or None where they do and change
+    something.
+    """
     with shapes_only():
         model = model_class(config)
     try:
@@ -95,20 +108,27 @@ def _small(family: str) -> tuple[Any, Any]:
     few: Mapping[str, int] = {"num_layers": 2, "image_num_layers": 2, "vocab_size": 50}
     for fields in (few, {"vocab_size": 50}, {}):
         try:
-            return config.replace(**{key: value for key, value in fields.items() if key in config.field_names()}), variant.model_class()
+            return config.replace(
+                **{key: value for key, value in fields.items() if key in config.field_names()}
+            ), variant.model_class()
         except ConfigError:
             continue
     raise AssertionError("a config equals itself")
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The cells as a Markdown table, families down and techniques across, and the reasons under it."""
+    """The cells as a Markdown table, families down and techniques across, and the reasons under
+    it.
+    """
     techniques = list(dict.fromkeys(row["technique"] for row in rows))
     by_family: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
         by_family.setdefault(row["family"], {})[row["technique"]] = row
     notes: dict[str, int] = {}
-    lines = ["| family | " + " | ".join(f"`{name}`" for name in techniques) + " |", "| --- |" + " :-: |" * len(techniques)]
+    lines = [
+        "| family | " + " | ".join(f"`{name}`" for name in techniques) + " |",
+        "| --- |" + " :-: |" * len(techniques),
+    ]
     for family, own in by_family.items():
         marks = []
         for name in techniques:

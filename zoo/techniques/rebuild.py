@@ -15,8 +15,8 @@ from zoo.techniques.blueprint import Blueprint
 
 
 def rebuilt(model: Any, config: Any, along: Callable[[str, Tensor, int], Tensor]) -> Any:
-    """A model (or task model) of another vocabulary with the old one's tensors; ``along(path, old tensor, axis)`` changes those that have
-    an axis of the vocabulary's size.
+    """A model (or task model) of another vocabulary with the old one's tensors; ``along(path, old
+    tensor, axis)`` changes those that have an axis of the vocabulary's size.
     """
     bare: Any = getattr(model, "model", model)
     made = replace(Blueprint.of(model), config=config).drawn(dtype=bare.dtype)
@@ -28,6 +28,9 @@ def rebuilt(model: Any, config: Any, along: Callable[[str, Tensor, int], Tensor]
             old = source[path]
             differing = [axis for axis, (a, b) in enumerate(zip(old.shape, tensor.shape, strict=True)) if a != b]
             if len(differing) > 1 or any(old.shape[axis] != size for axis in differing):
-                raise TechniqueError(f"{path} is {tuple(old.shape)} and would become {tuple(tensor.shape)}: not by its {size} tokens alone")
+                raise TechniqueError(
+                    f"{path} is {tuple(old.shape)} and would become {tuple(tensor.shape)}: not by its {size} tokens "
+                    "alone"
+                )
             tensor.copy_(along(path, old, differing[0]) if differing else old)
     return made.to(bare.device).train(model.training)

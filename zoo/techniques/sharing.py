@@ -3,9 +3,10 @@
     layer i uses the parts of layer first(g), g = floor(i · groups / layers)          all of a block, its attention, or its feed-forward
     token table  E (vocabulary, size) · P (size, hidden)                               instead of (vocabulary, hidden)
 
-Each shared part keeps the name that it has in the first layer of its group; the others' tensors go. A sublayer takes its norm along. From
-trained weights a group starts as its first layer or as the mean of its layers, and the table as its truncated singular value
-decomposition, which is the best approximation of that rank.
+Each shared part keeps the name that it has in the first layer of its group; the others' tensors go.
+A sublayer takes its norm along. From trained weights a group starts as its first layer or as the
+mean of its layers, and the table as its truncated singular value decomposition, which is the best
+approximation of that rank.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ WHAT = ("all", "attention", "feed-forward")
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing(Technique):
-    """``share`` "all", "attention" or "feed-forward" across the layers of each stack and of each stream, in so many ``groups``.
+    """``share`` "all", "attention" or "feed-forward" across the layers of each stack and of each
+    stream, in so many ``groups``.
 
-    start: with trained weights a group starts as its "first" layer or as the "average" of its layers.
+    start: with trained weights a group starts as its "first" layer or as the "average" of its
+    layers.
     """
 
     share: str = "all"
@@ -50,22 +53,36 @@ class Sharing(Technique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         runs = {name: blocks for name, blocks in runs_of(model).items() if self._wanted(name, model)}
         if not any(len(blocks) > 1 for blocks in runs.values()):
-            raise TechniqueError(f"{type(model).__name__} has no layers to share parts between: its stacks run one block each")
-        plan = [(name, group) for name, blocks in runs.items() for alike in self._alike(blocks) for group in self._groups(alike)]
+            raise TechniqueError(
+                f"{type(model).__name__} has no layers to share parts between: its stacks run one block each"
+            )
+        plan = [
+            (name, group)
+            for name, blocks in runs.items()
+            for alike in self._alike(blocks)
+            for group in self._groups(alike)
+        ]
         if not any(self._parts(group[0]) for _, group in plan):
-            raise TechniqueError(f"no layer of {type(model).__name__} has a {self.share} part of its own; are they shared already?")
+            raise TechniqueError(
+                f"no layer of {type(model).__name__} has a {self.share} part of its own; are they shared already?"
+            )
         if all(len(group) == 1 for _, group in plan):
             raise TechniqueError(
-                f"no two neighboring layers of {type(model).__name__} are alike, or groups={self.groups} leaves each alone"
+                f"no two neighboring layers of {type(model).__name__} are alike, or groups={self.groups} leaves each "
+                "alone"
             )
         depths = {id(site.module): site.depths for site in model.sites()}
         for _, group in plan:
             for places in zip(*(self._parts(block) for block in group), strict=True):
                 self._share(places, depths)
-        return tuple(f"{name}: {len(blocks)} layers in {min(self.groups, len(blocks))} groups" for name, blocks in runs.items())
+        return tuple(
+            f"{name}: {len(blocks)} layers in {min(self.groups, len(blocks))} groups" for name, blocks in runs.items()
+        )
 
     def _wanted(self, name: str, model: Model) -> bool:
-        return not self.streams or name.rpartition(".")[2] in self.streams or ("text" in self.streams and "." not in name)
+        return (
+            not self.streams or name.rpartition(".")[2] in self.streams or ("text" in self.streams and "." not in name)
+        )
 
     def _groups(self, blocks: Sequence[nn.Module]) -> list[list[nn.Module]]:
         count = min(self.groups, len(blocks))
@@ -88,7 +105,9 @@ class Sharing(Technique):
         return found
 
     def _alike(self, blocks: Sequence[nn.Module]) -> list[list[nn.Module]]:
-        """Runs of neighboring layers whose parts are of the same kinds and shapes: only those can share."""
+        """Runs of neighboring layers whose parts are of the same kinds and shapes: only those can
+        share.
+        """
 
         def shapes(block: nn.Module) -> list[Any]:
             parts = [(key, getattr(holder, key)) for holder, key in self._parts(block)]
@@ -117,7 +136,9 @@ class Sharing(Technique):
 
 
 def runs_of(model: Model) -> dict[str, list[nn.Module]]:
-    """The innermost blocks of each stack and of each part of a schedule, each once, in the order in which they run."""
+    """The innermost blocks of each stack and of each part of a schedule, each once, in the order in
+    which they run.
+    """
     runs: dict[str, list[nn.Module]] = {}
     for path, module in model.named_modules():
         if isinstance(module, Stack) and not any(path.startswith(f"{name}.") for name in runs):
@@ -139,8 +160,8 @@ def _leaves(stack: Stack) -> list[nn.Module]:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizedEmbedding(Technique):
-    """The token table as a product of width ``size``; with ``whole`` positions, segments and the norm are as narrow and one projection
-    widens their sum, as in ALBERT.
+    """The token table as a product of width ``size``; with ``whole`` positions, segments and the
+    norm are as narrow and one projection widens their sum, as in ALBERT.
     """
 
     size: int = 128
@@ -160,7 +181,9 @@ class FactorizedEmbedding(Technique):
             raise TechniqueError(f"size={self.size} must be less than the table's width {token.embedding_dim}")
         if self.whole:
             return self._whole(site.parent, token, std, generator)
-        table = fresh(FactorizedTable(token.num_embeddings, self.size, token.embedding_dim), token.weight, std, generator)
+        table = fresh(
+            FactorizedTable(token.num_embeddings, self.size, token.embedding_dim), token.weight, std, generator
+        )
         notes = []
         if not token.weight.is_meta:
             left, right, kept = factors(token.weight, self.size)
@@ -172,10 +195,19 @@ class FactorizedEmbedding(Technique):
         return notes
 
     def _whole(self, part: Any, token: nn.Embedding, std: float, generator: torch.Generator | None) -> Sequence[str]:
-        if type(part).forward is not TextEmbeddings.forward or part.projection is not None or not isinstance(part.position, nn.Embedding):
-            raise TechniqueError(f"{type(part).__name__} adds up its tables in its own way; use whole=False, which narrows the token table")
+        if (
+            type(part).forward is not TextEmbeddings.forward
+            or part.projection is not None
+            or not isinstance(part.position, nn.Embedding)
+        ):
+            raise TechniqueError(
+                f"{type(part).__name__} adds up its tables in its own way; use whole=False, which narrows the token "
+                "table"
+            )
         if not isinstance(part.norm, nn.LayerNorm):
-            raise TechniqueError(f"the norm of the embeddings is a {type(part.norm).__name__}, whose narrow form is not known")
+            raise TechniqueError(
+                f"the norm of the embeddings is a {type(part.norm).__name__}, whose narrow form is not known"
+            )
         like, size, hidden = token.weight, self.size, token.embedding_dim
         projection = fresh(nn.Linear(size, hidden), like, std, generator)
         narrow = fresh(NarrowTable(token.num_embeddings, size, projection), like, std, generator)
@@ -192,7 +224,9 @@ class FactorizedEmbedding(Technique):
                 projection.weight.copy_(right)
                 for name, table in tables.items():
                     table.weight.copy_(getattr(part, name).weight.double() @ right.double())
-            notes.append(f"the product keeps {kept:.2%} of the table's squared norm; the norm at width {size} starts anew")
+            notes.append(
+                f"the product keeps {kept:.2%} of the table's squared norm; the norm at width {size} starts anew"
+            )
         part.token, part.projection = narrow, projection
         part.norm = fresh(nn.LayerNorm(size, part.norm.eps), like, std, generator)
         for name, table in tables.items():
@@ -201,7 +235,9 @@ class FactorizedEmbedding(Technique):
 
 
 def factors(table: Tensor, size: int) -> tuple[Tensor, Tensor, float]:
-    """``table ≈ left · rightᵀ`` of rank ``size``: left (rows, size), right (width, size), and the share of the squared norm kept."""
+    """``table ≈ left · rightᵀ`` of rank ``size``: left (rows, size), right (width, size), and the
+    share of the squared norm kept.
+    """
     u, s, v = torch.linalg.svd(table.detach().double(), full_matrices=False)
     squares = s.square()
     kept = float(squares[:size].sum() / squares.sum().clamp(min=torch.finfo(s.dtype).tiny))
@@ -214,8 +250,9 @@ def factors(table: Tensor, size: int) -> tuple[Tensor, Tensor, float]:
 def borrow(holder: nn.Module, name: str, part: nn.Module) -> None:
     """Let ``holder.name`` be a part that another module owns; what stood there goes.
 
-    Nothing is registered a second time: the part's tensors have the owner's names alone, and moving, saving or training reaches them there.
-    Whoever changes a part that is borrowed changes it in place.
+    Nothing is registered a second time: the part's tensors have the owner's names alone, and
+    moving, saving or training reaches them there. Whoever changes a part that is borrowed changes
+    it in place.
     """
     delattr(holder, name)
     object.__setattr__(holder, name, part)

@@ -1,10 +1,12 @@
-"""Bort's question (de Wynter & Perry, 2020): which sizes of a family are small, fast and good at once?
+"""Bort's question (de Wynter & Perry, 2020): which sizes of a family are small, fast and good at
+once?
 
     W(f) = (1 - p(f) / p(F)) · (1 - i(f) / i(F)) · e(F) / e(f)        F the largest; p parameters, i time of a forward pass, e error
 
-Every candidate (layers, heads, hidden, feed-forward) has a p, counted on the meta device, and an i, measured; e costs a training run each.
-The search spares many of these: where error does not rise with any of the four sizes, a candidate f need not be trained if another g has
-none of the four smaller and saves nearly as much, since then
+Every candidate (layers, heads, hidden, feed-forward) has a p, counted on the meta device, and an i,
+measured; e costs a training run each. The search spares many of these: where error does not rise
+with any of the four sizes, a candidate f need not be trained if another g has none of the four
+smaller and saves nearly as much, since then
 
     W(g) / W(f) >= (1 - p(g) / p(F)) (1 - i(g) / i(F)) / ((1 - p(f) / p(F)) (1 - i(f) / i(F))) >= 1 - ε
 """
@@ -52,7 +54,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: the best of the trained candidates, the coefficient of each of them, and which were spared."""
+    """What a search found: the best of the trained candidates, the coefficient of each of them, and
+    which were spared.
+    """
 
     best: Shape
     coefficient: Mapping[Shape, float]
@@ -66,7 +70,9 @@ SPACE = {
     "hidden_size": (512, 768, 1024),
     "intermediate_size": (256, 512, 768, 1024, 3072),
 }
-"""A grid around the published optimum, as the paper's is remembered; its exact grid is not in the sources that were at hand."""
+"""A grid around the published optimum, as the paper's is remembered; its exact grid is not in the
+sources that were at hand.
+"""
 
 BORT = Shape(4, 8, 1024, 768)
 ROBERTA_LARGE = Shape(24, 16, 1024, 4096)  # the largest, which Bort is cut from
@@ -81,13 +87,17 @@ def shapes(space: Mapping[str, Sequence[int]] = SPACE) -> tuple[Shape, ...]:
 
 
 def parameters(shape: Shape) -> int:
-    """The parameters of the blocks, embeddings left out: those of all candidates with one vocabulary differ by width alone."""
+    """The parameters of the blocks, embeddings left out: those of all candidates with one
+    vocabulary differ by width alone.
+    """
     with shapes_only():
         return shape.num_layers * sum(p.numel() for p in _block(shape).parameters())
 
 
 def seconds(shape: Shape, *, batch: int = 1, length: int = 128, repeats: int = 10) -> float:
-    """The time of the blocks on this machine: the fastest of ``repeats`` passes through one block, times their number. No padding."""
+    """The time of the blocks on this machine: the fastest of ``repeats`` passes through one block,
+    times their number. No padding.
+    """
     block = _block(shape).eval()
     x = torch.zeros(batch, length, shape.hidden_size)
     taken = []
@@ -113,7 +123,9 @@ def costs(candidates: Iterable[Shape], **options: int) -> dict[Shape, Cost]:
 
 
 def coefficient(cost: Cost, error: float, largest: Cost, largest_error: float) -> float:
-    """W: what is saved of parameters times what is saved of time times how much better the error is; 0 or less where nothing is saved."""
+    """W: what is saved of parameters times what is saved of time times how much better the error
+    is; 0 or less where nothing is saved.
+    """
     small = 1 - cost.parameters / largest.parameters
     fast = 1 - cost.seconds / largest.seconds
     if error <= 0 or largest_error <= 0:
@@ -129,7 +141,8 @@ def search(
     *,
     epsilon: float = 0.05,
 ) -> Found:
-    """The candidate of the highest W, or one that has at least 1 - ``epsilon`` times it, if error does not rise with size.
+    """The candidate of the highest W, or one that has at least 1 - ``epsilon`` times it, if error
+    does not rise with size.
 
     ``error`` is asked only for candidates that no larger one stands for.
     """
@@ -155,7 +168,9 @@ def search(
 
 
 def needed_error(cost: Mapping[Shape, Cost], best: Shape, largest: Cost) -> dict[Shape, float]:
-    """For each candidate: how many times the error of ``best`` its own must at least be, for ``best`` to have the higher W."""
+    """For each candidate: how many times the error of ``best`` its own must at least be, for
+    ``best`` to have the higher W.
+    """
     reference = coefficient(cost[best], 1.0, largest, 1.0)
     return {shape: coefficient(own, 1.0, largest, 1.0) / reference for shape, own in cost.items() if shape != best}
 

@@ -1,4 +1,5 @@
-"""BERT-of-Theseus (Xu et al., 2020): while training, each group of layers is replaced by one new layer with a chance that grows to 1.
+"""BERT-of-Theseus (Xu et al., 2020): while training, each group of layers is replaced by one new
+layer with a chance that grows to 1.
 
     for each group i of n / m layers:  x = successor_i(x) with probability p, else the group's layers      one draw for a whole batch
 
@@ -33,7 +34,9 @@ from zoo.techniques.base import Technique
 
 
 class Replacing(Extension):
-    """A stack whose ``plan`` runs the successors, and which, while training, draws for each whether the group before it runs instead."""
+    """A stack whose ``plan`` runs the successors, and which, while training, draws for each whether
+    the group before it runs instead.
+    """
 
     groups: tuple[tuple[int, ...], ...]
     plan: tuple[int, ...]
@@ -44,7 +47,11 @@ class Replacing(Extension):
     def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         draws = self.draws
         if draws is None:
-            draws = tuple((torch.rand(len(self.plan)) < self.rate).int().tolist()) if self.training else (1,) * len(self.plan)
+            draws = (
+                tuple((torch.rand(len(self.plan)) < self.rate).int().tolist())
+                if self.training
+                else (1,) * len(self.plan)
+            )
         for successor, group, drawn in zip(self.plan, self.groups, draws, strict=True):
             for index in (successor,) if drawn else group:
                 x = self.blocks[index](x, mask, bias, trace)
@@ -55,8 +62,9 @@ class Replacing(Extension):
 
 @dataclass(frozen=True, kw_only=True)
 class Theseus(Technique):
-    """``layers`` successors beside a stack's n layers, each for n / layers of them; they begin as the first layers, or at random with
-    another ``num_heads`` or ``intermediate_size``. ``rate``: the first chance to be used while training; ``stack``: its path.
+    """``layers`` successors beside a stack's n layers, each for n / layers of them; they begin as
+    the first layers, or at random with another ``num_heads`` or ``intermediate_size``. ``rate``:
+    the first chance to be used while training; ``stack``: its path.
     """
 
     layers: int = 6
@@ -80,10 +88,15 @@ class Theseus(Technique):
         part = dict(model.named_modules()).get(self.stack)
         if type(part) is not Stack:
             kind = "nothing there" if part is None else f"a {type(part).__name__}"
-            raise TechniqueError(f"Theseus needs a plain stack of layers at {self.stack!r}; {type(model).__name__} has {kind}")
+            raise TechniqueError(
+                f"Theseus needs a plain stack of layers at {self.stack!r}; {type(model).__name__} has {kind}"
+            )
         stack: Any = part
         if len(set(stack.plan)) != len(stack.plan):
-            raise TechniqueError(f"{self.stack} runs a block at several depths, so fewer layers save no parameters; replace nothing there")
+            raise TechniqueError(
+                f"{self.stack} runs a block at several depths, so fewer layers save no parameters; replace nothing "
+                "there"
+            )
         if len(stack.plan) % self.layers or self.layers >= len(stack.plan):
             raise TechniqueError(f"layers={self.layers} must divide the {len(stack.plan)} of {self.stack} and be fewer")
         successors = [copy.deepcopy(stack.blocks[index]) for index in stack.plan[: self.layers]]
@@ -130,7 +143,9 @@ def set_rate(model: nn.Module, rate: float) -> None:
 
 @contextmanager
 def replacing(model: nn.Module, draws: Sequence[int]) -> Iterator[None]:
-    """Inside, these draws (1 = successor) are used in place of random ones, in training and in eval."""
+    """Inside, these draws (1 = successor) are used in place of random ones, in training and in
+    eval.
+    """
     stacks = stacks_of(model)
     for _, stack in stacks:
         if len(draws) != len(stack.plan):
@@ -145,7 +160,12 @@ def replacing(model: nn.Module, draws: Sequence[int]) -> Iterator[None]:
 
 def successor_parameters(model: nn.Module) -> list[nn.Parameter]:
     """What learns: the successors' parameters. All others are the predecessor's and stay."""
-    return [parameter for _, stack in stacks_of(model) for index in stack.plan for parameter in stack.blocks[index].parameters()]
+    return [
+        parameter
+        for _, stack in stacks_of(model)
+        for index in stack.plan
+        for parameter in stack.blocks[index].parameters()
+    ]
 
 
 class ConstantReplacement:
@@ -182,7 +202,9 @@ class LinearReplacement(ConstantReplacement):
 
 
 def finish(model: nn.Module) -> None:
-    """Leave the successors alone, as the layers of an ordinary, smaller model, which any layout takes."""
+    """Leave the successors alone, as the layers of an ordinary, smaller model, which any layout
+    takes.
+    """
     bare = bare_model(model)
     if on_meta(bare):
         raise TechniqueError("a model on the meta device has not been trained; there is nothing to finish")
@@ -191,7 +213,10 @@ def finish(model: nn.Module) -> None:
     for path, stack in stacks_of(bare):
         count = len(stack.plan)
         if path != "encoder" or "num_layers" not in bare.config.field_names():
-            raise TechniqueError(f"the config of {type(bare).__name__} has no number of layers for {path}; keep the successors as they are")
+            raise TechniqueError(
+                f"the config of {type(bare).__name__} has no number of layers for {path}; keep the successors as they "
+                "are"
+            )
         stack.blocks = nn.ModuleList([stack.blocks[index] for index in stack.plan])
         stack.plan = tuple(range(count))
         for name in ("groups", "rate", "draws"):

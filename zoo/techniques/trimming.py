@@ -17,8 +17,9 @@ from zoo.tokenization.trim import first_difference, tokens_of, trim_tokenizer
 
 @dataclass(frozen=True)
 class Trimmed:
-    """The smaller model and tokenizer. ``kept``: the old ids in order, the new id is the place there; ``before`` and ``after``: parameters;
-    ``held``: how many texts were held against the old tokenizer, all equal.
+    """The smaller model and tokenizer. ``kept``: the old ids in order, the new id is the place
+    there; ``before`` and ``after``: parameters; ``held``: how many texts were held against the old
+    tokenizer, all equal.
     """
 
     model: Any
@@ -34,19 +35,24 @@ class Trimmed:
         return f"{len(self.kept):,} tokens stay; {counts}; {self.held:,} texts held"
 
 
-def trim_vocabulary(model: nn.Module, tokenizer: Tokenizer, texts: Iterable[str], *, least: int = 1, keep: Iterable[str] = ()) -> Trimmed:
-    """Leave every token that ``texts`` don't use out of a model's token table and of what predicts tokens. -> both new; the old ones stay.
+def trim_vocabulary(
+    model: nn.Module, tokenizer: Tokenizer, texts: Iterable[str], *, least: int = 1, keep: Iterable[str] = ()
+) -> Trimmed:
+    """Leave every token that ``texts`` don't use out of a model's token table and of what predicts
+    tokens. -> both new; the old ones stay.
 
-    least: tokens that occur less often go too, and with them the texts that use them. keep: tokens that stay besides. Special tokens
-    and all ids up to the padding's stay. Before it returns, both tokenizers have cut every text that lies wholly in the kept tokens, and
-    the two agree; a difference would be an InputError.
+    least: tokens that occur less often go too, and with them the texts that use them. keep: tokens
+    that stay besides. Special tokens and all ids up to the padding's stay. Before it returns, both
+    tokenizers have cut every text that lies wholly in the kept tokens, and the two agree; a
+    difference would be an InputError.
     """
     texts = list(texts)
     bare: Any = getattr(model, "model", model)
     size = getattr(bare.config, "vocab_size", None)
     if size is None or tokenizer.vocab_size > size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model's table {size}; give the model its own tokenizer"
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model's table {size}; give the model its own "
+            "tokenizer"
         )
     wanted = tokens_of(tokenizer, texts, least)
     for token in keep:

@@ -1,4 +1,5 @@
-"""Tokenizers: a declared pre-step (text to text), then a ``tokenizers.Tokenizer``; built from any of the files that checkpoints bring.
+"""Tokenizers: a declared pre-step (text to text), then a ``tokenizers.Tokenizer``; built from any
+of the files that checkpoints bring.
 
 Importing this package does not import torch; only calling a tokenizer for a batch of tensors does.
 """

@@ -1,10 +1,12 @@
-"""AraBERT's cleaning of Arabic text, in front of its WordPiece: what the vocabularies were learned from.
+"""AraBERT's cleaning of Arabic text, in front of its WordPiece: what the vocabularies were learned
+from.
 
     ArabicCleaner.of("bert-base-arabertv02")("مَرْحَبًا بالعـــالم!!! http://example.org")    ->  "مرحبا بالعالم ! ! [رابط]"
 
-In this order: markup, vowel marks, the stretching letter, addresses and mentions, repetitions, blanks around whatever is no letter or
-digit, slashes and digits. The models named v1 and v2 read text that Farasa, a Java program, cut into prefixes and suffixes; that step is
-not here: pass their text cut.
+In this order: markup, vowel marks, the stretching letter, addresses and mentions, repetitions,
+blanks around whatever is no letter or digit, slashes and digits. The models named v1 and v2 read
+text that Farasa, a Java program, cut into prefixes and suffixes; that step is not here: pass their
+text cut.
 """
 
 from __future__ import annotations
@@ -51,10 +53,14 @@ class ArabicCleaner:
 
     @classmethod
     def of(cls, name: str, **changed: bool) -> ArabicCleaner:
-        """For ``bert-{base,large}-arabertv01, -arabertv02, -arabertv02-twitter``, and others made from Arabic text the same way."""
+        """For ``bert-{base,large}-arabertv01, -arabertv02, -arabertv02-twitter``, and others made
+        from Arabic text the same way.
+        """
         unknown = set(changed) - set(cls.__dataclass_fields__)
         if unknown:
-            raise ConfigError(f"ArabicCleaner has no step {sorted(unknown)[0]!r}; it has {', '.join(cls.__dataclass_fields__)}")
+            raise ConfigError(
+                f"ArabicCleaner has no step {sorted(unknown)[0]!r}; it has {', '.join(cls.__dataclass_fields__)}"
+            )
         if name.rsplit("/", 1)[-1] in ("bert-base-arabertv01", "bert-base-arabert"):
             first = {"remove_markup": False, "mails_first": False, "slash_to_dash": False, "western_digits": False}
             return cls(**{**first, **changed})
@@ -68,7 +74,9 @@ class ArabicCleaner:
         if self.strip_stretch:
             text = text.replace(_STRETCH, "")
         if self.replace_addresses:
-            for pattern, token in [(_MAIL, MAIL), (_LINK, LINK)] if self.mails_first else [(_LINK, LINK), (_MAIL, MAIL)]:
+            for pattern, token in (
+                [(_MAIL, MAIL), (_LINK, LINK)] if self.mails_first else [(_LINK, LINK), (_MAIL, MAIL)]
+            ):
                 text = pattern.sub(f" {token} ", text)
             text = _USER.sub(f" {USER} ", text)
         if self.limit_repetition:

@@ -28,14 +28,18 @@ Merge = tuple[str, str]
 
 
 def parse_merges(lines: Sequence[str], what: str) -> list[Merge]:
-    """One merge a line, in order; a header (``#version``) and what stands behind the second blank (a count) are dropped."""
+    """One merge a line, in order; a header (``#version``) and what stands behind the second blank
+    (a count) are dropped.
+    """
     merges = []
     for number, line in enumerate(lines):
         if (number == 0 and "#version" in line) or not line.strip():
             continue
         parts = line.split(" ")
         if len(parts) not in (2, 3) or not parts[0] or not parts[1]:
-            raise CheckpointError(f"{what}: line {number + 1} is {line[:80]!r}; a merge is two pieces with a blank between")
+            raise CheckpointError(
+                f"{what}: line {number + 1} is {line[:80]!r}; a merge is two pieces with a blank between"
+            )
         merges.append((parts[0], parts[1]))
     if len(merges) > MAX_ENTRIES:
         raise CheckpointError(f"{what} has {len(merges):,} merges")
@@ -47,7 +51,9 @@ def read_merges(path: Path) -> list[Merge]:
 
 
 def read_gzip_lines(path: Path) -> list[str]:
-    """The lines of a text file that may be gzipped, unpacked at most to the size allowed for any tokenizer file."""
+    """The lines of a text file that may be gzipped, unpacked at most to the size allowed for any
+    tokenizer file.
+    """
     data = read_bytes(path)
     if data[:2] == b"\x1f\x8b":
         unpacker = zlib.decompressobj(wbits=31)
@@ -66,14 +72,24 @@ def bpe_model(
     for left, right in merges:
         for piece in (left, right, left + right):
             if piece not in vocab:
-                raise CheckpointError(f"{what}: the merge {left!r} {right!r} needs the piece {piece!r}, which the vocabulary lacks")
+                raise CheckpointError(
+                    f"{what}: the merge {left!r} {right!r} needs the piece {piece!r}, which the vocabulary lacks"
+                )
     options = {"unk_token": unk, "end_of_word_suffix": suffix}
     given = {name: value for name, value in options.items() if value is not None}
-    return guarded(f"{what} is no BPE model", CheckpointError, lambda: models.BPE(dict(vocab), list(merges), fuse_unk=False, **given))
+    return guarded(
+        f"{what} is no BPE model",
+        CheckpointError,
+        lambda: models.BPE(dict(vocab), list(merges), fuse_unk=False, **given),
+    )
 
 
-def gpt2(vocab: Mapping[str, int], merges: Sequence[Merge], *, max_length: int | None = None, what: str = "the vocabulary") -> Tokenizer:
-    """GPT-2: bytes as letters, merged inside words that keep the blank before them; nothing is added around a text."""
+def gpt2(
+    vocab: Mapping[str, int], merges: Sequence[Merge], *, max_length: int | None = None, what: str = "the vocabulary"
+) -> Tokenizer:
+    """GPT-2: bytes as letters, merged inside words that keep the blank before them; nothing is
+    added around a text.
+    """
     backend = tokenizers.Tokenizer(bpe_model(vocab, merges, what))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -92,7 +108,9 @@ def roberta(
     max_length: int | None = None,
     what: str = "the vocabulary",
 ) -> Tokenizer:
-    """RoBERTa: GPT-2's pieces in another id order; <s> a </s>, or <s> a </s></s> b </s>, without segments."""
+    """RoBERTa: GPT-2's pieces in another id order; <s> a </s>, or <s> a </s></s> b </s>, without
+    segments.
+    """
     special = present(vocab, special, what)
     backend = tokenizers.Tokenizer(bpe_model(vocab, merges, what))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -102,7 +120,8 @@ def roberta(
     return Tokenizer(backend, special=special, inputs=KNOWN_INPUTS[:2], max_length=max_length)
 
 
-# fairseq ------------------------------------------------------------------------------------------------------------------------------
+# fairseq
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def read_fairseq_dictionary(path: Path) -> list[str]:
@@ -112,7 +131,8 @@ def read_fairseq_dictionary(path: Path) -> list[str]:
         symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
         if not symbol or not count.lstrip("-").isdecimal():
             raise CheckpointError(
-                f"{path}: line {number + 1} is {line[:80]!r}; a line of a fairseq dictionary is a symbol, a blank and a count"
+                f"{path}: line {number + 1} is {line[:80]!r}; a line of a fairseq dictionary is a symbol, a blank and "
+                "a count"
             )
         symbols.append(symbol)
     if not symbols:
@@ -133,7 +153,9 @@ def fairseq_vocabulary(symbols: Sequence[str], mask: bool = True) -> dict[str, i
 
 
 def reorder(gpt2_vocab: Mapping[str, int], symbols: Sequence[str], what: str) -> dict[str, int]:
-    """RoBERTa's ids from GPT-2's: the symbols of its dictionary are GPT-2 ids written as numbers."""
+    """RoBERTa's ids from GPT-2's: the symbols of its dictionary are GPT-2 ids written as
+    numbers.
+    """
     pieces = {index: piece for piece, index in gpt2_vocab.items()}
     named = []
     for symbol in symbols:
@@ -145,8 +167,12 @@ def reorder(gpt2_vocab: Mapping[str, int], symbols: Sequence[str], what: str) ->
     return fairseq_vocabulary(named)
 
 
-def word_list(symbols: Sequence[str], *, level: str = "word", mask: bool = True, max_length: int | None = None) -> Tokenizer:
-    """A fairseq model without subwords: the symbols are words between blanks, or single characters (proteins)."""
+def word_list(
+    symbols: Sequence[str], *, level: str = "word", mask: bool = True, max_length: int | None = None
+) -> Tokenizer:
+    """A fairseq model without subwords: the symbols are words between blanks, or single characters
+    (proteins).
+    """
     if level not in ("word", "character"):
         raise unknown("level of a fairseq dictionary", level, ("word", "character"))
     vocab = fairseq_vocabulary(symbols, mask)
@@ -156,20 +182,24 @@ def word_list(symbols: Sequence[str], *, level: str = "word", mask: bool = True,
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     else:
         blanks = pre_tokenizers.Split(tokenizers.Regex(r"\s+"), behavior="removed")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([blanks, pre_tokenizers.Split(tokenizers.Regex(r"."), behavior="isolated")])
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [blanks, pre_tokenizers.Split(tokenizers.Regex(r"."), behavior="isolated")]
+        )
         backend.decoder = decoders.Fuse()
     backend.post_processor = roberta_frame(special, vocab)
     add_special(backend, special)
     return Tokenizer(backend, special=special, inputs=KNOWN_INPUTS[:2], max_length=max_length)
 
 
-# CLIP ---------------------------------------------------------------------------------------------------------------------------------
+# CLIP
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class CleanCaption:
     """CLIP's cleaning: mend broken encodings (ftfy), undo HTML twice, join blanks, lower case.
 
-    ftfy is asked only where it could change something: a text of printable ASCII characters is whole as it is.
+    ftfy is asked only where it could change something: a text of printable ASCII characters is
+    whole as it is.
     """
 
     name = "clip"
@@ -192,36 +222,55 @@ def _mend(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise missing_extra("CLIP's cleaning of text with other than printable ASCII characters", "ftfy", "clip") from error
+        raise missing_extra(
+            "CLIP's cleaning of text with other than printable ASCII characters", "ftfy", "clip"
+        ) from error
     fixed: str = ftfy.fix_text(text)
     return fixed
 
 
 def byte_letters() -> list[str]:
-    """The printable stand-in of each byte, in the order that CLIP's vocabulary lists them: printable bytes first, then the rest."""
+    """The printable stand-in of each byte, in the order that CLIP's vocabulary lists them:
+    printable bytes first, then the rest.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(rest))]
 
 
 def clip_vocabulary(merges: Sequence[Merge]) -> dict[str, int]:
-    """CLIP's ids: the bytes, the bytes that end a word, one for each merge, start and end of text; a piece listed twice has its last id."""
+    """CLIP's ids: the bytes, the bytes that end a word, one for each merge, start and end of text;
+    a piece listed twice has its last id.
+    """
     letters = byte_letters()
-    pieces = [*letters, *(letter + END_OF_WORD for letter in letters), *(left + right for left, right in merges), CLIP_START, CLIP_END]
+    pieces = [
+        *letters,
+        *(letter + END_OF_WORD for letter in letters),
+        *(left + right for left, right in merges),
+        CLIP_START,
+        CLIP_END,
+    ]
     return {piece: index for index, piece in enumerate(pieces)}
 
 
 def clip(
-    vocab: Mapping[str, int], merges: Sequence[Merge], *, max_length: int | None = CLIP_LENGTH, what: str = "the vocabulary"
+    vocab: Mapping[str, int],
+    merges: Sequence[Merge],
+    *,
+    max_length: int | None = CLIP_LENGTH,
+    what: str = "the vocabulary",
 ) -> Tokenizer:
-    """CLIP: cleaned text, words of bytes with an end mark, BPE; <|startoftext|> a <|endoftext|>, zeros behind.
+    """CLIP: cleaned text, words of bytes with an end mark, BPE; <|startoftext|> a <|endoftext|>,
+    zeros behind.
 
     A text that is cut keeps the end token in the last place, where the model looks for it.
     """
     special = present(vocab, SpecialTokens(cls=CLIP_START, sep=CLIP_END, unk=CLIP_END, pad_id=0), what)
     backend = tokenizers.Tokenizer(bpe_model(vocab, merges, what, unk=CLIP_END, suffix=END_OF_WORD))
     words = pre_tokenizers.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(END_OF_WORD, " ")])
     backend.post_processor = bert_frame(special, vocab)
     add_special(backend, special)

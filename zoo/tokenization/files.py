@@ -1,4 +1,6 @@
-"""Small bounded readers of tokenizer files: whatever is wrong with a file is a ``CheckpointError`` that names it."""
+"""Small bounded readers of tokenizer files: whatever is wrong with a file is a ``CheckpointError``
+that names it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise CheckpointError(f"{path} has {size:,} bytes; a tokenizer file of more than {MAX_FILE_BYTES:,} is not read")
+            raise CheckpointError(
+                f"{path} has {size:,} bytes; a tokenizer file of more than {MAX_FILE_BYTES:,} is not read"
+            )
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -54,7 +58,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines ended by LF, CR LF or CR (not by the other separators of Unicode, which vocabularies list as entries)."""
+    """Lines ended by LF, CR LF or CR (not by the other separators of Unicode, which vocabularies
+    list as entries).
+    """
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     lines = text.split("\n")
     if lines and not lines[-1]:
@@ -65,7 +71,9 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_vocab_lines(path: Path) -> dict[str, int]:
-    """One token a line, the id is the line number counted from 0; a token listed twice keeps its last line, as in BERT's own reader."""
+    """One token a line, the id is the line number counted from 0; a token listed twice keeps its
+    last line, as in BERT's own reader.
+    """
     vocab = {token: index for index, token in enumerate(read_lines(path))}
     if not vocab:
         raise CheckpointError(f"{path} is empty; a vocabulary has one token a line")
@@ -81,7 +89,9 @@ def check_vocab(raw: Mapping[str, Any], path: Path | str) -> dict[str, int]:
     vocab: dict[str, int] = {}
     for token, index in raw.items():
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_ENTRIES:
-            raise CheckpointError(f"{path} gives token {token!r} the id {index!r}; ids are whole numbers from 0 to {MAX_ENTRIES - 1}")
+            raise CheckpointError(
+                f"{path} gives token {token!r} the id {index!r}; ids are whole numbers from 0 to {MAX_ENTRIES - 1}"
+            )
         vocab[encodable(token, path)] = index
     if not vocab:
         raise CheckpointError(f"{path} holds no tokens")
@@ -91,14 +101,18 @@ def check_vocab(raw: Mapping[str, Any], path: Path | str) -> dict[str, int]:
 
 
 def encodable(token: str, path: Path | str) -> str:
-    """The token itself, refused where it holds half of a surrogate pair (JSON can spell one, no text can hold it)."""
+    """The token itself, refused where it holds half of a surrogate pair (JSON can spell one, no
+    text can hold it).
+    """
     if any("\ud800" <= character <= "\udfff" for character in token):
         raise CheckpointError(f"{path} holds the token {token!r}, which is not valid Unicode")
     return token
 
 
 def guarded(what: str, error_type: type[Exception], call: Callable[[], T]) -> T:
-    """Run ``call`` into the tokenizers library and turn whatever it raises, its panics included, into ``error_type``."""
+    """Run ``call`` into the tokenizers library and turn whatever it raises, its panics included,
+    into ``error_type``.
+    """
     try:
         return call()
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):

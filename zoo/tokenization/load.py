@@ -1,4 +1,6 @@
-"""From the files of a checkpoint to a ``Tokenizer``: by a spec that names them, or by recognising what lies in a folder."""
+"""From the files of a checkpoint to a ``Tokenizer``: by a spec that names them, or by recognising
+what lies in a folder.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
 from zoo.tokenization.files import guarded, parse_json, read_json_object, read_text, read_vocab_json, read_vocab_lines
 from zoo.tokenization.sentencepiece_file import CONTROL, USER_DEFINED, read_sentencepiece, rules_of
-from zoo.tokenization.tokenizer import KNOWN_INPUTS, SAVED_BACKEND, SAVED_EXTRAS, NoPreStep, PreStep, SpecialTokens, Tokenizer
+from zoo.tokenization.tokenizer import (
+    KNOWN_INPUTS,
+    SAVED_BACKEND,
+    SAVED_EXTRAS,
+    NoPreStep,
+    PreStep,
+    SpecialTokens,
+    Tokenizer,
+)
 
 MAX_SANE_LENGTH = 1_000_000  # configs write "no limit" as 10^30
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -30,13 +40,15 @@ ROLE_NAMES = {
 def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) -> Tokenizer:
     """Build the tokenizer of a folder, or of one file.
 
-    ``spec`` has one key that names the kind and its file or files (relative to the folder), and options beside it:
-    ``{"json": "tokenizer.json"}``, ``{"wordpiece": "vocab.txt", "lower_case": True}``, ``{"smiles": "vocab.txt"}``,
-    ``{"sentencepiece": "spiece.model", "rules": "albert" | "xlm-roberta" | "plain"}``,
-    ``{"bpe": ["vocab.json", "merges.txt"], "rules": "gpt2" | "roberta" | "clip"}``, with ``"dict": "dict.txt"`` for fairseq's id order,
-    ``{"clip": "bpe_simple_vocab_16e6.txt.gz"}``, ``{"fairseq": "dict.txt", "level": "word" | "character"}``,
-    ``{"xlm": {"vocab": "vocab.json", "merges": "merges.txt"}, "language": "en"}`` or ``{"xlm": {"codes": ..., "vocab": ...}}``.
-    Without a spec the folder's files decide, and tokenizer_config.json, special_tokens_map.json and config.json beside them.
+    ``spec`` has one key that names the kind and its file or files (relative to the folder), and
+    options beside it: ``{"json": "tokenizer.json"}``, ``{"wordpiece": "vocab.txt", "lower_case":
+    True}``, ``{"smiles": "vocab.txt"}``, ``{"sentencepiece": "spiece.model", "rules": "albert" |
+    "xlm-roberta" | "plain"}``, ``{"bpe": ["vocab.json", "merges.txt"], "rules": "gpt2" | "roberta"
+    | "clip"}``, with ``"dict": "dict.txt"`` for fairseq's id order, ``{"clip":
+    "bpe_simple_vocab_16e6.txt.gz"}``, ``{"fairseq": "dict.txt", "level": "word" | "character"}``,
+    ``{"xlm": {"vocab": "vocab.json", "merges": "merges.txt"}, "language": "en"}`` or ``{"xlm":
+    {"codes": ..., "vocab": ...}}``. Without a spec the folder's files decide, and
+    tokenizer_config.json, special_tokens_map.json and config.json beside them.
     """
     path = Path(source)
     if not path.exists():
@@ -69,7 +81,9 @@ class Hints:
         """A switch of tokenizer_config.json; None where it is absent or null."""
         value = self.tokenizer_config.get(name)
         if value is not None and not isinstance(value, bool):
-            raise CheckpointError(f"{self.folder / 'tokenizer_config.json'}: {name} must be true, false or null, got {value!r}")
+            raise CheckpointError(
+                f"{self.folder / 'tokenizer_config.json'}: {name} must be true, false or null, got {value!r}"
+            )
         return value
 
     def token(self, role: str) -> str | None:
@@ -82,7 +96,9 @@ class Hints:
         return None
 
     def special(self, default: SpecialTokens) -> SpecialTokens:
-        return SpecialTokens(**{role: self.token(role) or getattr(default, role) for role in ROLE_NAMES}, pad_id=default.pad_id)
+        return SpecialTokens(
+            **{role: self.token(role) or getattr(default, role) for role in ROLE_NAMES}, pad_id=default.pad_id
+        )
 
     @property
     def family(self) -> str:
@@ -91,8 +107,12 @@ class Hints:
         return value if isinstance(value, str) else ""
 
     def speaks_of(self, *families: str) -> bool:
-        """Whether model_type is one of the families, or the class of the tokenizer is named after one."""
-        kind = str(self.tokenizer_config.get("tokenizer_class", "")).lower().removesuffix("fast").removesuffix("tokenizer")
+        """Whether model_type is one of the families, or the class of the tokenizer is named after
+        one.
+        """
+        kind = (
+            str(self.tokenizer_config.get("tokenizer_class", "")).lower().removesuffix("fast").removesuffix("tokenizer")
+        )
         return self.family in families or kind in families
 
     @property
@@ -115,7 +135,9 @@ def recognise(path: Path, hints: Hints) -> dict[str, Any]:
             return {"sentencepiece": name}
     for vocab, merges in PAIRS:
         if has({vocab, merges}):
-            return {"bpe": [vocab, merges]} | ({"dict": "dict.txt"} if vocab == "encoder.json" and has({"dict.txt"}) else {})
+            return {"bpe": [vocab, merges]} | (
+                {"dict": "dict.txt"} if vocab == "encoder.json" and has({"dict.txt"}) else {}
+            )
     for codes in names:
         if codes.startswith("codes") and has({"vocab" + codes.removeprefix("codes")}):
             return {"xlm": {"codes": codes, "vocab": "vocab" + codes.removeprefix("codes")}}
@@ -206,7 +228,13 @@ SENTENCEPIECE_RULES = ("plain", "albert", "xlm-roberta")
 
 def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
     path = inside(folder, name, "sentencepiece")
-    allowed = COMMON | {"rules": (str,), "frame": (str,), "lower_case": (bool,), "keep_accents": (bool,), "digit_comma": (bool,)}
+    allowed = COMMON | {
+        "rules": (str,),
+        "frame": (str,),
+        "lower_case": (bool,),
+        "keep_accents": (bool,),
+        "digit_comma": (bool,),
+    }
     options = take(options, allowed, "sentencepiece")
     model = read_sentencepiece(path)
     fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
@@ -222,19 +250,31 @@ def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hint
             rules = "albert"
     if rules not in SENTENCEPIECE_RULES:
         raise unknown("rules for a sentencepiece tokenizer", rules, SENTENCEPIECE_RULES)
-    only = {"albert": {"lower_case", "keep_accents", "digit_comma", "special"}, "plain": {"frame", "special"}, "xlm-roberta": set()}[rules]
+    only = {
+        "albert": {"lower_case", "keep_accents", "digit_comma", "special"},
+        "plain": {"frame", "special"},
+        "xlm-roberta": set(),
+    }[rules]
     for option in ("lower_case", "keep_accents", "digit_comma", "frame", "special"):
         if option in options and option not in only:
             raise ConfigError(f"the option {option} does not go with the rules {rules!r} of a sentencepiece tokenizer")
     max_length = options.get("max_length", hints.max_length)
     if rules == "xlm-roberta":
         return sentence_piece.xlm_roberta(model, max_length=max_length)
-    roles = {role: next((token for token in names if token in model.pieces), None) for role, names in ROLE_NAMES.items()}
-    default = SpecialTokens(pad=roles["pad"], cls=roles["cls"], sep=roles["sep"], mask=roles["mask"], unk=model.pieces[model.unk_id])
+    roles = {
+        role: next((token for token in names if token in model.pieces), None) for role, names in ROLE_NAMES.items()
+    }
+    default = SpecialTokens(
+        pad=roles["pad"], cls=roles["cls"], sep=roles["sep"], mask=roles["mask"], unk=model.pieces[model.unk_id]
+    )
     special = special_of(options, default, hints)
     if rules == "plain":
         special = SpecialTokens(
-            **{role: token if token in model.pieces else None for role, token in vars(special).items() if role != "pad_id"}
+            **{
+                role: token if token in model.pieces else None
+                for role, token in vars(special).items()
+                if role != "pad_id"
+            }
         )
         return sentence_piece.plain(model, frame=options.get("frame", "none"), special=special, max_length=max_length)
     lower, keep = hints.flag("do_lower_case"), hints.flag("keep_accents")
@@ -273,10 +313,14 @@ def from_bpe(folder: Path, names: object, options: dict[str, Any], hints: Hints)
     if "special" in options and rules != "roberta":
         raise ConfigError(f"the option special does not go with the rules {rules!r} of a bpe tokenizer")
     if rules == "xlm":
-        return from_xlm(folder, {"vocab": names[0], "merges": names[1]}, {"max_length": max_length} if max_length else {}, hints)
+        return from_xlm(
+            folder, {"vocab": names[0], "merges": names[1]}, {"max_length": max_length} if max_length else {}, hints
+        )
     merges = bpe.read_merges(merges_path)
     if "dict" in options:
-        vocab = bpe.reorder(vocab, bpe.read_fairseq_dictionary(inside(folder, options["dict"], "dict")), options["dict"])
+        vocab = bpe.reorder(
+            vocab, bpe.read_fairseq_dictionary(inside(folder, options["dict"], "dict")), options["dict"]
+        )
     if rules == "clip":
         return bpe.clip(vocab, merges, max_length=max_length or bpe.CLIP_LENGTH, what=str(path))
     if rules == "gpt2":
@@ -289,7 +333,9 @@ def from_clip(folder: Path, name: object, options: dict[str, Any], hints: Hints)
     path = inside(folder, name, "clip")
     options = take(options, {"max_length": (int,)}, "clip")
     merges = bpe.parse_merges(bpe.read_gzip_lines(path), str(path))[: bpe.CLIP_MERGES]
-    return bpe.clip(bpe.clip_vocabulary(merges), merges, max_length=options.get("max_length", bpe.CLIP_LENGTH), what=str(path))
+    return bpe.clip(
+        bpe.clip_vocabulary(merges), merges, max_length=options.get("max_length", bpe.CLIP_LENGTH), what=str(path)
+    )
 
 
 def from_fairseq(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
@@ -297,13 +343,18 @@ def from_fairseq(folder: Path, name: object, options: dict[str, Any], hints: Hin
     options = take(options, {"max_length": (int,), "level": (str,), "mask": (bool,)}, "fairseq")
     symbols = bpe.read_fairseq_dictionary(path)
     level = options.get("level", "character" if all(len(symbol) == 1 for symbol in symbols) else "word")
-    return bpe.word_list(symbols, level=level, mask=options.get("mask", True), max_length=options.get("max_length", hints.max_length))
+    return bpe.word_list(
+        symbols, level=level, mask=options.get("mask", True), max_length=options.get("max_length", hints.max_length)
+    )
 
 
 def from_xlm(folder: Path, files: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
     options = take(options, {"max_length": (int,), "language": (str,), "lower_case": (bool,), "ends": (str,)}, "xlm")
     if not isinstance(files, Mapping) or set(files) not in ({"vocab", "merges"}, {"vocab", "codes"}):
-        raise ConfigError(f"the xlm entry of a tokenizer spec names vocab and merges (hub) or vocab and codes (original), got {files!r}")
+        raise ConfigError(
+            "the xlm entry of a tokenizer spec names vocab and merges (hub) or vocab and codes (original), got "
+            f"{files!r}"
+        )
     original = "codes" in files
     path = inside(folder, files["vocab"], "xlm")
     lower = hints.flag("do_lowercase_and_remove_accent")
@@ -328,17 +379,31 @@ def from_json(folder: Path, name: object, options: dict[str, Any], hints: Hints)
     extras_path = folder / SAVED_EXTRAS
     if extras_path.is_file() and path.name == SAVED_BACKEND:
         return from_saved(backend, read_json_object(extras_path), extras_path, options)
-    known = {role: next((token for token in names if backend.token_to_id(token) is not None), None) for role, names in ROLE_NAMES.items()}
+    known = {
+        role: next((token for token in names if backend.token_to_id(token) is not None), None)
+        for role, names in ROLE_NAMES.items()
+    }
     special = special_of(
-        options, SpecialTokens(pad=known["pad"], cls=known["cls"], sep=known["sep"], mask=known["mask"], unk=known["unk"]), hints
+        options,
+        SpecialTokens(pad=known["pad"], cls=known["cls"], sep=known["sep"], mask=known["mask"], unk=known["unk"]),
+        hints,
     )
-    return Tokenizer(backend, special=special, inputs=inputs_of(backend, hints), max_length=options.get("max_length", hints.max_length))
+    return Tokenizer(
+        backend,
+        special=special,
+        inputs=inputs_of(backend, hints),
+        max_length=options.get("max_length", hints.max_length),
+    )
 
 
 def charsmaps_of(backend: tokenizers.Tokenizer) -> list[bytes]:
     """The SentencePiece tables inside a backend's normalizer."""
     found: list[bytes] = []
-    waiting = [] if backend.normalizer is None else [parse_json(backend.normalizer.__getstate__().decode("utf-8"), "the normalizer")]
+    waiting = (
+        []
+        if backend.normalizer is None
+        else [parse_json(backend.normalizer.__getstate__().decode("utf-8"), "the normalizer")]
+    )
     while waiting:
         part = waiting.pop()
         if isinstance(part, dict):
@@ -351,7 +416,9 @@ def charsmaps_of(backend: tokenizers.Tokenizer) -> list[bytes]:
 
 
 def inputs_of(backend: tokenizers.Tokenizer, hints: Hints) -> tuple[str, ...]:
-    """Which inputs the model takes: what the config says, or segments exactly where a pair would get a segment other than 0."""
+    """Which inputs the model takes: what the config says, or segments exactly where a pair would
+    get a segment other than 0.
+    """
     declared = hints.tokenizer_config.get("model_input_names")
     if isinstance(declared, list) and "input_ids" in declared:
         return tuple(name for name in KNOWN_INPUTS if name in declared)
@@ -365,7 +432,8 @@ def _saved_longest_match(options: Mapping[str, Any], backend: tokenizers.Tokeniz
     tables = charsmaps_of(backend)
     if len(tables) != 1:
         raise CheckpointError(
-            f"the saved tokenizer names the pre-step 'sentencepiece'; its normalizer has {len(tables)} tables instead of one"
+            f"the saved tokenizer names the pre-step 'sentencepiece'; its normalizer has {len(tables)} tables instead "
+            "of one"
         )
     return sentence_piece.LongestMatch(rules_of(tables[0]), [str(text) for text in options["keep"]])
 
@@ -384,7 +452,9 @@ PRE_STEPS: dict[str, Callable[[Mapping[str, Any], tokenizers.Tokenizer], PreStep
 }
 
 
-def from_saved(backend: tokenizers.Tokenizer, extras: Mapping[str, Any], path: Path, options: Mapping[str, Any]) -> Tokenizer:
+def from_saved(
+    backend: tokenizers.Tokenizer, extras: Mapping[str, Any], path: Path, options: Mapping[str, Any]
+) -> Tokenizer:
     """The folder that ``Tokenizer.save`` wrote."""
     try:
         step, special, inputs = extras["pre_step"], dict(extras["special"]), list(extras["inputs"])
@@ -399,7 +469,9 @@ def from_saved(backend: tokenizers.Tokenizer, extras: Mapping[str, Any], path: P
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
         raise CheckpointError(f"{path}: max_length must be a whole number above 0 or null, got {max_length!r}")
     roles = {field.name for field in fields(SpecialTokens)}
-    if not roles.issuperset(special) or not all(isinstance(value, int if role == "pad_id" else str) for role, value in special.items()):
+    if not roles.issuperset(special) or not all(
+        isinstance(value, int if role == "pad_id" else str) for role, value in special.items()
+    ):
         raise CheckpointError(f"{path}: special must give strings to {', '.join(sorted(roles))}, got {special!r}")
     try:
         pre_step = PRE_STEPS[name](step_options, backend)

@@ -1,7 +1,9 @@
-"""SentencePiece models as tokenizers: plain, under ALBERT's rules, or with the id order of fairseq (XLM-R).
+"""SentencePiece models as tokenizers: plain, under ALBERT's rules, or with the id order of fairseq
+(XLM-R).
 
-A ``.model`` holds pieces with scores, the algorithm (unigram or BPE), and its own normalizer: a table of longest matches
-(``precompiled_charsmap``), whether runs of blanks collapse, whether a blank is put in front. All of it is honoured here.
+A ``.model`` holds pieces with scores, the algorithm (unigram or BPE), and its own normalizer: a
+table of longest matches (``precompiled_charsmap``), whether runs of blanks collapse, whether a
+blank is put in front. All of it is honoured here.
 
 The results equal those of the ``sentencepiece`` library, but for these gaps:
 
@@ -27,7 +29,16 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from zoo.errors import CheckpointError, InputError, unknown
 from zoo.tokenization.files import guarded
-from zoo.tokenization.sentencepiece_file import CONTROL, NORMAL, SPACE, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel
+from zoo.tokenization.sentencepiece_file import (
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNIGRAM,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    SentencePieceModel,
+)
 from zoo.tokenization.tokenizer import KNOWN_INPUTS, SpecialTokens, Tokenizer
 from zoo.tokenization.wordpiece import add_special, bert_frame, present, roberta_frame
 
@@ -37,11 +48,13 @@ COMMAS = re.compile("[,\ufe10\ufe50\uff0c]")  # what becomes a comma
 
 
 class LongestMatch:
-    """The pre-step of a SentencePiece model: its table by the longest match at each place, as the SentencePiece library applies it.
+    """The pre-step of a SentencePiece model: its table by the longest match at each place, as the
+    SentencePiece library applies it.
 
-    The ``Precompiled`` normalizer of ``tokenizers``, which follows, goes by grapheme clusters and takes the shortest match instead: on a
-    letter with two marks, or on Hangul written in parts, it is wrong, and on text that went through this step it has nothing left to do.
-    ``keep`` lists what is not touched: special tokens and user-defined symbols.
+    The ``Precompiled`` normalizer of ``tokenizers``, which follows, goes by grapheme clusters and
+    takes the shortest match instead: on a letter with two marks, or on Hangul written in parts, it
+    is wrong, and on text that went through this step it has nothing left to do. ``keep`` lists what
+    is not touched: special tokens and user-defined symbols.
     """
 
     name = "sentencepiece"
@@ -88,10 +101,12 @@ class LongestMatch:
 
 
 class DigitComma:
-    """ALBERT's pre-step: where the model would give a piece that ends in a digit and a comma ("5,"), the comma stands alone.
+    """ALBERT's pre-step: where the model would give a piece that ends in a digit and a comma
+    ("5,"), the comma stands alone.
 
-    As in the original, the model is asked first, and what stands before the comma in such a piece is asked again. The places where the
-    text must be cut are marked, and the ``tokenizers.Tokenizer`` behind this step cuts there. Without the step its pieces are those of
+    As in the original, the model is asked first, and what stands before the comma in such a piece
+    is asked again. The places where the text must be cut are marked, and the
+    ``tokenizers.Tokenizer`` behind this step cuts there. Without the step its pieces are those of
     today's ``AlbertTokenizer`` in transformers, which knows no such rule.
     """
 
@@ -122,7 +137,9 @@ class DigitComma:
         return CUT.join(text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)]))
 
     def _ask(self, text: str) -> tokenizers.Encoding:
-        return guarded("the text cannot be encoded", InputError, lambda: self.backend.encode(text, add_special_tokens=False))
+        return guarded(
+            "the text cannot be encoded", InputError, lambda: self.backend.encode(text, add_special_tokens=False)
+        )
 
     def options(self) -> dict[str, object]:
         return {}
@@ -137,9 +154,13 @@ def longest_match(model: SentencePieceModel, keep: Iterable[str] = ()) -> Longes
 
 
 def normalizer_of(
-    model: SentencePieceModel, before: Sequence[normalizers.Normalizer] = (), after: Sequence[normalizers.Normalizer] = ()
+    model: SentencePieceModel,
+    before: Sequence[normalizers.Normalizer] = (),
+    after: Sequence[normalizers.Normalizer] = (),
 ) -> normalizers.Normalizer:
-    """The model's own table between the steps ``before`` and ``after``, its treatment of blanks, and the blank in front."""
+    """The model's own table between the steps ``before`` and ``after``, its treatment of blanks,
+    and the blank in front.
+    """
     steps = list(before)
     if model.charsmap:
         make = lambda: normalizers.Precompiled(model.charsmap)  # noqa: E731
@@ -153,7 +174,8 @@ def normalizer_of(
     return normalizers.Sequence(steps)
 
 
-# the tokenizer ------------------------------------------------------------------------------------------------------------------------
+# the tokenizer
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def vocabulary(model: SentencePieceModel) -> list[tuple[str, float]]:
@@ -174,13 +196,21 @@ def vocabulary(model: SentencePieceModel) -> list[tuple[str, float]]:
 
 
 def merges_of(model: SentencePieceModel) -> list[tuple[str, str]]:
-    """The merges that a BPE model's pieces imply: every way to join two pieces into a third, the best-scored third first."""
+    """The merges that a BPE model's pieces imply: every way to join two pieces into a third, the
+    best-scored third first.
+    """
     known = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (NORMAL, UNUSED)}
-    order = sorted((-score, index) for index, (score, kind) in enumerate(zip(model.scores, model.types, strict=True)) if kind == NORMAL)
+    order = sorted(
+        (-score, index)
+        for index, (score, kind) in enumerate(zip(model.scores, model.types, strict=True))
+        if kind == NORMAL
+    )
     merges = []
     for _, index in order:
         piece = model.pieces[index]
-        merges += [(piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if piece[:cut] in known and piece[cut:] in known]
+        merges += [
+            (piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if piece[:cut] in known and piece[cut:] in known
+        ]
     return merges
 
 
@@ -193,21 +223,30 @@ def build(
     after: Sequence[normalizers.Normalizer] = (),
     frame: processors.TemplateProcessing | None = None,
 ) -> tokenizers.Tokenizer:
-    """A ``tokenizers.Tokenizer`` for the pieces in ``vocab`` (the model's own, or a family's order of them)."""
+    """A ``tokenizers.Tokenizer`` for the pieces in ``vocab`` (the model's own, or a family's order
+    of them).
+    """
     if model.space_at_end:
-        raise CheckpointError(f"{model.what} writes blanks behind words (treat_whitespace_as_suffix), which is not supported")
+        raise CheckpointError(
+            f"{model.what} writes blanks behind words (treat_whitespace_as_suffix), which is not supported"
+        )
     algorithm: models.Model
     problem = f"{model.what} is no usable model"
     if model.algorithm == UNIGRAM:
-        algorithm = guarded(problem, CheckpointError, lambda: models.Unigram(vocab, unk_id=unk_id, byte_fallback=model.byte_fallback))
+        algorithm = guarded(
+            problem, CheckpointError, lambda: models.Unigram(vocab, unk_id=unk_id, byte_fallback=model.byte_fallback)
+        )
     else:
         ids, merges, unk = {piece: index for index, (piece, _) in enumerate(vocab)}, merges_of(model), vocab[unk_id][0]
         algorithm = guarded(
-            problem, CheckpointError, lambda: models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=model.byte_fallback)
+            problem,
+            CheckpointError,
+            lambda: models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=model.byte_fallback),
         )
     backend = tokenizers.Tokenizer(algorithm)
     backend.normalizer = normalizer_of(model, before, after)
-    # a piece never reaches over the start of a word in ordinary models: cutting there changes nothing and numbers the words
+    # a piece never reaches over the start of a word in ordinary models: cutting there changes nothing and numbers
+    # the words
     by_word = SPACE in model.pieces and not any(SPACE in piece[1:] for piece in model.pieces)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=by_word)
     steps: list[Any] = [decoders.Replace(SPACE, " ")]
@@ -228,23 +267,34 @@ def build(
 
 
 def _plain_symbol(piece: str, model: SentencePieceModel, backend: tokenizers.Tokenizer) -> bool:
-    """Whether the model alone finds a user-defined symbol: the normalizer leaves it, and BPE need not build it."""
+    """Whether the model alone finds a user-defined symbol: the normalizer leaves it, and BPE need
+    not build it.
+    """
     normalized = guarded(
-        f"{model.what}: the normalizer's table is broken", CheckpointError, lambda: backend.normalizer.normalize_str(piece)
+        f"{model.what}: the normalizer's table is broken",
+        CheckpointError,
+        lambda: backend.normalizer.normalize_str(piece),
     )
     kept = normalized.removeprefix(SPACE) == piece.removeprefix(SPACE)
     return kept and (model.algorithm == UNIGRAM or len(piece) == 1)
 
 
-# families -----------------------------------------------------------------------------------------------------------------------------
+# families
+# ------------------------------------------------------------------------------------------------------------------
 
 FRAMES = ("none", "bert", "roberta")
 
 
 def plain(
-    model: SentencePieceModel, *, frame: str = "none", special: SpecialTokens | None = None, max_length: int | None = None
+    model: SentencePieceModel,
+    *,
+    frame: str = "none",
+    special: SpecialTokens | None = None,
+    max_length: int | None = None,
 ) -> Tokenizer:
-    """The model as it is, ids in its own order; ``frame`` puts special tokens around as BERT or RoBERTa do."""
+    """The model as it is, ids in its own order; ``frame`` puts special tokens around as BERT or
+    RoBERTa do.
+    """
     vocab = vocabulary(model)
     ids = {piece: index for index, piece in enumerate(model.pieces)}
     special = special or SpecialTokens()
@@ -256,7 +306,11 @@ def plain(
     backend = build(model, vocab, model.unk_id, frame=processor(special, ids) if processor else None)
     step = longest_match(model)
     return Tokenizer(
-        backend, special=special, pre_step=step, inputs=KNOWN_INPUTS if frame == "bert" else KNOWN_INPUTS[:2], max_length=max_length
+        backend,
+        special=special,
+        pre_step=step,
+        inputs=KNOWN_INPUTS if frame == "bert" else KNOWN_INPUTS[:2],
+        max_length=max_length,
     )
 
 
@@ -269,9 +323,11 @@ def albert(
     special: SpecialTokens,
     max_length: int | None = None,
 ) -> Tokenizer:
-    """ALBERT: quotes of two signs made one, accents and case dropped, blanks joined, and only then the model; [CLS] a [SEP] b [SEP].
+    """ALBERT: quotes of two signs made one, accents and case dropped, blanks joined, and only then
+    the model; [CLS] a [SEP] b [SEP].
 
-    ``digit_comma``: see DigitComma. The table of the model needs no pre-step: hardly a cluster of characters is left without accents.
+    ``digit_comma``: see DigitComma. The table of the model needs no pre-step: hardly a cluster of
+    characters is left without accents.
     """
     ids = {piece: index for index, piece in enumerate(model.pieces)}
     special = present(ids, special, model.what)
@@ -285,16 +341,23 @@ def albert(
         before.append(normalizers.Lowercase())
     blanks = [normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Replace(tokenizers.Regex("^ | $"), "")]
     backend = build(model, vocabulary(model), model.unk_id, before=before, after=blanks, frame=bert_frame(special, ids))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(CUT, behavior="removed"), backend.pre_tokenizer])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(CUT, behavior="removed"), backend.pre_tokenizer]
+    )
     add_special(backend, special)
-    return Tokenizer(backend, special=special, pre_step=DigitComma(backend) if digit_comma else None, max_length=max_length)
+    return Tokenizer(
+        backend, special=special, pre_step=DigitComma(backend) if digit_comma else None, max_length=max_length
+    )
 
 
 def xlm_roberta(model: SentencePieceModel, *, max_length: int | None = None) -> Tokenizer:
-    """XLM-R: <s> <pad> </s> <unk> first, then the pieces behind the model's own three specials, <mask> last; <s> a </s></s> b </s>."""
+    """XLM-R: <s> <pad> </s> <unk> first, then the pieces behind the model's own three specials,
+    <mask> last; <s> a </s></s> b </s>.
+    """
     if model.types[:3] != (UNKNOWN, CONTROL, CONTROL):
         raise CheckpointError(
-            f"{model.what} begins with the pieces {model.pieces[:3]}; the rules of XLM-R expect <unk>, <s> and </s>, which they leave out"
+            f"{model.what} begins with the pieces {model.pieces[:3]}; the rules of XLM-R expect <unk>, <s> and </s>, "
+            "which they leave out"
         )
     special = SpecialTokens(pad="<pad>", cls="<s>", sep="</s>", mask="<mask>", unk="<unk>")
     vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *vocabulary(model)[3:], ("<mask>", 0.0)]

@@ -1,4 +1,6 @@
-"""Reader of SentencePiece ``.model`` files: our own, of the protocol buffer wire format, bounded, and with nothing believed unchecked."""
+"""Reader of SentencePiece ``.model`` files: our own, of the protocol buffer wire format, bounded,
+and with nothing believed unchecked.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,14 @@ MAX_TRIE_STEPS = 1_000_000  # the widest public table (NFKC with case folding) h
 MAX_PIECE_LENGTH = 512  # characters; the trainer's default is 16
 
 
-# the wire format ----------------------------------------------------------------------------------------------------------------------
+# the wire format
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def fields_of(data: memoryview, what: str) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field of one message: a varint as int, anything else as the bytes that it is."""
+    """Number and value of each field of one message: a varint as int, anything else as the bytes
+    that it is.
+    """
     place, end = 0, len(data)
     while place < end:
         key, place = _varint(data, place, what)
@@ -82,7 +87,8 @@ def _text(value: int | memoryview, what: str) -> str:
         raise CheckpointError(f"{what}: a piece is not UTF-8 text") from error
 
 
-# the model ----------------------------------------------------------------------------------------------------------------------------
+# the model
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +146,9 @@ def parse_sentencepiece(data: bytes, what: str = "the model") -> SentencePieceMo
             if len(pieces) > MAX_PIECES:
                 raise CheckpointError(f"{what} has more than {MAX_PIECES:,} pieces")
         elif number == 2:
-            trainer += _bytes(value, what)  # a message given twice is merged, which for the wire format is joining the bytes
+            trainer += _bytes(
+                value, what
+            )  # a message given twice is merged, which for the wire format is joining the bytes
         elif number == 3:
             normalizer += _bytes(value, what)
 
@@ -160,7 +168,9 @@ def parse_sentencepiece(data: bytes, what: str = "the model") -> SentencePieceMo
         elif number == 4:
             options["remove_extra_whitespaces"] = bool(_integer(value, what))
         elif number == 5 and not _integer(value, what):
-            raise CheckpointError(f"{what} keeps blanks as blanks (escape_whitespaces is false); only pieces with {SPACE} are read here")
+            raise CheckpointError(
+                f"{what} keeps blanks as blanks (escape_whitespaces is false); only pieces with {SPACE} are read here"
+            )
     model = SentencePieceModel(pieces=tuple(pieces), scores=tuple(scores), types=tuple(types), what=what, **options)
     _check(model)
     return model
@@ -172,7 +182,8 @@ def _check(model: SentencePieceModel) -> None:
         raise CheckpointError(f"{what} holds no pieces, so it is no SentencePiece model")
     if model.algorithm not in (UNIGRAM, BPE):
         raise CheckpointError(
-            f"{what} was trained as model type {model.algorithm}; unigram (1) and BPE (2) are read here, word and char are not"
+            f"{what} was trained as model type {model.algorithm}; unigram (1) and BPE (2) are read here, word and char "
+            "are not"
         )
     if len(set(model.pieces)) != len(model.pieces):
         raise CheckpointError(f"{what} lists a piece twice")
@@ -180,25 +191,32 @@ def _check(model: SentencePieceModel) -> None:
         raise CheckpointError(f"{what} must have one unknown piece, it has {model.types.count(UNKNOWN)}")
     for index, (piece, score, kind) in enumerate(zip(model.pieces, model.scores, model.types, strict=True)):
         if not 0 < len(piece) <= MAX_PIECE_LENGTH:
-            raise CheckpointError(f"{what}: piece {index} has {len(piece)} characters; 1 to {MAX_PIECE_LENGTH} are allowed")
+            raise CheckpointError(
+                f"{what}: piece {index} has {len(piece)} characters; 1 to {MAX_PIECE_LENGTH} are allowed"
+            )
         if not math.isfinite(score) or abs(score) > 1e9:
             raise CheckpointError(f"{what}: piece {index} ({piece!r}) has the score {score}")
         if not NORMAL <= kind <= BYTE:
             raise CheckpointError(f"{what}: piece {index} ({piece!r}) has the type {kind}; types are 1 to 6")
     if model.byte_fallback and sum(kind == BYTE for kind in model.types) != 256:
-        raise CheckpointError(f"{what} says byte fallback but has {sum(kind == BYTE for kind in model.types)} byte pieces, not 256")
+        raise CheckpointError(
+            f"{what} says byte fallback but has {sum(kind == BYTE for kind in model.types)} byte pieces, not 256"
+        )
     _ = model.rules  # a broken table is met here and not in the middle of a text
 
 
-# the normalizer's table ---------------------------------------------------------------------------------------------------------------
+# the normalizer's table
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)  # half a second for the public tables, which most models share
 def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str, str]:
-    """The table as text -> replacement, having followed every path of its double-array trie, so that no text can lead outside it.
+    """The table as text -> replacement, having followed every path of its double-array trie, so
+    that no text can lead outside it.
 
-    A unit: bits 0-7 the byte it is reached by, bit 8 whether a key ends here, bits 10-30 the offset to its children (times 256 where
-    bit 9 is set), or with bit 31 a value: where in the strings behind the trie the replacement starts.
+    A unit: bits 0-7 the byte it is reached by, bit 8 whether a key ends here, bits 10-30 the offset
+    to its children (times 256 where bit 9 is set), or with bit 31 a value: where in the strings
+    behind the trie the replacement starts.
     """
     import numpy
 
@@ -207,7 +225,9 @@ def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str,
     size = int.from_bytes(blob[:4], "little")
     strings = blob[4 + size :]
     if size % 1024 or not 0 < size < len(blob) - 4:
-        raise CheckpointError(f"{what}: the normalizer's trie claims {size:,} bytes of {len(blob) - 4:,}; a multiple of 1024 was expected")
+        raise CheckpointError(
+            f"{what}: the normalizer's trie claims {size:,} bytes of {len(blob) - 4:,}; a multiple of 1024 was expected"
+        )
     if not strings.endswith(b"\0"):
         raise CheckpointError(f"{what}: the normalizer's last replacement has no end")
 
@@ -215,7 +235,11 @@ def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str,
     offsets = (units >> 10) << ((units & 0x200) >> 6)
     labels = numpy.arange(1, 256)
     rules: dict[str, str] = {}
-    visited, keys, bases = 0, [b""], offsets[:1]  # a base is where the children lie: the unit's own place xor its offset
+    visited, keys, bases = (
+        0,
+        [b""],
+        offsets[:1],
+    )  # a base is where the children lie: the unit's own place xor its offset
     while len(bases):
         if bases.max() >= len(units):
             raise CheckpointError(f"{what}: the normalizer's trie leads outside itself")
@@ -225,7 +249,9 @@ def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str,
         visited += len(nodes)  # keys share their ends in the trie, so a forged one could have endless keys
         if visited > MAX_TRIE_STEPS:
             raise CheckpointError(f"{what}: the normalizer's trie has more than {MAX_TRIE_STEPS:,} ways through it")
-        keys = [keys[parent] + bytes((step + 1,)) for parent, step in zip(parents.tolist(), steps.tolist(), strict=True)]
+        keys = [
+            keys[parent] + bytes((step + 1,)) for parent, step in zip(parents.tolist(), steps.tolist(), strict=True)
+        ]
         bases = nodes ^ offsets[nodes]
         for row in numpy.nonzero(units[nodes] & 0x100)[0].tolist():
             place = int(bases[row])
@@ -235,5 +261,7 @@ def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str,
             try:
                 rules[keys[row].decode("utf-8")] = strings[start : strings.index(b"\0", start)].decode("utf-8")
             except UnicodeDecodeError as error:
-                raise CheckpointError(f"{what}: the normalizer's table is not UTF-8 text at the key {keys[row]!r}") from error
+                raise CheckpointError(
+                    f"{what}: the normalizer's table is not UTF-8 text at the key {keys[row]!r}"
+                ) from error
     return MappingProxyType(rules)

@@ -1,4 +1,6 @@
-"""The wrapper every family shares: text -> pre-step -> ``tokenizers.Tokenizer`` -> a batch for ``model(**batch)``."""
+"""The wrapper every family shares: text -> pre-step -> ``tokenizers.Tokenizer`` -> a batch for
+``model(**batch)``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class PreStep(Protocol):
-    """What a family does to raw text before its ``tokenizers.Tokenizer`` sees it: a function from text to text, declared by name."""
+    """What a family does to raw text before its ``tokenizers.Tokenizer`` sees it: a function from
+    text to text, declared by name.
+    """
 
     name: str
     takes_language: bool
@@ -51,7 +55,9 @@ class NoPreStep:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
-    """The tokens that play a role; ``None`` where the family has none. ``pad_id`` only where padding is an id and no token (CLIP: 0)."""
+    """The tokens that play a role; ``None`` where the family has none. ``pad_id`` only where
+    padding is an id and no token (CLIP: 0).
+    """
 
     pad: str | None = None
     cls: str | None = None
@@ -64,8 +70,9 @@ class SpecialTokens:
 class Tokenizer:
     """A declared pre-step, then a ``tokenizers.Tokenizer``.
 
-    ``inputs`` names what a batch holds, so that ``model(**tokenizer(texts))`` works: families without segments get no token_type_ids.
-    ``max_length`` is how many tokens the model takes (None: not known); it is the default of ``max_length`` in a call.
+    ``inputs`` names what a batch holds, so that ``model(**tokenizer(texts))`` works: families
+    without segments get no token_type_ids. ``max_length`` is how many tokens the model takes (None:
+    not known); it is the default of ``max_length`` in a call.
     """
 
     def __init__(
@@ -77,7 +84,8 @@ class Tokenizer:
         inputs: Sequence[str] = KNOWN_INPUTS,
         max_length: int | None = None,
     ):
-        backend.no_padding()  # a tokenizer.json may carry its trainer's padding and truncation; both are arguments of a call here
+        # a tokenizer.json may carry its trainer's padding and truncation; both are arguments of a call here
+        backend.no_padding()
         backend.no_truncation()
         for name in inputs:
             if name not in KNOWN_INPUTS:
@@ -90,16 +98,21 @@ class Tokenizer:
         for role in ("pad", "cls", "sep", "mask", "unk"):
             token = getattr(special, role)
             if token is not None and backend.token_to_id(token) is None:
-                raise CheckpointError(f"the {role} token {token!r} is not in the vocabulary of {self.vocab_size:,} tokens")
+                raise CheckpointError(
+                    f"the {role} token {token!r} is not in the vocabulary of {self.vocab_size:,} tokens"
+                )
 
-    # one text -------------------------------------------------------------------------------------------------------------------------
+    # one text
+    # --------------------------------------------------------------------------------------------------------------
 
     def encode(
         self, text: str, pair: str | None = None, *, language: str | None = None, pair_language: str | None = None
     ) -> tokenizers.Encoding:
-        """One text, or a pair of texts, with the family's special tokens; offsets refer to the text behind the pre-step.
+        """One text, or a pair of texts, with the family's special tokens; offsets refer to the text
+        behind the pre-step.
 
-        ``language`` is for families whose pre-step knows languages (XLM); ``pair_language`` defaults to it.
+        ``language`` is for families whose pre-step knows languages (XLM); ``pair_language``
+        defaults to it.
         """
         prepared = self._prepare(text, language)
         prepared_pair = None if pair is None else self._prepare(pair, pair_language or language)
@@ -111,9 +124,12 @@ class Tokenizer:
         wrong = next((index for index in numbers if not 0 <= index < 2**32), None)
         if wrong is not None:
             raise InputError(f"the id {wrong} cannot be decoded; ids lie between 0 and {self.vocab_size - 1}")
-        return guarded("the ids cannot be decoded", InputError, lambda: self.backend.decode(numbers, skip_special_tokens))
+        return guarded(
+            "the ids cannot be decoded", InputError, lambda: self.backend.decode(numbers, skip_special_tokens)
+        )
 
-    # a batch --------------------------------------------------------------------------------------------------------------------------
+    # a batch
+    # --------------------------------------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -127,10 +143,12 @@ class Tokenizer:
         language: str | Sequence[str] | None = None,
         pair_language: str | Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
-        """Int64 tensors of (batch, length) for ``model(**batch)``; ``lengths`` of (batch,) besides when asked for.
+        """Int64 tensors of (batch, length) for ``model(**batch)``; ``lengths`` of (batch,) besides
+        when asked for.
 
-        A text longer than ``max_length`` is cut (a pair: the longer of the two first), or refused with ``truncation=False``.
-        ``padding`` is True (to the longest), "max_length" or False (all texts must then be equally long).
+        A text longer than ``max_length`` is cut (a pair: the longer of the two first), or refused
+        with ``truncation=False``. ``padding`` is True (to the longest), "max_length" or False (all
+        texts must then be equally long).
         """
         import torch
 
@@ -144,20 +162,25 @@ class Tokenizer:
             raise InputError(f"padding={padding!r} is not known; it is True, 'max_length' or False")
         limit = self.max_length if max_length is None else max_length
         if padding == "max_length" and limit is None:
-            raise InputError("padding='max_length' needs max_length, which this tokenizer does not know; pass max_length=...")
+            raise InputError(
+                "padding='max_length' needs max_length, which this tokenizer does not know; pass max_length=..."
+            )
         languages = _one_each(language, len(texts), "language")
         pair_languages = languages if pair_language is None else _one_each(pair_language, len(texts), "pair_language")
 
         first = self._encode_parts(texts, languages)
         second = None if pairs is None else self._encode_parts(pairs, pair_languages)
         encodings = [
-            self._assemble(encoding, None if second is None else second[row], limit, truncation, row) for row, encoding in enumerate(first)
+            self._assemble(encoding, None if second is None else second[row], limit, truncation, row)
+            for row, encoding in enumerate(first)
         ]
 
         lengths = [len(encoding.ids) for encoding in encodings]
         width = limit if padding == "max_length" and limit is not None else max(lengths)
         if not padding and min(lengths) != width:
-            raise InputError(f"the texts have from {min(lengths)} to {width} tokens; without padding they must be equally long")
+            raise InputError(
+                f"the texts have from {min(lengths)} to {width} tokens; without padding they must be equally long"
+            )
         pad = self.pad_token_id
         if pad is None and min(lengths) != width:
             raise InputError("this tokenizer has no padding token; encode one text at a time, or texts of equal length")
@@ -186,35 +209,52 @@ class Tokenizer:
                 f"the text holds half of a surrogate pair at character {error.start}; decode it with errors='replace'"
             ) from error
         if language is not None and not self.pre_step.takes_language:
-            raise InputError(f"language={language!r} was given, but this tokenizer does the same for every language; leave it out")
+            raise InputError(
+                f"language={language!r} was given, but this tokenizer does the same for every language; leave it out"
+            )
         return self.pre_step(text, language)
 
     def _encode_parts(self, texts: Sequence[str], languages: Sequence[str | None]) -> list[tokenizers.Encoding]:
         prepared = [self._prepare(text, language) for text, language in zip(texts, languages, strict=True)]
-        return guarded("the texts cannot be encoded", InputError, lambda: self.backend.encode_batch(prepared, add_special_tokens=False))
+        return guarded(
+            "the texts cannot be encoded",
+            InputError,
+            lambda: self.backend.encode_batch(prepared, add_special_tokens=False),
+        )
 
     def _assemble(
-        self, first: tokenizers.Encoding, second: tokenizers.Encoding | None, limit: int | None, truncation: bool, row: int
+        self,
+        first: tokenizers.Encoding,
+        second: tokenizers.Encoding | None,
+        limit: int | None,
+        truncation: bool,
+        row: int,
     ) -> tokenizers.Encoding:
         """Cut to the limit, then put the special tokens in."""
         if limit is not None:
             room = limit - self.backend.num_special_tokens_to_add(second is not None)
             if room < 0:
-                raise InputError(f"max_length={limit} leaves no room for the special tokens; it must be at least {limit - room}")
+                raise InputError(
+                    f"max_length={limit} leaves no room for the special tokens; it must be at least {limit - room}"
+                )
             counts = (len(first.ids), 0 if second is None else len(second.ids))
             if sum(counts) > room:
                 if not truncation:
                     total = sum(counts) + limit - room
                     raise InputError(
-                        f"text {row} has {total} tokens with its special ones, more than max_length={limit}; shorten it or cut it"
+                        f"text {row} has {total} tokens with its special ones, more than max_length={limit}; shorten "
+                        "it or cut it"
                     )
                 keep_first, keep_second = _longest_first(*counts, room)
                 first.truncate(keep_first)
                 if second is not None:
                     second.truncate(keep_second)
-        return guarded("the special tokens cannot be added", InputError, lambda: self.backend.post_process(first, second, True))
+        return guarded(
+            "the special tokens cannot be added", InputError, lambda: self.backend.post_process(first, second, True)
+        )
 
-    # vocabulary -----------------------------------------------------------------------------------------------------------------------
+    # vocabulary
+    # --------------------------------------------------------------------------------------------------------------
 
     @property
     def vocab_size(self) -> int:
@@ -254,15 +294,20 @@ class Tokenizer:
 
     @property
     def special_token_ids(self) -> frozenset[int]:
-        """Ids that no objective should predict or mask: the roles, and whatever else the backend calls special."""
+        """Ids that no objective should predict or mask: the roles, and whatever else the backend
+        calls special.
+        """
         roles = {self.pad_token_id, self.cls_token_id, self.sep_token_id, self.mask_token_id, self.unk_token_id}
         added = {index for index, token in self.backend.get_added_tokens_decoder().items() if token.special}
         return frozenset(index for index in roles | added if index is not None)
 
-    # files ----------------------------------------------------------------------------------------------------------------------------
+    # files
+    # --------------------------------------------------------------------------------------------------------------
 
     def save(self, path: Path | str) -> None:
-        """Write ``tokenizer.json`` and ``zoo_tokenizer.json`` (the pre-step and the roles) into a folder, each whole or not at all."""
+        """Write ``tokenizer.json`` and ``zoo_tokenizer.json`` (the pre-step and the roles) into a
+        folder, each whole or not at all.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         extras = {
@@ -282,7 +327,8 @@ class Tokenizer:
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of each part stay when both must fit: the shorter one keeps up to half of the room, the longer one takes the rest.
+    """How many tokens of each part stay when both must fit: the shorter one keeps up to half of the
+    room, the longer one takes the rest.
 
     Where both are too long and the room is odd, the longer (of equals, the second) keeps one more.
     """

@@ -22,7 +22,9 @@ from zoo.tokenization.tokenizer import SAVED_BACKEND, SAVED_EXTRAS, Tokenizer
 
 
 def trim_tokenizer(tokenizer: Tokenizer, ids: Iterable[int]) -> tuple[Tokenizer, list[int]]:
-    """A tokenizer of the tokens ``ids`` and of what these need, and the old ids that stayed, in order: the new id is the place there."""
+    """A tokenizer of the tokens ``ids`` and of what these need, and the old ids that stayed, in
+    order: the new id is the place there.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save(folder)
@@ -46,8 +48,12 @@ def tokens_of(tokenizer: Tokenizer, texts: Iterable[str], least: int = 1) -> set
     return {index for index, count in counts.items() if count >= least}
 
 
-def first_difference(old: Tokenizer, new: Tokenizer, kept: Sequence[int], texts: Iterable[str]) -> tuple[int, str | None]:
-    """How many texts lie wholly in the kept tokens, and the first of them that the two cut differently (None: they agree on all)."""
+def first_difference(
+    old: Tokenizer, new: Tokenizer, kept: Sequence[int], texts: Iterable[str]
+) -> tuple[int, str | None]:
+    """How many texts lie wholly in the kept tokens, and the first of them that the two cut
+    differently (None: they agree on all).
+    """
     rank = {index: place for place, index in enumerate(kept)}
     held = 0
     for text in texts:
@@ -77,18 +83,26 @@ def _needed(saved: Mapping[str, Any], tokenizer: Tokenizer, wanted: set[int]) ->
     if isinstance(unknown := model.get("unk_token"), str) and unknown in vocabulary:
         needed.add(vocabulary[unknown])
     if tokenizer.pad_token_id is not None:
-        needed |= {index for index in known if index <= tokenizer.pad_token_id}  # padding stays where position tables look for it
+        needed |= {
+            index for index in known if index <= tokenizer.pad_token_id
+        }  # padding stays where position tables look for it
     kind = model.get("type")
     if kind == "Unigram":
         if model.get("unk_id") is not None:
             needed.add(model["unk_id"])
         needed.add(min(range(len(model["vocab"])), key=lambda index: model["vocab"][index][1]))
     if model.get("byte_fallback"):
-        needed |= {index for token, index in vocabulary.items() if len(token) == 6 and token.startswith("<0x") and token.endswith(">")}
+        needed |= {
+            index
+            for token, index in vocabulary.items()
+            if len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        }
     if kind == "BPE":
         needed |= _ways(model, vocabulary, needed)
     elif kind not in ("WordPiece", "Unigram", "WordLevel"):
-        raise InputError(f"a tokenizer of the kind {kind!r} can't be trimmed; WordPiece, Unigram, BPE and WordLevel can")
+        raise InputError(
+            f"a tokenizer of the kind {kind!r} can't be trimmed; WordPiece, Unigram, BPE and WordLevel can"
+        )
     return needed
 
 
@@ -131,9 +145,16 @@ def _trimmed(saved: dict[str, Any], rank: Mapping[int, int]) -> dict[str, Any]:
         model["vocab"] = {token: rank[index] for token, index in model["vocab"].items() if index in rank}
     if model["type"] == "BPE":
         stay = model["vocab"]
-        model["merges"] = [m for m in model["merges"] if _joined(model, m) in stay and all(part in stay for part in _pair(m))]
+        model["merges"] = [
+            m for m in model["merges"] if _joined(model, m) in stay and all(part in stay for part in _pair(m))
+        ]
     added = [{**token, "id": rank[token["id"]]} for token in saved["added_tokens"]]
-    return {**saved, "model": model, "added_tokens": added, "post_processor": _post_processor(saved["post_processor"], rank)}
+    return {
+        **saved,
+        "model": model,
+        "added_tokens": added,
+        "post_processor": _post_processor(saved["post_processor"], rank),
+    }
 
 
 def _post_processor(step: Any, rank: Mapping[int, int]) -> Any:
@@ -145,7 +166,8 @@ def _post_processor(step: Any, rank: Mapping[int, int]) -> Any:
         new["processors"] = [_post_processor(inner, rank) for inner in step["processors"]]
     elif step["type"] == "TemplateProcessing":
         new["special_tokens"] = {
-            name: {**token, "ids": [rank[index] for index in token["ids"]]} for name, token in step["special_tokens"].items()
+            name: {**token, "ids": [rank[index] for index in token["ids"]]}
+            for name, token in step["special_tokens"].items()
         }
     elif step["type"] in ("BertProcessing", "RobertaProcessing"):
         for role in ("sep", "cls"):

@@ -14,7 +14,8 @@ from zoo.tokenization.tokenizer import SpecialTokens, Tokenizer
 
 BERT_SPECIAL = SpecialTokens(pad="[PAD]", cls="[CLS]", sep="[SEP]", mask="[MASK]", unk="[UNK]")
 
-# One token of a SMILES string, longest alternatives first: a bracketed atom, a ring number, a two-letter element, the reaction arrow,
+# One token of a SMILES string, longest alternatives first: a bracketed atom, a ring number, a two-letter element, the
+# reaction arrow,
 # then every single sign. rxnfp reads the three-digit ring number and the bar as tokens, rxnmapper passes over them.
 SMILES_PATTERNS = {
     "rxnfp": r"\[[^\]]+\]|%\([0-9]{3}\)|%[0-9]{2}|Br|Cl|>>|[BCNOSPFIbcnosp()|.=#\-+\\/:~@?>*$0-9]",
@@ -23,11 +24,15 @@ SMILES_PATTERNS = {
 
 
 def present(vocab: Mapping[str, int], special: SpecialTokens, what: str) -> SpecialTokens:
-    """``special`` without the roles that this vocabulary lacks; the frame of a sequence and the unknown token it cannot lack."""
+    """``special`` without the roles that this vocabulary lacks; the frame of a sequence and the
+    unknown token it cannot lack.
+    """
     for role in ("cls", "sep", "unk"):
         token = getattr(special, role)
         if token not in vocab:
-            raise CheckpointError(f"{what} lacks the {role} token {token!r}; name the right one with special = {{ {role} = ... }}")
+            raise CheckpointError(
+                f"{what} lacks the {role} token {token!r}; name the right one with special = {{ {role} = ... }}"
+            )
     return SpecialTokens(
         pad=special.pad if special.pad in vocab else None,
         cls=special.cls,
@@ -67,7 +72,9 @@ def roberta_frame(special: SpecialTokens, vocab: Mapping[str, int]) -> processor
 
 
 def looks_cased(vocab: Mapping[str, int]) -> bool:
-    """Whether more than one entry in a hundred has an upper-case letter, which lower-cased text would never reach."""
+    """Whether more than one entry in a hundred has an upper-case letter, which lower-cased text
+    would never reach.
+    """
     words = [token for token in vocab if not (token.startswith("[") and token.endswith("]"))]
     return sum(token != token.lower() for token in words) * 100 > len(words)
 
@@ -75,7 +82,9 @@ def looks_cased(vocab: Mapping[str, int]) -> bool:
 def looks_like_smiles(vocab: Mapping[str, int]) -> bool:
     """Whether every entry but the bracketed ones is a single token of a SMILES string."""
     words = [
-        token for token in vocab if token not in ("", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") and not token.startswith("[unused")
+        token
+        for token in vocab
+        if token not in ("", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") and not token.startswith("[unused")
     ]
     pattern = re.compile(SMILES_PATTERNS["rxnfp"])
     return "C" in vocab and ">>" in vocab and all(pattern.fullmatch(token) for token in words)
@@ -91,15 +100,19 @@ def wordpiece(
     max_length: int | None = None,
     what: str = "the vocabulary",
 ) -> Tokenizer:
-    """BERT's tokenizer: clean, split at blanks, punctuation and CJK characters, then the longest piece first.
+    """BERT's tokenizer: clean, split at blanks, punctuation and CJK characters, then the longest
+    piece first.
 
-    ``lower_case`` None: what the vocabulary's own letters say. ``strip_accents`` None: with ``lower_case``, as in BERT.
+    ``lower_case`` None: what the vocabulary's own letters say. ``strip_accents`` None: with
+    ``lower_case``, as in BERT.
     """
     special = present(vocab, special, what)
     lower = not looks_cased(vocab) if lower_case is None else lower_case
     unk = str(special.unk)
     backend = tokenizers.Tokenizer(
-        guarded(f"{what} is no WordPiece vocabulary", CheckpointError, lambda: models.WordPiece(dict(vocab), unk_token=unk))
+        guarded(
+            f"{what} is no WordPiece vocabulary", CheckpointError, lambda: models.WordPiece(dict(vocab), unk_token=unk)
+        )
     )
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lower
@@ -119,7 +132,9 @@ def smiles(
     max_length: int | None = None,
     what: str = "the vocabulary",
 ) -> Tokenizer:
-    """Tokens of a SMILES or reaction SMILES string, case kept; what is no such token is passed over, as the models' own code does."""
+    """Tokens of a SMILES or reaction SMILES string, case kept; what is no such token is passed
+    over, as the models' own code does.
+    """
     if pattern not in SMILES_PATTERNS:
         raise unknown("SMILES pattern", pattern, SMILES_PATTERNS)
     special = present(vocab, special, what)
@@ -127,7 +142,9 @@ def smiles(
     backend = tokenizers.Tokenizer(
         guarded(f"{what} is no vocabulary", CheckpointError, lambda: models.WordLevel(dict(vocab), unk_token=unk))
     )
-    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(SMILES_PATTERNS[pattern]), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Split(
+        tokenizers.Regex(SMILES_PATTERNS[pattern]), behavior="removed", invert=True
+    )
     backend.decoder = decoders.Fuse()
     backend.post_processor = bert_frame(special, vocab)
     add_special(backend, special)

@@ -1,8 +1,9 @@
 """XLM: Moses' steps for the text's language, then BPE inside words, then the vocabulary.
 
-The first two are the pre-step: a text becomes its pieces with blanks between (``lo w er</w>``). The ``tokenizers.Tokenizer`` behind it
-looks pieces up. It cannot do the BPE itself: XLM's merges go through pieces that its vocabulary does not list, and only a piece that
-is left at the end may be unknown.
+The first two are the pre-step: a text becomes its pieces with blanks between (``lo w er</w>``). The
+``tokenizers.Tokenizer`` behind it looks pieces up. It cannot do the BPE itself: XLM's merges go
+through pieces that its vocabulary does not list, and only a piece that is left at the end may be
+unknown.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ ROMANIAN = str.maketrans("ŞşŢţȘșȚțĂăÂâÎî", "SsTtSsTtAaAaIi")
 class XlmSteps:
     """Text -> BPE pieces with blanks between.
 
-    ``language`` is the default of a call; ``lower_case`` drops case and accents, as the models of up to 15 languages want it.
+    ``language`` is the default of a call; ``lower_case`` drops case and accents, as the models of
+    up to 15 languages want it.
     """
 
     name = "xlm"
@@ -69,16 +71,23 @@ class XlmSteps:
         return " ".join(pieces)
 
     def options(self) -> dict[str, object]:
-        return {"language": self.language, "lower_case": self.lower_case, "merges": [" ".join(merge) for merge in self.merges]}
+        return {
+            "language": self.language,
+            "lower_case": self.lower_case,
+            "merges": [" ".join(merge) for merge in self.merges],
+        }
 
     def words(self, text: str, language: str) -> list[str]:
-        """Moses' words of a text: signs replaced, punctuation normalized, control characters dropped, tokenized."""
+        """Moses' words of a text: signs replaced, punctuation normalized, control characters
+        dropped, tokenized.
+        """
         if not text.strip():
             return []
         if language in UNSEGMENTED:
             raise InputError(
                 f"language={language!r}: {UNSEGMENTED[language]} needs a word segmenter, which is not part of the zoo; "
-                "segment the text yourself, put blanks between the words, and pass a language that is written with blanks"
+                "segment the text yourself, put blanks between the words, and pass a language that is written with "
+                "blanks"
             )
         normalizer, tokenizer = self._moses_of(language)
         text = normalizer.normalize(self.plain_signs(text))
@@ -102,11 +111,16 @@ class XlmSteps:
                 import sacremoses
             except ImportError as error:
                 raise missing_extra("XLM's tokenizer (Moses' steps for each language)", "sacremoses", "xlm") from error
-            self._moses[language] = (sacremoses.MosesPunctNormalizer(lang=language), sacremoses.MosesTokenizer(lang=language))
+            self._moses[language] = (
+                sacremoses.MosesPunctNormalizer(lang=language),
+                sacremoses.MosesTokenizer(lang=language),
+            )
         return self._moses[language]
 
     def _merge(self, word: str) -> str:
-        """The pieces of one word: again and again the pair that was learnt first, everywhere in the word."""
+        """The pieces of one word: again and again the pair that was learnt first, everywhere in the
+        word.
+        """
         if word in self._cache:
             return self._cache[word]
         symbols = [*word[:-1], word[-1] + END_OF_WORD]
@@ -128,7 +142,9 @@ class XlmSteps:
 
 
 def read_original_vocabulary(path: Path) -> dict[str, int]:
-    """XLM's own ``vocab`` file, ``piece count`` a line, ids from 14 on; ``lo@@`` goes on, ``low`` ends a word and becomes ``low</w>``."""
+    """XLM's own ``vocab`` file, ``piece count`` a line, ids from 14 on; ``lo@@`` goes on, ``low``
+    ends a word and becomes ``low</w>``.
+    """
     vocab = {token: index for index, token in enumerate(FIRST)}
     for number, line in enumerate(read_lines(path)):
         piece, _, count = line.rpartition(" ")
@@ -152,20 +168,30 @@ def xlm(
     max_length: int | None = None,
     what: str = "the vocabulary",
 ) -> Tokenizer:
-    """``ends``: the original puts </s> on both ends of a text, the hub's tokenizers <s> in front and </s> behind."""
+    """``ends``: the original puts </s> on both ends of a text, the hub's tokenizers <s> in front
+    and </s> behind.
+    """
     if ends not in ("hub", "original"):
         raise unknown("kind of ends", ends, ("hub", "original"))
     missing = [token for token in ("<s>", "</s>", "<pad>", "<unk>", "<special1>") if token not in vocab]
     if missing:
         raise CheckpointError(f"{what} lacks {', '.join(missing)}, so it is no vocabulary of XLM")
-    special = SpecialTokens(pad="<pad>", cls="</s>" if ends == "original" else "<s>", sep="</s>", mask="<special1>", unk="<unk>")
+    special = SpecialTokens(
+        pad="<pad>", cls="</s>" if ends == "original" else "<s>", sep="</s>", mask="<special1>", unk="<unk>"
+    )
     backend = tokenizers.Tokenizer(
         guarded(f"{what} is no vocabulary", CheckpointError, lambda: models.WordLevel(dict(vocab), unk_token="<unk>"))
     )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
     backend.post_processor = bert_frame(special, vocab)
-    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in FIRST if token in vocab])
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(token, special=True, normalized=False) for token in FIRST if token in vocab]
+    )
     return Tokenizer(
-        backend, special=special, pre_step=XlmSteps(merges, language, lower_case), inputs=KNOWN_INPUTS[:2], max_length=max_length
+        backend,
+        special=special,
+        pre_step=XlmSteps(merges, language, lower_case),
+        inputs=KNOWN_INPUTS[:2],
+        max_length=max_length,
     )

@@ -1,7 +1,8 @@
-"""Fine-tuning by depth, for every family by the same names: rates that fall with depth, layers that are frozen, blocks that forget.
+"""Fine-tuning by depth, for every family by the same names: rates that fall with depth, layers that
+are frozen, blocks that forget.
 
-A part's depth is where it first runs: in a stack the place in its plan, in a schedule of several streams the number of its step. A block
-that runs at several depths (ALBERT) lies at its first.
+A part's depth is where it first runs: in a stack the place in its plan, in a schedule of several
+streams the number of its step. A block that runs at several depths (ALBERT) lies at its first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Place:
 
 
 def blocks_of(model: nn.Module) -> list[Place]:
-    """Every block of a model (or of the one inside a task model), by the paths of the bare model, in the order in which they run."""
+    """Every block of a model (or of the one inside a task model), by the paths of the bare model,
+    in the order in which they run.
+    """
     found: dict[str, tuple[tuple[str, ...], list[int]]] = {}
     inside: list[str] = []
     for path, part in bare_model(model).named_modules():
@@ -60,7 +63,8 @@ def _runs(stack: Stack, path: str) -> list[str]:
 def parameter_depths(model: nn.Module) -> tuple[dict[str, int], int]:
     """The depth of each parameter of a model, by its name there, and the greatest.
 
-    0: embeddings, i + 1: what runs first at depth i, the number of depths + 2: poolers, heads and what else stands behind the blocks.
+    0: embeddings, i + 1: what runs first at depth i, the number of depths + 2: poolers, heads and
+    what else stands behind the blocks.
     """
     bare = bare_model(model)
     prefix = "" if bare is model else "model."
@@ -84,7 +88,8 @@ def _embeds(path: str) -> bool:
 def layerwise_groups_of(
     model: nn.Module, rate: float, factor: float, weight_decay: float = 0.01, exempt: re.Pattern[str] | str = NO_DECAY
 ) -> list[Group]:
-    """Groups for an optimizer in which each depth has ``factor`` times the rate of the one above it; heads have ``rate``.
+    """Groups for an optimizer in which each depth has ``factor`` times the rate of the one above
+    it; heads have ``rate``.
 
     What is frozen is left out.
     """
@@ -102,8 +107,11 @@ def layerwise_groups_of(
     ]
 
 
-def freeze(model: nn.Module, depths: Sequence[int] = (), *, embeddings: bool = False, streams: Sequence[str] = ()) -> list[str]:
-    """Freeze the blocks that run at ``depths`` (of these ``streams``; empty: of all), and the embeddings where asked for.
+def freeze(
+    model: nn.Module, depths: Sequence[int] = (), *, embeddings: bool = False, streams: Sequence[str] = ()
+) -> list[str]:
+    """Freeze the blocks that run at ``depths`` (of these ``streams``; empty: of all), and the
+    embeddings where asked for.
 
     -> the names that are frozen now. A block that also runs at a depth not named (ALBERT) is refused: it can't be frozen by halves.
     """
@@ -114,7 +122,9 @@ def freeze(model: nn.Module, depths: Sequence[int] = (), *, embeddings: bool = F
     wanted = [p for p in places if set(p.depths) & set(depths) and (not streams or set(p.streams) & set(streams))]
     for place in wanted:
         if rest := sorted(set(place.depths) - set(depths)):
-            raise ConfigError(f"{place.path} runs at the depths {rest} too; name all of its depths, {list(place.depths)}, or none")
+            raise ConfigError(
+                f"{place.path} runs at the depths {rest} too; name all of its depths, {list(place.depths)}, or none"
+            )
     bare = bare_model(model)
     paths = [place.path for place in wanted]
     if embeddings:
@@ -125,14 +135,18 @@ def freeze(model: nn.Module, depths: Sequence[int] = (), *, embeddings: bool = F
             parameter.requires_grad_(False)
             names.append(name)
     if not names:
-        raise ConfigError(f"nothing to freeze at depths={tuple(depths)}, streams={tuple(streams)}, embeddings={embeddings}")
+        raise ConfigError(
+            f"nothing to freeze at depths={tuple(depths)}, streams={tuple(streams)}, embeddings={embeddings}"
+        )
     return names
 
 
 def checkpoint_blocks(model: nn.Module, depths: Sequence[int] = ()) -> int:
-    """Let the blocks (of these ``depths``; empty: all) compute their inner results again in the backward pass. -> how many blocks do.
+    """Let the blocks (of these ``depths``; empty: all) compute their inner results again in the
+    backward pass. -> how many blocks do.
 
-    Results, gradients and names of tensors stay as they are; memory falls to one tensor a block, a step takes about a third longer.
+    Results, gradients and names of tensors stay as they are; memory falls to one tensor a block, a
+    step takes about a third longer.
     """
     bare, count = bare_model(model), 0
     for place in blocks_of(model):

@@ -1,12 +1,14 @@
-"""Extreme (Zhao et al., 2019): a student with a small vocabulary of its own, taught by a teacher that reads both vocabularies mixed.
+"""Extreme (Zhao et al., 2019): a student with a small vocabulary of its own, taught by a teacher
+that reads both vocabularies mixed.
 
     teacher's input    each word cut by the student's vocabulary with probability p, else by the teacher's
     loss               MLM of the teacher on mixed text + MLM of the student on its own cut + ε · (L_down + L_up)
     L_down             Σ_w ||V w_t Vᵀ - w_s||²       V (h, d) takes the teacher's width d down to the student's h
     L_up               Σ_w ||w_t - U w_s Uᵀ||²       U (d, h) takes the student's up; one pair (U, V) for all weights
 
-The joint vocabulary holds the teacher's ids first, then the pieces that only the student has. The second version of the paper drops the
-projection losses (ε = 0) and starts the student's table from the mixed-trained one, see `SharedProjections.start_table`.
+The joint vocabulary holds the teacher's ids first, then the pieces that only the student has. The
+second version of the paper drops the projection losses (ε = 0) and starts the student's table from
+the mixed-trained one, see `SharedProjections.start_table`.
 """
 
 from __future__ import annotations
@@ -24,20 +26,25 @@ from zoo.tokenization import Tokenizer
 
 @dataclass(frozen=True)
 class Cut:
-    """A text as ids of the joint vocabulary, with [CLS] and [SEP]; ``words``: which word each belongs to, None for those two."""
+    """A text as ids of the joint vocabulary, with [CLS] and [SEP]; ``words``: which word each
+    belongs to, None for those two.
+    """
 
     ids: list[int]
     words: list[int | None]
 
 
 class MixedVocabulary:
-    """Two WordPiece tokenizers that split text into the same words, and the joint vocabulary of both."""
+    """Two WordPiece tokenizers that split text into the same words, and the joint vocabulary of
+    both.
+    """
 
     def __init__(self, teacher: Tokenizer, student: Tokenizer) -> None:
         for role, tokenizer in (("teacher", teacher), ("student", student)):
             if type(tokenizer.backend.model).__name__ != "WordPiece":
                 raise ConfigError(
-                    f"mixing word by word takes WordPiece tokenizers, the {role}'s is {type(tokenizer.backend.model).__name__}"
+                    f"mixing word by word takes WordPiece tokenizers, the {role}'s is "
+                    f"{type(tokenizer.backend.model).__name__}"
                 )
             if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
                 raise ConfigError(f"the {role}'s tokenizer has no cls or sep token to put around a text")
@@ -46,7 +53,9 @@ class MixedVocabulary:
         own = sorted((piece for piece in mine if piece not in theirs), key=mine.__getitem__)
         self.size = teacher.vocab_size + len(own)
         self._joint = theirs | {piece: teacher.vocab_size + place for place, piece in enumerate(own)}
-        self.of_student = torch.full((student.vocab_size,), -1)  # student id -> joint id; -1 where the student has no piece
+        self.of_student = torch.full(
+            (student.vocab_size,), -1
+        )  # student id -> joint id; -1 where the student has no piece
         for piece, index in mine.items():
             self.of_student[index] = self._joint[piece]
 
@@ -63,11 +72,15 @@ class MixedVocabulary:
         found = [_words(tokenizer, text) for tokenizer in (self.teacher, self.student)]
         if found[0] != found[1]:
             differing = next((a, b) for a, b in _longest(found[0], found[1]) if a != b)
-            raise InputError(f"the two tokenizers split text differently: {differing[0]!r} and {differing[1]!r}; do both lower-case?")
+            raise InputError(
+                f"the two tokenizers split text differently: {differing[0]!r} and {differing[1]!r}; do both lower-case?"
+            )
         return found[0]
 
     def cut(self, text: str, probability: float = 0.5, generator: torch.Generator | None = None) -> Cut:
-        """The teacher's input: each word by the student's vocabulary with this probability, else by the teacher's."""
+        """The teacher's input: each word by the student's vocabulary with this probability, else by
+        the teacher's.
+        """
         if not 0 <= probability <= 1:
             raise ConfigError(f"probability={probability} must lie in [0, 1]; the paper's is 0.5")
         words = self.words(text)
@@ -82,12 +95,16 @@ class MixedVocabulary:
         return Cut([*ids, int(self.teacher.sep_token_id or 0)], [*places, None])
 
     def widen(self, model: nn.Module) -> Any:
-        """The teacher with rows for the pieces that only the student has; each starts as the mean of the teacher's pieces of that text."""
+        """The teacher with rows for the pieces that only the student has; each starts as the mean
+        of the teacher's pieces of that text.
+        """
         from zoo.techniques.rebuild import rebuilt
 
         bare: Any = getattr(model, "model", model)
         if bare.config.vocab_size < self.teacher.vocab_size:
-            raise TaskError(f"the model has {bare.config.vocab_size} tokens and its tokenizer {self.teacher.vocab_size}")
+            raise TaskError(
+                f"the model has {bare.config.vocab_size} tokens and its tokenizer {self.teacher.vocab_size}"
+            )
         mean = torch.zeros(self.size, bare.config.vocab_size, dtype=torch.float64)
         for piece, index in self._joint.items():
             if index < self.teacher.vocab_size:
@@ -97,7 +114,9 @@ class MixedVocabulary:
             for part in parts:
                 mean[index, part] += 1 / len(parts)
         unused = mean.sum(1) == 0
-        mean[unused.nonzero().flatten(), unused.nonzero().flatten().clamp(max=bare.config.vocab_size - 1)] = 1  # holes keep their rows
+        mean[unused.nonzero().flatten(), unused.nonzero().flatten().clamp(max=bare.config.vocab_size - 1)] = (
+            1  # holes keep their rows
+        )
 
         def along(path: str, old: Tensor, axis: int) -> Tensor:
             moved = old.movedim(axis, 0)
@@ -125,21 +144,29 @@ def _longest(first: list[str], second: list[str]) -> Iterator[tuple[str | None, 
 
 
 class SharedProjections(nn.Module):
-    """U (d, h) and V (h, d), one pair for every weight that teacher and student share by name, as many layers in both.
+    """U (d, h) and V (h, d), one pair for every weight that teacher and student share by name, as
+    many layers in both.
 
-    An axis of the teacher's width d is projected to h; one of r · d (a feed-forward's) block by block where the student's is r · h; equal
-    axes stay. Of token tables the rows of common pieces are compared. What fits in no such way is left out and named in ``left_out``.
+    An axis of the teacher's width d is projected to h; one of r · d (a feed-forward's) block by
+    block where the student's is r · h; equal axes stay. Of token tables the rows of common pieces
+    are compared. What fits in no such way is left out and named in ``left_out``.
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, vocabulary: MixedVocabulary, generator: torch.Generator | None = None
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        vocabulary: MixedVocabulary,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         models: list[Any] = [getattr(model, "model", model) for model in (teacher, student)]
         self.wide, self.narrow = (model.config.hidden_size for model in models)
         layers = [model.config.num_layers for model in models]
         if layers[0] != layers[1]:
-            raise TaskError(f"shared projections compare layer with layer; the teacher has {layers[0]} and the student {layers[1]}")
+            raise TaskError(
+                f"shared projections compare layer with layer; the teacher has {layers[0]} and the student {layers[1]}"
+            )
         like = next(student.parameters())
         self.up = nn.Parameter(torch.empty(self.wide, self.narrow, device=like.device, dtype=like.dtype))
         self.down = nn.Parameter(torch.empty(self.narrow, self.wide, device=like.device, dtype=like.dtype))
@@ -177,10 +204,14 @@ class SharedProjections(nn.Module):
 
     @torch.no_grad()
     def start_table(self) -> None:
-        """The student's token rows of common pieces become the teacher's, taken down (the paper's second version)."""
+        """The student's token rows of common pieces become the teacher's, taken down (the paper's
+        second version).
+        """
         for name, (theirs, mine) in self.pairs.items():
             if name.endswith("embeddings.token.weight"):
-                mine[self.student_rows] = _projected(theirs[self.teacher_rows], self.down, (len(self.teacher_rows), mine.shape[1]))
+                mine[self.student_rows] = _projected(
+                    theirs[self.teacher_rows], self.down, (len(self.teacher_rows), mine.shape[1])
+                )
 
     def _shapes(self, name: str, theirs: Tensor, mine: Tensor) -> Iterable[tuple[int, int]]:
         if theirs.dim() != mine.dim():
@@ -193,7 +224,9 @@ class SharedProjections(nn.Module):
 
 
 def _projected(x: Tensor, matrix: Tensor, shape: Iterable[int]) -> Tensor:
-    """``matrix`` (to, from) applied along every axis of ``x`` whose size differs from that of ``shape``, in blocks of its width."""
+    """``matrix`` (to, from) applied along every axis of ``x`` whose size differs from that of
+    ``shape``, in blocks of its width.
+    """
     to, source = matrix.shape
     for axis, size in enumerate(shape):
         if x.shape[axis] != size:
@@ -204,19 +237,24 @@ def _projected(x: Tensor, matrix: Tensor, shape: Iterable[int]) -> Tensor:
 
 
 class MixedTraining(nn.Module):
-    """Dual training: ``loss = MLM(teacher, mixed) + MLM(student, own) + ε (L_down + L_up)``; both models learn, and the projections.
+    """Dual training: ``loss = MLM(teacher, mixed) + MLM(student, own) + ε (L_down + L_up)``; both
+    models learn, and the projections.
 
     ``epsilon`` 1 is the paper's first version, 0 its second.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, projections: SharedProjections | None, epsilon: float = 1.0) -> None:
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, projections: SharedProjections | None, epsilon: float = 1.0
+    ) -> None:
         super().__init__()
         if epsilon and projections is None:
             raise ConfigError(f"epsilon={epsilon} weighs projection losses; give SharedProjections, or epsilon=0")
         self.teacher, self.student, self.projections, self.epsilon = teacher, student, projections, epsilon
 
     def forward(self, mixed: dict[str, Any], own: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Batches of a masked-LM collator, the teacher's in joint ids. -> the loss and its parts."""
+        """Batches of a masked-LM collator, the teacher's in joint ids. -> the loss and its
+        parts.
+        """
         parts = {"teacher": self.teacher(**mixed).loss, "student": self.student(**own).loss}
         total = parts["teacher"] + parts["student"]
         if self.epsilon and self.projections is not None:

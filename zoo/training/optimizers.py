@@ -1,11 +1,12 @@
 """The optimisers that the papers trained with, and the groups of parameters that they treat apart.
 
-    BERT     u = m / (sqrt(v) + eps) + decay * w          w <- w - rate * u          Adam *without* bias correction, decoupled decay
-    LAMB     the same u,                                  w <- w - rate * |w| / |u| * u          You et al., 2020, as ALBERT used it
+    BERT    u = m / (sqrt(v) + eps) + decay * w    w <- w - rate * u    Adam *without* bias correction, decoupled decay
+    LAMB     the same u,            w <- w - rate * |w| / |u| * u          You et al., 2020, as ALBERT used it
     ELECTRA  BERT's, with a rate that falls from layer to layer towards the input
 
-Norms and biases are not decayed, nor adapted by LAMB: ``decay_groups`` sorts them out. BERT, ALBERT and ELECTRA clip the
-gradients to a global norm of 1 first (``clip_gradients``). XLM trains with ``torch.optim.AdamW``.
+Norms and biases are not decayed, nor adapted by LAMB: ``decay_groups`` sorts them out. BERT, ALBERT
+and ELECTRA clip the gradients to a global norm of 1 first (``clip_gradients``). XLM trains with
+``torch.optim.AdamW``.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ from torch.optim import Optimizer
 from zoo.errors import ConfigError
 
 NO_DECAY = re.compile(r"bias|norm", re.IGNORECASE)
-"""Names of parameters that the papers exempt from weight decay: biases and whatever belongs to a norm, in our names and in others'."""
+"""Names of parameters that the papers exempt from weight decay: biases and whatever belongs to a
+norm, in our names and in others'.
+"""
 
 Group = dict[str, Any]
 
 
 class BertAdam(Optimizer):
-    """Adam as BERT's code has it: no bias correction, ``eps`` outside the root, weight decay added to the update.
+    """Adam as BERT's code has it: no bias correction, ``eps`` outside the root, weight decay added
+    to the update.
 
-    A group may set ``weight_decay`` and ``lr`` of its own. Without the correction the first update is
-    ``(1 - beta1) / sqrt(1 - beta2)`` = 3.2 times what ``torch.optim.AdamW`` takes: use a warm-up.
+    A group may set ``weight_decay`` and ``lr`` of its own. Without the correction the first update
+    is ``(1 - beta1) / sqrt(1 - beta2)`` = 3.2 times what ``torch.optim.AdamW`` takes: use a
+    warm-up.
     """
 
     def __init__(
@@ -60,7 +65,9 @@ class BertAdam(Optimizer):
         gradient = parameter.grad
         assert gradient is not None
         if gradient.is_sparse:
-            raise ConfigError(f"{type(self).__name__} takes dense gradients only; build the embedding without sparse=True")
+            raise ConfigError(
+                f"{type(self).__name__} takes dense gradients only; build the embedding without sparse=True"
+            )
         beta1, beta2 = group["betas"]
         state = self.state[parameter]
         if not state:
@@ -79,10 +86,12 @@ class BertAdam(Optimizer):
 
 
 class Lamb(BertAdam):
-    """LAMB (You et al., 2020) as ALBERT used it: ``BertAdam`` with the step of each tensor scaled by ``|w| / |update|``.
+    """LAMB (You et al., 2020) as ALBERT used it: ``BertAdam`` with the step of each tensor scaled
+    by ``|w| / |update|``.
 
-    The update includes the decay; the ratio is 1 where either norm is zero. A group with ``adapt=False`` (norms and biases, see
-    ``decay_groups``) takes plain steps. Other implementations correct the bias; ALBERT's does not.
+    The update includes the decay; the ratio is 1 where either norm is zero. A group with
+    ``adapt=False`` (norms and biases, see ``decay_groups``) takes plain steps. Other
+    implementations correct the bias; ALBERT's does not.
     """
 
     def __init__(
@@ -94,18 +103,24 @@ class Lamb(BertAdam):
         weight_decay: float = 0.01,
     ):
         _check(lr, betas, eps, weight_decay)
-        Optimizer.__init__(self, params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": True})
+        Optimizer.__init__(
+            self, params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": True}
+        )
 
     def _ratio(self, parameter: Tensor, update: Tensor, group: Group) -> Tensor | float:
         if not group["adapt"]:
             return 1.0
         weight: Tensor = parameter.norm()
         step: Tensor = update.norm()
-        return torch.where((weight > 0) & (step > 0), weight / step, torch.ones_like(weight))  # a tensor: nobody waits for the device
+        return torch.where(
+            (weight > 0) & (step > 0), weight / step, torch.ones_like(weight)
+        )  # a tensor: nobody waits for the device
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:
-    """Scale all gradients in place so that their common norm is at most ``limit``; returns the norm they had."""
+    """Scale all gradients in place so that their common norm is at most ``limit``; returns the norm
+    they had.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
@@ -118,7 +133,9 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:
 def decay_groups(
     named_parameters: Iterable[tuple[str, Tensor]], weight_decay: float = 0.01, exempt: re.Pattern[str] | str = NO_DECAY
 ) -> list[Group]:
-    """Two groups: parameters that are decayed (and adapted by LAMB), and those whose name ``exempt`` is found in, which are neither."""
+    """Two groups: parameters that are decayed (and adapted by LAMB), and those whose name
+    ``exempt`` is found in, which are neither.
+    """
     exempt = re.compile(exempt)
     groups: tuple[Group, Group] = (
         {"params": [], "weight_decay": weight_decay, "adapt": True},
@@ -130,7 +147,8 @@ def decay_groups(
 
 
 def layer_depth(name: str, num_layers: int) -> int:
-    """How deep a parameter of ours lies: 0 embeddings, i + 1 layer i, ``num_layers`` + 2 the pooler and heads (as ELECTRA counts).
+    """How deep a parameter of ours lies: 0 embeddings, i + 1 layer i, ``num_layers`` + 2 the pooler
+    and heads (as ELECTRA counts).
 
     In a stack that shares its blocks (ALBERT) the group counts as the layer.
     """
@@ -154,7 +172,9 @@ def layerwise_groups(
     exempt: re.Pattern[str] | str = NO_DECAY,
     depth: Callable[[str, int], int] = layer_depth,
 ) -> list[Group]:
-    """``decay_groups`` for each depth, with the rate ``rate * factor^(num_layers + 2 - depth)`` (ELECTRA fine-tuning: 0.8, large 0.9)."""
+    """``decay_groups`` for each depth, with the rate ``rate * factor^(num_layers + 2 - depth)``
+    (ELECTRA fine-tuning: 0.8, large 0.9).
+    """
     if factor <= 0:
         raise ConfigError(f"factor={factor} must be above zero; 1.0 gives every layer the same rate")
     by_depth: dict[int, list[tuple[str, Tensor]]] = {}
@@ -167,8 +187,12 @@ def layerwise_groups(
     ]
 
 
-def optimizer_for(model: nn.Module, optimizer: type[BertAdam] = BertAdam, lr: float = 1e-4, weight_decay: float = 0.01) -> BertAdam:
-    """``optimizer`` over the trainable parameters of ``model``, norms and biases exempt from decay."""
+def optimizer_for(
+    model: nn.Module, optimizer: type[BertAdam] = BertAdam, lr: float = 1e-4, weight_decay: float = 0.01
+) -> BertAdam:
+    """``optimizer`` over the trainable parameters of ``model``, norms and biases exempt from
+    decay.
+    """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return optimizer(decay_groups(trainable, weight_decay), lr=lr, weight_decay=weight_decay)
 
@@ -176,5 +200,6 @@ def optimizer_for(model: nn.Module, optimizer: type[BertAdam] = BertAdam, lr: fl
 def _check(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
     if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
         raise ConfigError(
-            f"lr={lr} and weight_decay={weight_decay} must not be negative, eps={eps} must be above zero, betas={betas} lie in [0, 1)"
+            f"lr={lr} and weight_decay={weight_decay} must not be negative, eps={eps} must be above zero, "
+            f"betas={betas} lie in [0, 1)"
         )

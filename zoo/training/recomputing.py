@@ -1,4 +1,6 @@
-"""Gradient checkpointing: a block forgets what it computed on the way and computes it again when gradients are asked for."""
+"""Gradient checkpointing: a block forgets what it computed on the way and computes it again when
+gradients are asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from zoo.layers.extend import Extension
 
 
 class Checkpointed(Extension):
-    """A block that keeps its inputs alone while training. Masks, streams and packed rows pass through as they are; dropout falls alike."""
+    """A block that keeps its inputs alone while training. Masks, streams and packed rows pass
+    through as they are; dropout falls alike.
+    """
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):

@@ -1,6 +1,8 @@
-"""Learning rates as functions of the step: ``schedule(step) -> rate``, steps from 0, so that the first update uses ``schedule(0)``.
+"""Learning rates as functions of the step: ``schedule(step) -> rate``, steps from 0, so that the
+first update uses ``schedule(0)``.
 
-``scheduler(optimizer, schedule)`` hands one to PyTorch. The three families of warm-up differ where it matters:
+``scheduler(optimizer, schedule)`` hands one to PyTorch. The three families of warm-up differ where
+it matters:
 
     BERT, ALBERT    rate * step / warmup, then the decay *as if there had been no warm-up*: the rate jumps down a little
     ELECTRA         the decayed rate times min(1, step / warmup): no jump, and a lower peak
@@ -27,10 +29,11 @@ def polynomial_decay(rate: float, total: int, power: float = 1.0) -> Schedule:
 
 
 def warmup_then_decay(rate: float, total: int, warmup: int, power: float = 1.0, start: int = 0) -> Schedule:
-    """BERT's and ALBERT's: ``rate * (step - start) / warmup`` up to ``rate``, then ``polynomial_decay`` counted from step 0.
+    """BERT's and ALBERT's: ``rate * (step - start) / warmup`` up to ``rate``, then
+    ``polynomial_decay`` counted from step 0.
 
-    ``start`` moves the ramp (for training that goes on at a later step); before it the rate is negative, as in
-    ALBERT's code. ``warmup=0`` is no ramp.
+    ``start`` moves the ramp (for training that goes on at a later step); before it the rate is
+    negative, as in ALBERT's code. ``warmup=0`` is no ramp.
     """
     decay = polynomial_decay(rate, total, power)
     _at_least("warmup", warmup, 0)
@@ -45,15 +48,26 @@ def warmup_times_decay(rate: float, total: int, warmup: int, power: float = 1.0)
 
 
 def inverse_square_root(rate: float, warmup: int, initial: float = 1e-7, power: float = 0.5) -> Schedule:
-    """XLM's ``adam_inverse_sqrt``: from ``initial`` straight up to ``rate`` in ``warmup`` steps, then ``rate * (warmup / step)^power``."""
+    """XLM's ``adam_inverse_sqrt``: from ``initial`` straight up to ``rate`` in ``warmup`` steps,
+    then ``rate * (warmup / step)^power``.
+    """
     _at_least("warmup", warmup, 1)
-    return lambda step: initial + step * (rate - initial) / warmup if step < warmup else rate * warmup**power * step**-power
+    return lambda step: (
+        initial + step * (rate - initial) / warmup if step < warmup else rate * warmup**power * step**-power
+    )
 
 
 def cosine_restarts(
-    rate: float, warmup: int, period: int, growth: float = 1.0, shrink: float = 0.75, initial: float = 1e-7, lowest: float = 1e-9
+    rate: float,
+    warmup: int,
+    period: int,
+    growth: float = 1.0,
+    shrink: float = 0.75,
+    initial: float = 1e-7,
+    lowest: float = 1e-9,
 ) -> Schedule:
-    """XLM's ``adam_cosine``: after the warm-up half cosines from ``rate`` to ``lowest``, each ``growth`` times as long as the one before.
+    """XLM's ``adam_cosine``: after the warm-up half cosines from ``rate`` to ``lowest``, each
+    ``growth`` times as long as the one before.
 
     Cycle i scales both ends by ``shrink^i``.
     """
@@ -77,9 +91,11 @@ def cosine_restarts(
 
 
 def scheduler(optimizer: Optimizer, schedule: Schedule, rate: float) -> LambdaLR:
-    """Let PyTorch follow ``schedule``, which was built for ``rate``; call ``step()`` after each update of ``optimizer``.
+    """Let PyTorch follow ``schedule``, which was built for ``rate``; call ``step()`` after each
+    update of ``optimizer``.
 
-    A group whose own rate is ``f * rate`` (``zoo.training.optimizers.layerwise_groups``) follows ``f`` times the schedule.
+    A group whose own rate is ``f * rate`` (``zoo.training.optimizers.layerwise_groups``) follows
+    ``f`` times the schedule.
     """
     if rate <= 0:
         raise ConfigError(f"rate={rate} must be above zero")

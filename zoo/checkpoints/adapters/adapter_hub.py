@@ -1,4 +1,6 @@
-"""Writing the layout of the library ``adapters``: one bottleneck adapter, with its invertible one, one LoRA, IA3 or prefix, by name."""
+"""Writing the layout of the library ``adapters``: one bottleneck adapter, with its invertible one,
+one LoRA, IA3 or prefix, by name.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ TEMPERATURES = {1.0: False, 50.0: True}
 THEIRS = {"up": "adapter_up", "input_norm": "adapter_down.0", "output_norm": "adapter_norm_after", "gate": "gate"}
 
 
-def to_adapters(model: nn.Module, name: str | None = None, layout: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An adapter as ``adapters`` saves it: tensors and adapter_config. name: which, where the model has several."""
+def to_adapters(
+    model: nn.Module, name: str | None = None, layout: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An adapter as ``adapters`` saves it: tensors and adapter_config. name: which, where the model
+    has several.
+    """
     bare = bare_model(model)
     own = [t for t in bare.techniques if isinstance(t, BottleneckAdapter | LoRA | IA3 | PrefixTuning)]
     names = sorted({t.name for t in own})
@@ -37,7 +43,9 @@ def to_adapters(model: nn.Module, name: str | None = None, layout: str | None = 
         name = names[0]
     if name not in names:
         shown = ", ".join(names) or "none"
-        raise TechniqueError(f"name one of the model's adapters, LoRAs, IA3s and prefixes, which are {shown}; got {name!r}")
+        raise TechniqueError(
+            f"name one of the model's adapters, LoRAs, IA3s and prefixes, which are {shown}; got {name!r}"
+        )
     mine = [t for t in own if t.name == name]
     if len({type(t) for t in mine}) > 1:
         kinds = sorted({type(t).__name__ for t in mine})
@@ -55,10 +63,14 @@ def to_adapters(model: nn.Module, name: str | None = None, layout: str | None = 
     return {within + key: tensor for key, tensor in tensors.items()}, {"name": name, "config": config}
 
 
-def _bottleneck(bare: Any, found: list[BottleneckAdapter], paths: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _bottleneck(
+    bare: Any, found: list[BottleneckAdapter], paths: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     first = found[0]
     if any(t.replace(reduction=first.reduction, depths=first.depths, streams=first.streams) != first for t in found):
-        raise TechniqueError(f"the adapters named {first.name!r} differ in more than their reduction; adapters has one config for all")
+        raise TechniqueError(
+            f"the adapters named {first.name!r} differ in more than their reduction; adapters has one config for all"
+        )
     tensors: dict[str, Tensor] = {}
     for path, part in bare.named_modules():
         if isinstance(part, AdaptedNorm) and first.name in part.adapters:
@@ -74,7 +86,9 @@ def _bottleneck(bare: Any, found: list[BottleneckAdapter], paths: Mapping[str, s
         if coupled is not None and isinstance(part, Coupled):
             for key, tensor in part.couplings[first.name].state_dict().items():
                 net, place, last = key.split(".")
-                tensors[f"invertible_adapters.{first.name}.{net.upper()}.{'0' if place == 'down' else '2'}.{last}"] = tensor
+                tensors[f"invertible_adapters.{first.name}.{net.upper()}.{'0' if place == 'down' else '2'}.{last}"] = (
+                    tensor
+                )
     factors = {str(depth): t.reduction for t in found for depth in t.depths}
     after = first.value("after", ())
     initialization = first.value("initialization", "bert")
@@ -119,7 +133,8 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> tuple[dict[
     first = found[0]
     if first.rank_stabilized or first.bias or first.gate or (first.dora and not first.dora_whole):
         raise TechniqueError(
-            f"{first} can't be written for adapters: it knows no rank-stabilized scale, no bias of B, and its own DoRA alone; "
+            f"{first} can't be written for adapters: it knows no rank-stabilized scale, no bias of B, and its own DoRA "
+            "alone; "
             "gates are not written"
         )
     sites = {site.path: site for site in bare.sites()}
@@ -190,13 +205,18 @@ def _prefix(bare: Any, technique: PrefixTuning, layout: str) -> tuple[dict[str, 
     sites = [site for site in bare.sites() if site.role == "self-attention"]
     if len({site.stream for site in sites}) > 1 or any(site.role == "cross-attention" for site in bare.sites()):
         raise TechniqueError(
-            f"{type(bare).__name__} has several kinds of attention; adapters' names for their prefixes are not written here"
+            f"{type(bare).__name__} has several kinds of attention; adapters' names for their prefixes are not written "
+            "here"
         )
     if any(len(site.depths) > 1 for site in sites):
-        raise TechniqueError("one attention runs at several depths here; adapters has a prefix for each depth: save it with library='zoo'")
+        raise TechniqueError(
+            "one attention runs at several depths here; adapters has a prefix for each depth: save it with "
+            "library='zoo'"
+        )
     if technique.shift_positions:
         raise TechniqueError(
-            "adapters leaves the positions of real tokens alone, and this prefix moves them: save it as peft's, or as ours"
+            "adapters leaves the positions of real tokens alone, and this prefix moves them: save it as peft's, or as "
+            "ours"
         )
     start = f"prefix_tuning.prefix_tunings.{technique.name}.{'self' if layout == 'hf-distilbert' else 'self_prefix'}"
     state = {key: tensor.detach() for key, tensor in bare.prefixes[technique.name].state_dict().items()}
@@ -205,7 +225,9 @@ def _prefix(bare: Any, technique: PrefixTuning, layout: str) -> tuple[dict[str, 
         tensors = {f"{start}.control_trans": state["values"].flatten()}
     else:
         parts = {"table": "wte", "down": "control_trans.0", "up": "control_trans.2"}
-        tensors = {f"{start}.{parts[key.partition('.')[0]]}.{key.partition('.')[2]}": tensor for key, tensor in state.items()}
+        tensors = {
+            f"{start}.{parts[key.partition('.')[0]]}.{key.partition('.')[2]}": tensor for key, tensor in state.items()
+        }
     kept = {depth for site in technique.places(bare, "self-attention") for depth in site.depths}
     return tensors, {
         "architecture": "prefix_tuning",
@@ -221,15 +243,23 @@ def _prefix(bare: Any, technique: PrefixTuning, layout: str) -> tuple[dict[str, 
     }
 
 
-def fusion_to_adapters(model: nn.Module, name: str, layout: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A fusion as ``adapters`` saves one, without the adapters that it fuses. name: theirs, joined by commas."""
+def fusion_to_adapters(
+    model: nn.Module, name: str, layout: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A fusion as ``adapters`` saves one, without the adapters that it fuses. name: theirs, joined
+    by commas.
+    """
     bare = bare_model(model)
     known = {",".join(t.names): t for t in bare.techniques if isinstance(t, AdapterFusion)}
     if name not in known:
-        raise TechniqueError(f"name one of the model's fusions, which are {', '.join(map(repr, known)) or 'none'}; got {name!r}")
+        raise TechniqueError(
+            f"name one of the model's fusions, which are {', '.join(map(repr, known)) or 'none'}; got {name!r}"
+        )
     technique = known[name]
     if technique.temperature not in TEMPERATURES:
-        raise TechniqueError(f"adapters knows the temperatures 1 and 50 of a fusion; this one has {technique.temperature}")
+        raise TechniqueError(
+            f"adapters knows the temperatures 1 and 50 of a fusion; this one has {technique.temperature}"
+        )
     paths = {ours: theirs for theirs, ours in foreign_paths(model, layout).items()}
     within = layouts.load(layout or layout_of(model)).prefixes[0] if bare is not model else ""
     tensors: dict[str, Tensor] = {}
@@ -255,7 +285,13 @@ def fusion_to_adapters(model: nn.Module, name: str, layout: str | None = None) -
     }
 
 
-ACTIVATIONS = {"swish": "silu", "linear": "identity", "gelu_new": "gelu_tanh", "gelu_orig": "gelu", "quick_gelu": "quick_gelu"}
+ACTIVATIONS = {
+    "swish": "silu",
+    "linear": "identity",
+    "gelu_new": "gelu_tanh",
+    "gelu_orig": "gelu",
+    "quick_gelu": "quick_gelu",
+}
 
 
 LORA_PLACES = {"q": "attention-query", "k": "attention-key", "v": "attention-value"}
@@ -303,17 +339,26 @@ def place_of(norm: str) -> str:
 ADAPTER_TENSOR = re.compile(r"(.+)\.(adapters|loras|adapter_fusion_layer)\.([^.]+)\.(.+)")
 
 
-REPLACED = {"adapter_up": "up", "adapter_norm_before": "input_norm", "adapter_norm_after": "output_norm", "gate": "gate"}
+REPLACED = {
+    "adapter_up": "up",
+    "adapter_norm_before": "input_norm",
+    "adapter_norm_after": "output_norm",
+    "gate": "gate",
+}
 
 
 def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A model's whole state under ``adapters``, as the base model's own tensors and the adapters'."""
+    """A model's whole state under ``adapters``, as the base model's own tensors and the
+    adapters'.
+    """
     base: dict[str, Tensor] = {}
     adapter: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if re.match(r"(\w+\.)?prompt_tuning\.", key) or ".prefix_tuning.pool." in key:
             continue  # views of other tensors
-        mine = ADAPTER_TENSOR.fullmatch(key) or re.search(r"(invertible_adapters|prefix_tuning|prefix_gates|shared_parameters)\.", key)
+        mine = ADAPTER_TENSOR.fullmatch(key) or re.search(
+            r"(invertible_adapters|prefix_tuning|prefix_gates|shared_parameters)\.", key
+        )
         (adapter if mine else base)[key] = tensor
     return base, adapter
 
@@ -326,7 +371,9 @@ def from_adapters(
     layout: str | None = None,
     fusion: tuple[tuple[str, ...], Mapping[str, Any]] | None = None,
 ) -> nn.Module:
-    """Apply what the library ``adapters`` saved: ``configs`` by adapter name. fusion: the names that are fused, and the fusion's config."""
+    """Apply what the library ``adapters`` saved: ``configs`` by adapter name. fusion: the names
+    that are fused, and the fusion's config.
+    """
     keymap = layouts.load(layout or layout_of(model))
     paths = foreign_paths(model, layout)
     bare = bare_model(model)
@@ -352,7 +399,11 @@ def from_adapters(
                     update = bare.get_submodule(f"{ours}.loras.{name}")
                     _fill(update, own["lora_A"], own["lora_B"], own.get("m.weight"))
                     if isinstance(update, GatedLowRank):
-                        _copy({n: own[f"gate.{n}"] for n in ("weight", "bias")}, update.gate.state_dict(keep_vars=True), "the gate")
+                        _copy(
+                            {n: own[f"gate.{n}"] for n in ("weight", "bias")},
+                            update.gate.state_dict(keep_vars=True),
+                            "the gate",
+                        )
             continue
         if kind == "prefix_tuning":
             _prefix_of_adapters(model, name, config, tensors)
@@ -362,7 +413,9 @@ def from_adapters(
                 from_adapters(model, tensors, {name: each}, layout=layout)
             continue
         if kind not in (None, "bottleneck"):
-            raise TechniqueError(f"adapters' architecture {kind!r} is not read here; bottleneck, lora and prefix_tuning are")
+            raise TechniqueError(
+                f"adapters' architecture {kind!r} is not read here; bottleneck, lora and prefix_tuning are"
+            )
         norms = {path: norm_of(path, paths, keymap.prefixes) for path in parts}
         for technique in bottlenecks(name, config, norms.values(), bare):
             apply(model, technique)
@@ -371,13 +424,21 @@ def from_adapters(
                 taken[f"{norms[path]}.adapters.{name}.{_adapter_key(key, config)}"] = tensor
         coupled = next((path for path, part in bare.named_modules() if isinstance(part, Coupled)), "embeddings")
         for key, tensor in tensors.items():
-            if match := re.fullmatch(rf"(?:.+\.)?invertible_adapters\.{re.escape(name)}\.([FG])\.([02])\.(weight|bias)", key):
-                taken[f"{coupled}.couplings.{name}.{match[1].lower()}.{'down' if match[2] == '0' else 'up'}.{match[3]}"] = tensor
+            if match := re.fullmatch(
+                rf"(?:.+\.)?invertible_adapters\.{re.escape(name)}\.([FG])\.([02])\.(weight|bias)", key
+            ):
+                taken[
+                    f"{coupled}.couplings.{name}.{match[1].lower()}.{'down' if match[2] == '0' else 'up'}.{match[3]}"
+                ] = tensor
     if fusion is not None:
         names, options = fusion
         apply(model, fusion_of(names, options))
         for key, tensor in tensors.items():
-            if (match := ADAPTER_TENSOR.fullmatch(key)) and match[2] == "adapter_fusion_layer" and match[3] == ",".join(names):
+            if (
+                (match := ADAPTER_TENSOR.fullmatch(key))
+                and match[2] == "adapter_fusion_layer"
+                and match[3] == ",".join(names)
+            ):
                 taken[f"{norm_of(match[1], paths, keymap.prefixes)}.fusions.{match[3]}.{match[4]}"] = tensor
     _copy(taken, bare.state_dict(keep_vars=True), "the adapter")
     return model
@@ -412,7 +473,9 @@ def _adapter_key(key: str, config: Mapping[str, Any]) -> str:
     if key == "scaling":
         return "learned_scaling"
     place, _, last = key.rpartition(".")
-    if place.startswith("adapter_down."):  # a Sequential of the norm, where there is one, the projection and the activation
+    if place.startswith(
+        "adapter_down."
+    ):  # a Sequential of the norm, where there is one, the projection and the activation
         index = int(place.removeprefix("adapter_down."))
         return f"{'down' if index == (1 if config.get('ln_before') else 0) else 'input_norm'}.{last}"
     if place not in REPLACED:
@@ -427,26 +490,35 @@ def _shared(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def written_out(own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Compacter's projections (Mahabadi et al., 2021), ``Σ_i A_i ⊗ (S_i T_i)`` with Kronecker products, as plain matrices."""
+    """A Compacter's projections (Mahabadi et al., 2021), ``Σ_i A_i ⊗ (S_i T_i)`` with Kronecker
+    products, as plain matrices.
+    """
 
     def product(key: str, found: Mapping[str, Tensor]) -> Tensor | None:
         left, right = found.get(f"{key}_left"), found.get(f"{key}_right")
         return found.get(key) if left is None or right is None else left @ right
 
     made = dict(own)
-    for place in [p for p in ("adapter_down.0", "adapter_down.1", "adapter_up") if any(key.startswith(f"{p}.") for key in own)]:
+    for place in [
+        p for p in ("adapter_down.0", "adapter_down.1", "adapter_up") if any(key.startswith(f"{p}.") for key in own)
+    ]:
         mine = {key.removeprefix(f"{place}."): made.pop(key) for key in own if key.startswith(f"{place}.")}
         rules, factors = product("phm_rule", mine), product("W", mine)
         rules = product("phm_rule", shared) if rules is None else rules
-        factors = product(f"W_{place.removeprefix('adapter_').partition('.')[0]}", shared) if factors is None else factors
+        factors = (
+            product(f"W_{place.removeprefix('adapter_').partition('.')[0]}", shared) if factors is None else factors
+        )
         if rules is None and factors is not None:
             raise CheckpointError(
-                "the Compacter's phm_rule, which all layers share, is not in the file: the library saves it with whole models only"
+                "the Compacter's phm_rule, which all layers share, is not in the file: the library saves it with whole "
+                "models only"
             )
         if rules is None or factors is None:  # the norm in front
             made |= {f"{place}.{key}": tensor for key, tensor in mine.items()}
             continue
-        whole = torch.stack([torch.kron(rule, factor) for rule, factor in zip(rules, factors, strict=True)]).sum(0)  # (in, out)
+        whole = torch.stack([torch.kron(rule, factor) for rule, factor in zip(rules, factors, strict=True)]).sum(
+            0
+        )  # (in, out)
         made[f"{place}.weight"] = whole.T
         made[f"{place}.bias"] = mine["b"] if "b" in mine else whole.new_zeros(whole.shape[1])
     return made
@@ -456,7 +528,9 @@ def bottlenecks(name: str, config: Mapping[str, Any], norms: Iterable[str], mode
     """A bottleneck config of ``adapters`` as techniques of ours. norms: where the adapters sit."""
     if config.get("stochastic_depth"):
         raise TechniqueError("adapters' stochastic_depth is not known here")
-    after = [place for key, place in (("mh_adapter", "attention"), ("output_adapter", "feed-forward")) if config.get(key)]
+    after = [
+        place for key, place in (("mh_adapter", "attention"), ("output_adapter", "feed-forward")) if config.get(key)
+    ]
     after += ["cross-attention"] if config.get("cross_adapter") else []
     whole = config.get("residual_before_ln", True)
     scaling = config.get("scaling", 1.0)
@@ -474,24 +548,33 @@ def bottlenecks(name: str, config: Mapping[str, Any], norms: Iterable[str], mode
         own_residual_first=bool(config.get("adapter_residual_before_ln", False)),
         gate=bool(config.get("use_gating", False)),
         dropout=float(config.get("dropout", 0.0)),
-        initialization={"mam_adapter": "mam"}.get(config.get("init_weights", "bert"), config.get("init_weights", "bert")),
+        initialization={"mam_adapter": "mam"}.get(
+            config.get("init_weights", "bert"), config.get("init_weights", "bert")
+        ),
     )
     factor = config["reduction_factor"]
     sites = {site.path: site for site in bare_model(model).sites()}
     depths = sorted({depth for norm in norms for depth in sites[norm].depths})
     by_factor: dict[float, list[int]] = {}
     for depth in depths:
-        own = factor.get(str(depth), factor.get(depth, factor.get("default"))) if isinstance(factor, Mapping) else factor
+        own = (
+            factor.get(str(depth), factor.get(depth, factor.get("default"))) if isinstance(factor, Mapping) else factor
+        )
         by_factor.setdefault(float(own), []).append(depth)
-    everywhere = depths == sorted({d for site in sites.values() if site.role == "feed-forward-norm" for d in site.depths})
+    everywhere = depths == sorted(
+        {d for site in sites.values() if site.role == "feed-forward-norm" for d in site.depths}
+    )
     made: list[Technique] = [
-        replace(base, reduction=f, depths=() if everywhere and len(by_factor) == 1 else tuple(at)) for f, at in by_factor.items()
+        replace(base, reduction=f, depths=() if everywhere and len(by_factor) == 1 else tuple(at))
+        for f, at in by_factor.items()
     ]
     if config.get("inv_adapter"):
         if config["inv_adapter"] != "nice":
             raise TechniqueError(f"adapters' inv_adapter {config['inv_adapter']!r} is not known here; 'nice' is")
         reduction = float(config.get("inv_adapter_reduction_factor") or 2)
-        made.append(InvertibleAdapter(name=name, reduction=reduction, activation=activation_of(config["non_linearity"])))
+        made.append(
+            InvertibleAdapter(name=name, reduction=reduction, activation=activation_of(config["non_linearity"]))
+        )
     return made
 
 
@@ -504,7 +587,11 @@ def activation_of(name: str) -> str:
 
 
 def _loras(
-    name: str, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]], paths: Mapping[str, str], prefixes: Iterable[str]
+    name: str,
+    config: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    paths: Mapping[str, str],
+    prefixes: Iterable[str],
 ) -> list[Technique]:
     if config.get("vera_d") is not None or config.get("vera_b") is not None:
         raise TechniqueError("adapters' VeRA is not known here")
@@ -517,11 +604,15 @@ def _loras(
     dora = any("m.weight" in own for own in parts.values())
     rank, dropout = int(config["r"]), float(config.get("dropout", 0.0))
     alpha = rank if gate else float(config.get("alpha", 8))  # a gate stands in place of the scale
-    return [LoRA(paths=where, rank=rank, alpha=alpha, dropout=dropout, dora=dora, dora_whole=dora, gate=gate, name=name)]
+    return [
+        LoRA(paths=where, rank=rank, alpha=alpha, dropout=dropout, dora=dora, dora_whole=dora, gate=gate, name=name)
+    ]
 
 
 def fusion_of(names: tuple[str, ...], config: Mapping[str, Any]) -> AdapterFusion:
-    """A fusion config of ``adapters`` as ours; its temperature is the first step's, 50, where it has one."""
+    """A fusion config of ``adapters`` as ours; its temperature is the first step's, 50, where it
+    has one.
+    """
     return AdapterFusion(
         names=names,
         query=bool(config.get("query", True)),

@@ -1,8 +1,9 @@
 """Adapters in the layouts of the libraries ``peft`` and ``adapters``, and alone in a file of ours.
 
-Both libraries name an adapter's tensors after the module of the base model at which it sits (``encoder.layer.0.attention.self.query``); the
-family's own map says which part of ours that is, so every family with a map can read them. Both store LoRA's A and B as they are and its
-scale in the config: here it goes into the technique.
+Both libraries name an adapter's tensors after the module of the base model at which it sits
+(``encoder.layer.0.attention.self.query``); the family's own map says which part of ours that is, so
+every family with a map can read them. Both store LoRA's A and B as they are and its scale in the
+config: here it goes into the technique.
 """
 
 from __future__ import annotations
@@ -25,16 +26,25 @@ from zoo.layers.extend import own_class
 from zoo.models.base.model import bare_model
 from zoo.techniques.base import apply, new_tensors, recorded
 
-FUSION_CONFIG, FUSION_FILES = "adapter_fusion_config.json", ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
+FUSION_CONFIG, FUSION_FILES = (
+    "adapter_fusion_config.json",
+    ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin"),
+)
 
 
 def save_adapter(
-    model: nn.Module, folder: str | os.PathLike[str], *, library: str = "zoo", layout: str | None = None, name: str | None = None
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    library: str = "zoo",
+    layout: str | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write what techniques added, and a task's heads, without the model below. -> the folder.
 
-    library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for the LoRA, IA3 or prefix of this ``name``,
-    "adapters" for its bottleneck adapter, LoRA, IA3 or prefix (and no heads), or for the fusion of adapters named like "a,b".
+    library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for the
+    LoRA, IA3 or prefix of this ``name``, "adapters" for its bottleneck adapter, LoRA, IA3 or prefix
+    (and no heads), or for the fusion of adapters named like "a,b".
     """
     folder = Path(folder)
     bare = bare_model(model)
@@ -44,15 +54,25 @@ def save_adapter(
         tensors, config = to_peft(model, name, layout)
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / "adapter_config.json").write_text(
+            json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
         return folder
     if library == "adapters":
         from zoo.checkpoints.adapters.adapter_hub import fusion_to_adapters, to_adapters
 
         if name is not None and "," in name:
-            (tensors, config), weights, config_file = fusion_to_adapters(model, name, layout), FUSION_FILES[0], FUSION_CONFIG
+            (tensors, config), weights, config_file = (
+                fusion_to_adapters(model, name, layout),
+                FUSION_FILES[0],
+                FUSION_CONFIG,
+            )
         else:
-            (tensors, config), weights, config_file = to_adapters(model, name, layout), "adapter.safetensors", "adapter_config.json"
+            (tensors, config), weights, config_file = (
+                to_adapters(model, name, layout),
+                "adapter.safetensors",
+                "adapter_config.json",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / weights, tensors, {"format": "pt"})
         (folder / config_file).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -79,10 +99,11 @@ def load_adapter(
     layout: str | None = None,
     name: str | None = None,
 ) -> nn.Module:
-    """Put an adapter onto a model: a folder that `save_adapter`, ``peft`` or ``adapters`` wrote, or its tensors with its config.
+    """Put an adapter onto a model: a folder that `save_adapter`, ``peft`` or ``adapters`` wrote, or
+    its tensors with its config.
 
-    layout: how the library that wrote it names the base model's parts; None = the family's Hugging Face layout. name: the adapter's, where
-    the config has none. -> the same model.
+    layout: how the library that wrote it names the base model's parts; None = the family's Hugging
+    Face layout. name: the adapter's, where the config has none. -> the same model.
     """
     tensors: Mapping[str, Tensor]
     if isinstance(source, Mapping):
@@ -95,7 +116,13 @@ def load_adapter(
             return _load_fusion(model, folder, layout)
         if config is None:
             config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        found = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin", "model.safetensors", "adapter.safetensors")
+        found = (
+            "adapter_model.safetensors",
+            "adapter_model.bin",
+            "pytorch_adapter.bin",
+            "model.safetensors",
+            "adapter.safetensors",
+        )
         path = next((folder / f for f in found if (folder / f).is_file()), None)
         if path is None:
             raise CheckpointError(f"{folder} holds none of {', '.join(found)}")
@@ -105,7 +132,9 @@ def load_adapter(
         raise CheckpointError("tensors alone don't tell an adapter's scale; pass its config")
     if "peft_type" in config:
         return from_peft(model, tensors, config, layout=layout, name=name or "default")
-    return from_adapters(model, tensors, {str(config.get("name", name or "default")): config.get("config", config)}, layout=layout)
+    return from_adapters(
+        model, tensors, {str(config.get("name", name or "default")): config.get("config", config)}, layout=layout
+    )
 
 
 def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Module:
@@ -133,10 +162,13 @@ def _load_ours(model: nn.Module, folder: Path) -> nn.Module:
     return model
 
 
-# -- which part of ours a foreign path means ----------------------------------------------------------------------------------------------
+# -- which part of ours a foreign path means
+# ----------------------------------------------------------------------------------------------
 
 
-# -- peft ---------------------------------------------------------------------------------------------------------------------------------
+# -- peft
+# ------------------------------------------------------------------------------------------------------------------
 
 
-# -- adapters -----------------------------------------------------------------------------------------------------------------------------
+# -- adapters
+# ------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.checkpoints.adapters.places import _canonical, _copy, _fill, _fill_prefix, _part_of, foreign_paths, layout_of, way_back
+from zoo.checkpoints.adapters.places import (
+    _canonical,
+    _copy,
+    _fill,
+    _fill_prefix,
+    _part_of,
+    foreign_paths,
+    layout_of,
+    way_back,
+)
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.layers.extend import own_class
 from zoo.maps import layouts
@@ -30,9 +39,11 @@ Written = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None) -> Written:
-    """A LoRA, IA3 or prefix as ``peft`` saves it: tensors and adapter_config. name: which, where the model has several.
+    """A LoRA, IA3 or prefix as ``peft`` saves it: tensors and adapter_config. name: which, where
+    the model has several.
 
-    Heads that a task put on go along; those that the family was trained with belong to the model below.
+    Heads that a task put on go along; those that the family was trained with belong to the model
+    below.
     """
     bare = bare_model(model)
     own = [t for t in bare.techniques if isinstance(t, LoRA | IA3 | PrefixTuning)]
@@ -40,11 +51,15 @@ def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None
     if name is None and len(names) == 1:
         name = names[0]
     if name not in names:
-        raise TechniqueError(f"name one of the model's LoRAs, IA3s and prefixes, which are {', '.join(names) or 'none'}; got {name!r}")
+        raise TechniqueError(
+            f"name one of the model's LoRAs, IA3s and prefixes, which are {', '.join(names) or 'none'}; got {name!r}"
+        )
     mine = [t for t in own if t.name == name]
     if len({type(t) for t in mine}) > 1:
         kinds = sorted({type(t).__name__ for t in mine})
-        raise TechniqueError(f"{name!r} names a {' and a '.join(kinds)}; peft's file holds one kind: give them names of their own")
+        raise TechniqueError(
+            f"{name!r} names a {' and a '.join(kinds)}; peft's file holds one kind: give them names of their own"
+        )
     heads = _heads(model, layout)
     if isinstance(mine[0], PrefixTuning):
         tensors, config = _prefix(bare, mine[0])
@@ -68,8 +83,8 @@ def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None
 
 
 def _heads(model: nn.Module, layout: str | None) -> dict[str, Tensor]:
-    """The tensors of a task's own heads under their foreign names, and what else stands outside of the base model there: DistilBERT's
-    pooler, which it calls pre_classifier.
+    """The tensors of a task's own heads under their foreign names, and what else stands outside of
+    the base model there: DistilBERT's pooler, which it calls pre_classifier.
     """
     state = {name.removeprefix("model."): tensor.detach() for name, tensor in model.state_dict().items()}
     trained = tuple(f"heads.{head}." for head in own_class(bare_model(model)).heads)  # type: ignore[attr-defined]
@@ -91,7 +106,9 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
     if any(t.dora_whole or t.gate for t in found):
         raise TechniqueError("peft has no place for the DoRA of adapters, nor for a gate; save it with library='zoo'")
     if len({t.bias for t in found}) > 1:
-        raise TechniqueError(f"some updates named {first.name!r} have a bias of B and some have none; peft has one word for all")
+        raise TechniqueError(
+            f"some updates named {first.name!r} have a bias of B and some have none; peft has one word for all"
+        )
     tensors: dict[str, Tensor] = {}
     targets: dict[str, None] = {}
     ranks: dict[str, int] = {}
@@ -130,7 +147,9 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
 
 
 def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> Written:
-    """Scales of outputs are columns, those of inputs rows, at what is called feed-forward modules there."""
+    """Scales of outputs are columns, those of inputs rows, at what is called feed-forward modules
+    there.
+    """
     outputs, inputs = {}, {}
     for path, part in bare.named_modules():
         if isinstance(part, Rescaled) and name in part.rescalings:
@@ -138,7 +157,9 @@ def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> Written:
         if isinstance(part, InputRescaled) and name in part.input_rescalings:
             inputs[paths[path]] = part.input_rescalings.get_parameter(f"{name}.scale").detach()[None]
     if both := sorted(set(outputs) & set(inputs)):
-        raise TechniqueError(f"{both[0]} has both its inputs and its outputs scaled by {name!r}; peft scales one of them")
+        raise TechniqueError(
+            f"{both[0]} has both its inputs and its outputs scaled by {name!r}; peft scales one of them"
+        )
     return {f"{path}.ia3_l": tensor for path, tensor in (outputs | inputs).items()}, {
         "peft_type": "IA3",
         "target_modules": [*outputs, *inputs],
@@ -153,16 +174,22 @@ def _prefix(bare: Any, technique: PrefixTuning) -> Written:
     streams = {site.stream for site in bare.sites() if site.role.endswith("attention")}
     if len(streams) > 1 or any(site.role == "cross-attention" for site in bare.sites()):
         raise TechniqueError(
-            f"peft's prefixes stand before one stack of attentions; {type(bare).__name__} has the streams {sorted(streams)}"
+            f"peft's prefixes stand before one stack of attentions; {type(bare).__name__} has the streams "
+            f"{sorted(streams)}"
         )
     if any(len(site.depths) > 1 for site in sites):
-        raise TechniqueError("one attention runs at several depths here; peft has a prefix for each depth: save it with library='zoo'")
+        raise TechniqueError(
+            "one attention runs at several depths here; peft has a prefix for each depth: save it with library='zoo'"
+        )
     chosen = technique.places(bare, "self-attention")
     if [site.path for site in chosen] != [site.path for site in sites]:
-        raise TechniqueError("peft's prefixes stand before every attention; this one leaves some out: save it with library='zoo'")
+        raise TechniqueError(
+            "peft's prefixes stand before every attention; this one leaves some out: save it with library='zoo'"
+        )
     if not technique.shift_positions:
         raise TechniqueError(
-            "peft moves the real tokens behind the prefix, and this prefix leaves their positions alone: there it would be another; "
+            "peft moves the real tokens behind the prefix, and this prefix leaves their positions alone: there it "
+            "would be another; "
             "train it with shift_positions=True, or save it with library='zoo'"
         )
     values = bare.prefixes[technique.name].eject().detach()
@@ -183,14 +210,18 @@ PEFT_PREFIX = "base_model.model."
 
 
 def split_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A ``peft`` model's whole state in memory, as the base model's own tensors and the adapter's."""
+    """A ``peft`` model's whole state in memory, as the base model's own tensors and the
+    adapter's.
+    """
     base: dict[str, Tensor] = {}
     adapter: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.")
         if ".original_module." in key or key.startswith("word_embeddings."):
             continue  # unused, and another name of the token table
-        if any(word in key for word in (".lora_", ".ia3_l", ".modules_to_save.", "prompt_encoder.", "prompt_embeddings")):
+        if any(
+            word in key for word in (".lora_", ".ia3_l", ".modules_to_save.", "prompt_encoder.", "prompt_embeddings")
+        ):
             adapter[key] = tensor
             if ".modules_to_save." in key:
                 base[re.sub(r"\.modules_to_save\.[^.]+\.", ".", plain)] = tensor
@@ -200,9 +231,16 @@ def split_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 
 
 def from_peft(
-    model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, layout: str | None = None, name: str = "default"
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    layout: str | None = None,
+    name: str = "default",
 ) -> nn.Module:
-    """Apply a LoRA, an IA3 or a prefix as ``peft`` saves it. Heads that were saved whole are copied into the heads of a task model."""
+    """Apply a LoRA, an IA3 or a prefix as ``peft`` saves it. Heads that were saved whole are copied
+    into the heads of a task model.
+    """
     kind = str(config["peft_type"]).rpartition(".")[2].upper()
     if kind not in ("LORA", "IA3", "PREFIX_TUNING"):
         raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA, IA3 and PREFIX_TUNING are")
@@ -223,7 +261,10 @@ def from_peft(
             if scaled := re.fullmatch(r"(.+)\.ia3_l(?:\.[^.]+)?", plain):
                 scales[_part_of(scaled[1], paths, keymap.prefixes)] = tensor
                 continue
-            match = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(weight|bias))?", plain)
+            match = re.fullmatch(
+                r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(weight|bias))?",
+                plain,
+            )
             if match and (match[3] != "bias" or match[2] == "lora_B"):
                 found.setdefault(match[1], {})[match[2] + ("_bias" if match[3] == "bias" else "")] = tensor
             elif match or ".lora_" in plain:
@@ -239,7 +280,12 @@ def from_peft(
     groups: dict[tuple[int, float], dict[str, dict[str, Tensor]]] = {}
     for path, parts in found.items():
         rank = parts["lora_A"].shape[0]
-        alpha = float(next((a for k, a in (config.get("alpha_pattern") or {}).items() if _named(path, k)), config.get("lora_alpha", 8)))
+        alpha = float(
+            next(
+                (a for k, a in (config.get("alpha_pattern") or {}).items() if _named(path, k)),
+                config.get("lora_alpha", 8),
+            )
+        )
         groups.setdefault((rank, alpha), {})[_part_of(path, paths, keymap.prefixes)] = parts
     for (rank, alpha), places in groups.items():
         technique = LoRA(
@@ -255,7 +301,9 @@ def from_peft(
         apply(model, technique)
         for path, parts in places.items():
             update = bare_model(model).get_submodule(f"{path}.loras.{name}")
-            _fill(update, parts["lora_A"], parts["lora_B"], parts.get("lora_magnitude_vector"), parts.get("lora_B_bias"))
+            _fill(
+                update, parts["lora_A"], parts["lora_B"], parts.get("lora_magnitude_vector"), parts.get("lora_B_bias")
+            )
     return model
 
 
@@ -269,13 +317,18 @@ def _rescalings_of_peft(model: nn.Module, name: str, scales: Mapping[str, Tensor
 
 
 def _named(path: str, pattern: str) -> bool:
-    """Whether a pattern of peft's names a module: the end of its path, or an expression from its start."""
+    """Whether a pattern of peft's names a module: the end of its path, or an expression from its
+    start.
+    """
     return path == pattern or path.endswith(f".{pattern}") or re.fullmatch(pattern.removeprefix("^"), path) is not None
 
 
 def _prefix_of_peft(model: nn.Module, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """In memory a table, behind which a network may stand; in a file P itself."""
-    found = {key.rpartition("prompt_encoder.")[2].partition(".")[2] if "prompt_encoder." in key else key: t for key, t in tensors.items()}
+    found = {
+        key.rpartition("prompt_encoder.")[2].partition(".")[2] if "prompt_encoder." in key else key: t
+        for key, t in tensors.items()
+    }
     network = "transform.0.weight" in found
     length = int(config["num_virtual_tokens"])
     bottleneck = int(found["transform.0.weight"].shape[0]) if network else None

@@ -27,7 +27,9 @@ def _copy(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor], shown: st
         if key not in targets:
             raise CheckpointError(f"{shown}: nothing in this model takes the stored tensor {key}")
         if targets[key].shape != tensor.shape:
-            raise CheckpointError(f"{shown}: {key} is {tuple(tensor.shape)}; this model needs {tuple(targets[key].shape)}")
+            raise CheckpointError(
+                f"{shown}: {key} is {tuple(tensor.shape)}; this model needs {tuple(targets[key].shape)}"
+            )
         targets[key].copy_(tensor)
 
 
@@ -41,7 +43,9 @@ def layout_of(model: nn.Module) -> str:
                 for layout in layouts.available():
                     if layout.startswith("hf-") and layouts.load(layout).family == variant.maps:
                         return layout
-    raise TechniqueError(f"no layout of the Hugging Face library is known for {type(bare).__name__}; name one with layout=")
+    raise TechniqueError(
+        f"no layout of the Hugging Face library is known for {type(bare).__name__}; name one with layout="
+    )
 
 
 def way_back(model: nn.Module, layout: str | None = None) -> Plan:
@@ -50,12 +54,18 @@ def way_back(model: nn.Module, layout: str | None = None) -> Plan:
     keymap = layouts.load(layout or layout_of(model))
     added = {key for change in getattr(bare, "changes", ()) for key in change.added}
     state = {_canonical(model, key): tensor for key, tensor in model.state_dict().items()}
-    infos = {k: Info(tuple(t.shape), DTYPE_NAMES[t.dtype]) for k, t in state.items() if k not in added and not k.endswith(".magnitude")}
+    infos = {
+        k: Info(tuple(t.shape), DTYPE_NAMES[t.dtype])
+        for k, t in state.items()
+        if k not in added and not k.endswith(".magnitude")
+    }
     return keymap.back(infos, bare.config.to_dict())
 
 
 def foreign_paths(model: nn.Module, layout: str | None = None) -> dict[str, str]:
-    """The path of each part in a foreign layout, as the bare model has it, to its path in ours (heads under ``heads.``)."""
+    """The path of each part in a foreign layout, as the bare model has it, to its path in ours
+    (heads under ``heads.``).
+    """
     plan = way_back(model, layout)
     paths: dict[str, str] = {}
     for step in plan.steps:
@@ -74,7 +84,9 @@ def _part_of(path: str, paths: Mapping[str, str], prefixes: Iterable[str]) -> st
 
 
 @torch.no_grad()
-def _fill(update: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None) -> None:
+def _fill(
+    update: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
+) -> None:
     assert isinstance(update, LowRank)
     update.down.copy_(down)
     update.up.copy_(up)

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -31,12 +32,18 @@ class _Member:
 
 @contextmanager
 def _members(archive: Path) -> Iterator[list[_Member]]:
-    """The regular files of a zip or tar, every name checked; links and devices in it are passed over."""
+    """The regular files of a zip or tar, every name checked; links and devices in it are passed
+    over.
+    """
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                infos = [info for info in opened.infolist() if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)]
-                yield [_Member(safe_name(info.filename), info.file_size, lambda info=info: opened.open(info)) for info in infos]  # type: ignore[misc,arg-type]
+                infos = [
+                    info
+                    for info in opened.infolist()
+                    if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
+                ]
+                yield [_Member(safe_name(i.filename), i.file_size, partial(opened.open, i)) for i in infos]
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
                 members = []
@@ -45,19 +52,31 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                     if info.isreg():
                         members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc,arg-type]
                 yield members
-                while tar.fileobj is not None and tar.fileobj.read(CHUNK):  # to the end, where a compressor keeps its checksum
+                while tar.fileobj is not None and tar.fileobj.read(
+                    CHUNK
+                ):  # to the end, where a compressor keeps its checksum
                     pass
         else:
             raise CheckpointError(f"{archive.name} is neither a zip nor a tar archive")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         raise CheckpointError(f"{archive.name} is damaged or of a kind that can't be read: {error}") from error
 
 
 def extract(archive: Path, folder: Path, *, path: str | None = None, want: Want | None = None) -> None:
-    """Take a folder or file at ``path`` out of a zip or tar archive (its wanted files, or all of it) into ``folder``.
+    """Take a folder or file at ``path`` out of a zip or tar archive (its wanted files, or all of
+    it) into ``folder``.
 
-    Without a path, wanted files are looked for at the top and then in the one folder that has them all. A name that leads out of
-    the folder condemns the whole archive; so does a promise of more bytes than an honest archive of its size can hold.
+    Without a path, wanted files are looked for at the top and then in the one folder that has them
+    all. A name that leads out of the folder condemns the whole archive; so does a promise of more
+    bytes than an honest archive of its size can hold.
     """
     want = want or Want()
     with _members(archive) as members:
@@ -73,13 +92,16 @@ def extract(archive: Path, folder: Path, *, path: str | None = None, want: Want 
         else:
             inside = {name.removeprefix(base): member for name, member in by_name.items() if name.startswith(base)}
             if not inside:
-                raise FetchError(f"{archive.name} holds no {path}; it holds {_some({name.rsplit('/', 1)[0] for name in by_name})}")
+                raise FetchError(
+                    f"{archive.name} holds no {path}; it holds {_some({name.rsplit('/', 1)[0] for name in by_name})}"
+                )
             names = [*want.files, *want.optional] if want.files else list(inside)
             chosen = {name: inside[name] for name in names if name in inside}
         total = sum(member.size for member in chosen.values())
         if total > 200 * archive.stat().st_size + CHUNK:
             raise CheckpointError(
-                f"{archive.name} promises {total:,} bytes out of {archive.stat().st_size:,}: more than an honest archive holds"
+                f"{archive.name} promises {total:,} bytes out of {archive.stat().st_size:,}: more than an honest "
+                "archive holds"
             )
         if total > shutil.disk_usage(folder).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -91,7 +113,9 @@ def extract(archive: Path, folder: Path, *, path: str | None = None, want: Want 
                 while chunk := read.read(CHUNK):
                     left -= len(chunk)
                     if left < 0:
-                        raise CheckpointError(f"{member.name} in {archive.name} is longer than the {member.size:,} bytes it promises")
+                        raise CheckpointError(
+                            f"{member.name} in {archive.name} is longer than the {member.size:,} bytes it promises"
+                        )
                     write.write(chunk)
             if left:
                 raise CheckpointError(f"{member.name} in {archive.name} is {left:,} bytes shorter than it promises")

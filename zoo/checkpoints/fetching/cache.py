@@ -1,14 +1,15 @@
-"""The cache of fetched checkpoints: whatever happens, an entry is absent, old and whole, or new and whole.
+"""The cache of fetched checkpoints: whatever happens, an entry is absent, old and whole, or new and
+whole.
 
     refs/<key>.json          what one source is: its files with size and sha256, revision, when; replaced atomically
     trees/<slug>-<hash>/     the files of a source, read-only; the hash is that of their names and contents
     blobs/<sha256>           the same files once more, as hard links: what two sources share is stored once
     partial/<key>/           downloads that are not whole yet (.incomplete), resumed by the next try
-    staging/<key>/           files on their way into a tree; whoever holds the key's lock may throw away what it finds here
+    staging/<key>/        files on their way into a tree; whoever holds the key's lock may throw away what it finds here
     locks/                   one lock file per key, and one for publishing and pruning
 
-A tree appears by one rename and is never written to again; a reference to it is replaced by one rename after that. So a kill at
-any moment leaves, at worst, leftovers that nothing points at.
+A tree appears by one rename and is never written to again; a reference to it is replaced by one
+rename after that. So a kill at any moment leaves, at worst, leftovers that nothing points at.
 """
 
 from __future__ import annotations
@@ -59,10 +60,21 @@ def sha256_of(path: Path) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A relative path with forward slashes, or a ``CheckpointError`` where it would lead out of its folder."""
+    """A relative path with forward slashes, or a ``CheckpointError`` where it would lead out of its
+    folder.
+    """
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name):
-        raise CheckpointError(f"the name {name!r} leads out of its folder; names must be relative, without '..', drives or backslashes")
+    if (
+        not parts
+        or name.startswith("/")
+        or ".." in parts
+        or "\\" in name
+        or "\0" in name
+        or re.match(r"[A-Za-z]:", name)
+    ):
+        raise CheckpointError(
+            f"the name {name!r} leads out of its folder; names must be relative, without '..', drives or backslashes"
+        )
     return str(PurePosixPath(name))
 
 
@@ -87,7 +99,9 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one of that name: a pruner may have removed it between open and lock."""
+    """Whether an open file is still the one of that name: a pruner may have removed it between open
+    and lock.
+    """
     try:
         return os.fstat(descriptor).st_ino == os.stat(path).st_ino
     except FileNotFoundError:
@@ -96,9 +110,11 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
-    """Hold a lock file against every other process and thread; gives False, not held, if ``wait`` is false and another holds it.
+    """Hold a lock file against every other process and thread; gives False, not held, if ``wait``
+    is false and another holds it.
 
-    The system lets go of it when its holder dies. ``waiting`` is called once, when somebody else turns out to hold it.
+    The system lets go of it when its holder dies. ``waiting`` is called once, when somebody else
+    turns out to hold it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pause = 0.01
@@ -152,7 +168,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all in it, read-only files too; what is gone already is fine."""
+    """Remove a file or a folder with all in it, read-only files too; what is gone already is
+    fine.
+    """
     if path.is_dir() and not path.is_symlink():
         for folder, _, names in os.walk(path):
             for name in names:
@@ -216,7 +234,9 @@ class Verified:
 
 @dataclass(frozen=True)
 class Pruned:
-    """Something that ``Cache.prune`` removed (or would remove): what, where, how many bytes, why."""
+    """Something that ``Cache.prune`` removed (or would remove): what, where, how many bytes,
+    why.
+    """
 
     path: Path
     bytes: int
@@ -254,7 +274,9 @@ class Cache:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != VERSION:
                 return None
-            files = {safe_name(name): Stored(int(size), str(digest)) for name, (size, digest) in content["files"].items()}
+            files = {
+                safe_name(name): Stored(int(size), str(digest)) for name, (size, digest) in content["files"].items()
+            }
             folder = self.trees / safe_name(content["tree"])
             return Entry(
                 key=path.name.removesuffix(".json"),
@@ -275,15 +297,22 @@ class Cache:
 
     def _complete(self, refs: Iterable[Path]) -> list[Entry]:
         found = [self._read(path) for path in refs]
-        return sorted((entry for entry in found if entry is not None and entry.present()), key=lambda entry: (entry.source, entry.key))
+        return sorted(
+            (entry for entry in found if entry is not None and entry.present()),
+            key=lambda entry: (entry.source, entry.key),
+        )
 
     def entry_of(self, path: Path) -> Entry | None:
-        """The entry that a fetched folder or file belongs to; None for anything outside the cache."""
+        """The entry that a fetched folder or file belongs to; None for anything outside the
+        cache.
+        """
         path, trees = Path(path).absolute(), self.trees.absolute()
         if trees not in path.parents:
             return None
         folder = trees / path.relative_to(trees).parts[0]
-        naming = [ref for ref in self.refs.glob("*.json") if _mentions(ref, folder.name)]  # the others' files are many, and slow to parse
+        naming = [
+            ref for ref in self.refs.glob("*.json") if _mentions(ref, folder.name)
+        ]  # the others' files are many, and slow to parse
         return next((entry for entry in self._complete(naming) if entry.folder.absolute() == folder), None)
 
     # ------------------------------------------------------------ writing
@@ -299,7 +328,9 @@ class Cache:
 
     @contextmanager
     def staging(self, key: str) -> Iterator[Path]:
-        """A fresh folder to collect an entry's files in; needs the key's lock, and clears what a killed holder left."""
+        """A fresh folder to collect an entry's files in; needs the key's lock, and clears what a
+        killed holder left.
+        """
         base = self.stagings / key
         remove(base)
         folder = base / secrets.token_hex(4)
@@ -320,7 +351,9 @@ class Cache:
         revision: str | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Make a staged folder the entry of its key; from here on it belongs to the cache. Needs the key's lock."""
+        """Make a staged folder the entry of its key; from here on it belongs to the cache. Needs
+        the key's lock.
+        """
         files: dict[str, Stored] = {}
         for path in sorted(inner for inner in folder.rglob("*") if inner.is_file()):
             digest = sha256_of(path)
@@ -349,12 +382,15 @@ class Cache:
         entry = self.find(key)
         if entry is None:
             raise FetchError(
-                f"{source}: the entry under {self.root} vanished while it was being written; is something else cleaning it up?"
+                f"{source}: the entry under {self.root} vanished while it was being written; is something else "
+                "cleaning it up?"
             )
         return entry
 
     def _share(self, path: Path, digest: str) -> None:
-        """Let a staged file and the blob of its hash be one file on disk, where the file system can link."""
+        """Let a staged file and the blob of its hash be one file on disk, where the file system can
+        link.
+        """
         os.chmod(path, 0o444)
         _sync(path)
         blob = self.blobs / digest
@@ -377,7 +413,9 @@ class Cache:
     def _place(self, folder: Path, tree: Path, files: Mapping[str, Stored]) -> None:
         self.trees.mkdir(parents=True, exist_ok=True)
         if tree.exists():
-            whole = all((tree / name).is_file() and (tree / name).stat().st_size == file.size for name, file in files.items())
+            whole = all(
+                (tree / name).is_file() and (tree / name).stat().st_size == file.size for name, file in files.items()
+            )
             if whole and all(sha256_of(tree / name) == file.sha256 for name, file in files.items()):
                 return
             trash = self.stagings / f"trash-{secrets.token_hex(4)}"
@@ -406,13 +444,17 @@ class Cache:
             if not hits:
                 known = {known for entry in entries for known in (entry.name, entry.source) if known}
                 raise (
-                    unknown("cache entry", name, known) if known else UnknownNameError(f"unknown cache entry {name!r}: the cache is empty")
+                    unknown("cache entry", name, known)
+                    if known
+                    else UnknownNameError(f"unknown cache entry {name!r}: the cache is empty")
                 )
             chosen += hits
         return chosen
 
     def verify(self, names: Sequence[str] = (), *, drop: bool = False) -> list[Verified]:
-        """Hash every file of every entry (or of the named ones) again; ``drop`` forgets the damaged, so that they are fetched anew."""
+        """Hash every file of every entry (or of the named ones) again; ``drop`` forgets the
+        damaged, so that they are fetched anew.
+        """
         results = []
         entries = self._named(names)
         if not names:
@@ -436,9 +478,15 @@ class Cache:
         return results
 
     def prune(
-        self, names: Sequence[str] = (), *, older_than_days: float | None = None, everything: bool = False, dry_run: bool = False
+        self,
+        names: Sequence[str] = (),
+        *,
+        older_than_days: float | None = None,
+        everything: bool = False,
+        dry_run: bool = False,
     ) -> list[Pruned]:
-        """Remove leftovers (of killed downloads, of replaced entries), and entries: the named ones, the old ones, or all.
+        """Remove leftovers (of killed downloads, of replaced entries), and entries: the named ones,
+        the old ones, or all.
 
         Keys that somebody is fetching just now are left alone.
         """
@@ -465,7 +513,9 @@ class Cache:
         for path in sorted(self.refs.glob("*.json")):
             if (found := self._read(path)) is None or not found.present():
                 doomed.setdefault(path.name.removesuffix(".json"), "incomplete")
-        leftovers = {path.name for folder in (self.partials, self.stagings) if folder.is_dir() for path in folder.iterdir()}
+        leftovers = {
+            path.name for folder in (self.partials, self.stagings) if folder.is_dir() for path in folder.iterdir()
+        }
         for key in sorted(leftovers | set(doomed)):
             with self.lock(key, wait=False) as held:
                 if not held:
@@ -480,7 +530,11 @@ class Cache:
                         (self.locks / f"{key}.lock").unlink()
         with locked(self.locks / "publish.lock"):
             gone = {item.path for item in pruned}
-            kept = {found.folder for path in self.refs.glob("*.json") if path not in gone and (found := self._read(path)) is not None}
+            kept = {
+                found.folder
+                for path in self.refs.glob("*.json")
+                if path not in gone and (found := self._read(path)) is not None
+            }
             freed: dict[int, int] = {}  # inode -> links that go with unreferenced trees
             for tree in sorted(self.trees.glob("*")):
                 if tree not in kept:

@@ -45,10 +45,11 @@ def download(
     tell: Progress | None = None,
     patience: Patience | None = None,
 ) -> None:
-    """Download to ``target``; a part lives beside it as ``.incomplete`` and is resumed by this call or by a later one.
+    """Download to ``target``; a part lives beside it as ``.incomplete`` and is resumed by this call
+    or by a later one.
 
-    Whole means: as many bytes as the server announced (and as ``size`` says), with the hash that is known. A server that
-    announces nothing is believed only where a hash is known.
+    Whole means: as many bytes as the server announced (and as ``size`` says), with the hash that is
+    known. A server that announces nothing is believed only where a hash is known.
     """
     patience = patience or PATIENCE
     part, note = target.with_name(target.name + ".incomplete"), target.with_name(target.name + ".incomplete.json")
@@ -90,7 +91,9 @@ def _forget(*paths: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _transfer(url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: Patience) -> None:
+def _transfer(
+    url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: Patience
+) -> None:
     """One request; returns when the part is whole."""
     mark, done = _part_so_far(part, note, sha256)
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "extended-zoo"})
@@ -123,7 +126,9 @@ def _transfer(url: str, part: Path, note: Path, sha256: str | None, size: int | 
         raise _Retry(f"{urllib.parse.urlsplit(url).netloc} can't be reached: {reason}") from error
     with response:
         if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-            raise FetchError(f"the server compresses ({response.headers['Content-Encoding']}) although it was asked not to")
+            raise FetchError(
+                f"the server compresses ({response.headers['Content-Encoding']}) although it was asked not to"
+            )
         if response.status == 206:
             begin = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
             if begin is None or int(begin[1]) != done:
@@ -137,7 +142,10 @@ def _transfer(url: str, part: Path, note: Path, sha256: str | None, size: int | 
             raise FetchError(f"the server announces {total:,} bytes, expected {size:,}")
         total = total if total is not None else size
         if total is None and sha256 is None and response.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            raise FetchError("the server does not say how long the file is, and no sha256 is known to tell a whole one; add #sha256=...")
+            raise FetchError(
+                "the server does not say how long the file is, and no sha256 is known to tell a whole one; add "
+                "#sha256=..."
+            )
         if total is not None and total - done > shutil.disk_usage(part.parent).free:
             raise _no_room(part.parent, url, needed=total - done)
         if done == 0:
@@ -149,7 +157,9 @@ def _transfer(url: str, part: Path, note: Path, sha256: str | None, size: int | 
 
 
 def _part_so_far(part: Path, note: Path, sha256: str | None) -> tuple[str | None, int]:
-    """The server's mark of the contents that the part was begun with, and the part's length; 0 where nothing can be resumed."""
+    """The server's mark of the contents that the part was begun with, and the part's length; 0
+    where nothing can be resumed.
+    """
     if not part.exists():
         return None, 0
     try:

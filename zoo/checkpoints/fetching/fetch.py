@@ -1,4 +1,5 @@
-"""Fetching: from the name of a public checkpoint, or of a place, to a local folder with verified files, once.
+"""Fetching: from the name of a public checkpoint, or of a place, to a local folder with verified
+files, once.
 
 A source is one of
 
@@ -9,8 +10,10 @@ A source is one of
     page:https://host/page                 a page where a person takes the file by hand: fetching says so
     file:path, or a plain path             what is here already; handed back as it is
 
-Nothing from a source is ever run or unpickled here. What was fetched lands in ``zoo.checkpoints.fetching.cache``, verified against every hash that is
-known: from the record, from the hub, from the address. Several processes may ask for the same thing at once: one of them fetches.
+Nothing from a source is ever run or unpickled here. What was fetched lands in
+``zoo.checkpoints.fetching.cache``, verified against every hash that is known: from the record, from
+the hub, from the address. Several processes may ask for the same thing at once: one of them
+fetches.
 """
 
 from __future__ import annotations
@@ -48,10 +51,12 @@ def fetch(
     force: bool = False,
     cache: Cache | None = None,
 ) -> Path:
-    """The local folder (or file, where the source names one) of a source, a record or a tag's name, fetched if it isn't here yet.
+    """The local folder (or file, where the source names one) of a source, a record or a tag's name,
+    fetched if it isn't here yet.
 
-    A record's sources are tried in order, and one that is in the cache already comes first. ``force`` fetches again: a moved
-    hub revision is followed, and what was here stays valid until the new is whole.
+    A record's sources are tried in order, and one that is in the cache already comes first.
+    ``force`` fetches again: a moved hub revision is followed, and what was here stays valid until
+    the new is whole.
     """
     cache = cache or Cache()
     if isinstance(source, str) and _looks_like_tag(source):
@@ -71,7 +76,9 @@ def fetch(
 
 
 def provenance(path: Path, cache: Cache | None = None) -> Entry | None:
-    """Where a fetched folder or file came from: source, revision, hashes. None for what the cache did not fetch."""
+    """Where a fetched folder or file came from: source, revision, hashes. None for what the cache
+    did not fetch.
+    """
     return (cache or Cache()).entry_of(path)
 
 
@@ -84,10 +91,14 @@ def cached(source: str | Record, cache: Cache | None = None) -> Path | None:
 
 
 def _looks_like_tag(text: str) -> bool:
-    """Whether a string is meant as the name of a record: it is one, or it is no path and has the shape of one."""
+    """Whether a string is meant as the name of a record: it is one, or it is no path and has the
+    shape of one.
+    """
     if ":" in text or "/" in text or os.sep in text:
         return False
-    return text in records() or (re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9-]+)?", text) is not None and not Path(text).exists())
+    return text in records() or (
+        re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9-]+)?", text) is not None and not Path(text).exists()
+    )
 
 
 def _local(source: Source) -> Path:
@@ -100,7 +111,11 @@ def _local(source: Source) -> Path:
 def _fetch_record(entry: Record, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> Entry:
     pairs = [(parse_source(text), entry.at(text)) for text in entry.sources]
     for source, narrowed in pairs:
-        if source.kind != "file" and not force and (found := _find(cache, source, Want.of(narrowed, source))) is not None:
+        if (
+            source.kind != "file"
+            and not force
+            and (found := _find(cache, source, Want.of(narrowed, source))) is not None
+        ):
             return found
     failures: list[str] = []
     for source, narrowed in pairs:
@@ -133,7 +148,9 @@ def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
     return entry if all(not expected or actual == expected for actual, expected in known) else None
 
 
-def _obtain(source: Source, want: Want, name: str | None, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> Entry:
+def _obtain(
+    source: Source, want: Want, name: str | None, cache: Cache, offline: bool, progress: Progress | None, force: bool
+) -> Entry:
     """Fetch one source into the cache, or wait for whoever is doing so."""
     if offline and source.kind not in ("hub", "page") and not (source.kind == "package" and _installed(source)):
         raise FetchError("not in the cache, and fetching is off (offline=True, ZOO_OFFLINE or HF_HUB_OFFLINE)")
@@ -152,7 +169,9 @@ def _obtain(source: Source, want: Want, name: str | None, cache: Cache, offline:
                 job = _Job(source, want, cache, key, staging, folder, offline, tell, progress is not None)
                 revision, facts = FETCHERS[source.kind](job)
                 _check(source, want, folder)
-                return cache.publish(key, folder, source=str(source), slug=source.slug, name=name, revision=revision, facts=facts)
+                return cache.publish(
+                    key, folder, source=str(source), slug=source.slug, name=name, revision=revision, facts=facts
+                )
     except CheckpointError as error:
         raise FetchError(str(error)) from error
     except OSError as error:
@@ -202,7 +221,9 @@ def _fetch_url(job: _Job) -> Fetched:
     if expected and not unpack and (blob := job.cache.blob(expected)) is not None:
         _take(blob, job.folder / name)
         return None, {}
-    if not (expected and target.exists() and sha256_of(target) == expected):  # a killed run may have left it, of whatever version
+    if not (
+        expected and target.exists() and sha256_of(target) == expected
+    ):  # a killed run may have left it, of whatever version
         target.unlink(missing_ok=True)
         download(source.place, target, sha256=expected, size=None if unpack else job.want.bytes, tell=job.tell)
     digest = sha256_of(target)
@@ -215,7 +236,8 @@ def _fetch_url(job: _Job) -> Fetched:
 
 def _fetch_page(job: _Job) -> Fetched:
     raise FetchError(
-        f"no program can take a file from this page; open {job.source.place} in a browser, save the checkpoint, and give its path: "
+        f"no program can take a file from this page; open {job.source.place} in a browser, save the checkpoint, and "
+        "give its path: "
         "zoo.create('variant.tag', pretrained='path/to/it')"
     )
 

@@ -25,7 +25,9 @@ _reach_lock = threading.Lock()
 
 
 def _unreachable(endpoint: str) -> str | None:
-    """Why the hub can't be reached, None if it can: one short probe per process (a failure is forgotten after five minutes)."""
+    """Why the hub can't be reached, None if it can: one short probe per process (a failure is
+    forgotten after five minutes).
+    """
     with _reach_lock:
         reason, until = _reached.get(endpoint, ("", 0.0))
         if reason is None or time.monotonic() < until:
@@ -76,11 +78,14 @@ def _temporary(error: Exception) -> bool:
     return code is None or code in (408, 429) or code >= 500
 
 
-COMPANIONS = re.compile(r"[^/]+\.(json|txt|model|codes|vocab|jsonl)|[0-9]+_[A-Za-z]+/(config\.json|model\.safetensors|pytorch_model\.bin)")
+COMPANIONS = re.compile(
+    r"[^/]+\.(json|txt|model|codes|vocab|jsonl)|[0-9]+_[A-Za-z]+/(config\.json|model\.safetensors|pytorch_model\.bin)"
+)
 
 
 NO_COMPANION = re.compile(
-    r".*(flax|tf_model|onnx|openvino|rust_model|\.msgpack|\.h5).*|data_config\.json|training_args.*|README.*|.*\.index\.json", re.IGNORECASE
+    r".*(flax|tf_model|onnx|openvino|rust_model|\.msgpack|\.h5).*|data_config\.json|training_args.*|README.*|.*\.index\.json",
+    re.IGNORECASE,
 )
 
 
@@ -108,12 +113,18 @@ def _choose(names: Iterable[str], repository: str) -> list[str]:
         if len(single) != 1:
             raise FetchError(f"{repository} has no one checkpoint; say which by #file. It holds {_some(names)}")
         checkpoint = single
-    beside = sorted(name for name in names if COMPANIONS.fullmatch(name) and not NO_COMPANION.fullmatch(name) and name not in checkpoint)
+    beside = sorted(
+        name
+        for name in names
+        if COMPANIONS.fullmatch(name) and not NO_COMPANION.fullmatch(name) and name not in checkpoint
+    )
     return [*checkpoint, *beside]
 
 
 def _fetch_hub(job: _Job) -> Fetched:
-    """Let huggingface_hub do the downloading, at one commit, and hold every file against what the hub says of it."""
+    """Let huggingface_hub do the downloading, at one commit, and hold every file against what the
+    hub says of it.
+    """
     source = job.source
     if job.offline:
         return _fetch_hub_offline(job)
@@ -128,7 +139,9 @@ def _fetch_hub(job: _Job) -> Fetched:
     pause = PATIENCE.pause
     for attempt in range(PATIENCE.tries):
         try:
-            info = HfApi(endpoint=endpoint).model_info(source.place, revision=source.version, files_metadata=True, timeout=PATIENCE.timeout)
+            info = HfApi(endpoint=endpoint).model_info(
+                source.place, revision=source.version, files_metadata=True, timeout=PATIENCE.timeout
+            )
             break
         except Exception as error:  # the library passes on what its transport raises
             if attempt + 1 == PATIENCE.tries or not _temporary(error):
@@ -150,7 +163,11 @@ def _fetch_hub(job: _Job) -> Fetched:
         for name in names:
             job.tell(name, 0, siblings[name].size)
             try:
-                path = Path(hf_hub_download(source.place, safe_name(name), revision=info.sha, local_dir=place, endpoint=endpoint))
+                path = Path(
+                    hf_hub_download(
+                        source.place, safe_name(name), revision=info.sha, local_dir=place, endpoint=endpoint
+                    )
+                )
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
@@ -167,7 +184,9 @@ def _fetch_hub(job: _Job) -> Fetched:
 
 
 def _take(path: Path, target: Path) -> None:
-    """A copy that the hub's own bookkeeping can't touch; by link where possible, so that a killed run needs no second download."""
+    """A copy that the hub's own bookkeeping can't touch; by link where possible, so that a killed
+    run needs no second download.
+    """
     try:
         os.link(path, target)
     except OSError:
@@ -175,7 +194,9 @@ def _take(path: Path, target: Path) -> None:
 
 
 def _differs(path: Path, sibling: Any) -> str | None:
-    """How a file differs from what the hub says of it: its size, the sha256 of a large file, the git hash of a small one."""
+    """How a file differs from what the hub says of it: its size, the sha256 of a large file, the
+    git hash of a small one.
+    """
     size = path.stat().st_size
     if sibling.size is not None and size != sibling.size:
         return f"has {size:,} bytes, the hub says {sibling.size:,}"

@@ -23,7 +23,9 @@ class StorageFullError(FetchError):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to bear with a server: seconds without a byte, tries without progress, seconds before the second try (then doubling)."""
+    """How long to bear with a server: seconds without a byte, tries without progress, seconds
+    before the second try (then doubling).
+    """
 
     timeout: float = 30.0
     tries: int = 5
@@ -35,10 +37,15 @@ PATIENCE = Patience()
 
 
 def is_offline(offline: bool | None = None) -> bool:
-    """The caller's word, else whether ``ZOO_OFFLINE`` or ``HF_HUB_OFFLINE`` is set to something true."""
+    """The caller's word, else whether ``ZOO_OFFLINE`` or ``HF_HUB_OFFLINE`` is set to something
+    true.
+    """
     if offline is not None:
         return offline
-    return any(os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE") for name in ("ZOO_OFFLINE", "HF_HUB_OFFLINE"))
+    return any(
+        os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("ZOO_OFFLINE", "HF_HUB_OFFLINE")
+    )
 
 
 def _no_room(root: Path, source: object, error: OSError | None = None, needed: int | None = None) -> StorageFullError:

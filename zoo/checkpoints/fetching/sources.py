@@ -47,7 +47,10 @@ class Source:
         else:
             parts = [self.place, self.version or ""]
         last = self.path.rstrip("/").rsplit("/", 1)[-1] if self.path else ""
-        return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(part for part in [*parts, last] if part)).strip("-.")[:60] or "source"
+        return (
+            re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(part for part in [*parts, last] if part)).strip("-.")[:60]
+            or "source"
+        )
 
 
 def parse_source(text: str | os.PathLike[str]) -> Source:
@@ -58,7 +61,8 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
     if not colon or len(kind) == 1 or kind not in KINDS:
         if colon and len(kind) > 1 and re.fullmatch(r"[a-z][a-z0-9+.-]*", kind) and not Path(text).exists():
             raise ConfigError(
-                f"unknown kind of source {kind!r} in {text!r}; a source starts with {', '.join(f'{k}:' for k in KINDS)} or is a path"
+                f"unknown kind of source {kind!r} in {text!r}; a source starts with "
+                f"{', '.join(f'{k}:' for k in KINDS)} or is a path"
             )
         return Source("file", text)
     if kind in ("http", "https"):
@@ -102,13 +106,17 @@ def _parse_url(text: str, kind: str) -> Source:
         raise ConfigError(f"{text!r}: the part after # must be sha256=... and path=..., joined by &: {error}") from None
     digest = named.get("sha256")
     if set(named) - {"sha256", "path"} or (digest is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
-        raise ConfigError(f"{text!r}: the part after # must be sha256=<64 hexadecimal digits> and path=<folder inside>, joined by &")
+        raise ConfigError(
+            f"{text!r}: the part after # must be sha256=<64 hexadecimal digits> and path=<folder inside>, joined by &"
+        )
     return Source(kind, place, path=path, sha256=digest.lower() if digest else None)
 
 
 @dataclass(frozen=True)
 class Want:
-    """What to take from a source: ``files`` (name -> sha256 or "") must be there, ``optional`` may. No files at all = all there is."""
+    """What to take from a source: ``files`` (name -> sha256 or "") must be there, ``optional`` may.
+    No files at all = all there is.
+    """
 
     files: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
@@ -121,7 +129,9 @@ class Want:
         files = {name: digest.lower() for name, digest in entry.wanted.items()}
         checkpoint = _checkpoint_of(source)
         if checkpoint and not (entry.files and checkpoint.lower().endswith(ARCHIVES)):
-            files = {checkpoint: (entry.sha256 or files.get(checkpoint, "")).lower()} | {k: v for k, v in files.items() if k != checkpoint}
+            files = {checkpoint: (entry.sha256 or files.get(checkpoint, "")).lower()} | {
+                k: v for k, v in files.items() if k != checkpoint
+            }
         elif not entry.files:  # the record does not say which file holds the tensors: take all
             files = {}
         return cls(files, entry.optional, entry.archive_sha256 or source.sha256, entry.bytes)

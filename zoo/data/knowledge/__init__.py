@@ -1,4 +1,6 @@
-"""Knowledge as typed inputs: triples, lexicons of entities, and where their mentions stand in a text. Imports no torch."""
+"""Knowledge as typed inputs: triples, lexicons of entities, and where their mentions stand in a
+text. Imports no torch.
+"""
 
 from zoo.data.knowledge.alignment import Mention, TokenSpan, first_pieces, marked, token_spans, whitespace_tokens
 from zoo.data.knowledge.graph import KnowledgeGraph

@@ -10,7 +10,9 @@ from zoo.errors import InputError
 
 @dataclass(frozen=True)
 class Mention:
-    """``entity`` is mentioned by the characters ``start`` .. ``end`` - 1, with confidence ``score``."""
+    """``entity`` is mentioned by the characters ``start`` .. ``end`` - 1, with confidence
+    ``score``.
+    """
 
     entity: str
     start: int
@@ -21,7 +23,8 @@ class Mention:
         """Raise InputError unless the mention lies in a text of ``length`` characters."""
         if not 0 <= self.start < self.end <= length:
             raise InputError(
-                f"the mention of {self.entity!r} spans the characters {self.start}..{self.end}, which must lie in 0..{length}, start first"
+                f"the mention of {self.entity!r} spans the characters {self.start}..{self.end}, which must lie in "
+                f"0..{length}, start first"
             )
 
 
@@ -38,26 +41,32 @@ class TokenSpan:
 def token_spans(mentions: Sequence[Mention], offsets: Sequence[tuple[int, int]], length: int) -> list[TokenSpan]:
     """The tokens that each mention covers at least in part.
 
-    ``offsets``: (start, end) of each token in characters, (0, 0) for tokens that are none of the text ([CLS]); ``length``: of the text.
-    Raises InputError for a mention outside the text or without a token.
+    ``offsets``: (start, end) of each token in characters, (0, 0) for tokens that are none of the
+    text ([CLS]); ``length``: of the text. Raises InputError for a mention outside the text or
+    without a token.
     """
     spans = []
     for mention in mentions:
         mention.check(length)
-        covered = [i for i, (start, end) in enumerate(offsets) if start < mention.end and end > mention.start and end > start]
+        covered = [
+            i for i, (start, end) in enumerate(offsets) if start < mention.end and end > mention.start and end > start
+        ]
         if not covered:
             raise InputError(
-                f"no token stands at the mention of {mention.entity!r} (characters {mention.start}..{mention.end}); was it cut off?"
+                f"no token stands at the mention of {mention.entity!r} (characters {mention.start}..{mention.end}); "
+                "was it cut off?"
             )
         spans.append(TokenSpan(mention.entity, covered[0], covered[-1], mention.score))
     return spans
 
 
 def marked(text: str, mentions: Sequence[Mention], marks: Sequence[str]) -> tuple[str, list[Mention]]:
-    """Put a mark before and behind each mention, a space between, as ERNIE (Tsinghua) shows its heads what they judge: ``#`` and ``$`` for
-    the two mentions of a relation, ``。`` for the one whose type is asked. -> the new text, and the mentions where they stand now.
+    """Put a mark before and behind each mention, a space between, as ERNIE (Tsinghua) shows its
+    heads what they judge: ``#`` and ``$`` for the two mentions of a relation, ``。`` for the one
+    whose type is asked. -> the new text, and the mentions where they stand now.
 
-    ``marks``: one for each mention, "" for none. Raises InputError for mentions that are outside the text or overlap.
+    ``marks``: one for each mention, "" for none. Raises InputError for mentions that are outside
+    the text or overlap.
     """
     if len(marks) != len(mentions):
         raise InputError(f"there must be one mark for each of the {len(mentions)} mentions, got {len(marks)}")
@@ -68,7 +77,9 @@ def marked(text: str, mentions: Sequence[Mention], marks: Sequence[str]) -> tupl
         mention, mark = mentions[number], marks[number]
         mention.check(len(text))
         if mention.start < at:
-            raise InputError(f"the mention of {mention.entity!r} ({mention.start}..{mention.end}) overlaps one that ends at {at}")
+            raise InputError(
+                f"the mention of {mention.entity!r} ({mention.start}..{mention.end}) overlaps one that ends at {at}"
+            )
         before, name = text[at : mention.start] + (f"{mark} " if mark else ""), text[mention.start : mention.end]
         start = length + len(before)
         moved[number] = replace(mention, start=start, end=start + len(name))
@@ -79,7 +90,9 @@ def marked(text: str, mentions: Sequence[Mention], marks: Sequence[str]) -> tupl
 
 
 def whitespace_tokens(text: str) -> Iterator[tuple[int, str]]:
-    """The pieces between spaces with the character they start at; only the space itself separates."""
+    """The pieces between spaces with the character they start at; only the space itself
+    separates.
+    """
     start = 0
     for piece in text.split(" "):
         if piece:
@@ -90,11 +103,13 @@ def whitespace_tokens(text: str) -> Iterator[tuple[int, str]]:
 def first_pieces(
     text: str, mentions: Sequence[Mention], pieces: Callable[[str], Sequence[str]], threshold: float = 0.0
 ) -> tuple[list[str], list[str | None]]:
-    """Tokens and, beside each, the entity it carries or None: an entity stands at the first piece of its mention (ERNIE of Tsinghua).
+    """Tokens and, beside each, the entity it carries or None: an entity stands at the first piece
+    of its mention (ERNIE of Tsinghua).
 
-    The mention is the whitespace token that starts exactly where it does; its end is not looked at, and a mention that starts inside a
-    token (behind a quotation mark) is lost. Of two at one place the last counts. ``pieces`` cuts a whitespace token; mentions scored
-    below ``threshold`` are left out.
+    The mention is the whitespace token that starts exactly where it does; its end is not looked at,
+    and a mention that starts inside a token (behind a quotation mark) is lost. Of two at one place
+    the last counts. ``pieces`` cuts a whitespace token; mentions scored below ``threshold`` are
+    left out.
     """
     begins: dict[int, str] = {}
     for mention in mentions:

@@ -1,11 +1,13 @@
-"""A store of triples: subject -> its (predicate, object) pairs in file order, in arrays that are mapped into memory, not read.
+"""A store of triples: subject -> its (predicate, object) pairs in file order, in arrays that are
+mapped into memory, not read.
 
     graph = KnowledgeGraph.read("HowNet.spo", cache="hownet.graph")      builds the arrays once; opened in no time from then on
     graph.facts("Berlin")                                                [("capital of", "Germany"), ...]
 
-In the arrays: every distinct string once (bytes and offsets), triples sorted by subject, and the strings' 64-bit hashes in order, so that a
-look-up is one binary search. Equal triples count once; the order of what is kept is that of the file, whatever Python's hash seed
-(the reference of K-BERT keeps sets, whose order is none).
+In the arrays: every distinct string once (bytes and offsets), triples sorted by subject, and the
+strings' 64-bit hashes in order, so that a look-up is one binary search. Equal triples count once;
+the order of what is kept is that of the file, whatever Python's hash seed (the reference of K-BERT
+keeps sets, whose order is none).
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class KnowledgeGraph:
         self._hashes, self._order = arrays["hashes"], arrays["order"]
         self._starts, self._predicates, self._objects = arrays["starts"], arrays["predicates"], arrays["objects"]
 
-    # --- making one -----------------------------------------------------------------------------------------------------------------
+    # --- making one
+    # -----------------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_triples(cls, triples: Iterable[Triple]) -> KnowledgeGraph:
@@ -53,17 +56,23 @@ class KnowledgeGraph:
         columns = (array("i"), array("i"), array("i"))
         for position, triple in enumerate(triples):
             if len(triple) != 3 or not all(isinstance(part, str) and part for part in triple):
-                raise InputError(f"triple {position} must be three non-empty strings (subject, predicate, object), got {triple!r}")
+                raise InputError(
+                    f"triple {position} must be three non-empty strings (subject, predicate, object), got {triple!r}"
+                )
             for column, part in zip(columns, triple, strict=True):
                 column.append(numbers.setdefault(part, len(numbers)))
-        subjects, predicates, objects = (np.frombuffer(column, np.int32) if len(column) else np.zeros(0, np.int32) for column in columns)
+        subjects, predicates, objects = (
+            np.frombuffer(column, np.int32) if len(column) else np.zeros(0, np.int32) for column in columns
+        )
         return cls(_arranged(list(numbers), subjects, predicates, objects))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> KnowledgeGraph:
-        """Triples from a file or folder that `zoo.data.knowledge.read_triples` knows: .spo, .tsv, .nt, or WordNet's folder.
+        """Triples from a file or folder that `zoo.data.knowledge.read_triples` knows: .spo, .tsv,
+        .nt, or WordNet's folder.
 
-        ``cache``: a folder for the arrays; where it holds those of this very file (by size and time), they are opened instead.
+        ``cache``: a folder for the arrays; where it holds those of this very file (by size and
+        time), they are opened instead.
         """
         from zoo.data.knowledge.readers import read_triples
 
@@ -79,11 +88,15 @@ class KnowledgeGraph:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> KnowledgeGraph:
-        """The arrays that `save` wrote, mapped into memory. Raises CheckpointError where they are no such arrays or cut short."""
+        """The arrays that `save` wrote, mapped into memory. Raises CheckpointError where they are
+        no such arrays or cut short.
+        """
         folder = Path(folder)
         described = _described(folder)
         if described.get("format") != FORMAT:
-            raise CheckpointError(f"{folder} has format {described.get('format')!r} of a knowledge graph; this version reads {FORMAT}")
+            raise CheckpointError(
+                f"{folder} has format {described.get('format')!r} of a knowledge graph; this version reads {FORMAT}"
+            )
         arrays = {}
         for name in _ARRAYS:
             try:
@@ -113,7 +126,8 @@ class KnowledgeGraph:
             shutil.rmtree(stage, ignore_errors=True)
         return folder
 
-    # --- asking it ------------------------------------------------------------------------------------------------------------------
+    # --- asking it
+    # ------------------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """How many distinct triples."""
@@ -127,7 +141,9 @@ class KnowledgeGraph:
         return f"KnowledgeGraph({len(self):,} triples, {len(self._order):,} strings)"
 
     def facts(self, subject: str) -> list[tuple[str, str]]:
-        """The (predicate, object) pairs of a subject in file order; none for a string that is no subject."""
+        """The (predicate, object) pairs of a subject in file order; none for a string that is no
+        subject.
+        """
         return list(self._facts(subject))
 
     def _facts(self, subject: str) -> Iterator[tuple[str, str]]:
@@ -136,8 +152,8 @@ class KnowledgeGraph:
             yield self._string(int(self._predicates[at])), self._string(int(self._objects[at]))
 
     def values(self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = "") -> list[str]:
-        """What a sentence tree grafts behind a subject: predicate and object as one string, ``joiner`` between them, or the object alone;
-        each once, in order.
+        """What a sentence tree grafts behind a subject: predicate and object as one string,
+        ``joiner`` between them, or the object alone; each once, in order.
         """
         values: dict[str, None] = {}
         if limit == 0:
@@ -217,7 +233,9 @@ def _described(folder: Path) -> dict[str, Any]:
     try:
         described = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is no folder of a knowledge graph: graph.json can't be read ({error})") from error
+        raise CheckpointError(
+            f"{folder} is no folder of a knowledge graph: graph.json can't be read ({error})"
+        ) from error
     if not isinstance(described, dict):
         raise CheckpointError(f"{folder / 'graph.json'} must hold an object, got {type(described).__name__}")
     return described

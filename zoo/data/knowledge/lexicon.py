@@ -17,7 +17,9 @@ CASINGS = ("exact", "lower", "title")
 
 @dataclass(frozen=True)
 class Candidate:
-    """An entity that a mention may mean, and how probable that is before anything is read. ``key``: the file's own id for it."""
+    """An entity that a mention may mean, and how probable that is before anything is read. ``key``:
+    the file's own id for it.
+    """
 
     entity: str
     prior: float
@@ -33,11 +35,14 @@ class _Entry:
 class EntityLexicon:
     """Mention -> candidates. ``casing`` says how a string is looked up:
 
-    exact: as it stands. lower: both sides in lower case. title: as KnowBert does it, the string itself or its Title Case, whichever is
-    the more frequent mention, and only where neither is known a table of lower-cased mentions.
+    exact: as it stands. lower: both sides in lower case. title: as KnowBert does it, the string
+    itself or its Title Case, whichever is the more frequent mention, and only where neither is
+    known a table of lower-cased mentions.
     """
 
-    def __init__(self, entries: Mapping[str, tuple[int, Sequence[Candidate]]], *, casing: str = "exact", max_candidates: int = 30):
+    def __init__(
+        self, entries: Mapping[str, tuple[int, Sequence[Candidate]]], *, casing: str = "exact", max_candidates: int = 30
+    ):
         if casing not in CASINGS:
             raise unknown("casing", casing, CASINGS)
         if max_candidates < 1:
@@ -47,9 +52,13 @@ class EntityLexicon:
         for mention, (frequency, candidates) in entries.items():
             key = mention.lower() if casing == "lower" else mention
             if not candidates or any(not candidate.prior >= 0 for candidate in candidates):
-                raise InputError(f"the mention {mention!r} needs at least one candidate, and priors that are not negative")
+                raise InputError(
+                    f"the mention {mention!r} needs at least one candidate, and priors that are not negative"
+                )
             if key in self._entries:
-                raise InputError(f"the mention {mention!r} stands twice in the lexicon (in lower case); casing = 'title' merges them")
+                raise InputError(
+                    f"the mention {mention!r} stands twice in the lexicon (in lower case); casing = 'title' merges them"
+                )
             self._entries[key] = _Entry(frequency, tuple(candidates[:max_candidates]))
         self.lowered = _lowered(self._entries, max_candidates) if casing == "title" else {}
 
@@ -62,10 +71,11 @@ class EntityLexicon:
         max_candidates: int = 30,
         allowed: Collection[str] | None = None,
     ) -> EntityLexicon:
-        """KnowBert's file of priors: ``mention TAB frequency TAB id,prior,name TAB ...``, likeliest first; or its lines.
+        """KnowBert's file of priors: ``mention TAB frequency TAB id,prior,name TAB ...``, likeliest
+        first; or its lines.
 
-        ``allowed``: the entities to keep (those that have a vector); the first ``max_candidates`` of them count. Of a mention that stands
-        twice the more frequent counts.
+        ``allowed``: the entities to keep (those that have a vector); the first ``max_candidates``
+        of them count. Of a mention that stands twice the more frequent counts.
         """
         entries: dict[str, tuple[int, list[Candidate]]] = {}
         for number, line in enumerate(_lines(path), 1):
@@ -78,7 +88,9 @@ class EntityLexicon:
                     if len(found) < max_candidates and (allowed is None or name in allowed):
                         found.append(Candidate(name, float(prior), key))
             except (IndexError, ValueError) as error:
-                raise InputError(f"line {number} of the priors is not mention, frequency, then id,prior,name: {line[:80]!r}") from error
+                raise InputError(
+                    f"line {number} of the priors is not mention, frequency, then id,prior,name: {line[:80]!r}"
+                ) from error
             if found and (mention not in entries or frequency > entries[mention][0]):
                 entries[mention] = (frequency, found)
         return cls(entries, casing=casing, max_candidates=max_candidates)
@@ -115,10 +127,12 @@ def _lines(path: str | os.PathLike[str] | Iterable[str]) -> Iterator[str]:
 
 
 def _lowered(entries: Mapping[str, _Entry], limit: int) -> dict[str, tuple[Candidate, ...]]:
-    """The candidates of each mention joined with those of its lower-cased form; of several casings the last one in the file counts.
+    """The candidates of each mention joined with those of its lower-cased form; of several casings
+    the last one in the file counts.
 
-    Where both list an entity, the prior that the mention itself gives stays; a better one that the lower-cased form gives is kept beside
-    it, of several such the last: released models were trained on the tables that came out so.
+    Where both list an entity, the prior that the mention itself gives stays; a better one that the
+    lower-cased form gives is kept beside it, of several such the last: released models were trained
+    on the tables that came out so.
     """
     table = {}
     for mention, entry in entries.items():
@@ -147,7 +161,8 @@ def candidate_mentions(
     stop_words: Collection[str] = (),
     stop_symbols: Collection[str] = (),
 ) -> list[tuple[tuple[int, int], tuple[Candidate, ...]]]:
-    """Every span (first, last token, both included) of up to ``max_width`` tokens that the lexicon knows, with priors that sum to one.
+    """Every span (first, last token, both included) of up to ``max_width`` tokens that the lexicon
+    knows, with priors that sum to one.
 
     A span does not begin or end with a stop word and holds no stop symbol.
     """
@@ -169,12 +184,16 @@ def candidate_mentions(
 
 
 class EntityTable:
-    """Names of entities by row; the rows before ``names`` are ``special`` (no entity, padding, ...), vectors are optional.
+    """Names of entities by row; the rows before ``names`` are ``special`` (no entity, padding,
+    ...), vectors are optional.
 
-    ERNIE (Tsinghua) has one special row, the zero vector of "no entity"; KnowBert four: padding, unknown, mask, null.
+    ERNIE (Tsinghua) has one special row, the zero vector of "no entity"; KnowBert four: padding,
+    unknown, mask, null.
     """
 
-    def __init__(self, names: Iterable[str], *, special: Sequence[str] = ("[none]",), vectors: np.ndarray[Any, Any] | None = None):
+    def __init__(
+        self, names: Iterable[str], *, special: Sequence[str] = ("[none]",), vectors: np.ndarray[Any, Any] | None = None
+    ):
         self.special = tuple(special)
         self.names = (*self.special, *names)
         self._rows = {name: row for row, name in enumerate(self.names)}
@@ -191,7 +210,9 @@ class EntityTable:
 
     @classmethod
     def read(cls, names: str | os.PathLike[str], vectors: str | os.PathLike[str] | None = None) -> EntityTable:
-        """OpenKE's ``entity2id.txt`` and, where given, its vectors; ids must run from 0 without gaps."""
+        """OpenKE's ``entity2id.txt`` and, where given, its vectors; ids must run from 0 without
+        gaps.
+        """
         from zoo.data.knowledge.readers import read_openke_names, read_vectors
 
         numbered = sorted(read_openke_names(Path(names)).items(), key=lambda item: item[1])
@@ -206,7 +227,9 @@ class EntityTable:
         return name in self._rows
 
     def row(self, name: str | None) -> int:
-        """The row of an entity; None is the first special row. An unknown name is an UnknownNameError with the closest."""
+        """The row of an entity; None is the first special row. An unknown name is an
+        UnknownNameError with the closest.
+        """
         if name is None:
             return 0
         if name not in self._rows:

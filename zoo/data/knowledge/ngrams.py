@@ -1,4 +1,6 @@
-"""N-grams that are worth knowing: a lexicon, where its entries occur in a text, and how such a lexicon is found in a corpus."""
+"""N-grams that are worth knowing: a lexicon, where its entries occur in a text, and how such a
+lexicon is found in a corpus.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from zoo.errors import ConfigError, InputError
 
 @dataclass(frozen=True)
 class NGram:
-    """Entry ``number`` of a lexicon (from 1; 0 is padding) at ``start`` .. ``start + length`` - 1 of a text."""
+    """Entry ``number`` of a lexicon (from 1; 0 is padding) at ``start`` .. ``start + length`` - 1
+    of a text.
+    """
 
     number: int
     start: int
@@ -24,7 +28,9 @@ class NGram:
 
 
 class NGramLexicon:
-    """N-grams as tuples of tokens, numbered from 1; found by walking a tree, in time that grows with the text alone."""
+    """N-grams as tuples of tokens, numbered from 1; found by walking a tree, in time that grows
+    with the text alone.
+    """
 
     def __init__(self, ngrams: Iterable[Sequence[str]], *, shortest: int = 2, longest: int = 7) -> None:
         if not 1 <= shortest <= longest:
@@ -43,8 +49,12 @@ class NGramLexicon:
             node[None] = number  # of two equal ones the later counts
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str] | Iterable[str], tokenize: Callable[[str], Sequence[str]], **limits: int) -> NGramLexicon:
-        """ZEN's ``ngram.txt`` or its lines, ``ngram,frequency``; ``tokenize`` cuts an n-gram into the model's tokens."""
+    def read(
+        cls, path: str | os.PathLike[str] | Iterable[str], tokenize: Callable[[str], Sequence[str]], **limits: int
+    ) -> NGramLexicon:
+        """ZEN's ``ngram.txt`` or its lines, ``ngram,frequency``; ``tokenize`` cuts an n-gram into
+        the model's tokens.
+        """
         if isinstance(path, (str, os.PathLike)):
             try:
                 lines: Iterable[str] = Path(path).read_text(encoding="utf-8").splitlines()
@@ -58,7 +68,9 @@ class NGramLexicon:
         return len(self.entries)
 
     def matches(self, tokens: Sequence[str]) -> list[NGram]:
-        """Every occurrence, overlapping ones too: the shortest n-grams first, and from left to right."""
+        """Every occurrence, overlapping ones too: the shortest n-grams first, and from left to
+        right.
+        """
         found = [match for start in range(len(tokens)) for match in self._at(tokens, start)]
         return sorted(found, key=lambda match: (match.length, match.start))
 
@@ -75,10 +87,12 @@ class NGramLexicon:
 def extract_ngrams(
     texts: Iterable[Sequence[str]], *, longest: int = 7, min_count: int = 15, min_pmi: float = 0.0
 ) -> list[tuple[tuple[str, ...], int]]:
-    """N-grams of a corpus by pointwise mutual information, the most frequent first, with their counts.
+    """N-grams of a corpus by pointwise mutual information, the most frequent first, with their
+    counts.
 
-    A text is cut between two neighbors x, y where ``log p(xy) / (p(x) p(y))`` is below ``min_pmi``; what lies between the cuts is
-    counted in all n-grams of 2 to ``longest`` tokens, and those seen ``min_count`` times stay.
+    A text is cut between two neighbors x, y where ``log p(xy) / (p(x) p(y))`` is below ``min_pmi``;
+    what lies between the cuts is counted in all n-grams of 2 to ``longest`` tokens, and those seen
+    ``min_count`` times stay.
     """
     if longest < 2 or min_count < 1:
         raise ConfigError(f"longest={longest} must be at least 2 and min_count={min_count} at least 1")
@@ -87,7 +101,9 @@ def extract_ngrams(
     double = Counter(pair for text in corpus for pair in itertools.pairwise(text))
     ones, twos = single.total(), double.total()
     bound = {
-        (x, y) for (x, y), count in double.items() if math.log(count / twos) - math.log(single[x] / ones * single[y] / ones) >= min_pmi
+        (x, y)
+        for (x, y), count in double.items()
+        if math.log(count / twos) - math.log(single[x] / ones * single[y] / ones) >= min_pmi
     }
     counts: Counter[tuple[str, ...]] = Counter()
     for text in corpus:

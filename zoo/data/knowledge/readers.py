@@ -1,5 +1,5 @@
-"""Files of triples, one by one and never all in memory: K-BERT's .spo and other tab-separated ones, N-Triples, WordNet's, OpenKE's; and
-the names of what they are about."""
+"""Files of triples, one by one and never all in memory: K-BERT's .spo and other tab-separated ones,
+N-Triples, WordNet's, OpenKE's; and the names of what they are about."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ WORDNET_RELATIONS = {
 
 
 def read_triples(path: Path | str) -> Iterator[Triple]:
-    """By what the path is: a folder is WordNet's, .nt (or .nt.gz) is N-Triples, everything else tab-separated (.spo, .tsv, .txt, .gz)."""
+    """By what the path is: a folder is WordNet's, .nt (or .nt.gz) is N-Triples, everything else
+    tab-separated (.spo, .tsv, .txt, .gz).
+    """
     path = Path(path)
     if path.is_dir():
         return read_wordnet(path)
@@ -68,7 +70,9 @@ def numbered_lines(path: Path | str) -> Iterator[tuple[int, str]]:
 
 
 def read_tsv(path: Path | str) -> Iterator[Triple]:
-    """``subject TAB predicate TAB object`` on each line; empty lines are passed over, any other line is an InputError with its number."""
+    """``subject TAB predicate TAB object`` on each line; empty lines are passed over, any other
+    line is an InputError with its number.
+    """
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
@@ -87,8 +91,9 @@ _NT_LETTERS = {"t": "\t", "b": "\b", "n": "\n", "r": "\r", "f": "\f", '"': '"', 
 
 
 def read_ntriples(path: Path | str) -> Iterator[Triple]:
-    """W3C N-Triples. An IRI stands without its angle brackets, a literal as its text alone (language and type left away), a blank node as
-    ``_:name``; comments and empty lines are passed over.
+    """W3C N-Triples. An IRI stands without its angle brackets, a literal as its text alone
+    (language and type left away), a blank node as ``_:name``; comments and empty lines are passed
+    over.
     """
     for number, line in numbered_lines(path):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -118,10 +123,12 @@ def _nt_text(term: str, where: str) -> str:
 
 
 def read_wordnet(folder: Path | str, *, glosses: bool = False) -> Iterator[Triple]:
-    """WordNet's ``data.noun``, ``data.verb``, ``data.adj``, ``data.adv`` (and ``index.*`` for the numbers of senses).
+    """WordNet's ``data.noun``, ``data.verb``, ``data.adj``, ``data.adv`` (and ``index.*`` for the
+    numbers of senses).
 
-    A synset is named ``dog.n.01``: its first word, its part of speech, the number of that word's sense. Triples: each pointer between
-    synsets, ``lemma -sense-> synset`` for each of its words, and its gloss where ``glosses``.
+    A synset is named ``dog.n.01``: its first word, its part of speech, the number of that word's
+    sense. Triples: each pointer between synsets, ``lemma -sense-> synset`` for each of its words,
+    and its gloss where ``glosses``.
     """
     parts = wordnet_parts(Path(folder))
     names = wordnet_synsets(parts)
@@ -133,7 +140,9 @@ def read_wordnet(folder: Path | str, *, glosses: bool = False) -> Iterator[Tripl
             for symbol, target, part in pointers:
                 other = names.get(("a" if part == "s" else part, target))
                 if other is None:
-                    raise InputError(f"{path}: {name} points to {target} of part {part!r}, which the folder does not hold")
+                    raise InputError(
+                        f"{path}: {name} points to {target} of part {part!r}, which the folder does not hold"
+                    )
                 yield name, WORDNET_RELATIONS.get(symbol, symbol), other
             if glosses and gloss:
                 yield name, "gloss", gloss
@@ -141,7 +150,11 @@ def read_wordnet(folder: Path | str, *, glosses: bool = False) -> Iterator[Tripl
 
 def wordnet_parts(folder: Path) -> dict[str, Path]:
     """Part of speech -> its data file, for those that the folder holds."""
-    parts = {letter: folder / f"data.{name}" for name, letter in _WORDNET_PARTS.items() if (folder / f"data.{name}").is_file()}
+    parts = {
+        letter: folder / f"data.{name}"
+        for name, letter in _WORDNET_PARTS.items()
+        if (folder / f"data.{name}").is_file()
+    }
     if not parts:
         raise InputError(f"{folder} holds none of WordNet's data.noun, data.verb, data.adj, data.adv")
     return parts
@@ -161,7 +174,9 @@ def wordnet_synsets(parts: Mapping[str, Path]) -> dict[tuple[str, int], str]:
 
 
 def _synsets(path: Path) -> Iterator[tuple[int, list[str], list[tuple[str, int, str]], str]]:
-    """(offset, words, (symbol, target, part) once per pair of synsets, gloss) of each line of a data file."""
+    """(offset, words, (symbol, target, part) once per pair of synsets, gloss) of each line of a
+    data file.
+    """
     for number, line in numbered_lines(path):
         if line.startswith("  "):  # the licence
             continue
@@ -171,14 +186,18 @@ def _synsets(path: Path) -> Iterator[tuple[int, list[str], list[tuple[str, int, 
             count = int(fields[3], 16)
             words = [re.sub(r"\((?:a|p|ip)\)$", "", word) for word in fields[4 : 4 + 2 * count : 2]]
             at = 4 + 2 * count
-            pointers = [(fields[i], int(fields[i + 1]), fields[i + 2]) for i in range(at + 1, at + 1 + 4 * int(fields[at]), 4)]
+            pointers = [
+                (fields[i], int(fields[i + 1]), fields[i + 2]) for i in range(at + 1, at + 1 + 4 * int(fields[at]), 4)
+            ]
             yield int(fields[0]), words, pointers, gloss.strip()
         except (IndexError, ValueError) as error:
             raise InputError(f"{path}, line {number}: not a line of WordNet's data files: {line[:80]!r}") from error
 
 
 def wordnet_senses(index: Path) -> dict[tuple[str, int], int]:
-    """(lemma, offset) -> the number of the sense, from 1; empty where the index file is not there."""
+    """(lemma, offset) -> the number of the sense, from 1; empty where the index file is not
+    there.
+    """
     senses: dict[tuple[str, int], int] = {}
     if not index.is_file():
         return senses
@@ -194,16 +213,21 @@ def wordnet_senses(index: Path) -> dict[tuple[str, int], int]:
     return senses
 
 
-# --- names of entities ------------------------------------------------------------------------------------------------------------------
+# --- names of entities
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def read_entity_map(path: Path | str) -> dict[str, str]:
-    """``entity_map.txt`` of ERNIE (Tsinghua): ``title TAB id`` on each line -> title: id. A title twice is an InputError."""
+    """``entity_map.txt`` of ERNIE (Tsinghua): ``title TAB id`` on each line -> title: id. A title
+    twice is an InputError.
+    """
     return {name: rest[0] for name, rest in _by_subject(path, "title TAB id", 1)}
 
 
 def read_aliases(path: Path | str) -> dict[str, list[str]]:
-    """Wikidata5M's aliases: ``id TAB alias TAB alias ...`` -> id: its aliases, the usual name first. An id twice is an InputError."""
+    """Wikidata5M's aliases: ``id TAB alias TAB alias ...`` -> id: its aliases, the usual name
+    first. An id twice is an InputError.
+    """
     return dict(_by_subject(path, "id TAB alias TAB alias ...", None))
 
 
@@ -218,13 +242,17 @@ def _by_subject(path: Path | str, form: str, width: int | None) -> Iterator[tupl
         if not subject or not rest or (width is not None and len(rest) != width):
             raise InputError(f"{path}, line {number}: a line is {form}, got {line[:80]!r}")
         if subject in lines:
-            raise InputError(f"{path}, line {number}: the subject {subject!r} stands in line {lines[subject]} already; each stands once")
+            raise InputError(
+                f"{path}, line {number}: the subject {subject!r} stands in line {lines[subject]} already; each stands "
+                "once"
+            )
         lines[subject] = number
         yield subject, rest
 
 
 def named(triples: Iterable[Triple], names: Mapping[str, Sequence[str]], *, skip: bool = False) -> Iterator[Triple]:
-    """Triples of ids with the first of each id's ``names``, as texts spell them: what `read_tsv` and `read_aliases` give of Wikidata5M.
+    """Triples of ids with the first of each id's ``names``, as texts spell them: what `read_tsv`
+    and `read_aliases` give of Wikidata5M.
 
     An id without a name is an UnknownNameError; with ``skip`` its triples are left out.
     """
@@ -237,11 +265,14 @@ def named(triples: Iterable[Triple], names: Mapping[str, Sequence[str]], *, skip
             raise unknown("id", missing[0], names, hint="skip=True leaves such triples out")
 
 
-# --- OpenKE ----------------------------------------------------------------------------------------------------------------------------
+# --- OpenKE
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def read_openke_names(path: Path | str) -> dict[str, int]:
-    """``entity2id.txt`` or ``relation2id.txt``: the count on the first line, then ``name TAB id``; a name or id twice is an InputError."""
+    """``entity2id.txt`` or ``relation2id.txt``: the count on the first line, then ``name TAB id``;
+    a name or id twice is an InputError.
+    """
     names: dict[str, int] = {}
     count = None
     taken: set[int] = set()
@@ -261,7 +292,9 @@ def read_openke_names(path: Path | str) -> dict[str, int]:
 
 
 def read_openke_triples(path: Path | str) -> np.ndarray[Any, Any]:
-    """``train2id.txt``: the count, then ``head tail relation`` (the relation comes last) -> int64 (count, 3) as (head, relation, tail)."""
+    """``train2id.txt``: the count, then ``head tail relation`` (the relation comes last) -> int64
+    (count, 3) as (head, relation, tail).
+    """
     rows: list[tuple[int, int, int]] = []
     count = None
     for number, line in numbered_lines(path):

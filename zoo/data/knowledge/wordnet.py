@@ -1,4 +1,6 @@
-"""WordNet as a lexicon: which synsets a word may mean, how often each was meant, and the base forms of inflected words."""
+"""WordNet as a lexicon: which synsets a word may mean, how often each was meant, and the base forms
+of inflected words.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,27 @@ from zoo.data.knowledge.lexicon import Candidate, EntityLexicon
 from zoo.data.knowledge.readers import numbered_lines, wordnet_parts, wordnet_senses, wordnet_synsets
 from zoo.errors import InputError
 
-_KINDS = {"1": "n", "2": "v", "3": "a", "4": "r", "5": "a"}  # how a sense key writes the part of speech; 5 is an adjective's satellite
+_KINDS = {
+    "1": "n",
+    "2": "v",
+    "3": "a",
+    "4": "r",
+    "5": "a",
+}  # how a sense key writes the part of speech; 5 is an adjective's satellite
 
 # WordNet's own endings of inflected words and what stands in their place
 _ENDINGS = {
-    "n": [("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y")],
+    "n": [
+        ("s", ""),
+        ("ses", "s"),
+        ("ves", "f"),
+        ("xes", "x"),
+        ("zes", "z"),
+        ("ches", "ch"),
+        ("shes", "sh"),
+        ("men", "man"),
+        ("ies", "y"),
+    ],
     "v": [("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")],
     "a": [("er", ""), ("est", ""), ("er", "e"), ("est", "e")],
     "r": [],
@@ -22,11 +40,13 @@ _ENDINGS = {
 
 
 class WordNetLexicon(EntityLexicon):
-    """Words in lower case -> synsets (``dog.n.01``, as `read_wordnet` names them), likeliest first: all senses in all parts of speech.
+    """Words in lower case -> synsets (``dog.n.01``, as `read_wordnet` names them), likeliest first:
+    all senses in all parts of speech.
 
-    A prior is the share of the sense in the texts that were tagged with WordNet (``cntlist.rev``), each sense counted once more; without
-    that file all are equal. A word means what it and its base forms do: WordNet's exceptions, or else its endings ("running" is an
-    adjective, a noun, and the verb "run").
+    A prior is the share of the sense in the texts that were tagged with WordNet (``cntlist.rev``),
+    each sense counted once more; without that file all are equal. A word means what it and its base
+    forms do: WordNet's exceptions, or else its endings ("running" is an adjective, a noun, and the
+    verb "run").
     """
 
     def __init__(
@@ -40,7 +60,9 @@ class WordNetLexicon(EntityLexicon):
 
     @classmethod
     def read_folder(cls, folder: str | os.PathLike[str], *, max_candidates: int = 30) -> WordNetLexicon:
-        """WordNet's ``data.*`` and ``index.*``, and, where they are there, ``cntlist.rev`` and ``*.exc``."""
+        """WordNet's ``data.*`` and ``index.*``, and, where they are there, ``cntlist.rev`` and
+        ``*.exc``.
+        """
         parts = wordnet_parts(Path(folder))
         names, counts = wordnet_synsets(parts), _counts(Path(folder) / "cntlist.rev")
         found: dict[str, list[tuple[int, Candidate]]] = {}
@@ -65,7 +87,9 @@ class WordNetLexicon(EntityLexicon):
         return cls(entries, exceptions, max_candidates)
 
     def candidates(self, mention: str) -> tuple[Candidate, ...]:
-        """What ``mention`` and its base forms may mean, likeliest first; priors sum to one before a list is cut."""
+        """What ``mention`` and its base forms may mean, likeliest first; priors sum to one before a
+        list is cut.
+        """
         word = mention.lower()
         forms = [("", word), *self._bases(word)]
         counts: dict[str, tuple[float, str]] = {}  # key -> count, synset
@@ -80,7 +104,9 @@ class WordNetLexicon(EntityLexicon):
         return tuple(sorted(found, key=lambda candidate: -candidate.prior)[: self.max_candidates])
 
     def _bases(self, word: str) -> Iterator[tuple[str, str]]:
-        """(part of speech, base form) of an inflected word; where WordNet lists an exception, its endings are not looked at."""
+        """(part of speech, base form) of an inflected word; where WordNet lists an exception, its
+        endings are not looked at.
+        """
         irregular = self._exceptions.get(word, ())
         yield from irregular
         for letter, endings in _ENDINGS.items():
@@ -92,7 +118,9 @@ class WordNetLexicon(EntityLexicon):
 
 
 def _counts(path: Path) -> dict[tuple[str, str, int], int]:
-    """(lemma, part of speech, number of the sense) -> how often it was tagged; empty where the file is not there."""
+    """(lemma, part of speech, number of the sense) -> how often it was tagged; empty where the file
+    is not there.
+    """
     counts: dict[tuple[str, str, int], int] = {}
     if not path.is_file():
         return counts
@@ -102,7 +130,9 @@ def _counts(path: Path) -> dict[tuple[str, str, int], int]:
             lemma, _, rest = key.rpartition("%")
             counts[lemma, _KINDS[rest[0]], int(sense)] = int(count)
         except (ValueError, KeyError, IndexError) as error:
-            raise InputError(f"{path}, line {number}: not a sense key, its number and its count: {line[:80]!r}") from error
+            raise InputError(
+                f"{path}, line {number}: not a sense key, its number and its count: {line[:80]!r}"
+            ) from error
     return counts
 
 

@@ -1,4 +1,6 @@
-"""Words of languages that write none: a segmenter's cut, and how it marks tokens for whole-word masking."""
+"""Words of languages that write none: a segmenter's cut, and how it marks tokens for whole-word
+masking.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ def jieba_segmenter() -> Segmenter:
 
 
 def mark_words(tokens: Sequence[str], words: Iterable[str], mark: str = "##") -> list[str]:
-    """Tokens of one text with ``mark`` before each that goes on with a word: whole-word masking then takes a word's characters together.
+    """Tokens of one text with ``mark`` before each that goes on with a word: whole-word masking
+    then takes a word's characters together.
 
-    ``words``: the text cut by a segmenter; a token counts with the letters it stands for (without its own ``mark``), special tokens in
-    brackets are passed over. Masks are made on the marked tokens, the model reads the unmarked ones. Raises InputError where the words are
-    of another text.
+    ``words``: the text cut by a segmenter; a token counts with the letters it stands for (without
+    its own ``mark``), special tokens in brackets are passed over. Masks are made on the marked
+    tokens, the model reads the unmarked ones. Raises InputError where the words are of another
+    text.
     """
     if callable(words):
         raise InputError(f"words must be the text's words, got the segmenter {words!r} itself; pass segmenter(text)")
@@ -41,5 +45,7 @@ def mark_words(tokens: Sequence[str], words: Iterable[str], mark: str = "##") ->
         marked.append(mark + plain if inside else token)
         place += len(plain)
     if place != at:
-        raise InputError(f"the words make up {at} letters, the tokens {place}: they are not of one text, or one is unknown")
+        raise InputError(
+            f"the words make up {at} letters, the tokens {place}: they are not of one text, or one is unknown"
+        )
     return marked

@@ -1,1 +1,3 @@
-"""Regions of pictures: features and boxes, the files that hold them, the detectors they came from."""
+"""Regions of pictures: features and boxes, the files that hold them, the detectors they came
+from.
+"""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Detector:
-    """What is known of a source of features: their ``width`` (None: any), the ``channels`` its pictures come in, the ``box`` order of its
-    dumps."""
+    """What is known of a source of features: their ``width`` (None: any), the ``channels`` its
+    pictures come in, the ``box`` order of its dumps."""
 
     width: int | None
     channels: str
@@ -17,12 +17,22 @@ class Detector:
 
 
 DETECTORS: dict[str, Detector] = {
-    "bottom-up-attention": Detector(2048, "BGR", "xyxy", "Anderson et al., 2018: Faster R-CNN, ResNet-101, Visual Genome; TSV dumps"),
-    "x152": Detector(2048, "BGR", "xyxy", "ResNeXt-152 Faster R-CNN of Pythia and MMF: ViLBERT multi-task, VisualBERT VQA"),
+    "bottom-up-attention": Detector(
+        2048, "BGR", "xyxy", "Anderson et al., 2018: Faster R-CNN, ResNet-101, Visual Genome; TSV dumps"
+    ),
+    "x152": Detector(
+        2048, "BGR", "xyxy", "ResNeXt-152 Faster R-CNN of Pythia and MMF: ViLBERT multi-task, VisualBERT VQA"
+    ),
     "detectron-fc6": Detector(1024, "BGR", "xyxy", "Detectron fc6: VisualBERT on NLVR2"),
     "resnet50-vcr": Detector(512, "RGB", "xyxy", "a ResNet-50 trained along on VCR: VisualBERT"),
     "vl-bert-e2e": Detector(2048, "BGR", "xyxy", "Fast R-CNN, ResNet-101, trained along: VL-BERT"),
-    "torchvision-grid": Detector(2048, "RGB", "normalised", "cells of torchvision's ResNet-50: no detector, and no checkpoint reads them"),
-    "patch-grid": Detector(None, "RGB", "normalised", "pixels of the cells of a grid: no detector, and no checkpoint reads them"),
-    "grid": Detector(None, "RGB", "normalised", "cells of a network of your own: no detector, and no checkpoint reads them"),
+    "torchvision-grid": Detector(
+        2048, "RGB", "normalised", "cells of torchvision's ResNet-50: no detector, and no checkpoint reads them"
+    ),
+    "patch-grid": Detector(
+        None, "RGB", "normalised", "pixels of the cells of a grid: no detector, and no checkpoint reads them"
+    ),
+    "grid": Detector(
+        None, "RGB", "normalised", "cells of a network of your own: no detector, and no checkpoint reads them"
+    ),
 }

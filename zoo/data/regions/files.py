@@ -1,10 +1,12 @@
-"""Dumps of region features that people have, read without running anything in them, and a safetensors file to keep them in.
+"""Dumps of region features that people have, read without running anything in them, and a
+safetensors file to keep them in.
 
     for image_id, regions in read_regions("trainval_36.tsv"): ...
     convert_regions("trainval_36.tsv", "trainval_36.safetensors")
 
-Known are bottom-up-attention's TSV (and LXMERT's, with classes and confidences), ViLBERT's and MMF's LMDB, HDF5 files with one data set for
-each field or one group for each picture, folders of npz or npy files, and our own safetensors.
+Known are bottom-up-attention's TSV (and LXMERT's, with classes and confidences), ViLBERT's and
+MMF's LMDB, HDF5 files with one data set for each field or one group for each picture, folders of
+npz or npy files, and our own safetensors.
 """
 
 from __future__ import annotations
@@ -59,10 +61,11 @@ NAMES = {
 
 
 def read_regions(path: Path | str, **options: Any) -> Iterator[Item]:
-    """Every picture of a dump with its regions, in the dump's order; the kind is seen from the file.
+    """Every picture of a dump with its regions, in the dump's order; the kind is seen from the
+    file.
 
-    ``options``: of `Regions`, e.g. detector. Raises CheckpointError for a file that is none of the known kinds or is broken, InputError for
-    regions that can't be meant.
+    ``options``: of `Regions`, e.g. detector. Raises CheckpointError for a file that is none of the
+    known kinds or is broken, InputError for regions that can't be meant.
     """
     path = Path(path)
     for about, values in _raw(path):
@@ -74,7 +77,9 @@ def read_regions(path: Path | str, **options: Any) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class Dump:
-    """The pictures of a dump, at most ``limit``; each `iter` reads it anew. ``options``: of `read_regions`."""
+    """The pictures of a dump, at most ``limit``; each `iter` reads it anew. ``options``: of
+    `read_regions`.
+    """
 
     path: Path | str
     limit: int | None = None
@@ -108,7 +113,9 @@ def kind_of(path: Path | str) -> str:
         return "safetensors"
     if path.suffix in (".tsv", ".csv", ".txt"):
         return "tsv"
-    raise CheckpointError(f"{path} is no known dump of regions; known are TSV, LMDB, HDF5, npz and npy folders, and safetensors")
+    raise CheckpointError(
+        f"{path} is no known dump of regions; known are TSV, LMDB, HDF5, npz and npy folders, and safetensors"
+    )
 
 
 def _raw(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -119,7 +126,8 @@ def _raw(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from {"tsv": _tsv, "lmdb": _lmdb, "hdf5": _hdf5, "npz": _npz, "npy": _npy}[kind](path)
 
 
-# --- from what a dump says to Regions -------------------------------------------------------------------------------------------------
+# --- from what a dump says to Regions
+# -------------------------------------------------------------------------------------------------
 
 
 def _find(values: Mapping[str, Any], what: str) -> Any:
@@ -195,7 +203,9 @@ def _matrix(value: Any, rows: int | None, columns: int | None) -> numpy.ndarray[
     if array.ndim == 3 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 2 or (columns is not None and array.shape[1] < columns):
-        raise CheckpointError(f"expected a matrix{f' of {columns} columns' if columns else ''}, got shape {array.shape}")
+        raise CheckpointError(
+            f"expected a matrix{f' of {columns} columns' if columns else ''}, got shape {array.shape}"
+        )
     if rows is not None and len(array) < rows:
         raise CheckpointError(f"the dump says {rows} boxes, but holds {len(array)} rows")
     array = array[:rows] if rows is not None else array
@@ -208,14 +218,17 @@ def _vector(value: Any, count: int, dtype: numpy.dtype[Any]) -> Tensor | None:
     raw = _bytes(value)
     if raw is not None:
         size = len(raw) // max(count, 1)
-        value = numpy.frombuffer(raw, {4: "<f4" if dtype.kind == "f" else "<i4", 8: "<f8" if dtype.kind == "f" else "<i8"}.get(size, dtype))
+        value = numpy.frombuffer(
+            raw, {4: "<f4" if dtype.kind == "f" else "<i4", 8: "<f8" if dtype.kind == "f" else "<i8"}.get(size, dtype)
+        )
     array = numpy.asarray(_array(value)).reshape(-1)[:count]
     if len(array) < count:
         raise CheckpointError(f"expected {count} numbers, got {len(array)}")
     return torch.from_numpy(array.astype(dtype))
 
 
-# --- kinds ----------------------------------------------------------------------------------------------------------------------------
+# --- kinds
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -225,7 +238,9 @@ def _tsv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             cells = line.rstrip(b"\r\n").split(b"\t")
             columns = {len(c): c for c in (BUTD_COLUMNS, LXMERT_COLUMNS)}.get(len(cells))
             if columns is None:
-                raise CheckpointError(f"{path}: line {number} has {len(cells)} columns; known are 6 (bottom-up attention) and 10 (LXMERT)")
+                raise CheckpointError(
+                    f"{path}: line {number} has {len(cells)} columns; known are 6 (bottom-up attention) and 10 (LXMERT)"
+                )
             values: dict[str, Any] = dict(zip(columns, cells, strict=True))
             for name in ("image_w", "image_h", "img_w", "img_h", "num_boxes"):
                 if name in values:
@@ -282,7 +297,10 @@ def _hdf5(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         count = len(limits) if limits is not None else min(len(values) for values in stacked.values())
         for row in range(count):
             cut = slice(*map(int, limits[row])) if limits is not None else row
-            per_picture = {name: values[cut] if limits is None or len(values) != count else values[row] for name, values in stacked.items()}
+            per_picture = {
+                name: values[cut] if limits is None or len(values) != count else values[row]
+                for name, values in stacked.items()
+            }
             yield _text(None if ids is None else ids[row], str(row)), per_picture
 
 
@@ -297,14 +315,20 @@ def _npz(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _npy(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """``name.npy`` holds the features; boxes and size stand in ``name_boxes.npy`` and ``name_size.npy`` (width, height)."""
+    """``name.npy`` holds the features; boxes and size stand in ``name_boxes.npy`` and
+    ``name_size.npy`` (width, height).
+    """
     for file in sorted(path.glob("*.npy")):
         if file.stem.endswith(("_info", "_boxes", "_size")):
             continue
         boxes, size = (file.with_name(f"{file.stem}_{part}.npy") for part in ("boxes", "size"))
         if not boxes.is_file() or not size.is_file():
             info = file.with_name(f"{file.stem}_info.npy").is_file()
-            hint = f"; {file.stem}_info.npy holds Python objects, which are not read: save its boxes and size apart" if info else ""
+            hint = (
+                f"; {file.stem}_info.npy holds Python objects, which are not read: save its boxes and size apart"
+                if info
+                else ""
+            )
             raise CheckpointError(f"{file} has no {boxes.name} and {size.name} beside it{hint}")
         try:
             width, height = numpy.load(size, allow_pickle=False).reshape(-1)[:2]
@@ -320,12 +344,15 @@ def _text(value: Any, otherwise: str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-# --- our own file ---------------------------------------------------------------------------------------------------------------------
+# --- our own file
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 PARTS = ("features", "boxes", "image_size", "mask", "confidence", "labels")
 Progress = Callable[[str, int, int | None], Any]
-"""Called with "reading" or "writing", how many pictures are done, and how many there are once that is known."""
+"""Called with "reading" or "writing", how many pictures are done, and how many there are once that
+is known.
+"""
 
 
 def save_regions(
@@ -335,12 +362,15 @@ def save_regions(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write pictures into one safetensors file -> how many. ``dtype``: of the features, None as they come.
+    """Write pictures into one safetensors file -> how many. ``dtype``: of the features, None as
+    they come.
 
-    The file holds the rows of all pictures one after another: ``features`` (rows, width), ``boxes`` (rows, 4), ..., and for the pictures
-    ``image_size`` (pictures, 2), ``starts`` (pictures + 1), where each one's rows begin, and ``names``, a JSON list as bytes. So pictures
-    must agree in what they hold. They are gone through twice, one in memory at a time, first for their sizes; a generator, which can be
-    gone through once, is kept whole. The file appears when all of it is written.
+    The file holds the rows of all pictures one after another: ``features`` (rows, width), ``boxes``
+    (rows, 4), ..., and for the pictures ``image_size`` (pictures, 2), ``starts`` (pictures + 1),
+    where each one's rows begin, and ``names``, a JSON list as bytes. So pictures must agree in what
+    they hold. They are gone through twice, one in memory at a time, first for their sizes; a
+    generator, which can be gone through once, is kept whole. The file appears when all of it is
+    written.
     """
     items = pictures.items() if isinstance(pictures, Mapping) else pictures
     if iter(items) is items:
@@ -356,7 +386,10 @@ def save_regions(
         made = _made_of(regions)
         first = first or made
         if made != first:
-            raise InputError(f"the pictures of a file must agree in what they hold; the first has {first}, picture {name!r} has {made}")
+            raise InputError(
+                f"the pictures of a file must agree in what they hold; the first has {first}, picture {name!r} has "
+                f"{made}"
+            )
         starts[name] = rows
         rows += len(regions)
         masked = masked or regions.mask is not None
@@ -390,11 +423,17 @@ def save_regions(
 
 
 def _made_of(regions: Regions) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], str]]]:
-    """What the pictures of a file share: the words about them, and each column's shape behind the rows and dtype."""
+    """What the pictures of a file share: the words about them, and each column's shape behind the
+    rows and dtype.
+    """
     columns = {part: getattr(regions, part) for part in ("features", "boxes", "confidence", "labels")}
     return (
         {"format": regions.format, "detector": regions.detector, "whole_image": regions.whole_image},
-        {part: (tuple(value.shape[1:]), DTYPE_NAMES[value.dtype]) for part, value in columns.items() if value is not None},
+        {
+            part: (tuple(value.shape[1:]), DTYPE_NAMES[value.dtype])
+            for part, value in columns.items()
+            if value is not None
+        },
     )
 
 
@@ -416,22 +455,34 @@ def read_safetensors(path: Path | str) -> Iterator[Item]:
             yield "", Regions(**parts, **about)
             return
         starts, names = archive.read("starts").tolist(), json.loads(archive.read("names").numpy().tobytes())
-        if len(starts) != len(names) + 1 or starts != sorted(starts) or starts[0] != 0 or starts[-1] != len(parts["features"]):
+        if (
+            len(starts) != len(names) + 1
+            or starts != sorted(starts)
+            or starts[0] != 0
+            or starts[-1] != len(parts["features"])
+        ):
             raise CheckpointError(
-                f"{path}: {len(names)} names, {len(starts)} starts and {len(parts['features'])} rows do not belong together"
+                f"{path}: {len(names)} names, {len(starts)} starts and {len(parts['features'])} rows do not belong "
+                "together"
             )
         sizes = parts.pop("image_size")
         for number, name in enumerate(names):
             cut = slice(starts[number], starts[number + 1])
-            yield name, Regions(**{part: value[cut] for part, value in parts.items()}, image_size=sizes[number], **about)
+            yield (
+                name,
+                Regions(**{part: value[cut] for part, value in parts.items()}, image_size=sizes[number], **about),
+            )
 
 
-# --- the command ----------------------------------------------------------------------------------------------------------------------
+# --- the command
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RegionReport:
-    """What a dump holds: ``pictures``, the least and most ``regions`` of one, the ``width`` of features, ``problems`` by picture."""
+    """What a dump holds: ``pictures``, the least and most ``regions`` of one, the ``width`` of
+    features, ``problems`` by picture.
+    """
 
     path: str
     kind: str
@@ -447,12 +498,16 @@ class RegionReport:
 
     def __str__(self) -> str:
         widths = " and ".join(map(str, self.widths))
-        lines = [f"{self.path}: {self.kind}, {self.pictures} pictures of {self.fewest} to {self.most} regions, {widths} wide"]
+        lines = [
+            f"{self.path}: {self.kind}, {self.pictures} pictures of {self.fewest} to {self.most} regions, {widths} wide"
+        ]
         return "\n".join([*lines, *(f"  picture {name}: {problem}" for name, problem in self.problems.items())])
 
 
 def check_regions(path: Path | str, *, limit: int | None = None, **options: Any) -> RegionReport:
-    """Read a dump through and say what it holds and which pictures can't be meant as they are (at most 20 of them are shown)."""
+    """Read a dump through and say what it holds and which pictures can't be meant as they are (at
+    most 20 of them are shown).
+    """
     path = Path(path)
     pictures, fewest, most, widths = 0, 0, 0, set()
     problems: dict[str, str] = {}
@@ -479,8 +534,10 @@ def convert_regions(
     progress: Progress | None = None,
     **options: Any,
 ) -> int:
-    """A dump as one safetensors file -> how many pictures; the options are those of `save_regions` and `read_regions`.
+    """A dump as one safetensors file -> how many pictures; the options are those of `save_regions`
+    and `read_regions`.
 
-    The dump is read twice, one picture in memory at a time; what is wrong with a picture shows before anything is written.
+    The dump is read twice, one picture in memory at a time; what is wrong with a picture shows
+    before anything is written.
     """
     return save_regions(target, Dump(source, limit, options), dtype=dtype, progress=progress)

@@ -1,7 +1,8 @@
-"""Regions for those who have no detector: the cells of a grid. No checkpoint here was trained on them, and their label says so.
+"""Regions for those who have no detector: the cells of a grid. No checkpoint here was trained on
+them, and their label says so.
 
     regions = grid_regions(images, resnet_grid(pretrained=True))    # cells of a convolutional network's last grid; needs torchvision
-    regions = grid_regions(images, patches(16), size=64)            # the picture's own pixels, 16 x 16 to a region; needs nothing
+    regions = grid_regions(images, patches(16), size=64)  # the picture's own pixels, 16 x 16 to a region; needs nothing
 
 images: (batch, 3, height, width) in 0..1.
 """
@@ -17,7 +18,10 @@ from torch.nn import functional as F
 from zoo.data.regions.regions import Regions
 from zoo.errors import InputError, missing_extra
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures in RGB, which torchvision's networks expect
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet's pictures in RGB, which torchvision's networks expect
 
 
 class ImageNetGrid(nn.Sequential):
@@ -25,9 +29,11 @@ class ImageNetGrid(nn.Sequential):
 
 
 def resnet_grid(name: str = "resnet50", *, pretrained: bool = False) -> nn.Module:
-    """torchvision's ResNet up to its last grid, (batch, 3, height, width) -> (batch, channels, height / 32, width / 32), in eval mode.
+    """torchvision's ResNet up to its last grid, (batch, 3, height, width) -> (batch, channels,
+    height / 32, width / 32), in eval mode.
 
-    ``pretrained``: torchvision's own ImageNet weights, which it fetches; else random ones, to train along.
+    ``pretrained``: torchvision's own ImageNet weights, which it fetches; else random ones, to train
+    along.
     """
     try:
         from torchvision import models  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -47,13 +53,17 @@ LABELS: dict[type[nn.Module], str] = {ImageNetGrid: "torchvision-grid", nn.Pixel
 
 @torch.no_grad()
 def grid_regions(images: Tensor, network: nn.Module, *, size: int | None = 224) -> Regions:
-    """The cells of ``network``'s grid as regions, row by row; boxes are the cells as shares of the picture.
+    """The cells of ``network``'s grid as regions, row by row; boxes are the cells as shares of the
+    picture.
 
-    images (batch, 3, height, width) float in 0..1, RGB; ``size``: both sides are scaled to it first, None = as they are; network: any
-    module to (batch, channels, rows, columns), such as `resnet_grid` or `patches`.
+    images (batch, 3, height, width) float in 0..1, RGB; ``size``: both sides are scaled to it
+    first, None = as they are; network: any module to (batch, channels, rows, columns), such as
+    `resnet_grid` or `patches`.
     """
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise InputError(f"images must be float (batch, 3, height, width) in 0..1, got {images.dtype} {tuple(images.shape)}")
+        raise InputError(
+            f"images must be float (batch, 3, height, width) in 0..1, got {images.dtype} {tuple(images.shape)}"
+        )
     if float(images.amin()) < 0 or float(images.amax()) > 1:
         raise InputError(f"images must lie in 0..1, got {float(images.amin()):.3g}..{float(images.amax()):.3g}")
     width, height = images.shape[3], images.shape[2]

@@ -1,10 +1,12 @@
-"""Regions of pictures: features and boxes from a detector, checked once, and encoded to what each model reads.
+"""Regions of pictures: features and boxes from a detector, checked once, and encoded to what each
+model reads.
 
     zoo.Regions(features, boxes, image_size=(width, height), format="xyxy").for_model(config)
         -> visual_features, visual_boxes, visual_mask
 
-Detectors, dumps and models disagree on the order of a box's numbers, on pixels against shares of the picture, on where the whole picture
-stands among the regions, and on how many numbers encode a box. `Regions` says each of these once.
+Detectors, dumps and models disagree on the order of a box's numbers, on pixels against shares of
+the picture, on where the whole picture stands among the regions, and on how many numbers encode a
+box. `Regions` says each of these once.
 """
 
 from __future__ import annotations
@@ -22,18 +24,21 @@ from zoo.errors import InputError, unknown
 
 Format = Literal["xyxy", "xywh", "normalised"]
 FORMATS = ("xyxy", "xywh", "normalised")
-SLACK = 1.5  # pixels by which boxes of real dumps stick out of their picture: rounding, and detectors that count the last pixel in
+# pixels by which boxes of real dumps stick out of their picture: rounding, and detectors that count the last pixel in
+SLACK = 1.5
 
 
 @dataclass(frozen=True)
 class Regions:
     """The regions of one picture, or of a batch of pictures.
 
-    features (regions, size) or (batch, regions, size) float; boxes (..., regions, 4); image_size (width, height) in pixels, or (batch, 2);
-    mask (..., regions) bool, True = a real region, None = all. ``format`` of the boxes: "xyxy" x1, y1, x2, y2 in pixels, "xywh" x, y,
-    width, height in pixels, "normalised" x1, y1, x2, y2 as shares of the picture. confidence (..., regions) and labels (..., regions):
-    the detector's. ``detector``: whose features these are, a name of `DETECTORS`. ``whole_image``: where a region stands for the whole
-    picture, "first", "last" or None. Raises InputError for what can't be meant.
+    features (regions, size) or (batch, regions, size) float; boxes (..., regions, 4); image_size
+    (width, height) in pixels, or (batch, 2); mask (..., regions) bool, True = a real region, None =
+    all. ``format`` of the boxes: "xyxy" x1, y1, x2, y2 in pixels, "xywh" x, y, width, height in
+    pixels, "normalised" x1, y1, x2, y2 as shares of the picture. confidence (..., regions) and
+    labels (..., regions): the detector's. ``detector``: whose features these are, a name of
+    `DETECTORS`. ``whole_image``: where a region stands for the whole picture, "first", "last" or
+    None. Raises InputError for what can't be meant.
     """
 
     features: Tensor
@@ -58,7 +63,8 @@ class Regions:
         _check_shapes(self)
         _check_values(self)
 
-    # --- views ----------------------------------------------------------------------------------------------------------------------
+    # --- views
+    # --------------------------------------------------------------------------------------------------------------
 
     @property
     def batched(self) -> bool:
@@ -93,13 +99,14 @@ class Regions:
         """(..., 1, 4): width, height, width, height."""
         return torch.cat([self.image_size, self.image_size], -1).unsqueeze(-2)
 
-    # --- encodings ------------------------------------------------------------------------------------------------------------------
+    # --- encodings
+    # ------------------------------------------------------------------------------------------------------------------
 
     def encoded(self, numbers: int) -> Tensor:
         """The boxes in the 4, 5 or 7 numbers that models read, zeros at padding.
 
-        4 (LXMERT): x1, y1, x2, y2 as shares. 5 (ViLBERT, VOLTA): these and the share of the area. 7 (UNITER): these four, width, height
-        and their product.
+        4 (LXMERT): x1, y1, x2, y2 as shares. 5 (ViLBERT, VOLTA): these and the share of the area. 7
+        (UNITER): these four, width, height and their product.
         """
         x = self.shares()
         wide, high = x[..., 2] - x[..., 0], x[..., 3] - x[..., 1]
@@ -108,11 +115,15 @@ class Regions:
         elif numbers == 7:
             x = torch.cat([x, torch.stack([wide, high, wide * high], -1)], -1)
         elif numbers != 4:
-            raise InputError(f"boxes are encoded in 4, 5 or 7 numbers, got {numbers}; see also `oscar`, `vlp` and `vl_bert`")
+            raise InputError(
+                f"boxes are encoded in 4, 5 or 7 numbers, got {numbers}; see also `oscar`, `vlp` and `vl_bert`"
+            )
         return x.masked_fill(~self.real.unsqueeze(-1), 0)
 
     def oscar(self) -> Tensor:
-        """Six numbers that Oscar appends to the features: x1, y1, x2, y2, width, height, as shares."""
+        """Six numbers that Oscar appends to the features: x1, y1, x2, y2, width, height, as
+        shares.
+        """
         x = self.shares()
         return torch.cat([x, x[..., 2:] - x[..., :2]], -1).masked_fill(~self.real.unsqueeze(-1), 0)
 
@@ -123,8 +134,9 @@ class Regions:
         return torch.cat([self.encoded(5), self.confidence.unsqueeze(-1)], -1).masked_fill(~self.real.unsqueeze(-1), 0)
 
     def vl_bert(self, dimensions: int = 512) -> Tensor:
-        """VL-BERT's: center x, center y, width and height, times 100 over the picture's size, as sines then cosines of ``dimensions`` / 2
-        rates from 1 to 1/1000 -> (..., regions, 4 · dimensions).
+        """VL-BERT's: center x, center y, width and height, times 100 over the picture's size, as
+        sines then cosines of ``dimensions`` / 2 rates from 1 to 1/1000 -> (..., regions, 4 ·
+        dimensions).
         """
         x = self.shares()
         numbers = 100 * torch.cat([(x[..., :2] + x[..., 2:]) / 2, x[..., 2:] - x[..., :2]], -1)  # (..., regions, 4)
@@ -133,13 +145,16 @@ class Regions:
         angles = numbers.unsqueeze(-1) / rates  # (..., regions, 4, half)
         return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2).masked_fill(~self.real.unsqueeze(-1), 0)
 
-    # --- the whole picture ------------------------------------------------------------------------------------------------------------
+    # --- the whole picture
+    # ------------------------------------------------------------------------------------------------------------
 
     def with_whole_image(self, where: str = "first", feature: Tensor | None = None) -> Regions:
-        """Add a region for the whole picture: box 0, 0, width, height; ``feature`` (..., size), by default the mean of the real regions.
+        """Add a region for the whole picture: box 0, 0, width, height; ``feature`` (..., size), by
+        default the mean of the real regions.
 
-        ViLBERT reads it "first", VL-BERT and others "last" (behind the padding, which is what masks are for). For pre-training with masked
-        regions give the feature: see `zoo.data.vision_masking.whole_image_feature`.
+        ViLBERT reads it "first", VL-BERT and others "last" (behind the padding, which is what masks
+        are for). For pre-training with masked regions give the feature: see
+        `zoo.data.vision_masking.whole_image_feature`.
         """
         if self.whole_image is not None:
             raise InputError(f"these regions have one for the whole picture already: {self.whole_image}")
@@ -167,20 +182,24 @@ class Regions:
             whole_image=where,
         )
 
-    # --- for models -------------------------------------------------------------------------------------------------------------------
+    # --- for models
+    # --------------------------------------------------------------------------------------------------------------
 
     def for_model(self, config: Any) -> dict[str, Tensor]:
-        """What a model of this config reads: ``visual_features``, ``visual_boxes`` where it reads boxes, ``visual_mask``; always batched.
+        """What a model of this config reads: ``visual_features``, ``visual_boxes`` where it reads
+        boxes, ``visual_mask``; always batched.
 
-        Adds the whole-image region where the model wants one (`NEEDS`, unless ``config.whole_image`` is False) and these regions have none.
-        Refuses features of another width and says which detectors give the wanted one.
+        Adds the whole-image region where the model wants one (`NEEDS`, unless
+        ``config.whole_image`` is False) and these regions have none. Refuses features of another
+        width and says which detectors give the wanted one.
         """
         name = type(config).__name__.removesuffix("Config")
         wanted = config.visual_size
         if self.width != wanted:
             trained = ", ".join(f"{kind} ({about.width})" for kind, about in DETECTORS.items() if about.width == wanted)
             raise InputError(
-                f"{name} reads features {wanted} wide, these are {self.width} wide; detectors of that width: {trained or 'none'}"
+                f"{name} reads features {wanted} wide, these are {self.width} wide; detectors of that width: "
+                f"{trained or 'none'}"
             )
         regions = self
         place = NEEDS.get(name) if getattr(config, "whole_image", True) else None
@@ -213,7 +232,9 @@ NEEDS = {"ViLBert": "first"}
 
 
 def box_overlap(left: Tensor, right: Tensor, *, inclusive: bool = True) -> Tensor:
-    """Intersection over union of x1, y1, x2, y2 boxes, (n, 4) and (m, 4) -> (n, m) float64; ``inclusive``: the last pixel counts (+1)."""
+    """Intersection over union of x1, y1, x2, y2 boxes, (n, 4) and (m, 4) -> (n, m) float64;
+    ``inclusive``: the last pixel counts (+1).
+    """
     a, b, one = left.double()[:, None], right.double()[None], float(inclusive)
     size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + one).clamp(min=0)
     shared = size.prod(-1)
@@ -222,13 +243,19 @@ def box_overlap(left: Tensor, right: Tensor, *, inclusive: bool = True) -> Tenso
 
 
 def stack(pictures: Sequence[Regions]) -> Regions:
-    """Several pictures as one batch, padded to the most regions; a whole-image region that stands last stays last of its picture's own."""
+    """Several pictures as one batch, padded to the most regions; a whole-image region that stands
+    last stays last of its picture's own.
+    """
     if not pictures:
         raise InputError("no regions to stack")
-    kinds = {(p.format, p.width, p.detector, p.whole_image, p.batched, p.confidence is None, p.labels is None) for p in pictures}
+    kinds = {
+        (p.format, p.width, p.detector, p.whole_image, p.batched, p.confidence is None, p.labels is None)
+        for p in pictures
+    }
     if len(kinds) > 1 or pictures[0].batched:
         raise InputError(
-            f"pictures in a batch must be single ones that agree in format, width and what they hold, got {sorted(map(str, kinds))}"
+            "pictures in a batch must be single ones that agree in format, width and what they hold, got "
+            f"{sorted(map(str, kinds))}"
         )
     most = max(len(p) for p in pictures)
 
@@ -253,19 +280,32 @@ def stack(pictures: Sequence[Regions]) -> Regions:
     )
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------------------------
+# --- checks
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def _check_shapes(regions: Regions) -> None:
     features, boxes, size = regions.features, regions.boxes, regions.image_size
     if not features.is_floating_point() or features.dim() not in (2, 3):
-        raise InputError(f"features must be float (regions, size) or (batch, regions, size), got {features.dtype} {tuple(features.shape)}")
+        raise InputError(
+            f"features must be float (regions, size) or (batch, regions, size), got {features.dtype} "
+            f"{tuple(features.shape)}"
+        )
     lead = tuple(features.shape[:-1])
     if tuple(boxes.shape) != (*lead, 4):
-        hint = "; pass the boxes as the detector gave them, `encoded` makes the 5 or 7 numbers" if boxes.shape[-1:] in ((5,), (7,)) else ""
-        raise InputError(f"boxes must be {(*lead, 4)} for features {tuple(features.shape)}, got {tuple(boxes.shape)}{hint}")
+        hint = (
+            "; pass the boxes as the detector gave them, `encoded` makes the 5 or 7 numbers"
+            if boxes.shape[-1:] in ((5,), (7,))
+            else ""
+        )
+        raise InputError(
+            f"boxes must be {(*lead, 4)} for features {tuple(features.shape)}, got {tuple(boxes.shape)}{hint}"
+        )
     if tuple(size.shape) != (*lead[:-1], 2):
-        raise InputError(f"image_size must be (width, height), or one pair for each picture: {(*lead[:-1], 2)}, got {tuple(size.shape)}")
+        raise InputError(
+            f"image_size must be (width, height), or one pair for each picture: {(*lead[:-1], 2)}, got "
+            f"{tuple(size.shape)}"
+        )
     for name in ("mask", "confidence", "labels"):
         value = getattr(regions, name)
         if value is not None and tuple(value.shape) != lead:
@@ -287,13 +327,18 @@ def _check_values(regions: Regions) -> None:
         raise InputError("features and boxes must be finite; some of the real regions' are not")
     zero = (boxes == 0).all(-1)
     if bool((zero & (regions.features[real] != 0).any(-1)).any()):
-        raise InputError(f"{int(zero.sum())} regions have a feature but a box of zeros: are they padding? then say so with mask=")
+        raise InputError(
+            f"{int(zero.sum())} regions have a feature but a box of zeros: are they padding? then say so with mask="
+        )
     if regions.format == "normalised" and bool((boxes > 1.01).any()):
         raise InputError(
-            f"normalised boxes are shares of the picture in 0..1, got up to {float(boxes.max()):.4g}; are they pixels ('xyxy')?"
+            f"normalised boxes are shares of the picture in 0..1, got up to {float(boxes.max()):.4g}; are they pixels "
+            "('xyxy')?"
         )
     if regions.format != "normalised" and bool((boxes <= 1).all()) and bool((regions.image_size > 2).all()):
-        raise InputError("all box numbers lie in 0..1, yet the format says pixels; are they shares of the picture ('normalised')?")
+        raise InputError(
+            "all box numbers lie in 0..1, yet the format says pixels; are they shares of the picture ('normalised')?"
+        )
     scale = regions._scale().expand(*real.shape, 4)[real]
     slack = 0.01 * scale if regions.format == "normalised" else torch.full_like(scale, SLACK)
     corners = regions.xyxy()[real]
@@ -301,7 +346,9 @@ def _check_values(regions: Regions) -> None:
     if bool(backwards.any()):
         worst = boxes[backwards][0].tolist()
         hint = "; are they x, y, width, height ('xywh')?" if regions.format == "xyxy" else ""
-        raise InputError(f"{int(backwards.sum())} boxes end before they begin, the first is {worst} as {regions.format}{hint}")
+        raise InputError(
+            f"{int(backwards.sum())} boxes end before they begin, the first is {worst} as {regions.format}{hint}"
+        )
     outside = (corners < -slack).any(-1) | (corners > scale + slack).any(-1)
     if bool(outside.any()):
         worst, size = boxes[outside][0].tolist(), scale[outside][0, :2].tolist()
@@ -310,4 +357,7 @@ def _check_values(regions: Regions) -> None:
             hint = "; as x1, y1, x2, y2 they would fit ('xyxy')"
         elif regions.format == "xyxy" and not bool((boxes[..., [1, 0, 3, 2]] > scale + slack).any()):
             hint = "; with x and y exchanged they would fit"
-        raise InputError(f"{int(outside.sum())} boxes lie outside their picture of {size}, the first is {worst} as {regions.format}{hint}")
+        raise InputError(
+            f"{int(outside.sum())} boxes lie outside their picture of {size}, the first is {worst} as "
+            f"{regions.format}{hint}"
+        )

@@ -26,7 +26,9 @@ class ClassificationHead(nn.Module):
 class AnswerHead(nn.Module):
     """``W_2 norm(gelu(W_1 x + b)) + b'``: ViLBERT's and LXMERT's classifier over answers."""
 
-    def __init__(self, input_size: int, hidden_size: int, num_labels: int, norm_eps: float, activation_name: str = "gelu") -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, num_labels: int, norm_eps: float, activation_name: str = "gelu"
+    ) -> None:
         super().__init__()
         self.dense = nn.Linear(input_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, norm_eps)
@@ -39,7 +41,9 @@ class AnswerHead(nn.Module):
 
 
 class TransformHead(nn.Module):
-    """``W_2 norm(act(W_1 x + b)) + b'`` at the input's own width: MMF's task head, BERT's transform before a Linear."""
+    """``W_2 norm(act(W_1 x + b)) + b'`` at the input's own width: MMF's task head, BERT's transform
+    before a Linear.
+    """
 
     def __init__(self, input_size: int, num_labels: int, norm_eps: float, activation_name: str) -> None:
         super().__init__()
@@ -54,7 +58,9 @@ class TransformHead(nn.Module):
 
 
 class ScaledLinear(nn.Module):
-    """``gain · V / |V| x + b`` with one gain for the whole matrix and its Frobenius norm: weight norm over all dimensions at once."""
+    """``gain · V / |V| x + b`` with one gain for the whole matrix and its Frobenius norm: weight
+    norm over all dimensions at once.
+    """
 
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()
@@ -73,7 +79,9 @@ class ScaledLinear(nn.Module):
 
 
 class ScaledHead(nn.Module):
-    """``S_2 dropout(relu(S_1 x))`` with both maps under weight norm: vilbert_beta's classifier over answers."""
+    """``S_2 dropout(relu(S_1 x))`` with both maps under weight norm: vilbert_beta's classifier over
+    answers.
+    """
 
     def __init__(self, input_size: int, hidden_size: int, num_labels: int, dropout: float = 0.5) -> None:
         super().__init__()

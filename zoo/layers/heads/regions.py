@@ -9,7 +9,9 @@ from zoo.layers.feed_forward import activation
 
 
 class RegionHead(nn.Module):
-    """``W_2 norm(act(W_1 h + b)) + b'``: what a masked region was, as classes of the detector or as its feature."""
+    """``W_2 norm(act(W_1 h + b)) + b'``: what a masked region was, as classes of the detector or as
+    its feature.
+    """
 
     def __init__(self, hidden_size: int, target_size: int, activation_name: str, norm_eps: float) -> None:
         super().__init__()
@@ -24,7 +26,9 @@ class RegionHead(nn.Module):
 
 
 class RegionToPhraseHead(nn.Module):
-    """``(W_q h_phrase) · (W_k h_region) / sqrt(head size)``: how well each region fits each phrase; one head of attention, no value."""
+    """``(W_q h_phrase) · (W_k h_region) / sqrt(head size)``: how well each region fits each phrase;
+    one head of attention, no value.
+    """
 
     def __init__(self, hidden_size: int, head_size: int) -> None:
         super().__init__()

@@ -9,14 +9,23 @@ from zoo.layers.feed_forward import activation
 
 
 class MaskedLMHead(nn.Module):
-    """``norm(act(W h + b)) Eᵀ + bias``: BERT's word predictor, with E the token table it is tied to.
+    """``norm(act(W h + b)) Eᵀ + bias``: BERT's word predictor, with E the token table it is tied
+    to.
 
-    The table is handed over at each call and stored nowhere here, so the tie survives loading, saving and ``.to()``. ``tied=False``: a
-    decoder matrix of its own instead. ``output_size``: the table's width (ALBERT: embedding_size).
+    The table is handed over at each call and stored nowhere here, so the tie survives loading,
+    saving and ``.to()``. ``tied=False``: a decoder matrix of its own instead. ``output_size``: the
+    table's width (ALBERT: embedding_size).
     """
 
     def __init__(
-        self, hidden_size: int, output_size: int, vocab_size: int, activation_name: str, norm_eps: float, *, tied: bool = True
+        self,
+        hidden_size: int,
+        output_size: int,
+        vocab_size: int,
+        activation_name: str,
+        norm_eps: float,
+        *,
+        tied: bool = True,
     ) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, output_size)
@@ -35,8 +44,8 @@ class MaskedLMHead(nn.Module):
 
 
 class TableHead(nn.Module):
-    """``E h + bias``: word scores straight from the states, with E the token table that is handed over (XLM). ``tied=False``: a matrix of
-    its own instead.
+    """``E h + bias``: word scores straight from the states, with E the token table that is handed
+    over (XLM). ``tied=False``: a matrix of its own instead.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int, *, tied: bool = True) -> None:

@@ -1,7 +1,8 @@
 """The base of every model's config: frozen, keyword only, flat; refuses what cannot be meant.
 
-A field that shapes no weight and changes no stored number's meaning (dropout, initialisation) is declared with `free`; every
-other field is part of a checkpoint's contract and cannot be overridden when weights are loaded.
+A field that shapes no weight and changes no stored number's meaning (dropout, initialisation) is
+declared with `free`; every other field is part of a checkpoint's contract and cannot be overridden
+when weights are loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from zoo.errors import ConfigError, unknown
 
 
 def free(default: Any) -> Any:
-    """A field that may differ from what a checkpoint was trained with: it changes no weight's shape or meaning."""
+    """A field that may differ from what a checkpoint was trained with: it changes no weight's shape
+    or meaning.
+    """
     return field(default=default, metadata={"free": True})
 
 
@@ -50,7 +53,9 @@ def _fits(value: object, hint: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every config can do; a family's config adds its fields, with the base size as defaults, and `check`."""
+    """What every config can do; a family's config adds its fields, with the base size as defaults,
+    and `check`.
+    """
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -60,7 +65,9 @@ class Config:
                 object.__setattr__(self, item.name, value)
             if not _fits(value, hint):
                 wanted = getattr(hint, "__name__", None) or str(hint)
-                raise ConfigError(f"{type(self).__name__}.{item.name} must be {wanted}, got {value!r} ({type(value).__name__})")
+                raise ConfigError(
+                    f"{type(self).__name__}.{item.name} must be {wanted}, got {value!r} ({type(value).__name__})"
+                )
             if "dropout" in item.name and isinstance(value, (int, float)) and not 0 <= value < 1:
                 raise ConfigError(f"{item.name}={value} must lie in [0, 1)")
         self.check()
@@ -79,7 +86,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from plain values; an unknown field is an UnknownNameError with the three closest."""
+        """Build from plain values; an unknown field is an UnknownNameError with the three
+        closest.
+        """
         cls._refuse_unknown(values)
         return cls(**values)
 
@@ -111,9 +120,15 @@ def check_positive(config: Config, *names: str) -> None:
             raise ConfigError(f"{name}={getattr(config, name)} must be at least 1")
 
 
-def check_heads(hidden_size: int, num_heads: int, hidden_name: str = "hidden_size", heads_name: str = "num_heads") -> None:
-    """Raise ConfigError unless ``num_heads`` divides ``hidden_size``; the message names the nearest that does."""
+def check_heads(
+    hidden_size: int, num_heads: int, hidden_name: str = "hidden_size", heads_name: str = "num_heads"
+) -> None:
+    """Raise ConfigError unless ``num_heads`` divides ``hidden_size``; the message names the nearest
+    that does.
+    """
     if num_heads < 1 or hidden_size % num_heads:
         divisors = [h for h in range(1, hidden_size + 1) if hidden_size % h == 0]
         near = min(divisors, key=lambda h: abs(h - num_heads))
-        raise ConfigError(f"{heads_name}={num_heads} does not divide {hidden_name}={hidden_size}; the nearest that does is {near}")
+        raise ConfigError(
+            f"{heads_name}={num_heads} does not divide {hidden_name}={hidden_size}; the nearest that does is {near}"
+        )

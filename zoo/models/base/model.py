@@ -1,4 +1,6 @@
-"""The common surface of every model: config, heads, places for techniques, initialisation, counts."""
+"""The common surface of every model: config, heads, places for techniques, initialisation,
+counts.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,29 @@ TaskHeadFactory = Callable[[Any, int], nn.Module]
 
 
 class Model(nn.Module):
-    """Base of every family's model. Subclasses set `Config` and `heads`, assemble in ``__init__`` and write ``forward`` as the paper
-    does.
+    """Base of every family's model. Subclasses set `Config` and `heads`, assemble in ``__init__``
+    and write ``forward`` as the paper does.
     """
 
     Config: ClassVar[type[Config]]
     roles: ClassVar[Mapping[str, str]] = {"embeddings": "embeddings", "encoder": "encoder", "pooler": "pooler"}
     techniques: tuple[Any, ...] = ()  # what was applied, in order, see `zoo.techniques`
     pruned_widths: Mapping[str, int] = {}
-    heads: ClassVar[Mapping[str, HeadFactory]] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
-    inputs: ClassVar[tuple[str, ...]] = TEXT_INPUTS  # the tensors that ``forward`` reads, as the family's .toml lists them
-    task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}  # heads that the family builds its own way: (config, labels) to part
-    reads_first: ClassVar[frozenset[str]] = frozenset()  # of them, those that read the first token's state and not the pooled vector
-    exceptions: ClassVar[Mapping[str, str]] = {}  # common properties that the paper's own model breaks, each with its reason
+    heads: ClassVar[
+        Mapping[str, HeadFactory]
+    ] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
+    inputs: ClassVar[tuple[str, ...]] = (
+        TEXT_INPUTS  # the tensors that ``forward`` reads, as the family's .toml lists them
+    )
+    task_heads: ClassVar[
+        Mapping[str, TaskHeadFactory]
+    ] = {}  # heads that the family builds its own way: (config, labels) to part
+    reads_first: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # of them, those that read the first token's state and not the pooled vector
+    exceptions: ClassVar[
+        Mapping[str, str]
+    ] = {}  # common properties that the paper's own model breaks, each with its reason
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -48,7 +60,9 @@ class Model(nn.Module):
 
     @classmethod
     def widths(cls, config: Any) -> Mapping[str, int]:
-        """The widths that heads read: of the text's states, of the regions' and of the pooled vector, where the model has them."""
+        """The widths that heads read: of the text's states, of the regions' and of the pooled
+        vector, where the model has them.
+        """
         return dict.fromkeys(("text", "image", "pooled"), config.hidden_size)
 
     @property
@@ -76,7 +90,9 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Random weights as BERT draws them: truncated normal of ``initializer_range``, zero biases, norms at one and zero."""
+        """Random weights as BERT draws them: truncated normal of ``initializer_range``, zero
+        biases, norms at one and zero.
+        """
         initialise(self, self.config.initializer_range, generator)
 
     def sites(self) -> Iterator[Site]:
@@ -85,25 +101,33 @@ class Model(nn.Module):
 
 
 class VisionLanguageModel(Model):
-    """A model of pictures and words: what its tasks need to know of it besides its result, which has ``text``, ``image`` and
-    ``pooler_output``.
+    """A model of pictures and words: what its tasks need to know of it besides its result, which
+    has ``text``, ``image`` and ``pooler_output``.
     """
 
-    answers_at: ClassVar[str] = "pooled"  # where an answer is read: the "pooled" vector, or the "last-word" before the closing [SEP]
+    answers_at: ClassVar[str] = (
+        "pooled"  # where an answer is read: the "pooled" vector, or the "last-word" before the closing [SEP]
+    )
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
-    pairs_of_pictures: ClassVar[bool] = True  # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
+    pairs_of_pictures: ClassVar[bool] = (
+        True  # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
+    )
     matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training
     embeddings: TextEmbeddings
 
     def word_padding(self, given: Mapping[str, Any], encoded: Any) -> Padding:
-        """Which of the states that predict words are real, from a call's arguments by name and what it gave."""
+        """Which of the states that predict words are real, from a call's arguments by name and what
+        it gave.
+        """
         raise NotImplementedError
 
 
 def need_pooler(encoded: Encoded | Streams) -> Tensor:
     """The pooled output, or an InputError that says why there is none."""
     if encoded.pooler_output is None:
-        raise InputError("this model was built without its pooler (config.pooler = False), so there is no pooled output")
+        raise InputError(
+            "this model was built without its pooler (config.pooler = False), so there is no pooled output"
+        )
     return encoded.pooler_output
 
 

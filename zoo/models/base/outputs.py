@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,39 +9,17 @@ import torch
 from torch import Tensor
 
 from zoo.data.candidates import Candidates
-
-
-class Output:
-    """Common to all results: fields that hold nothing are None; iterate with `present`."""
-
-    def present(self) -> Iterator[tuple[str, Any]]:
-        """Name and value of every field that holds something."""
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if value is not None:
-                yield item.name, value
-
-
-@dataclass(frozen=True)
-class Encoded(Output):
-    """One stream after its encoder.
-
-    ``last_hidden_state`` (batch, length, hidden), zeros at padded positions; ``pooler_output`` (batch, hidden) where the model has a
-    pooler. On request ``hidden_states``: what enters the first block, then what leaves each block, all (batch, length, hidden); and
-    ``attentions``: per block the probabilities (batch, heads, query, key), zeros for queries and keys that are padding.
-    """
-
-    last_hidden_state: Tensor
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+from zoo.layers.outputs import Encoded as Encoded
+from zoo.layers.outputs import Output as Output
 
 
 @dataclass(frozen=True)
 class Joint(Encoded):
-    """Text and regions after one encoder that reads both: an `Encoded` of the joint sequence, the text first, as the user gave them.
+    """Text and regions after one encoder that reads both: an `Encoded` of the joint sequence, the
+    text first, as the user gave them.
 
-    ``text`` and ``image`` are its two parts, so that results of one and of two streams are read alike.
+    ``text`` and ``image`` are its two parts, so that results of one and of two streams are read
+    alike.
     """
 
     text_length: int = 0
@@ -51,7 +27,9 @@ class Joint(Encoded):
     @property
     def text(self) -> Encoded:
         """The text's positions (batch, length, hidden), with the pooled vector."""
-        return Encoded(self.last_hidden_state[:, : self.text_length], self.pooler_output, self._cut(slice(self.text_length)))
+        return Encoded(
+            self.last_hidden_state[:, : self.text_length], self.pooler_output, self._cut(slice(self.text_length))
+        )
 
     @property
     def image(self) -> Encoded:
@@ -64,7 +42,9 @@ class Joint(Encoded):
 
 @dataclass(frozen=True)
 class WithEntities(Encoded):
-    """A text read together with what is known of its entities: an `Encoded` of the text, and ``entity``, the stream beside it."""
+    """A text read together with what is known of its entities: an `Encoded` of the text, and
+    ``entity``, the stream beside it.
+    """
 
     entity: Encoded | None = None
 
@@ -76,8 +56,9 @@ class WithEntities(Encoded):
 
 @dataclass(frozen=True)
 class Links:
-    """What a source of knowledge was linked to: ``scores`` (batch, spans, candidates), -10,000 for what is no candidate; ``entities``
-    (batch, spans, size), the mixed vectors, zeros where no span is; on request ``attention`` (batch, heads, words, spans).
+    """What a source of knowledge was linked to: ``scores`` (batch, spans, candidates), -10,000 for
+    what is no candidate; ``entities`` (batch, spans, size), the mixed vectors, zeros where no span
+    is; on request ``attention`` (batch, heads, words, spans).
     """
 
     scores: Tensor
@@ -94,9 +75,11 @@ class Linked(Encoded):
 
 @dataclass(frozen=True)
 class Streams(Output):
-    """Several streams, each an `Encoded`; ``pooler_output`` (batch, size) where the model fuses their pooled vectors into one.
+    """Several streams, each an `Encoded`; ``pooler_output`` (batch, size) where the model fuses
+    their pooled vectors into one.
 
-    ``cross_attentions``: per block that looks across, one map (batch, heads, query, key), or a tuple of one for each direction.
+    ``cross_attentions``: per block that looks across, one map (batch, heads, query, key), or a
+    tuple of one for each direction.
     """
 
     text: Encoded | None = None
@@ -120,12 +103,14 @@ class Seq2Seq(Output):
 
 @dataclass(frozen=True)
 class TaskOutput(Output):
-    """What a task model returns: ``loss`` and the named ``losses`` it sums (where labels were given) and the head's results.
+    """What a task model returns: ``loss`` and the named ``losses`` it sums (where labels were
+    given) and the head's results.
 
-    ``logits`` (batch, classes) or (batch, length, classes); spans as ``start_logits``, ``end_logits`` (batch, length); pre-training heads
-    as ``prediction_logits`` (batch, length, vocabulary), ``region_logits`` (batch, regions, classes), ``seq_relationship_logits`` and
-    ``sop_logits`` (batch, 2); ``embedding`` (batch, hidden). ``scores``: where one task has several heads, each head's logits by its name.
-    ``encoded`` is what the model below returned.
+    ``logits`` (batch, classes) or (batch, length, classes); spans as ``start_logits``,
+    ``end_logits`` (batch, length); pre-training heads as ``prediction_logits`` (batch, length,
+    vocabulary), ``region_logits`` (batch, regions, classes), ``seq_relationship_logits`` and
+    ``sop_logits`` (batch, 2); ``embedding`` (batch, hidden). ``scores``: where one task has several
+    heads, each head's logits by its name. ``encoded`` is what the model below returned.
     """
 
     loss: Tensor | None = None

@@ -13,8 +13,8 @@ from zoo.layers.stack import Stack
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a model that a technique may change: ``path`` of the part, its ``role``, its ``stream`` and the ``depths`` at which it
-    runs.
+    """A place in a model that a technique may change: ``path`` of the part, its ``role``, its
+    ``stream`` and the ``depths`` at which it runs.
     """
 
     path: str
@@ -36,11 +36,15 @@ class Site:
 def _sites(module: nn.Module, path: str, stream: str, own_depths: tuple[int, ...]) -> Iterator[Site]:
     roles: Mapping[str, str] = getattr(module, "roles", {})
     for name, child in module.named_children():
-        depths = tuple(sorted({*own_depths, *getattr(child, "also_at", ())}))  # a part that other layers borrow runs at theirs too
+        depths = tuple(
+            sorted({*own_depths, *getattr(child, "also_at", ())})
+        )  # a part that other layers borrow runs at theirs too
         where = f"{path}.{name}" if path else name
         if name in roles and isinstance(child, nn.ModuleList):
             for index in range(len(child)):
-                yield Site(f"{where}.{index}", roles[name], getattr(module, "stream", stream), depths, child, str(index))
+                yield Site(
+                    f"{where}.{index}", roles[name], getattr(module, "stream", stream), depths, child, str(index)
+                )
         elif name in roles:
             yield Site(where, roles[name], getattr(module, "stream", stream), depths, module, name)
         if isinstance(child, Stack):
@@ -60,7 +64,9 @@ def _stack_sites(stack: Stack, path: str, stream: str) -> Iterator[Site]:
 
 
 def _schedule_sites(schedule: Schedule, path: str) -> Iterator[Site]:
-    """A block of one stream is that stream's; in a block of several the part named like a stream is. A depth is a step's number."""
+    """A block of one stream is that stream's; in a block of several the part named like a stream
+    is. A depth is a step's number.
+    """
     ran: dict[str, tuple[tuple[str, ...], list[int]]] = {}
     for depth, (where, writes) in enumerate(schedule.runs()):
         ran.setdefault(where, (writes, []))[1].append(depth)

@@ -35,14 +35,17 @@ class TextEncoder(Model):
     ) -> Encoded:
         """Encode a batch of texts.
 
-        input_ids, token_type_ids, position_ids: (batch, length) int. attention_mask: (batch, length), 1/True = a real token, or (batch,
-        query, key), 1/True = query may look at key. inputs_embeds: (batch, length, embedding) in place of input_ids. lengths: real tokens
-        per row, where each row is real tokens first and padding after. Raises InputError for float masks, wrong shapes, ids outside their
-        table, too long a text.
+        input_ids, token_type_ids, position_ids: (batch, length) int. attention_mask: (batch,
+        length), 1/True = a real token, or (batch, query, key), 1/True = query may look at key.
+        inputs_embeds: (batch, length, embedding) in place of input_ids. lengths: real tokens per
+        row, where each row is real tokens first and padding after. Raises InputError for float
+        masks, wrong shapes, ids outside their table, too long a text.
         """
         trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device)
+        padding = Padding.of(
+            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
+        )
         x = padding.pack(x)  # (tokens, hidden) where the batch has padding
         trace.hidden(x)
         x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)

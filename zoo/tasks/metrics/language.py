@@ -1,8 +1,10 @@
-"""Metrics of language understanding: GLUE, SQuAD 1.1 and 2.0, MLQA, entity spans, sentence retrieval and mining.
+"""Metrics of language understanding: GLUE, SQuAD 1.1 and 2.0, MLQA, entity spans, sentence
+retrieval and mining.
 
-Each follows the public evaluation script of its benchmark, so that numbers can be held against published ones; where two scripts differ
-(two empty answers score F1 0 in SQuAD 1.1 and 1 in 2.0) so do the functions. Scores lie in 0..1, but those of a whole set of questions are
-percentages, as the scripts print them.
+Each follows the public evaluation script of its benchmark, so that numbers can be held against
+published ones; where two scripts differ (two empty answers score F1 0 in SQuAD 1.1 and 1 in 2.0) so
+do the functions. Scores lie in 0..1, but those of a whole set of questions are percentages, as the
+scripts print them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor
 
 from zoo.errors import InputError, unknown
 
-# --- GLUE ----------------------------------------------------------------------------------------------------------------------------
+# --- GLUE
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -39,7 +42,9 @@ def binary_f1(predictions: Tensor, labels: Tensor) -> float:
 
 
 def matthews_correlation(predictions: Tensor, labels: Tensor) -> float:
-    """The correlation of two labellings with any number of classes (for two: the phi coefficient); 0 where one of them is constant."""
+    """The correlation of two labellings with any number of classes (for two: the phi coefficient);
+    0 where one of them is constant.
+    """
     _same_length(predictions, labels)
     classes = torch.cat([predictions, labels]).unique()
     ours = (predictions[:, None] == classes).double()  # (examples, classes)
@@ -73,8 +78,9 @@ GLUE_TASKS = ("cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "mnli-mm", "qnli"
 def glue_metrics(task: str, predictions: Tensor, labels: Tensor) -> dict[str, float]:
     """What GLUE reports for ``task``, from integer class ids (N,), for sts-b from floats.
 
-    ``mcc`` for cola and ax; ``acc``, ``f1`` and their mean ``acc_and_f1`` for mrpc and qqp; ``pearson``, ``spearmanr`` and their mean
-    ``corr`` for sts-b; ``mnli/acc`` and ``mnli-mm/acc``; ``acc`` for the rest.
+    ``mcc`` for cola and ax; ``acc``, ``f1`` and their mean ``acc_and_f1`` for mrpc and qqp;
+    ``pearson``, ``spearmanr`` and their mean ``corr`` for sts-b; ``mnli/acc`` and ``mnli-mm/acc``;
+    ``acc`` for the rest.
     """
     if task in ("cola", "ax"):
         return {"mcc": matthews_correlation(predictions, labels)}
@@ -93,10 +99,13 @@ def glue_metrics(task: str, predictions: Tensor, labels: Tensor) -> dict[str, fl
 
 def _same_length(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.dim() != 1 or not len(x):
-        raise InputError(f"predictions and labels must be two vectors of one length, got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise InputError(
+            f"predictions and labels must be two vectors of one length, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
 
 
-# --- answers: SQuAD and MLQA ---------------------------------------------------------------------------------------------------------
+# --- answers: SQuAD and MLQA
+# ---------------------------------------------------------------------------------------------------------
 
 Normalize = Callable[[str], str]
 ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -112,8 +121,12 @@ def exact_match(prediction: str, answer: str, normalize: Normalize = normalize_a
     return float(normalize(prediction) == normalize(answer))
 
 
-def answer_f1(prediction: str, answer: str, normalize: Normalize = normalize_answer, empty_matches: bool = False) -> float:
-    """F1 of the two bags of words. Two empty answers score 0 (SQuAD 1.1, MLQA), or 1 with ``empty_matches`` (SQuAD 2.0)."""
+def answer_f1(
+    prediction: str, answer: str, normalize: Normalize = normalize_answer, empty_matches: bool = False
+) -> float:
+    """F1 of the two bags of words. Two empty answers score 0 (SQuAD 1.1, MLQA), or 1 with
+    ``empty_matches`` (SQuAD 2.0).
+    """
     ours, theirs = normalize(prediction).split(), normalize(answer).split()
     if empty_matches and not (ours and theirs):
         return float(ours == theirs)
@@ -132,7 +145,9 @@ def best_over_answers(score: Callable[[str, str], float], prediction: str, answe
 
 
 def squad_v1(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """``exact_match`` and ``f1`` in percent over all questions of ``answers``; a question without prediction counts as 0."""
+    """``exact_match`` and ``f1`` in percent over all questions of ``answers``; a question without
+    prediction counts as 0.
+    """
     if not answers:
         raise InputError("there are no questions to score")
     totals = {"exact_match": 0.0, "f1": 0.0}
@@ -144,7 +159,9 @@ def squad_v1(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]
 
 
 def squad_v2_scores(prediction: str, answers: Sequence[str]) -> dict[str, float]:
-    """``exact`` and ``f1`` of one question in 0..1; gold answers that are empty when normalised do not count beside others."""
+    """``exact`` and ``f1`` of one question in 0..1; gold answers that are empty when normalised do
+    not count beside others.
+    """
     golds = [answer for answer in answers if normalize_answer(answer)] or [""]
     return {
         "exact": best_over_answers(exact_match, prediction, golds),
@@ -158,14 +175,20 @@ def squad_v2(
     no_answer_probabilities: Mapping[str, float] | None = None,
     threshold: float = 1.0,
 ) -> dict[str, float]:
-    """SQuAD 2.0 in percent: ``exact`` and ``f1``, those of ``HasAns_`` and ``NoAns_`` questions, and the ``best_`` ones with thresholds.
+    """SQuAD 2.0 in percent: ``exact`` and ``f1``, those of ``HasAns_`` and ``NoAns_`` questions,
+    and the ``best_`` ones with thresholds.
 
-    A question is unanswerable where ``answers`` holds nothing but "". Where its no-answer probability is above ``threshold`` a question
-    counts as answered by "". The best threshold is searched among the probabilities, 0.0 meaning "answer none". Questions without
-    prediction are left out, as the script does.
+    A question is unanswerable where ``answers`` holds nothing but "". Where its no-answer
+    probability is above ``threshold`` a question counts as answered by "". The best threshold is
+    searched among the probabilities, 0.0 meaning "answer none". Questions without prediction are
+    left out, as the script does.
     """
     has_answer = {question: any(golds) for question, golds in answers.items()}
-    raw = {question: squad_v2_scores(predictions[question], golds) for question, golds in answers.items() if question in predictions}
+    raw = {
+        question: squad_v2_scores(predictions[question], golds)
+        for question, golds in answers.items()
+        if question in predictions
+    }
     if not raw:
         raise InputError("no question has a prediction")
     probabilities = dict.fromkeys(predictions, 0.0) if no_answer_probabilities is None else no_answer_probabilities
@@ -173,10 +196,16 @@ def squad_v2(
     if missing:
         raise InputError(f"no_answer_probabilities lacks {len(missing)} of the questions, {missing[0]!r} first")
     final = {
-        question: dict.fromkeys(scores, float(not has_answer[question])) if probabilities[question] > threshold else scores
+        question: dict.fromkeys(scores, float(not has_answer[question]))
+        if probabilities[question] > threshold
+        else scores
         for question, scores in raw.items()
     }
-    groups = {"": list(final), "HasAns_": [q for q in final if has_answer[q]], "NoAns_": [q for q in final if not has_answer[q]]}
+    groups = {
+        "": list(final),
+        "HasAns_": [q for q in final if has_answer[q]],
+        "NoAns_": [q for q in final if not has_answer[q]],
+    }
     result: dict[str, float] = {}
     for prefix, questions in groups.items():
         if questions:
@@ -217,7 +246,8 @@ def _unicode_punctuation() -> frozenset[str]:
 
 
 def mlqa_normalizer(language: str) -> Normalize:
-    """MLQA's, by language: lower case, no Unicode punctuation, no articles; Chinese is cut at each of its characters.
+    """MLQA's, by language: lower case, no Unicode punctuation, no articles; Chinese is cut at each
+    of its characters.
 
     For ``answer_f1(prediction, answer, mlqa_normalizer("de"))`` and ``exact_match``.
     """
@@ -237,7 +267,8 @@ def mlqa_normalizer(language: str) -> Normalize:
     return normalize
 
 
-# --- entity spans --------------------------------------------------------------------------------------------------------------------
+# --- entity spans
+# --------------------------------------------------------------------------------------------------------------------
 
 
 class Span(NamedTuple):
@@ -249,11 +280,13 @@ class Span(NamedTuple):
 
 
 def tag_spans(tags: Sequence[str]) -> list[Span]:
-    """The entities of one tagged sentence by the rules of conlleval, as seqeval's default applies them.
+    """The entities of one tagged sentence by the rules of conlleval, as seqeval's default applies
+    them.
 
-    ``B-`` and ``S-`` open an entity, and so does any other tag where none is open or the type changes; ``E-`` and ``S-`` close theirs.
-    The first letter is the prefix whatever it is, the rest (behind a dash, if there is one) the type: the part-of-speech tags ``NOUN
-    NOUN`` are one span of type ``OUN``. XTREME's figures for tagging are computed so.
+    ``B-`` and ``S-`` open an entity, and so does any other tag where none is open or the type
+    changes; ``E-`` and ``S-`` close theirs. The first letter is the prefix whatever it is, the rest
+    (behind a dash, if there is one) the type: the part-of-speech tags ``NOUN NOUN`` are one span of
+    type ``OUN``. XTREME's figures for tagging are computed so.
     """
     spans: list[Span] = []
     start, open_prefix, open_kind = 0, "O", ""
@@ -272,7 +305,9 @@ def tag_spans(tags: Sequence[str]) -> list[Span]:
 
 
 def span_scores(predictions: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, float]:
-    """``precision``, ``recall`` and ``f1`` over the entities of all sentences together; 0 where nothing is there to be right."""
+    """``precision``, ``recall`` and ``f1`` over the entities of all sentences together; 0 where
+    nothing is there to be right.
+    """
     if [len(sentence) for sentence in predictions] != [len(sentence) for sentence in labels]:
         raise InputError("predictions and labels must have the same sentences of the same lengths")
     ours = {(number, span) for number, sentence in enumerate(predictions) for span in tag_spans(sentence)}
@@ -284,11 +319,13 @@ def span_scores(predictions: Sequence[Sequence[str]], labels: Sequence[Sequence[
     return {"precision": precision, "recall": recall, "f1": f1}
 
 
-# --- retrieval and mining ------------------------------------------------------------------------------------------------------------
+# --- retrieval and mining
+# ------------------------------------------------------------------------------------------------------------
 
 
 def nearest(index: Tensor, queries: Tensor, normalize: bool = True) -> Tensor:
-    """For each row of ``queries`` (n, d) the row of ``index`` (m, d) at the smallest Euclidean distance, (n,) int64.
+    """For each row of ``queries`` (n, d) the row of ``index`` (m, d) at the smallest Euclidean
+    distance, (n,) int64.
 
     ``normalize`` makes it the largest cosine (Tatoeba: accuracy = how often row i finds row i).
     """
@@ -312,15 +349,20 @@ def mine_translations(
     margin: Literal["ratio", "distance", "absolute"] = "ratio",
     threshold: float = 0.0,
 ) -> list[Mined]:
-    """Pairs of rows of ``source`` (n, d) and ``target`` (m, d), best first, each row in one pair at most (Artetxe & Schwenk, 2019; BUCC).
+    """Pairs of rows of ``source`` (n, d) and ``target`` (m, d), best first, each row in one pair at
+    most (Artetxe & Schwenk, 2019; BUCC).
 
-    The score of a pair is its cosine against the mean of the two averages over nearest neighbours: divided by it (``ratio``), less it
-    (``distance``), or as it is (``absolute``). Each row proposes the best of its ``neighbors`` nearest; proposals of both sides
-    are taken by descending score, those above ``threshold`` are returned.
+    The score of a pair is its cosine against the mean of the two averages over nearest neighbours:
+    divided by it (``ratio``), less it (``distance``), or as it is (``absolute``). Each row proposes
+    the best of its ``neighbors`` nearest; proposals of both sides are taken by descending score,
+    those above ``threshold`` are returned.
     """
     if margin not in ("ratio", "distance", "absolute"):
         raise unknown("margin", margin, ("ratio", "distance", "absolute"))
-    cosine = torch.nn.functional.normalize(source, dim=-1).double() @ torch.nn.functional.normalize(target, dim=-1).double().T  # (n, m)
+    cosine = (
+        torch.nn.functional.normalize(source, dim=-1).double()
+        @ torch.nn.functional.normalize(target, dim=-1).double().T
+    )  # (n, m)
     forward = cosine.topk(min(neighbors, cosine.shape[1]), dim=1)
     backward = cosine.topk(min(neighbors, cosine.shape[0]), dim=0)
     average = (forward.values.mean(1, keepdim=True) + backward.values.mean(0, keepdim=True)) / 2  # (n, m)
@@ -328,7 +370,8 @@ def mine_translations(
     best_forward = scores.gather(1, forward.indices).max(1)
     best_backward = scores.gather(0, backward.indices).max(0)
     proposals = [
-        Mined(float(score), row, int(forward.indices[row, place])) for row, (score, place) in enumerate(zip(*best_forward, strict=True))
+        Mined(float(score), row, int(forward.indices[row, place]))
+        for row, (score, place) in enumerate(zip(*best_forward, strict=True))
     ] + [
         Mined(float(score), int(backward.indices[place, column]), column)
         for column, (score, place) in enumerate(zip(*best_backward, strict=True))
@@ -345,10 +388,14 @@ def mine_translations(
     return mined
 
 
-def mining_scores(mined: Sequence[Mined], gold: set[tuple[int, int]], threshold: float | None = None) -> dict[str, float]:
-    """``precision``, ``recall``, ``f1`` in 0..1 of the pairs that score at least ``threshold``, and that ``threshold``.
+def mining_scores(
+    mined: Sequence[Mined], gold: set[tuple[int, int]], threshold: float | None = None
+) -> dict[str, float]:
+    """``precision``, ``recall``, ``f1`` in 0..1 of the pairs that score at least ``threshold``, and
+    that ``threshold``.
 
-    ``None`` takes the one with the best F1 on this data, half-way between two scores (BUCC tunes it on the training part).
+    ``None`` takes the one with the best F1 on this data, half-way between two scores (BUCC tunes it
+    on the training part).
     """
     ranked = sorted(mined, key=lambda pair: -pair.score)
     if threshold is None:

@@ -1,7 +1,9 @@
-"""Metrics of tasks over pictures and words: VQA 2.0, VCR, RefCOCO, retrieval on Flickr30k and COCO, NLVR2.
+"""Metrics of tasks over pictures and words: VQA 2.0, VCR, RefCOCO, retrieval on Flickr30k and COCO,
+NLVR2.
 
-Each follows the public evaluation script of its benchmark, so that numbers can be held against published ones. Shares lie in 0..1; VQA's
-accuracies are percentages rounded to two digits, as its script gives them.
+Each follows the public evaluation script of its benchmark, so that numbers can be held against
+published ones. Shares lie in 0..1; VQA's accuracies are percentages rounded to two digits, as its
+script gives them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from zoo.errors import InputError
 
-# --- VQA 2.0 ------------------------------------------------------------------------------------------------------------------------------
+# --- VQA 2.0
+# ------------------------------------------------------------------------------------------------------------------
 
 _MARKS = r';/[]"{}()=+\_-><@`,?!'
 _DIGITS = "zero one two three four five six seven eight nine ten"
@@ -35,7 +38,9 @@ _CONTRACTED = """
 
 @cache
 def _contractions() -> dict[str, str]:
-    """A contraction with one of its apostrophes missing -> the contraction; one entry of the benchmark's table runs the other way."""
+    """A contraction with one of its apostrophes missing -> the contraction; one entry of the
+    benchmark's table runs the other way.
+    """
     table = {}
     for word in _CONTRACTED.split():
         for place, letter in enumerate(word):
@@ -45,7 +50,8 @@ def _contractions() -> dict[str, str]:
 
 
 def vqa_punctuation(answer: str) -> str:
-    """Marks go: without a trace where one stands beside a space anywhere, or where the text has a number like 1,000; else a space remains.
+    """Marks go: without a trace where one stands beside a space anywhere, or where the text has a
+    number like 1,000; else a space remains.
 
     A period goes unless a digit follows.
     """
@@ -58,7 +64,9 @@ def vqa_punctuation(answer: str) -> str:
 
 
 def vqa_words(answer: str) -> str:
-    """Lower case, number words up to ten as digits, no articles, contractions with their apostrophes, single spaces."""
+    """Lower case, number words up to ten as digits, no articles, contractions with their
+    apostrophes, single spaces.
+    """
     words = [_NUMBERS.get(word, word) for word in answer.lower().split()]
     table = _contractions()
     return " ".join(table.get(word, word) for word in words if word not in _ARTICLES)
@@ -70,12 +78,15 @@ def vqa_normalize(answer: str) -> str:
 
 
 def vqa_vocabulary_form(answer: str) -> str:
-    """An answer as the usual vocabulary of 3129 answers holds it: normalized, and without commas."""
+    """An answer as the usual vocabulary of 3129 answers holds it: normalized, and without
+    commas.
+    """
     return vqa_normalize(answer).replace(",", "")
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VQA's accuracy of one prediction, in 0..1: the mean over the answers of min(1, how many of the *others* agree / 3).
+    """VQA's accuracy of one prediction, in 0..1: the mean over the answers of min(1, how many of
+    the *others* agree / 3).
 
     Prediction and answers are normalized unless all answers are the same.
     """
@@ -93,7 +104,8 @@ def _plain(answer: str) -> str:
 
 
 def vqa_evaluate(questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """VQA's report on questions with ``question_id``, ``question_type``, ``answer_type``, ``answers`` and ``prediction``.
+    """VQA's report on questions with ``question_id``, ``question_type``, ``answer_type``,
+    ``answers`` and ``prediction``.
 
     -> ``per_question``, ``overall``, ``per_question_type`` and ``per_answer_type``, percentages rounded to two digits; totals are made from
     unrounded values.
@@ -118,14 +130,18 @@ def vqa_evaluate(questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """A training target from human answers in their vocabulary form: 0.3, 0.6, 0.9 or 1 for one, two, three or more that agree."""
+    """A training target from human answers in their vocabulary form: 0.3, 0.6, 0.9 or 1 for one,
+    two, three or more that agree.
+    """
     return {answer: (0.3, 0.6, 0.9, 1.0)[min(count, 4) - 1] for answer, count in Counter(answers).items()}
 
 
 def leave_one_out_scores(answers: Sequence[str], vocabulary: Sequence[str], unknown: str = "<unk>") -> dict[str, float]:
-    """The target of Pythia, MMF and VLP: the mean over those who gave it of min(1, others / 3), of answers in the vocabulary alone.
+    """The target of Pythia, MMF and VLP: the mean over those who gave it of min(1, others / 3), of
+    answers in the vocabulary alone.
 
-    The answer for what is not in the vocabulary never gets a score. Numbers are rounded to float32, as they enter the target.
+    The answer for what is not in the vocabulary never gets a score. Numbers are rounded to float32,
+    as they enter the target.
     """
     known = set(vocabulary) - {unknown}
     scores = {}
@@ -137,17 +153,22 @@ def leave_one_out_scores(answers: Sequence[str], vocabulary: Sequence[str], unkn
 
 
 def answer_scores(logits: Tensor, targets: Tensor) -> Tensor:
-    """(batch, answers) each: the soft target at the best answer, zeros elsewhere; its sum over the batch's size is the training score."""
+    """(batch, answers) each: the soft target at the best answer, zeros elsewhere; its sum over the
+    batch's size is the training score.
+    """
     return torch.zeros_like(targets).scatter(1, (best := logits.argmax(1, keepdim=True)), targets.gather(1, best))
 
 
-# --- VCR ----------------------------------------------------------------------------------------------------------------------------------
+# --- VCR
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def vcr_accuracy(scores: Tensor, answer_labels: Tensor, rationale_labels: Tensor) -> dict[str, Any]:
-    """Q→A, QA→R and Q→AR from ``scores`` (items, 20): four answers, then four rationales for each of the four answers.
+    """Q→A, QA→R and Q→AR from ``scores`` (items, 20): four answers, then four rationales for each
+    of the four answers.
 
-    Rationales are judged given the *right* answer; Q→AR asks for both. -> "Q->A", "QA->R", "Q->AR" and the hits of each item.
+    Rationales are judged given the *right* answer; Q→AR asks for both. -> "Q->A", "QA->R", "Q->AR"
+    and the hits of each item.
     """
     if scores.dim() != 2 or scores.shape[1] != 20:
         raise InputError(f"scores must be (items, 20), 4 answers then 4 x 4 rationales, got {tuple(scores.shape)}")
@@ -156,18 +177,22 @@ def vcr_accuracy(scores: Tensor, answer_labels: Tensor, rationale_labels: Tensor
     right = groups[torch.arange(len(scores)), answer_labels]
     rationales = right.argmax(1) == rationale_labels
     hits = {"answer_hits": answers, "rationale_hits": rationales, "joint_hits": answers & rationales}
-    shares = {name: float(value.double().mean()) for name, value in zip(("Q->A", "QA->R", "Q->AR"), hits.values(), strict=True)}
+    shares = {
+        name: float(value.double().mean())
+        for name, value in zip(("Q->A", "QA->R", "Q->AR"), hits.values(), strict=True)
+    }
     return {**hits, **shares}
 
 
-# --- RefCOCO ------------------------------------------------------------------------------------------------------------------------------
+# --- RefCOCO
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def refcoco_iou(left: Sequence[float], right: Sequence[float]) -> float:
     """Intersection over union of two x, y, width, height boxes as RefCOCO's code counts it.
 
-    The last pixel belongs to a box: right = x + width - 1, and widths of intersections are right - left + 1; boxes that share a single
-    column or row do not meet. Areas are width · height.
+    The last pixel belongs to a box: right = x + width - 1, and widths of intersections are right -
+    left + 1; boxes that share a single column or row do not meet. Areas are width · height.
     """
     x1, y1 = max(left[0], right[0]), max(left[1], right[1])
     x2 = min(left[0] + left[2] - 1, right[0] + right[2] - 1)
@@ -177,7 +202,9 @@ def refcoco_iou(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def refcoco_accuracy(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over expressions with ``boxes`` (x, y, width, height), ``scores`` and the ``target`` box: right is an overlap of more than 0.5."""
+    """Over expressions with ``boxes`` (x, y, width, height), ``scores`` and the ``target`` box:
+    right is an overlap of more than 0.5.
+    """
     found = []
     for item in items:
         best = max(range(len(item["scores"])), key=item["scores"].__getitem__)
@@ -186,16 +213,22 @@ def refcoco_accuracy(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"items": found, "accuracy": sum(item["correct"] for item in found) / max(len(found), 1)}
 
 
-# --- retrieval ----------------------------------------------------------------------------------------------------------------------------
+# --- retrieval
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def retrieval_ranks(scores: Tensor, image_of: Sequence[int]) -> dict[str, list[int]]:
-    """How many stand before the first right one, from ``scores`` (texts, images), higher = better; ``image_of``: each text's image.
+    """How many stand before the first right one, from ``scores`` (texts, images), higher = better;
+    ``image_of``: each text's image.
 
-    "i2t": for each image among all texts; "t2i": for each text among all images. Equal scores stand in their own order.
+    "i2t": for each image among all texts; "t2i": for each text among all images. Equal scores stand
+    in their own order.
     """
     if scores.dim() != 2 or len(image_of) != scores.shape[0]:
-        raise InputError(f"scores must be (texts, images) with one image for each text, got {tuple(scores.shape)} and {len(image_of)}")
+        raise InputError(
+            f"scores must be (texts, images) with one image for each text, got {tuple(scores.shape)} and "
+            f"{len(image_of)}"
+        )
     belongs = torch.tensor(list(image_of))
     by_text = scores.argsort(stable=True, dim=1, descending=True)
     t2i = (by_text == belongs[:, None]).int().argmax(1)
@@ -207,24 +240,29 @@ def retrieval_ranks(scores: Tensor, image_of: Sequence[int]) -> dict[str, list[i
 def recall(ranks: Sequence[int], at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """R@k: the share of queries with a right one among the first k.
 
-    UNITER's and VILLA's published code counts up to k hits too many for image retrieval; these are the right numbers.
+    UNITER's and VILLA's published code counts up to k hits too many for image retrieval; these are
+    the right numbers.
     """
     if not ranks:
         raise InputError("no ranks to count")
     return {f"R@{k}": sum(rank < k for rank in ranks) / len(ranks) for k in at}
 
 
-def retrieval_recall(scores: Tensor, image_of: Sequence[int], at: Sequence[int] = (1, 5, 10)) -> dict[str, dict[str, float]]:
+def retrieval_recall(
+    scores: Tensor, image_of: Sequence[int], at: Sequence[int] = (1, 5, 10)
+) -> dict[str, dict[str, float]]:
     """Recall in both directions, see `retrieval_ranks` and `recall`."""
     return {direction: recall(ranks, at) for direction, ranks in retrieval_ranks(scores, image_of).items()}
 
 
-# --- NLVR2 --------------------------------------------------------------------------------------------------------------------------------
+# --- NLVR2
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def nlvr2_accuracy(labels: Mapping[str, str], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Accuracy, and consistency: the share of sentences all of whose picture pairs are right. Both map an identifier
-    ``split-set-pair-sentence`` to a label; case and pairs that lack a prediction count as wrong.
+    """Accuracy, and consistency: the share of sentences all of whose picture pairs are right. Both
+    map an identifier ``split-set-pair-sentence`` to a label; case and pairs that lack a prediction
+    count as wrong.
     """
     if not labels:
         raise InputError("no examples to evaluate")

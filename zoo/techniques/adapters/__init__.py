@@ -10,4 +10,12 @@ from zoo.techniques.adapters.technique import (
     repeated,
 )
 
-__all__ = ["ActiveAdapters", "AdapterFusion", "BottleneckAdapter", "InvertibleAdapter", "adapted", "norm_weight", "repeated"]
+__all__ = [
+    "ActiveAdapters",
+    "AdapterFusion",
+    "BottleneckAdapter",
+    "InvertibleAdapter",
+    "adapted",
+    "norm_weight",
+    "repeated",
+]

@@ -1,6 +1,8 @@
-"""Bottleneck adapters at a sublayer's residual, their fusion, and invertible adapters behind the embeddings.
+"""Bottleneck adapters at a sublayer's residual, their fusion, and invertible adapters behind the
+embeddings.
 
-With d a sublayer's result, r what entered it, N the block's own norm and A(x) = s · W_up f(W_down x + b) + b':
+With d a sublayer's result, r what entered it, N the block's own norm and A(x) = s · W_up f(W_down x
++ b) + b':
 
     Houlsby (2019)    N(d + A(d) + r)
     Pfeiffer (2020)   N(A(z) + d + r),  z = N(d + r)             the same N twice
@@ -9,7 +11,8 @@ With d a sublayer's result, r what entered it, N the block's own norm and A(x) =
     parallel names    the batch in equal parts, each through one adapter
     invertible        y_1 = x_1 + F(x_2),  y_2 = x_2 + G(y_1)    the halves of what leaves the embeddings
 
-In a pre-norm block N stands before the sublayer, so it does not occur here: z = d + r, and the sums are what leaves the block.
+In a pre-norm block N stands before the sublayer, so it does not occur here: z = d + r, and the sums
+are what leaves the block.
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ from zoo.layers.residual import JoiningNorm
 
 @dataclass(frozen=True)
 class Wiring:
-    """Where an adapter's input and its own residual come from, and whether the block's norm follows.
+    """Where an adapter's input and its own residual come from, and whether the block's norm
+    follows.
 
-    ``norm_before``: the input is N(d + r), else d. ``norm_after``: N(... + r) follows, else the adapter's result leaves as it is.
-    ``residual``: "result" is d, "sum" is d + r before N, "input" is what the adapter reads. ``parallel``: the input is r, and the adapter's
-    result is added to d.
+    ``norm_before``: the input is N(d + r), else d. ``norm_after``: N(... + r) follows, else the
+    adapter's result leaves as it is. ``residual``: "result" is d, "sum" is d + r before N, "input"
+    is what the adapter reads. ``parallel``: the input is r, and the adapter's result is added to d.
     """
 
     norm_before: bool = False
@@ -45,7 +49,9 @@ class Wiring:
 
 
 class Adapter(nn.Module):
-    """``s · (W_up f(W_down norm(x)))``, with a gate and a norm where asked for. ``scaling``: a number, or "learned" or "channel"."""
+    """``s · (W_up f(W_down norm(x)))``, with a gate and a norm where asked for. ``scaling``: a
+    number, or "learned" or "channel".
+    """
 
     def __init__(
         self,
@@ -66,7 +72,9 @@ class Adapter(nn.Module):
         self.down, self.up = projections(size, bottleneck, initialization)
         self.output_norm = nn.LayerNorm(size) if norms[1] else None
         self.gate = nn.Linear(size, 1) if gate else None
-        self.learned_scaling = None if isinstance(scaling, float) else nn.Parameter(torch.ones(size if scaling == "channel" else 1))
+        self.learned_scaling = (
+            None if isinstance(scaling, float) else nn.Parameter(torch.ones(size if scaling == "channel" else 1))
+        )
         self.scaling = scaling if isinstance(scaling, float) else 1.0
         self.activation = activation(activation_name)
         self.wiring, self.own_residual_first, self.dropout = wiring, own_residual_first, dropout
@@ -87,7 +95,10 @@ class Adapter(nn.Module):
         out = F.dropout(self.bottleneck(x), self.dropout, self.training)
         if self.gate is not None:
             if x.dim() != 3:
-                raise InputError("a gated adapter averages its gate over a text's positions; run it with packing off (zoo.packing(False))")
+                raise InputError(
+                    "a gated adapter averages its gate over a text's positions; run it with packing off "
+                    "(zoo.packing(False))"
+                )
             out = out * torch.sigmoid(self.gate(x)).mean(1, keepdim=True)
         if self.wiring.parallel:
             return out if self.output_norm is None else self.output_norm(out)
@@ -98,7 +109,9 @@ class Adapter(nn.Module):
 
 
 class Drawn(nn.Linear):
-    """A Linear that starts in its own way: "kaiming" (uniform within 1/sqrt(in)), "zero", "houlsby" (normal of 0.01 cut at two)."""
+    """A Linear that starts in its own way: "kaiming" (uniform within 1/sqrt(in)), "zero", "houlsby"
+    (normal of 0.01 cut at two).
+    """
 
     def __init__(self, size: int, output_size: int, how: str) -> None:
         super().__init__(size, output_size)
@@ -127,7 +140,9 @@ class Identical(nn.Linear):
 
 
 def projections(size: int, bottleneck: int, how: str) -> tuple[nn.Linear, nn.Linear]:
-    """Down and up, drawn as the model draws its own ("bert"), from N(0, 0.01) ("houlsby"), or so that all starts at zero ("mam")."""
+    """Down and up, drawn as the model draws its own ("bert"), from N(0, 0.01) ("houlsby"), or so
+    that all starts at zero ("mam").
+    """
     if how == "bert":
         return nn.Linear(size, bottleneck), nn.Linear(bottleneck, size)
     ways = ("kaiming", "zero") if how == "mam" else ("houlsby", "houlsby")
@@ -135,7 +150,9 @@ def projections(size: int, bottleneck: int, how: str) -> tuple[nn.Linear, nn.Lin
 
 
 class AdapterFusion(nn.Module):
-    """``Σ_i p_i W_v a_i + residual`` with ``p = softmax_i(W_q z · W_k a_i)``: attention over what several adapters give for a token."""
+    """``Σ_i p_i W_v a_i + residual`` with ``p = softmax_i(W_q z · W_k a_i)``: attention over what
+    several adapters give for a token.
+    """
 
     def __init__(
         self,
@@ -176,10 +193,12 @@ class AdapterFusion(nn.Module):
 
 
 class AdaptedNorm(JoiningNorm, Extension):
-    """A norm with adapters at its residual. ``active``: the adapters that act; ``how``: "stack", "average", "fuse" or "parallel";
-    ``weights``: of the adapters in an average, by name; none = all alike.
+    """A norm with adapters at its residual. ``active``: the adapters that act; ``how``: "stack",
+    "average", "fuse" or "parallel"; ``weights``: of the adapters in an average, by name; none = all
+    alike.
 
-    In parallel each adapter has its own part of the batch, as large as the others', in order; one that is not here leaves its part alone.
+    In parallel each adapter has its own part of the batch, as large as the others', in order; one
+    that is not here leaves its part alone.
     """
 
     adapters: nn.ModuleDict
@@ -195,11 +214,16 @@ class AdaptedNorm(JoiningNorm, Extension):
         return self.join(x, result, before=True)
 
     def join(self, x: Tensor, result: Tensor, before: bool) -> Tensor:
-        """r and d -> what leaves the residual. ``before``: the norm stands in front of the sublayer and is not used here."""
+        """r and d -> what leaves the residual. ``before``: the norm stands in front of the sublayer
+        and is not used here.
+        """
         if self.how == "parallel":
             parts = [(name,) if name in self.adapters else () for name in self.active]
             return torch.cat(
-                [self.compose(*part, before) for part in zip(equal(x, len(parts)), equal(result, len(parts)), parts, strict=True)]
+                [
+                    self.compose(*part, before)
+                    for part in zip(equal(x, len(parts)), equal(result, len(parts)), parts, strict=True)
+                ]
             )
         return self.compose(x, result, self.active, before)
 
@@ -216,7 +240,9 @@ class AdaptedNorm(JoiningNorm, Extension):
                 out = adapter(read, own)
         elif self.how == "average":
             read, own = self.reads(first, x, result, before)
-            out = torch.stack([self.adapter(name)(read, own) * self.weights.get(name, 1 / len(active)) for name in active]).sum(0)
+            out = torch.stack(
+                [self.adapter(name)(read, own) * self.weights.get(name, 1 / len(active)) for name in active]
+            ).sum(0)
         else:
             fusion = self.fusions[",".join(active)]
             assert isinstance(fusion, AdapterFusion)
@@ -249,7 +275,8 @@ def equal(x: Tensor, parts: int) -> Sequence[Tensor]:
     """(batch, length, size) -> that many parts of the batch."""
     if x.dim() < 3:
         raise InputError(
-            "parallel adapters tell a batch's rows apart, and packed rows don't show; run them with packing off (zoo.packing(False))"
+            "parallel adapters tell a batch's rows apart, and packed rows don't show; run them with packing off "
+            "(zoo.packing(False))"
         )
     if x.shape[0] % parts:
         raise InputError(
@@ -260,7 +287,9 @@ def equal(x: Tensor, parts: int) -> Sequence[Tensor]:
 
 
 class RunsPadded(Extension):
-    """A model whose batches stay as they are while ``runs_padded``: it looks at rows, and packed rows don't show."""
+    """A model whose batches stay as they are while ``runs_padded``: it looks at rows, and packed
+    rows don't show.
+    """
 
     runs_padded: bool
 
@@ -272,7 +301,9 @@ class RunsPadded(Extension):
 
 
 class Coupling(nn.Module):
-    """NICE: ``y_1 = x_1 + F(x_2)``, ``y_2 = x_2 + G(y_1)`` on the two halves of the last dimension; `inverse` undoes it exactly."""
+    """NICE: ``y_1 = x_1 + F(x_2)``, ``y_2 = x_2 + G(y_1)`` on the two halves of the last dimension;
+    `inverse` undoes it exactly.
+    """
 
     def __init__(self, size: int, activation_name: str, reduction: float) -> None:
         super().__init__()

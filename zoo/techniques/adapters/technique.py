@@ -1,7 +1,9 @@
-"""Bottleneck adapters: Houlsby et al. (2019), Pfeiffer et al. (2020), parallel (He et al., 2022), AdapterFusion (2021), invertible (2020).
+"""Bottleneck adapters: Houlsby et al. (2019), Pfeiffer et al. (2020), parallel (He et al., 2022),
+AdapterFusion (2021), invertible (2020).
 
-Equations and wirings stand in `zoo.techniques.adapters.layers`. An adapter sits at the residual of a sublayer and belongs to the norm there, so it is
-found by the norm's role in every family. In a block that runs at several depths (ALBERT) there is one adapter for all of them.
+Equations and wirings stand in `zoo.techniques.adapters.layers`. An adapter sits at the residual of
+a sublayer and belongs to the norm there, so it is found by the norm's role in every family. In a
+block that runs at several depths (ALBERT) there is one adapter for all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ ROLES = {"attention": "attention-norm", "cross-attention": "cross-attention-norm
 KINDS: dict[str, dict[str, Any]] = {
     "houlsby": {"after": ("attention", "feed-forward"), "activation": "silu"},
     "pfeiffer": {"after": ("feed-forward",), "activation": "relu", "norm_before": True},
-    "parallel": {"after": ("feed-forward",), "activation": "relu", "parallel": True, "scaling": 4.0, "initialization": "mam"},
+    "parallel": {
+        "after": ("feed-forward",),
+        "activation": "relu",
+        "parallel": True,
+        "scaling": 4.0,
+        "initialization": "mam",
+    },
 }
 
 
@@ -34,12 +42,15 @@ KINDS: dict[str, dict[str, Any]] = {
 class BottleneckAdapter(PlacedTechnique):
     """``W_up f(W_down x)`` at the residual of sublayers, of width hidden / ``reduction``.
 
-    kind: "houlsby", "pfeiffer" or "parallel" sets what is left None: ``after`` which sublayers, ``activation``, ``norm_before`` (the input
-    is N(d + r) instead of d), ``parallel``, ``scaling`` (a number, "learned", "channel"), ``initialization`` ("bert", "houlsby", "mam").
-    norm_after: the block's norm follows. residual: "result", "sum" or "input", see `zoo.techniques.adapters.layers.Wiring`. input_norm, output_norm,
-    own_residual_first, gate: norms of the adapter's own, its residual before the second of them, a gate for each text.
+    kind: "houlsby", "pfeiffer" or "parallel" sets what is left None: ``after`` which sublayers,
+    ``activation``, ``norm_before`` (the input is N(d + r) instead of d), ``parallel``, ``scaling``
+    (a number, "learned", "channel"), ``initialization`` ("bert", "houlsby", "mam"). norm_after: the
+    block's norm follows. residual: "result", "sum" or "input", see
+    `zoo.techniques.adapters.layers.Wiring`. input_norm, output_norm, own_residual_first, gate:
+    norms of the adapter's own, its residual before the second of them, a gate for each text.
 
-    Adapters of other names that stand there already run before it; `ActiveAdapters` and `AdapterFusion` change that.
+    Adapters of other names that stand there already run before it; `ActiveAdapters` and
+    `AdapterFusion` change that.
     """
 
     kind: str = "pfeiffer"
@@ -84,14 +95,22 @@ class BottleneckAdapter(PlacedTechnique):
         sites = self.places(model, *(ROLES[place] for place in self.value("after", ())))
         for site in sites:
             if isinstance(site.module, layers.AdaptedNorm) and self.name in site.module.adapters:
-                raise TechniqueError(f"{site.path} has an adapter named {self.name!r} already; give this one another name")
+                raise TechniqueError(
+                    f"{site.path} has an adapter named {self.name!r} already; give this one another name"
+                )
         for site in sites:
             norm: Any = site.module
             weight = norm_weight(site)
             adapter = fresh(self.adapter(weight.numel()), weight, model.config.initializer_range, generator)
             adapter.train(norm.training)
             if extend(norm, layers.AdaptedNorm):
-                norm.adapters, norm.fusions, norm.active, norm.how, norm.weights = nn.ModuleDict(), nn.ModuleDict(), (), "stack", {}
+                norm.adapters, norm.fusions, norm.active, norm.how, norm.weights = (
+                    nn.ModuleDict(),
+                    nn.ModuleDict(),
+                    (),
+                    "stack",
+                    {},
+                )
             norm.adapters[self.name] = adapter
             norm.active, norm.how = ((*norm.active, self.name) if norm.how == "stack" else (self.name,)), "stack"
         return None
@@ -103,7 +122,9 @@ class BottleneckAdapter(PlacedTechnique):
             size,
             max(1, int(size // self.reduction)),
             self.value("activation", "relu"),
-            layers.Wiring(self.value("norm_before", False), self.norm_after, self.residual, self.value("parallel", False)),
+            layers.Wiring(
+                self.value("norm_before", False), self.norm_after, self.residual, self.value("parallel", False)
+            ),
             scaling=scaling if isinstance(scaling, str) else float(scaling),
             norms=(self.input_norm, self.output_norm),
             own_residual_first=self.own_residual_first,
@@ -117,17 +138,20 @@ def norm_weight(site: Site) -> torch.Tensor:
     """A norm's weight, which tells the width there."""
     weight = getattr(site.module, "weight", None)
     if not isinstance(weight, torch.Tensor):
-        raise TechniqueError(f"{site.path} is a {type(site.module).__name__} without a weight; an adapter can't tell its width there")
+        raise TechniqueError(
+            f"{site.path} is a {type(site.module).__name__} without a weight; an adapter can't tell its width there"
+        )
     return weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActiveAdapters(PlacedTechnique):
-    """Which adapters act, in this order: one after the other ("stack") or their mean ("average"; ``Σ w_i A_i`` with ``weights``, one for
-    each name). Those that are not named rest.
+    """Which adapters act, in this order: one after the other ("stack") or their mean ("average";
+    ``Σ w_i A_i`` with ``weights``, one for each name). Those that are not named rest.
 
-    The switch from batch to batch: ``zoo.apply(model, zoo.ActiveAdapters(names=("german",)))``. Inside of a batch: "parallel", where the
-    batch holds one equal part for each name, in order; `repeated` makes such a batch of one that all of them are to see.
+    The switch from batch to batch: ``zoo.apply(model, zoo.ActiveAdapters(names=("german",)))``.
+    Inside of a batch: "parallel", where the batch holds one equal part for each name, in order;
+    `repeated` makes such a batch of one that all of them are to see.
     """
 
     adds_tensors = False
@@ -138,13 +162,18 @@ class ActiveAdapters(PlacedTechnique):
 
     def check(self) -> None:
         if self.weights and (self.how != "average" or len(self.weights) != len(self.names)):
-            raise ConfigError(f"weights={self.weights} are for an average, one for each of {len(self.names)} names; got how={self.how!r}")
+            raise ConfigError(
+                f"weights={self.weights} are for an average, one for each of {len(self.names)} names; got "
+                f"how={self.how!r}"
+            )
         check_choice("composition", self.how, ("stack", "average", "parallel"))
         if self.how == "parallel" and not self.names:
             raise ConfigError("parallel adapters need their names: the batch has one part for each")
 
     def apply(self, model: M, generator: torch.Generator | None = None) -> M:
-        """As every technique; a switch just before this one that has no effect any more leaves the record."""
+        """As every technique; a switch just before this one that has no effect any more leaves the
+        record.
+        """
         bare = bare_model(model)
         before, changes = bare.techniques, getattr(bare, "changes", ())
         super().apply(model, generator)
@@ -174,9 +203,11 @@ class ActiveAdapters(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFusion(PlacedTechnique):
-    """Attention over adapters that are there: ``Σ_i p_i V A_i(z)``. Switch query, key or value off for the static forms.
+    """Attention over adapters that are there: ``Σ_i p_i V A_i(z)``. Switch query, key or value off
+    for the static forms.
 
-    value_first: V before the sum. query_before_norm: the query is d, not z. residual_first: the residual is added to each A_i.
+    value_first: V before the sum. query_before_norm: the query is d, not z. residual_first: the
+    residual is added to each A_i.
     """
 
     names: tuple[str, ...]
@@ -210,18 +241,24 @@ class AdapterFusion(PlacedTechnique):
                 temperature=self.temperature,
                 dropout=self.dropout,
             )
-            norm.fusions[",".join(names)] = fresh(fusion, weight, model.config.initializer_range, generator).train(norm.training)
+            norm.fusions[",".join(names)] = fresh(fusion, weight, model.config.initializer_range, generator).train(
+                norm.training
+            )
             norm.active, norm.how = names, "fuse"
         return None
 
 
 def repeated(batch: Mapping[str, torch.Tensor], times: int) -> dict[str, torch.Tensor]:
-    """A batch so many times in a row, for parallel adapters: ``model(**repeated(batch, 2)).logits.chunk(2)``."""
+    """A batch so many times in a row, for parallel adapters: ``model(**repeated(batch,
+    2)).logits.chunk(2)``.
+    """
     return {name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()}
 
 
 def adapted(technique: PlacedTechnique, model: Model, names: Sequence[str]) -> list[tuple[Site, tuple[str, ...]]]:
-    """The norms that have adapters, each with those of ``names`` that it has; a name that nobody has is an error."""
+    """The norms that have adapters, each with those of ``names`` that it has; a name that nobody
+    has is an error.
+    """
     sites = [site for site in technique.places(model, *ROLES.values()) if isinstance(site.module, layers.AdaptedNorm)]
     known = {name for site in sites for name in site.module.adapters}  # type: ignore[union-attr]
     if missing := [name for name in names if name not in known]:
@@ -251,7 +288,9 @@ class InvertibleAdapter(Technique):
         if type(embeddings).forward is TextEmbeddings.forward and embeddings.projection is not None:
             last = embeddings.projection  # ALBERT's order; others project before the norm
         if isinstance(last, layers.Coupled) and self.name in last.couplings:
-            raise TechniqueError(f"the embeddings have an invertible adapter named {self.name!r} already; give this one another name")
+            raise TechniqueError(
+                f"the embeddings have an invertible adapter named {self.name!r} already; give this one another name"
+            )
         coupling = layers.Coupling(model.hidden_size, self.activation, self.reduction)
         coupling = fresh(coupling, embeddings.token.weight, model.config.initializer_range, generator)
         if extend(last, layers.Coupled):

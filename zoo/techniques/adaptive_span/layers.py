@@ -1,12 +1,15 @@
-"""Adaptive attention span (Sukhbaatar et al., 2019): each head learns how far it looks, and what nobody looks at is not computed.
+"""Adaptive attention span (Sukhbaatar et al., 2019): each head learns how far it looks, and what
+nobody looks at is not computed.
 
     m(d) = clamp((z · L - d) / R + 1, 0, 1)          d: how far back a key is, z in [0, 1] learned per head, L the longest span, R the ramp
     p    = softmax(scores) · m / (Σ softmax(scores) · m + 1e-8)
     loss = coefficient · L · mean(z)
 
-The sums are taken after the softmax. Beyond z · L + R every weight is zero; keys farther than the greatest such reach among the heads are
-cut before the softmax, which changes nothing but the 1e-8. `SpanAttention` is the paper's layer: a causal model over a cache, in
-which a token sees the L positions before it, not itself. `SpanCore` is the same mask around a token of an encoder, by distance.
+The sums are taken after the softmax. Beyond z · L + R every weight is zero; keys farther than the
+greatest such reach among the heads are cut before the softmax, which changes nothing but the 1e-8.
+`SpanAttention` is the paper's layer: a causal model over a cache, in which a token sees the L
+positions before it, not itself. `SpanCore` is the same mask around a token of an encoder, by
+distance.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ STEP = 64  # the reference trims in steps of so many keys
 
 
 class Span(nn.Module):
-    """The spans z of the heads and what follows from them. ``limit``: L; ``ramp``: R; ``coefficient``: of the loss."""
+    """The spans z of the heads and what follows from them. ``limit``: L; ``ramp``: R;
+    ``coefficient``: of the loss.
+    """
 
     def __init__(self, heads: int, limit: int, ramp: int, coefficient: float = 0.0, start: float = 0.0) -> None:
         super().__init__()
@@ -44,7 +49,9 @@ class Span(nn.Module):
         return ((z * self.limit - distance.to(z.dtype)) / self.ramp + 1).clamp(0, 1)
 
     def apply_to(self, probabilities: Tensor, *, normalize: bool = True) -> Tensor:
-        """(..., heads, queries, keys), the keys from the farthest to the nearest, the nearest at distance 0 -> the same, masked."""
+        """(..., heads, queries, keys), the keys from the farthest to the nearest, the nearest at
+        distance 0 -> the same, masked.
+        """
         keys = probabilities.shape[-1]
         distance = torch.arange(keys - 1, -1, -1, device=probabilities.device)
         masked = probabilities * self.weight(distance).unsqueeze(1)
@@ -83,11 +90,15 @@ class Span(nn.Module):
         return min(self.limit - 1, self.limit - self.max_span) // STEP * STEP
 
     def cache_size(self, adaptive: bool = True) -> int:
-        """How many positions a cache must hold: those that are looked at and one step more, or all L."""
+        """How many positions a cache must hold: those that are looked at and one step more, or all
+        L.
+        """
         return min(self.limit, self.limit - self.trim + STEP) if adaptive else self.limit
 
     def trimmed(self, *, keys: int, queries: int) -> tuple[int, int, int]:
-        """For a cache and its block of ``keys`` rows: (rows of zeros in front, the first row kept, columns of key positions cut)."""
+        """For a cache and its block of ``keys`` rows: (rows of zeros in front, the first row kept,
+        columns of key positions cut).
+        """
         surplus = keys - queries - (self.limit - self.trim)
         return max(0, -surplus), max(0, surplus), self.trim
 
@@ -98,17 +109,23 @@ def normalized(masked: Tensor) -> Tensor:
 
 
 class SpanAttention(nn.Module):
-    """The paper's layer: causal multi-head attention over a cache, with learned key positions, spans and persistent memory where asked for.
+    """The paper's layer: causal multi-head attention over a cache, with learned key positions,
+    spans and persistent memory where asked for.
 
-    scores of query i over the L positions before it: ``(q_i · k_{i-d-1} + q_i · r_d) / sqrt(head size)``; no biases in the projections.
-    ``memory``: so many learned keys and values that every query sees beside them, in place of a feed-forward; keys are scaled by sqrt(head
-    size), values by sqrt(memory). The softmax runs over both, the spans over positions alone.
+    scores of query i over the L positions before it: ``(q_i · k_{i-d-1} + q_i · r_d) / sqrt(head
+    size)``; no biases in the projections. ``memory``: so many learned keys and values that every
+    query sees beside them, in place of a feed-forward; keys are scaled by sqrt(head size), values
+    by sqrt(memory). The softmax runs over both, the spans over positions alone.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, span: int | Span, *, memory: int = 0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, span: int | Span, *, memory: int = 0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.num_heads, self.head_size = num_heads, hidden_size // num_heads
-        self.query, self.key, self.value, self.output = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.output = (
+            nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4)
+        )
         self.span = span if isinstance(span, Span) else None
         self.limit = span.limit if isinstance(span, Span) else span
         self.memory_key = nn.Parameter(torch.empty(num_heads, self.head_size, memory)) if memory else None
@@ -121,7 +138,9 @@ class SpanAttention(nn.Module):
             self.memory_value.normal_(0, self.memory_value.shape[1] ** -0.5, generator=generator)
 
     def forward(self, x: Tensor, cache: Tensor, positions: Tensor) -> Tensor:
-        """x (batch, block, hidden); cache (batch, cached, hidden), what came before; positions (head size, L), from the farthest on."""
+        """x (batch, block, hidden); cache (batch, cached, hidden), what came before; positions
+        (head size, L), from the farthest on.
+        """
         block = x.shape[1]
         rows = torch.cat([cache, x], 1)  # (batch, cached + block, hidden)
         if self.span is not None:
@@ -157,9 +176,13 @@ class SpanAttention(nn.Module):
 
 
 class SpanBlock(nn.Module):
-    """``norm(h + attention)``, then ``norm(h + W_2 relu(W_1 h))`` unless the attention's memory stands for it."""
+    """``norm(h + attention)``, then ``norm(h + W_2 relu(W_1 h))`` unless the attention's memory
+    stands for it.
+    """
 
-    def __init__(self, attention: SpanAttention, feed_forward: nn.Module | None, hidden_size: int, norm_eps: float = 1e-5) -> None:
+    def __init__(
+        self, attention: SpanAttention, feed_forward: nn.Module | None, hidden_size: int, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.attention_norm = nn.LayerNorm(hidden_size, norm_eps)
@@ -173,10 +196,19 @@ class SpanBlock(nn.Module):
 
 
 class SpanLanguageModel(nn.Module):
-    """The paper's character model: an embedding, blocks over caches of their own inputs, a linear layer to the next character."""
+    """The paper's character model: an embedding, blocks over caches of their own inputs, a linear
+    layer to the next character.
+    """
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, limit: int, blocks: list[SpanBlock], *, dropout: float = 0.0, adaptive_cache: bool = True
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        limit: int,
+        blocks: list[SpanBlock],
+        *,
+        dropout: float = 0.0,
+        adaptive_cache: bool = True,
     ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocab_size, hidden_size)
@@ -189,7 +221,8 @@ class SpanLanguageModel(nn.Module):
         self.key_positions.normal_(0, std, generator=generator)
 
     def forward(self, input_ids: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """input_ids (batch, block), each block's cache (batch, cached, hidden) -> log-probabilities (batch, block, vocabulary), new caches.
+        """input_ids (batch, block), each block's cache (batch, cached, hidden) -> log-probabilities
+        (batch, block, vocabulary), new caches.
 
         A cache is as long as it is needed next time, zeros at the start.
         """
@@ -198,7 +231,11 @@ class SpanLanguageModel(nn.Module):
         for block, cache in zip(self.blocks, caches, strict=True):
             assert isinstance(block, SpanBlock)
             span = block.attention.span
-            kept.append(torch.cat([cache, x], 1)[:, -(self.limit if span is None else span.cache_size(self.adaptive_cache)) :].detach())
+            kept.append(
+                torch.cat([cache, x], 1)[
+                    :, -(self.limit if span is None else span.cache_size(self.adaptive_cache)) :
+                ].detach()
+            )
             x = block(x, cache, self.key_positions)
         return self.output(F.dropout(x, self.dropout, self.training)).log_softmax(-1), kept
 
@@ -208,14 +245,18 @@ class SpanLanguageModel(nn.Module):
 
 
 class SpanCore(DenseAttention):
-    """The core of `Attention` with learned spans: weights m(|i - j|) after the softmax, prefixes in front at weight 1.
+    """The core of `Attention` with learned spans: weights m(|i - j|) after the softmax, prefixes in
+    front at weight 1.
 
-    ``positions``: a learned score for each distance (heads share it, sides differ), where asked for. Heads of like reach run together, and
-    their blocks of queries meet only the keys within it, so each short span takes less time, also beside a long one; under torch.compile
-    and for irregular masks all keys are met.
+    ``positions``: a learned score for each distance (heads share it, sides differ), where asked
+    for. Heads of like reach run together, and their blocks of queries meet only the keys within it,
+    so each short span takes less time, also beside a long one; under torch.compile and for
+    irregular masks all keys are met.
     """
 
-    def __init__(self, heads: int, head_size: int, limit: int, ramp: int, coefficient: float, start: float, positions: bool) -> None:
+    def __init__(
+        self, heads: int, head_size: int, limit: int, ramp: int, coefficient: float, start: float, positions: bool
+    ) -> None:
         super().__init__()
         self.span = Span(heads, limit, ramp, coefficient, start)
         self.key_positions = nn.Parameter(torch.empty(2 * limit + 1, head_size)) if positions else None
@@ -238,7 +279,13 @@ class SpanCore(DenseAttention):
         """As `DenseAttention`."""
         length = q.shape[2]
         wanted = trace is not None and trace.wants_attentions
-        regular = mask.dense is None and mask.query_positions is None and bias is None and before is None and k.shape[2] == length
+        regular = (
+            mask.dense is None
+            and mask.query_positions is None
+            and bias is None
+            and before is None
+            and k.shape[2] == length
+        )
         if regular and not wanted and q.device.type != "meta" and not torch.compiler.is_compiling():
             groups = self.groups(length)
             if len(groups) > 1:
@@ -266,7 +313,9 @@ class SpanCore(DenseAttention):
         return out
 
     def groups(self, length: int) -> dict[int, list[int]]:
-        """Heads by how far they reach, in steps of doubling from 32 on; ``length`` where cutting would not pay."""
+        """Heads by how far they reach, in steps of doubling from 32 on; ``length`` where cutting
+        would not pay.
+        """
         by_size: dict[int, list[tuple[int, int]]] = {}
         for head, reach in enumerate(self.span.reaches):
             size = 1 << max(5, (max(reach, 1) - 1).bit_length())
@@ -277,7 +326,9 @@ class SpanCore(DenseAttention):
         }
 
     def weight(self, distance: Tensor, heads: Sequence[int] | None = None) -> Tensor:
-        """m(|i - j|), none beyond the limit: (batch or 1, query, key) -> (batch or 1, heads, query, key)."""
+        """m(|i - j|), none beyond the limit: (batch or 1, query, key) -> (batch or 1, heads, query,
+        key).
+        """
         far = distance.abs()
         return self.span.weight(far, heads).masked_fill(far > self.span.limit, 0).transpose(0, 1)
 
@@ -295,7 +346,14 @@ class SpanCore(DenseAttention):
         return scores.gather(3, index)
 
     def attended(
-        self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, add: Tensor | None, weight: Tensor, dropout: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        allowed: Tensor | None,
+        add: Tensor | None,
+        weight: Tensor,
+        dropout: float,
     ) -> tuple[Tensor, Tensor]:
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         scores = scores if add is None else scores + add
@@ -307,8 +365,19 @@ class SpanCore(DenseAttention):
         probabilities = normalized(probabilities * weight)
         return F.dropout(probabilities, dropout) @ v, probabilities
 
-    def near(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, reach: int, heads: Sequence[int] | None = None) -> Tensor:
-        """Queries of some ``heads`` in blocks over the keys at most ``reach`` away; the softmax leaves out what has no weight."""
+    def near(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        dropout: float,
+        reach: int,
+        heads: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Queries of some ``heads`` in blocks over the keys at most ``reach`` away; the softmax
+        leaves out what has no weight.
+        """
         length, out = q.shape[2], []
         joined = mask & window(reach)
         assert joined.pattern is not None

@@ -1,4 +1,6 @@
-"""Adaptive attention span (Sukhbaatar et al., 2019) for the self-attention of any model, by distance to either side."""
+"""Adaptive attention span (Sukhbaatar et al., 2019) for the self-attention of any model, by
+distance to either side.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,12 @@ from zoo.techniques.prefix.layers import plain
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveSpan(PlacedTechnique):
-    """Each head learns how far it looks, at most ``limit`` tokens to either side, over a ramp of ``ramp``; see `zoo.techniques.adaptive_span.layers`.
+    """Each head learns how far it looks, at most ``limit`` tokens to either side, over a ramp of
+    ``ramp``; see `zoo.techniques.adaptive_span.layers`.
 
-    start: where z begins, a share of the limit. coefficient: of the loss that `span_loss` gives. positions: a learned score for each
-    distance. Call `clamp_spans` after each step of the optimizer.
+    start: where z begins, a share of the limit. coefficient: of the loss that `span_loss` gives.
+    positions: a learned score for each distance. Call `clamp_spans` after each step of the
+    optimizer.
     """
 
     limit: int = 512
@@ -39,7 +43,9 @@ class AdaptiveSpan(PlacedTechnique):
         found = cores(self, model)
         for path, core in found:
             if not plain(core):
-                raise TechniqueError(f"the attention at {path} has a {type(core).__name__} already; spans can't be put on top")
+                raise TechniqueError(
+                    f"the attention at {path} has a {type(core).__name__} already; spans can't be put on top"
+                )
         for path, _ in found:
             attention = model.get_submodule(path)
             heads, size = attention.num_heads, attention.head_size

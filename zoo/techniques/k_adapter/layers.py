@@ -1,8 +1,9 @@
-"""K-Adapter (Wang et al., 2021): adapters beside a model, which read its hidden states and leave the model as it is.
+"""K-Adapter (Wang et al., 2021): adapters beside a model, which read its hidden states and leave
+the model as it is.
 
 f_i = h[L_i] + s_{i-1},  s_{-1} = 0          h[0] what enters the first block, L the taps
 s_i = f_i + W_u Encoder(W_d f_i)             a small encoder of its own; what leaves the adapter is the last s_i
-one adapter   W [h_last ; s]                 several: W_t [W_1 [h_last ; s^1] ; W_2 [h_last ; s^2] ...], or with "add" h_last + Σ s
+one adapter   W [h_last ; s]      several: W_t [W_1 [h_last ; s^1] ; W_2 [h_last ; s^2] ...], or with "add" h_last + Σ s
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from zoo.layers.stack import Stack
 
 
 class Narrow(nn.Linear):
-    """A projection that starts near zero, N(0, 2e-4), so that the adapter starts as the identity."""
+    """A projection that starts near zero, N(0, 2e-4), so that the adapter starts as the
+    identity.
+    """
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         self.weight.normal_(0, 2e-4, generator=generator)
@@ -42,8 +45,9 @@ class Tap(nn.Module):
 
 
 class KnowledgeAdapter(nn.Module):
-    """One adapter: a `Tap` at each of the ``taps``. ``skip`` > 0: after every skip-th tap an earlier result is added, counted as the
-    reference counts (result number count / skip of the list so far).
+    """One adapter: a `Tap` at each of the ``taps``. ``skip`` > 0: after every skip-th tap an
+    earlier result is added, counted as the reference counts (result number count / skip of the list
+    so far).
     """
 
     def __init__(
@@ -102,7 +106,9 @@ class KnowledgeAdapter(nn.Module):
 
 
 class KnowledgeFusion(nn.Module):
-    """How adapters' results join the model's: "concat" or "add". A single adapter has no second matrix."""
+    """How adapters' results join the model's: "concat" or "add". A single adapter has no second
+    matrix.
+    """
 
     def __init__(self, hidden_size: int, names: Sequence[str], how: str) -> None:
         super().__init__()
@@ -119,8 +125,8 @@ class KnowledgeFusion(nn.Module):
 
 
 class WithKnowledge(Extension):
-    """A model whose last states are joined with what its knowledge adapters give. A pooler reads the joined states; the hidden states and
-    attention maps are the model's own.
+    """A model whose last states are joined with what its knowledge adapters give. A pooler reads
+    the joined states; the hidden states and attention maps are the model's own.
     """
 
     knowledge: nn.ModuleDict
@@ -143,5 +149,8 @@ class WithKnowledge(Extension):
         pooler = getattr(self, "pooler", None)
         pooled = encoded.pooler_output if pooler is None else pooler(pool(fused, padding.real, self.pooled_state))
         return replace(
-            encoded, last_hidden_state=fused, pooler_output=pooled, hidden_states=encoded.hidden_states if output_hidden_states else None
+            encoded,
+            last_hidden_state=fused,
+            pooler_output=pooled,
+            hidden_states=encoded.hidden_states if output_hidden_states else None,
         )

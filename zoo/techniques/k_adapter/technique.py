@@ -1,4 +1,6 @@
-"""K-Adapter (Wang et al., 2021): adapters beside a frozen model, several at once, each trained on knowledge of its own."""
+"""K-Adapter (Wang et al., 2021): adapters beside a frozen model, several at once, each trained on
+knowledge of its own.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ from zoo.techniques.k_adapter.layers import KnowledgeAdapter, KnowledgeFusion, W
 
 @dataclass(frozen=True, kw_only=True)
 class KAdapter(Technique):
-    """Adapters named ``names`` that read the hidden states number ``taps`` (0 is what enters the first block; empty: first, middle, last).
+    """Adapters named ``names`` that read the hidden states number ``taps`` (0 is what enters the
+    first block; empty: first, middle, last).
 
-    Each tap has an encoder of its own: width ``size``, ``num_layers`` blocks. fusion: "concat" or "add", see
-    `zoo.techniques.k_adapter.layers`. Padding is hidden inside the adapters; the reference shows it there: a (batch, query, key)
-    attention_mask, in which every position sees the real ones, gives its numbers.
+    Each tap has an encoder of its own: width ``size``, ``num_layers`` blocks. fusion: "concat" or
+    "add", see `zoo.techniques.k_adapter.layers`. Padding is hidden inside the adapters; the
+    reference shows it there: a (batch, query, key) attention_mask, in which every position sees the
+    real ones, gives its numbers.
     """
 
     names: tuple[str, ...] = ("factual",)
@@ -52,8 +56,14 @@ class KAdapter(Technique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         if isinstance(model, WithKnowledge):
             raise TechniqueError("the model has knowledge adapters already; name all of them in one KAdapter")
-        if not isinstance(model, TextEncoder) or not isinstance(model.encoder, Stack) or "decoder_input_ids" in model.inputs:
-            raise TechniqueError(f"{type(model).__name__} is no encoder of one text, whose hidden states an adapter could read")
+        if (
+            not isinstance(model, TextEncoder)
+            or not isinstance(model.encoder, Stack)
+            or "decoder_input_ids" in model.inputs
+        ):
+            raise TechniqueError(
+                f"{type(model).__name__} is no encoder of one text, whose hidden states an adapter could read"
+            )
         depth = 1 + max(depth for site in model.sites() for depth in site.depths)
         taps = self.taps or (0, depth // 2, depth)
         if any(not 0 <= tap <= depth for tap in taps):

@@ -1,11 +1,13 @@
-"""Long-short range attention (Wu et al., 2020, Lite Transformer): one part of the channels attends, the other convolves.
+"""Long-short range attention (Wu et al., 2020, Lite Transformer): one part of the channels attends,
+the other convolves.
 
     [attention(x_1) ; convolution(x_2)],   x = [x_1 ; x_2]          no matrix mixes them behind
     dynamic       u = GLU(W_1 x),  kernel_t = softmax(W_k u_t) per head,  out = W_2 (kernel_t over u around t)
     lightweight   the kernel is learned, the same at every t
 
-A kernel serves all channels of its head. Trap: padding is zeroed before W_1, whose bias makes it something again, so the neighbors of
-padding read it; ``clean=True`` zeroes it after, too, and then padding changes nothing.
+A kernel serves all channels of its head. Trap: padding is zeroed before W_1, whose bias makes it
+something again, so the neighbors of padding read it; ``clean=True`` zeroes it after, too, and then
+padding changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from zoo.layers.trace import Trace
 
 
 class LearnedKernel(nn.Module):
-    """A kernel of ``width`` weights for each head, the same at every position; with ``softmax`` they sum to one."""
+    """A kernel of ``width`` weights for each head, the same at every position; with ``softmax``
+    they sum to one.
+    """
 
     def __init__(self, num_heads: int, width: int, *, softmax: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
@@ -63,7 +67,8 @@ class Gated(nn.Linear):
 class LocalConvolution(nn.Module):
     """``down(kernel over up(x) around t)``, depthwise. ``up`` and ``down`` may be left out.
 
-    causal: the window ends at its token instead of being centred (an even one reaches further back). clean: see above.
+    causal: the window ends at its token instead of being centred (an even one reaches further
+    back). clean: see above.
     """
 
     def __init__(
@@ -96,7 +101,9 @@ class LocalConvolution(nn.Module):
         x = x if self.up is None else self.up(x)
         if self.clean and real is not None:
             x = x.masked_fill(~real.unsqueeze(2), 0)
-        windows = F.pad(x, (0, 0, self.left, self.width - 1 - self.left)).unfold(1, self.width, 1)  # (batch, length, size, width)
+        windows = F.pad(x, (0, 0, self.left, self.width - 1 - self.left)).unfold(
+            1, self.width, 1
+        )  # (batch, length, size, width)
         windows = windows.unflatten(2, (self.kernel.num_heads, -1))  # (batch, length, heads, channels, width)
         kernel = self.kernel(x)
         out = torch.einsum("blhk,blhck->blhc", kernel.expand(*windows.shape[:3], -1), windows).flatten(2)
@@ -105,16 +112,24 @@ class LocalConvolution(nn.Module):
 
 
 class LongShortAttention(nn.Module):
-    """``[attention(x_1) ; convolution(x_2)]``; called like attention, on unpacked rows: a convolution needs neighbors where they stand."""
+    """``[attention(x_1) ; convolution(x_2)]``; called like attention, on unpacked rows: a
+    convolution needs neighbors where they stand.
+    """
 
-    roles = {"attention": "self-attention"}  # noqa: RUF012
+    roles = {"attention": "self-attention"}
 
     def __init__(self, attention: nn.Module, convolution: LocalConvolution, attention_size: int) -> None:
         super().__init__()
         self.attention, self.convolution, self.attention_size = attention, convolution, attention_size
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Mask,
+        bias: Tensor | None = None,
+        trace: Trace | None = None,
     ) -> Tensor:
         """(batch, length, size), or packed rows, three times the same -> the same shape."""
         if query is not key or key is not value:

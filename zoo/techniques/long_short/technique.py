@@ -1,4 +1,6 @@
-"""Long-short range attention (Wu et al., 2020) in place of self-attention: the layer starts anew, since its channels split in two."""
+"""Long-short range attention (Wu et al., 2020) in place of self-attention: the layer starts anew,
+since its channels split in two.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from zoo.techniques.prefix.layers import plain
 
 @dataclass(frozen=True, kw_only=True)
 class LongShortRange(PlacedTechnique):
-    """``share`` of the channels attends with that share of the heads, the rest convolves over kernels of ``widths``, in turn by layer.
+    """``share`` of the channels attends with that share of the heads, the rest convolves over
+    kernels of ``widths``, in turn by layer.
 
     dynamic, glu, softmax: see `zoo.techniques.long_short.layers`; clean: padding changes nothing.
     """
@@ -45,11 +48,15 @@ class LongShortRange(PlacedTechnique):
         for site in sites:
             old: Any = site.module
             if own_class(old) is not Attention or not plain(old.core):
-                raise TechniqueError(f"{site.path} is a {own_class(old).__name__} of its own kind; it has no two halves of one width")
+                raise TechniqueError(
+                    f"{site.path} is a {own_class(old).__name__} of its own kind; it has no two halves of one width"
+                )
             sizes = {old.query.in_features, old.key.in_features, old.value.in_features, old.output.out_features}
             heads = round(self.share * old.num_heads)
             if len(sizes) > 1 or not 0 < heads < old.num_heads:
-                raise TechniqueError(f"{site.path} reads widths {sorted(sizes)} with {old.num_heads} heads; they can't be split in two")
+                raise TechniqueError(
+                    f"{site.path} reads widths {sorted(sizes)} with {old.num_heads} heads; they can't be split in two"
+                )
             if getattr(old, "also_at", ()):
                 raise TechniqueError(f"{site.path} is shared by several layers; exchange it before sharing")
             plans.append((site, sizes.pop(), heads))
@@ -62,7 +69,9 @@ class LongShortRange(PlacedTechnique):
                 self.convolution(size - long, attention.num_heads - heads, self.widths[place % len(self.widths)]),
                 long,
             )
-            site.replace(fresh(made, attention.query.weight, model.config.initializer_range, generator).train(attention.training))
+            site.replace(
+                fresh(made, attention.query.weight, model.config.initializer_range, generator).train(attention.training)
+            )
         return ("the exchanged layers start anew: their channels are split in two",)
 
     def convolution(self, size: int, num_heads: int, width: int) -> LocalConvolution:
@@ -71,4 +80,6 @@ class LongShortRange(PlacedTechnique):
             kernel: Any = DynamicKernel(size, num_heads, width, softmax=self.softmax, dropout=self.dropout)
         else:
             kernel = LearnedKernel(num_heads, width, softmax=self.softmax, dropout=self.dropout)
-        return LocalConvolution(size, kernel, Gated(size) if self.glu else nn.Linear(size, size), nn.Linear(size, size), clean=self.clean)
+        return LocalConvolution(
+            size, kernel, Gated(size) if self.glu else nn.Linear(size, size), nn.Linear(size, size), clean=self.clean
+        )

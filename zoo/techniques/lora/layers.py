@@ -1,6 +1,7 @@
-"""Low-rank updates of a linear layer (LoRA; Hu et al., 2022) and learned rescaling around one (IA3; Liu et al., 2022).
+"""Low-rank updates of a linear layer (LoRA; Hu et al., 2022) and learned rescaling around one (IA3;
+Liu et al., 2022).
 
-y = W x + b + s · B A dropout(x)                      A (rank, in), B (out, rank); s = alpha / rank, or alpha / sqrt(rank)
+y = W x + b + s · B A dropout(x)            A (rank, in), B (out, rank); s = alpha / rank, or alpha / sqrt(rank)
 DoRA:  y = m ⊙ (W + s B A) x / ‖W + s B A‖ + b         the norm over inputs, one for each output, not differentiated
 gated: y = W x + b + g · B A x, g = mean over a text's positions of sigmoid(w · x + c)       UniPELT's (Mao et al., 2022), in place of s
 IA3:   y = l ⊙ (W x + b), or y = W (l ⊙ x) + b         at keys and values; behind the feed-forward's activation
@@ -19,8 +20,9 @@ from zoo.layers.extend import Extension
 
 
 class LowRank(nn.Module):
-    """One update ``s · B A``: ``down`` is A, ``up`` is B. ``magnitude`` (out,) makes it a DoRA; ``whole``: m scales the bias too, over the
-    norm of W + B A without s (as the library ``adapters`` has it). ``bias``: B has one.
+    """One update ``s · B A``: ``down`` is A, ``up`` is B. ``magnitude`` (out,) makes it a DoRA;
+    ``whole``: m scales the bias too, over the norm of W + B A without s (as the library
+    ``adapters`` has it). ``bias``: B has one.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class LowRank(nn.Module):
         self.scale, self.dropout, self.whole = scale, dropout, whole
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        """A uniform within 1/sqrt(in), as a Linear starts; B zero, so that training starts from the model as it is."""
+        """A uniform within 1/sqrt(in), as a Linear starts; B zero, so that training starts from the
+        model as it is.
+        """
         bound = 1 / math.sqrt(self.down.shape[1])
         self.down.uniform_(-bound, bound, generator=generator)
         self.up.zero_()
@@ -58,7 +62,9 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.down), self.up, self.up_bias) * self.scale
+        return (
+            F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.down), self.up, self.up_bias) * self.scale
+        )
 
 
 class GatedLowRank(LowRank):
@@ -70,7 +76,9 @@ class GatedLowRank(LowRank):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3:
-            raise InputError("a gated LoRA averages its gate over a text's positions; run it with packing off (zoo.packing(False))")
+            raise InputError(
+                "a gated LoRA averages its gate over a text's positions; run it with packing off (zoo.packing(False))"
+            )
         return super().forward(x) * torch.sigmoid(self.gate(x)).mean(1, keepdim=True)
 
 
@@ -89,7 +97,9 @@ class Rescaling(nn.Module):
 
 
 class LowRankUpdated(Extension):
-    """A linear layer with low-rank updates by name; those in ``active_loras`` are added to what it gives."""
+    """A linear layer with low-rank updates by name; those in ``active_loras`` are added to what it
+    gives.
+    """
 
     loras: nn.ModuleDict
     active_loras: tuple[str, ...]

@@ -1,7 +1,8 @@
-"""LoRA (Hu et al., 2022): y = W x + b + s · B A x with W frozen; rank-stabilised scaling; DoRA; and IA3, which rescales
-outputs or inputs.
+"""LoRA (Hu et al., 2022): y = W x + b + s · B A x with W frozen; rank-stabilised scaling; DoRA; and
+IA3, which rescales outputs or inputs.
 
-In a block that runs at several depths (ALBERT) there is one update for all of them, as there is one W.
+In a block that runs at several depths (ALBERT) there is one update for all of them, as there is one
+W.
 """
 
 from __future__ import annotations
@@ -20,14 +21,30 @@ from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model, bare_model
 from zoo.models.base.sites import Site
 from zoo.techniques.base import PlacedTechnique, fresh
-from zoo.techniques.lora.layers import GatedLowRank, InputRescaled, LowRank, LowRankUpdated, Rescaled, Rescaling, row_norms
+from zoo.techniques.lora.layers import (
+    GatedLowRank,
+    InputRescaled,
+    LowRank,
+    LowRankUpdated,
+    Rescaled,
+    Rescaling,
+    row_norms,
+)
 
-LINEAR_ROLES = ("attention-query", "attention-key", "attention-value", "attention-output", "feed-forward-up", "feed-forward-down")
+LINEAR_ROLES = (
+    "attention-query",
+    "attention-key",
+    "attention-value",
+    "attention-output",
+    "feed-forward-up",
+    "feed-forward-down",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(PlacedTechnique):
-    """``W x + b + s · B A x`` at the linear layers of these ``roles``; s = alpha / rank, or alpha / sqrt(rank) with ``rank_stabilized``.
+    """``W x + b + s · B A x`` at the linear layers of these ``roles``; s = alpha / rank, or alpha /
+    sqrt(rank) with ``rank_stabilized``.
 
     ``name`` tells several updates of one layer apart; they add up. ``alpha`` None = rank (s = 1).
     """
@@ -40,14 +57,18 @@ class LoRA(PlacedTechnique):
     bias: bool = False  # B has a bias
     dora: bool = False
     gate: bool = False  # each text weighs the update; without dora and bias
-    dora_whole: bool = False  # m scales the bias too, over the norm of W + B A without s: the form of the library `adapters`
+    dora_whole: bool = (
+        False  # m scales the bias too, over the norm of W + B A without s: the form of the library `adapters`
+    )
     paths: tuple[str, ...] = ()  # these parts by their paths, in place of roles
     name: str = "default"
 
     def check(self) -> None:
         check_positive(self, "rank")
         if self.gate and (self.dora or self.bias):
-            raise TechniqueError("a gated LoRA has no form as a DoRA and no bias here; leave dora and bias off, or gate")
+            raise TechniqueError(
+                "a gated LoRA has no form as a DoRA and no bias here; leave dora and bias off, or gate"
+            )
 
     @property
     def scale(self) -> float:
@@ -79,10 +100,12 @@ class LoRA(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class IA3(PlacedTechnique):
-    """``l ⊙ (W x + b)``: a learned scale for each output of keys, values and the feed-forward's inner layer.
+    """``l ⊙ (W x + b)``: a learned scale for each output of keys, values and the feed-forward's
+    inner layer.
 
-    input_roles: layers whose inputs are scaled, ``W (l ⊙ x) + b``; the paper and ``peft`` scale the feed-forward behind its activation:
-    ``IA3(roles=("attention-key", "attention-value"), input_roles=("feed-forward-down",))``. Ahead of it is how ``adapters`` does.
+    input_roles: layers whose inputs are scaled, ``W (l ⊙ x) + b``; the paper and ``peft`` scale the
+    feed-forward behind its activation: ``IA3(roles=("attention-key", "attention-value"),
+    input_roles=("feed-forward-down",))``. Ahead of it is how ``adapters`` does.
     """
 
     roles: tuple[str, ...] = ("attention-key", "attention-value", "feed-forward-up")
@@ -100,10 +123,15 @@ class IA3(PlacedTechnique):
         if outputs or self.paths:
             places += [(site, Rescaled, "rescalings") for site in linear_sites(self, model, outputs, self.paths)]
         if inputs or self.input_paths:
-            places += [(site, InputRescaled, "input_rescalings") for site in linear_sites(self, model, inputs, self.input_paths)]
+            places += [
+                (site, InputRescaled, "input_rescalings")
+                for site in linear_sites(self, model, inputs, self.input_paths)
+            ]
         for site, _, holder in places:
             if self.name in getattr(site.module, holder, {}):
-                raise TechniqueError(f"{site.path} has a rescaling named {self.name!r} already; give this one another name")
+                raise TechniqueError(
+                    f"{site.path} has a rescaling named {self.name!r} already; give this one another name"
+                )
         for site, extension, holder in places:
             part: Any = site.module
             if extend(part, extension):
@@ -131,18 +159,23 @@ def linear_sites(technique: PlacedTechnique, model: Model, roles: Sequence[str],
         if missing := [path for path in paths if path not in parts]:
             raise unknown(f"part of {type(model).__name__}", missing[0], parts)
         sites = [
-            Site(path, "", "", (), model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in dict.fromkeys(paths)
+            Site(path, "", "", (), model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2])
+            for path in dict.fromkeys(paths)
         ]
     else:
         sites = technique.places(model, *roles)
     for site in sites:
         if not isinstance(site.module, nn.Linear):
-            raise TechniqueError(f"{site.path} is a {type(site.module).__name__}; {type(technique).__name__} changes linear layers")
+            raise TechniqueError(
+                f"{site.path} is a {type(site.module).__name__}; {type(technique).__name__} changes linear layers"
+            )
     return sites
 
 
 def switch(model: nn.Module, names: Sequence[str] | None = None) -> None:
-    """Let only the updates of these names act from here on, as from batch to batch; None = all of them. Saved files know of no switch."""
+    """Let only the updates of these names act from here on, as from batch to batch; None = all of
+    them. Saved files know of no switch.
+    """
     parts: list[Any] = [part for part in bare_model(model).modules() if isinstance(part, LowRankUpdated)]
     known = list(dict.fromkeys(name for part in parts for name in part.loras))
     if missing := [name for name in names or () if name not in known]:
@@ -153,13 +186,16 @@ def switch(model: nn.Module, names: Sequence[str] | None = None) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module, name: str | None = None) -> Mapping[str, Any]:
-    """Add the updates to the weights they belong to and take them away: no cost at inference, and any converter takes the model again.
+    """Add the updates to the weights they belong to and take them away: no cost at inference, and
+    any converter takes the model again.
 
     name: one update's; None = all. -> what `unmerge` needs, by path.
     """
     bare = bare_model(model)
     removed: dict[str, list[tuple[str, LowRank, torch.Tensor | None]]] = {}
-    parts: list[tuple[str, Any]] = [(path, part) for path, part in bare.named_modules() if isinstance(part, LowRankUpdated)]
+    parts: list[tuple[str, Any]] = [
+        (path, part) for path, part in bare.named_modules() if isinstance(part, LowRankUpdated)
+    ]
     for path, part in parts:
         for key in [k for k in part.loras if name in (None, k)]:
             update = part.loras[key]
@@ -169,7 +205,8 @@ def merge(model: nn.Module, name: str | None = None) -> Mapping[str, Any]:
                 or (update.magnitude is not None and (update.whole or len(part.loras) > 1))
             ):
                 raise TechniqueError(
-                    f"the update {key!r} at {path} can't be merged: it has a bias or a gate, or its norm depends on other updates"
+                    f"the update {key!r} at {path} can't be merged: it has a bias or a gate, or its norm depends on "
+                    "other updates"
                 )
             before = part.weight.clone() if update.magnitude is not None else None
             if update.magnitude is not None:
@@ -191,7 +228,9 @@ def merge(model: nn.Module, name: str | None = None) -> Mapping[str, Any]:
 
 @torch.no_grad()
 def unmerge(model: nn.Module, merged: Mapping[str, Any]) -> None:
-    """Take merged updates out of the weights again and put them back as they were. Rounding aside, the weights are the old ones."""
+    """Take merged updates out of the weights again and put them back as they were. Rounding aside,
+    the weights are the old ones.
+    """
     bare = bare_model(model)
     for path, updates in merged["parts"].items():
         part: Any = bare.get_submodule(path)

@@ -1,7 +1,8 @@
-"""Prefix tuning (Li and Liang, 2021): keys and values that stand in front of the real ones in every attention, and that everyone sees.
+"""Prefix tuning (Li and Liang, 2021): keys and values that stand in front of the real ones in every
+attention, and that everyone sees.
 
 P (n, Σ 2 · inner size of each attention),  per attention its keys, then its values          flat: P itself is learned
-P = W_2 f(W_1 e + b_1) + b_2,  e (n, hidden)                                                 through a network, only for training
+P = W_2 f(W_1 e + b_1) + b_2,  e (n, hidden)            through a network, only for training
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from zoo.layers.trace import Trace
 
 
 class Prefix(nn.Module):
-    """All of a model's prefixes under one name. ``width``: of P. ``bottleneck`` None: P itself, else the network's inner width."""
+    """All of a model's prefixes under one name. ``width``: of P. ``bottleneck`` None: P itself,
+    else the network's inner width.
+    """
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class Prefix(nn.Module):
 
 
 class Prefixed(Extension):
-    """A core of `zoo.layers.Attention` with prefixes in front: ``prefixes`` holds each prefix and where its part begins."""
+    """A core of `zoo.layers.Attention` with prefixes in front: ``prefixes`` holds each prefix and
+    where its part begins.
+    """
 
     prefixes: tuple[tuple[Prefix, int], ...]
 

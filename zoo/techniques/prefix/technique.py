@@ -1,7 +1,8 @@
-"""Prefix tuning (Li and Liang, 2021; P-Tuning v2): n learned keys and values in front of the real ones in each self-attention.
+"""Prefix tuning (Li and Liang, 2021; P-Tuning v2): n learned keys and values in front of the real
+ones in each self-attention.
 
-In a block that runs at several depths (ALBERT) there is one prefix for all of them. The network through which P is trained can be left
-behind: ``eject`` keeps P alone.
+In a block that runs at several depths (ALBERT) there is one prefix for all of them. The network
+through which P is trained can be left behind: ``eject`` keeps P alone.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from zoo.techniques.prefix.layers import Prefix, Prefixed
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(PlacedTechnique):
-    """``length`` keys and values for each self-attention; trained through a network of inner width ``bottleneck``, or themselves (None).
+    """``length`` keys and values for each self-attention; trained through a network of inner width
+    ``bottleneck``, or themselves (None).
 
-    shift_positions: the real tokens stand behind the prefix, at positions ``length`` and on, as ``peft`` has it; else they keep theirs.
+    shift_positions: the real tokens stand behind the prefix, at positions ``length`` and on, as
+    ``peft`` has it; else they keep theirs.
     """
 
     length: int = 30
@@ -54,7 +57,9 @@ class PrefixTuning(PlacedTechnique):
             raise TechniqueError(f"the positions of {type(embeddings).__name__} can't be shifted")
         widths = [attention.key.out_features + attention.value.out_features for attention in attentions]
         like = attentions[0].key.weight
-        made = Prefix(self.length, sum(widths), model.hidden_size, self.bottleneck, self.activation, dropout=self.dropout)
+        made = Prefix(
+            self.length, sum(widths), model.hidden_size, self.bottleneck, self.activation, dropout=self.dropout
+        )
         prefix = fresh(made, like, model.config.initializer_range, generator).train(model.training)
         if not hasattr(model, "prefixes"):
             model.prefixes = nn.ModuleDict()
@@ -85,5 +90,6 @@ def eject(model: nn.Module, name: str = "default") -> None:
         if isinstance(part, Prefixed):
             part.prefixes = tuple((new if prefix is old else prefix, start) for prefix, start in part.prefixes)
     bare.techniques = tuple(
-        replace(t, bottleneck=None, activation="tanh") if isinstance(t, PrefixTuning) and t.name == name else t for t in bare.techniques
+        replace(t, bottleneck=None, activation="tanh") if isinstance(t, PrefixTuning) and t.name == name else t
+        for t in bare.techniques
     )

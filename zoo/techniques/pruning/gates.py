@@ -1,13 +1,15 @@
-"""Learned gates (McCarley, Chakravarti, Sil, 2019; Louizos et al., 2018): which heads, feed-forward units and hidden numbers go.
+"""Learned gates (McCarley, Chakravarti, Sil, 2019; Louizos et al., 2018): which heads, feed-forward
+units and hidden numbers go.
 
     zoo.apply(model, zoo.GatePruning(gates=("heads", "units", "hidden")))
     loss = output.loss + sum(weight[kind] * count for kind, count in gates.gate_penalty(model).items())
     gates.close_gates(model)                      # what is shut is removed, the rest goes into the matrices
 
-    z = clamp(s (r - l) + l, 0, 1),   s = sigmoid((log u - log(1 - u) + score) / b)      while training; u is left out after
+    z = clamp(s (r - l) + l, 0, 1),  s = sigmoid((log u - log(1 - u) + score) / b)  while training; u is left out after
 
-A gate stands in front of each head's part of the output matrix, in front of each unit's part of the second feed-forward matrix, and, one
-for the whole network, behind every norm that the hidden states pass.
+A gate stands in front of each head's part of the output matrix, in front of each unit's part of the
+second feed-forward matrix, and, one for the whole network, behind every norm that the hidden states
+pass.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ GATES = ("heads", "units", "hidden")
 
 @dataclass(frozen=True, kw_only=True)
 class GatePruning(PlacedTechnique):
-    """A hard concrete gate for each head, each feed-forward unit, each number of the hidden width ("heads", "units", "hidden"), learned
-    under `gate_penalty`; `close_gates` then removes what is shut. ``streams`` and ``depths`` restrict the first two.
+    """A hard concrete gate for each head, each feed-forward unit, each number of the hidden width
+    ("heads", "units", "hidden"), learned under `gate_penalty`; `close_gates` then removes what is
+    shut. ``streams`` and ``depths`` restrict the first two.
     """
 
     gates: tuple[str, ...] = ("heads", "units")
@@ -89,7 +92,9 @@ def gated_norms(model: nn.Module) -> dict[str, Any]:
 
 
 def gate_penalty(model: nn.Module) -> dict[str, Tensor]:
-    """The expected number of open gates, of "heads", "units" and "hidden": each to be added to the loss with its own weight."""
+    """The expected number of open gates, of "heads", "units" and "hidden": each to be added to the
+    loss with its own weight.
+    """
     found: dict[str, list[Tensor]] = {}
     for part in gated_parts(model).values():
         found.setdefault("units" if part.span == 1 else "heads", []).append(part.gate.chance_open().sum())
@@ -102,17 +107,21 @@ def gate_penalty(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def close_gates(model: nn.Module) -> None:
-    """Remove the heads, units and hidden numbers whose gate is shut, and put the other gates' values into the matrix or norm beside them.
+    """Remove the heads, units and hidden numbers whose gate is shut, and put the other gates'
+    values into the matrix or norm beside them.
 
-    Without hidden gates the smaller model gives what the gated one gave in eval mode; with them the norms have fewer numbers to take their
-    statistics over. It is recorded as `HeadPruning`, `FeedForwardPruning` and `WidthPruning`.
+    Without hidden gates the smaller model gives what the gated one gave in eval mode; with them the
+    norms have fewer numbers to take their statistics over. It is recorded as `HeadPruning`,
+    `FeedForwardPruning` and `WidthPruning`.
     """
     bare = bare_model(model)
     shut: dict[int, dict[str, list[int]]] = {0: {}, 1: {}}
     norms = list(gated_norms(bare).values())
     gone = (norms[0].own_gate.eval()() == 0).nonzero().flatten().tolist() if norms else []
     if norms and len(gone) == len(norms[0].own_gate.scores):
-        raise TechniqueError("the gate of every hidden number is shut, so that no model is left; weigh the penalty less")
+        raise TechniqueError(
+            "the gate of every hidden number is shut, so that no model is left; weigh the penalty less"
+        )
     for path, part in gated_parts(bare).items():
         gate = part.gate.eval()()
         part.weight.mul_(gate.repeat_interleave(part.span))

@@ -1,4 +1,5 @@
-"""How much the loss feels each attention head (Michel, Levy, Neubig, 2019), and which heads to prune by it.
+"""How much the loss feels each attention head (Michel, Levy, Neubig, 2019), and which heads to
+prune by it.
 
 With ξ a factor on each head's context, ξ = 1:
 
@@ -25,7 +26,9 @@ from zoo.techniques.pruning.width import Stream
 
 @dataclass(frozen=True)
 class HeadScores:
-    """``importance``: by the attention's path, a number for each head. ``entropy``: of its probabilities, where asked for."""
+    """``importance``: by the attention's path, a number for each head. ``entropy``: of its
+    probabilities, where asked for.
+    """
 
     importance: Mapping[str, Tensor]
     entropy: Mapping[str, Tensor] | None = None
@@ -47,10 +50,12 @@ def head_importance(
 ) -> HeadScores:
     """Run the batches and see how much each head matters.
 
-    loss: from the model's output. masked: heads that are switched off meanwhile, or ``mask``: a factor for each head. by_layer: divide each
-    layer by its L2 norm. scaled: then bring all to [0, 1]. Everything is divided by the number of real tokens, the last layer, with
-    ``last_by_rows``, by that of rows, as the authors' code does. summed_gradients: Hugging Face's script never clears the factors' gradient
-    between batches, so that each batch adds the absolute value of the sum so far.
+    loss: from the model's output. masked: heads that are switched off meanwhile, or ``mask``: a
+    factor for each head. by_layer: divide each layer by its L2 norm. scaled: then bring all to [0,
+    1]. Everything is divided by the number of real tokens, the last layer, with ``last_by_rows``,
+    by that of rows, as the authors' code does. summed_gradients: Hugging Face's script never clears
+    the factors' gradient between batches, so that each batch adds the absolute value of the sum so
+    far.
     """
     check_choice("form", form, ("position", "batch"))
     attentions = {site.path: site.module for site in HeadPruning().parts(bare_model(model))}
@@ -76,7 +81,9 @@ def head_importance(
             real = mask_ if mask_ is not None else torch.ones_like(batch["input_ids"])
             tokens, rows = tokens + float(real.sum()), rows + len(real)
             if entropy:
-                for path, map_ in zip(attentions, (output.encoded if hasattr(output, "encoded") else output).attentions, strict=True):
+                for path, map_ in zip(
+                    attentions, (output.encoded if hasattr(output, "encoded") else output).attentions, strict=True
+                ):
                     spreads[path] += _entropy(map_.detach() * factors[path].detach()[:, None, None], real)
             if not summed_gradients:
                 for factor in factors.values():
@@ -104,8 +111,9 @@ def width_importance(
     loss: Callable[[Any], Tensor] = lambda output: output.loss,
     width: str = "hidden_size",
 ) -> Tensor:
-    """How much the loss feels each number of the hidden width: I = Σ over batches of |dL/dγ|, γ = 1 one factor for the whole network behind
-    every norm (McCarley et al., 2019, "gain"). Behind a norm dL/dγ = w · dL/dw + b · dL/db, so that nothing is put in. -> (width) float64.
+    """How much the loss feels each number of the hidden width: I = Σ over batches of |dL/dγ|, γ = 1
+    one factor for the whole network behind every norm (McCarley et al., 2019, "gain"). Behind a
+    norm dL/dγ = w · dL/dw + b · dL/db, so that nothing is put in. -> (width) float64.
     """
     norms = Stream.of(model, width).norms()
     if not norms:
@@ -151,7 +159,9 @@ class _Watched:
 
     def __enter__(self) -> dict[str, list[Tensor]]:
         self.seen: dict[str, list[Tensor]] = {path: [] for path in self.attentions}
-        self.handles = [part.output.register_forward_pre_hook(self._hook(path, part)) for path, part in self.attentions.items()]
+        self.handles = [
+            part.output.register_forward_pre_hook(self._hook(path, part)) for path, part in self.attentions.items()
+        ]
         return self.seen
 
     def _hook(self, path: str, part: Any) -> Callable[[Any, Any], Any]:
@@ -170,7 +180,9 @@ class _Watched:
 
 
 def masked_heads(model: nn.Module, heads: Mapping[str, Iterable[int]]) -> _Watched:
-    """A context in which these heads, by their attention's path, give nothing: what removing them would give."""
+    """A context in which these heads, by their attention's path, give nothing: what removing them
+    would give.
+    """
     attentions = {site.path: site.module for site in HeadPruning().parts(bare_model(model))}
     return _Watched(attentions, _factors(attentions, heads, None))
 
@@ -189,9 +201,11 @@ def heads_to_prune(
     least: int = 0,
     by_number: bool = False,
 ) -> dict[str, list[int]]:
-    """The ``count`` least important heads of all layers, and those ``pruned`` before. -> sorted heads by layer.
+    """The ``count`` least important heads of all layers, and those ``pruned`` before. -> sorted
+    heads by layer.
 
-    least: so many of each layer's best heads never go. by_number: the scores of a layer that lost heads count sqrt(lost / layers) times.
+    least: so many of each layer's best heads never go. by_number: the scores of a layer that lost
+    heads count sqrt(lost / layers) times.
     """
     before = {layer: sorted(set(heads)) for layer, heads in (pruned or {}).items()}
     ranked: list[tuple[float, str, int]] = []
@@ -200,7 +214,9 @@ def heads_to_prune(
         values = [float(value) * weight for value in score]
         order = sorted(range(len(values)), key=lambda head: values[head])
         safe = set(order[len(order) - least :]) if least else set()
-        ranked += [(values[head], layer, head) for head in order if head not in safe and head not in before.get(layer, ())]
+        ranked += [
+            (values[head], layer, head) for head in order if head not in safe and head not in before.get(layer, ())
+        ]
     ranked.sort(key=lambda item: item[0])
     after = {layer: list(heads) for layer, heads in before.items()}
     for _, layer, head in ranked[:count]:

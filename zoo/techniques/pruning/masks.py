@@ -1,12 +1,14 @@
-"""Masks on single weights: fixed ones, and ones that learned scores decide (Sanh et al., 2020; Louizos et al., 2018).
+"""Masks on single weights: fixed ones, and ones that learned scores decide (Sanh et al., 2020;
+Louizos et al., 2018).
 
     y = (M ⊙ W) x + b        the bias is never masked
 
     top        M = 1 for the n largest scores of the matrix                                          movement pruning
-    threshold  M = score > t, or sigmoid(score) > t; at least int(0.005 · size) + 1 stay             soft movement pruning
+    threshold  M = score > t, or sigmoid(score) > t; at least int(0.005 · size) + 1 stay           soft movement pruning
     l0         M = clamp(s (r - l) + l, 0, 1), s = sigmoid((log u - log(1 - u) + score) / b)         u uniform while training, absent after
 
-For the first two the gradient passes straight through the comparison: dL/dscore = dL/dM = dL/d(M ⊙ W) ⊙ W, also where M = 0.
+For the first two the gradient passes straight through the comparison: dL/dscore = dL/dM = dL/d(M ⊙
+W) ⊙ W, also where M = 0.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ class SigmoidAboveThreshold(AboveThreshold):
 
 
 class HardConcrete(Scores):
-    """L0 regularisation: a stochastic gate in [0, 1] with a chance to be exactly 0; the threshold plays no part."""
+    """L0 regularisation: a stochastic gate in [0, 1] with a chance to be exactly 0; the threshold
+    plays no part.
+    """
 
     draws: Tensor | None = None  # those of this pass, where several places have one gate
 
@@ -122,8 +126,8 @@ class HardConcrete(Scores):
 
 
 class Masked(Extension):
-    """A linear layer or a table under a fixed mask. What `state_dict` gives is the masked weight, so a file holds zeros and no mask, and
-    loading takes the zeros as the mask.
+    """A linear layer or a table under a fixed mask. What `state_dict` gives is the masked weight,
+    so a file holds zeros and no mask, and loading takes the zeros as the mask.
     """
 
     mask: Tensor
@@ -138,7 +142,9 @@ class Masked(Extension):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         weight = self.weight if keep_vars else self.weight.detach()
-        destination[f"{prefix}weight"] = weight if weight.is_meta or bool((weight[~self.mask] == 0).all()) else weight * self.mask
+        destination[f"{prefix}weight"] = (
+            weight if weight.is_meta or bool((weight[~self.mask] == 0).all()) else weight * self.mask
+        )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -168,8 +174,8 @@ def masked_product(part: Any, x: Tensor, weight: Tensor) -> Tensor:
 
 
 class GatedInput(Extension):
-    """A linear layer whose inputs are gated in runs of ``span``: heads in front of an attention's output, units in front of a
-    feed-forward's.
+    """A linear layer whose inputs are gated in runs of ``span``: heads in front of an attention's
+    output, units in front of a feed-forward's.
     """
 
     gate: HardConcrete
@@ -181,7 +187,9 @@ class GatedInput(Extension):
 
 
 class GatedOutput(Extension):
-    """A norm whose outputs are gated, by the one gate that all norms along the stream have; the first of them draws."""
+    """A norm whose outputs are gated, by the one gate that all norms along the stream have; the
+    first of them draws.
+    """
 
     own_gate: HardConcrete
 

@@ -1,10 +1,12 @@
-"""Structured pruning: heads, feed-forward units and whole layers go, and the matrices really shrink.
+"""Structured pruning: heads, feed-forward units and whole layers go, and the matrices really
+shrink.
 
-    zoo.apply(model, zoo.HeadPruning(kept=0.5))                          # half of each layer's heads, the smallest by their matrices
+    zoo.apply(model, zoo.HeadPruning(kept=0.5))            # half of each layer's heads, the smallest by their matrices
     scores = importance.head_importance(model, batches, loss)            # or by what the loss feels
     structured.remove_heads(model, importance.heads_to_prune(scores, 10))
 
-A layer may keep any number of heads and units, none too: its attention then gives its output's bias, its feed-forward likewise.
+A layer may keep any number of heads and units, none too: its attention then gives its output's
+bias, its feed-forward likewise.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from zoo.techniques.pruning.weights import check_share
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredPruning(PlacedTechnique):
-    """Base: what stays, as a share everywhere or, with ``paths``, as one count for each of these parts."""
+    """Base: what stays, as a share everywhere or, with ``paths``, as one count for each of these
+    parts.
+    """
 
     kept: float = 0.5
     paths: tuple[str, ...] = ()
@@ -67,7 +71,9 @@ class StructuredPruning(PlacedTechnique):
             if not 0 <= count <= size:
                 raise TechniqueError(f"{path} has {size}, of which {count} can't stay")
         if all(wanted[path] == self.size(sites[path].module) for path in wanted):
-            raise TechniqueError(f"{type(self).__name__} would remove nothing from {type(model).__name__}: every part keeps all it has")
+            raise TechniqueError(
+                f"{type(self).__name__} would remove nothing from {type(model).__name__}: every part keeps all it has"
+            )
         for path, count in wanted.items():
             part, size = sites[path].module, self.size(sites[path].module)
             if on_meta(part):
@@ -81,8 +87,9 @@ class StructuredPruning(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadPruning(StructuredPruning):
-    """Remove attention heads: rows of query, key and value, columns of the output. Of each layer those stay whose value and output matrices
-    have the larger norms; `remove_heads` removes chosen ones.
+    """Remove attention heads: rows of query, key and value, columns of the output. Of each layer
+    those stay whose value and output matrices have the larger norms; `remove_heads` removes chosen
+    ones.
     """
 
     roles: tuple[str, ...] = ("self-attention",)
@@ -107,8 +114,8 @@ class HeadPruning(StructuredPruning):
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardPruning(StructuredPruning):
-    """Remove feed-forward units: rows of the first matrix, columns of the second. Those stay whose product of norms is larger;
-    `remove_units` removes chosen ones.
+    """Remove feed-forward units: rows of the first matrix, columns of the second. Those stay whose
+    product of norms is larger; `remove_units` removes chosen ones.
     """
 
     def parts(self, model: Model) -> list[Site]:
@@ -129,12 +136,16 @@ class FeedForwardPruning(StructuredPruning):
 
 
 class Gone(nn.Module):
-    """Where a layer was removed: it holds the place, so that the others keep their names, and never runs."""
+    """Where a layer was removed: it holds the place, so that the others keep their names, and never
+    runs.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPruning(Technique):
-    """Remove whole layers of a stack, by their numbers; the others keep their names. ``stack``: its path, where it is not the encoder."""
+    """Remove whole layers of a stack, by their numbers; the others keep their names. ``stack``: its
+    path, where it is not the encoder.
+    """
 
     layers: tuple[int, ...] = ()
     stack: str = "encoder"
@@ -143,20 +154,29 @@ class LayerPruning(Technique):
         stacks = {path: part for path, part in model.named_modules() if isinstance(part, Stack)}
         if self.stack not in stacks:
             have = ", ".join(stacks) or "none"
-            raise TechniqueError(f"LayerPruning needs a plain stack of layers at {self.stack!r}; {type(model).__name__}'s are: {have}")
+            raise TechniqueError(
+                f"LayerPruning needs a plain stack of layers at {self.stack!r}; {type(model).__name__}'s are: {have}"
+            )
         part = stacks[self.stack]
         gone = sorted(set(self.layers))
         if not gone or gone[0] < 0 or gone[-1] >= len(part.plan) or len(gone) == len(part.plan):
-            raise TechniqueError(f"layers={self.layers} must be some but not all of {self.stack}'s 0..{len(part.plan) - 1}")
+            raise TechniqueError(
+                f"layers={self.layers} must be some but not all of {self.stack}'s 0..{len(part.plan) - 1}"
+            )
         plan = tuple(index for layer, index in enumerate(part.plan) if layer not in gone)
         idle = sorted(set(part.plan) - set(plan))
         if not idle:
             raise TechniqueError(
-                f"{self.stack} runs the same block at other depths too, so removing a layer frees nothing; use fewer layers"
+                f"{self.stack} runs the same block at other depths too, so removing a layer frees nothing; use fewer "
+                "layers"
             )
-        shared = [index for index in idle if any(getattr(inner, "also_at", ()) for inner in part.blocks[index].modules())]
+        shared = [
+            index for index in idle if any(getattr(inner, "also_at", ()) for inner in part.blocks[index].modules())
+        ]
         if shared:
-            raise TechniqueError(f"layer {shared[0]} of {self.stack} owns parts that other layers borrow; it can't be removed")
+            raise TechniqueError(
+                f"layer {shared[0]} of {self.stack} owns parts that other layers borrow; it can't be removed"
+            )
         part.plan = plan
         for index in idle:
             part.blocks[index] = Gone()
@@ -164,10 +184,14 @@ class LayerPruning(Technique):
 
 
 def check_attention(site: Site) -> None:
-    """Refuse an attention whose heads can't be cut: another class, changed projections, a core with parameters for each head."""
+    """Refuse an attention whose heads can't be cut: another class, changed projections, a core with
+    parameters for each head.
+    """
     part: Any = site.module
     if type(part) is not Attention:
-        raise TechniqueError(f"{site.path} is a {type(part).__name__}, whose heads depend on more than its four projections")
+        raise TechniqueError(
+            f"{site.path} is a {type(part).__name__}, whose heads depend on more than its four projections"
+        )
     for name in ("query", "key", "value", "output"):
         if type(getattr(part, name)) is not nn.Linear:
             raise TechniqueError(f"{site.path}.{name} was changed by another technique; prune heads first")
@@ -178,21 +202,29 @@ def check_attention(site: Site) -> None:
 def check_feed_forward(site: Site) -> None:
     """Refuse a feed-forward part that is not two plain matrices."""
     if more := {name.split(".")[0] for name, _ in site.module.named_parameters()} - {"up", "down"}:
-        raise TechniqueError(f"the units of {site.path} are fed by {', '.join(sorted(more))} too; leave its depths out with depths=(...)")
+        raise TechniqueError(
+            f"the units of {site.path} are fed by {', '.join(sorted(more))} too; leave its depths out with depths=(...)"
+        )
     for name in ("up", "down"):
         if type(getattr(site.module, name, None)) is not nn.Linear:
-            raise TechniqueError(f"{site.path}.{name} is not a plain linear layer; prune units before other techniques change it")
+            raise TechniqueError(
+                f"{site.path}.{name} is not a plain linear layer; prune units before other techniques change it"
+            )
 
 
 def _rows(linear: nn.Linear, keep: Tensor) -> None:
-    linear.weight = nn.Parameter(linear.weight.detach()[keep.to(linear.weight.device)].clone(), linear.weight.requires_grad)
+    linear.weight = nn.Parameter(
+        linear.weight.detach()[keep.to(linear.weight.device)].clone(), linear.weight.requires_grad
+    )
     if linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias.detach()[keep.to(linear.bias.device)].clone(), linear.bias.requires_grad)
     linear.out_features = len(keep)
 
 
 def _columns(linear: nn.Linear, keep: Tensor) -> None:
-    linear.weight = nn.Parameter(linear.weight.detach()[:, keep.to(linear.weight.device)].clone(), linear.weight.requires_grad)
+    linear.weight = nn.Parameter(
+        linear.weight.detach()[:, keep.to(linear.weight.device)].clone(), linear.weight.requires_grad
+    )
     linear.in_features = len(keep)
 
 
@@ -212,7 +244,12 @@ def cut_units(feed_forward: Any, keep: Tensor) -> None:
     _columns(feed_forward.down, keep)
 
 
-def _remove(model: nn.Module, kind: type[HeadPruning] | type[FeedForwardPruning], gone: Mapping[str, Iterable[int]], **fields: Any) -> None:
+def _remove(
+    model: nn.Module,
+    kind: type[HeadPruning] | type[FeedForwardPruning],
+    gone: Mapping[str, Iterable[int]],
+    **fields: Any,
+) -> None:
     bare = bare_model(model)
     technique = kind(**fields)
     sites = {site.path: site for site in technique.parts(bare)}
@@ -226,7 +263,9 @@ def _remove(model: nn.Module, kind: type[HeadPruning] | type[FeedForwardPruning]
     if not numbers:
         return
     keeps = {
-        path: torch.tensor([n for n in range(technique.size(sites[path].module)) if n not in set(some)], dtype=torch.int64)
+        path: torch.tensor(
+            [n for n in range(technique.size(sites[path].module)) if n not in set(some)], dtype=torch.int64
+        )
         for path, some in numbers.items()
     }
     final = kind(paths=tuple(keeps), counts=tuple(len(keep) for keep in keeps.values()), **fields)
@@ -251,5 +290,7 @@ def remove_heads(model: nn.Module, heads: Mapping[str, Iterable[int]], role: str
 
 
 def remove_units(model: nn.Module, units: Mapping[str, Iterable[int]]) -> None:
-    """Remove chosen feed-forward units, by the path of their part; recorded as a `FeedForwardPruning`."""
+    """Remove chosen feed-forward units, by the path of their part; recorded as a
+    `FeedForwardPruning`.
+    """
     _remove(model, FeedForwardPruning, units)

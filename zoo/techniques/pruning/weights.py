@@ -1,11 +1,12 @@
-"""Pruning of single weights: by magnitude or any score, by movement, by L0 gates; gradually, in rounds with rewinding, or before training.
+"""Pruning of single weights: by magnitude or any score, by movement, by L0 gates; gradually, in
+rounds with rewinding, or before training.
 
 The functions below work on a model that one of the techniques was applied to.
 
     zoo.apply(model, zoo.WeightPruning(sparsity=0.5))                    # the smallest half of each matrix
     pruning.remask(model, pruning.magnitudes(model), pruning.cubic_sparsity(step, ...), "across")   # gradually, while training
     pruning.prune_more(model, 0.1); pruning.rewind(model, start)         # a round of the lottery ticket
-    pruning.bake(model)                                                  # zeros in an ordinary model: any layout takes it
+    pruning.bake(model)            # zeros in an ordinary model: any layout takes it
 """
 
 from __future__ import annotations
@@ -24,10 +25,23 @@ from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
 from zoo.techniques.base import PlacedTechnique
 from zoo.techniques.lora.technique import LINEAR_ROLES
-from zoo.techniques.pruning.masks import AboveThreshold, HardConcrete, Masked, Scored, Scores, SigmoidAboveThreshold, TopScores, top_mask
+from zoo.techniques.pruning.masks import (
+    AboveThreshold,
+    HardConcrete,
+    Masked,
+    Scored,
+    Scores,
+    SigmoidAboveThreshold,
+    TopScores,
+    top_mask,
+)
 
 SCOPES = ("matrix", "across")
-METHODS: dict[str, type[Scores]] = {"top": TopScores, "threshold": AboveThreshold, "sigmoid-threshold": SigmoidAboveThreshold}
+METHODS: dict[str, type[Scores]] = {
+    "top": TopScores,
+    "threshold": AboveThreshold,
+    "sigmoid-threshold": SigmoidAboveThreshold,
+}
 
 
 def check_share(name: str, value: float) -> None:
@@ -38,10 +52,12 @@ def check_share(name: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightPruning(PlacedTechnique):
-    """Set the share ``sparsity`` of the weights to zero and keep them there: the smallest of each matrix, or ``scope="across"`` of all
-    matrices together. ``by``: "magnitude" or "random". Roles may name the "token-embedding" and the "pooler" too.
+    """Set the share ``sparsity`` of the weights to zero and keep them there: the smallest of each
+    matrix, or ``scope="across"`` of all matrices together. ``by``: "magnitude" or "random". Roles
+    may name the "token-embedding" and the "pooler" too.
 
-    The file of a pruned model holds zeros under the same names, and loading keeps them. ``sparsity=0`` makes the places ready for `remask`.
+    The file of a pruned model holds zeros under the same names, and loading keeps them.
+    ``sparsity=0`` makes the places ready for `remask`.
     """
 
     sparsity: float = 0.5
@@ -66,7 +82,8 @@ class WeightPruning(PlacedTechnique):
     def settle(self, model: Model, generator: torch.Generator | None) -> None:
         own = {site.path: site.module for site in map(dense_of, self.places(model, *self.roles))}
         if self.by == "random":
-            scores = {path: torch.rand(part.weight.shape, generator=generator).to(part.weight.device) for path, part in own.items()}  # type: ignore[union-attr, operator, arg-type]
+            weights = {path: part.get_parameter("weight") for path, part in own.items()}
+            scores = {path: torch.rand(w.shape, generator=generator).to(w.device) for path, w in weights.items()}
         else:
             scores = {path: part.weight.detach().abs() for path, part in own.items()}  # type: ignore[union-attr, operator]
         remask(model, scores, self.sparsity, self.scope)
@@ -74,8 +91,9 @@ class WeightPruning(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class MovementPruning(PlacedTechnique):
-    """A score for each weight, learned with it, says whether it stays: the share ``threshold`` with the largest scores of each matrix
-    ("top": movement pruning), or whose score ("threshold") or its sigmoid ("sigmoid-threshold") is larger than it (soft movement).
+    """A score for each weight, learned with it, says whether it stays: the share ``threshold`` with
+    the largest scores of each matrix ("top": movement pruning), or whose score ("threshold") or its
+    sigmoid ("sigmoid-threshold") is larger than it (soft movement).
     """
 
     method: str = "top"
@@ -95,7 +113,9 @@ class MovementPruning(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class L0Pruning(PlacedTechnique):
-    """A stochastic gate on each weight, pushed shut by `score_penalty(model, "l0")` (Louizos et al., 2018)."""
+    """A stochastic gate on each weight, pushed shut by `score_penalty(model, "l0")` (Louizos et
+    al., 2018).
+    """
 
     start: float = 2.197
     roles: tuple[str, ...] = LINEAR_ROLES
@@ -106,7 +126,9 @@ class L0Pruning(PlacedTechnique):
 
 
 def plain_weights(technique: PlacedTechnique, model: Model, roles: Sequence[str]) -> list[Site]:
-    """The sites of these roles, each a plain matrix or table; a pooler or feed-forward part stands for its own ``dense`` layer."""
+    """The sites of these roles, each a plain matrix or table; a pooler or feed-forward part stands
+    for its own ``dense`` layer.
+    """
     if not roles:
         raise TechniqueError(f"{type(technique).__name__} needs at least one role, such as {', '.join(LINEAR_ROLES)}")
     sites = [dense_of(site) for site in technique.places(model, *roles)]
@@ -115,13 +137,16 @@ def plain_weights(technique: PlacedTechnique, model: Model, roles: Sequence[str]
         if type(site.module) not in kinds:
             name = type(site.module).__name__
             raise TechniqueError(
-                f"{site.path} is a {name}; {type(technique).__name__} masks plain linear layers, before other techniques change them"
+                f"{site.path} is a {name}; {type(technique).__name__} masks plain linear layers, before other "
+                "techniques change them"
             )
     return sites
 
 
 def dense_of(site: Site) -> Site:
-    """The site itself, or that of the layer named ``dense`` in it, which is all that a pooler has."""
+    """The site itself, or that of the layer named ``dense`` in it, which is all that a pooler
+    has.
+    """
     if isinstance(getattr(site.module, "dense", None), nn.Linear):
         return Site(f"{site.path}.dense", site.role, site.stream, site.depths, site.module, "dense")
     return site
@@ -155,7 +180,9 @@ def magnitudes(model: nn.Module) -> dict[str, Tensor]:
 
 
 def saliencies(model: nn.Module) -> dict[str, Tensor]:
-    """|w · dL/dw| of each masked matrix after a backward pass: pruning at initialisation by connection sensitivity (SNIP)."""
+    """|w · dL/dw| of each masked matrix after a backward pass: pruning at initialisation by
+    connection sensitivity (SNIP).
+    """
     scores = {}
     for path, part in masked_parts(model):
         if part.weight.grad is None:
@@ -165,16 +192,22 @@ def saliencies(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def remask(model: nn.Module, scores: Mapping[str, Tensor], sparsity: float, scope: str = "matrix", *, within: bool = False) -> None:
-    """New masks: the share ``sparsity`` with the lowest scores goes, exactly round(sparsity · weights) of them.
+def remask(
+    model: nn.Module, scores: Mapping[str, Tensor], sparsity: float, scope: str = "matrix", *, within: bool = False
+) -> None:
+    """New masks: the share ``sparsity`` with the lowest scores goes, exactly round(sparsity ·
+    weights) of them.
 
-    Weights that were masked may come back with the values they had, unless ``within``, which counts the share of what is left.
+    Weights that were masked may come back with the values they had, unless ``within``, which counts
+    the share of what is left.
     """
     check_share("sparsity", sparsity)
     check_choice("scope", scope, SCOPES)
     parts = dict(masked_parts(model))
     if not parts:
-        raise TechniqueError(f"{type(bare_model(model)).__name__} has no masked weights; apply zoo.WeightPruning(sparsity=0) first")
+        raise TechniqueError(
+            f"{type(bare_model(model)).__name__} has no masked weights; apply zoo.WeightPruning(sparsity=0) first"
+        )
     groups = [[path] for path in scores] if scope == "matrix" else [list(scores)]
     for group in groups:
         flat = torch.cat([scores[path].detach().flatten() for path in group])
@@ -192,14 +225,19 @@ def remask(model: nn.Module, scores: Mapping[str, Tensor], sparsity: float, scop
                 part.weight.mul_(part.mask)  # heads that are tied to the table read it without the mask
 
 
-def prune_more(model: nn.Module, rate: float = 0.1, scores: Mapping[str, Tensor] | None = None, scope: str = "across") -> None:
-    """One round of the lottery ticket: of the weights that are left, the share ``rate`` with the smallest magnitudes goes for good."""
+def prune_more(
+    model: nn.Module, rate: float = 0.1, scores: Mapping[str, Tensor] | None = None, scope: str = "across"
+) -> None:
+    """One round of the lottery ticket: of the weights that are left, the share ``rate`` with the
+    smallest magnitudes goes for good.
+    """
     remask(model, magnitudes(model) if scores is None else scores, rate, scope, within=True)
 
 
 @torch.no_grad()
 def rewind(model: nn.Module, start: Mapping[str, Tensor]) -> None:
-    """Put the model's weights back to those of ``start`` (its ``state_dict()`` of an earlier step, before the masks); masks and heads stay.
+    """Put the model's weights back to those of ``start`` (its ``state_dict()`` of an earlier step,
+    before the masks); masks and heads stay.
 
     Raises TechniqueError where ``start`` lacks a parameter of the model.
     """
@@ -224,7 +262,9 @@ def sparsity_of(model: nn.Module) -> float:
 def cubic_sparsity(
     step: int, *, begin: int, end: int, start: float = 0.0, final: float = 0.9, every: int = 1, exponent: float = 3.0
 ) -> float:
-    """Zhu and Gupta's schedule: ``final + (start - final) (1 - progress)³`` from step ``begin`` to ``end``, new every so many steps."""
+    """Zhu and Gupta's schedule: ``final + (start - final) (1 - progress)³`` from step ``begin`` to
+    ``end``, new every so many steps.
+    """
     if step < begin:
         return start
     reached = min(begin + (step - begin) // every * every, end)
@@ -242,7 +282,9 @@ def threshold_at(
     final_warmup: int = 2,
     final_penalty: float = 0.0,
 ) -> tuple[float, float]:
-    """Movement pruning's schedule: threshold and weight of the penalty at a step; cubic between two constant pieces."""
+    """Movement pruning's schedule: threshold and weight of the penalty at a step; cubic between two
+    constant pieces.
+    """
     begin, rest = initial_warmup * warmup, final_warmup * warmup
     if step <= begin:
         threshold = initial
@@ -263,8 +305,8 @@ def set_threshold(model: nn.Module, threshold: float) -> None:
 
 
 def score_penalty(scores: nn.Module | Sequence[Tensor], kind: str = "l1") -> Tensor:
-    """The mean over matrices, each counting alike, of the mean sigmoid of the scores: "l1" of soft movement, "l0" of gates' chance to be
-    open. ``scores``: a model, or the scores themselves.
+    """The mean over matrices, each counting alike, of the mean sigmoid of the scores: "l1" of soft
+    movement, "l0" of gates' chance to be open. ``scores``: a model, or the scores themselves.
     """
     check_choice("kind", kind, ("l1", "l0"))
     found = [part.gate.scores for _, part in scored_parts(scores)] if isinstance(scores, nn.Module) else list(scores)
@@ -276,7 +318,9 @@ def score_penalty(scores: nn.Module | Sequence[Tensor], kind: str = "l1") -> Ten
 
 @torch.no_grad()
 def fix_masks(model: nn.Module) -> None:
-    """Turn learned masks into fixed ones, as they are now; gates between 0 and 1 go into the weights. Training may go on under them."""
+    """Turn learned masks into fixed ones, as they are now; gates between 0 and 1 go into the
+    weights. Training may go on under them.
+    """
     bare = bare_model(model)
     for _, part in list(scored_parts(bare)):
         gate = part.gate.eval()()
@@ -286,14 +330,18 @@ def fix_masks(model: nn.Module) -> None:
         extend(part, Masked)
         part.register_buffer("mask", gate > 0, persistent=False)
     bare.techniques = tuple(
-        WeightPruning(sparsity=0.0, roles=t.roles, streams=t.streams, depths=t.depths) if isinstance(t, MovementPruning | L0Pruning) else t
+        WeightPruning(sparsity=0.0, roles=t.roles, streams=t.streams, depths=t.depths)
+        if isinstance(t, MovementPruning | L0Pruning)
+        else t
         for t in bare.techniques
     )
 
 
 @torch.no_grad()
 def bake(model: nn.Module) -> None:
-    """Write the masks into the weights and forget them: an ordinary model with zeros, which `zoo.optimize` and every converter take."""
+    """Write the masks into the weights and forget them: an ordinary model with zeros, which
+    `zoo.optimize` and every converter take.
+    """
     bare = bare_model(model)
     if on_meta(bare):
         raise TechniqueError("a model on the meta device has no weights to write the masks into")

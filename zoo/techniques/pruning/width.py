@@ -1,15 +1,18 @@
-"""Hidden width: numbers of the residual stream go, in every part that reads or writes it (McCarley, Chakravarti, Sil, 2019).
+"""Hidden width: numbers of the residual stream go, in every part that reads or writes it (McCarley,
+Chakravarti, Sil, 2019).
 
     zoo.apply(model, zoo.WidthPruning(kept=0.75))                    # three quarters stay, by the matrices' norms
     score = importance.width_importance(model, batches, loss)        # or by what the loss feels
     width.remove_numbers(model, score.argsort()[:192].tolist())
 
-One set of numbers is kept through the whole model: rows and columns of tables, projections, norms, pooler and heads. Which axes of which
-tensors run along the stream is seen by building the model once more, on the meta device, with the width doubled. Inside an attention
-the heads keep their size, inside a feed-forward part the units theirs.
+One set of numbers is kept through the whole model: rows and columns of tables, projections, norms,
+pooler and heads. Which axes of which tensors run along the stream is seen by building the model
+once more, on the meta device, with the width doubled. Inside an attention the heads keep their
+size, inside a feed-forward part the units theirs.
 
-A norm behind takes its mean and variance over what is left. So the smaller model is not the one with these numbers silenced, except
-where norms are only scales and shifts (MobileBERT); train it further.
+A norm behind takes its mean and variance over what is left. So the smaller model is not the one
+with these numbers silenced, except where norms are only scales and shifts (MobileBERT); train it
+further.
 """
 
 from __future__ import annotations
@@ -29,13 +32,19 @@ from zoo.techniques.base import Technique
 from zoo.techniques.pruning.weights import check_share
 
 Axes = Mapping[str, tuple[int, ...]]
-BEFORE = ("HeadPruning", "FeedForwardPruning", "LayerPruning", "WidthPruning")  # what may have been applied: no tensor is new after them
+BEFORE = (
+    "HeadPruning",
+    "FeedForwardPruning",
+    "LayerPruning",
+    "WidthPruning",
+)  # what may have been applied: no tensor is new after them
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidthPruning(Technique):
-    """Keep a share of the hidden width, or exactly ``count`` numbers; those whose rows and columns have the larger norms. ``width``: the
-    config's name for it ("image_hidden_size" for a picture's stream). `remove_numbers` removes chosen ones.
+    """Keep a share of the hidden width, or exactly ``count`` numbers; those whose rows and columns
+    have the larger norms. ``width``: the config's name for it ("image_hidden_size" for a picture's
+    stream). `remove_numbers` removes chosen ones.
     """
 
     kept: float = 0.75
@@ -83,7 +92,9 @@ class Stream:
         if width not in bare.config.field_names():
             raise TechniqueError(f"{type(bare).__name__} has no width {width!r}")
         if other := next((str(t) for t in bare.techniques if type(t).__name__ not in BEFORE), None):
-            raise TechniqueError(f"the hidden width is pruned before other techniques change the parts; this model has {other}")
+            raise TechniqueError(
+                f"the hidden width is pruned before other techniques change the parts; this model has {other}"
+            )
         size = getattr(bare.config, width)
         plain = _twin(model, {width: size})
         try:
@@ -99,7 +110,9 @@ class Stream:
                 if narrow == doubled or (name, axis) in inner:
                     continue
                 if (narrow, doubled) != (size, 2 * size):
-                    raise TechniqueError(f"axis {axis} of {name} is {narrow}, several hidden widths, whose numbers can't be told apart")
+                    raise TechniqueError(
+                        f"axis {axis} of {name} is {narrow}, several hidden widths, whose numbers can't be told apart"
+                    )
                 along.append(axis)
             if along and name in own:
                 axes[name] = tuple(along)
@@ -119,7 +132,9 @@ class Stream:
         return self.tensors[name].shape[axes[0]]
 
     def norms(self) -> dict[str, Any]:
-        """The norms that the stream passes, by path: parts with a weight, and mostly a bias, along it and nothing else."""
+        """The norms that the stream passes, by path: parts with a weight, and mostly a bias, along
+        it and nothing else.
+        """
         found = {}
         for path, part in self.model.named_modules():
             names = [name for name, _ in part.named_parameters(recurse=False)]
@@ -130,7 +145,9 @@ class Stream:
         return found
 
     def norms_of_numbers(self) -> Tensor:
-        """Σ over matrices of ||rows or columns of the number||² / ||matrix||²: each matrix has one vote. -> (width)."""
+        """Σ over matrices of ||rows or columns of the number||² / ||matrix||²: each matrix has one
+        vote. -> (width).
+        """
         total = torch.zeros(self.size, dtype=torch.float64)
         for name, tensor in self.tensors.items():
             if tensor.dim() < 2:
@@ -143,7 +160,9 @@ class Stream:
 
     @torch.no_grad()
     def cut(self, keep: Tensor) -> None:
-        """Leave these numbers, in their order, in every tensor and in the sizes that parts remember."""
+        """Leave these numbers, in their order, in every tensor and in the sizes that parts
+        remember.
+        """
         size = getattr(bare_model(self.model).config, self.width)
         made: dict[int, Tensor] = {}
         for name, tensor in self.tensors.items():
@@ -178,7 +197,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _inner_axes(model: nn.Module) -> set[tuple[str, int]]:
-    """Axes that run along an attention's heads or a feed-forward part's units, whatever their sizes."""
+    """Axes that run along an attention's heads or a feed-forward part's units, whatever their
+    sizes.
+    """
     found = set()
     for path, part in model.named_modules():
         if isinstance(part, Attention):

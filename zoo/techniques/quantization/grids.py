@@ -1,9 +1,11 @@
-"""Rounding to few bits: grids, rounding that lets gradients through, weights that are stored as packed codes.
+"""Rounding to few bits: grids, rounding that lets gradients through, weights that are stored as
+packed codes.
 
     symmetric   s = max|w| / (2^(b-1) - 1),   q = round(w / s) in -(2^(b-1) - 1) .. 2^(b-1) - 1,   w ≈ s q
     min-max     s = (max w - min w) / (2^b - 1),   q = round((w - min w) / s) in 0 .. 2^b - 1,   w ≈ s q + min w
 
-for each group of a weight matrix: all of it, each row (output), some rows together, or blocks of a row. Ties go to the even code.
+for each group of a weight matrix: all of it, each row (output), some rows together, or blocks of a
+row. Ties go to the even code.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from zoo.layers.extend import Extension
 
 @dataclass(frozen=True)
 class Grid:
-    """``bits`` and ``symmetric`` or min-max, for each group. rows: how many groups the rows fall into, 0 = one row each; block: inputs in
-    a group, which then lies within a row. Where a number does not divide its axis, the next smaller that does is taken.
+    """``bits`` and ``symmetric`` or min-max, for each group. rows: how many groups the rows fall
+    into, 0 = one row each; block: inputs in a group, which then lies within a row. Where a number
+    does not divide its axis, the next smaller that does is taken.
     """
 
     bits: int = 8
@@ -37,7 +40,9 @@ class Grid:
         if not least <= self.bits <= 8:
             raise ConfigError(f"bits must be {least} to 8, got {self.bits}")
         if self.rows < 0 or self.block < 0 or (self.block and self.rows):
-            raise ConfigError(f"groups are of whole rows or of blocks in each row (rows=0), got rows={self.rows}, block={self.block}")
+            raise ConfigError(
+                f"groups are of whole rows or of blocks in each row (rows=0), got rows={self.rows}, block={self.block}"
+            )
 
     @property
     def top(self) -> int:
@@ -52,7 +57,9 @@ class Grid:
         return outputs if self.rows == 0 else divisor(outputs, self.rows)
 
     def codes(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(rows, inputs) -> whole-numbered codes of the same shape, and for each group its step and, min-max, its lowest value."""
+        """(rows, inputs) -> whole-numbered codes of the same shape, and for each group its step
+        and, min-max, its lowest value.
+        """
         grouped = weight.detach().reshape(self.groups(weight.shape), -1)
         if self.symmetric:
             step = grouped.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny * 256) / self.top
@@ -84,14 +91,18 @@ def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
 
 
 def symmetric_rounding(x: Tensor, largest: Tensor, bits: int = 8) -> Tensor:
-    """``x`` on the grid of ``bits`` that ends at ±``largest``, a scalar; what lies beyond is cut. The gradient passes everywhere."""
+    """``x`` on the grid of ``bits`` that ends at ±``largest``, a scalar; what lies beyond is cut.
+    The gradient passes everywhere.
+    """
     top = 2 ** (bits - 1) - 1
     scale = top / largest
     return straight_through(x, torch.round(x.detach() * scale).clamp(-top, top) / scale)
 
 
 def range_rounding(x: Tensor, low: Tensor, high: Tensor, bits: int = 8, *, zero: bool = False) -> Tensor:
-    """``x`` on the min-max grid from ``low`` to ``high`` (scalars or broadcast); no gradient where it was cut. zero: 0 is on the grid."""
+    """``x`` on the min-max grid from ``low`` to ``high`` (scalars or broadcast); no gradient where
+    it was cut. zero: 0 is on the grid.
+    """
     if zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
     step = (high - low).clamp(min=torch.finfo(x.dtype).tiny * 256) / (2**bits - 1)
@@ -102,11 +113,14 @@ def range_rounding(x: Tensor, low: Tensor, high: Tensor, bits: int = 8, *, zero:
     return straight_through(inside, torch.round((inside.detach() - low) / step) * step + low)
 
 
-# --- packed codes -----------------------------------------------------------------------------------------------------------------------
+# --- packed codes
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Whole numbers 0 .. 2^bits - 1, (rows, n), as bytes (rows, ceil(n · bits / 8)), the first in the lowest bits."""
+    """Whole numbers 0 .. 2^bits - 1, (rows, n), as bytes (rows, ceil(n · bits / 8)), the first in
+    the lowest bits.
+    """
     codes = codes.to(torch.uint8)
     if bits == 8:
         return codes
@@ -122,12 +136,18 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if 8 % bits == 0:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
         return (packed[..., None] >> shifts & (2**bits - 1)).flatten(1)[:, :count]
-    single = (packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1).flatten(1)[:, : count * bits]
-    return (single.unflatten(1, (count, bits)) << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(2, dtype=torch.uint8)
+    single = (packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1).flatten(1)[
+        :, : count * bits
+    ]
+    return (single.unflatten(1, (count, bits)) << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(
+        2, dtype=torch.uint8
+    )
 
 
 class _Coded(nn.Module):
-    """A matrix as packed ``codes`` (rows, bytes), with ``step`` and, min-max, ``low`` of each group."""
+    """A matrix as packed ``codes`` (rows, bytes), with ``step`` and, min-max, ``low`` of each
+    group.
+    """
 
     codes: Tensor
     step: Tensor
@@ -143,7 +163,9 @@ class _Coded(nn.Module):
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         """Random weights, rounded."""
-        weight = torch.empty(self.shape, dtype=self.step.dtype, device=self.step.device).normal_(0, std, generator=generator)
+        weight = torch.empty(self.shape, dtype=self.step.dtype, device=self.step.device).normal_(
+            0, std, generator=generator
+        )
         codes, step, low = self.grid.codes(weight.clamp(-2 * std, 2 * std))
         self.codes.copy_(pack(codes + self.grid.top if self.grid.symmetric else codes, self.grid.bits))
         self.step.copy_(step)
@@ -167,7 +189,9 @@ class _Coded(nn.Module):
 
 
 class CodedLinear(_Coded, nn.Linear):  # type: ignore[misc, override]
-    """A linear layer with few-bit weights: they are written out in floating point for each product. The bias stays as it was."""
+    """A linear layer with few-bit weights: they are written out in floating point for each product.
+    The bias stays as it was.
+    """
 
     def __init__(self, linear: nn.Linear, grid: Grid) -> None:
         super().__init__(linear.weight, grid)
@@ -201,11 +225,14 @@ class CodedEmbedding(_Coded):
         return values.view(*ids.shape, self.embedding_dim)
 
 
-# --- training on a grid -------------------------------------------------------------------------------------------------------------------
+# --- training on a grid
+# -------------------------------------------------------------------------------------------------------------------
 
 
 class OnGrid(Extension):
-    """A part whose ``weight`` is always seen on ``grid``; the parameter below it stays in floating point and learns."""
+    """A part whose ``weight`` is always seen on ``grid``; the parameter below it stays in floating
+    point and learns.
+    """
 
     grid: Grid
 
@@ -226,7 +253,9 @@ class OnGrid(Extension):
 
 
 class Calls(nn.Module):
-    """How often a part was called while training; ``start_step``: from which call on it is rounded."""
+    """How often a part was called while training; ``start_step``: from which call on it is
+    rounded.
+    """
 
     step: Tensor
 
@@ -257,10 +286,12 @@ class LateTable(OnGrid):
 
 
 class MovingRange(nn.Module):
-    """The largest absolute value of what passes, followed while training: ``t <- t - (1 - decay)(t - max|x|)``, first of all max|x|.
+    """The largest absolute value of what passes, followed while training: ``t <- t - (1 - decay)(t
+    - max|x|)``, first of all max|x|.
 
-    It is moved before the tensor is rounded. Calls before ``start_step`` only count. Until the first update there is no range and
-    tensors pass as they are. With ``dynamic`` each tensor's own largest is taken and nothing is followed.
+    It is moved before the tensor is rounded. Calls before ``start_step`` only count. Until the
+    first update there is no range and tensors pass as they are. With ``dynamic`` each tensor's own
+    largest is taken and nothing is followed.
     """
 
     largest: Tensor
@@ -286,7 +317,9 @@ class MovingRange(nn.Module):
         """Follow one training call."""
         if not self.dynamic:
             now = x.detach().abs().amax().to(self.largest.dtype)
-            moved = torch.where(self.step == self.start_step, now, self.largest - (1 - self.decay) * (self.largest - now))
+            moved = torch.where(
+                self.step == self.start_step, now, self.largest - (1 - self.decay) * (self.largest - now)
+            )
             self.largest.copy_(torch.where(self.step < self.start_step, self.largest, moved))
         self.step.add_(1)
 
@@ -302,9 +335,11 @@ class MovingRange(nn.Module):
 
 
 class LowHighRange(nn.Module):
-    """Lowest and highest value of what passes, followed while training by ``momentum``; frozen in eval; no gradient for what is cut.
+    """Lowest and highest value of what passes, followed while training by ``momentum``; frozen in
+    eval; no gradient for what is cut.
 
-    zero: 0 is exactly on the grid. Until the first update there is no range and tensors pass as they are.
+    zero: 0 is exactly on the grid. Until the first update there is no range and tensors pass as
+    they are.
     """
 
     low: Tensor
@@ -332,7 +367,9 @@ class LowHighRange(nn.Module):
         self.step.add_(1)
 
     def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
-        """counted: the values that the range is taken from, where not all of ``x`` are meant (masked scores)."""
+        """counted: the values that the range is taken from, where not all of ``x`` are meant
+        (masked scores).
+        """
         if self.training:
             self.observe(x if counted is None else counted)
         low, high = self.low.to(x.dtype, copy=True), self.high.to(x.dtype, copy=True)  # a shared part moves them again
@@ -340,7 +377,9 @@ class LowHighRange(nn.Module):
 
 
 class OnGridLinear(OnGrid):
-    """A linear layer with weights on a grid, inputs rounded by ``input_range`` and, where wanted, outputs by ``output_range``."""
+    """A linear layer with weights on a grid, inputs rounded by ``input_range`` and, where wanted,
+    outputs by ``output_range``.
+    """
 
     input_range: nn.Module
     output_range: nn.Module | None
@@ -351,8 +390,9 @@ class OnGridLinear(OnGrid):
 
 
 class SymmetricLinear(OnGrid):
-    """The same with one symmetric range for inputs and one for outputs (Q8BERT): in eval it computes what its integers compute, the bias
-    rounded to 32 bits of the product's step. Training calls before the inputs' ``start_step`` run in floating point.
+    """The same with one symmetric range for inputs and one for outputs (Q8BERT): in eval it
+    computes what its integers compute, the bias rounded to 32 bits of the product's step. Training
+    calls before the inputs' ``start_step`` run in floating point.
     """
 
     input_range: MovingRange
@@ -383,7 +423,8 @@ class SymmetricLinear(OnGrid):
 
 
 class Int8StaticLinear(nn.Module):
-    """The integers of a layer trained with moving ranges: one step for the weights, one for the inputs, the bias in 32 bits.
+    """The integers of a layer trained with moving ranges: one step for the weights, one for the
+    inputs, the bias in 32 bits.
 
     ``y = (q_w q_x + q_b) s_w s_x``, then rounded to the outputs' range where it was trained so.
     """
@@ -398,7 +439,10 @@ class Int8StaticLinear(nn.Module):
         super().__init__()
         raw = linear.rest()
         self.out_features, self.in_features = raw.shape
-        self.top, self.output_top = linear.input_range.top, 0 if linear.output_range is None else linear.output_range.top
+        self.top, self.output_top = (
+            linear.input_range.top,
+            0 if linear.output_range is None else linear.output_range.top,
+        )
         codes, step, _ = linear.grid.codes(raw)
         self.register_buffer("weight", codes.to(torch.int8))
         self.register_buffer("weight_step", step[0].float())
@@ -443,7 +487,9 @@ def _random_int8(weight: Tensor, step: Tensor, std: float, generator: torch.Gene
 
 
 def int8_of(linear: Any) -> nn.Module:
-    """The executing form of a linear layer: of one trained with moving ranges its own integers, of any other ones made now."""
+    """The executing form of a linear layer: of one trained with moving ranges its own integers, of
+    any other ones made now.
+    """
     if isinstance(linear, SymmetricLinear):
         if not linear.input_range.dynamic:
             return Int8StaticLinear(linear)

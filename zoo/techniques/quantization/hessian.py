@@ -1,4 +1,5 @@
-"""How sharply a loss bends in a layer's weights, and the bits that Q-BERT gives it (Shen et al., 2020).
+"""How sharply a loss bends in a layer's weights, and the bits that Q-BERT gives it (Shen et al.,
+2020).
 
 v <- H v / |H v|,  λ = vᵀ H v         power iteration, H v by a second backward pass
 Ω = |mean λ| + std λ                  over parts of the data; layers with a larger Ω get more bits
@@ -28,9 +29,11 @@ def top_eigenvalues(
     tolerance: float = 1e-3,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """The ``count`` eigenvalues of largest magnitude of the loss's Hessian in ``parameters``, the largest first; may be negative.
+    """The ``count`` eigenvalues of largest magnitude of the loss's Hessian in ``parameters``, the
+    largest first; may be negative.
 
-    Each is found by power iteration, orthogonal to those before, until it moves by less than ``tolerance`` of itself, or for ``steps``.
+    Each is found by power iteration, orthogonal to those before, until it moves by less than
+    ``tolerance`` of itself, or for ``steps``.
     """
     gradients = _gradients(loss, parameters)
     vectors: list[Vector] = []
@@ -54,7 +57,9 @@ def top_eigenvalues(
 
 
 def hessian_trace(loss: Tensor, parameters: Sequence[Tensor]) -> float:
-    """The exact sum of the Hessian's diagonal: one backward pass for each element, so for small things alone."""
+    """The exact sum of the Hessian's diagonal: one backward pass for each element, so for small
+    things alone.
+    """
     gradients = _gradients(loss, parameters)
     total = 0.0
     for gradient, parameter in zip(gradients, parameters, strict=True):
@@ -73,9 +78,11 @@ def sensitivity(
     tolerance: float = 1e-2,
     generator: torch.Generator | None = None,
 ) -> dict[int, float]:
-    """Ω of each depth: top eigenvalues of the mean loss of each batch in that depth's weights alone; without dropout.
+    """Ω of each depth: top eigenvalues of the mean loss of each batch in that depth's weights
+    alone; without dropout.
 
-    loss: ``lambda model, batch: ...``, a mean over the batch. A part that runs at several depths counts at each of them.
+    loss: ``lambda model, batch: ...``, a mean over the batch. A part that runs at several depths
+    counts at each of them.
     """
     weights: dict[int, dict[int, Tensor]] = {}
     for site in bare_model(model).sites():
@@ -91,7 +98,9 @@ def sensitivity(
 
                 with sdpa_kernel(SDPBackend.MATH):  # the others know no second derivative
                     value = loss(model, batch)
-                    values += top_eigenvalues(value, list(weights[depth].values()), steps=steps, tolerance=tolerance, generator=generator)
+                    values += top_eigenvalues(
+                        value, list(weights[depth].values()), steps=steps, tolerance=tolerance, generator=generator
+                    )
     finally:
         model.train(was)
     if not any(found.values()):
@@ -100,7 +109,9 @@ def sensitivity(
 
 
 def choose_bits(omega: dict[int, float], *, low: int = 2, high: int = 3, share: float = 0.5) -> tuple[int, ...]:
-    """``high`` bits for that ``share`` of the depths whose Ω is largest, ``low`` for the others: the ``bits`` of `zoo.QBert`."""
+    """``high`` bits for that ``share`` of the depths whose Ω is largest, ``low`` for the others:
+    the ``bits`` of `zoo.QBert`.
+    """
     if not 0 <= share <= 1:
         raise TechniqueError(f"share must lie between 0 and 1, got {share}")
     if sorted(omega) != list(range(len(omega))):

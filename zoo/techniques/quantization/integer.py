@@ -1,11 +1,12 @@
-"""Operations on integers alone (I-BERT; Kim et al., 2021). Values travel as floats ``q · s`` that stand for whole numbers q with a step s.
+"""Operations on integers alone (I-BERT; Kim et al., 2021). Values travel as floats ``q · s`` that
+stand for whole numbers q with a step s.
 
     GELU      q (1 + erf),  erf(x) ≈ sign(x) (a (min(|x|, -b) + b)² + 1),  a = -0.2888, b = -1.769
     softmax   x - max = -ln2 · z + r,  exp(r) ≈ 0.3585 (r + 1.353)² + 0.344,  exp(x) = exp(r) / 2^z
     norm      floor(2^31 / floor(sqrt(Σ (q - mean q)²))) (q - mean q)
 
-The polynomials' constants are divided by the step and floored, so that all that is left are products, sums and shifts of integers. Floors
-and rounds let gradients through.
+The polynomials' constants are divided by the step and floored, so that all that is left are
+products, sums and shifts of integers. Floors and rounds let gradients through.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def nearest(x: Tensor) -> Tensor:
 
 
 def symmetric_codes(x: Tensor, step: Tensor, bits: int) -> Tensor:
-    """``round(x / step)`` in -n .. n - 1 with n = 2^(bits - 1) - 1: one less at the top, as the published code cuts it."""
+    """``round(x / step)`` in -n .. n - 1 with n = 2^(bits - 1) - 1: one less at the top, as the
+    published code cuts it.
+    """
     most = 2 ** (bits - 1) - 1
     codes = nearest(1 / step * x)
     return straight_through(codes, codes.detach().clamp(-most, most - 1))
@@ -50,8 +53,8 @@ EDGE = 1e-5  # the published code's ranges start this wide and the first call's 
 
 
 class QuantAct(nn.Module):
-    """Round to ``bits`` by a range that follows what passes while training (first call: its own; then by ``momentum``). Before any training
-    call the range ends at `UNKNOWN`.
+    """Round to ``bits`` by a range that follows what passes while training (first call: its own;
+    then by ``momentum``). Before any training call the range ends at `UNKNOWN`.
     """
 
     low: Tensor
@@ -76,7 +79,9 @@ class QuantAct(nn.Module):
             with torch.no_grad():
                 for known, now, edge in zip((self.low, self.high), x.detach().aminmax(), (-EDGE, EDGE), strict=True):
                     now = now.to(known.dtype)
-                    known.copy_(torch.where(self.step == 0, now + edge, self.momentum * known + (1 - self.momentum) * now))
+                    known.copy_(
+                        torch.where(self.step == 0, now + edge, self.momentum * known + (1 - self.momentum) * now)
+                    )
                 self.step.add_(1)
         seen = torch.maximum(self.low.abs(), self.high.abs()).to(x.dtype)
         largest = torch.where(self.step > 0, seen, unknown)
@@ -95,7 +100,9 @@ class QuantAct(nn.Module):
         other_step: Tensor | None = None,
         unknown: Tensor | float = UNKNOWN,
     ) -> tuple[Tensor, Tensor]:
-        """(values, step) of more bits, and a branch to add, -> this range's; by a fixed-point factor of the steps."""
+        """(values, step) of more bits, and a branch to add, -> this range's; by a fixed-point
+        factor of the steps.
+        """
         total = x if other is None else x + other
         new = self.scale(total, unknown)
         codes = fixed_point(x, step, new)
@@ -107,7 +114,9 @@ class QuantAct(nn.Module):
 
 
 def fixed_point(x: Tensor, step: Tensor, new: Tensor) -> Tensor:
-    """The whole numbers of ``x / step`` times ``step / new``, that factor a 31-bit mantissa with a shift."""
+    """The whole numbers of ``x / step`` times ``step / new``, that factor a 31-bit mantissa with a
+    shift.
+    """
     whole = (x.detach() / step).round().double()
     mantissa, exponent = torch.frexp(step.double() / new.double())
     mantissa = (mantissa * 2.0**31).round()
@@ -116,9 +125,18 @@ def fixed_point(x: Tensor, step: Tensor, new: Tensor) -> Tensor:
 
 
 def int_linear(
-    x: Tensor, step: Tensor, weight: Tensor, bias: Tensor | None, bits: int = 8, bias_bits: int = 32, *, per_output: bool = True
+    x: Tensor,
+    step: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bits: int = 8,
+    bias_bits: int = 32,
+    *,
+    per_output: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Integer weights (a step for each output, or one for all) times integer inputs, plus an integer bias -> (values, their steps)."""
+    """Integer weights (a step for each output, or one for all) times integer inputs, plus an
+    integer bias -> (values, their steps).
+    """
     most = 2 ** (bits - 1) - 1
     low, high = (weight.detach() if per_output else weight.detach().reshape(1, -1)).aminmax(dim=1)
     own = torch.maximum(low.abs(), high.abs()).clamp(min=1e-8) / most
@@ -150,9 +168,11 @@ def int_exp(codes: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     return whole, EXP_A * step.square() / 2.0**EXP_SHIFT
 
 
-def int_softmax(x: Tensor, step: Tensor, act: QuantAct, bits: int = 8, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(values, step) -> probabilities in ``bits``, which are rounded down, and their step. act: narrows the exponentials, to 16 bits as
-    published. allowed: who counts, bool.
+def int_softmax(
+    x: Tensor, step: Tensor, act: QuantAct, bits: int = 8, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(values, step) -> probabilities in ``bits``, which are rounded down, and their step. act:
+    narrows the exponentials, to 16 bits as published. allowed: who counts, bool.
     """
     codes = x / step
     if allowed is not None:
@@ -160,14 +180,18 @@ def int_softmax(x: Tensor, step: Tensor, act: QuantAct, bits: int = 8, allowed: 
     codes = codes - codes.detach().amax(-1, keepdim=True).clamp(min=-torch.finfo(x.dtype).max)
     whole, whole_step = int_exp(codes.clamp(min=-(2.0**30)), step)
     top, _ = int_exp(torch.zeros_like(step), step)  # each row has it, at its largest score
-    narrow, narrow_step = act.requantize(whole if allowed is None else whole.masked_fill(~allowed, 0), whole_step, unknown=top.detach())
+    narrow, narrow_step = act.requantize(
+        whole if allowed is None else whole.masked_fill(~allowed, 0), whole_step, unknown=top.detach()
+    )
     whole = narrow / narrow_step
     factor = floor(2.0**32 / whole.sum(-1, keepdim=True).clamp(min=1))
     return floor(whole * factor / 2.0 ** (32 - bits)) / 2.0**bits, x.new_tensor(1 / 2.0**bits)
 
 
 def int_layer_norm(x: Tensor, step: Tensor, weight: Tensor, bias: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """(values, step) -> the norm over the last axis, and its step for each element. ``shift``: bits dropped before squaring."""
+    """(values, step) -> the norm over the last axis, and its step for each element. ``shift``: bits
+    dropped before squaring.
+    """
     codes = x / step
     codes = codes - nearest(codes.mean(-1, keepdim=True))
     total = floor(codes / 2**shift).square().sum(-1, keepdim=True)
@@ -178,7 +202,8 @@ def int_layer_norm(x: Tensor, step: Tensor, weight: Tensor, bias: Tensor, shift:
     return codes * (base * weight), base * weight
 
 
-# --- as parts of a model ------------------------------------------------------------------------------------------------------------------
+# --- as parts of a model
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class IntegerLinear(Extension):
@@ -204,7 +229,9 @@ class IntGelu(nn.Module):
 
 
 class IntegerNorm(Extension):
-    """A layer norm in integers, behind a rounding of what enters. Its weights must not be zero: the bias is divided by them."""
+    """A layer norm in integers, behind a rounding of what enters. Its weights must not be zero: the
+    bias is divided by them.
+    """
 
     act: QuantAct
     shift: Tensor
@@ -215,7 +242,11 @@ class IntegerNorm(Extension):
             with torch.no_grad():  # squares must fit into 32 bits
                 codes = values.detach() / step
                 total = (codes - codes.mean(-1, keepdim=True).round()).square().sum(-1).amax()
-                self.shift.copy_(torch.maximum(self.shift, (total.clamp(min=1).log2() / 2 - 16).ceil().clamp(min=0).to(self.shift.dtype)))
+                self.shift.copy_(
+                    torch.maximum(
+                        self.shift, (total.clamp(min=1).log2() / 2 - 16).ceil().clamp(min=0).to(self.shift.dtype)
+                    )
+                )
         return int_layer_norm(values, step, self.weight, self.bias, self.shift.to(x.dtype))[0]  # type: ignore[arg-type]
 
 

@@ -1,4 +1,6 @@
-"""Attention and norm with every step rounded to a range that follows it (FullyQT; Prato et al., 2020)."""
+"""Attention and norm with every step rounded to a range that follows it (FullyQT; Prato et al.,
+2020).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from zoo.techniques.quantization.grids import LowHighRange
 
 
 class RangedCore(DenseAttention):
-    """Scores, the softmax's numerator ``exp(s - max)``, its denominator, their quotient and the result, each rounded. What the mask hides
-    is kept out of the scores' range.
+    """Scores, the softmax's numerator ``exp(s - max)``, its denominator, their quotient and the
+    result, each rounded. What the mask hides is kept out of the scores' range.
     """
 
     def __init__(self, bits: int, momentum: float) -> None:
@@ -43,7 +45,9 @@ class RangedCore(DenseAttention):
             k, v, allowed, bias = in_front(before, k, v, allowed, bias)
         scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
         scores = scores if bias is None else scores + bias
-        counted = scores if allowed is None else torch.where(allowed, scores, scores.detach().new_tensor(0.0))  # hidden ones count as zero
+        counted = (
+            scores if allowed is None else torch.where(allowed, scores, scores.detach().new_tensor(0.0))
+        )  # hidden ones count as zero
         scores = self.scores(scores, counted)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
@@ -58,14 +62,18 @@ class RangedCore(DenseAttention):
 
 
 class RangedNorm(Extension):
-    """A layer norm whose numerator, denominator, quotient and weight are rounded; the bias is not."""
+    """A layer norm whose numerator, denominator, quotient and weight are rounded; the bias is
+    not.
+    """
 
     ranges: nn.ModuleDict
 
     @staticmethod
     def new_ranges(bits: int, momentum: float) -> nn.ModuleDict:
         """What it keeps of its steps."""
-        return nn.ModuleDict({name: LowHighRange(bits, momentum) for name in ("numerator", "denominator", "quotient", "weight")})
+        return nn.ModuleDict(
+            {name: LowHighRange(bits, momentum) for name in ("numerator", "denominator", "quotient", "weight")}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         above = self.ranges["numerator"](x - x.mean(-1, keepdim=True))

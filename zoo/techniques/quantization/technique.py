@@ -1,9 +1,11 @@
-"""Quantisation as techniques: training on a grid (Q8BERT, Q-BERT, FullyQT), and weights stored and multiplied as integers.
+"""Quantisation as techniques: training on a grid (Q8BERT, Q-BERT, FullyQT), and weights stored and
+multiplied as integers.
 
     train    zoo.Q8Bert(), zoo.QBert(bits=4), zoo.FullyQt()      weights in floating point, seen rounded; activations rounded to ranges
-    store    zoo.Int8(), zoo.WeightOnly(bits=4)                  weights as integers in memory and in the file; of trained parts their own
+    store  zoo.Int8(), zoo.WeightOnly(bits=4)  weights as integers in memory and in the file; of trained parts their own
 
-A linear layer is taken where it stands as a part of the model's blocks or embeddings; poolers and task heads stay in floating point.
+A linear layer is taken where it stands as a part of the model's blocks or embeddings; poolers and
+task heads stay in floating point.
 """
 
 from __future__ import annotations
@@ -43,12 +45,15 @@ TABLES = ("token-embedding", "position-embedding", "segment-embedding")
 
 
 def linears(technique: PlacedTechnique, model: Model, *also: type) -> list[Site]:
-    """The places of plain linear layers (or of these kinds), each once; a TechniqueError where there is none or where they are changed."""
+    """The places of plain linear layers (or of these kinds), each once; a TechniqueError where
+    there is none or where they are changed.
+    """
     sites = list(model.sites())
     roles = sorted({site.role for site in sites if isinstance(site.module, nn.Linear)})
     if not roles:
         raise TechniqueError(
-            f"{type(model).__name__} has no linear layers left for {type(technique).__name__}; are they stored as integers?"
+            f"{type(model).__name__} has no linear layers left for {type(technique).__name__}; are they stored as "
+            "integers?"
         )
     found: dict[int, Site] = {}
     for site in technique.places(model, *roles):
@@ -57,7 +62,8 @@ def linears(technique: PlacedTechnique, model: Model, *also: type) -> list[Site]
             found.setdefault(id(site.module), site)
         elif isinstance(site.module, nn.Linear):
             raise TechniqueError(
-                f"{site.path} is a {kind.__name__}; {type(technique).__name__} takes plain linear layers: merge or leave out what "
+                f"{site.path} is a {kind.__name__}; {type(technique).__name__} takes plain linear layers: merge or "
+                "leave out what "
                 "was applied to it before"
             )
     return list(found.values())
@@ -67,13 +73,19 @@ def tables(technique: PlacedTechnique, model: Model, *also: type) -> list[Site]:
     """The places of plain embedding tables; none where the technique is restricted to depths."""
     if technique.depths:
         return []
-    wanted = [site for site in model.sites() if site.role in TABLES and (not technique.streams or site.stream in technique.streams)]
+    wanted = [
+        site
+        for site in model.sites()
+        if site.role in TABLES and (not technique.streams or site.stream in technique.streams)
+    ]
     found = {id(s.module): s for s in wanted if type(s.module) is nn.Embedding or (also and isinstance(s.module, also))}
     return list(found.values())
 
 
 def put_on_grid(part: nn.Module, kind: type, grid: Grid, **ranges: nn.Module | None) -> None:
-    """Extend a layer or table to be seen on a grid, with the ranges of what enters and leaves it."""
+    """Extend a layer or table to be seen on a grid, with the ranges of what enters and leaves
+    it.
+    """
     like = part.weight
     assert isinstance(like, Tensor)
     extend(part, kind)
@@ -89,8 +101,9 @@ def placed(module: nn.Module, like: Tensor) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class Q8Bert(PlacedTechnique):
-    """Symmetric 8-bit training (Zafrir et al., 2019): one step for each weight matrix, found at every call; inputs rounded to a range that
-    follows them ("ema") or to their own largest value ("dynamic"); gradients pass as if nothing were rounded.
+    """Symmetric 8-bit training (Zafrir et al., 2019): one step for each weight matrix, found at
+    every call; inputs rounded to a range that follows them ("ema") or to their own largest value
+    ("dynamic"); gradients pass as if nothing were rounded.
 
     requantize: roles whose outputs are rounded too. After training `Int8` makes it run in integers.
     """
@@ -134,10 +147,11 @@ class Q8Bert(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class QBert(PlacedTechnique):
-    """Group-wise training in few bits (Shen et al., 2020): each weight matrix in up to ``groups`` groups of outputs with a range of their
-    own, min-max; activations to a range that follows them.
+    """Group-wise training in few bits (Shen et al., 2020): each weight matrix in up to ``groups``
+    groups of outputs with a range of their own, min-max; activations to a range that follows them.
 
-    bits: of the weights, one number or one for each depth (see `zoo.techniques.quantization.hessian.choose_bits`). embedding_bits 0 leaves the tables.
+    bits: of the weights, one number or one for each depth (see
+    `zoo.techniques.quantization.hessian.choose_bits`). embedding_bits 0 leaves the tables.
     """
 
     bits: int | tuple[int, ...] = 4
@@ -152,7 +166,9 @@ class QBert(PlacedTechnique):
             Grid(bits, symmetric=False)
 
     def bits_at(self, depths: Sequence[int]) -> int:
-        """A part's bits; one that runs at several depths takes the most of theirs, one outside the layers the most of all."""
+        """A part's bits; one that runs at several depths takes the most of theirs, one outside the
+        layers the most of all.
+        """
         if isinstance(self.bits, int):
             return self.bits
         return max(self.bits[depth] for depth in depths) if depths else max(self.bits)
@@ -161,7 +177,9 @@ class QBert(PlacedTechnique):
         sites = linears(self, model)
         deepest = max((depth for site in sites for depth in site.depths), default=0)
         if isinstance(self.bits, tuple) and len(self.bits) <= deepest:
-            raise TechniqueError(f"bits are given for {len(self.bits)} depths, and {type(model).__name__} has parts at depth {deepest}")
+            raise TechniqueError(
+                f"bits are given for {len(self.bits)} depths, and {type(model).__name__} has parts at depth {deepest}"
+            )
         found = tables(self, model) if self.embedding_bits else []
         for site in sites:
             grid = Grid(self.bits_at(site.depths), symmetric=False, rows=self.groups)
@@ -174,8 +192,9 @@ class QBert(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class FullyQt(PlacedTechnique):
-    """Everything rounded (Prato et al., 2020): weights min-max with a range for each output, what enters and leaves each product, scores,
-    the softmax's numerator, denominator and result, and the norm's numerator, denominator and quotient; no gradient for what is cut.
+    """Everything rounded (Prato et al., 2020): weights min-max with a range for each output, what
+    enters and leaves each product, scores, the softmax's numerator, denominator and result, and the
+    norm's numerator, denominator and quotient; no gradient for what is cut.
     """
 
     bits: int = 8
@@ -207,9 +226,11 @@ class FullyQt(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class IBert(PlacedTechnique):
-    """Integers all the way (Kim et al., 2021): 8-bit products with 32-bit biases, GELU and softmax by polynomials of integers, the norm by
-    integer mean, sum of squares and root. Each part rounds what enters it to a range that follows it; values between parts are floats that
-    stand for integers. GELU is the error function's; ReLU needs nothing; a model of another activation is refused.
+    """Integers all the way (Kim et al., 2021): 8-bit products with 32-bit biases, GELU and softmax
+    by polynomials of integers, the norm by integer mean, sum of squares and root. Each part rounds
+    what enters it to a range that follows it; values between parts are floats that stand for
+    integers. GELU is the error function's; ReLU needs nothing; a model of another activation is
+    refused.
     """
 
     bits: int = 8
@@ -227,7 +248,9 @@ class IBert(PlacedTechnique):
         known = {ACTIVATIONS["gelu"]: True, ACTIVATIONS["relu"]: False}
         for site in feed_forwards:
             if site.module.activation not in known:
-                raise TechniqueError(f"{site.path} has an activation for which I-BERT gives no integers; it has GELU (erf) and ReLU")
+                raise TechniqueError(
+                    f"{site.path} has an activation for which I-BERT gives no integers; it has GELU (erf) and ReLU"
+                )
         like = sites[0].module.weight
         assert isinstance(like, Tensor)
         act = lambda bits: QuantAct(bits, self.momentum)  # noqa: E731
@@ -250,9 +273,9 @@ class IBert(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class Int8(PlacedTechnique):
-    """Weights stored as int8 and multiplied as int8. Plain layers: a step for each output, and one for each row of activations, found as
-    they come. Layers trained with `Q8Bert` keep their own ranges. Tables: int8 with a step for each row. For inference: no gradient
-    passes a product.
+    """Weights stored as int8 and multiplied as int8. Plain layers: a step for each output, and one
+    for each row of activations, found as they come. Layers trained with `Q8Bert` keep their own
+    ranges. Tables: int8 with a step for each row. For inference: no gradient passes a product.
     """
 
     embeddings: bool = True
@@ -267,7 +290,8 @@ class Int8(PlacedTechnique):
                 ranged = [r for r in (linear.input_range, linear.output_range) if r is not None and not r.dynamic]
                 if any(not r.largest.is_meta and not float(r.largest) > 0 for r in ranged):
                     raise TechniqueError(
-                        f"{site.path} has seen no training step, so its inputs have no range yet; train it, or use mode='dynamic'"
+                        f"{site.path} has seen no training step, so its inputs have no range yet; train it, or use "
+                        "mode='dynamic'"
                     )
         found = tables(self, model, OnGrid) if self.embeddings else []
         for site in sites:
@@ -280,9 +304,10 @@ class Int8(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOnly(PlacedTechnique):
-    """Weights stored in ``bits`` (4: two to a byte), in blocks of ``block`` inputs with a range of their own; written out in floating point
-    for each product, so it saves memory and not time. Layers trained with `QBert` keep the grid that they were trained on. The biases and
-    all else can be trained further.
+    """Weights stored in ``bits`` (4: two to a byte), in blocks of ``block`` inputs with a range of
+    their own; written out in floating point for each product, so it saves memory and not time.
+    Layers trained with `QBert` keep the grid that they were trained on. The biases and all else can
+    be trained further.
     """
 
     bits: int = 4
@@ -331,7 +356,8 @@ def check_dense(technique: PlacedTechnique, attention: Iterable[tuple[str, nn.Mo
     for path, core in attention:
         if type(core) is not DenseAttention:
             raise TechniqueError(
-                f"the attention at {path} has a {type(core).__name__} already; {type(technique).__name__} rounds plain attention"
+                f"the attention at {path} has a {type(core).__name__} already; {type(technique).__name__} rounds plain "
+                "attention"
             )
 
 

@@ -1,4 +1,5 @@
-"""Sparse attention (Child et al., 2019; Beltagy et al., 2020): who sees whom is a rule on positions, and nobody else is looked at.
+"""Sparse attention (Child et al., 2019; Beltagy et al., 2020): who sees whom is a rule on
+positions, and nobody else is looked at.
 
     local(l)       |i - j| < l                              causal: i - l < j <= i
     strided(l)     (i - j) mod l = 0                        causal: and j <= i
@@ -6,10 +7,12 @@
     window(w) with g global tokens      |i - j| <= w, or i < g, or j < g
     probabilities = softmax(q kᵀ / sqrt(d) where the rule allows),   as dense attention under the same mask, exactly
 
-Queries run in blocks, each over its *near* keys (a stretch around it), a few *far* columns that everyone sees, and the keys of its *residue
-class*. Time and memory grow like n · (near + far + n / stride), so like n · sqrt(n) for stride = sqrt(n); no n x n tensor is made. Where a
-rule on positions is not all there is (holes in a packed row, a matrix mask, an additive bias) or the probabilities are asked for, the
-dense form runs under the same rule; so it does under torch.compile and torch.export.
+Queries run in blocks, each over its *near* keys (a stretch around it), a few *far* columns that
+everyone sees, and the keys of its *residue class*. Time and memory grow like n · (near + far + n /
+stride), so like n · sqrt(n) for stride = sqrt(n); no n x n tensor is made. Where a rule on
+positions is not all there is (holes in a packed row, a matrix mask, an additive bias) or the
+probabilities are asked for, the dense form runs under the same rule; so it does under torch.compile
+and torch.export.
 """
 
 from __future__ import annotations
@@ -88,7 +91,9 @@ class SparseAttention(DenseAttention):
             return mask & self.patterns[0].pattern
 
         def rule(query: Tensor, key: Tensor) -> Tensor:
-            by_turn = [sparsity.pattern.rule(query, key) for sparsity in self.patterns]  # each (batch or 1, 1, query, key)
+            by_turn = [
+                sparsity.pattern.rule(query, key) for sparsity in self.patterns
+            ]  # each (batch or 1, 1, query, key)
             return torch.cat([by_turn[head % len(by_turn)] for head in range(heads)], 1)
 
         return mask & Pattern(rule, self.extra_repr())
@@ -106,8 +111,8 @@ def sparse_attention(
 ) -> Tensor:
     """(batch, heads, length, head size) each -> (batch, heads, length, value size), block by block.
 
-    mask: its keys and its pattern are joined to the rule. before: keys and values that every query sees, in front. into: where the result
-    is written, a part of a larger tensor perhaps.
+    mask: its keys and its pattern are joined to the rule. before: keys and values that every query
+    sees, in front. into: where the result is written, a part of a larger tensor perhaps.
     """
     mask = Mask() if mask is None else mask
     length = q.shape[2]
@@ -124,8 +129,12 @@ def sparse_attention(
     return out
 
 
-FLASH: Callable[..., tuple[Tensor, Tensor]] | None = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-"""The kernel under scaled_dot_product_attention on a CPU, which also gives the logarithm of each query's sum; None where torch has none."""
+FLASH: Callable[..., tuple[Tensor, Tensor]] | None = getattr(
+    torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None
+)
+"""The kernel under scaled_dot_product_attention on a CPU, which also gives the logarithm of each
+query's sum; None where torch has none.
+"""
 
 
 def _by_blocks(
@@ -138,7 +147,9 @@ def _by_blocks(
     before: tuple[Tensor, Tensor] | None,
     out: Tensor,
 ) -> None:
-    """The formula written out for a few blocks at a time, with dropout and gradients, on any device."""
+    """The formula written out for a few blocks at a time, with dropout and gradients, on any
+    device.
+    """
     out.copy_(_Zones(q, k, v, sparsity, mask, dropout, before).run())
 
 
@@ -152,7 +163,9 @@ def _fused(
     before: tuple[Tensor, Tensor] | None,
     out: Tensor,
 ) -> None:
-    """Each zone through the fused kernel, then joined by the logarithms of their sums; a few heads at a time. For inference on a CPU."""
+    """Each zone through the fused kernel, then joined by the logarithms of their sums; a few heads
+    at a time. For inference on a CPU.
+    """
     batch, heads, length, size = q.shape
     group = max(1, min(heads, ROOM // 4 // (length * size) or 1))
     masks: list[tuple[Tensor, Tensor]] = []
@@ -177,7 +190,9 @@ def _padded(x: Tensor, before: int, after: int) -> Tensor:
 
 
 class _Zones:
-    """One run of `sparse_attention`: the keys of each zone, laid out so that blocks of queries meet them as views."""
+    """One run of `sparse_attention`: the keys of each zone, laid out so that blocks of queries meet
+    them as views.
+    """
 
     def __init__(
         self,
@@ -193,7 +208,9 @@ class _Zones:
         self.keys, self.dropout = mask.keys, dropout
         self.length, self.block = q.shape[2], sparsity.block
         self.stretch, self.stride = sparsity.stretch, sparsity.stride
-        self.left, self.right = (0, 0) if self.stretch else (min(sparsity.left, self.length), min(sparsity.right, self.length))
+        self.left, self.right = (
+            (0, 0) if self.stretch else (min(sparsity.left, self.length), min(sparsity.right, self.length))
+        )
         self.near = bool(self.stretch) or sparsity.left + sparsity.right >= 0
         self.device = q.device
         self.blocks = math.ceil(self.length / self.block)
@@ -205,7 +222,9 @@ class _Zones:
         self.width = self.left + self.block + self.right if self.near else 0
         if self.near:
             wide = [_padded(x, self.left, self.right + short) for x in (k, v)]
-            self.near_k, self.near_v = (x.unfold(2, self.width, self.block) for x in wide)  # (.., blocks, size, width), views
+            self.near_k, self.near_v = (
+                x.unfold(2, self.width, self.block) for x in wide
+            )  # (.., blocks, size, width), views
         columns = list(sparsity.columns(self.length)) if sparsity.columns is not None else []
         self.columns = torch.tensor(columns, device=self.device, dtype=torch.int64)
         self.extra = 0 if before is None else before[0].shape[2]
@@ -213,13 +232,20 @@ class _Zones:
         if self.far:
             far = [x.index_select(2, self.columns) for x in (k, v)]
             if before is not None:
-                far = [torch.cat([b.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2) for b, x in zip(before, far, strict=True)]
+                far = [
+                    torch.cat([b.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2)
+                    for b, x in zip(before, far, strict=True)
+                ]
             self.far_k, self.far_v = far
         self.classes = 0
         if self.stride:
             steps = self.blocks * self.block // self.stride
             self.classes = steps
-            wide = [x[:, :, self.left : self.left + whole] for x in wide] if self.near else [_padded(x, 0, short) for x in (k, v)]
+            wide = (
+                [x[:, :, self.left : self.left + whole] for x in wide]
+                if self.near
+                else [_padded(x, 0, short) for x in (k, v)]
+            )
             # (batch, heads, residue, step, size), views
             self.class_k, self.class_v = (x.unflatten(2, (steps, self.stride)).transpose(2, 3) for x in wide)
 
@@ -239,7 +265,9 @@ class _Zones:
         if self.far:
             scores.append(torch.einsum("bhgqd,bhkd->bhgqk", q, self.far_k))
         if self.stride:
-            by_class = q.unflatten(3, (-1, self.stride)).flatten(2, 3) if self.block > self.stride else q  # (.., rounds, residue, size)
+            by_class = (
+                q.unflatten(3, (-1, self.stride)).flatten(2, 3) if self.block > self.stride else q
+            )  # (.., rounds, residue, size)
             found = torch.einsum("bhgrd,bhrkd->bhgrk", by_class, self.class_k)
             scores.append(found.unflatten(2, (last - first, -1)).flatten(3, 4) if self.block > self.stride else found)
         probabilities = self.softmax(scores, self.allowed(first, last))
@@ -259,11 +287,15 @@ class _Zones:
         return out
 
     def masks(self) -> list[tuple[Tensor, Tensor]]:
-        """Zone by zone, for all blocks: what the fused kernel adds, 0 or -inf (batch and heads are one there), and the queries that see
-        nothing. The rule is asked piece by piece, so that what it makes on the way stays small.
+        """Zone by zone, for all blocks: what the fused kernel adds, 0 or -inf (batch and heads are
+        one there), and the queries that see nothing. The rule is asked piece by piece, so that what
+        it makes on the way stays small.
         """
         tokens = self.blocks * self.block
-        zones, views = [], []  # views: the same memory as (blocks, block, keys), but for the residue classes (rounds, residue, keys)
+        zones, views = (
+            [],
+            [],
+        )  # views: the same memory as (blocks, block, keys), but for the residue classes (rounds, residue, keys)
         if self.near:
             zones.append(self.q.new_zeros(1, self.blocks, self.block, self.width))
             views.append(zones[-1][0])
@@ -282,8 +314,12 @@ class _Zones:
         return [(zone, (zone == -torch.inf).all(-1)) for zone in zones]
 
     def allowed(self, first: int, last: int) -> list[Tensor]:
-        """Blocks first .. last - 1: who may look at whom, zone by zone, (batch or 1, 1, blocks, block, keys)."""
-        rows = torch.arange(first * self.block, last * self.block, device=self.device).unflatten(0, (-1, self.block))  # (blocks, block)
+        """Blocks first .. last - 1: who may look at whom, zone by zone, (batch or 1, 1, blocks,
+        block, keys).
+        """
+        rows = torch.arange(first * self.block, last * self.block, device=self.device).unflatten(
+            0, (-1, self.block)
+        )  # (blocks, block)
         start = torch.arange(first, last, device=self.device) * self.block - self.left  # of the near keys, (blocks,)
         found = []
         if self.near:
@@ -318,7 +354,9 @@ class _Zones:
         return out[None, :, : self.length]
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, add: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
-        """(heads, groups, queries, size) each -> the result and the logarithm of each query's sum, -inf where it may see nothing."""
+        """(heads, groups, queries, size) each -> the result and the logarithm of each query's sum,
+        -inf where it may see nothing.
+        """
         assert FLASH is not None
         out, log_sum = FLASH(q, k, v, 0.0, False, attn_mask=add.expand(q.shape[0], *add.shape[1:]), scale=self.scale)
         return out, log_sum.masked_fill(blind, -torch.inf)
@@ -327,14 +365,18 @@ class _Zones:
         """Over all zones together; a query that may see nothing yields zeros."""
         joined = (scores[0] if len(scores) == 1 else torch.cat(list(scores), -1)) * self.scale
         batch = max(mask.shape[0] for mask in allowed)
-        may = torch.cat([mask.expand(batch, *mask.shape[1:]) for mask in allowed], -1)  # (batch or 1, 1, blocks, block, keys)
+        may = torch.cat(
+            [mask.expand(batch, *mask.shape[1:]) for mask in allowed], -1
+        )  # (batch or 1, 1, blocks, block, keys)
         probabilities = joined.masked_fill(~may, torch.finfo(joined.dtype).min).softmax(-1)
         if not bool(may.any(-1).all()):
             probabilities = probabilities.masked_fill(~may, 0)
         return F.dropout(probabilities, self.dropout)
 
     def seen(self, rows: Tensor, places: Tensor, valid: Tensor) -> Tensor:
-        """The rule at rows (blocks, block) and near keys (blocks, 1, width) -> (batch or 1, 1, blocks, block, width)."""
+        """The rule at rows (blocks, block) and near keys (blocks, 1, width) -> (batch or 1, 1,
+        blocks, block, width).
+        """
         may = self.rule(rows[:, :, None], places) & valid[:, None, :]
         if self.keys is None:
             return may[None, None]
@@ -342,7 +384,9 @@ class _Zones:
         return (may & real).unsqueeze(1)
 
     def outside(self, start: Tensor, places: Tensor) -> Tensor:
-        """Whether keys are none of a block's near ones: start (blocks,), places (..., keys) -> (blocks, ..., keys)."""
+        """Whether keys are none of a block's near ones: start (blocks,), places (..., keys) ->
+        (blocks, ..., keys).
+        """
         if not self.near:
             return torch.ones((), dtype=torch.bool, device=self.device)
         start = start.reshape(-1, *[1] * places.dim())

@@ -19,9 +19,10 @@ BLOCK = 64  # queries that run together, at least, where a pattern does not say
 class Sparsity:
     """A rule on positions and where the keys that it allows are to be found.
 
-    ``left``, ``right``: the near keys of query i are i - left .. i + right; ``stretch``: those of its stretch of so many tokens instead.
-    ``columns``: length -> the far columns. ``stride``: the keys of i's residue class. ``rows``: the first tokens, which are given all keys.
-    Where a key is found in two places the first counts.
+    ``left``, ``right``: the near keys of query i are i - left .. i + right; ``stretch``: those of
+    its stretch of so many tokens instead. ``columns``: length -> the far columns. ``stride``: the
+    keys of i's residue class. ``rows``: the first tokens, which are given all keys. Where a key is
+    found in two places the first counts.
     """
 
     pattern: Pattern
@@ -44,7 +45,10 @@ class Sparsity:
     def __or__(self, other: Sparsity) -> Sparsity:
         """What either allows: local | strided is the paper's merged head."""
         if (self.stretch or other.stretch) and max(self.left + self.right, other.left + other.right) >= 0:
-            raise ConfigError("a pattern of stretches can't be joined to one of a window; join the window to the strided pattern instead")
+            raise ConfigError(
+                "a pattern of stretches can't be joined to one of a window; join the window to the strided pattern "
+                "instead"
+            )
         if self.stride and other.stride and self.stride != other.stride:
             raise ConfigError(f"two strides can't be joined, got {self.stride} and {other.stride}")
         one, two = self.columns, other.columns
@@ -91,7 +95,9 @@ def _fixed(stretch: int, low: int, high: int, causal: bool, query: Tensor, key: 
 
 
 def _summary(stretch: int, low: int, high: int, length: int) -> list[int]:
-    return [start + place for start in range(0, length, stretch) for place in range(low, high) if start + place < length]
+    return [
+        start + place for start in range(0, length, stretch) for place in range(low, high) if start + place < length
+    ]
 
 
 def _windowed(radius: int, tokens: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
@@ -131,7 +137,9 @@ def strided(stride: int, *, causal: bool = False) -> Sparsity:
 
 
 def fixed(stretch: int, summary: int, *, group: int = 0, causal: bool = False) -> Sparsity:
-    """The query's own stretch of ``stretch`` tokens, and of each stretch the ``group``-th run of ``summary`` tokens from its end."""
+    """The query's own stretch of ``stretch`` tokens, and of each stretch the ``group``-th run of
+    ``summary`` tokens from its end.
+    """
     _check(stretch=stretch, summary=summary)
     low = stretch - summary * (group + 1)
     if low < 0:
@@ -147,7 +155,9 @@ def windowed(radius: int, tokens: int = 0, *, causal: bool = False) -> Sparsity:
         raise ConfigError(f"a window's radius and its global tokens can't be negative, got {radius} and {tokens}")
     name = _named(f"window({radius}{f', {tokens} global' if tokens else ''})", causal)
     pattern = Pattern(partial(_windowed, radius, tokens, causal), name, reach=None if tokens else radius)
-    return Sparsity(pattern, radius, 0 if causal else radius, columns=partial(_first, tokens) if tokens else None, rows=tokens)
+    return Sparsity(
+        pattern, radius, 0 if causal else radius, columns=partial(_first, tokens) if tokens else None, rows=tokens
+    )
 
 
 def everything(*, causal: bool = False) -> Sparsity:

@@ -1,7 +1,9 @@
-"""Sparse attention as a technique: strided and fixed patterns (Child et al., 2019), sliding windows with global tokens (Longformer, 2020).
+"""Sparse attention as a technique: strided and fixed patterns (Child et al., 2019), sliding windows
+with global tokens (Longformer, 2020).
 
-The pattern stands at the core of self-attention and has no parameters, so any trained model takes it and gives it back unchanged. The
-patterns of the paper are causal; an encoder sees both ways unless ``causal`` says so. Positions are those of the row.
+The pattern stands at the core of self-attention and has no parameters, so any trained model takes
+it and gives it back unchanged. The patterns of the paper are causal; an encoder sees both ways
+unless ``causal`` says so. Positions are those of the row.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class SparseTechnique(PlacedTechnique):
         sites = cores(self, model)
         for path, core in sites:
             if not plain(core):
-                raise TechniqueError(f"the attention at {path} has a {type(core).__name__} already; it can't be made sparse on top")
+                raise TechniqueError(
+                    f"the attention at {path} has a {type(core).__name__} already; it can't be made sparse on top"
+                )
         for place, (path, _) in enumerate(sites):
             attention = model.get_submodule(path)
             put_core(attention, SparseAttention(*self.patterns(attention.num_heads, place)))  # type: ignore[arg-type]
@@ -48,7 +52,9 @@ class SparseTechnique(PlacedTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class StridedAttention(SparseTechnique):
-    """A window of ``stride`` tokens and every stride-th token: "merged" in each head, or by turns of "heads" or of "layers"."""
+    """A window of ``stride`` tokens and every stride-th token: "merged" in each head, or by turns
+    of "heads" or of "layers".
+    """
 
     stride: int = 128
     mix: str = "merged"
@@ -66,8 +72,8 @@ class StridedAttention(SparseTechnique):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedAttention(SparseTechnique):
-    """The own stretch of ``stretch`` tokens and ``summary`` tokens of each stretch. With ``groups`` > 1 the heads take runs of summary
-    tokens in turn, counted from the stretch's end.
+    """The own stretch of ``stretch`` tokens and ``summary`` tokens of each stretch. With ``groups``
+    > 1 the heads take runs of summary tokens in turn, counted from the stretch's end.
     """
 
     stretch: int = 128
@@ -77,15 +83,22 @@ class FixedAttention(SparseTechnique):
     def check(self) -> None:
         check_positive(self, "stretch", "summary", "groups")
         if self.summary * self.groups > self.stretch:
-            raise ConfigError(f"{self.groups} groups of {self.summary} summary tokens do not fit into a stretch of {self.stretch}")
+            raise ConfigError(
+                f"{self.groups} groups of {self.summary} summary tokens do not fit into a stretch of {self.stretch}"
+            )
 
     def patterns(self, heads: int, place: int) -> tuple[Sparsity, ...]:
-        return tuple(fixed(self.stretch, self.summary, group=group, causal=self.causal) for group in range(min(self.groups, heads)))
+        return tuple(
+            fixed(self.stretch, self.summary, group=group, causal=self.causal)
+            for group in range(min(self.groups, heads))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow(SparseTechnique):
-    """``radius`` neighbors on either side; the first ``global_tokens`` tokens see everyone and are seen by everyone."""
+    """``radius`` neighbors on either side; the first ``global_tokens`` tokens see everyone and are
+    seen by everyone.
+    """
 
     radius: int = 64
     global_tokens: int = 0

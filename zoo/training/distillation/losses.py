@@ -1,8 +1,9 @@
 """Losses by which a student learns from a teacher. Teachers get no gradient.
 
 softened   T² KL(softmax(t / T) || softmax(s / T))                            Hinton et al.; mean over positions
-DistilBERT  a_ce softened + a_mlm words + a_clm next words + a_mse ||s - t||² + a_cos (1 - cos(h_s, h_t))
-MobileBERT  layer by layer, each in its own phase of training: feature maps, attention maps, feature means and variances
+DistilBERT  a_ce softened + a_mlm words + a_clm next words + a_mse ||s - t||² + a_cos (1 - cos(h_s,
+h_t)) MobileBERT  layer by layer, each in its own phase of training: feature maps, attention maps,
+feature means and variances
 MiniLM      KL(R_teacher || R_student) of relations R = softmax(A Aᵀ / sqrt(d_r)) between queries, keys and values of one layer
 """
 
@@ -21,14 +22,17 @@ from zoo.tasks.losses import token_cross_entropy
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """``T² KL(softmax(teacher / T) || softmax(student / T))``, summed over classes, mean over all else: logits (..., classes)."""
+    """``T² KL(softmax(teacher / T) || softmax(student / T))``, summed over classes, mean over all
+    else: logits (..., classes).
+    """
     _same_shape(student, teacher, "logits")
     log_student = (student / temperature).log_softmax(-1).flatten(0, -2)
     log_teacher = (teacher.detach() / temperature).log_softmax(-1).flatten(0, -2)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-# --- DistilBERT --------------------------------------------------------------------------------------------------------------------------
+# --- DistilBERT
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ def distilbert_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DistilBERT's objective and its unweighted terms by the names of `DistilBertWeights`.
 
-    Logits (batch, length, vocabulary); the *last* hidden states (batch, length, hidden); attention_mask (batch, length), 1 = real; labels
-    (batch, length), -100 = left out. The cosine counts every real token, whatever ``labelled_only`` says.
+    Logits (batch, length, vocabulary); the *last* hidden states (batch, length, hidden);
+    attention_mask (batch, length), 1 = real; labels (batch, length), -100 = left out. The cosine
+    counts every real token, whatever ``labelled_only`` says.
     """
     _same_shape(student_logits, teacher_logits, "logits")
     _same_shape(student_hidden, teacher_hidden, "hidden states")
@@ -78,7 +83,8 @@ def distilbert_losses(
     return _weighted({name: getattr(weights, name) for name in terms}, terms), terms
 
 
-# --- MobileBERT --------------------------------------------------------------------------------------------------------------------------
+# --- MobileBERT
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class TransferWeights:
 def transfer_gates(step: int, num_layers: int, num_steps: int) -> tuple[float, ...]:
     """Which layer learns at ``step`` of progressive knowledge transfer: 1 for it, 0 for the others.
 
-    Layer l has the steps l·n < step <= (l + 1)·n with n = num_steps // num_layers: at step 0, and past the last phase, nobody learns.
+    Layer l has the steps l·n < step <= (l + 1)·n with n = num_steps // num_layers: at step 0, and
+    past the last phase, nobody learns.
     """
     phase = num_steps // num_layers
     return tuple(float(layer * phase < step <= (layer + 1) * phase) for layer in range(num_layers))
@@ -118,9 +125,10 @@ def transfer_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """MobileBERT's knowledge transfer and its weighted terms by the names of `TransferWeights`.
 
-    Hidden states (batch, length, hidden): what enters the first block, then each block's result. Scores (batch, heads, query, key): each
-    block's attention before the softmax, its mask added. ``same_layer``: hold a layer's mean and variance against the same layer of the
-    teacher, as the paper says; the code that trained the published model holds them against all its layers at once.
+    Hidden states (batch, length, hidden): what enters the first block, then each block's result.
+    Scores (batch, heads, query, key): each block's attention before the softmax, its mask added.
+    ``same_layer``: hold a layer's mean and variance against the same layer of the teacher, as the
+    paper says; the code that trained the published model holds them against all its layers at once.
     """
     layers = len(gates)
     for name, kept, wanted in (
@@ -149,7 +157,9 @@ def transfer_losses(
 
 
 def soft_word_labels(labels: Tensor, teacher_logits: Tensor, truth: float = 0.5) -> Tensor:
-    """``truth · one-hot + (1 - truth) · softmax(teacher)``: MobileBERT's targets at masked places, (..., vocabulary)."""
+    """``truth · one-hot + (1 - truth) · softmax(teacher)``: MobileBERT's targets at masked places,
+    (..., vocabulary).
+    """
     one_hot = F.one_hot(labels, teacher_logits.shape[-1]).to(teacher_logits.dtype)
     return truth * one_hot + (1 - truth) * teacher_logits.detach().softmax(-1)
 
@@ -162,17 +172,24 @@ def _weighted(weights: Mapping[str, float], terms: Mapping[str, Tensor]) -> Tens
 
 def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
     if student.shape != teacher.shape:
-        raise TaskError(f"{what} of student and teacher must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+        raise TaskError(
+            f"{what} of student and teacher must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
 
 
-# --- MiniLM ------------------------------------------------------------------------------------------------------------------------------
+# --- MiniLM
+# ------------------------------------------------------------------------------------------------------------------
 
 RELATIONS_V2 = {("query", "query"): 1 / 3, ("key", "key"): 1 / 3, ("value", "value"): 1 / 3}
-RELATIONS_V1 = {("query", "key"): 1.0, ("value", "value"): 1.0}  # attention and value relations; heads as many as the models have
+RELATIONS_V1 = {
+    ("query", "key"): 1.0,
+    ("value", "value"): 1.0,
+}  # attention and value relations; heads as many as the models have
 
 
 def projections(block: nn.Module, layer_input: Tensor) -> dict[str, Tensor]:
-    """Query, key and value of a block for what enters it, (batch, length, hidden) -> the same each, biases included.
+    """Query, key and value of a block for what enters it, (batch, length, hidden) -> the same each,
+    biases included.
 
     ``hidden_states[i]`` of an `Encoded` enters block i of a post-norm encoder.
     """
@@ -187,11 +204,14 @@ def relation_loss(
     real: Tensor | None = None,
     relations: Mapping[tuple[str, str], float] = RELATIONS_V2,
 ) -> Tensor:
-    """MiniLMv2's transfer of self-attention relations: ``Σ α_ij KL(R_teacher || R_student)`` with ``R_ij = softmax(A_i A_jᵀ / sqrt(d_r))``.
+    """MiniLMv2's transfer of self-attention relations: ``Σ α_ij KL(R_teacher || R_student)`` with
+    ``R_ij = softmax(A_i A_jᵀ / sqrt(d_r))``.
 
-    student, teacher: query, key and value (batch, length, their own hidden size), split anew into ``num_heads`` relation heads each. real
-    (batch, length) bool, True = a token: padding neither relates nor is related to. The divergence is summed over a sequence, divided by
-    heads and length, and averaged over the batch. `RELATIONS_V1` with the models' own number of heads is MiniLM's first version.
+    student, teacher: query, key and value (batch, length, their own hidden size), split anew into
+    ``num_heads`` relation heads each. real (batch, length) bool, True = a token: padding neither
+    relates nor is related to. The divergence is summed over a sequence, divided by heads and
+    length, and averaged over the batch. `RELATIONS_V1` with the models' own number of heads is
+    MiniLM's first version.
     """
     batch, length = next(iter(student.values())).shape[:2]
     if real is None:
@@ -216,19 +236,24 @@ def _relations(a: Tensor, b: Tensor, num_heads: int, real: Tensor) -> Tensor:
     return scores.masked_fill(~real[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
 
 
-# --- TinyBERT ----------------------------------------------------------------------------------------------------------------------------
+# --- TinyBERT
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """``-mean softmax(teacher / T) · log softmax(student / T)`` over batch *and* classes: TinyBERT's prediction loss. No factor T²."""
+    """``-mean softmax(teacher / T) · log softmax(student / T)`` over batch *and* classes:
+    TinyBERT's prediction loss. No factor T².
+    """
     _same_shape(student, teacher, "logits")
     return -((teacher.detach() / temperature).softmax(-1) * (student / temperature).log_softmax(-1)).mean()
 
 
 def score_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean squared difference of attention scores (batch, heads, query, key) before the softmax, masks added.
+    """The mean squared difference of attention scores (batch, heads, query, key) before the
+    softmax, masks added.
 
-    Scores of -100 and less count as zero on their own side, as TinyBERT has it: what is masked on both sides adds nothing, but is counted.
+    Scores of -100 and less count as zero on their own side, as TinyBERT has it: what is masked on
+    both sides adds nothing, but is counted.
     """
     _same_shape(student, teacher, "attention scores")
     mine, theirs = (x.masked_fill(x <= -100, 0) for x in (student, teacher.detach()))
@@ -238,15 +263,21 @@ def score_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def uniform_layers(student: int, teacher: int) -> tuple[int, ...]:
     """The teacher's layer for each of the student's layers 1, 2, ...: the last of equal shares."""
     if teacher % student:
-        raise TaskError(f"{student} student layers do not divide {teacher} teacher layers; give the layers as pairs (student, teacher)")
+        raise TaskError(
+            f"{student} student layers do not divide {teacher} teacher layers; give the layers as pairs (student, "
+            "teacher)"
+        )
     return tuple(layer * (teacher // student) for layer in range(1, student + 1))
 
 
-# --- patient knowledge distillation -------------------------------------------------------------------------------------------------------
+# --- patient knowledge distillation
+# -------------------------------------------------------------------------------------------------------
 
 
 def patience_loss(student: Tensor, teacher: Tensor, *, normalize: bool = True) -> Tensor:
-    """The mean squared difference of first-token states (batch, layers, hidden), each scaled to length one where ``normalize``."""
+    """The mean squared difference of first-token states (batch, layers, hidden), each scaled to
+    length one where ``normalize``.
+    """
     _same_shape(student, teacher, "first-token states")
     teacher = teacher.detach()
     if normalize:

@@ -1,10 +1,12 @@
-"""Distillation as one objective over any teacher and student: terms, each a loss between what passes through the two.
+"""Distillation as one objective over any teacher and student: terms, each a loss between what
+passes through the two.
 
     loss = Σ weight_i · term_i(student, teacher)
 
-A term says which tensors it compares; where their widths differ, a linear map from the student's to the teacher's is made from the two
-models and trained with the student. The teacher runs in eval mode, without gradient. Layers are numbered 1, 2, ... as what leaves them; 0
-is what enters the first.
+A term says which tensors it compares; where their widths differ, a linear map from the student's to
+the teacher's is made from the two models and trained with the student. The teacher runs in eval
+mode, without gradient. Layers are numbered 1, 2, ... as what leaves them; 0 is what enters the
+first.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from zoo.training.distillation.terms import Call, Pairs, Sizes, Term
 
 
 class Distillation(nn.Module):
-    """``distillation(batch, **labels) -> (loss, parts)``. Its own parameters are the maps between widths; see `trained`.
+    """``distillation(batch, **labels) -> (loss, parts)``. Its own parameters are the maps between
+    widths; see `trained`.
 
-    teacher, student: models or task models of the zoo; both stay the caller's. stream: of several, the one whose layers are compared.
-    tokenizers: (teacher's, student's), compared token by token. Raises TaskError, before the first step, where vocabularies, classes,
-    layers or heads do not agree.
+    teacher, student: models or task models of the zoo; both stay the caller's. stream: of several,
+    the one whose layers are compared. tokenizers: (teacher's, student's), compared token by token.
+    Raises TaskError, before the first step, where vocabularies, classes, layers or heads do not
+    agree.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class Distillation(nn.Module):
         for term in terms:
             if not isinstance(term, Term):
                 raise TaskError(f"a term is an object like zoo.SoftTargets(temperature=2.0), got {term!r}")
-        object.__setattr__(self, "teacher", teacher)  # neither is a part of this module: each is saved and moved by its owner
+        object.__setattr__(
+            self, "teacher", teacher
+        )  # neither is a part of this module: each is saved and moved by its owner
         object.__setattr__(self, "student", student)
         self.terms, self.stream = tuple(terms), stream
         same_vocabulary(teacher, student, tokenizers)
@@ -67,12 +73,19 @@ class Distillation(nn.Module):
         yield from self.student.parameters()  # type: ignore[union-attr, operator]
         yield from self.parameters()
 
-    def forward(self, batch: Mapping[str, Tensor], *, step: int = 0, **labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: inputs by name; each model takes those that it reads. labels: the task's, by its names. step: for progressive terms.
+    def forward(
+        self, batch: Mapping[str, Tensor], *, step: int = 0, **labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch: inputs by name; each model takes those that it reads. labels: the task's, by its
+        names. step: for progressive terms.
 
         -> the loss, and each part before its weight, without gradient.
         """
-        how: dict[str, Any] = {"stream": self.stream, "attentions": "attentions" in self.needs, "projected": "projected" in self.needs}
+        how: dict[str, Any] = {
+            "stream": self.stream,
+            "attentions": "attentions" in self.needs,
+            "projected": "projected" in self.needs,
+        }
         teacher: nn.Module = self.teacher  # type: ignore[assignment]
         was = teacher.training
         teacher.eval()
@@ -99,7 +112,8 @@ def same_vocabulary(teacher: Any, student: Any, tokenizers: tuple[Any, Any] | No
     sizes = [getattr(model.config, "vocab_size", None) for model in (teacher, student)]
     if sizes[0] != sizes[1]:
         raise TaskError(
-            f"the teacher's vocabulary has {sizes[0]} tokens and the student's {sizes[1]}: the same ids must mean the same tokens to both; "
+            f"the teacher's vocabulary has {sizes[0]} tokens and the student's {sizes[1]}: the same ids must mean the "
+            "same tokens to both; "
             "give the student the teacher's vocab_size and tokenizer, or trim both alike by zoo.trim_vocabulary"
         )
     if tokenizers is not None:
@@ -107,7 +121,8 @@ def same_vocabulary(teacher: Any, student: Any, tokenizers: tuple[Any, Any] | No
         if differing := [token for token in theirs if mine.get(token) != theirs[token]]:
             token = differing[0]
             raise TaskError(
-                f"{len(differing)} tokens have other ids in the two vocabularies, e.g. {token!r}: {theirs[token]} for the teacher, "
+                f"{len(differing)} tokens have other ids in the two vocabularies, e.g. {token!r}: {theirs[token]} for "
+                "the teacher, "
                 f"{mine.get(token)} for the student"
             )
 
@@ -119,4 +134,5 @@ def _draw(module: nn.Module, generator: torch.Generator | None) -> None:
         module.bias.zero_()
 
 
-# --- recipes -----------------------------------------------------------------------------------------------------------------------------
+# --- recipes
+# ------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""What passes through a model in one call, layer by layer: hidden states, queries, keys and values, scores. For losses between models."""
+"""What passes through a model in one call, layer by layer: hidden states, queries, keys and values,
+scores. For losses between models.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ PARTS = ("query", "key", "value")
 
 @dataclass(frozen=True)
 class Seen:
-    """One call. ``output``: what it returned; ``encoded``: the watched stream; ``real`` (batch, length) bool.
+    """One call. ``output``: what it returned; ``encoded``: the watched stream; ``real`` (batch,
+    length) bool.
 
-    ``projected``: by "query", "key", "value" a (batch, length, width) tensor for each layer of self-attention, in order, zeros at padding;
-    empty if nobody asked. ``num_heads``: of those layers.
+    ``projected``: by "query", "key", "value" a (batch, length, width) tensor for each layer of
+    self-attention, in order, zeros at padding; empty if nobody asked. ``num_heads``: of those
+    layers.
     """
 
     output: Any
@@ -38,16 +42,29 @@ class Seen:
         return self.encoded.hidden_states
 
     def scores(self, layer: int) -> Tensor:
-        """``q kᵀ / sqrt(head size)`` of a layer (0-based), (batch, heads, query, key), -10000 added for keys that are padding."""
-        q, k = (self.projected[name][layer].unflatten(2, (self.num_heads[layer], -1)).transpose(1, 2) for name in ("query", "key"))
+        """``q kᵀ / sqrt(head size)`` of a layer (0-based), (batch, heads, query, key), -10000 added
+        for keys that are padding.
+        """
+        q, k = (
+            self.projected[name][layer].unflatten(2, (self.num_heads[layer], -1)).transpose(1, 2)
+            for name in ("query", "key")
+        )
         hidden = torch.where(self.real, 0.0, -10000.0).to(q.dtype)
         return q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + hidden[:, None, None, :]
 
 
 def observe(
-    model: Any, batch: Mapping[str, Tensor], *, stream: str = "text", attentions: bool = False, projected: bool = False, **labels: Tensor
+    model: Any,
+    batch: Mapping[str, Tensor],
+    *,
+    stream: str = "text",
+    attentions: bool = False,
+    projected: bool = False,
+    **labels: Tensor,
 ) -> Seen:
-    """Run ``model`` on those tensors of ``batch`` that it reads, and keep what passed. ``labels`` are for a task model."""
+    """Run ``model`` on those tensors of ``batch`` that it reads, and keep what passed. ``labels``
+    are for a task model.
+    """
     bare = getattr(model, "model", model)
     given = {name: value for name, value in batch.items() if name in bare.inputs or name == "lengths"}
     whole = projected and not _plain(bare, given)
@@ -60,7 +77,9 @@ def observe(
 
 
 def stream_of(output: Any, stream: str) -> Encoded:
-    """The `Encoded` of a stream in whatever a model or task model returned; a model of one stream has only that."""
+    """The `Encoded` of a stream in whatever a model or task model returned; a model of one stream
+    has only that.
+    """
     encoded = output if isinstance(output, Encoded | Streams) else getattr(output, "encoded", None)
     if isinstance(encoded, Streams):
         encoded = getattr(encoded, stream, None)
@@ -70,7 +89,9 @@ def stream_of(output: Any, stream: str) -> Encoded:
 
 
 def attention_layers(model: Any, stream: str = "text") -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Path, part and depths of each self-attention of a stream; of all where no part is of that stream (one joint sequence)."""
+    """Path, part and depths of each self-attention of a stream; of all where no part is of that
+    stream (one joint sequence).
+    """
     bare = getattr(model, "model", model)
     sites = [site for site in bare.sites() if site.role == "self-attention"]
     own = [site for site in sites if site.stream == stream] or sites
@@ -83,21 +104,29 @@ def num_layers(model: Any, stream: str = "text") -> int:
 
 
 def _plain(bare: Any, given: Mapping[str, Any]) -> bool:
-    """Whether the model reads one text and nothing else, so that its rows are packed as the mask says."""
+    """Whether the model reads one text and nothing else, so that its rows are packed as the mask
+    says.
+    """
     mask = given.get("attention_mask")
     return not any(name.startswith("visual") for name in given) and (mask is None or mask.dim() == 2)
 
 
 def _real(encoded: Encoded, attention_mask: Tensor | None) -> Tensor:
     states = encoded.last_hidden_state
-    if attention_mask is not None and attention_mask.dim() == 2 and tuple(attention_mask.shape) == tuple(states.shape[:2]):
+    if (
+        attention_mask is not None
+        and attention_mask.dim() == 2
+        and tuple(attention_mask.shape) == tuple(states.shape[:2])
+    ):
         return attention_mask.bool()
     return states.detach().ne(0).any(-1)  # padded positions are zeros
 
 
 @contextmanager
 def _watched(bare: Any, stream: str, wanted: bool) -> Iterator[dict[tuple[int, str], list[Tensor]]]:
-    """Keep what each query, key and value projection gives, by (number of the part, name), call by call."""
+    """Keep what each query, key and value projection gives, by (number of the part, name), call by
+    call.
+    """
     kept: dict[tuple[int, str], list[Tensor]] = {}
     hooks = []
     for number, (path, part, depths) in enumerate(attention_layers(bare, stream) if wanted else ()):
@@ -107,7 +136,9 @@ def _watched(bare: Any, stream: str, wanted: bool) -> Iterator[dict[tuple[int, s
             calls = kept[number, name] = []
             kept.setdefault((number, "depths"), list(depths))  # type: ignore[arg-type]
             kept.setdefault((number, "heads"), [part.num_heads])  # type: ignore[list-item]
-            hooks.append(getattr(part, name).register_forward_hook(lambda _m, _i, given, calls=calls: calls.append(given)))
+            hooks.append(
+                getattr(part, name).register_forward_hook(lambda _m, _i, given, calls=calls: calls.append(given))
+            )
     try:
         yield kept
     finally:
@@ -122,17 +153,24 @@ def _in_order(
     grid = (states.shape[0], states.shape[1])
     fits = given.get("attention_mask") is not None and given["attention_mask"].shape[1] == grid[1]
     mask = given.get("attention_mask") if fits else None
-    padding = Padding.of(mask, grid, lengths=given.get("lengths") if mask is None else None, pack=not unpacked, device=states.device)
+    padding = Padding.of(
+        mask, grid, lengths=given.get("lengths") if mask is None else None, pack=not unpacked, device=states.device
+    )
     layers = []
     for number in sorted({number for number, _ in kept}):
         for call, depth in enumerate(kept[number, "depths"]):
             layers.append((depth, number, call))
     layers.sort()
-    parts = {name: tuple(padding.unpack(_grid(kept[number, name][call], grid, padding)) for _, number, call in layers) for name in PARTS}
+    parts = {
+        name: tuple(padding.unpack(_grid(kept[number, name][call], grid, padding)) for _, number, call in layers)
+        for name in PARTS
+    }
     return parts, tuple(kept[number, "heads"][0] for _, number, _ in layers)
 
 
 def _grid(x: Tensor, grid: tuple[int, int], padding: Padding) -> Tensor:
     if x.dim() == 3 or padding.packed is not None:
         return x
-    raise TaskError(f"the states of {tuple(x.shape)} are packed in a way that {grid} does not tell; run under zoo.packing(False)")
+    raise TaskError(
+        f"the states of {tuple(x.shape)} are packed in a way that {grid} does not tell; run under zoo.packing(False)"
+    )

@@ -1,4 +1,6 @@
-"""The published recipes as lists of terms: DistilBERT, BERT-PKD, TinyBERT, pre-trained distillation."""
+"""The published recipes as lists of terms: DistilBERT, BERT-PKD, TinyBERT, pre-trained
+distillation.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,15 @@ from zoo.training.distillation.terms import (
 
 
 def distilbert_terms() -> list[Term]:
-    """DistilBERT's triple loss: 5 softened divergence at T = 2, 2 masked words, 1 cosine of the last states; for masked-LM models."""
+    """DistilBERT's triple loss: 5 softened divergence at T = 2, 2 masked words, 1 cosine of the
+    last states; for masked-LM models.
+    """
     return [SoftTargets(temperature=2.0, weight=5.0, hard_weight=2.0), LastStates(form="cosine")]
 
 
-def pkd_terms(temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0, layers: Layers = "skip") -> list[Term]:
+def pkd_terms(
+    temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0, layers: Layers = "skip"
+) -> list[Term]:
     """BERT-PKD: ``(1 - α) hard + α soft + β patience``."""
     return [
         SoftTargets(temperature=temperature, weight=alpha, hard_weight=1 - alpha, form="averaged"),
@@ -32,7 +38,9 @@ def pkd_terms(temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0
 
 
 def tinybert_stages(temperature: float = 1.0) -> tuple[list[Term], list[Term]]:
-    """TinyBERT's two stages: first embeddings, states and attention scores through one shared map, then the prediction."""
+    """TinyBERT's two stages: first embeddings, states and attention scores through one shared map,
+    then the prediction.
+    """
     shared = "shared"
     return (
         [Embeddings(projection=shared), HiddenStates(projection=shared), AttentionScores()],
@@ -41,7 +49,9 @@ def tinybert_stages(temperature: float = 1.0) -> tuple[list[Term], list[Term]]:
 
 
 def pretrained_distillation_terms(temperature: float = 1.0) -> list[Term]:
-    """PD (Turc et al., 2019): soft labels alone, for a student that was pre-trained as a small model before."""
+    """PD (Turc et al., 2019): soft labels alone, for a student that was pre-trained as a small
+    model before.
+    """
     return [SoftTargets(temperature=temperature)]
 
 

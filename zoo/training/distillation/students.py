@@ -15,7 +15,9 @@ from zoo.techniques.blueprint import Blueprint
 
 
 def student_of(teacher: Any, layers: Sequence[int], **overrides: Any) -> Any:
-    """A shallower copy of a model (or task model): the teacher's ``layers`` (from 0, in order) become its blocks; the rest is copied."""
+    """A shallower copy of a model (or task model): the teacher's ``layers`` (from 0, in order)
+    become its blocks; the rest is copied.
+    """
     bare = getattr(teacher, "model", teacher)
     layers = tuple(layers)
     if "num_layers" not in bare.config.field_names() or bare.techniques:
@@ -29,6 +31,9 @@ def student_of(teacher: Any, layers: Sequence[int], **overrides: Any) -> Any:
         for name, tensor in target.items():
             own = re.sub(r"^encoder\.blocks\.(\d+)\.", lambda match: f"encoder.blocks.{layers[int(match[1])]}.", name)
             if own not in source or source[own].shape != tensor.shape:
-                raise TaskError(f"the student's {name} {tuple(tensor.shape)} has no like in the teacher; its layers are not all alike")
+                raise TaskError(
+                    f"the student's {name} {tuple(tensor.shape)} has no like in the teacher; its layers are not all "
+                    "alike"
+                )
             tensor.copy_(source[own])
     return student.to(bare.device)

@@ -1,4 +1,6 @@
-"""The terms of a distillation objective: what is compared between student and teacher, and at which layers."""
+"""The terms of a distillation objective: what is compared between student and teacher, and at which
+layers.
+"""
 
 from __future__ import annotations
 
@@ -49,25 +51,33 @@ SOFT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 def layer_pairs(layers: Layers, student: int, teacher: int) -> Pairs:
     """Pairs (student's layer, teacher's layer), from 1.
 
-    "uniform": all of the student's, each with the last of its share of the teacher's. "skip": the same without the last (PKD-Skip).
-    "last": all but the student's last with those just before the teacher's last (PKD-Last). Or pairs as given; 0 is the embeddings.
+    "uniform": all of the student's, each with the last of its share of the teacher's. "skip": the
+    same without the last (PKD-Skip). "last": all but the student's last with those just before the
+    teacher's last (PKD-Last). Or pairs as given; 0 is the embeddings.
     """
     if isinstance(layers, str):
         if layers not in LAYER_MAPS:
             raise unknown("layer map", layers, LAYER_MAPS)
         if student > teacher:
-            raise TaskError(f"the student has {student} layers and the teacher {teacher}; give the layers as pairs (student, teacher)")
+            raise TaskError(
+                f"the student has {student} layers and the teacher {teacher}; give the layers as pairs (student, "
+                "teacher)"
+            )
         if layers == "last":
             pairs = tuple((layer, teacher - student + layer) for layer in range(1, student))
         else:
             pairs = tuple(enumerate(uniform_layers(student, teacher), 1))[: None if layers == "uniform" else -1]
         if not pairs:
-            raise TaskError(f"layers={layers!r} leaves the last layer out, and this student has no other; use 'uniform'")
+            raise TaskError(
+                f"layers={layers!r} leaves the last layer out, and this student has no other; use 'uniform'"
+            )
         return pairs
     pairs = tuple((int(mine), int(theirs)) for mine, theirs in layers)
     for mine, theirs in pairs:
         if not (0 <= mine <= student and 0 <= theirs <= teacher):
-            raise TaskError(f"layers hold ({mine}, {theirs}), but the student has layers 0..{student} and the teacher 0..{teacher}")
+            raise TaskError(
+                f"layers hold ({mine}, {theirs}), but the student has layers 0..{student} and the teacher 0..{teacher}"
+            )
     if not pairs:
         raise TaskError("layers is empty, so there is nothing to compare; name a map or give pairs (student, teacher)")
     return pairs
@@ -95,7 +105,9 @@ class Sizes:
 
     def heads(self, role: str) -> tuple[int, ...]:
         found: list[tuple[int, Any]] = [
-            (depth, part.num_heads) for _, part, depths in attention_layers(getattr(self, role), self.stream) for depth in depths
+            (depth, part.num_heads)
+            for _, part, depths in attention_layers(getattr(self, role), self.stream)
+            for depth in depths
         ]
         return tuple(heads for _, heads in sorted(found, key=lambda pair: pair[0]))
 
@@ -121,7 +133,9 @@ class Term:
     name: ClassVar[str] = ""
 
     def prepare(self, sizes: Sizes) -> tuple[Pairs, dict[str, nn.Module]]:
-        """Check that the two models can be compared; -> the layers in pairs, and the maps that widths ask for."""
+        """Check that the two models can be compared; -> the layers in pairs, and the maps that
+        widths ask for.
+        """
         return (), {}
 
     def losses(self, call: Call) -> dict[str, tuple[float, Tensor]]:
@@ -134,10 +148,12 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargets(Term):
-    """The teacher's softened distribution over classes, words or places; with ``hard_weight`` the task's own loss on labels too.
+    """The teacher's softened distribution over classes, words or places; with ``hard_weight`` the
+    task's own loss on labels too.
 
-    form: "divergence" ``T² KL`` per example (Hinton), "averaged" the same over classes too (BERT-PKD's code), "cross-entropy" TinyBERT's.
-    labelled_only: compare words only where there is a label.
+    form: "divergence" ``T² KL`` per example (Hinton), "averaged" the same over classes too
+    (BERT-PKD's code), "cross-entropy" TinyBERT's. labelled_only: compare words only where there is
+    a label.
     """
 
     temperature: float = 1.0
@@ -158,14 +174,19 @@ class SoftTargets(Term):
             if not hasattr(getattr(sizes, role), "task"):
                 raise TaskError(f"soft targets compare logits, and the {role} has no head; create it with task=")
         if mine != theirs:
-            raise TaskError(f"the student has num_labels={mine} and the teacher {theirs}; soft targets need the same classes")
+            raise TaskError(
+                f"the student has num_labels={mine} and the teacher {theirs}; soft targets need the same classes"
+            )
         return (), {}
 
     def losses(self, call: Call) -> dict[str, tuple[float, Tensor]]:
         found = {}
         if self.weight:
             pairs = list(self._logits(call))
-            found[self.name] = (self.weight, torch.stack([SOFT[self.form](a, b, self.temperature) for a, b in pairs]).mean())
+            found[self.name] = (
+                self.weight,
+                torch.stack([SOFT[self.form](a, b, self.temperature) for a, b in pairs]).mean(),
+            )
         if self.hard_weight:
             loss = call.student.output.loss
             if loss is None:
@@ -175,7 +196,9 @@ class SoftTargets(Term):
 
     def _logits(self, call: Call) -> Iterator[tuple[Tensor, Tensor]]:
         mine, theirs = call.student.output, call.teacher.output
-        names = [name for name in LOGITS if getattr(mine, name, None) is not None and getattr(theirs, name, None) is not None]
+        names = [
+            name for name in LOGITS if getattr(mine, name, None) is not None and getattr(theirs, name, None) is not None
+        ]
         if {"logits", "prediction_logits"} <= set(names):
             names.remove("logits")
         if not names:
@@ -183,7 +206,9 @@ class SoftTargets(Term):
         for name in names:
             a, b = getattr(mine, name), getattr(theirs, name)
             if a.dim() == 3 and tuple(a.shape[:2]) == tuple(call.student.real.shape):
-                chosen = call.labels["labels"] > -1 if self.labelled_only and "labels" in call.labels else call.student.real
+                chosen = (
+                    call.labels["labels"] > -1 if self.labelled_only and "labels" in call.labels else call.student.real
+                )
                 a, b = a[chosen], b[chosen]
             yield a, b
 
@@ -192,8 +217,9 @@ class SoftTargets(Term):
 class HiddenStates(Term):
     """The states that leave the layers of a map, at real tokens.
 
-    form: "mse", or "cosine" (1 - cos). projection: "auto" a linear map for each pair where the widths differ, "shared" one for all (and
-    for `Embeddings` with "shared"), always there as in TinyBERT.
+    form: "mse", or "cosine" (1 - cos). projection: "auto" a linear map for each pair where the
+    widths differ, "shared" one for all (and for `Embeddings` with "shared"), always there as in
+    TinyBERT.
     """
 
     layers: Layers = "uniform"
@@ -202,7 +228,10 @@ class HiddenStates(Term):
     name = "hidden_states"
 
     def __post_init__(self) -> None:
-        for field_name, value, known in (("form", self.form, ("mse", "cosine")), ("projection", self.projection, ("auto", "shared"))):
+        for field_name, value, known in (
+            ("form", self.form, ("mse", "cosine")),
+            ("projection", self.projection, ("auto", "shared")),
+        ):
             if value not in known:
                 raise unknown(f"{field_name} of {self.name}", value, known)
 
@@ -243,7 +272,8 @@ class _Attention(Term):
                 raise TaskError("the embeddings (layer 0) have no attention; layers count from 1 here")
             if mine[a - 1] != theirs[b - 1]:
                 raise TaskError(
-                    f"layer {a} of the student has {mine[a - 1]} heads and layer {b} of the teacher {theirs[b - 1]}; attention is compared "
+                    f"layer {a} of the student has {mine[a - 1]} heads and layer {b} of the teacher {theirs[b - 1]}; "
+                    "attention is compared "
                     "head by head: use zoo.Relations, which splits them anew"
                 )
         return pairs, {}
@@ -251,7 +281,9 @@ class _Attention(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionScores(_Attention):
-    """TinyBERT's: mean squared differences of ``q kᵀ / sqrt(head size)`` before the softmax, summed over the pairs of layers."""
+    """TinyBERT's: mean squared differences of ``q kᵀ / sqrt(head size)`` before the softmax, summed
+    over the pairs of layers.
+    """
 
     name = "attention_scores"
     needs = frozenset({"projected"})
@@ -259,14 +291,17 @@ class AttentionScores(_Attention):
     def loss(self, call: Call) -> Tensor:
         both = call.student.real[:, None, :, None] & call.student.real[:, None, None, :]
         pairs = [
-            (call.student.scores(a - 1).masked_fill(~both, 0), call.teacher.scores(b - 1).masked_fill(~both, 0)) for a, b in call.pairs
+            (call.student.scores(a - 1).masked_fill(~both, 0), call.teacher.scores(b - 1).masked_fill(~both, 0))
+            for a, b in call.pairs
         ]
         return torch.stack([score_loss(mine, theirs) for mine, theirs in pairs]).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionProbabilities(_Attention):
-    """``KL(teacher || student)`` of each head's distribution at real queries ("divergence"), or its squared distance ("mse")."""
+    """``KL(teacher || student)`` of each head's distribution at real queries ("divergence"), or its
+    squared distance ("mse").
+    """
 
     form: str = "divergence"
     name = "attention_probabilities"
@@ -282,19 +317,24 @@ class AttentionProbabilities(_Attention):
         assert theirs is not None
         losses = []
         for a, b in call.pairs:
-            student, teacher = (x.transpose(1, 2)[call.student.real] for x in (mine[a - 1], theirs[b - 1]))  # (tokens, heads, keys)
+            student, teacher = (
+                x.transpose(1, 2)[call.student.real] for x in (mine[a - 1], theirs[b - 1])
+            )  # (tokens, heads, keys)
             if self.form == "mse":
                 losses.append((student - teacher).square().sum(-1).mean())
             else:
                 tiny = torch.finfo(student.dtype).tiny
-                losses.append((teacher * (teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log())).sum(-1).mean())
+                losses.append(
+                    (teacher * (teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log())).sum(-1).mean()
+                )
         return torch.stack(losses).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relations(Term):
-    """MiniLM's relations between queries, keys and values of one layer. version 2: Q-Q, K-K, V-V in ``num_heads`` new heads (None: the
-    teacher's own); version 1: Q-K and V-V, whose head counts must be the same in both. Layers from 1, None = the last.
+    """MiniLM's relations between queries, keys and values of one layer. version 2: Q-Q, K-K, V-V in
+    ``num_heads`` new heads (None: the teacher's own); version 1: Q-K and V-V, whose head counts
+    must be the same in both. Layers from 1, None = the last.
     """
 
     version: int = 2
@@ -316,7 +356,9 @@ class Relations(Term):
             raise TaskError("the embeddings (layer 0) have no attention; layers count from 1 here")
         own, other = sizes.heads("student")[mine - 1], sizes.heads("teacher")[theirs - 1]
         if self.version == 1 and own != other:
-            raise TaskError(f"MiniLM's first version needs equal head counts, got {own} and {other}; version=2 splits them anew")
+            raise TaskError(
+                f"MiniLM's first version needs equal head counts, got {own} and {other}; version=2 splits them anew"
+            )
         return pairs, {}
 
     def loss(self, call: Call) -> Tensor:
@@ -326,12 +368,16 @@ class Relations(Term):
             {name: parts[layer - 1] for name, parts in seen.projected.items()}
             for seen, layer in ((call.student, mine), (call.teacher, theirs))
         )
-        return relation_loss(student, teacher, heads, call.student.real, RELATIONS_V2 if self.version == 2 else RELATIONS_V1)
+        return relation_loss(
+            student, teacher, heads, call.student.real, RELATIONS_V2 if self.version == 2 else RELATIONS_V1
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience(Term):
-    """BERT-PKD's: the first token's states, scaled to length one, mean squared difference over layers. Widths must be the same."""
+    """BERT-PKD's: the first token's states, scaled to length one, mean squared difference over
+    layers. Widths must be the same.
+    """
 
     layers: Layers = "skip"
     normalize: bool = True
@@ -340,7 +386,9 @@ class Patience(Term):
     def prepare(self, sizes: Sizes) -> tuple[Pairs, dict[str, nn.Module]]:
         mine, theirs = sizes.width("student"), sizes.width("teacher")
         if mine != theirs:
-            raise TaskError(f"patience compares states of one width, got {mine} and {theirs}; use zoo.HiddenStates, which maps them")
+            raise TaskError(
+                f"patience compares states of one width, got {mine} and {theirs}; use zoo.HiddenStates, which maps them"
+            )
         return sizes.pairs(self.layers), {}
 
     def loss(self, call: Call) -> Tensor:
@@ -353,7 +401,9 @@ class Patience(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Term):
-    """MobileBERT's feature maps, attention, means and variances; layer by layer over ``num_steps`` steps, or, at 0, all at once."""
+    """MobileBERT's feature maps, attention, means and variances; layer by layer over ``num_steps``
+    steps, or, at 0, all at once.
+    """
 
     num_steps: int = 0
     weights: TransferWeights = field(default_factory=TransferWeights)
@@ -368,7 +418,10 @@ class Transfer(Term):
             ("heads", sizes.heads("student"), sizes.heads("teacher")),
         ):
             if mine != theirs:
-                raise TaskError(f"MobileBERT's transfer compares layer with layer; the {what} must be the same, got {mine} and {theirs}")
+                raise TaskError(
+                    f"MobileBERT's transfer compares layer with layer; the {what} must be the same, got {mine} and "
+                    f"{theirs}"
+                )
         layers = sizes.layers("student")
         if self.num_steps and self.num_steps < layers:
             raise TaskError(f"num_steps={self.num_steps} leaves no step for some of the {layers} layers")
@@ -379,7 +432,13 @@ class Transfer(Term):
         gates = transfer_gates(call.step, layers, self.num_steps) if self.num_steps else (1.0,) * layers
         scores = [[seen.scores(layer) for layer in range(layers)] for seen in (call.student, call.teacher)]
         _, terms = transfer_losses(
-            call.student.states, call.teacher.states, scores[0], scores[1], gates, self.weights, same_layer=self.same_layer
+            call.student.states,
+            call.teacher.states,
+            scores[0],
+            scores[1],
+            gates,
+            self.weights,
+            same_layer=self.same_layer,
         )
         return {f"transfer_{name}": (self.weight, term) for name, term in terms.items()}
 
