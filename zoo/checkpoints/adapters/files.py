@@ -24,6 +24,7 @@ from zoo.formats.opening import open_archive
 from zoo.formats.writer import write_tensors
 from zoo.layers.extend import own_class
 from zoo.models.base.model import bare_model
+from zoo.registry.renames import CLASSES
 from zoo.techniques.base import apply, new_tensors, recorded
 
 FUSION_CONFIG, FUSION_FILES = (
@@ -153,8 +154,9 @@ def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Modul
 def _load_ours(model: nn.Module, folder: Path) -> nn.Module:
     description = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
     bare = bare_model(model)
-    if description["class"] != (mine := f"{own_class(bare).__module__}:{own_class(bare).__qualname__}"):
-        raise CheckpointError(f"{folder} is an adapter of {description['class']}, not of {mine}")
+    saved = CLASSES.get(description["class"], description["class"])
+    if saved != (mine := f"{own_class(bare).__module__}:{own_class(bare).__qualname__}"):
+        raise CheckpointError(f"{folder} is an adapter of {saved}, not of {mine}")
     apply(model, *recorded(description["techniques"]))
     with open_archive(folder / "adapter.safetensors") as archive:
         wanted = {_canonical(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
