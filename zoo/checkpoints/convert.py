@@ -1,6 +1,4 @@
-"""`zoo.convert` and `zoo.verify`: any public checkpoint in, verified safetensors out, and the way
-back.
-"""
+"""`zoo.convert`: any public checkpoint in, verified safetensors out, and the way back."""
 
 from __future__ import annotations
 

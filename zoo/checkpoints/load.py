@@ -211,7 +211,7 @@ def _draw(module: Any, random: Sequence[str], tensors: dict[str, Tensor], genera
     """Add to ``tensors`` the parts that a checkpoint lacks, drawn in the dtype of what it has."""
     stored = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     for path in sorted({".".join(name.split(".")[: 2 if name.startswith("heads.") else 1]) for name in random}):
-        holder = module if path.startswith("heads.") else getattr(module, "model", module)
+        holder = module.model if isinstance(module, TaskModel) and not path.startswith("heads.") else module
         part = holder.get_submodule(path).to(stored).to_empty(device="cpu")
         initialise(part, module.config.initializer_range, generator)
         tensors.update({f"{path}.{name}": tensor for name, tensor in part.state_dict().items()})
