@@ -85,7 +85,7 @@ def attention(case: Case) -> dict[str, Tensor]:
     for mode, context in case.config["modes"]:
         sparsity = sparsity_of(mode, context)
         out = sparse_attention(q, k, v, sparsity)
-        again = SparseAttention(sparsity)(q, k, v, Mask(), None, None, 0.0)
+        again = SparseAttention(sparsity)(q, k, v, AttentionArgs(Mask()))
         assert torch.equal(out, again)
         outputs[f"out.{mode}"] = out.transpose(1, 2).flatten(2)
     return outputs
