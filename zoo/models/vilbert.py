@@ -32,7 +32,6 @@ from zoo.layers import (
     CoAttentionBlock,
     EncoderBlock,
     FeedForward,
-    Padding,
     ReluPooler,
     Run,
     Runs,
@@ -43,6 +42,7 @@ from zoo.layers import (
     bert_block,
     bert_block_of,
     interleaved,
+    pool,
 )
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
@@ -216,7 +216,7 @@ class GatedBlock(EncoderBlock):
         """x (batch, length, hidden), other (batch, other length, gate size), or both packed -> like
         x.
         """
-        mean = real_mean(other, other_run.padding)
+        mean = pool(carried(other, other_run.padding, None), other_run.padding.real, "mean")  # (batch, gate size)
         x = self.residual(x, lambda y: self.attention.gated(y, mean, run), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
@@ -226,14 +226,6 @@ def both_ways(
 ) -> tuple[tuple[Tensor, Tensor], ...] | None:
     """The maps of each connection together: the text's looks at the image, the image's at the text."""
     return None if text is None or image is None else tuple(zip(text, image, strict=True))
-
-
-def real_mean(x: Tensor, padding: Padding) -> Tensor:
-    """The mean of a stream's real tokens, (batch, length, size) or packed rows -> (batch, size)."""
-    x = padding.unpack(x)  # zeros at padding
-    if padding.real is None:
-        return x.mean(1)
-    return x.sum(1) / padding.real.sum(1, keepdim=True).clamp(min=1)
 
 
 def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:
