@@ -205,12 +205,13 @@ def finite(tensor: Tensor, name: str, info: Described) -> Tensor:
     """The tensor, contiguous and in the dtype announced. Refused if it is not finite, before or after
     the cast.
     """
+    tensor = tensor.contiguous()
     check_finite(tensor, name)
     dtype = DTYPES[info.dtype]
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
         check_finite(tensor, name, f" in {info.dtype}: the value is too large for it; keep the file's own dtype")
-    return tensor.contiguous()
+    return tensor
 
 
 def stream(plan: Plan, archive: Source, take: Callable[[str, Tensor], None]) -> None:
