@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,33 +140,18 @@ def converted(record: Record) -> Path:
     return target
 
 
-class _shown:
+@contextmanager
+def _shown(progress: Progress | bool | None, out: Path) -> Iterator[Progress | None]:
     """A progress function from what the user passed: None, a function, or True for a bar."""
-
-    def __init__(self, progress: Progress | bool | None, out: Path) -> None:
-        self.progress, self.out = progress, out
-        self.bar: Any = None
-
-    def __enter__(self) -> Progress | None:
-        if self.progress is None or self.progress is False:
-            return None
-        if self.progress is not True:
-            return self.progress  # type: ignore[return-value]
+    if not isinstance(progress, bool):
+        yield progress
+    elif not progress:
+        yield None
+    else:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as Bar
 
-        columns = (
-            TextColumn(str(self.out)),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        bar = self.bar = Bar(*columns, transient=True)
-        bar.start()
-        task = bar.add_task("convert", total=None)
-        return lambda done, total: bar.update(task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Bar(TextColumn(str(out)), *columns, transient=True) as bar:
+            task = bar.add_task("convert", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
