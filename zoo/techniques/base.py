@@ -17,41 +17,7 @@ from zoo.layers.init import initialise
 from zoo.models.base.config import Config
 from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
-
-PLACES = {
-    "ActiveAdapters": "zoo.techniques.adapters.technique",
-    "AdapterFusion": "zoo.techniques.adapters.technique",
-    "AdaptiveSpan": "zoo.techniques.adaptive_span.technique",
-    "BottleneckAdapter": "zoo.techniques.adapters.technique",
-    "EarlyExit": "zoo.techniques.early_exit",
-    "FactorizedEmbedding": "zoo.techniques.sharing",
-    "FeedForwardPruning": "zoo.techniques.pruning.structured",
-    "FixedAttention": "zoo.techniques.sparse.technique",
-    "FullyQt": "zoo.techniques.quantization.technique",
-    "GatePruning": "zoo.techniques.pruning.gates",
-    "HeadPruning": "zoo.techniques.pruning.structured",
-    "IA3": "zoo.techniques.lora.technique",
-    "IBert": "zoo.techniques.quantization.technique",
-    "Int8": "zoo.techniques.quantization.technique",
-    "InvertibleAdapter": "zoo.techniques.adapters.technique",
-    "KAdapter": "zoo.techniques.k_adapter.technique",
-    "L0Pruning": "zoo.techniques.pruning.weights",
-    "LayerPruning": "zoo.techniques.pruning.structured",
-    "LoRA": "zoo.techniques.lora.technique",
-    "LongShortRange": "zoo.techniques.long_short.technique",
-    "MovementPruning": "zoo.techniques.pruning.weights",
-    "PrefixTuning": "zoo.techniques.prefix.technique",
-    "Q8Bert": "zoo.techniques.quantization.technique",
-    "QBert": "zoo.techniques.quantization.technique",
-    "Sharing": "zoo.techniques.sharing",
-    "SlidingWindow": "zoo.techniques.sparse.technique",
-    "StridedAttention": "zoo.techniques.sparse.technique",
-    "Theseus": "zoo.techniques.theseus",
-    "WeightOnly": "zoo.techniques.quantization.technique",
-    "WeightPruning": "zoo.techniques.pruning.weights",
-    "WidthPruning": "zoo.techniques.pruning.width",
-}
-"""Every technique that a saved config may name, and its module."""
+from zoo.registry.techniques import TECHNIQUES
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -197,11 +163,16 @@ def recorded(records: Sequence[Mapping[str, Any]]) -> tuple[Technique, ...]:
     for entry in records:
         values = dict(entry)
         name = str(values.pop("technique", ""))
-        if name not in PLACES:
-            raise unknown("technique", name, PLACES)
-        cls: type[Technique] = getattr(importlib.import_module(PLACES[name]), name)
-        found.append(cls.from_dict(values))
+        if name not in TECHNIQUES:
+            raise unknown("technique", name, TECHNIQUES)
+        found.append(technique_class(name).from_dict(values))
     return tuple(found)
+
+
+def technique_class(name: str) -> type[Technique]:
+    """The class of a technique that `zoo.registry.techniques` declares."""
+    found: type[Technique] = getattr(importlib.import_module(TECHNIQUES[name].module), name)
+    return found
 
 
 def fresh(module: M, like: Tensor, std: float, generator: torch.Generator | None) -> M:

@@ -149,7 +149,7 @@ def projections(size: int, bottleneck: int, how: str) -> tuple[nn.Linear, nn.Lin
     return Drawn(size, bottleneck, ways[0]), Drawn(bottleneck, size, ways[1])
 
 
-class AdapterFusion(nn.Module):
+class Fusion(nn.Module):
     """``Σ_i p_i W_v a_i + residual`` with ``p = softmax_i(W_q z · W_k a_i)``: attention over what
     several adapters give for a token.
     """
@@ -245,7 +245,7 @@ class AdaptedNorm(JoiningNorm, Extension):
             ).sum(0)
         else:
             fusion = self.fusions[",".join(active)]
-            assert isinstance(fusion, AdapterFusion)
+            assert isinstance(fusion, Fusion)
             read, own = self.reads(last, x, result, before)
             query = result if fusion.query_before_norm and not last.wiring.parallel else read
             out = fusion(query, [self.adapter(name).bottleneck(read) for name in active], own)

@@ -230,7 +230,7 @@ class AdapterFusion(PlacedTechnique):
         for site, names in places:
             norm: Any = site.module
             weight = norm_weight(site)
-            fusion = layers.AdapterFusion(
+            fusion = layers.Fusion(
                 weight.numel(),
                 query=self.query,
                 key=self.key,

@@ -29,7 +29,7 @@ from zoo.layers.trace import Trace
 STEP = 64  # the reference trims in steps of so many keys
 
 
-class Span(nn.Module):
+class AttentionSpan(nn.Module):
     """The spans z of the heads and what follows from them. ``limit``: L; ``ramp``: R;
     ``coefficient``: of the loss.
     """
@@ -119,15 +119,15 @@ class SpanAttention(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, span: int | Span, *, memory: int = 0, dropout: float = 0.0
+        self, hidden_size: int, num_heads: int, span: int | AttentionSpan, *, memory: int = 0, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.num_heads, self.head_size = num_heads, hidden_size // num_heads
         self.query, self.key, self.value, self.output = (
             nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4)
         )
-        self.span = span if isinstance(span, Span) else None
-        self.limit = span.limit if isinstance(span, Span) else span
+        self.span = span if isinstance(span, AttentionSpan) else None
+        self.limit = span.limit if isinstance(span, AttentionSpan) else span
         self.memory_key = nn.Parameter(torch.empty(num_heads, self.head_size, memory)) if memory else None
         self.memory_value = nn.Parameter(torch.empty(num_heads, memory, self.head_size)) if memory else None
         self.dropout = dropout
@@ -241,7 +241,7 @@ class SpanLanguageModel(nn.Module):
 
     def span_loss(self) -> Tensor:
         """The sum of the blocks' span losses."""
-        return torch.stack([part.loss() for part in self.modules() if isinstance(part, Span)]).sum()
+        return torch.stack([part.loss() for part in self.modules() if isinstance(part, AttentionSpan)]).sum()
 
 
 class SpanCore(DenseAttention):
@@ -258,7 +258,7 @@ class SpanCore(DenseAttention):
         self, heads: int, head_size: int, limit: int, ramp: int, coefficient: float, start: float, positions: bool
     ) -> None:
         super().__init__()
-        self.span = Span(heads, limit, ramp, coefficient, start)
+        self.span = AttentionSpan(heads, limit, ramp, coefficient, start)
         self.key_positions = nn.Parameter(torch.empty(2 * limit + 1, head_size)) if positions else None
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:

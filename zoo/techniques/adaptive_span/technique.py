@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.errors import ConfigError, TechniqueError
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model
-from zoo.techniques.adaptive_span.layers import Span, SpanCore
+from zoo.techniques.adaptive_span.layers import AttentionSpan, SpanCore
 from zoo.techniques.base import PlacedTechnique, cores, fresh, put_core
 from zoo.techniques.prefix.layers import plain
 
@@ -55,9 +55,9 @@ class AdaptiveSpan(PlacedTechnique):
         return None
 
 
-def spans_of(model: nn.Module) -> list[Span]:
+def spans_of(model: nn.Module) -> list[AttentionSpan]:
     """Every learned span of a model."""
-    return [part for part in model.modules() if isinstance(part, Span)]
+    return [part for part in model.modules() if isinstance(part, AttentionSpan)]
 
 
 def span_loss(model: nn.Module) -> Tensor:

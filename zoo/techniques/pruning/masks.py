@@ -125,7 +125,7 @@ class HardConcrete(Scores):
         return TEMPERATURE * math.log(-LEFT / RIGHT)
 
 
-class Masked(Extension):
+class MaskedLayer(Extension):
     """A linear layer or a table under a fixed mask. What `state_dict` gives is the masked weight,
     so a file holds zeros and no mask, and loading takes the zeros as the mask.
     """
@@ -152,7 +152,7 @@ class Masked(Extension):
             self.mask = (state_dict[f"{prefix}weight"] != 0).to(self.weight.device)
 
 
-class Scored(Extension):
+class ScoredLayer(Extension):
     """A linear layer under a mask that scores decide."""
 
     gate: Scores

@@ -28,8 +28,8 @@ from zoo.techniques.lora.technique import LINEAR_ROLES
 from zoo.techniques.pruning.masks import (
     AboveThreshold,
     HardConcrete,
-    Masked,
-    Scored,
+    MaskedLayer,
+    ScoredLayer,
     Scores,
     SigmoidAboveThreshold,
     TopScores,
@@ -75,7 +75,7 @@ class WeightPruning(PlacedTechnique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         for site in plain_weights(self, model, self.roles):
             part: Any = site.module
-            extend(part, Masked)
+            extend(part, MaskedLayer)
             part.register_buffer("mask", torch.ones_like(part.weight, dtype=torch.bool), persistent=False)
         return None
 
@@ -160,18 +160,18 @@ def add_scores(sites: Sequence[Site], kind: type[Scores], start: float, threshol
             gate = kind(tuple(part.weight.shape), start, threshold)
         gate.scores.data = gate.scores.data.to(part.weight.dtype)
         gate.train(part.training)
-        extend(part, Scored)
+        extend(part, ScoredLayer)
         part.gate = gate
 
 
 def masked_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The parts under fixed masks, by path."""
-    return ((path, part) for path, part in bare_model(model).named_modules() if isinstance(part, Masked))
+    return ((path, part) for path, part in bare_model(model).named_modules() if isinstance(part, MaskedLayer))
 
 
 def scored_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The parts under learned masks, by path."""
-    return ((path, part) for path, part in bare_model(model).named_modules() if isinstance(part, Scored))
+    return ((path, part) for path, part in bare_model(model).named_modules() if isinstance(part, ScoredLayer))
 
 
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
@@ -326,8 +326,8 @@ def fix_masks(model: nn.Module) -> None:
         gate = part.gate.eval()()
         part.weight.mul_(gate)
         del part.gate
-        restore(part, Scored)
-        extend(part, Masked)
+        restore(part, ScoredLayer)
+        extend(part, MaskedLayer)
         part.register_buffer("mask", gate > 0, persistent=False)
     bare.techniques = tuple(
         WeightPruning(sparsity=0.0, roles=t.roles, streams=t.streams, depths=t.depths)
@@ -349,5 +349,5 @@ def bake(model: nn.Module) -> None:
     for _, part in list(masked_parts(bare)):
         part.weight.mul_(part.mask)
         del part.mask
-        restore(part, Masked)
+        restore(part, MaskedLayer)
     bare.techniques = tuple(t for t in bare.techniques if not isinstance(t, WeightPruning))
