@@ -98,7 +98,11 @@ def language_model(case: Case) -> dict[str, Any]:
     adaptive = any("current_val" in name for name in weights)
     blocks = []
     for _ in range(c["nb_layers"]):
-        span = AttentionSpan(heads, c["attn_span"], c["adapt_span_ramp"], c["adapt_span_loss"]) if adaptive else c["attn_span"]
+        span = (
+            AttentionSpan(heads, c["attn_span"], c["adapt_span_ramp"], c["adapt_span_loss"])
+            if adaptive
+            else c["attn_span"]
+        )
         feed_forward = None if memory else FeedForward(hidden, c["inner_hidden_size"], "relu")
         blocks.append(SpanBlock(SpanAttention(hidden, heads, span, memory=memory), feed_forward, hidden))
     model = SpanLanguageModel(

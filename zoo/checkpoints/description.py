@@ -8,15 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from zoo.checkpoints.files import architectures_of
 from zoo.errors import CheckpointError, unknown
-from zoo.layers.extend import own_class
-from zoo.layers.init import shapes_only
 from zoo.maps.key_map import KeyMap, Plan
 from zoo.registry import variants as registry
-from zoo.techniques.base import Technique, apply
+from zoo.techniques.base import Technique
+from zoo.techniques.blueprint import Blueprint
 
 FORMAT_VERSION = 1
 
@@ -75,23 +72,10 @@ def targets_of(
     any size) are taken as they are.
     """
     heads = dict.fromkeys(name.split(".")[1] for name in stored if name.startswith("heads."))
-    with shapes_only():
-        whole = apply(_Whole(model_class, config, [head for head in heads if head in model_class.heads]), *techniques)
+    declared = tuple(head for head in heads if head in model_class.heads)
+    whole = Blueprint(model_class, config, techniques=tuple(techniques), heads=declared).on_meta()
     targets = {name.removeprefix("model."): tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     for head in heads:
         if head not in model_class.heads:
             targets.update({name: shape for name, shape in stored.items() if name.startswith(f"heads.{head}.")})
     return targets
-
-
-class _Whole(nn.Module):
-    """A model with the heads that its family declares, for techniques that change both."""
-
-    def __init__(self, model_class: Any, config: Any, heads: Sequence[str]) -> None:
-        super().__init__()
-        self.model = model_class(config)
-        self.heads = nn.ModuleDict({head: model_class.heads[head](config) for head in heads})
-
-    def twin(self, config: Any) -> _Whole:
-        with shapes_only():
-            return _Whole(own_class(self.model), config, list(self.heads))

@@ -5,7 +5,7 @@ and says what it changed.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -54,6 +54,7 @@ class Technique(Config):
     adds_tensors: ClassVar[bool] = (
         True  # or changes names and shapes: then a foreign layout has no place for the result
     )
+    chosen: ClassVar[Mapping[str, Tensor] | None] = None  # of a pruning technique: what stays, see `apply_chosen`
 
     def apply(self, model: M, generator: torch.Generator | None = None) -> M:
         """Change the model in place. -> the same model; what was done is the last of
@@ -144,6 +145,25 @@ class PlacedTechnique(Technique):
                 f"no part of {name} fits {wanted}; its {what} parts are of the streams {streams} at depths {depths}"
             )
         return found
+
+
+def apply_chosen(technique: Technique, model: nn.Module, keep: Mapping[str, Tensor]) -> None:
+    """Apply a pruning technique that keeps these parts, by path or width, in place of those it would
+    choose. It is recorded without them: the tensors say it.
+    """
+    object.__setattr__(technique, "chosen", keep)
+    try:
+        technique.apply(model)
+    finally:
+        object.__delattr__(technique, "chosen")
+
+
+def all_but(size: int, gone: Iterable[int], what: str) -> Tensor:
+    """The numbers 0..size-1 without those that go, which must be some of them."""
+    out = set(gone)
+    if out and (min(out) < 0 or max(out) >= size):
+        raise TechniqueError(f"{what} has the numbers 0..{size - 1}, got {sorted(out)}")
+    return torch.tensor([number for number in range(size) if number not in out], dtype=torch.int64)
 
 
 def apply(model: M, *techniques: Technique, generator: torch.Generator | None = None) -> M:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError, TaskError
+from zoo.techniques.trimming import with_vocabulary
 from zoo.tokenization import Tokenizer
 
 
@@ -98,8 +99,6 @@ class MixedVocabulary:
         """The teacher with rows for the pieces that only the student has; each starts as the mean
         of the teacher's pieces of that text.
         """
-        from zoo.techniques.rebuild import rebuilt
-
         bare: Any = getattr(model, "model", model)
         if bare.config.vocab_size < self.teacher.vocab_size:
             raise TaskError(
@@ -118,15 +117,10 @@ class MixedVocabulary:
             1  # holes keep their rows
         )
 
-        def along(path: str, old: Tensor, axis: int) -> Tensor:
-            moved = old.movedim(axis, 0)
-            return (
-                (mean @ moved.double().flatten(1)).unflatten(1, moved.shape[1:]).movedim(0, axis)
-                if moved.dim() > 1
-                else mean @ old.double()
-            )
+        def along(old: Tensor, axis: int) -> Tensor:
+            return torch.tensordot(mean, old.double(), ([1], [axis])).movedim(0, axis)
 
-        return rebuilt(model, bare.config.replace(vocab_size=self.size), along)
+        return with_vocabulary(model, bare.config.replace(vocab_size=self.size), along)
 
 
 def _words(tokenizer: Tokenizer, text: str) -> list[str]:

@@ -37,7 +37,7 @@ from zoo.techniques.pruning.weights import (
     sparsity_of,
     threshold_at,
 )
-from zoo.techniques.pruning.width import Stream, WidthPruning, remove_numbers
+from zoo.techniques.pruning.width import Stream, WidthPruning, remove_dimensions
 
 __all__ = [
     "FeedForwardPruning",
@@ -70,8 +70,8 @@ __all__ = [
     "plain_weights",
     "prune_more",
     "remask",
+    "remove_dimensions",
     "remove_heads",
-    "remove_numbers",
     "remove_units",
     "rewind",
     "saliencies",

@@ -111,7 +111,7 @@ def width_importance(
     loss: Callable[[Any], Tensor] = lambda output: output.loss,
     width: str = "hidden_size",
 ) -> Tensor:
-    """How much the loss feels each number of the hidden width: I = Σ over batches of |dL/dγ|, γ = 1
+    """How much the loss feels each dimension of the hidden width: I = Σ over batches of |dL/dγ|, γ = 1
     one factor for the whole network behind every norm (McCarley et al., 2019, "gain"). Behind a
     norm dL/dγ = w · dL/dw + b · dL/db, so that nothing is put in. -> (width) float64.
     """
