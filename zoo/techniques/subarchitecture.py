@@ -1,8 +1,9 @@
 """Bort's question (de Wynter & Perry, 2020): which sizes of a family are small, fast and good at
 once?
 
-    W(f) = (1 - p(f) / p(F)) · (1 - i(f) / i(F)) · e(F) / e(f)        F the largest; p parameters, i time of a forward pass, e error
+    W(f) = (1 - p(f) / p(F)) · (1 - i(f) / i(F)) · e(F) / e(f)
 
+with F the largest, p parameters, i the time of a forward pass, e the error.
 Every candidate (layers, heads, hidden, feed-forward) has a p, counted on the meta device, and an i,
 measured; e costs a training run each. The search spares many of these: where error does not rise
 with any of the four sizes, a candidate f need not be trained if another g has none of the four

@@ -1,8 +1,9 @@
 """BERT-of-Theseus (Xu et al., 2020): while training, each group of layers is replaced by one new
 layer with a chance that grows to 1.
 
-    for each group i of n / m layers:  x = successor_i(x) with probability p, else the group's layers      one draw for a whole batch
+    for each group i of n / m layers:  x = successor_i(x) with probability p, else the group's layers
 
+The draw is one for a whole batch.
 In eval mode only the successors run. The loss is the task's alone, and only the successors learn.
 
     zoo.apply(model, zoo.Theseus(layers=6))

@@ -113,7 +113,8 @@ def freeze(
     """Freeze the blocks that run at ``depths`` (of these ``streams``; empty: of all), and the
     embeddings where asked for.
 
-    -> the names that are frozen now. A block that also runs at a depth not named (ALBERT) is refused: it can't be frozen by halves.
+    -> the names that are frozen now. A block that also runs at a depth not named (ALBERT) is
+    refused: it can't be frozen by halves.
     """
     places = blocks_of(model)
     known = sorted({depth for place in places for depth in place.depths})

@@ -1,7 +1,8 @@
 """Adaptive attention span (Sukhbaatar et al., 2019): each head learns how far it looks, and what
 nobody looks at is not computed.
 
-    m(d) = clamp((z · L - d) / R + 1, 0, 1)          d: how far back a key is, z in [0, 1] learned per head, L the longest span, R the ramp
+    m(d) = clamp((z · L - d) / R + 1, 0, 1)          d: how far back a key is, z in [0, 1] learned per head,
+                                                     L the longest span, R the ramp
     p    = softmax(scores) · m / (Σ softmax(scores) · m + 1e-8)
     loss = coefficient · L · mean(z)
 

@@ -3,7 +3,7 @@ prune by it.
 
 With ξ a factor on each head's context, ξ = 1:
 
-    "position"   I = Σ over positions of |context · dL/dcontext|      the absolute value at each position, as the authors' code takes it
+    "position"   I = Σ over positions of |context · dL/dcontext|      as the authors' code takes it
     "batch"      I = Σ over batches of |dL/dξ|                        the absolute value once a batch
 """
 

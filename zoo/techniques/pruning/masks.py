@@ -3,9 +3,10 @@ Louizos et al., 2018).
 
     y = (M ⊙ W) x + b        the bias is never masked
 
-    top        M = 1 for the n largest scores of the matrix                                          movement pruning
-    threshold  M = score > t, or sigmoid(score) > t; at least int(0.005 · size) + 1 stay           soft movement pruning
-    l0         M = clamp(s (r - l) + l, 0, 1), s = sigmoid((log u - log(1 - u) + score) / b)         u uniform while training, absent after
+    top        M = 1 for the n largest scores of the matrix                               movement pruning
+    threshold  M = score > t, or sigmoid(score) > t; int(0.005 · size) + 1 stay at least  soft movement pruning
+    l0         M = clamp(s (r - l) + l, 0, 1), s = sigmoid((log u - log(1 - u) + score) / b)
+               u uniform while training, absent after
 
 For the first two the gradient passes straight through the comparison: dL/dscore = dL/dM = dL/d(M ⊙
 W) ⊙ W, also where M = 0.

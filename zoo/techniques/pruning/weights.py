@@ -3,10 +3,10 @@ rounds with rewinding, or before training.
 
 The functions below work on a model that one of the techniques was applied to.
 
-    zoo.apply(model, zoo.WeightPruning(sparsity=0.5))                    # the smallest half of each matrix
-    pruning.remask(model, pruning.magnitudes(model), pruning.cubic_sparsity(step, ...), "across")   # gradually, while training
-    pruning.prune_more(model, 0.1); pruning.rewind(model, start)         # a round of the lottery ticket
-    pruning.bake(model)            # zeros in an ordinary model: any layout takes it
+    zoo.apply(model, zoo.WeightPruning(sparsity=0.5))     # the smallest half of each matrix
+    weights.remask(model, weights.magnitudes(model), weights.cubic_sparsity(step, ...), "across")   # while training
+    weights.prune_more(model, 0.1); weights.rewind(model, start)         # a round of the lottery ticket
+    weights.bake(model)            # zeros in an ordinary model: any layout takes it
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Quantisation as techniques: training on a grid (Q8BERT, Q-BERT, FullyQT), and weights stored and
 multiplied as integers.
 
-    train    zoo.Q8Bert(), zoo.QBert(bits=4), zoo.FullyQt()      weights in floating point, seen rounded; activations rounded to ranges
-    store  zoo.Int8(), zoo.WeightOnly(bits=4)  weights as integers in memory and in the file; of trained parts their own
+    train   zoo.Q8Bert(), zoo.QBert(bits=4), zoo.FullyQt()   weights in floating point, seen rounded; activations
+                                                             rounded to ranges
+    store   zoo.Int8(), zoo.WeightOnly(bits=4)               weights as integers in memory and in the file; of
+                                                             trained parts their own
 
 A linear layer is taken where it stands as a part of the model's blocks or embeddings; poolers and
 task heads stay in floating point.
