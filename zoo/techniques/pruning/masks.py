@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.extend import Extension
+from zoo.techniques.straight_through import straight_through
 
 LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3  # l, r and b of the hard concrete distribution
 
@@ -31,11 +32,6 @@ def top_mask(scores: Tensor, count: int) -> Tensor:
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[scores.detach().flatten().argsort(descending=True, stable=True)[:count]] = True
     return mask.view(scores.shape)
-
-
-def straight_through(mask: Tensor, scores: Tensor) -> Tensor:
-    """The mask's values with the identity's gradient for the scores."""
-    return mask.to(scores.dtype) + (scores - scores.detach())
 
 
 class Scores(nn.Module):
@@ -71,7 +67,7 @@ class TopScores(Scores):
     """Movement pruning: the share ``threshold`` of the matrix with the largest scores stays."""
 
     def forward(self) -> Tensor:
-        return straight_through(top_mask(self.scores, int(self.threshold * self.scores.numel())), self.scores)
+        return straight_through(self.scores, top_mask(self.scores, int(self.threshold * self.scores.numel())))
 
 
 class AboveThreshold(Scores):
@@ -86,7 +82,7 @@ class AboveThreshold(Scores):
         least = int(0.005 * mask.numel()) + 1
         if int(mask.sum()) < least:
             mask = self.scores > self.scores.detach().flatten().kthvalue(max(mask.numel() - least, 1)).values
-        return straight_through(mask, self.scores)
+        return straight_through(self.scores, mask)
 
 
 class SigmoidAboveThreshold(AboveThreshold):

@@ -21,6 +21,7 @@ from zoo.errors import ConfigError
 from zoo.inference.int8 import Int8Linear
 from zoo.layers.embeddings import check_ids
 from zoo.layers.extend import Extension
+from zoo.techniques.straight_through import straight_through
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,6 @@ class Grid:
 def divisor(size: int, most: int) -> int:
     """The largest divisor of ``size`` that is at most ``most``."""
     return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
-
-
-def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
-    """``rounded`` forward, ``x`` backward."""
-    return rounded.detach() + (x - x.detach())  # exactly ``rounded``: the difference is zero
 
 
 def symmetric_rounding(x: Tensor, largest: Tensor, bits: int = 8) -> Tensor:

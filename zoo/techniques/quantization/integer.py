@@ -21,7 +21,7 @@ from zoo.layers.attention import DenseAttention, in_front
 from zoo.layers.extend import Extension
 from zoo.layers.masks import Mask
 from zoo.layers.trace import Trace
-from zoo.techniques.quantization.grids import straight_through
+from zoo.techniques.straight_through import straight_through
 
 ERF_A, ERF_B = -0.2888, -1.769
 ERF_SHIFT, EXP_SHIFT = 14, 30

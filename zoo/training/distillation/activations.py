@@ -5,7 +5,7 @@ attention scores. For losses between models.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import TaskError
-from zoo.layers.masks import Mask, packing
+from zoo.layers.masks import Mask
 from zoo.models.base.outputs import Encoded, Streams
 
 PROJECTIONS = ("query", "key", "value")
@@ -68,8 +68,7 @@ def activations_of(
     bare = getattr(model, "model", model)
     given = {name: value for name, value in batch.items() if name in bare.inputs or name == "lengths"}
     layers = attention_layers(bare, stream) if projected else []
-    padded = projected and any(name.startswith("visual") for name in given)  # joint rows are packed in another order
-    with packing(False) if padded else nullcontext(), _recorded(layers) as records:
+    with _recorded(layers) as records:
         output = model(**given, **labels, output_hidden_states=True, output_attentions=attentions)
     encoded = stream_of(output, stream)
     real = _real(encoded, given.get("attention_mask"))
