@@ -280,7 +280,7 @@ def equal(x: Tensor, parts: int) -> Sequence[Tensor]:
     if x.shape[0] % parts:
         raise InputError(
             f"a batch of {x.shape[0]} can't be shared evenly by {parts} parallel adapters; "
-            "zoo.techniques.adapters.repeated makes one that can"
+            "zoo.techniques.adapters.technique.repeated makes one that can"
         )
     return x.chunk(parts)
 
