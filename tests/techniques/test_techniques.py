@@ -27,7 +27,7 @@ from zoo.layers.attention import DenseAttention
 from zoo.techniques import freeze_all_but, new_tensors
 from zoo.techniques.adapters import technique as adapters
 from zoo.techniques.adapters.layers import Coupling
-from zoo.techniques.adaptive_span.layers import SpanCore
+from zoo.techniques.adaptive_span.layers import AttentionSpan, SpanCore
 from zoo.techniques.adaptive_span.technique import clamp_spans, span_loss, spans_of
 from zoo.techniques.lora import technique as lora
 from zoo.techniques.matrix import EXAMPLES, refusal
@@ -1114,7 +1114,7 @@ def test_strided_attention_in_a_model_is_the_dense_model_under_its_mask(mix):
 )
 @settings(max_examples=30, **SETTINGS)
 def test_cutting_far_keys_changes_what_1e_8_changes(limit, ramp, z, length, positions):
-    core = SpanCore(2, 3, limit, ramp, 0.0, 0.0, positions).double()
+    core = SpanCore(AttentionSpan(2, limit, ramp), 3 if positions else None).double()
     with torch.no_grad():
         core.span.fraction.copy_(torch.tensor([z, z / 2]))
         if core.key_positions is not None:
@@ -1129,7 +1129,7 @@ def test_cutting_far_keys_changes_what_1e_8_changes(limit, ramp, z, length, posi
 
 
 def test_heads_of_short_spans_cost_less_beside_a_long_one():
-    core = SpanCore(4, 8, 512, 8, 0.0, 0.0, False)
+    core = SpanCore(AttentionSpan(4, 512, 8))
     with torch.no_grad():
         core.span.fraction.copy_(torch.tensor([1.0, 0.05, 0.0, 0.06]))
     assert core.groups(1024) == {1024: [0], 39: [1, 3], 8: [2]}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import TechniqueError, unknown
+from zoo.layers.attention import DenseAttention
+from zoo.layers.extend import own_class
 from zoo.layers.init import initialise
 from zoo.models.base.config import Config
 from zoo.models.base.model import Model, bare_model, on_meta
@@ -120,6 +122,11 @@ class PlacedTechnique(Technique):
     streams: tuple[str, ...] = ()
     depths: tuple[int, ...] = ()
 
+    def wants(self, site: Site) -> bool:
+        """Whether a place is in the wanted streams and depths."""
+        in_streams = not self.streams or site.stream in self.streams
+        return in_streams and (not self.depths or bool(set(site.depths) & set(self.depths)))
+
     def places(self, model: Model, *roles: str) -> list[Site]:
         """The model's sites of these roles in the wanted streams and depths; a TechniqueError that
         says what there is where none fits.
@@ -128,12 +135,7 @@ class PlacedTechnique(Technique):
         depths is.
         """
         sites = [site for site in model.sites() if site.role in roles]
-        found = [
-            site
-            for site in sites
-            if (not self.streams or site.stream in self.streams)
-            and (not self.depths or set(site.depths) & set(self.depths))
-        ]
+        found = [site for site in sites if self.wants(site)]
         if not found:
             name, what = type(model).__name__, " or ".join(repr(role) for role in roles)
             if not sites:
@@ -236,16 +238,29 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[str, nn.Module]]:
-    """Path and core of the attentions of these roles (self-attention by default)."""
+def plain_attentions(technique: PlacedTechnique, model: Model, why: str, *, prefixes: bool = True) -> list[Any]:
+    """The self-attentions in the wanted places, whose cores are to be exchanged; a TechniqueError,
+    which ends in ``why``, where a core is another technique's. prefixes: may stand in front.
+    """
     found = []
-    for site in technique.places(model, *(roles or ("self-attention",))):
-        if not hasattr(site.module, "core"):
+    for site in technique.places(model, "self-attention"):
+        core = getattr(site.module, "core", None)
+        if core is None:
             raise TechniqueError(f"{site.path} is a {type(site.module).__name__}, which has no exchangeable core")
-        core = site.module.core
-        assert isinstance(core, nn.Module)
-        found.append((site.path, core))
+        if not has_plain_core(site.module) or not (prefixes or type(core) is DenseAttention):
+            raise TechniqueError(f"the attention at {site.path} has a {type(core).__name__} already; {why}")
+        found.append(site.module)
     return found
+
+
+def has_plain_core(attention: Any) -> bool:
+    """Whether an attention computes dense attention, prefixes aside."""
+    return own_class(attention.core) is DenseAttention
+
+
+def parts_of(model: nn.Module, kind: type) -> dict[str, Any]:
+    """The parts of a kind, by path in the bare model."""
+    return {path: part for path, part in bare_model(model).named_modules() if isinstance(part, kind)}
 
 
 def put_core(attention: nn.Module, new: nn.Module) -> None:

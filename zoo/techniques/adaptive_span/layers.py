@@ -249,18 +249,16 @@ class SpanCore(DenseAttention):
     """The core of `Attention` with learned spans: weights m(|i - j|) after the softmax, prefixes in
     front at weight 1.
 
-    ``positions``: a learned score for each distance (heads share it, sides differ), where asked
-    for. Heads of like reach run together, and their blocks of queries meet only the keys within it,
-    so each short span takes less time, also beside a long one; under torch.compile and for
-    irregular masks all keys are met.
+    ``positions``: the size of the heads, where they are to have a learned score for each distance
+    (heads share it, sides differ). Heads of like reach run together, and their blocks of queries
+    meet only the keys within it, so each short span takes less time, also beside a long one; under
+    torch.compile and for irregular masks all keys are met.
     """
 
-    def __init__(
-        self, heads: int, head_size: int, limit: int, ramp: int, coefficient: float, start: float, positions: bool
-    ) -> None:
+    def __init__(self, span: AttentionSpan, positions: int | None = None) -> None:
         super().__init__()
-        self.span = AttentionSpan(heads, limit, ramp, coefficient, start)
-        self.key_positions = nn.Parameter(torch.empty(2 * limit + 1, head_size)) if positions else None
+        self.span = span
+        self.key_positions = None if positions is None else nn.Parameter(torch.empty(2 * span.limit + 1, positions))
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         if self.key_positions is not None:

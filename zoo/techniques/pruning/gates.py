@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.extend import extend, restore
 from zoo.models.base.model import Model, bare_model
-from zoo.techniques.base import PlacedTechnique
+from zoo.techniques.base import PlacedTechnique, parts_of
 from zoo.techniques.pruning.masks import GatedInput, GatedOutput, HardConcrete
 from zoo.techniques.pruning.structured import check_attention, check_feed_forward, remove_heads, remove_units
 from zoo.techniques.pruning.width import Stream, remove_dimensions
@@ -83,12 +83,12 @@ def _norms(model: Model) -> dict[str, Any]:
 
 def gated_parts(model: nn.Module) -> dict[str, Any]:
     """The linear layers with gated inputs (heads and units), by path."""
-    return {path: part for path, part in bare_model(model).named_modules() if isinstance(part, GatedInput)}
+    return parts_of(model, GatedInput)
 
 
 def gated_norms(model: nn.Module) -> dict[str, Any]:
     """The norms with gated outputs, by path; all have one gate, ``own_gate``."""
-    return {path: part for path, part in bare_model(model).named_modules() if isinstance(part, GatedOutput)}
+    return parts_of(model, GatedOutput)
 
 
 def gate_penalty(model: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ The functions below work on a model that one of the techniques was applied to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from zoo.layers.extend import extend, restore
 from zoo.layers.feed_forward import check_choice
 from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
-from zoo.techniques.base import PlacedTechnique
+from zoo.techniques.base import PlacedTechnique, parts_of
 from zoo.techniques.lora.technique import LINEAR_ROLES
 from zoo.techniques.pruning.masks import (
     AboveThreshold,
@@ -164,14 +164,14 @@ def add_scores(sites: Sequence[Site], kind: type[Scores], start: float, threshol
         part.gate = gate
 
 
-def masked_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def masked_parts(model: nn.Module) -> list[tuple[str, Any]]:
     """The parts under fixed masks, by path."""
-    return ((path, part) for path, part in bare_model(model).named_modules() if isinstance(part, MaskedLayer))
+    return list(parts_of(model, MaskedLayer).items())
 
 
-def scored_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def scored_parts(model: nn.Module) -> list[tuple[str, Any]]:
     """The parts under learned masks, by path."""
-    return ((path, part) for path, part in bare_model(model).named_modules() if isinstance(part, ScoredLayer))
+    return list(parts_of(model, ScoredLayer).items())
 
 
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
@@ -297,7 +297,7 @@ def threshold_at(
 
 def set_threshold(model: nn.Module, threshold: float) -> None:
     """Give every learned mask this threshold (for "top": the share that stays)."""
-    parts = list(scored_parts(model))
+    parts = scored_parts(model)
     if not parts:
         raise TechniqueError(f"{type(bare_model(model)).__name__} has no scores; apply zoo.MovementPruning first")
     for _, part in parts:
@@ -322,7 +322,7 @@ def fix_masks(model: nn.Module) -> None:
     weights. Training may go on under them.
     """
     bare = bare_model(model)
-    for _, part in list(scored_parts(bare)):
+    for _, part in scored_parts(bare):
         gate = part.gate.eval()()
         part.weight.mul_(gate)
         del part.gate
@@ -346,7 +346,7 @@ def bake(model: nn.Module) -> None:
     if on_meta(bare):
         raise TechniqueError("a model on the meta device has no weights to write the masks into")
     fix_masks(bare)
-    for _, part in list(masked_parts(bare)):
+    for _, part in masked_parts(bare):
         part.weight.mul_(part.mask)
         del part.mask
         restore(part, MaskedLayer)

@@ -11,16 +11,17 @@ row. Ties go to the even code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
-from zoo.inference.int8 import Int8Linear
+from zoo.inference.int8 import Int8Linear, random_int8
 from zoo.layers.embeddings import check_ids
 from zoo.layers.extend import Extension
+from zoo.layers.init import truncated_normal
 from zoo.techniques.straight_through import straight_through
 
 
@@ -63,11 +64,11 @@ class Grid:
         """
         grouped = weight.detach().reshape(self.groups(weight.shape), -1)
         if self.symmetric:
-            step = grouped.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny * 256) / self.top
+            step = _positive(grouped.abs().amax(1)) / self.top
             codes = torch.round(grouped / step[:, None]).clamp(-self.top, self.top)
             return codes.view_as(weight), step, None
         low, high = grouped.aminmax(dim=1)
-        step = (high - low).clamp(min=torch.finfo(weight.dtype).tiny * 256) / self.top
+        step = _positive(high - low) / self.top
         codes = torch.round((grouped - low[:, None]) / step[:, None]).clamp(0, self.top)
         return codes.view_as(weight), step, low
 
@@ -79,6 +80,10 @@ class Grid:
     def rounded(self, weight: Tensor) -> Tensor:
         """The nearest values of the grid, for the gradient as if nothing had been done."""
         return straight_through(weight, self.values(*self.codes(weight)))
+
+
+def _positive(x: Tensor) -> Tensor:
+    return x.clamp(min=torch.finfo(x.dtype).tiny * 256)
 
 
 def divisor(size: int, most: int) -> int:
@@ -101,7 +106,7 @@ def range_rounding(x: Tensor, low: Tensor, high: Tensor, bits: int = 8, *, zero:
     """
     if zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
-    step = (high - low).clamp(min=torch.finfo(x.dtype).tiny * 256) / (2**bits - 1)
+    step = _positive(high - low) / (2**bits - 1)
     if zero:
         low = torch.round(low / step) * step
         high = low + step * (2**bits - 1)
@@ -110,7 +115,6 @@ def range_rounding(x: Tensor, low: Tensor, high: Tensor, bits: int = 8, *, zero:
 
 
 # --- packed codes
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -132,44 +136,38 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if 8 % bits == 0:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
         return (packed[..., None] >> shifts & (2**bits - 1)).flatten(1)[:, :count]
-    single = (packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1).flatten(1)[
-        :, : count * bits
-    ]
-    return (single.unflatten(1, (count, bits)) << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(
-        2, dtype=torch.uint8
-    )
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    single = (packed[..., None] >> places & 1).flatten(1)[:, : count * bits].unflatten(1, (count, bits))
+    return (single << places[:bits]).sum(2, dtype=torch.uint8)
 
 
 class _Coded(nn.Module):
-    """A matrix as packed ``codes`` (rows, bytes), with ``step`` and, min-max, ``low`` of each
-    group.
+    """The matrix of a layer or table as packed ``codes`` (rows, bytes), with ``step`` and, min-max,
+    ``low`` of each group. A part that is seen on a grid gives its own parameter.
     """
 
     codes: Tensor
     step: Tensor
     low: Tensor | None
 
-    def __init__(self, weight: Tensor, grid: Grid) -> None:
+    def __init__(self, part: Any, grid: Grid) -> None:
         nn.Module.__init__(self)
-        self.grid, self.shape = grid, tuple(weight.shape)
-        codes, step, low = grid.codes(weight.detach())
-        self.register_buffer("codes", pack(codes + grid.top if grid.symmetric else codes, grid.bits))
-        self.register_buffer("step", step)
-        self.register_buffer("low", low)
+        weight: Tensor = (part.rest() if isinstance(part, OnGrid) else part.weight).detach()
+        self.grid, self.shape, self.lowest = grid, tuple(weight.shape), -grid.top if grid.symmetric else 0
+        for name, tensor in self._coded(weight).items():
+            self.register_buffer(name, tensor)
+
+    def _coded(self, weight: Tensor) -> dict[str, Tensor | None]:
+        codes, step, low = self.grid.codes(weight)
+        return {"codes": pack(codes - self.lowest, self.grid.bits), "step": step, "low": low}
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         """Random weights, rounded."""
-        weight = torch.empty(self.shape, dtype=self.step.dtype, device=self.step.device).normal_(
-            0, std, generator=generator
-        )
-        codes, step, low = self.grid.codes(weight.clamp(-2 * std, 2 * std))
-        self.codes.copy_(pack(codes + self.grid.top if self.grid.symmetric else codes, self.grid.bits))
-        self.step.copy_(step)
-        if low is not None:
-            assert self.low is not None
-            self.low.copy_(low)
-        if self._parameters.get("bias") is not None:
-            self._parameters["bias"].zero_()  # type: ignore[union-attr]
+        weight = self.step.new_empty(self.shape).normal_(0, std, generator=generator)
+        for name, tensor in self._coded(weight.clamp(-2 * std, 2 * std)).items():
+            if tensor is not None:
+                getattr(self, name).copy_(tensor)
+        no_bias(self)
 
     @property
     def weight(self) -> Tensor:
@@ -178,10 +176,17 @@ class _Coded(nn.Module):
 
     def _values(self, packed: Tensor, step: Tensor, low: Tensor | None) -> Tensor:
         codes = unpack(packed, self.grid.bits, self.shape[1]).to(step.dtype)
-        return self.grid.values(codes - self.grid.top if self.grid.symmetric else codes, step, low)
+        return self.grid.values(codes + self.lowest, step, low)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}, {self.shape[1]}, bits={self.grid.bits}, groups={len(self.step)}"
+
+
+def no_bias(part: nn.Module) -> None:
+    """Set a part's bias to zero, where it has one."""
+    bias = part._parameters.get("bias")
+    if bias is not None:
+        bias.zero_()
 
 
 class CodedLinear(_Coded, nn.Linear):  # type: ignore[misc, override]
@@ -190,7 +195,7 @@ class CodedLinear(_Coded, nn.Linear):  # type: ignore[misc, override]
     """
 
     def __init__(self, linear: nn.Linear, grid: Grid) -> None:
-        super().__init__(linear.weight, grid)
+        super().__init__(linear, grid)
         self.out_features, self.in_features = self.shape
         self.bias = linear.bias
 
@@ -203,7 +208,7 @@ class CodedEmbedding(_Coded):
     """A table with few-bit rows; only the rows asked for are written out."""
 
     def __init__(self, table: nn.Embedding, grid: Grid) -> None:
-        super().__init__(table.weight, grid)
+        super().__init__(table, grid)
         self.num_embeddings, self.embedding_dim = self.shape
         self.padding_idx = table.padding_idx
 
@@ -222,7 +227,6 @@ class CodedEmbedding(_Coded):
 
 
 # --- training on a grid
-# -------------------------------------------------------------------------------------------------------------------
 
 
 class OnGrid(Extension):
@@ -241,33 +245,42 @@ class OnGrid(Extension):
         return self.grid.rounded(self.rest())
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        from zoo.layers.init import truncated_normal
-
         truncated_normal(self.rest(), std, generator)
-        if self._parameters.get("bias") is not None:
-            self._parameters["bias"].zero_()  # type: ignore[union-attr]
+        no_bias(self)
 
 
-class Calls(nn.Module):
-    """How often a part was called while training; ``start_step``: from which call on it is
-    rounded.
+class Followed(nn.Module):
+    """Base of what follows the tensors that pass while training: scalars by ``names``, zero until
+    the first update, and ``step``, the calls so far.
     """
 
     step: Tensor
 
-    def __init__(self, start_step: int) -> None:
+    def __init__(self, *names: str) -> None:
         super().__init__()
-        self.start_step = start_step
+        for name in names:
+            self.register_buffer(name, torch.zeros(()))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        self.step.zero_()
+        for buffer in self.buffers(recurse=False):
+            buffer.zero_()
+
+
+class CallCount(Followed):
+    """How often a part was called while training; ``start_step``: from which call on it is
+    rounded.
+    """
+
+    def __init__(self, start_step: int) -> None:
+        super().__init__()
+        self.start_step = start_step
 
 
 class LateTable(OnGrid):
     """A table that is on its grid from training call ``start_step`` on, and in eval."""
 
-    calls: Calls
+    calls: CallCount
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -281,7 +294,7 @@ class LateTable(OnGrid):
         return rows
 
 
-class MovingRange(nn.Module):
+class MovingRange(Followed):
     """The largest absolute value of what passes, followed while training: ``t <- t - (1 - decay)(t
     - max|x|)``, first of all max|x|.
 
@@ -291,17 +304,10 @@ class MovingRange(nn.Module):
     """
 
     largest: Tensor
-    step: Tensor
 
     def __init__(self, bits: int = 8, decay: float = 0.9999, start_step: int = 0, *, dynamic: bool = False) -> None:
-        super().__init__()
+        super().__init__("largest")
         self.bits, self.decay, self.start_step, self.dynamic = bits, decay, start_step, dynamic
-        self.register_buffer("largest", torch.zeros(()))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        self.largest.zero_()
-        self.step.zero_()
 
     @property
     def top(self) -> int:
@@ -330,37 +336,42 @@ class MovingRange(nn.Module):
         return torch.where(largest > 0, symmetric_rounding(x, torch.where(largest > 0, largest, 1.0), self.bits), x)
 
 
-class LowHighRange(nn.Module):
-    """Lowest and highest value of what passes, followed while training by ``momentum``; frozen in
-    eval; no gradient for what is cut.
+class LowHigh(Followed):
+    """Lowest and highest value of what passes, followed while training by ``momentum``; ``margin``:
+    how far beyond the first call's values it begins.
+    """
+
+    low: Tensor
+    high: Tensor
+    margin: ClassVar[float] = 0.0
+
+    def __init__(self, bits: int, momentum: float) -> None:
+        super().__init__("low", "high")
+        self.bits, self.momentum = bits, momentum
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Follow one training call."""
+        for known, now, beyond in zip(
+            (self.low, self.high), x.detach().aminmax(), (-self.margin, self.margin), strict=True
+        ):
+            now = now.to(known.dtype)
+            moved = self.momentum * known + (1 - self.momentum) * now
+            known.copy_(torch.where(self.step == 0, now + beyond, moved))
+        self.step.add_(1)
+
+
+class LowHighRange(LowHigh):
+    """Rounding between the lowest and the highest value; frozen in eval; no gradient for what is
+    cut.
 
     zero: 0 is exactly on the grid. Until the first update there is no range and tensors pass as
     they are.
     """
 
-    low: Tensor
-    high: Tensor
-    step: Tensor
-
     def __init__(self, bits: int = 8, momentum: float = 0.9, *, zero: bool = False) -> None:
-        super().__init__()
-        self.bits, self.momentum, self.zero = bits, momentum, zero
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        self.low.zero_()
-        self.high.zero_()
-        self.step.zero_()
-
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Follow one training call."""
-        for known, now in zip((self.low, self.high), x.detach().aminmax(), strict=True):
-            now = now.to(known.dtype)
-            known.copy_(torch.where(self.step == 0, now, self.momentum * known + (1 - self.momentum) * now))
-        self.step.add_(1)
+        super().__init__(bits, momentum)
+        self.zero = zero
 
     def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """counted: the values that the range is taken from, where not all of ``x`` are meant
@@ -435,15 +446,12 @@ class Int8StaticLinear(nn.Module):
         super().__init__()
         raw = linear.rest()
         self.out_features, self.in_features = raw.shape
-        self.top, self.output_top = (
-            linear.input_range.top,
-            0 if linear.output_range is None else linear.output_range.top,
-        )
+        ranged = linear.output_range
+        self.top, self.output_top = linear.input_range.top, 0 if ranged is None else ranged.top
         codes, step, _ = linear.grid.codes(raw)
         self.register_buffer("weight", codes.to(torch.int8))
         self.register_buffer("weight_step", step[0].float())
         self.register_buffer("input_largest", linear.input_range.largest.float())
-        ranged = linear.output_range
         self.register_buffer("output_largest", None if ranged is None else ranged.largest.float())
         bias = None
         if linear.bias is not None:
@@ -454,7 +462,7 @@ class Int8StaticLinear(nn.Module):
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         """Random weights and a range of one for what enters and leaves."""
-        _random_int8(self.weight, self.weight_step, std, generator)
+        random_int8(self.weight, self.weight_step, std, generator)
         for range_ in (self.input_largest, self.output_largest):
             if range_ is not None:
                 range_.fill_(1)
@@ -474,12 +482,6 @@ class Int8StaticLinear(nn.Module):
             scale = self.output_top / self.output_largest
             y = torch.round(y * scale).clamp(-self.output_top, self.output_top) / scale
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
-
-
-def _random_int8(weight: Tensor, step: Tensor, std: float, generator: torch.Generator | None) -> None:
-    drawn = torch.empty(weight.shape, device=weight.device).normal_(0, 1, generator=generator).clamp(-2, 2)
-    weight.copy_(torch.round(drawn * 63.5).to(torch.int8))
-    step.fill_(std / 63.5)
 
 
 def int8_of(linear: Any) -> nn.Module:
