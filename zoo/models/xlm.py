@@ -25,13 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.layers import Attention, EncoderBlock, FeedForward, Mask, Padding, Stack, TextEmbeddings, Trace, causal
+from zoo.layers import Attention, Encoded, EncoderBlock, FeedForward, Pooler, Run, Stack, TextEmbeddings, causal
 from zoo.layers.embeddings import LanguageEmbedding, Languages, SinusoidalPositions, ignore_languages
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import TableHead
 from zoo.layers.init import truncated_normal
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.outputs import Encoded
 from zoo.models.base.text_encoder import TextEncoder
 
 
@@ -127,21 +126,9 @@ class XlmEmbeddings(TextEmbeddings):
         return self.dropout(self.norm(x))
 
 
-def zero_padding(x: Tensor, mask: Mask) -> Tensor:
-    """``1[real] · x``: rows of padding become zeros. A packed batch has none of them."""
-    return x if mask.keys is None else x.masked_fill(~mask.keys.unsqueeze(2), 0)
-
-
-class XlmBlock(EncoderBlock):
-    """BERT's block, after which rows of padding are zeros."""
-
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        return zero_padding(super().forward(x, mask, bias, trace), mask)
-
-
-def xlm_block(c: XlmConfig) -> XlmBlock:
+def xlm_block(c: XlmConfig) -> EncoderBlock:
     """A block of the encoder."""
-    return XlmBlock(
+    return EncoderBlock(
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         FeedForward(c.hidden_size, c.intermediate_size, c.activation),
         nn.LayerNorm(c.hidden_size, c.norm_eps),
@@ -159,7 +146,7 @@ class Xlm(TextEncoder):
         super().__init__(config)
         self.embeddings = XlmEmbeddings(config)
         self.encoder = Stack([xlm_block(config) for _ in range(config.num_layers)])
-        self.pooler = nn.Identity() if config.pooler else None
+        self.pooler = Pooler() if config.pooler else None
 
     def forward(  # type: ignore[override]
         self,
@@ -180,16 +167,7 @@ class Xlm(TextEncoder):
         A model that tells languages apart refuses to run without them; another takes them and warns
         that it ignores them. There are no segments: token_type_ids other than 0 are refused.
         """
-        trace = Trace(output_hidden_states, output_attentions)
-        x = self.embeddings(
-            input_ids, token_type_ids, position_ids, inputs_embeds, language_ids
-        )  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        mask = padding.mask & causal() if self.config.causal else padding.mask
-        x = zero_padding(padding.pack(x), mask)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
-        x = padding.unpack(self.encoder(x, mask, None, trace))  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
-        return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
+        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, language_ids)
+        run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        x = run.through(self.encoder, causal() if self.config.causal else None)
+        return run.encoded(x, self.pooler)
