@@ -982,9 +982,15 @@ def test_sparse_attention_equals_dense_attention_under_the_patterns_mask(data, s
         before = tuple(torch.randn(1, 2, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     wanted = DenseAttention()(q, k, v, AttentionArgs(mask & sparsity.pattern, before=before))
     with torch.no_grad():
-        assert float((sparse_attention(q, k, v, sparsity, mask, 0.0, before) - wanted).abs().max()) <= 1e-12
+        assert (
+            float((sparse_attention(q, k, v, sparsity, AttentionArgs(mask, before=before)) - wanted).abs().max())
+            <= 1e-12
+        )
     q.requires_grad_()
-    assert float((sparse_attention(q, k, v, sparsity, mask, 0.0, before) - wanted).detach().abs().max()) <= 1e-12
+    assert (
+        float((sparse_attention(q, k, v, sparsity, AttentionArgs(mask, before=before)) - wanted).detach().abs().max())
+        <= 1e-12
+    )
 
 
 RULES = {
@@ -1021,7 +1027,7 @@ def test_heads_that_take_patterns_by_turns_write_their_own_rows_with_gradients_t
     core = SparseAttention(local(3), strided(3), windowed(1, 2))
     inputs = [torch.randn(1, 4, 20, 3, generator=seeded(i), dtype=torch.float64).requires_grad_() for i in range(3)]
     mine = core(*inputs, Mask(), None, None, 0.0)
-    dense = DenseAttention()(*inputs, AttentionArgs(core.under_rule(Mask(), 4, inputs[0])))
+    dense = DenseAttention()(*inputs, AttentionArgs(core.under_rule(Mask(), 4)))
     assert relative(mine.detach(), dense.detach()) <= 1e-12
     weight = torch.randn(1, 4, 20, 3, generator=seeded(8), dtype=torch.float64)
     wanted = torch.autograd.grad((dense * weight).sum(), inputs)
