@@ -174,17 +174,17 @@ def _checked(
         batches.append({name: tensor[:, :-1] if name in _TEXT else tensor for name, tensor in given.items()})
     names: list[str] = []
     for batch in batches:
-        mine = positional(*batch.values())
+        expected = positional(*batch.values())
         try:
-            theirs = run(*batch.values())
+            given_back = run(*batch.values())
         except (RuntimeError, AssertionError) as error:
             raise ExportError(
                 f"the exported program takes the examples' sizes alone ({error}); fix them with rows= and length="
             ) from error
-        names = list(mine)
-        for name, value in mine.items():
+        names = list(expected)
+        for name, value in expected.items():
             scale = float(value.abs().max()) or 1.0
-            if float((value - theirs[name]).abs().max()) > 1e-3 * scale:
+            if float((value - given_back[name]).abs().max()) > 1e-3 * scale:
                 raise ExportError(f"the exported program gives another {name} than the model; nothing was written")
     return names
 

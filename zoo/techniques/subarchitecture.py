@@ -38,7 +38,7 @@ class Shape:
 
     def within(self, other: Shape) -> bool:
         """Whether none of the four is larger than the other's."""
-        return all(mine <= theirs for mine, theirs in zip(self.sizes, other.sizes, strict=True))
+        return all(own <= limit for own, limit in zip(self.sizes, other.sizes, strict=True))
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

@@ -55,7 +55,7 @@ class StructuredPruning(PlacedTechnique):
         raise NotImplementedError
 
     def cut(self, part: Any, keep: Tensor) -> None:
-        """Keep these heads or units, by their sorted numbers."""
+        """Keep these heads or units, in their order."""
         raise NotImplementedError
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
@@ -111,7 +111,12 @@ class HeadPruning(StructuredPruning):
         return value.square().sum((1, 2)).sqrt() * output.square().sum((0, 2)).sqrt()
 
     def cut(self, part: Any, keep: Tensor) -> None:
-        cut_heads(part, keep)
+        size = part.head_size
+        rows = (keep[:, None] * size + torch.arange(size)).flatten()
+        for linear in (part.query, part.key, part.value):
+            _rows(linear, rows)
+        _columns(part.output, rows)
+        part.num_heads = len(keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +139,8 @@ class FeedForwardPruning(StructuredPruning):
         return up.square().sum(1).sqrt() * down.square().sum(0).sqrt()
 
     def cut(self, part: Any, keep: Tensor) -> None:
-        cut_units(part, keep)
+        _rows(part.up, keep)
+        _columns(part.down, keep)
 
 
 class Gone(nn.Module):
@@ -228,31 +234,16 @@ def _columns(linear: nn.Linear, keep: Tensor) -> None:
     linear.weight, linear.in_features = _take(linear.weight, 1, keep), len(keep)
 
 
-def cut_heads(attention: Any, keep: Tensor) -> None:
-    """Leave these heads of an attention, in their order."""
-    size = attention.head_size
-    rows = (keep[:, None] * size + torch.arange(size)).flatten()
-    for linear in (attention.query, attention.key, attention.value):
-        _rows(linear, rows)
-    _columns(attention.output, rows)
-    attention.num_heads = len(keep)
-
-
-def cut_units(feed_forward: Any, keep: Tensor) -> None:
-    """Leave these units of a feed-forward part, in their order."""
-    _rows(feed_forward.up, keep)
-    _columns(feed_forward.down, keep)
-
-
 def _remove(model: nn.Module, technique: StructuredPruning, gone: Mapping[str, Iterable[int]]) -> None:
-    bare, numbers = bare_model(model), {path: list(some) for path, some in gone.items()}
+    bare = bare_model(model)
     sites, keep = {site.path: site for site in technique.parts(bare)}, {}
-    for path in (path for path, some in numbers.items() if some):
-        if path not in sites:
-            raise unknown(f"part for {type(technique).__name__}", path, sites)
-        keep[path] = all_but(technique.size(sites[path].module), numbers[path], path)
+    for path, some in gone.items():
+        if out := list(some):
+            if path not in sites:
+                raise unknown(f"part for {type(technique).__name__}", path, sites)
+            keep[path] = all_but(technique.size(sites[path].module), out, path)
     if keep:
-        counts = tuple(len(numbers) for numbers in keep.values())
+        counts = tuple(len(kept) for kept in keep.values())
         apply_chosen(replace(technique, paths=tuple(keep), counts=counts), bare, keep)
 
 

@@ -77,12 +77,8 @@ def block_mask(
     """
     if mask.keys is None and mask.pattern is None:
         return _of_patterns(patterns, length, heads, extra, device)
-    rules = tuple(_joined(sparsity.pattern, mask.pattern) for sparsity in patterns)
+    rules = tuple(s.pattern if mask.pattern is None else s.pattern & mask.pattern for s in patterns)
     return _built(rules, length, heads, mask.keys, extra, device)
-
-
-def _joined(mine: Pattern, other: Pattern | None) -> Pattern:
-    return mine if other is None else mine & other
 
 
 @functools.lru_cache(maxsize=32)
