@@ -1126,7 +1126,7 @@ def test_cutting_far_keys_changes_what_1e_8_changes(limit, ramp, z, length, posi
         if core.key_positions is not None:
             core.key_positions.normal_(0, 0.3, generator=seeded(1))
         q, k, v = (0.3 * torch.randn(1, 2, length, 3, generator=seeded(i), dtype=torch.float64) for i in range(3))
-        near = core.near(q, k, v, Mask(), 0.0, max(core.span.max_span, 1))
+        near = core.near(q, k, v, AttentionArgs(Mask()), max(core.span.max_span, 1))
         distance = (torch.arange(length)[:, None] - torch.arange(length))[None]
         add = None if core.key_positions is None else core.relative(q, distance)
         weight = core.weight(distance)

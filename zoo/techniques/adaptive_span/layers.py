@@ -151,9 +151,8 @@ class SpanAttention(nn.Module):
             raise InputError(f"the cache must hold {length} positions, got {rows.shape[1] - block}")
         q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (batch, heads, block, head size)
         k, v = (linear(rows).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for linear in (self.key, self.value))
-        k, v = (
-            y.unfold(2, length, 1)[:, :, :block] for y in (k, v)
-        )  # (batch, heads, block, head size, length): row i from i to i + length
+        # (batch, heads, block, head size, length): row i from i to i + length
+        k, v = (y.unfold(2, length, 1)[:, :, :block] for y in (k, v))
         scores = torch.einsum("bhqd,bhqdk->bhqk", q, k) + torch.einsum("bhqd,dk->bhqk", q, positions)
         if self.memory_key is not None:
             scale = math.sqrt(self.head_size)
@@ -231,11 +230,8 @@ class SpanLanguageModel(nn.Module):
         for block, cache in zip(self.blocks, caches, strict=True):
             assert isinstance(block, SpanBlock)
             span = block.attention.span
-            kept.append(
-                torch.cat([cache, x], 1)[
-                    :, -(self.limit if span is None else span.cache_size(self.adaptive_cache)) :
-                ].detach()
-            )
+            size = self.limit if span is None else span.cache_size(self.adaptive_cache)
+            kept.append(torch.cat([cache, x], 1)[:, -size:].detach())
             x = block(x, cache, self.key_positions)
         return self.output(F.dropout(x, self.dropout, self.training)).log_softmax(-1), kept
 
@@ -266,23 +262,23 @@ class SpanCore(DenseAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         mask, bias, before, dropout = args.mask, args.bias, args.before, args.dropout
         length = q.shape[2]
-        regular = (
-            mask.dense is None
-            and mask.query_positions is None
-            and bias is None
-            and before is None
+        regular = mask.dense is None and mask.query_positions is None and bias is None and before is None
+        if (
+            regular
             and k.shape[2] == length
-        )
-        if regular and not args.wants_probabilities and q.device.type != "meta" and not torch.compiler.is_compiling():
+            and not args.wants_probabilities
+            and q.device.type != "meta"
+            and not torch.compiler.is_compiling()
+        ):
             groups = self.groups(length)
             if len(groups) > 1:
                 out = q.new_empty(q.shape[0], q.shape[1], length, v.shape[3])
                 for reach, heads in groups.items():
-                    out[:, heads] = self.near(q[:, heads], k[:, heads], v[:, heads], mask, dropout, reach, heads)
+                    out[:, heads] = self.near(q[:, heads], k[:, heads], v[:, heads], args, reach, heads)
                 return out
             ((reach, heads),) = groups.items()
             if reach < length:
-                return self.near(q, k, v, mask, dropout, reach, heads)
+                return self.near(q, k, v, args, reach, heads)
         rows, columns = self.places(mask, length, k.shape[2], q.device)
         distance = rows[:, :, None] - columns[:, None, :]  # (batch or 1, query, key)
         allowed = mask.allowed(length, k.shape[2], q.device)
@@ -352,19 +348,12 @@ class SpanCore(DenseAttention):
         return F.dropout(probabilities, dropout) @ v, probabilities
 
     def near(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        dropout: float,
-        reach: int,
-        heads: Sequence[int] | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, reach: int, heads: Sequence[int] | None = None
     ) -> Tensor:
         """Queries of some ``heads`` in blocks over the keys at most ``reach`` away; the softmax
         leaves out what has no weight.
         """
-        length, out = q.shape[2], []
+        length, mask, out = q.shape[2], args.mask, []
         joined = mask & window(reach)
         assert joined.pattern is not None
         ahead = 0 if mask.pattern is not None and mask.pattern.causal else reach
@@ -380,5 +369,7 @@ class SpanCore(DenseAttention):
             block = q[:, :, start:stop]
             add = None if self.key_positions is None else self.relative(block, distance)
             weight = self.weight(distance, heads)
-            out.append(self.attended(block, k[:, :, low:high], v[:, :, low:high], allowed, add, weight, dropout)[0])
+            out.append(
+                self.attended(block, k[:, :, low:high], v[:, :, low:high], allowed, add, weight, args.dropout)[0]
+            )
         return torch.cat(out, 2)
