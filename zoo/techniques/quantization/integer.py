@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from zoo.layers.attention import AttentionArgs, DenseAttention, visible
 from zoo.layers.extend import Extension
-from zoo.techniques.quantization.grids import LowHigh
+from zoo.techniques.quantization.trained import LowHigh
 from zoo.techniques.straight_through import straight_through
 
 ERF_A, ERF_B = -0.2888, -1.769

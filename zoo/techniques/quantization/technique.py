@@ -27,21 +27,19 @@ from zoo.models.base.model import Model
 from zoo.models.base.sites import Site
 from zoo.tasks.base import canonical_state
 from zoo.techniques.base import PlacedTechnique, plain_attentions, put_core
-from zoo.techniques.quantization.grids import (
+from zoo.techniques.quantization.grids import Grid
+from zoo.techniques.quantization.integer import IntegerCore, IntegerLinear, IntegerNorm, IntGelu, QuantAct
+from zoo.techniques.quantization.ranges import RangedCore, RangedNorm
+from zoo.techniques.quantization.stored import CodedEmbedding, CodedLinear, int8_of
+from zoo.techniques.quantization.trained import (
     CallCount,
-    CodedEmbedding,
-    CodedLinear,
-    Grid,
     LateTable,
     LowHighRange,
     MovingRange,
     OnGrid,
     OnGridLinear,
     SymmetricLinear,
-    int8_of,
 )
-from zoo.techniques.quantization.integer import IntegerCore, IntegerLinear, IntegerNorm, IntGelu, QuantAct
-from zoo.techniques.quantization.ranges import RangedCore, RangedNorm
 
 ROUNDS = "rounding takes plain attention"
 TABLES = ("token-embedding", "position-embedding", "segment-embedding")
