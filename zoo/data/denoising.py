@@ -1,10 +1,10 @@
 """What a denoising encoder-decoder must undo: sentences out of order, each span of words behind one
-mask (Lewis et al.; Liu et al., 2020). 2020).
+mask (Lewis et al., 2020; Liu et al., 2020).
 
     <s> a b c </s> d e </s> [lang]   ->   <s> d [mask] </s> a b [mask] [lang]
 
-A text is a list of ids whose first and last token stay. Every random number comes from a `NoiseDraws`,
-in the order in which fairseq draws.
+A text is a list of ids whose first and last token stay. Every random number comes from a
+`NoiseDraws`, in the order in which fairseq draws.
 """
 
 from __future__ import annotations
