@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.fetching.cache import CHUNK, sha256_of
-from zoo.checkpoints.fetching.jobs import PATIENCE, Patience, Progress, _no_room
+from zoo.checkpoints.fetching.jobs import PATIENCE, Progress, RetryLimits, _no_room
 from zoo.errors import FetchError
 
 
@@ -43,7 +43,7 @@ def download(
     sha256: str | None = None,
     size: int | None = None,
     tell: Progress | None = None,
-    patience: Patience | None = None,
+    patience: RetryLimits | None = None,
 ) -> None:
     """Download to ``target``; a part lives beside it as ``.incomplete`` and is resumed by this call
     or by a later one.
@@ -92,7 +92,7 @@ def _forget(*paths: Path) -> None:
 
 
 def _transfer(
-    url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: Patience
+    url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: RetryLimits
 ) -> None:
     """One request; returns when the part is whole."""
     mark, done = _part_so_far(part, note, sha256)
