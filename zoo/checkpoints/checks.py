@@ -16,7 +16,8 @@ from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import Described
 from zoo.formats.writer import blocks, check_finite, content_hash, tensor_hash
-from zoo.maps.key_map import KeyMap, Plan, constant, heads_of, shape_of
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import Plan, constant, heads_of, shape_of
 from zoo.maps.templates import same
 
 if TYPE_CHECKING:

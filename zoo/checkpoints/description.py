@@ -14,7 +14,8 @@ from zoo.checkpoints.files import architectures_of
 from zoo.errors import CheckpointError, unknown
 from zoo.layers.extend import own_class
 from zoo.layers.init import shapes_only
-from zoo.maps.key_map import KeyMap, Plan
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import Plan
 from zoo.registry import variants as registry
 from zoo.techniques.base import Technique, apply
 

@@ -20,7 +20,7 @@ from zoo.formats.archive import Archive
 from zoo.formats.opening import open_archive, opened
 from zoo.layers.init import initialise, shapes_only
 from zoo.maps import layouts
-from zoo.maps.key_map import Plan
+from zoo.maps.plans import Plan
 from zoo.registry import variants as registry
 from zoo.registry.tasks import TASKS
 from zoo.tasks.base import TaskModel, canonical_state, spec_of_class, task_class

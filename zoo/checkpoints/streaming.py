@@ -25,7 +25,8 @@ from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import Described, Info, dtype_name
 from zoo.formats.memory import Source
 from zoo.formats.writer import SafetensorsWriter, Written, blocks, check_finite, tensor_hash, write_atomically
-from zoo.maps.key_map import KeyMap, Plan, Step
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import Plan, Step
 
 Progress = Callable[[int, int], None]
 

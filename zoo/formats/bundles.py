@@ -111,7 +111,6 @@ def configs(files: Mapping[str, tuple[int, Bytes]], chosen: str) -> dict[str, st
 
 
 # --- tar
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def is_tar(data: memoryview) -> bool:
@@ -215,7 +214,6 @@ def zip_files(members: Mapping[str, Member]) -> dict[str, tuple[int, Bytes]]:
 
 
 # --- folders of ranks
-# -----------------------------------------------------------------------------------------------------
 
 
 def ranks(names: Iterable[str]) -> dict[int, str]:

@@ -261,7 +261,6 @@ def _dequantize(source: _Value, scale: _Value, zero: _Value | None, axis: int | 
 
 
 # --- the messages
-# -------------------------------------------------------------------------------------------------------
 
 
 def _read_graph(

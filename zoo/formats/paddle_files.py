@@ -95,7 +95,6 @@ def _cat(pieces: list[Entry], info: TensorInfo) -> torch.Tensor:
 
 
 # --- paddle 1.x: one file per parameter
-# --------------------------------------------------------------------------------
 
 
 def is_parameter(data: memoryview) -> bool:

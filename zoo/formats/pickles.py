@@ -32,7 +32,7 @@ from zoo.formats.limits import (
     MAX_TEXT,
 )
 
-# --- nodes: what cannot be a plain Python value -----------------------------------------------------------------------
+# --- nodes: what cannot be a plain Python value
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class ArrayRef:
     data: bytes | LongBytes = b""
 
 
-# --- helpers ----------------------------------------------------------------------------------------------------------
+# --- helpers
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -159,7 +159,7 @@ def _plain_key(value: object, depth: int = 0) -> bool:
     return type(value) is tuple and depth < 4 and len(value) <= 64 and all(_plain_key(v, depth + 1) for v in value)
 
 
-# --- torch ------------------------------------------------------------------------------------------------------------
+# --- torch
 
 STORAGE_TYPES = {
     "DoubleStorage": "F64",
@@ -301,7 +301,7 @@ def _as_text(value: Any) -> Any:
     return value
 
 
-# --- Python and numpy -------------------------------------------------------------------------------------------------
+# --- Python and numpy
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
@@ -453,7 +453,7 @@ for _module in ("numpy.core.numeric", "numpy._core.numeric"):
     _CALLS |= {(_module, "_frombuffer"): _numpy_from_buffer}
 
 
-# --- the machine ------------------------------------------------------------------------------------------------------
+# --- the machine
 
 
 @dataclass(frozen=True)

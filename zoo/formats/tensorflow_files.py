@@ -231,7 +231,6 @@ def _extents(data: memoryview) -> Extent:
 
 
 # --- the string table
-# ---------------------------------------------------------------------------------------------------
 
 
 def _table(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -310,7 +309,6 @@ def check_sum(data: memoryview, stored: int) -> None:
 
 
 # --- the encoded names of slices: numbers and strings whose bytes sort like the values
-# ------------------------------------
 
 
 def slice_key(name: bytes, extent: Extent) -> bytes:

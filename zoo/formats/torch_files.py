@@ -182,7 +182,7 @@ def build(path: Path, format: str, tree: Tree, storage: Storage | None, space: s
     return Archive(path, format, entries, metadata=metadata, refused=tree.refused, groups=tree.groups, group=tree.group)
 
 
-# --- zip archives -----------------------------------------------------------------------------------------------------
+# --- zip archives
 
 
 def is_torch_zip(members: dict[str, Member]) -> bool:
@@ -239,7 +239,7 @@ def _read_pickle(
     return gather(result.value, result.refused, group, what), storage
 
 
-# --- the older format: pickles in a row, then the storages ------------------------------------------------------------
+# --- the older format: pickles in a row, then the storages
 
 
 def is_legacy(data: memoryview) -> bool:

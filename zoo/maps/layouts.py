@@ -10,6 +10,7 @@ from typing import Protocol
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.formats.archive import Described
 from zoo.maps.key_map import KeyMap
+from zoo.maps.parsing import read_map
 from zoo.registry.resources import weights_folder
 
 TRANSFER = "transfer-"  # maps from one family's names of ours to another's, for `init_from`; no layouts of files
@@ -53,7 +54,7 @@ def path_of(layout: str) -> Path:
 
 @lru_cache(maxsize=64)
 def _loaded(path: Path, modified: int) -> KeyMap:
-    return KeyMap.load(path)
+    return read_map(path)
 
 
 def load(layout: str | Path) -> KeyMap:

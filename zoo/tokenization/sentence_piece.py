@@ -174,8 +174,7 @@ def normalizer_of(
     return normalizers.Sequence(steps)
 
 
-# the tokenizer
-# ------------------------------------------------------------------------------------------------------------------
+# --- the tokenizer
 
 
 def vocabulary(model: SentencePieceModel) -> list[tuple[str, float]]:
@@ -279,8 +278,7 @@ def _plain_symbol(piece: str, model: SentencePieceModel, backend: tokenizers.Tok
     return kept and (model.algorithm == UNIGRAM or len(piece) == 1)
 
 
-# families
-# ------------------------------------------------------------------------------------------------------------------
+# --- families
 
 FRAMES = ("none", "bert", "roberta")
 

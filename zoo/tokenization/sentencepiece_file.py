@@ -24,8 +24,7 @@ MAX_TRIE_STEPS = 1_000_000  # the widest public table (NFKC with case folding) h
 MAX_PIECE_LENGTH = 512  # characters; the trainer's default is 16
 
 
-# the wire format
-# ----------------------------------------------------------------------------------------------------------------------
+# --- the wire format
 
 
 def fields_of(data: memoryview, what: str) -> Iterator[tuple[int, int | memoryview]]:
@@ -87,8 +86,7 @@ def _text(value: int | memoryview, what: str) -> str:
         raise CheckpointError(f"{what}: a piece is not UTF-8 text") from error
 
 
-# the model
-# ------------------------------------------------------------------------------------------------------------------
+# --- the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +203,7 @@ def _check(model: SentencePieceModel) -> None:
     _ = model.rules  # a broken table is met here and not in the middle of a text
 
 
-# the normalizer's table
-# ---------------------------------------------------------------------------------------------------------------
+# --- the normalizer's table
 
 
 @lru_cache(maxsize=1)  # half a second for the public tables, which most models share

@@ -102,8 +102,7 @@ class Tokenizer:
                     f"the {role} token {token!r} is not in the vocabulary of {self.vocab_size:,} tokens"
                 )
 
-    # one text
-    # --------------------------------------------------------------------------------------------------------------
+    # --- one text
 
     def encode(
         self, text: str, pair: str | None = None, *, language: str | None = None, pair_language: str | None = None
@@ -128,8 +127,7 @@ class Tokenizer:
             "the ids cannot be decoded", InputError, lambda: self.backend.decode(numbers, skip_special_tokens)
         )
 
-    # a batch
-    # --------------------------------------------------------------------------------------------------------------
+    # --- a batch
 
     def __call__(
         self,
@@ -253,8 +251,7 @@ class Tokenizer:
             "the special tokens cannot be added", InputError, lambda: self.backend.post_process(first, second, True)
         )
 
-    # vocabulary
-    # --------------------------------------------------------------------------------------------------------------
+    # --- vocabulary
 
     @property
     def vocab_size(self) -> int:
@@ -301,8 +298,7 @@ class Tokenizer:
         added = {index for index, token in self.backend.get_added_tokens_decoder().items() if token.special}
         return frozenset(index for index in roles | added if index is not None)
 
-    # files
-    # --------------------------------------------------------------------------------------------------------------
+    # --- files
 
     def save(self, path: Path | str) -> None:
         """Write ``tokenizer.json`` and ``zoo_tokenizer.json`` (the pre-step and the roles) into a

@@ -11,7 +11,7 @@ from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.archive import DTYPE_NAMES, Info
 from zoo.layers.extend import own_class
 from zoo.maps import layouts
-from zoo.maps.key_map import Plan
+from zoo.maps.plans import Plan
 from zoo.models.base.model import bare_model
 from zoo.registry import variants as registry
 from zoo.techniques.lora.layers import LowRank

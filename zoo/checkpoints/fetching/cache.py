@@ -78,7 +78,7 @@ def safe_name(name: str) -> str:
     return str(PurePosixPath(name))
 
 
-# ---------------------------------------------------------------- locks
+# --- locks
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -138,7 +138,7 @@ def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None 
         pause = min(pause * 1.5, 0.25)
 
 
-# ---------------------------------------------------------------- files
+# --- files
 
 
 def _sync(path: Path) -> None:
@@ -262,7 +262,7 @@ class Cache:
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
 
-    # ------------------------------------------------------------ reading
+    # --- reading
 
     def find(self, key: str) -> Entry | None:
         """The entry of a key, if it is there and complete. Takes no lock and writes nothing."""
@@ -315,7 +315,7 @@ class Cache:
         ]  # the others' files are many, and slow to parse
         return next((entry for entry in self._complete(naming) if entry.folder.absolute() == folder), None)
 
-    # ------------------------------------------------------------ writing
+    # --- writing
 
     def lock(self, key: str, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Any:
         return locked(self.locks / f"{key}.lock", wait=wait, waiting=waiting)
@@ -432,7 +432,7 @@ class Cache:
         path = self.blobs / digest
         return path if digest and path.is_file() and sha256_of(path) == digest else None
 
-    # ------------------------------------------------------------ keeping
+    # --- keeping
 
     def _named(self, names: Sequence[str]) -> list[Entry]:
         entries = self.entries()

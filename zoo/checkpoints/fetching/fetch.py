@@ -37,10 +37,10 @@ from zoo.checkpoints.fetching.sources import Source, Want, _checkpoint_of, _url_
 from zoo.errors import CheckpointError, FetchError
 from zoo.registry.records import Record, record, records
 
-# ---------------------------------------------------------------- sources
+# --- sources
 
 
-# ---------------------------------------------------------------- the front door
+# --- the front door
 
 
 def fetch(
@@ -183,7 +183,7 @@ def _obtain(
         raise FetchError(f"{type(error).__name__}: {error}") from error
 
 
-# ---------------------------------------------------------------- packages
+# --- packages
 
 
 def _fetch_npm(job: _Job) -> Fetched:
@@ -206,10 +206,10 @@ def _fetch_npm(job: _Job) -> Fetched:
     return _from_download(downloads, job)
 
 
-# ---------------------------------------------------------------- archives
+# --- archives
 
 
-# ---------------------------------------------------------------- plain addresses
+# --- plain addresses
 
 
 def _fetch_url(job: _Job) -> Fetched:
@@ -242,7 +242,7 @@ def _fetch_page(job: _Job) -> Fetched:
     )
 
 
-# ---------------------------------------------------------------- the hub
+# --- the hub
 
 
 FETCHERS: dict[str, Callable[[_Job], Fetched]] = {

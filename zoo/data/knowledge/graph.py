@@ -47,7 +47,6 @@ class KnowledgeGraph:
         self._starts, self._predicates, self._objects = arrays["starts"], arrays["predicates"], arrays["objects"]
 
     # --- making one
-    # -----------------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_triples(cls, triples: Iterable[Triple]) -> KnowledgeGraph:
@@ -127,7 +126,6 @@ class KnowledgeGraph:
         return folder
 
     # --- asking it
-    # ------------------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """How many distinct triples."""

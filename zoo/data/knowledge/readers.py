@@ -214,7 +214,6 @@ def wordnet_senses(index: Path) -> dict[tuple[str, int], int]:
 
 
 # --- names of entities
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def read_entity_map(path: Path | str) -> dict[str, str]:
@@ -266,7 +265,6 @@ def named(triples: Iterable[Triple], names: Mapping[str, Sequence[str]], *, skip
 
 
 # --- OpenKE
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def read_openke_names(path: Path | str) -> dict[str, int]:

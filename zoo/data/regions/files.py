@@ -24,27 +24,19 @@ import numpy
 import torch
 from torch import Tensor
 
-from zoo.data.regions.regions import Regions
+from zoo.data.regions.regions import HEADER, PARTS, Regions, described
 from zoo.errors import CheckpointError, InputError, ZooError, missing_extra
 from zoo.formats.archive import DTYPE_NAMES, Info
 from zoo.formats.opening import open_archive
 from zoo.formats.pickles import ArrayRef, LongBytes, unpickle
-from zoo.formats.writer import SafetensorsWriter, write_tensors
+from zoo.formats.writer import SafetensorsWriter
 
 Item = tuple[str, Regions]
 
 BUTD_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 LXMERT_COLUMNS = (
-    "img_id",
-    "img_h",
-    "img_w",
-    "objects_id",
-    "objects_conf",
-    "attrs_id",
-    "attrs_conf",
-    "num_boxes",
-    "boxes",
-    "features",
+    *("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
+    *("num_boxes", "boxes", "features"),
 )
 NAMES = {
     "features": ("features", "image_features", "x", "feature", "feat"),
@@ -127,7 +119,6 @@ def _raw(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 # --- from what a dump says to Regions
-# -------------------------------------------------------------------------------------------------
 
 
 def _find(values: Mapping[str, Any], what: str) -> Any:
@@ -228,7 +219,6 @@ def _vector(value: Any, count: int, dtype: numpy.dtype[Any]) -> Tensor | None:
 
 
 # --- kinds
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -345,10 +335,8 @@ def _text(value: Any, otherwise: str) -> str:
 
 
 # --- our own file
-# ---------------------------------------------------------------------------------------------------------------------
 
 
-PARTS = ("features", "boxes", "image_size", "mask", "confidence", "labels")
 Progress = Callable[[str, int, int | None], Any]
 """Called with "reading" or "writing", how many pictures are done, and how many there are once that
 is known.
@@ -383,7 +371,7 @@ def save_regions(
             raise InputError(f"picture {name!r} comes twice")
         if regions.batched:
             raise InputError(f"picture {name!r} is a batch of pictures; write single ones")
-        made = _made_of(regions)
+        made = regions.about, _columns(regions)
         first = first or made
         if made != first:
             raise InputError(
@@ -405,7 +393,7 @@ def save_regions(
         infos["mask"] = Info((rows,), "BOOL")
     if dtype is not None:
         infos["features"] = Info(infos["features"].shape, DTYPE_NAMES[dtype])
-    header = {"zoo.regions": json.dumps(about)}
+    header = {HEADER: json.dumps(about)}
     with SafetensorsWriter(path, infos, header) as writer:
         writer.write("starts", torch.tensor([*starts.values(), rows]))
         writer.write("names", names)
@@ -422,60 +410,35 @@ def save_regions(
     return len(starts)
 
 
-def _made_of(regions: Regions) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], str]]]:
-    """What the pictures of a file share: the words about them, and each column's shape behind the
-    rows and dtype.
-    """
-    columns = {part: getattr(regions, part) for part in ("features", "boxes", "confidence", "labels")}
-    return (
-        {"format": regions.format, "detector": regions.detector, "whole_image": regions.whole_image},
-        {
-            part: (tuple(value.shape[1:]), DTYPE_NAMES[value.dtype])
-            for part, value in columns.items()
-            if value is not None
-        },
-    )
-
-
-def save_one(path: Path | str, regions: Regions) -> None:
-    """Write the regions of one picture, or of one batch, as they are."""
-    tensors = {part: value for part in PARTS if (value := getattr(regions, part)) is not None}
-    write_tensors(path, tensors, {"zoo.regions": json.dumps(_made_of(regions)[0])})
+def _columns(regions: Regions) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The columns of a file of such pictures: each one's shape behind the rows, and its dtype."""
+    values = {part: getattr(regions, part) for part in ("features", "boxes", "confidence", "labels")}
+    return {part: (tuple(v.shape[1:]), DTYPE_NAMES[v.dtype]) for part, v in values.items() if v is not None}
 
 
 def read_safetensors(path: Path | str) -> Iterator[Item]:
-    """What `save_regions` wrote, in its order; what `save_one` wrote is one item without a name."""
+    """What `save_regions` wrote, in its order; what `Regions.save` wrote is one item without a
+    name.
+    """
     with open_archive(Path(path)) as archive:
-        written = archive.metadata.get("zoo.regions")
-        if not isinstance(written, str):
-            raise CheckpointError(f"{path} holds no regions: its header has no 'zoo.regions'")
-        about = json.loads(written)
-        parts: dict[str, Any] = {part: archive.read(part) for part in PARTS if part in archive.tensors}
+        about = described(archive)
         if "starts" not in archive.tensors:
-            yield "", Regions(**parts, **about)
+            yield "", Regions.load(path)
             return
+        parts: dict[str, Any] = {part: archive.read(part) for part in PARTS if part in archive.tensors}
         starts, names = archive.read("starts").tolist(), json.loads(archive.read("names").numpy().tobytes())
-        if (
-            len(starts) != len(names) + 1
-            or starts != sorted(starts)
-            or starts[0] != 0
-            or starts[-1] != len(parts["features"])
-        ):
+        rows = len(parts["features"])
+        if len(starts) != len(names) + 1 or starts != sorted(starts) or starts[0] != 0 or starts[-1] != rows:
             raise CheckpointError(
-                f"{path}: {len(names)} names, {len(starts)} starts and {len(parts['features'])} rows do not belong "
-                "together"
+                f"{path}: {len(names)} names, {len(starts)} starts and {rows} rows do not belong together"
             )
         sizes = parts.pop("image_size")
         for number, name in enumerate(names):
             cut = slice(starts[number], starts[number + 1])
-            yield (
-                name,
-                Regions(**{part: value[cut] for part, value in parts.items()}, image_size=sizes[number], **about),
-            )
+            yield name, Regions(**{part: v[cut] for part, v in parts.items()}, image_size=sizes[number], **about)
 
 
 # --- the command
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
