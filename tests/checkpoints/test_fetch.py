@@ -31,12 +31,13 @@ import zoo.checkpoints.fetching.fetch as fetching
 import zoo.checkpoints.fetching.hub as hub_files
 from tests.hub_server import Fault, HubServer, Repository, serving
 from zoo.checkpoints.fetching.archives import extract
-from zoo.checkpoints.fetching.cache import Cache, sha256_of
+from zoo.checkpoints.fetching.cache import Cache
 from zoo.checkpoints.fetching.downloads import download
 from zoo.checkpoints.fetching.fetch import cached, fetch, provenance
 from zoo.checkpoints.fetching.jobs import Patience, StorageFullError
 from zoo.checkpoints.fetching.sources import Source, Want, parse_source
 from zoo.errors import CheckpointError, ConfigError, FetchError, UnknownNameError
+from zoo.formats.disk import sha256_of
 from zoo.registry.records import Record, read_sources, record, records
 
 QUICK = Patience(timeout=0.5, tries=3, pause=0.01, probe=2.0)

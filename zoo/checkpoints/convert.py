@@ -24,11 +24,12 @@ from zoo.checkpoints.description import (
     planned,
     targets_of,
 )
-from zoo.checkpoints.fetching.cache import home, locked, safe_name
+from zoo.checkpoints.fetching.cache import home, locked
 from zoo.checkpoints.files import architectures_of, embedding_options, foreign_config, read_description
 from zoo.checkpoints.locate import locate, narrowed
 from zoo.checkpoints.staging import staged
 from zoo.errors import CheckpointError, InputError
+from zoo.formats.disk import safe_path
 from zoo.formats.opening import open_archive, opened
 from zoo.maps import layouts
 from zoo.registry.records import Record
@@ -202,7 +203,7 @@ def converted(record: Record) -> Path:
     with open_archive(folder) as archive:
         foreign = layouts.own_config(archive) if foreign is None else foreign
         keymap = layouts.load(record.layout or layouts.recognise(archive, foreign))
-    name = safe_name(f"{record.name}-{keymap.layout}-{keymap.version}-{FORMAT_VERSION}-{VERSION}-{folder.name}")
+    name = safe_path(f"{record.name}-{keymap.layout}-{keymap.version}-{FORMAT_VERSION}-{VERSION}-{folder.name}")
     target = home() / "converted" / name
     if not (target / CONFIG_FILE).is_file():
         target.parent.mkdir(parents=True, exist_ok=True)

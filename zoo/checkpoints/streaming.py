@@ -23,8 +23,9 @@ from zoo.checkpoints import checks as verify
 from zoo.errors import CheckpointError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import Described, Info, dtype_name
+from zoo.formats.disk import write_atomically
 from zoo.formats.memory import Source
-from zoo.formats.writer import SafetensorsWriter, Written, blocks, check_finite, tensor_hash, write_atomically
+from zoo.formats.writer import SafetensorsWriter, Written, blocks, check_finite, tensor_hash, writing
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, Step
 
@@ -179,7 +180,8 @@ def convert_back(
         rungs += [_values(infos), _tied(plan), contract]
         written = writer.finish(note)
     if config_path is not None:
-        write_atomically(config_path, json.dumps(foreign, indent=2, sort_keys=True) + "\n", durable=durable)
+        with writing(config_path):
+            write_atomically(config_path, json.dumps(foreign, indent=2, sort_keys=True) + "\n", durable=durable)
     return _report(plan, "back", archive, None, infos, verify.Ladder(tuple(rungs)), started, written, foreign)
 
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive, Entry
 from zoo.formats.buffers import BufferFile, Member
-from zoo.formats.limits import MIB, check_expansion
-from zoo.formats.pickles import printable
+from zoo.formats.limits import MIB, check_expansion, printable
 
 INDEXES = (".safetensors.index.json", ".bin.index.json")
 SUFFIXES = (

@@ -81,3 +81,9 @@ def check_expansion(what: str, declared: int, stored: int) -> None:
             f"{what} would grow from {stored} to {declared} bytes; more than {MAX_RATIO} times is refused beyond "
             f"{FREE_EXPANSION} bytes"
         )
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """A foreign name, made safe to show."""
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)

@@ -12,8 +12,8 @@ from pathlib import Path
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import Member
-from zoo.formats.limits import MAX_DIMENSIONS
-from zoo.formats.pickles import is_count, printable
+from zoo.formats.limits import MAX_DIMENSIONS, printable
+from zoo.formats.pickles import is_count
 from zoo.formats.torch_files import NUMPY_DTYPES, array_tensor
 
 MAGIC = b"\x93NUMPY"

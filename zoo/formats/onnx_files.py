@@ -22,10 +22,10 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import tensor_at
-from zoo.formats.limits import MAX_DIMENSIONS
-from zoo.formats.pickles import is_count, printable
+from zoo.formats.disk import plain_name
+from zoo.formats.limits import MAX_DIMENSIONS, printable
+from zoo.formats.pickles import is_count
 from zoo.formats.protobuf import fields, integers, message, number, signed, text
-from zoo.formats.shards import safe_name
 
 MAX_NODES = 200_000
 MAX_INPUTS = 1_000_000
@@ -365,7 +365,7 @@ def _outside(
     external: dict[str, memoryview],
     info: TensorInfo,
 ) -> memoryview:
-    file = safe_name(location.get("location", ""), path)
+    file = plain_name(location.get("location", ""), path)
     if file not in external:
         found = beside(file)
         if found is None:

@@ -21,9 +21,9 @@ from zoo.formats import (
 )
 from zoo.formats.archive import Archive, Entry, TensorInfo
 from zoo.formats.buffers import map_file, zip_members
-from zoo.formats.limits import guarded
+from zoo.formats.disk import plain_name
+from zoo.formats.limits import guarded, printable
 from zoo.formats.memory import DictArchive
-from zoo.formats.pickles import printable
 
 __all__ = ["Archive", "Entry", "TensorInfo", "open_archive"]
 
@@ -53,7 +53,7 @@ def open_archive(path: Path | str, *, group: str | None = None) -> Archive:
 
 def _open_file(path: Path, group: str | None) -> Archive:
     def beside(name: str) -> memoryview | None:
-        file = path.with_name(shards.safe_name(name, path))
+        file = path.with_name(plain_name(name, path))
         return map_file(file) if file.is_file() else None
 
     return _open_data(path, path.name, map_file(path), group, beside, nested=False)

@@ -14,8 +14,8 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import map_file, tensor_at
-from zoo.formats.limits import MAX_DIMENSIONS
-from zoo.formats.pickles import is_count, printable, unpickle
+from zoo.formats.limits import MAX_DIMENSIONS, printable
+from zoo.formats.pickles import is_count, unpickle
 from zoo.formats.protobuf import fields, integers, number
 from zoo.formats.torch_files import build
 from zoo.formats.tree import gather

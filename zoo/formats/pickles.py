@@ -30,6 +30,7 @@ from zoo.formats.limits import (
     MAX_MEMO,
     MAX_OPCODES,
     MAX_TEXT,
+    printable,
 )
 
 # --- nodes: what cannot be a plain Python value
@@ -117,12 +118,6 @@ class ArrayRef:
 
 
 # --- helpers
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """A foreign name, made safe to show."""
-    shown = text if len(text) <= limit else text[:limit] + "..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 def is_count(value: object) -> bool:

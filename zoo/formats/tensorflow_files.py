@@ -18,8 +18,7 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, TORCH_DTYPES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import tensor_at
-from zoo.formats.limits import MAX_DIMENSIONS, MAX_NAME, MIB, check_expansion
-from zoo.formats.pickles import printable
+from zoo.formats.limits import MAX_DIMENSIONS, MAX_NAME, MIB, check_expansion, printable
 from zoo.formats.protobuf import fields, message, number, signed, text, varint
 
 MAGIC = 0xDB4775248B80FB57

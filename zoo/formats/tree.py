@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.errors import CheckpointError, unknown
-from zoo.formats.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_TEXT
-from zoo.formats.pickles import ArrayRef, Global, LongBytes, NumpyType, Refused, StorageRef, TensorRef, printable
+from zoo.formats.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_TEXT, printable
+from zoo.formats.pickles import ArrayRef, Global, LongBytes, NumpyType, Refused, StorageRef, TensorRef
 
 WRAPPERS = (
     "model",

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import tokenizers
 
 from zoo.errors import CheckpointError, InputError
+from zoo.formats.disk import write_atomically
 from zoo.tokenization.files import guarded
 
 if TYPE_CHECKING:
@@ -313,8 +312,8 @@ class Tokenizer:
             "inputs": list(self.inputs),
             "max_length": self.max_length,
         }
-        _write_whole(folder / SAVED_BACKEND, self.backend.to_str())
-        _write_whole(folder / SAVED_EXTRAS, json.dumps(extras, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+        write_atomically(folder / SAVED_BACKEND, self.backend.to_str())
+        write_atomically(folder / SAVED_EXTRAS, json.dumps(extras, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
 
     def __repr__(self) -> str:
         kind = type(self.backend.model).__name__
@@ -340,20 +339,6 @@ def _one_each(value: str | Sequence[str] | None, count: int, name: str) -> list[
     if len(value) != count:
         raise InputError(f"{name} has {len(value)} entries for {count} texts; give one for all, or one each")
     return list(value)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".incomplete")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 __all__ = ["NoPreStep", "PreStep", "SpecialTokens", "Tokenizer"]

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from zoo.checkpoints.fetching.cache import CHUNK, safe_name
 from zoo.checkpoints.fetching.jobs import _some
 from zoo.checkpoints.fetching.sources import Want
 from zoo.errors import CheckpointError, FetchError
+from zoo.formats.disk import CHUNK, safe_path
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                     for info in opened.infolist()
                     if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
                 ]
-                yield [_Member(safe_name(i.filename), i.file_size, partial(opened.open, i)) for i in infos]
+                yield [_Member(safe_path(i.filename), i.file_size, partial(opened.open, i)) for i in infos]
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
                 members = []
                 for info in tar:
-                    name = safe_name(info.name) if info.name not in (".", "./") else info.name
+                    name = safe_path(info.name) if info.name not in (".", "./") else info.name
                     if info.isreg():
                         members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc,arg-type]
                 yield members

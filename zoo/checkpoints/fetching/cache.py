@@ -19,7 +19,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -28,12 +27,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from zoo.errors import CheckpointError, FetchError, UnknownNameError, unknown
+from zoo.errors import FetchError, UnknownNameError, unknown
+from zoo.formats.disk import safe_path, sha256_of, sync, write_atomically
 
-CHUNK = 1 << 20
 VERSION = 1
 
 
@@ -48,34 +47,6 @@ def home() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "zoo"
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def safe_name(name: str) -> str:
-    """A relative path with forward slashes, or a ``CheckpointError`` where it would lead out of its
-    folder.
-    """
-    parts = PurePosixPath(name).parts
-    if (
-        not parts
-        or name.startswith("/")
-        or ".." in parts
-        or "\\" in name
-        or "\0" in name
-        or re.match(r"[A-Za-z]:", name)
-    ):
-        raise CheckpointError(
-            f"the name {name!r} leads out of its folder; names must be relative, without '..', drives or backslashes"
-        )
-    return str(PurePosixPath(name))
 
 
 # --- locks
@@ -139,32 +110,6 @@ def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None 
 
 
 # --- files
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or folder to disk, where the system lets us."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by one rename, so that a reader sees the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.incomplete")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -275,9 +220,9 @@ class Cache:
             if content["version"] != VERSION:
                 return None
             files = {
-                safe_name(name): Stored(int(size), str(digest)) for name, (size, digest) in content["files"].items()
+                safe_path(name): Stored(int(size), str(digest)) for name, (size, digest) in content["files"].items()
             }
-            folder = self.trees / safe_name(content["tree"])
+            folder = self.trees / safe_path(content["tree"])
             return Entry(
                 key=path.name.removesuffix(".json"),
                 source=str(content["source"]),
@@ -364,7 +309,7 @@ class Cache:
         listing = "".join(f"{file.sha256} {inner}\n" for inner, file in sorted(files.items()))
         tree = f"{slug}-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
         for inner_folder in {(folder / inner).parent for inner in files}:
-            _sync(inner_folder)
+            sync(inner_folder)
         content = {
             "version": VERSION,
             "source": source,
@@ -392,7 +337,7 @@ class Cache:
         link.
         """
         os.chmod(path, 0o444)
-        _sync(path)
+        sync(path)
         blob = self.blobs / digest
         self.blobs.mkdir(parents=True, exist_ok=True)
         try:
@@ -425,7 +370,7 @@ class Cache:
             remove(trash)
         else:
             os.rename(folder, tree)
-        _sync(self.trees)
+        sync(self.trees)
 
     def blob(self, digest: str) -> Path | None:
         """The stored file with this sha256, its contents checked now."""

@@ -16,9 +16,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.fetching.cache import CHUNK, sha256_of
 from zoo.checkpoints.fetching.jobs import PATIENCE, Patience, Progress, _no_room
 from zoo.errors import FetchError
+from zoo.formats.disk import CHUNK, sha256_of
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

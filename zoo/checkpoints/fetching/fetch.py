@@ -28,13 +28,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zoo.checkpoints.fetching.archives import extract
-from zoo.checkpoints.fetching.cache import Cache, Entry, remove, sha256_of
+from zoo.checkpoints.fetching.cache import Cache, Entry, remove
 from zoo.checkpoints.fetching.downloads import download
 from zoo.checkpoints.fetching.hub import _fetch_hub, _take
 from zoo.checkpoints.fetching.jobs import Fetched, Progress, StorageFullError, _check, _Job, _no_room, is_offline
 from zoo.checkpoints.fetching.packages import _fetch_package, _from_download, _installed, _run
 from zoo.checkpoints.fetching.sources import Source, Want, _checkpoint_of, _url_name, parse_source
 from zoo.errors import CheckpointError, FetchError
+from zoo.formats.disk import sha256_of
 from zoo.registry.records import Record, record, records
 
 # --- sources

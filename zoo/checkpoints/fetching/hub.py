@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.fetching.cache import remove, safe_name, sha256_of
+from zoo.checkpoints.fetching.cache import remove
 from zoo.checkpoints.fetching.jobs import PATIENCE, Fetched, _Job, _no_room, _some
 from zoo.errors import FetchError
+from zoo.formats.disk import safe_path, sha256_of
 
 _reached: dict[str, tuple[str | None, float]] = {}
 
@@ -165,7 +166,7 @@ def _fetch_hub(job: _Job) -> Fetched:
             try:
                 path = Path(
                     hf_hub_download(
-                        source.place, safe_name(name), revision=info.sha, local_dir=place, endpoint=endpoint
+                        source.place, safe_path(name), revision=info.sha, local_dir=place, endpoint=endpoint
                     )
                 )
             except OSError as error:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.fetching.cache import Cache, sha256_of
+from zoo.checkpoints.fetching.cache import Cache
 from zoo.checkpoints.fetching.sources import Source, Want
 from zoo.errors import FetchError
+from zoo.formats.disk import sha256_of
 
 Progress = Callable[[str, int, int | None], None]  # what, bytes done, bytes in all (None = unknown)
 

@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from zoo.checkpoints.fetching.archives import extract
-from zoo.checkpoints.fetching.cache import remove, sha256_of
+from zoo.checkpoints.fetching.cache import remove
 from zoo.checkpoints.fetching.jobs import Fetched, _check, _Job, _some
 from zoo.checkpoints.fetching.sources import Source
 from zoo.errors import FetchError
+from zoo.formats.disk import sha256_of
 
 
 def _installed(source: Source) -> Path | None:

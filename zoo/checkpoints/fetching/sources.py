@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.checkpoints.fetching.cache import safe_name
 from zoo.errors import CheckpointError, ConfigError
+from zoo.formats.disk import safe_path
 from zoo.registry.records import Record
 
 KINDS = ("package", "npm", "hub", "file", "https", "http", "page")
@@ -79,7 +79,7 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
     place, _, path = rest.partition("#")
     if path:
         try:
-            path = safe_name(path)
+            path = safe_path(path)
         except CheckpointError as error:
             raise ConfigError(f"{text!r}: {error}") from None
     name = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -101,7 +101,7 @@ def _parse_url(text: str, kind: str) -> Source:
         raise ConfigError(f"{text!r} names no host")
     try:
         named = dict(urllib.parse.parse_qsl(fragment, strict_parsing=True)) if fragment else {}
-        path = safe_name(named["path"]) if "path" in named else None
+        path = safe_path(named["path"]) if "path" in named else None
     except (ValueError, CheckpointError) as error:
         raise ConfigError(f"{text!r}: the part after # must be sha256=... and path=..., joined by &: {error}") from None
     digest = named.get("sha256")
