@@ -89,7 +89,7 @@ def test_a_file_system_without_links_gets_copies(cache: Cache, monkeypatch: pyte
     def refuse(*_: object) -> None:
         raise OSError(1, "links are not supported here")
 
-    monkeypatch.setattr(zoo.formats.disk.os, "link", refuse)
+    monkeypatch.setattr(zoo.checkpoints.fetching.cache.os, "link", refuse)
     entry = put(cache, "a", {"x": b"same"})
     assert (entry.folder / "x").read_bytes() == b"same"
     assert list(cache.root.rglob("*.incomplete")) == []

@@ -172,6 +172,10 @@ BAD_MAPS = {
         {"config": {"a": "b", "c": "b"}},
         "our field 'b' is made in [config] and again in [config]",
     ),
+    "values of no list": (
+        {"config": {"a": {"to": "b", "values": "colors"}}, "values": {"sizes": [[1, 2]]}},
+        "no [values] are called 'colors'; there are sizes",
+    ),
     "only without reason": ({"config": {"a": "b", "only": {"c": {"value": 1}}}}, "reason"),
     "a count by no field": ({"placeholders": {"i": "layers"}, "config": {"n": "num_layers"}}, "counts up to 'layers'"),
     "make of an unknown kind": ({"make": {"x": {"value": "twos", "shape": [2]}}}, "identity"),

@@ -23,7 +23,7 @@ from zoo.registry.resources import weights_folder
 
 TABLES = (
     "family", "layout", "version", "title", "prefixes", "wrappers", "recognise", "placeholders", "renames", "rules",
-    "tie", "drop", "passenger", "make", "foreign_heads", "architectures", "config",
+    "tie", "drop", "passenger", "make", "foreign_heads", "architectures", "config", "values",
 )  # fmt: skip
 COMMON_OPTIONS = ("when", "head", "bare")
 RULE_OPTIONS = ("to", "from", "op", "over", "otherwise", "optional", "replaces", *COMMON_OPTIONS)
@@ -70,7 +70,7 @@ def parse_map(table: Mapping[str, Any], where: str, path: Path | None = None) ->
     for key, kind in (("family", str), ("layout", str), ("version", int)):
         if not isinstance(table.get(key), kind):
             raise MapError(f"{where}: a map states {key}, got {table.get(key)!r}")
-    config = ConfigMap.parse(table.get("config", {}), table["layout"], where)
+    config = ConfigMap.parse(table.get("config", {}), table["layout"], where, table.get("values", {}))
     parser = _Parser(table, where, config.fields if "config" in table else None)
     rules = parser.each("rules", parser.rules)
     if not rules:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from zoo.checkpoints.fetching.jobs import _some
+from zoo.checkpoints.fetching.jobs import listed
 from zoo.checkpoints.fetching.sources import Want
 from zoo.errors import CheckpointError, FetchError
 from zoo.formats.disk import CHUNK, safe_path
@@ -93,7 +93,7 @@ def extract(archive: Path, folder: Path, *, path: str | None = None, want: Want 
             inside = {name.removeprefix(base): member for name, member in by_name.items() if name.startswith(base)}
             if not inside:
                 raise FetchError(
-                    f"{archive.name} holds no {path}; it holds {_some({name.rsplit('/', 1)[0] for name in by_name})}"
+                    f"{archive.name} holds no {path}; it holds {listed({name.rsplit('/', 1)[0] for name in by_name})}"
                 )
             names = [*want.files, *want.optional] if want.files else list(inside)
             chosen = {name: inside[name] for name in names if name in inside}
@@ -128,5 +128,5 @@ def _base(archive: Path, names: Iterable[str], want: Want) -> str:
     whole = [base for base in bases if all(base + name in names for name in want.files)]
     if whole and (whole[0] == "" or len(whole) == 1):
         return whole[0]
-    found = f"in {len(whole)} folders: {_some(whole)}" if whole else f"nowhere together; it holds {_some(names)}"
+    found = f"in {len(whole)} folders: {listed(whole)}" if whole else f"nowhere together; it holds {listed(names)}"
     raise FetchError(f"{archive.name} holds {', '.join(want.files)} {found}")
