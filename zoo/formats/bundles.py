@@ -20,21 +20,8 @@ from zoo.formats.buffers import BufferFile, Member
 from zoo.formats.limits import MIB, check_expansion, printable
 
 INDEXES = (".safetensors.index.json", ".bin.index.json")
-SUFFIXES = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".th",
-    ".model",
-    ".npz",
-    ".npy",
-    ".pdparams",
-    ".pkl",
-    ".onnx",
-    ".pth.tar",
-)
+SUFFIXES: tuple[str, ...] = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".model", ".npz", ".npy")
+SUFFIXES += (".pdparams", ".pkl", ".onnx", ".pth.tar")
 NOT_MODELS = re.compile(
     r"^(training_args|trainer_state|optim|sched|scaler|random_states|rng_state)|(spiece|sentencepiece|spm|bpe|30k-clean).*\.model$"
 )

@@ -1,7 +1,8 @@
 """A tokenizer with fewer tokens that cuts the texts it was kept for exactly as before.
 
     WordPiece   the longest match is kept, longer ones were no tokens before either
-    Unigram     the best path is kept; the piece of the lowest score too, from which the price of an unknown character is reckoned
+    Unigram     the best path is kept; the piece of the lowest score too, from which the price of an
+                unknown character is reckoned
     BPE         every merge on the way to a kept token is kept, in its rank; so are single characters
     word list   as it is
 

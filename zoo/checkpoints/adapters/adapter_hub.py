@@ -305,7 +305,10 @@ ADAPTED_NORMS: Mapping[str, tuple[str, ...]] = {
 """Places of ``adapters`` beside BERT's, and the norms that stand there in one family or another."""
 
 
-ALBERT_SWAPS = "behind ALBERT's attention the library adapters takes the block's input for the attention's result, and that for the input"
+ALBERT_SWAPS = (
+    "behind ALBERT's attention the library adapters takes the block's input for the attention's result, and that for "
+    "the input"
+)
 
 
 def norm_of(path: str, paths: Mapping[str, str], prefixes: Sequence[str]) -> str:

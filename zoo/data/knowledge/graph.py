@@ -1,7 +1,7 @@
 """A store of triples: subject -> its (predicate, object) pairs in file order, in arrays that are
 mapped into memory, not read.
 
-    graph = KnowledgeGraph.read("HowNet.spo", cache="hownet.graph")      builds the arrays once; opened in no time from then on
+    graph = KnowledgeGraph.read("HowNet.spo", cache="hownet.graph")      builds the arrays once
     graph.facts("Berlin")                                                [("capital of", "Germany"), ...]
 
 In the arrays: every distinct string once (bytes and offsets), triples sorted by subject, and the

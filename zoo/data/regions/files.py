@@ -27,8 +27,9 @@ from torch import Tensor
 from zoo.data.regions.regions import HEADER, PARTS, Regions, described
 from zoo.errors import CheckpointError, InputError, ZooError, missing_extra
 from zoo.formats.archive import DTYPE_NAMES, Info
+from zoo.formats.nodes import ArrayRef, LongBytes
 from zoo.formats.opening import open_archive
-from zoo.formats.pickles import ArrayRef, LongBytes, unpickle
+from zoo.formats.pickles import unpickle
 from zoo.formats.writer import SafetensorsWriter
 
 Item = tuple[str, Regions]
