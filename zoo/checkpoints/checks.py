@@ -21,7 +21,7 @@ from zoo.maps.plans import Plan, constant, heads_of, shape_of
 from zoo.maps.templates import same
 
 if TYPE_CHECKING:
-    from zoo.formats.memory import Source
+    from zoo.formats.archive import Archive as Source
 
 RUNGS = ("hash", "keys", "values", "ties", "contract", "probe")
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from zoo.checkpoints import checks as verify
 from zoo.errors import CheckpointError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
+from zoo.formats.archive import Archive as Source
 from zoo.formats.archive import Described, Info, dtype_name
 from zoo.formats.disk import write_atomically
-from zoo.formats.memory import Source
 from zoo.formats.writer import SafetensorsWriter, Written, blocks, check_finite, tensor_hash, writing
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, Step

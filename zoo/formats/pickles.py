@@ -397,7 +397,7 @@ class _Machine:
             order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
             if isinstance(order, str) and order in ("<", ">", "=", "|"):
                 target.order = order
-        elif not isinstance(target, (dict, list, set, TensorRef, StorageRef)):  # their attributes are not data of ours
+        elif not isinstance(target, (dict, list, set, TensorRef, StorageRef)):  # whose attributes are not data
             self.fail(f"sets the state of {repr_short(target)}")
 
     def persist(self, identity: Any) -> None:

@@ -13,7 +13,7 @@ from zoo.maps.key_map import KeyMap
 from zoo.maps.parsing import read_map
 from zoo.registry.resources import weights_folder
 
-TRANSFER = "transfer-"  # maps from one family's names of ours to another's, for `init_from`; no layouts of files
+TRANSFER = "transfer-"  # maps from one family's names to another's, for `init_from`; no layouts of files
 OURS = "zoo"  # the layout of files that we wrote
 
 
@@ -76,9 +76,7 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
         return OURS
     verdicts = {layout: _verdict(load(path), archive, config) for layout, path in available().items()}
     fitting = [layout for layout, reason in verdicts.items() if reason is None]
-    outright = [
-        layout for layout in fitting if load(layout).recognise.get("stated")
-    ]  # the config says it, not the names alone
+    outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # by the config, not names alone
     if len(fitting) == 1 or len(outright) == 1:
         return (outright or fitting)[0]
     model_type = None if config is None else config.get("model_type")
@@ -110,8 +108,8 @@ def own_config(archive: Listed) -> dict[str, object] | None:
 
 
 def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
-    """The error for a checkpoint that stands alone: its tensors don't say how many heads attend, or
-    which activation.
+    """The error for a checkpoint without a config: its tensors don't say how many heads there are,
+    or which activation.
     """
     name = keymap.recognise.get("config_file", "config.json")
     return ConfigError(

@@ -305,9 +305,8 @@ class _Forward(_Planner):
         problem.
         """
         hits = self.rules.by_source.find(name)
-        placed = [
-            hit for hit in hits if not self.prefix or hit[0].bare is not within or isinstance(hit[0], Drop)
-        ]  # a drop may stand on either side of the prefix
+        # a drop may stand on either side of the prefix
+        placed = [hit for hit in hits if not self.prefix or hit[0].bare is not within or isinstance(hit[0], Drop)]
         active = [hit for hit in placed if hit[0].active(self.config)]
         if active:
             return self._of_heads(actual, active)

@@ -12,6 +12,7 @@ Tokens keep their order, so an id becomes its rank among those that stay.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,21 +84,15 @@ def _needed(saved: Mapping[str, Any], tokenizer: Tokenizer, wanted: set[int]) ->
     needed = wanted | {token["id"] for token in saved["added_tokens"]} | set(tokenizer.special_token_ids)
     if isinstance(unknown := model.get("unk_token"), str) and unknown in vocabulary:
         needed.add(vocabulary[unknown])
-    if tokenizer.pad_token_id is not None:
-        needed |= {
-            index for index in known if index <= tokenizer.pad_token_id
-        }  # padding stays where position tables look for it
+    if (pad := tokenizer.pad_token_id) is not None:
+        needed |= {index for index in known if index <= pad}  # padding stays where position tables look for it
     kind = model.get("type")
     if kind == "Unigram":
         if model.get("unk_id") is not None:
             needed.add(model["unk_id"])
         needed.add(min(range(len(model["vocab"])), key=lambda index: model["vocab"][index][1]))
     if model.get("byte_fallback"):
-        needed |= {
-            index
-            for token, index in vocabulary.items()
-            if len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-        }
+        needed |= {index for token, index in vocabulary.items() if re.fullmatch("<0x..>", token)}
     if kind == "BPE":
         needed |= _ways(model, vocabulary, needed)
     elif kind not in ("WordPiece", "Unigram", "WordLevel"):

@@ -309,8 +309,8 @@ def _prefix(bare: Any, technique: PrefixTuning, layout: str) -> Written:
 
 
 def fusion_to_adapters(model: nn.Module, name: str, layout: str | None = None) -> Written:
-    """A fusion as ``adapters`` saves one, without the adapters that it fuses. name: theirs, joined
-    by commas.
+    """A fusion as ``adapters`` saves one, without the adapters that it fuses. name: the adapters'
+    names, joined by commas.
     """
     bare = bare_model(model)
     known = {",".join(t.names): t for t in bare.techniques if isinstance(t, AdapterFusion)}
@@ -354,10 +354,10 @@ def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     for key, tensor in tensors.items():
         if re.match(r"(\w+\.)?prompt_tuning\.", key) or ".prefix_tuning.pool." in key:
             continue  # views of other tensors
-        mine = ADAPTER_TENSOR.fullmatch(key) or re.search(
+        added = ADAPTER_TENSOR.fullmatch(key) or re.search(
             r"(invertible_adapters|prefix_tuning|prefix_gates|shared_parameters)\.", key
         )
-        (adapter if mine else base)[key] = tensor
+        (adapter if added else base)[key] = tensor
     return base, adapter
 
 
@@ -500,12 +500,12 @@ def written_out(own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict
 
     made = dict(own)
     for place in ("adapter_down.0", "adapter_down.1", "adapter_up"):
-        mine = {key.removeprefix(f"{place}."): made.pop(key) for key in own if key.startswith(f"{place}.")}
+        stored = {key.removeprefix(f"{place}."): made.pop(key) for key in own if key.startswith(f"{place}.")}
         short = place.removeprefix("adapter_").partition(".")[0]
-        rules, factors = product("phm_rule", mine), product("W", mine)
+        rules, factors = product("phm_rule", stored), product("W", stored)
         rules = product("phm_rule", shared) if rules is None else rules
         factors = product(f"W_{short}", shared) if factors is None else factors
-        if not mine:
+        if not stored:
             continue
         if rules is None and factors is not None:
             raise CheckpointError(
@@ -513,12 +513,12 @@ def written_out(own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict
                 "models only"
             )
         if rules is None or factors is None:  # the norm in front
-            made |= {f"{place}.{key}": tensor for key, tensor in mine.items()}
+            made |= {f"{place}.{key}": tensor for key, tensor in stored.items()}
             continue
         terms = [torch.kron(rule, factor) for rule, factor in zip(rules, factors, strict=True)]
         whole = torch.stack(terms).sum(0)  # (in, out)
         made[f"{place}.weight"] = whole.T
-        made[f"{place}.bias"] = mine["b"] if "b" in mine else whole.new_zeros(whole.shape[1])
+        made[f"{place}.bias"] = stored["b"] if "b" in stored else whole.new_zeros(whole.shape[1])
     return made
 
 

@@ -106,20 +106,20 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
     for path, part in bare.named_modules():
         if not isinstance(part, LowRank) or not path.endswith(f".loras.{first.name}"):
             continue
-        theirs = paths[path.rpartition(".loras.")[0]]
+        place = paths[path.rpartition(".loras.")[0]]
         rank = part.down.shape[0]
         alpha = part.scale * (rank**0.5 if first.rank_stabilized else rank)
-        tensors[f"{theirs}.lora_A.weight"] = part.down.detach()
-        tensors[f"{theirs}.lora_B.weight"] = part.up.detach()
+        tensors[f"{place}.lora_A.weight"] = part.down.detach()
+        tensors[f"{place}.lora_B.weight"] = part.up.detach()
         if part.up_bias is not None:
-            tensors[f"{theirs}.lora_B.bias"] = part.up_bias.detach()
+            tensors[f"{place}.lora_B.bias"] = part.up_bias.detach()
         if part.magnitude is not None:
-            tensors[f"{theirs}.lora_magnitude_vector"] = part.magnitude.detach()
-        targets[theirs] = None
+            tensors[f"{place}.lora_magnitude_vector"] = part.magnitude.detach()
+        targets[place] = None
         if rank != first.rank:
-            ranks[theirs] = rank
+            ranks[place] = rank
         if abs(alpha - (first.rank if first.alpha is None else first.alpha)) > 1e-9:
-            alphas[theirs] = alpha
+            alphas[place] = alpha
     return tensors, {
         "peft_type": "LORA",
         "r": first.rank,

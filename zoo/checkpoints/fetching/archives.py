@@ -22,6 +22,16 @@ from zoo.checkpoints.fetching.sources import Want
 from zoo.errors import CheckpointError, FetchError
 from zoo.formats.disk import CHUNK, safe_path
 
+DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zlib.error,
+    lzma.LZMAError,
+)
+
 
 @dataclass(frozen=True)
 class _Member:
@@ -52,21 +62,11 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                     if info.isreg():
                         members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc,arg-type]
                 yield members
-                while tar.fileobj is not None and tar.fileobj.read(
-                    CHUNK
-                ):  # to the end, where a compressor keeps its checksum
-                    pass
+                while tar.fileobj is not None and tar.fileobj.read(CHUNK):
+                    pass  # to the end, where a compressor keeps its checksum
         else:
             raise CheckpointError(f"{archive.name} is neither a zip nor a tar archive")
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{archive.name} is damaged or of a kind that can't be read: {error}") from error
 
 

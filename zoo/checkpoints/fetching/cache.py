@@ -255,9 +255,8 @@ class Cache:
         if trees not in path.parents:
             return None
         folder = trees / path.relative_to(trees).parts[0]
-        naming = [
-            ref for ref in self.refs.glob("*.json") if _mentions(ref, folder.name)
-        ]  # the others' files are many, and slow to parse
+        # only these are parsed: the others are many, and slow to parse
+        naming = [ref for ref in self.refs.glob("*.json") if _mentions(ref, folder.name)]
         return next((entry for entry in self._complete(naming) if entry.folder.absolute() == folder), None)
 
     # --- writing
