@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.formats.archive import Described
+from zoo.formats.archive import Described, Info
 from zoo.maps.config_map import ConfigMap
-from zoo.maps.planning import plan_back, plan_forward
-from zoo.maps.plans import Plan
+from zoo.maps.planning import Back, Forward
+from zoo.maps.plans import Plan, heads_of, shape_of
 from zoo.maps.rules import RuleSet
 
 
@@ -63,12 +63,17 @@ class KeyMap(RuleSet):
         targets: Mapping[str, object] | None = None,
         inspect: bool = False,
     ) -> Plan:
-        """The plan from a foreign file to the zoo's names; `plan_forward` says what the arguments
-        mean.
+        """The plan from a foreign file to the zoo's names. ``config`` holds the zoo's fields.
+
+        ``heads`` are those wanted (None: those among ``targets``, or every head that the file has).
+        ``architectures`` are the foreign config's words for what the file is; they settle whose
+        head an ambiguous name is. ``targets`` are the names and shapes that must come out. With
+        ``inspect`` problems are listed in the plan, not raised.
         """
-        return plan_forward(
-            self, tensors, config, heads=heads, architectures=architectures, targets=targets, inspect=inspect
-        )
+        wanted = set(heads) if heads is not None else None if targets is None else heads_of(targets)
+        named = [self.architectures[name] for name in architectures if name in self.architectures]
+        stated = frozenset().union(*named) if named else None
+        return Forward(self, config, tensors, wanted, stated).plan(targets, inspect)
 
     def back(
         self,
@@ -80,7 +85,15 @@ class KeyMap(RuleSet):
         prefix: str | None = None,
         inspect: bool = False,
     ) -> Plan:
-        """The plan from the zoo's names to the foreign layout; `plan_back` says what the arguments
-        mean.
+        """The plan from the zoo's names (-> shapes or infos) to the foreign layout. ``ties`` writes
+        stored copies too, as old files have them.
+
+        Encoders alone get bare names where the layout knows them; with a head, or where it does
+        not, the canonical prefix.
         """
-        return plan_back(self, targets, config, heads=heads, ties=ties, prefix=prefix, inspect=inspect)
+        wanted = None if heads is None else set(heads)
+        written = heads_of(targets) if wanted is None else heads_of(targets) & wanted
+        if prefix is None:
+            prefix = "" if not written and "" in self.prefixes else self.prefixes[0]
+        infos = {name: Info(shape_of(t), getattr(t, "dtype", "F32")) for name, t in targets.items()}
+        return Back(self, config, infos, wanted, prefix).plan(written, ties, inspect)

@@ -4,62 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from zoo.errors import CheckpointError, MapError, ZooError, closest
-from zoo.formats.archive import Described, Info
+from zoo.formats.archive import Described
 from zoo.maps.ops import Op, Shape, Split, Unstack, size_of
 from zoo.maps.plans import Plan, Step, head_of, heads_of, shape_of
 from zoo.maps.rules import Drop, Entry, Passenger, Rule, RuleSet, Tie, holds
 from zoo.maps.templates import Bindings
-
-
-def plan_forward(
-    rules: RuleSet,
-    tensors: Mapping[str, Described],
-    config: Mapping[str, object],
-    *,
-    heads: Collection[str] | None = None,
-    architectures: Iterable[str] = (),
-    targets: Mapping[str, object] | None = None,
-    inspect: bool = False,
-) -> Plan:
-    """The plan from a foreign file to the zoo's names. ``config`` holds the zoo's fields.
-
-    ``heads`` are those wanted (None: those among ``targets``, or every head that the file has).
-    ``architectures`` are the foreign config's words for what the file is; they settle whose head an
-    ambiguous name is. ``targets`` are the names and shapes that must come out. With ``inspect``
-    problems are listed in the plan, not raised.
-    """
-    wanted = set(heads) if heads is not None else None if targets is None else heads_of(targets)
-    named = [rules.architectures[name] for name in architectures if name in rules.architectures]
-    stated = frozenset().union(*named) if named else None
-    return _Forward(rules, config, tensors, wanted, stated).plan(targets, inspect)
-
-
-def plan_back(
-    rules: RuleSet,
-    targets: Mapping[str, object],
-    config: Mapping[str, object],
-    *,
-    heads: Collection[str] | None = None,
-    ties: bool = False,
-    prefix: str | None = None,
-    inspect: bool = False,
-) -> Plan:
-    """The plan from the zoo's names (-> shapes or infos) to the foreign layout. ``ties`` writes
-    stored copies too, as old files have them.
-
-    Encoders alone get bare names where the layout knows them; with a head, or where it does not,
-    the canonical prefix.
-    """
-    wanted = None if heads is None else set(heads)
-    written = heads_of(targets) if wanted is None else heads_of(targets) & wanted
-    if prefix is None:
-        prefix = "" if not written and "" in rules.prefixes else rules.prefixes[0]
-    infos = {name: Info(shape_of(t), getattr(t, "dtype", "F32")) for name, t in targets.items()}
-    return _Back(rules, config, infos, wanted, prefix).plan(written, ties, inspect)
 
 
 class _Group(NamedTuple):
@@ -70,7 +24,7 @@ class _Group(NamedTuple):
     members: list[tuple[int, str]]
 
 
-class _Planner:
+class Planner:
     """What both directions share: rules that wait for their tensors, steps, and what went wrong.
 
     ``wanted`` are the heads asked for, None = all.
@@ -80,6 +34,7 @@ class _Planner:
         self, rules: RuleSet, config: Mapping[str, object], infos: Mapping[str, Described], wanted: set[str] | None
     ):
         self.rules, self.config, self.infos, self.wanted = rules, config, infos, wanted
+        self.prefix = ""
         self.groups: dict[tuple[int, tuple[tuple[str, int], ...]], _Group] = {}
         self.steps: list[Step] = []
         self.made: dict[str, str] = {}  # target -> the rule that makes it
@@ -190,10 +145,24 @@ class _Planner:
         ranges = [range(size_of(bounds[name], self.config)) for name in names]
         return (dict(zip(names, numbers, strict=True)) for numbers in itertools.product(*ranges))
 
-    def refuse(self, what: str) -> None:
-        if self.problems:
+    def concluded(self, heads: set[str], missing: Sequence[str], what: str, inspect: bool) -> Plan:
+        """The plan; with problems, and unless ``inspect``, the error that ``what`` begins."""
+        if self.problems and not inspect:
             more = f"; and {len(self.problems) - 5} more" if len(self.problems) > 5 else ""
             raise CheckpointError(f"{self.rules.layout}: {what}: {'; '.join(self.problems[:5])}{more}")
+        return Plan(
+            layout=self.rules.layout,
+            version=self.rules.version,
+            steps=tuple(self.steps),
+            prefix=self.prefix,
+            heads=frozenset(heads),
+            dropped=self.dropped,
+            left_out=self.left_out,
+            passengers=tuple(self.passengers),
+            missing=tuple(missing),
+            losses=self.losses,
+            problems=tuple(self.problems),
+        )
 
 
 def _pieces(op: Op, shape: Shape, rule: Rule) -> int:
@@ -205,7 +174,7 @@ def _pieces(op: Op, shape: Shape, rule: Rule) -> int:
     raise MapError(f"rule {rule.label!r}: say into how many pieces with parts = a number or a config field")
 
 
-class _Forward(_Planner):
+class Forward(Planner):
     """From a foreign file to the zoo's names. ``stated``: the heads that the config's architecture
     has.
     """
@@ -268,24 +237,8 @@ class _Forward(_Planner):
             self._compare(targets)
         if missing:
             self.problems.append(f"nothing in the file makes {_some(missing)}")
-        if not inspect:
-            self.refuse("the file does not fit")
-        return Plan(
-            layout=self.rules.layout,
-            version=self.rules.version,
-            steps=tuple(self.steps),
-            prefix=self.prefix,
-            heads=frozenset(present),
-            dropped=self.dropped,
-            left_out=self.left_out,
-            ties=tuple(ties),
-            passengers=tuple(self.passengers),
-            missing=tuple(missing),
-            absent_heads=frozenset(absent),
-            losses=self.losses,
-            notes=tuple(self.notes),
-            problems=tuple(self.problems),
-        )
+        plan = self.concluded(present, missing, "the file does not fit", inspect)
+        return replace(plan, ties=tuple(ties), absent_heads=frozenset(absent), notes=tuple(self.notes))
 
     def _rules_for(self, name: str) -> list[tuple[Rule, dict[str, int]]]:
         found = self.rules.by_source.find(name)
@@ -397,7 +350,7 @@ class _Forward(_Planner):
                 )
 
 
-class _Back(_Planner):
+class Back(Planner):
     """From the zoo's names to a foreign file."""
 
     def __init__(
@@ -456,21 +409,8 @@ class _Back(_Planner):
         missing = self._lacking(heads)
         if missing:
             self.problems.append(f"our file lacks {_some(missing)}")
-        if not inspect:
-            self.refuse("ours can't be written in this layout")
-        return Plan(
-            layout=self.rules.layout,
-            version=self.rules.version,
-            steps=tuple(self.steps),
-            prefix=self.prefix,
-            heads=frozenset(heads),
-            left_out=self.left_out,
-            passengers=tuple(self.passengers),
-            checks=tuple(checks),
-            missing=tuple(missing),
-            losses=self.losses,
-            problems=tuple(self.problems),
-        )
+        plan = self.concluded(heads, missing, "ours can't be written in this layout", inspect)
+        return replace(plan, checks=tuple(checks))
 
     def _ties(self, heads: set[str], all_of_them: bool) -> None:
         """Copies that a foreign file stores: those that its layout always has, or all of them."""
