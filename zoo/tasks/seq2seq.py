@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.layers.masks import Padding
+from zoo.layers.padding import Padding
 from zoo.models.base.model import Model
 from zoo.models.base.outputs import TaskOutput
 from zoo.tasks.base import TaskModel, check_labels

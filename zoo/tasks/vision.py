@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.layers.heads import AnswerHead, ScaledHead, TransformHead
-from zoo.layers.masks import Padding, first_columns
+from zoo.layers.padding import Padding, first_columns
 from zoo.models.base.model import Model, VisionLanguageModel, need_pooler
 from zoo.models.base.outputs import Joint, TaskOutput
 from zoo.registry.tasks import TaskSpec

@@ -4,7 +4,7 @@ counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from zoo.errors import InputError, TechniqueError
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.extend import own_class
 from zoo.layers.init import initialise, shapes_only
-from zoo.layers.masks import Padding, packing_enabled
+from zoo.layers.padding import Padding, packing_enabled
 from zoo.models.base.config import Config
 from zoo.models.base.outputs import Encoded, Streams
 from zoo.models.base.sites import Site, _sites
@@ -115,11 +115,17 @@ class VisionLanguageModel(Model):
     matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training
     embeddings: TextEmbeddings
 
-    def word_padding(self, given: Mapping[str, Any], encoded: Any) -> Padding:
-        """Which of the states that predict words are real, from a call's arguments by name and what
-        it gave.
+    def word_mask(self, given: Mapping[str, Any], encoded: Any) -> tuple[Tensor | None, Sequence[int] | None]:
+        """Which of the states that predict words are real, as a mask and lengths, from a call's
+        arguments by name and what it gave.
         """
         raise NotImplementedError
+
+    def word_padding(self, given: Mapping[str, Any], encoded: Any) -> Padding:
+        """The same, checked and ready to pack."""
+        states = (encoded if isinstance(encoded, Encoded) else encoded.text).last_hidden_state
+        mask, lengths = self.word_mask(given, encoded)
+        return Padding.of(mask, tuple(states.shape[:2]), lengths=lengths, device=states.device)
 
 
 def need_pooler(encoded: Encoded | Streams) -> Tensor:
