@@ -13,36 +13,18 @@ import numpy as np
 
 from zoo.errors import InputError, unknown
 
+Triple = tuple[str, str, str]
+
 _WORDNET_PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 
 WORDNET_RELATIONS = {
-    "!": "antonym",
-    "@": "hypernym",
-    "@i": "instance hypernym",
-    "~": "hyponym",
-    "~i": "instance hyponym",
-    "#m": "member holonym",
-    "#s": "substance holonym",
-    "#p": "part holonym",
-    "%m": "member meronym",
-    "%s": "substance meronym",
-    "%p": "part meronym",
-    "=": "attribute",
-    "+": "derivation",
-    ";c": "domain topic",
-    "-c": "domain topic of",
-    ";r": "domain region",
-    "-r": "domain region of",
-    ";u": "domain usage",
-    "-u": "domain usage of",
-    "*": "entails",
-    ">": "causes",
-    "^": "also see",
-    "$": "verb group",
-    "&": "similar to",
-    "<": "participle of",
-    "\\": "pertains to",
-}
+    "!": "antonym", "@": "hypernym", "@i": "instance hypernym", "~": "hyponym", "~i": "instance hyponym",
+    "#m": "member holonym", "#s": "substance holonym", "#p": "part holonym",
+    "%m": "member meronym", "%s": "substance meronym", "%p": "part meronym", "=": "attribute", "+": "derivation",
+    ";c": "domain topic", "-c": "domain topic of", ";r": "domain region", "-r": "domain region of",
+    ";u": "domain usage", "-u": "domain usage of", "*": "entails", ">": "causes", "^": "also see",
+    "$": "verb group", "&": "similar to", "<": "participle of", "\\": "pertains to",
+}  # fmt: skip
 
 
 def read_triples(path: Path | str) -> Iterator[Triple]:
@@ -327,6 +309,3 @@ def _whole(text: str, path: Path | str, number: int) -> int:
         return int(text)
     except ValueError:
         raise InputError(f"{path}, line {number}: a whole number should stand here, got {text!r}") from None
-
-
-Triple = tuple[str, str, str]
