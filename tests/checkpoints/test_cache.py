@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import zoo.checkpoints.fetching.cache
 import zoo.formats.disk
-from zoo.checkpoints.fetching.cache import Cache, Entry, home, locked
+from zoo.checkpoints.fetching.cache import Cache, CacheEntry, home, locked
 from zoo.errors import CheckpointError, FetchError, UnknownNameError
 from zoo.formats.disk import safe_path, sha256_of, write_atomically
 
@@ -27,7 +27,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "home")
 
 
-def put(cache: Cache, key: str, files: dict[str, bytes], **values: str) -> Entry:
+def put(cache: Cache, key: str, files: dict[str, bytes], **values: str) -> CacheEntry:
     with cache.lock(key), cache.staging(key) as staging:
         folder = staging / "files"
         for name, content in files.items():

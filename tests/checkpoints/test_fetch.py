@@ -34,13 +34,13 @@ from zoo.checkpoints.fetching.archives import extract
 from zoo.checkpoints.fetching.cache import Cache
 from zoo.checkpoints.fetching.downloads import download
 from zoo.checkpoints.fetching.fetch import cached, fetch, provenance
-from zoo.checkpoints.fetching.jobs import Patience, StorageFullError
+from zoo.checkpoints.fetching.jobs import RetryLimits, StorageFullError
 from zoo.checkpoints.fetching.sources import Source, Want, parse_source
 from zoo.errors import CheckpointError, ConfigError, FetchError, UnknownNameError
 from zoo.formats.disk import sha256_of
 from zoo.registry.records import Record, read_sources, record, records
 
-QUICK = Patience(timeout=0.5, tries=3, pause=0.01, probe=2.0)
+QUICK = RetryLimits(timeout=0.5, tries=3, pause=0.01, probe=2.0)
 CONTENT = random.Random(7).randbytes(50_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 MODEL = {
@@ -260,7 +260,7 @@ def test_a_download_cut_anywhere_is_resumed_where_it_was_cut(
     with serving({"/f": CONTENT}) as server:
         server.faults += [Fault("/f", cut=cut) for cut in cuts]
         known = data.draw(st.sampled_from([None, DIGEST]))
-        patience = Patience(timeout=2, tries=5, pause=0.0)
+        patience = RetryLimits(timeout=2, tries=5, pause=0.0)
         download(f"{server.url}/f", folder / "f", sha256=known, patience=patience)
         assert (folder / "f").read_bytes() == CONTENT
         starts = [int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0 for _, _, wanted in server.requests]

@@ -27,7 +27,7 @@ from zoo.formats.archive import Described, Info, dtype_name
 from zoo.formats.disk import write_atomically
 from zoo.formats.writer import SafetensorsWriter, Written, blocks, check_finite, tensor_hash, writing
 from zoo.maps.key_map import KeyMap
-from zoo.maps.plans import Plan, Step
+from zoo.maps.plans import Plan, PlanStep
 
 Progress = Callable[[int, int], None]
 
@@ -239,7 +239,7 @@ def _stream(plan: Plan, archive: Source, take: Callable[[str, Tensor], None]) ->
             digests[name] = tensor_hash(tensor)
         return tensor
 
-    work: list[tuple[int, Step | str]] = [
+    work: list[tuple[int, PlanStep | str]] = [
         (min((position[s] for s in step.sources), default=len(position)), step) for step in plan.steps
     ]
     work += [(position[copy], copy) for copy, _ in ties] + [(position[name], name) for name, _ in plan.checks]

@@ -27,7 +27,7 @@ from zoo.formats.memory import DictArchive
 
 __all__ = ["Archive", "Entry", "TensorInfo", "open_archive"]
 
-Neighbour = Callable[[str], memoryview | None]  # the bytes of a file beside the one being read
+Neighbor = Callable[[str], memoryview | None]  # the bytes of a file beside the one being read
 
 
 def open_archive(path: Path | str, *, group: str | None = None) -> Archive:
@@ -60,7 +60,7 @@ def _open_file(path: Path, group: str | None) -> Archive:
 
 
 def _open_data(
-    path: Path, name: str, data: memoryview, group: str | None, beside: Neighbour, *, nested: bool
+    path: Path, name: str, data: memoryview, group: str | None, beside: Neighbor, *, nested: bool
 ) -> Archive:
     """Recognise ``data`` by its first bytes; a file inside an archive is no archive itself, but for
     torch's and numpy's zips.

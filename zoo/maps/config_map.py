@@ -19,7 +19,7 @@ _MISSING = object()
 
 
 @dataclass(frozen=True)
-class Entry:
+class ConfigEntry:
     """One foreign key that becomes one field of the zoo's."""
 
     key: str
@@ -67,7 +67,7 @@ class ConfigMap:
     """The translation of one layout's config, both ways."""
 
     layout: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, ConfigEntry]
     aliases: Mapping[str, str]  # old spelling -> key
     ignored: Mapping[str, str]  # key, or a pattern of keys -> why it says nothing about the model
     only: Mapping[str, tuple[tuple[object, ...], str]]  # key -> values that we can take, why no other
@@ -263,10 +263,12 @@ def _nested(flat: Mapping[str, object], keys: Sequence[str]) -> dict[str, object
     return nested
 
 
-def _entry(key: str, written: object, defaults: Mapping[str, object], named: Mapping[str, Any], where: str) -> Entry:
+def _entry(
+    key: str, written: object, defaults: Mapping[str, object], named: Mapping[str, Any], where: str
+) -> ConfigEntry:
     default = defaults.get(key, _MISSING)
     if isinstance(written, str):
-        return Entry(key, written, default=default)
+        return ConfigEntry(key, written, default=default)
     if not isinstance(written, Mapping) or not isinstance(written.get("to"), str):
         raise MapError(f'{where}: write our field, or a table with "to", got {written!r}')
     unknown = set(written) - {"to", "values", "optional", "none", "form"}
@@ -282,7 +284,7 @@ def _entry(key: str, written: object, defaults: Mapping[str, object], named: Map
         values = named[values]
     pairs = tuple(values.items() if isinstance(values, Mapping) else ((foreign, own) for foreign, own in values))
     optional, none = bool(written.get("optional", False)), str(written.get("none", ""))
-    return Entry(key, written["to"], pairs, optional, none, default, form)
+    return ConfigEntry(key, written["to"], pairs, optional, none, default, form)
 
 
 def _only(written: object, where: str) -> tuple[tuple[object, ...], str]:

@@ -8,8 +8,7 @@ with it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from zoo.formats.archive import Described, Info
 from zoo.maps.config_map import ConfigMap
@@ -23,8 +22,6 @@ class KeyMap(RuleSet):
     """One layout's names and config, both ways."""
 
     config: ConfigMap
-    where: str = field(compare=False)  # the file, as messages name it
-    path: Path | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"KeyMap({self.layout!r}, version {self.version}, {len(self.rules)} rules)"

@@ -200,7 +200,7 @@ class Join(_Pieces):
 
 
 @dataclass(frozen=True)
-class Stack(Op):
+class StackTensors(Op):
     """Several tensors of one shape into one with a new axis."""
 
     axis: int = 0
@@ -238,7 +238,7 @@ class Unstack(Op):
         return list(tensors[0].unbind(self.axis))
 
     def inverse(self) -> Op:
-        return Stack(self.axis)
+        return StackTensors(self.axis)
 
 
 @dataclass(frozen=True)
@@ -438,7 +438,7 @@ _WORDS: Mapping[str, tuple[type[Op], str, str]] = {  # word in a map: class, its
     "permute": (Permute, "axes", "axes"),
     "split": (Split, "axis sizes parts", ""),
     "join": (Join, "axis sizes parts", ""),
-    "stack": (Stack, "axis", ""),
+    "stack": (StackTensors, "axis", ""),
     "unstack": (Unstack, "axis", ""),
     "copies": (Copies, "", ""),
     "same": (Same, "", ""),

@@ -17,7 +17,7 @@ from zoo.errors import MapError, closest
 from zoo.maps.config_map import ConfigMap
 from zoo.maps.key_map import KeyMap
 from zoo.maps.ops import Op, parse
-from zoo.maps.rules import Drop, Entry, Make, Passenger, Rule, Tie, exclusive
+from zoo.maps.rules import Drop, Make, MapLine, Passenger, Rule, Tie, exclusive
 from zoo.maps.templates import Condition, Index, Template
 from zoo.registry.resources import weights_folder
 
@@ -28,13 +28,13 @@ TABLES = (
 COMMON_OPTIONS = ("when", "head", "bare")
 RULE_OPTIONS = ("to", "from", "op", "over", "otherwise", "optional", "replaces", *COMMON_OPTIONS)
 
-Line = TypeVar("Line", bound=Entry)
+Line = TypeVar("Line", bound=MapLine)
 Unused = TypeVar("Unused", Drop, Passenger)
 
 
 def read_map(path: Path) -> KeyMap:
     """The map in a file."""
-    return parse_map(read_table(path), path.name, path)
+    return parse_map(read_table(path), path.name)
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_map(table: Mapping[str, Any], where: str, path: Path | None = None) -> KeyMap:
+def parse_map(table: Mapping[str, Any], where: str) -> KeyMap:
     """The map that a table states; ``where`` names it in messages."""
     for key in table:
         if key not in TABLES:
@@ -87,7 +87,7 @@ def parse_map(table: Mapping[str, Any], where: str, path: Path | None = None) ->
         for head in own - set(heads):
             raise MapError(f"{where}: [architectures] {name} has head {head!r}, which no rule makes; there are {heads}")
     prefixes = tuple(table.get("prefixes", [""]))
-    entries: list[tuple[Template, Entry]] = [(source, rule) for rule in rules for source in rule.sources]
+    entries: list[tuple[Template, MapLine]] = [(source, rule) for rule in rules for source in rule.sources]
     entries += [(tie.copy, tie) for tie in ties]
     entries += [(drop.source, drop) for drop in drops] + [(one.source, one) for one in passengers]
     return KeyMap(
@@ -109,16 +109,14 @@ def parse_map(table: Mapping[str, Any], where: str, path: Path | None = None) ->
         by_source=_sources(entries, "" in prefixes, (*patterns, *foreign), where),
         by_target=_targets(rules, makes, where),
         config=config,
-        where=where,
-        path=path,
     )
 
 
 def _sources(
-    entries: Iterable[tuple[Template, Entry]], bare_files: bool, patterns: Iterable[tuple[str, str]], where: str
-) -> Index[Entry]:
+    entries: Iterable[tuple[Template, MapLine]], bare_files: bool, patterns: Iterable[tuple[str, str]], where: str
+) -> Index[MapLine]:
     """The entries by what they read; each name may meet one of them."""
-    index: Index[Entry] = Index()
+    index: Index[MapLine] = Index()
     patterns = tuple(patterns)
     for template, entry in entries:
         for _, other in index.near(template):

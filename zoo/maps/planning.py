@@ -11,8 +11,8 @@ from typing import NamedTuple
 from zoo.errors import CheckpointError, MapError, ZooError, closest
 from zoo.formats.archive import Described
 from zoo.maps.ops import Op, Shape, Split, Unstack, size_of
-from zoo.maps.plans import Plan, Step, head_of, heads_of, shape_of
-from zoo.maps.rules import Drop, Entry, Passenger, Rule, RuleSet, Tie, holds
+from zoo.maps.plans import Plan, PlanStep, head_of, heads_of, shape_of
+from zoo.maps.rules import Drop, MapLine, Passenger, Rule, RuleSet, Tie, holds
 from zoo.maps.templates import Bindings
 
 
@@ -36,7 +36,7 @@ class Planner:
         self.rules, self.config, self.infos, self.wanted = rules, config, infos, wanted
         self.prefix = ""
         self.groups: dict[tuple[int, tuple[tuple[str, int], ...]], _Group] = {}
-        self.steps: list[Step] = []
+        self.steps: list[PlanStep] = []
         self.made: dict[str, str] = {}  # target -> the rule that makes it
         self.problems: list[str] = []
         self.dropped: dict[str, str] = {}
@@ -97,7 +97,7 @@ class Planner:
             if lost := "; ".join(op.lost for op in step.ops if op.lost):
                 self.losses.update(dict.fromkeys(step.targets, lost))
 
-    def _step(self, rule: Rule, names: tuple[str, ...], bindings: dict[str, int]) -> Step:
+    def _step(self, rule: Rule, names: tuple[str, ...], bindings: dict[str, int]) -> PlanStep:
         infos = [self.infos[name] for name in names]
         dtypes = {info.dtype for info in infos}
         if len(dtypes) > 1:
@@ -117,9 +117,9 @@ class Planner:
         if len(filled) != len(shapes):
             raise CheckpointError(f"rule {rule.label!r} makes {len(shapes)} tensors for {len(filled)} names")
         targets = tuple(self.named(rule, name) for name in filled)
-        return Step(names, targets, tuple(shapes), (dtype,) * len(targets), tuple(ops), rule.label)
+        return PlanStep(names, targets, tuple(shapes), (dtype,) * len(targets), tuple(ops), rule.label)
 
-    def add(self, step: Step) -> None:
+    def add(self, step: PlanStep) -> None:
         for target in step.targets:
             if target in self.made:
                 first = self.made[target]
@@ -131,7 +131,7 @@ class Planner:
     def carry(self, passenger: Passenger, name: str, target: str) -> None:
         """A passenger's step."""
         info = self.infos[name]
-        self.add(Step((name,), (target,), (tuple(info.shape),), (info.dtype,), rule=passenger.label))
+        self.add(PlanStep((name,), (target,), (tuple(info.shape),), (info.dtype,), rule=passenger.label))
         self.passengers.append(target)
 
     def expected(self, rule: Rule) -> Iterable[dict[str, int]]:
@@ -227,7 +227,7 @@ class Forward(Planner):
             if not self.unasked(head_of(make.target)) and holds(make.when, self.config):
                 shape = tuple(size_of(size, self.config) for size in make.shape)
                 label = f"make {make.target}"
-                self.add(Step((), (make.target,), (shape,), (self._float_dtype(),), rule=label, constant=make.kind))
+                self.add(PlanStep((), (make.target,), (shape,), (self._float_dtype(),), rule=label, constant=make.kind))
         present = heads_of(self.made)
         if targets is None:
             absent, missing = set() if self.wanted is None else self.wanted - present, self._unmade(present)
@@ -253,7 +253,7 @@ class Forward(Planner):
         kinds = [info.dtype for info in self.infos.values() if info.dtype in ("F64", "F32", "F16", "BF16")]
         return max(set(kinds), key=kinds.count, default="F32")
 
-    def _entry_of(self, name: str, actual: str, within: bool) -> tuple[Entry | None, dict[str, int]]:
+    def _entry_of(self, name: str, actual: str, within: bool) -> tuple[MapLine | None, dict[str, int]]:
         """The one entry that a source meets; None where it is left out, dropped by a pattern, or a
         problem.
         """
@@ -293,7 +293,9 @@ class Forward(Planner):
         self.problems.append(f"{actual!r} meets no rule; {hint}")
         return None, {}
 
-    def _of_heads(self, actual: str, active: list[tuple[Entry, dict[str, int]]]) -> tuple[Entry | None, dict[str, int]]:
+    def _of_heads(
+        self, actual: str, active: list[tuple[MapLine, dict[str, int]]]
+    ) -> tuple[MapLine | None, dict[str, int]]:
         """Among the heads that a name could belong to, the one that was asked for or that the
         config names.
         """
@@ -435,7 +437,7 @@ class Back(Planner):
                 f"{self.rules.layout}: {copy!r} copies {made!r}, which is one of several tensors that {step.rule!r} "
                 "makes"
             )
-        self.add(Step(step.sources, (copy,), step.shapes, step.dtypes, step.ops, label))
+        self.add(PlanStep(step.sources, (copy,), step.shapes, step.dtypes, step.ops, label))
 
     def _lacking(self, heads: set[str]) -> list[str]:
         """The zoo's names that the config wants and the file has not."""

@@ -19,7 +19,7 @@ from zoo.maps.ops import Op, Shape
 
 
 @dataclass(frozen=True)
-class Step:
+class PlanStep:
     """What is made in one go: the tensors to read, the operations, the tensors that come out."""
 
     sources: tuple[str, ...]
@@ -53,7 +53,7 @@ class Plan:
 
     layout: str
     version: int
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     prefix: str
     heads: frozenset[str]  # heads that come out
     dropped: Mapping[str, str] = field(default_factory=dict)  # source: reason

@@ -27,7 +27,7 @@ def exclusive(one: Iterable[Condition], other: Iterable[Condition]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class MapLine:
     """What every line about a source says. ``label`` is how the map writes it."""
 
     label: str
@@ -48,7 +48,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule(Entry):
+class Rule(MapLine):
     """One line of ``[rules]`` with its word placeholders filled in."""
 
     sources: tuple[Template, ...]
@@ -66,7 +66,7 @@ class Rule(Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tie(Entry):
+class Tie(MapLine):
     """A stored copy of another source."""
 
     copy: Template
@@ -75,7 +75,7 @@ class Tie(Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drop(Entry):
+class Drop(MapLine):
     """A source that is left away, and why."""
 
     source: Template
@@ -83,7 +83,7 @@ class Drop(Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passenger(Entry):
+class Passenger(MapLine):
     """A source that no model uses and that is carried along under its own name."""
 
     source: Template
@@ -119,7 +119,7 @@ class RuleSet:
     drop_patterns: tuple[tuple[str, str], ...] = ()  # pattern, reason
     foreign_heads: tuple[tuple[str, str], ...] = ()  # pattern, reason
     architectures: Mapping[str, frozenset[str]] = field(default_factory=dict)  # class name -> its heads
-    by_source: Index[Entry] = field(repr=False)
+    by_source: Index[MapLine] = field(repr=False)
     by_target: Index[Rule] = field(repr=False)
 
     @property

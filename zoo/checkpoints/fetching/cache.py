@@ -145,7 +145,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One fetched source. ``folder`` holds ``files``, named relative to it."""
 
     key: str
@@ -173,7 +173,7 @@ class Entry:
 class Verified:
     """What ``Cache.verify`` found in one entry: no problems, or what is wrong with which file."""
 
-    entry: Entry
+    entry: CacheEntry
     problems: tuple[str, ...]
 
 
@@ -209,12 +209,12 @@ class Cache:
 
     # --- reading
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> CacheEntry | None:
         """The entry of a key, if it is there and complete. Takes no lock and writes nothing."""
         entry = self._read(self.refs / f"{key}.json")
         return entry if entry is not None and entry.present() else None
 
-    def _read(self, path: Path) -> Entry | None:
+    def _read(self, path: Path) -> CacheEntry | None:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != VERSION:
@@ -223,7 +223,7 @@ class Cache:
                 safe_path(name): Stored(int(size), str(digest)) for name, (size, digest) in content["files"].items()
             }
             folder = self.trees / safe_path(content["tree"])
-            return Entry(
+            return CacheEntry(
                 key=path.name.removesuffix(".json"),
                 source=str(content["source"]),
                 name=content["name"],
@@ -236,18 +236,18 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CacheEntry]:
         """Every complete entry, by source."""
         return self._complete(self.refs.glob("*.json"))
 
-    def _complete(self, refs: Iterable[Path]) -> list[Entry]:
+    def _complete(self, refs: Iterable[Path]) -> list[CacheEntry]:
         found = [self._read(path) for path in refs]
         return sorted(
             (entry for entry in found if entry is not None and entry.present()),
             key=lambda entry: (entry.source, entry.key),
         )
 
-    def entry_of(self, path: Path) -> Entry | None:
+    def entry_of(self, path: Path) -> CacheEntry | None:
         """The entry that a fetched folder or file belongs to; None for anything outside the
         cache.
         """
@@ -294,7 +294,7 @@ class Cache:
         name: str | None = None,
         revision: str | None = None,
         facts: Mapping[str, Any] | None = None,
-    ) -> Entry:
+    ) -> CacheEntry:
         """Make a staged folder the entry of its key; from here on it belongs to the cache. Needs
         the key's lock.
         """
@@ -378,7 +378,7 @@ class Cache:
 
     # --- keeping
 
-    def _named(self, names: Sequence[str]) -> list[Entry]:
+    def _named(self, names: Sequence[str]) -> list[CacheEntry]:
         entries = self.entries()
         if not names:
             return entries

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.fetching.archives import extract
-from zoo.checkpoints.fetching.jobs import PATIENCE, Fetched, Job, Patience, Progress, link_or_copy, storage_full
+from zoo.checkpoints.fetching.jobs import PATIENCE, Fetched, Job, Progress, RetryLimits, link_or_copy, storage_full
 from zoo.checkpoints.fetching.sources import url_name
 from zoo.errors import FetchError
 from zoo.formats.disk import CHUNK, sha256_of
@@ -69,7 +69,7 @@ def download(
     sha256: str | None = None,
     size: int | None = None,
     tell: Progress | None = None,
-    patience: Patience | None = None,
+    patience: RetryLimits | None = None,
 ) -> None:
     """Download to ``target``; a part lives beside it as ``.incomplete`` and is resumed by this call
     or by a later one.
@@ -114,7 +114,7 @@ def _forget(*paths: Path) -> None:
 
 
 def _transfer(
-    url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: Patience
+    url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: RetryLimits
 ) -> None:
     """One request; returns when the part is whole."""
     mark, done = _part_so_far(part, note, sha256)

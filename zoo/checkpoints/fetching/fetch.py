@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from zoo.checkpoints.fetching.cache import Cache, Entry, remove
+from zoo.checkpoints.fetching.cache import Cache, CacheEntry, remove
 from zoo.checkpoints.fetching.downloads import fetch_url
 from zoo.checkpoints.fetching.hub import fetch_hub
 from zoo.checkpoints.fetching.jobs import (
@@ -75,7 +75,7 @@ def fetch(
     return entry.folder / name if name else entry.folder
 
 
-def provenance(path: Path, cache: Cache | None = None) -> Entry | None:
+def provenance(path: Path, cache: Cache | None = None) -> CacheEntry | None:
     """Where a fetched folder or file came from: source, revision, hashes. None for what the cache
     did not fetch.
     """
@@ -108,7 +108,7 @@ def _local(source: Source) -> Path:
     return path
 
 
-def _fetch_record(entry: Record, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> Entry:
+def _fetch_record(entry: Record, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> CacheEntry:
     pairs = [(parse_source(text), entry.at(text)) for text in entry.sources]
     for source, narrowed in pairs:
         if (
@@ -122,7 +122,7 @@ def _fetch_record(entry: Record, cache: Cache, offline: bool, progress: Progress
         try:
             if source.kind == "file":
                 path = _local(source)
-                return Entry("", str(source), entry.name, None, "", path if path.is_dir() else path.parent, {}, {})
+                return CacheEntry("", str(source), entry.name, None, "", path if path.is_dir() else path.parent, {}, {})
             return _obtain(source, Want.of(narrowed, source), entry.name, cache, offline, progress, force)
         except StorageFullError:
             raise
@@ -137,7 +137,7 @@ def _key(source: Source, want: Want) -> str:
     return f"{source.slug}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
+def _find(cache: Cache, source: Source, want: Want) -> CacheEntry | None:
     """The entry of a source, unless a hash that is known by now says otherwise."""
     entry = cache.find(_key(source, want))
     if entry is None:
@@ -150,7 +150,7 @@ def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
 
 def _obtain(
     source: Source, want: Want, name: str | None, cache: Cache, offline: bool, progress: Progress | None, force: bool
-) -> Entry:
+) -> CacheEntry:
     """Fetch one source into the cache, or wait for whoever is doing so."""
     if offline and source.kind not in ("hub", "page") and not (source.kind == "package" and installed_path(source)):
         raise FetchError("not in the cache, and fetching is off (offline=True, ZOO_OFFLINE or HF_HUB_OFFLINE)")

@@ -23,7 +23,7 @@ class StorageFullError(FetchError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryLimits:
     """How long to bear with a server: seconds without a byte, tries without progress, seconds
     before the second try (then doubling).
     """
@@ -34,7 +34,7 @@ class Patience:
     probe: float = 5.0  # seconds for the first answer of a hub
 
 
-PATIENCE = Patience()
+PATIENCE = RetryLimits()
 
 
 def is_offline(offline: bool | None = None) -> bool:
