@@ -20,7 +20,7 @@ from zoo.formats.archive import dtype_name
 from zoo.formats.memory import DictArchive
 from zoo.formats.writer import write_tensors
 from zoo.maps import layouts
-from zoo.maps.key_map import KeyMap
+from zoo.maps.parsing import parse_map
 
 HEADS = {"bert": ("masked_lm", "next_sentence"), "albert": ("masked_lm", "sentence_order")}
 
@@ -320,23 +320,23 @@ def test_a_mapping_that_tensorflow_albert_cannot_hold_is_refused(tmp_path):
     config = {**ALBERT, "embedding_size": 8}
     ours = drawn(canonical("albert", config))
     with pytest.raises(CheckpointError, match="must be identity to be left out"):
-        convert_back(File(ours), KeyMap.load("tf-albert"), config, Destination(tmp_path / "out.safetensors"))
+        convert_back(File(ours), layouts.load("tf-albert"), config, Destination(tmp_path / "out.safetensors"))
     assert list(tmp_path.iterdir()) == []
     ours |= {"embeddings.projection.weight": torch.eye(8), "embeddings.projection.bias": torch.zeros(8)}
-    convert_back(File(ours), KeyMap.load("tf-albert"), config, Destination(tmp_path / "out.safetensors"))
+    convert_back(File(ours), layouts.load("tf-albert"), config, Destination(tmp_path / "out.safetensors"))
     theirs = load_file(tmp_path / "out.safetensors")
-    again, _ = loaded(Opened(File(theirs), KeyMap.load("tf-albert"), config), archive_shapes(ours))
+    again, _ = loaded(Opened(File(theirs), layouts.load("tf-albert"), config), archive_shapes(ours))
     assert equal(again, ours)
 
 
 def test_ours_that_a_layout_has_no_place_for_is_refused_by_name(tmp_path):
     ours = drawn(canonical("bert", BERT))
     with pytest.raises(CheckpointError, match=r"'adapters\.0' has no place in this layout"):
-        convert_back(File({**ours, "adapters.0": torch.zeros(1)}), KeyMap.load("hf-bert"), BERT, Destination(tmp_path))
+        convert_back(File({**ours, "adapters.0": torch.zeros(1)}), layouts.load("hf-bert"), BERT, Destination(tmp_path))
     with pytest.raises(CheckpointError, match=r"our file lacks 'pooler\.dense\.bias'"):
         convert_back(
             File({k: v for k, v in ours.items() if k != "pooler.dense.bias"}),
-            KeyMap.load("hf-bert"),
+            layouts.load("hf-bert"),
             BERT,
             Destination(tmp_path),
         )
@@ -419,7 +419,7 @@ def test_passengers_travel_through_a_file_of_ours(tmp_path):
         "passenger": {"extra.{i}": "stored, never used"},
         "config": {"n": "n"},
     }
-    keymap = KeyMap(table, "own.toml")
+    keymap = parse_map(table, "own.toml")
     theirs = {"a": torch.ones(2), "extra.0": torch.zeros(3)}
     report = convert(Opened(File(theirs), keymap, {"n": 1}), {"b": (2,)}, Destination(tmp_path / "out.safetensors"))
     assert report.parameters == 2
@@ -428,7 +428,7 @@ def test_passengers_travel_through_a_file_of_ours(tmp_path):
     assert verify(ours_of(tensors, metadata), {"b": (2,)}).ok
     convert_back(File(tensors, metadata), keymap, {"n": 1}, Destination(tmp_path / "back.safetensors"))
     assert equal(load_file(tmp_path / "back.safetensors"), theirs)
-    other = KeyMap({**table, "passenger": {}}, "other.toml")
+    other = parse_map({**table, "passenger": {}}, "other.toml")
     with pytest.raises(CheckpointError, match=r"'extra\.0' has no place"):
         convert_back(File(tensors, metadata), other, {"n": 1}, Destination(tmp_path / "no.safetensors"))
 

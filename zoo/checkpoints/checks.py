@@ -16,10 +16,10 @@ from torch import Tensor
 from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
-from zoo.formats.archive import Described
-from zoo.formats.memory import Source
+from zoo.formats.archive import Archive, Described
 from zoo.formats.writer import blocks, check_finite, content_hash, raw, tensor_hash
-from zoo.maps.key_map import KeyMap, Plan, constant, shape_of
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import Plan, constant, shape_of
 from zoo.maps.templates import same
 
 NAMES = ("hash", "keys", "values", "ties", "contract", "probe")
@@ -106,7 +106,7 @@ def untried(name: str, why: str) -> Check:
     return Check(name, None, why)
 
 
-def check_hash(archive: Source, expected: str | None, found: str | None = None) -> Check:
+def check_hash(archive: Archive, expected: str | None, found: str | None = None) -> Check:
     """A file against the hash that somebody recorded before; ``found`` where it has been hashed
     already.
     """
@@ -120,7 +120,7 @@ def check_hash(archive: Source, expected: str | None, found: str | None = None) 
     return Check("hash", True, f"sha256 {expected[:16]}... as recorded")
 
 
-def check_content(archive: Source) -> Check:
+def check_content(archive: Archive) -> Check:
     """Our own file against the hash of its tensors that its metadata holds."""
     expected = archive.metadata.get("zoo.content_sha256")
     if expected is None:
@@ -143,7 +143,7 @@ def check_plan(plan: Plan) -> Check:
     return Check("keys", True, f"{len(plan.outputs)} tensors made, {len(plan.dropped)} dropped with a reason{extra}")
 
 
-def check_values(archive: Source, plan: Plan, targets: Mapping[str, object]) -> Check:
+def check_values(archive: Archive, plan: Plan, targets: Mapping[str, object]) -> Check:
     """Shapes as the config asks, where ``targets`` says them of the stored names; dtypes known; every
     number finite.
     """
@@ -164,7 +164,7 @@ def values_read(infos: Mapping[str, Described], names: Collection[str]) -> Check
     return Check("values", True, f"{len(names)} tensors of {kinds}, all finite")
 
 
-def check_ties(archive: Source, plan: Plan) -> Check:
+def check_ties(archive: Archive, plan: Plan) -> Check:
     """Stored copies hold the bits of what they copy; what a layout implies without storing is
     exactly that. Raises CheckpointError where not.
     """
@@ -187,7 +187,7 @@ def check_ties(archive: Source, plan: Plan) -> Check:
     return Check("ties", True, said)
 
 
-def _equal_bits(archive: Source, copy: str, original: str) -> bool:
+def _equal_bits(archive: Archive, copy: str, original: str) -> bool:
     one, other = archive.tensors[copy], archive.tensors[original]
     if tuple(one.shape) != tuple(other.shape) or one.dtype != other.dtype:
         return False

@@ -16,12 +16,13 @@ from torch import Tensor
 from zoo.checkpoints import streaming as engine
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, class_of_maps, describe
-from zoo.checkpoints.fetching.cache import home, locked, safe_name
+from zoo.checkpoints.fetching.cache import home, locked
 from zoo.checkpoints.files import embedding_options, read_description
 from zoo.checkpoints.locate import locate, narrowed
 from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
 from zoo.errors import CheckpointError, InputError, ZooError
+from zoo.formats.disk import safe_path
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
@@ -130,7 +131,7 @@ def converted(record: Record) -> Path:
         if checkpoint.keymap is None:
             return folder
         layout, version = checkpoint.layout, checkpoint.keymap.version
-        name = safe_name(f"{record.name}-{layout}-{version}-{FORMAT_VERSION}-{VERSION}-{folder.name}")
+        name = safe_path(f"{record.name}-{layout}-{version}-{FORMAT_VERSION}-{VERSION}-{folder.name}")
         target = home() / "converted" / name
         if not (target / CONFIG_FILE).is_file():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.errors import CheckpointError, unknown
 from zoo.layers.init import shapes_only
-from zoo.maps.key_map import heads_of
+from zoo.maps.plans import heads_of
 from zoo.registry import variants as registry
 from zoo.registry.renames import CLASSES
 from zoo.techniques.base import recorded

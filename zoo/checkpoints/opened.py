@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from zoo.checkpoints.files import architectures_of
 from zoo.errors import CheckpointError
-from zoo.formats.archive import Described
-from zoo.formats.memory import Source
+from zoo.formats.archive import Archive, Entry, TensorInfo
 from zoo.maps import layouts
-from zoo.maps.key_map import KeyMap, Plan, Step, heads_of
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import Plan, PlanStep, heads_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Opened:
     where it is on record.
     """
 
-    archive: Source
+    archive: Archive
     keymap: KeyMap | None
     config: Mapping[str, object]
     foreign: Mapping[str, object] | None = None
@@ -57,7 +58,7 @@ class Opened:
         )
 
 
-def _plan_of_ours(archive: Source, targets: Mapping[str, object] | None, inspect: bool) -> Plan:
+def _plan_of_ours(archive: Archive, targets: Mapping[str, object] | None, inspect: bool) -> Plan:
     names = archive.tensors
     passengers, heads = tuple(str(archive.metadata.get("zoo.passengers", "")).split()), heads_of(names)
     problems: list[str] = []
@@ -68,28 +69,29 @@ def _plan_of_ours(archive: Source, targets: Mapping[str, object] | None, inspect
         problems += [f"the file holds, but should not, {name!r}" for name in extra]
     if problems and not inspect:
         raise CheckpointError(f"{archive.path}: {'; '.join(problems[:5])}")
-    steps = tuple(Step((name,), (name,), (tuple(info.shape),), (info.dtype,)) for name, info in names.items())
+    steps = tuple(PlanStep((name,), (name,), (tuple(info.shape),), (info.dtype,)) for name, info in names.items())
     return Plan(layouts.OURS, 1, steps, "", frozenset(heads), passengers=passengers, problems=tuple(problems))
 
 
-class Translated:
+class Translated(Archive):
     """An archive shown under our names and in our shapes; what is read is made when it is asked
     for.
     """
 
-    format = "translated"
+    def __init__(self, archive: Archive, plan: Plan) -> None:
+        self.archive = archive
+        steps = {name: step for step in plan.steps for name in step.targets}
+        super().__init__(
+            archive.path,
+            "translated",
+            {
+                name: Entry(TensorInfo(name, tuple(info.shape), info.dtype), partial(self._made, name, steps[name]))
+                for name, info in plan.outputs.items()
+            },
+        )
 
-    def __init__(self, archive: Source, plan: Plan) -> None:
-        self.archive, self.path = archive, archive.path
-        self.tensors: Mapping[str, Described] = plan.outputs
-        self.metadata: Mapping[str, object] = {}
-        self._steps = {name: step for step in plan.steps for name in step.targets}
-
-    def read(self, name: str) -> Tensor:
-        return self._steps[name].run(self.archive.read)[name]
-
-    def aliases(self) -> list[set[str]]:
-        return []
+    def _made(self, name: str, step: PlanStep) -> Tensor:
+        return step.run(self.archive.read)[name]
 
     def sha256(self) -> str:
         return self.archive.sha256()

@@ -24,10 +24,10 @@ from zoo.checkpoints.checks import Check, Checks
 from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
-from zoo.formats.archive import Described, Info, dtype_name
-from zoo.formats.memory import Source
+from zoo.formats.archive import Archive, Described, Info, dtype_name
 from zoo.formats.writer import SafetensorsWriter, Written, check_finite, write_atomically
-from zoo.maps.key_map import KeyMap, Plan, Step
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import Plan, PlanStep
 
 Progress = Callable[[int, int], None]
 
@@ -139,7 +139,7 @@ def convert(
 
 
 def convert_back(
-    archive: Source,
+    archive: Archive,
     keymap: KeyMap,
     config: Mapping[str, object],
     to: Destination,
@@ -214,15 +214,15 @@ def finite(tensor: Tensor, name: str, info: Described) -> Tensor:
     return tensor
 
 
-def stream(plan: Plan, archive: Source, take: Callable[[str, Tensor], None]) -> None:
+def stream(plan: Plan, archive: Archive, take: Callable[[str, Tensor], None]) -> None:
     """Run the steps in the order of the source file; ``take`` gets each tensor as it is made."""
     position = {name: number for number, name in enumerate(archive.tensors)}
 
-    def run(step: Step) -> None:  # a function of its own, so that one step's tensors are gone before the next reads
+    def run(step: PlanStep) -> None:  # a function of its own, so that one step's tensors are gone before the next reads
         for name, tensor in step.run(archive.read).items():
             take(name, tensor)
 
-    def first(step: Step) -> int:
+    def first(step: PlanStep) -> int:
         return min((position[name] for name in step.sources), default=len(position))
 
     for step in sorted(plan.steps, key=first):
@@ -242,13 +242,13 @@ def _announced(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, Info]:
 
 
 @contextmanager
-def _hashing(archive: Source) -> Iterator[Future[str]]:
+def _hashing(archive: Archive) -> Iterator[Future[str]]:
     """The source's hash, computed beside the stream."""
     with ThreadPoolExecutor(1, thread_name_prefix="zoo-sha256") as pool:
         yield pool.submit(archive.sha256)
 
 
-def _metadata(plan: Plan, archive: Source, source: str, content: str, last_passed: str) -> dict[str, str]:
+def _metadata(plan: Plan, archive: Archive, source: str, content: str, last_passed: str) -> dict[str, str]:
     facts = {
         "format": "pt",
         "zoo.content_sha256": content,
@@ -265,7 +265,7 @@ def _metadata(plan: Plan, archive: Source, source: str, content: str, last_passe
 
 def _report(
     plan: Plan,
-    archive: Source,
+    archive: Archive,
     infos: Mapping[str, Info],
     results: tuple[Check, ...],
     started: float,

@@ -16,7 +16,7 @@ from zoo.checkpoints.opened import Opened, Translated
 from zoo.checkpoints.streaming import finite, stream
 from zoo.errors import CheckpointError, unknown
 from zoo.maps import layouts
-from zoo.maps.key_map import heads_of
+from zoo.maps.plans import heads_of
 from zoo.registry import variants as registry
 from zoo.tasks.base import canonical_state
 
