@@ -23,7 +23,7 @@ model = zoo.create("albert-base", num_layers=2, hidden_size=16, num_heads=2, int
 zoo.save(model, "ours")
 zoo.convert("ours", "theirs", to="hf-albert")
 report = zoo.convert("theirs", "again.safetensors")
-assert report.ladder.ok
+assert report.checks.ok
 again = zoo.load("again.safetensors")
 assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 print("done", report.tensors)

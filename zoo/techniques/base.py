@@ -17,6 +17,7 @@ from zoo.layers.init import initialise
 from zoo.models.base.config import Config
 from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
+from zoo.registry.renames import TECHNIQUES
 
 PLACES = {
     "ActiveAdapters": "zoo.techniques.adapters.technique",
@@ -197,6 +198,7 @@ def recorded(records: Sequence[Mapping[str, Any]]) -> tuple[Technique, ...]:
     for entry in records:
         values = dict(entry)
         name = str(values.pop("technique", ""))
+        name = TECHNIQUES.get(name, name)
         if name not in PLACES:
             raise unknown("technique", name, PLACES)
         cls: type[Technique] = getattr(importlib.import_module(PLACES[name]), name)

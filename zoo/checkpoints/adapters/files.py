@@ -20,6 +20,7 @@ from zoo.formats.disk import write_atomically
 from zoo.formats.opening import open_archive
 from zoo.formats.writer import write_tensors
 from zoo.models.base.model import bare_model
+from zoo.registry.renames import CLASSES
 from zoo.techniques.base import apply, new_tensors, recorded
 
 FUSION_CONFIG = "adapter_fusion_config.json"
@@ -122,8 +123,9 @@ def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Modul
 
 def _load_own(model: nn.Module, folder: Path) -> nn.Module:
     described = _config(folder / "adapter.json")
-    if described["class"] != class_path(model):
-        raise CheckpointError(f"{folder} is an adapter of {described['class']}, not of {class_path(model)}")
+    saved = CLASSES.get(described["class"], described["class"])
+    if saved != class_path(model):
+        raise CheckpointError(f"{folder} is an adapter of {saved}, not of {class_path(model)}")
     apply(model, *recorded(described["techniques"]))
     targets = {bare_name(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
     copy_into(targets, _tensors(folder, ("adapter.safetensors",)), str(folder))
