@@ -133,7 +133,9 @@ def test_a_program_that_says_something_else_is_never_written(tmp_path, monkeypat
     model, other = made("bert"), build("bert", small_config("bert"), None, seed=3, dtype=torch.float32)
     module = importlib.import_module("zoo.inference.export")
     traced = module._traced
-    monkeypatch.setattr(module, "_traced", lambda plain, *rest: traced(module.Plain(other, plain.names).eval(), *rest))
+    monkeypatch.setattr(
+        module, "_traced", lambda positional, *rest: traced(module.Positional(other, positional.names).eval(), *rest)
+    )
     with pytest.raises(ExportError, match="another last_hidden_state"):
         zoo.export(model, tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())

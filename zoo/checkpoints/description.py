@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from zoo.layers.init import shapes_only
 from zoo.maps.plans import heads_of
 from zoo.registry import variants as registry
 from zoo.registry.renames import CLASSES
-from zoo.tasks.base import canonical_state
 from zoo.techniques.base import recorded
 from zoo.techniques.blueprint import Blueprint
 
@@ -81,7 +81,9 @@ def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> d
     Heads that the family declares are built to be measured; heads of a user's task (a classifier of
     any size) are taken as they are.
     """
-    targets = {name: tuple(tensor.shape) for name, tensor in canonical_state(blueprint.on_meta()).items()}
+    declared = tuple(sorted(heads_of(stored) & set(blueprint.model_class.heads)))
+    whole = blueprint if blueprint.task is not None else replace(blueprint, heads=declared)
+    targets = {name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta().state_dict().items()}
     for head in sorted(heads_of(stored) - heads_of(targets)):
         prefix, factory = f"heads.{head}.", blueprint.model_class.heads.get(head)
         if factory is None:

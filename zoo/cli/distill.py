@@ -59,7 +59,7 @@ def distill(
     source: Any = zoo.load(teacher, task=task)
     tokenizer = zoo.tokenizer(teacher)
     generator = torch.Generator().manual_seed(seed)
-    pupil = (
+    student_model = (
         _sized(str(student), source, generator)
         if layers is None
         else student_of(source, [_number(part, "--layers") for part in layers.split(",")])
@@ -72,11 +72,10 @@ def distill(
     torch.manual_seed(seed)  # dropout
     report = []
     for number, terms in enumerate(RECIPES[name](), 1):
-        report.append(
-            {"stage": number, **_stage(source, pupil, terms, batches, steps, learning_rate, generator, quiet=as_json)}
-        )
-    zoo.save(pupil.eval(), out, tokenizer)
-    counts = {"teacher": source.num_parameters(), "student": pupil.num_parameters()}
+        objective = zoo.Distillation(source, student_model, terms, generator=generator)
+        report.append({"stage": number, **_stage(objective, batches, steps, learning_rate, quiet=as_json)})
+    zoo.save(student_model.eval(), out, tokenizer)
+    counts = {"teacher": source.num_parameters(), "student": student_model.num_parameters()}
     if as_json:
         print_json({"recipe": name, "parameters": counts, "stages": report, "path": str(out)})
         return
@@ -150,24 +149,13 @@ def _batches(
                 yield batch, {}
 
 
-def _stage(
-    teacher: Any,
-    student: Any,
-    terms: Any,
-    batches: Iterator[Any],
-    steps: int,
-    rate: float,
-    generator: Any,
-    *,
-    quiet: bool,
-) -> dict[str, Any]:
+def _stage(distillation: Any, batches: Iterator[Any], steps: int, rate: float, *, quiet: bool) -> dict[str, Any]:
     import torch
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    distillation = zoo.Distillation(teacher, student, terms, generator=generator)
     optimizer = torch.optim.AdamW(distillation.trained(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    student.train()
+    distillation.student.train()
     losses: list[float] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, transient=True, disable=quiet or not sys.stderr.isatty()) as bar:
