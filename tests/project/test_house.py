@@ -20,7 +20,7 @@ from zoo.techniques.base import Technique, technique_class
 PACKAGE = Path(zoo.__file__).parent
 
 
-STILL_SHARED = {"Entry", "MaskedLM", "MultipleChoice", "Pretraining", "Source", "SpanMasking", "Stack", "Step"}
+STILL_SHARED = {"MaskedLM", "MultipleChoice", "Pretraining", "SpanMasking"}
 """Names that two rooms still give to two classes; the set may only shrink."""
 
 

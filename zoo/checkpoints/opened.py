@@ -79,19 +79,15 @@ class Translated(Archive):
     """
 
     def __init__(self, archive: Archive, plan: Plan) -> None:
-        self.archive = archive
         steps = {name: step for step in plan.steps for name in step.targets}
-        super().__init__(
-            archive.path,
-            "translated",
-            {
-                name: Entry(TensorInfo(name, tuple(info.shape), info.dtype), partial(self._made, name, steps[name]))
-                for name, info in plan.outputs.items()
-            },
-        )
 
-    def _made(self, name: str, step: PlanStep) -> Tensor:
-        return step.run(self.archive.read)[name]
+        def load(name: str) -> Tensor:
+            return steps[name].run(archive.read)[name]
+
+        infos = {name: TensorInfo(name, info.shape, info.dtype) for name, info in plan.outputs.items()}
+        entries = {name: Entry(info, partial(load, name)) for name, info in infos.items()}
+        super().__init__(archive.path, "translated", entries)
+        self.archive = archive
 
     def sha256(self) -> str:
         return self.archive.sha256()

@@ -25,7 +25,8 @@ from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import Archive, Described, Info, dtype_name
-from zoo.formats.writer import SafetensorsWriter, Written, check_finite, write_atomically
+from zoo.formats.disk import write_atomically
+from zoo.formats.writer import SafetensorsWriter, Written, check_finite, writing
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, PlanStep
 
@@ -174,7 +175,8 @@ def convert_back(
         written = writer.finish(note)
     if folder is not None:
         text = json.dumps(foreign, indent=2, sort_keys=True) + "\n"
-        write_atomically(folder / "config.json", text, durable=to.durable)
+        with writing(folder / "config.json"):
+            write_atomically(folder / "config.json", text, durable=to.durable)
     results = (*before, checks.values_read(infos, infos), tied, contract)
     return _report(plan, archive, infos, results, started, written, foreign_config=foreign)
 

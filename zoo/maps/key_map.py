@@ -17,7 +17,7 @@ from zoo.maps.plans import Plan, heads_of, shape_of
 from zoo.maps.rules import RuleSet
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class KeyMap(RuleSet):
     """One layout's names and config, both ways."""
 

@@ -100,7 +100,7 @@ class Make:
     when: tuple[Condition, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RuleSet:
     """One layout's names."""
 

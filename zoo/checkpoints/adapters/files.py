@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.adapters.adapter_hub import from_adapters, fusion_to_adapters, to_adapters
 from zoo.checkpoints.adapters.peft import from_peft, to_peft
-from zoo.checkpoints.adapters.places import bare_name, class_path, copy_into
+from zoo.checkpoints.adapters.places import bare_name, copy_into, path_of_class
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.disk import write_atomically
 from zoo.formats.opening import open_archive
@@ -57,7 +57,7 @@ def save_adapter(
         tensors = {bare_name(model, key): tensor.detach() for key, tensor in new_tensors(model)}
         tensors |= {key: tensor.detach() for key, tensor in model.state_dict().items() if key.startswith("heads.")}
         techniques = [technique.record() for technique in bare_model(model).techniques]
-        config = {"class": class_path(model), "techniques": techniques}
+        config = {"class": path_of_class(model), "techniques": techniques}
         weights, config_file = "adapter.safetensors", "adapter.json"
     else:
         raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
@@ -124,8 +124,8 @@ def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Modul
 def _load_own(model: nn.Module, folder: Path) -> nn.Module:
     described = _config(folder / "adapter.json")
     saved = CLASSES.get(described["class"], described["class"])
-    if saved != (own := class_path(model)):
-        raise CheckpointError(f"{folder} is an adapter of {saved}, not of {own}")
+    if saved != path_of_class(model):
+        raise CheckpointError(f"{folder} is an adapter of {saved}, not of {path_of_class(model)}")
     apply(model, *recorded(described["techniques"]))
     targets = {bare_name(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
     copy_into(targets, _tensors(folder, ("adapter.safetensors",)), str(folder))

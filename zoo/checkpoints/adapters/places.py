@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.checkpoints.description import class_path
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.archive import DTYPE_NAMES, Info
 from zoo.layers.extend import own_class
@@ -34,10 +35,9 @@ def bare_name(model: nn.Module, name: str) -> str:
     return name if bare_model(model) is model else name.removeprefix("model.")
 
 
-def class_path(model: nn.Module) -> str:
-    """``module:Class`` of the model below a task, as the registry writes it."""
-    kind = own_class(bare_model(model))
-    return f"{kind.__module__}:{kind.__qualname__}"
+def path_of_class(model: nn.Module) -> str:
+    """The class of the model below a task, as the registry writes it."""
+    return class_path(own_class(bare_model(model)))
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ class Places:
 
 def layout_of(model: nn.Module) -> str:
     """The Hugging Face layout of a model's family."""
-    own = class_path(model)
+    own = path_of_class(model)
     families = [v.maps for variants in registry.families().values() for v in variants if v.class_path == own]
     for family in dict.fromkeys(families):
         for layout in layouts.available():
