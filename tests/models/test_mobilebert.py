@@ -296,7 +296,6 @@ def test_a_layer_norm_with_one_eps_cannot_be_said_in_the_port_that_has_two():
                 "embedding_size": 4,
                 "hidden_size": 4,
                 "num_hidden_layers": 1,
-                # fmt: skip
                 "num_attention_heads": 1,
                 "intermediate_size": 3,
                 "normalization_type": "layer_norm",

@@ -1,7 +1,8 @@
 """ERNIE 1.0 and 2.0 (Sun et al., 2019, 2020; Baidu): BERT taught by masking whole phrases and
 entities, then by many tasks in turn.
 
-    h_0 = norm(token + segment + position + task)            the task's vector from 2.0 on: one task id for a whole text, 0 by default
+    h_0 = norm(token + segment + position + task)      the task's vector from 2.0 on: one task id for a
+                                                       whole text, 0 by default
     the rest is BERT
 
 Version 1.0 differs from BERT in what is masked (see `zoo.data.knowledge_masking`): of a chosen

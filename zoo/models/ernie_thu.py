@@ -1,9 +1,9 @@
 """ERNIE (Zhang et al., 2019; Tsinghua): BERT whose upper layers carry a second stream, a vector for
 each entity that is mentioned.
 
-    text     a = norm(h + MHA(h))                                        as in BERT
-    entity   ẽ = m · norm_e(e + MHA_e(e))   in a "norm" layer,           m = 1 where an entity is mentioned, at its first word piece
-             ẽ = m · e                      in a "mix" layer             keys of MHA_e are the entities alone
+    text     a = norm(h + MHA(h))                                  as in BERT
+    entity   ẽ = m · norm_e(e + MHA_e(e))   in a "norm" layer      keys of MHA_e are the entities alone
+             ẽ = m · e                      in a "mix" layer       m = 1 at the first word piece of a mention
     fusion   u = gelu(W a + b + W_e ẽ + b_e)
              h' = norm(W_1 u + b_1 + a),    e' = norm_e(W_2 u + b_2 + ẽ)
     a "sim" layer is BERT's and leaves e alone
@@ -181,7 +181,8 @@ class ErnieThu(TextEncoder):
     }
     inputs = (*TEXT_INPUTS, "entity_embeds", "entity_mask")
     exceptions = {
-        "gradients": "the entities that leave the last layer are read by nothing, and a text without entities teaches no entity attention"
+        "gradients": "the entities that leave the last layer are read by nothing, "
+        "and a text without entities teaches no entity attention"
     }
     encoder: EntityStack
 

@@ -1,10 +1,13 @@
 """K-BERT (Liu et al., 2020): BERT over a sentence into which facts of a knowledge graph are
 grafted, as branches that only their word sees.
 
-    sentence tree   "Cook [CEO Apple] visits Beijing [capital China] now"    a branch behind each word that is a subject of the graph
-    soft position   trunk counts 0, 1, 2, ... past the branches; a branch counts on from the last token of its word
-    visible matrix  V[i, j] = 1 where i and j stand on the trunk, or in one branch, or one is of a branch and the other of its word
-    attention       softmax(Q Kᵀ / sqrt(d) where V = 1, else -inf) Values            the same V in every layer and head
+    sentence tree   "Cook [CEO Apple] visits Beijing [capital China] now"
+                    a branch behind each word that is a subject of the graph
+    soft position   the trunk counts 0, 1, 2, ... past the branches;
+                    a branch counts on from the last token of its word
+    visible matrix  V[i, j] = 1 where i and j stand on the trunk, or in one branch,
+                    or one is of a branch and the other of its word
+    attention       softmax(Q Kᵀ / sqrt(d) where V = 1, else -inf) Values     the same V in every layer and head
 
 The tree is built by `zoo.data.knowledge_batches.SentenceTreeCollator`, for this or any other
 family: V is the attention_mask (batch, query, key), the soft positions are the position_ids. No

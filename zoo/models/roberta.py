@@ -128,7 +128,8 @@ class Roberta(TextEncoder):
     task_heads = {"sequence_classification": classification_head}
     reads_first = frozenset({"sequence_classification"})
     exceptions = {
-        "padding": "positions count the ids that are not the padding id, so another id to the left of a token moves it, masked or not",
+        "padding": "positions count the ids that are not the padding id, "
+        "so another id to the left of a token moves it, masked or not",
     }
 
     def __init__(self, config: RobertaConfig) -> None:

@@ -1,9 +1,10 @@
 """ViLBERT (Lu et al., 2019): two streams, words and regions, that look at each other in
 co-attention blocks; 12-in-1 (Lu et al., 2020).
 
-    text_0  = norm(token + position + segment)      image_0 = norm(W_f f + W_l l)      l: x1, y1, x2, y2, area, relative
-    text'   = norm(text + W MHA(q = text, kv = image)),            image'  = norm(image + W MHA(q = image, kv = text))          co-attention
-              then a feed-forward each; between them each stream runs plain blocks of its own
+    text_0  = norm(token + position + segment)
+    image_0 = norm(W_f f + W_l l)                          l: x1, y1, x2, y2, area, relative
+    text'   = norm(text + W MHA(q = text, kv = image))     co-attention, then a feed-forward each;
+    image'  = norm(image + W MHA(q = image, kv = text))    between them each stream runs plain blocks of its own
     pooled  = relu(W_t text_first) * relu(W_v image_first)         or their sum: ``fusion``
 
 Connection k stands before text block ``text_connections[k]`` and image block
