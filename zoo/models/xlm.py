@@ -25,7 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.layers import Attention, Encoded, EncoderBlock, FeedForward, Pooler, Run, Stack, TextEmbeddings, causal
+from zoo.layers import (
+    Attention,
+    Encoded,
+    EncoderBlock,
+    FeedForward,
+    Mask,
+    Pooler,
+    Run,
+    Stack,
+    TextEmbeddings,
+    Trace,
+    causal,
+)
 from zoo.layers.embeddings import LanguageEmbedding, Languages, SinusoidalPositions, ignore_languages
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import TableHead
@@ -126,9 +138,28 @@ class XlmEmbeddings(TextEmbeddings):
         return self.dropout(self.norm(x))
 
 
-def xlm_block(c: XlmConfig) -> EncoderBlock:
+def zero_padding(x: Tensor, mask: Mask) -> Tensor:
+    """``1[real] · x``: rows of padding become zeros. A packed batch has none of them."""
+    return x if mask.keys is None else x.masked_fill(~mask.keys.unsqueeze(2), 0)
+
+
+class XlmBlock(EncoderBlock):
+    """BERT's block, after which rows of padding are zeros."""
+
+    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+        return zero_padding(super().forward(x, mask, bias, trace), mask)
+
+
+class XlmStack(Stack):
+    """A stack into which rows of padding come as zeros."""
+
+    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+        return super().forward(zero_padding(x, mask), mask, bias, trace)
+
+
+def xlm_block(c: XlmConfig) -> XlmBlock:
     """A block of the encoder."""
-    return EncoderBlock(
+    return XlmBlock(
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         FeedForward(c.hidden_size, c.intermediate_size, c.activation),
         nn.LayerNorm(c.hidden_size, c.norm_eps),
@@ -145,7 +176,7 @@ class Xlm(TextEncoder):
     def __init__(self, config: XlmConfig) -> None:
         super().__init__(config)
         self.embeddings = XlmEmbeddings(config)
-        self.encoder = Stack([xlm_block(config) for _ in range(config.num_layers)])
+        self.encoder = XlmStack([xlm_block(config) for _ in range(config.num_layers)])
         self.pooler = Pooler() if config.pooler else None
 
     def forward(  # type: ignore[override]

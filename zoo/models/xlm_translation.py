@@ -23,7 +23,7 @@ from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
 from zoo.models.base.config import free
 from zoo.models.base.outputs import Seq2Seq
-from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings
+from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,16 @@ class XlmTranslationConfig(XlmConfig):
         return self.end_token_id
 
 
-def decoder_block(c: XlmConfig) -> DecoderBlock:
+class XlmDecoderBlock(DecoderBlock):
+    """The original Transformer's decoder block, after which rows of padding are zeros."""
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Tensor:
+        return zero_padding(super().forward(x, memory, mask, memory_mask, trace), mask)
+
+
+def decoder_block(c: XlmConfig) -> XlmDecoderBlock:
     """A block of the decoder."""
-    return DecoderBlock(
+    return XlmDecoderBlock(
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         FeedForward(c.hidden_size, c.intermediate_size, c.activation),
@@ -66,6 +73,7 @@ class XlmDecoder(nn.Module):
         """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like
         x.
         """
+        x = zero_padding(x, mask)
         for block in self.blocks:
             x = block(x, memory, mask, memory_mask, trace)
             trace.hidden(x)
