@@ -5,12 +5,13 @@ entities, then by many tasks in turn.
                                                        whole text, 0 by default
     the rest is BERT
 
-Version 1.0 differs from BERT in what is masked (see `zoo.data.knowledge_masking`): of a chosen
-phrase or entity every token is to be guessed. Version 2.0 adds tasks continually, the old ones go
-on beside the new one, and each has its task vector. Traps: 1.0 is a ReLU model, in the blocks and
-in the masked-word head; 2.0 has GELU. The norm's eps is 1e-5, paddle's default. 1.0 has 513
-positions. A config may promise task vectors that a checkpoint lacks: that is refused, not made up.
-ERNIE of Tsinghua is no relative.
+Version 1.0 differs from BERT in what is masked (see `zoo.data.knowledge_masking`): every token of a
+chosen phrase or entity is predicted. Version 2.0 adds tasks one by one, training the old ones
+along, and each has its task vector.
+
+Traps: 1.0 is a ReLU model, in the blocks and in the masked-word head; 2.0 has GELU. The norm's eps
+is 1e-5, paddle's default. 1.0 has 513 positions. A config may promise task vectors that a
+checkpoint lacks: that is refused. ERNIE of Tsinghua is another model.
 """
 
 from __future__ import annotations

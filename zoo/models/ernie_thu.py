@@ -10,10 +10,11 @@ each entity that is mentioned.
 
 The released model has five "sim" layers, one "mix", six "norm". Entity vectors (TransE, 100 wide,
 frozen) are an input, no parameter: `zoo.data.knowledge_batches.EntityDenoising` makes the batches.
-Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a mention. Traps: [CLS]
-counts as an entity with a zero vector. Where there is no entity the fusion still adds b_e. The
-entities that leave the last layer are used by nothing, so two of its parts never learn. ERNIE of
-Baidu is another model.
+Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a mention.
+
+Traps: [CLS] counts as an entity with a zero vector. Where there is no entity the fusion still adds
+b_e. The entities that leave the last layer are never read, so two of its parts get no gradient.
+ERNIE of Baidu is another model.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class FusionBlock(nn.Module):
         return new_text, self.entity_feed_forward_norm(entity + self.dropout(new_entity))
 
     def known(self, entity: Tensor, mentions: Run) -> Tensor:
-        """What the entities, those mentioned alone, say to each other before the fusion: nothing."""
+        """The entities as the fusion reads them, zeros where none is mentioned: as they come."""
         return entity
 
 

@@ -14,10 +14,12 @@ family: V is the attention_mask (batch, query, key), the soft positions are the 
 parameter is new: the model is UER-py's BERT, on whose checkpoints K-BERT was built.
 
 Differs from BERT: the norm (unbiased standard deviation, eps added to it), three segments (0 is
-padding, 1 and 2 the sentences), a decoder of its own in the masked-word head. Traps: a branch's
-parts are single characters, Latin words too. The classifier reads tanh(W pool(h)); the reference's
-mean and maximum run over padding, ours over real tokens: hand over a matrix whose padding rows see
-everything to have the former. Inserted tokens count in the tagger's loss.
+padding, 1 and 2 the sentences), a decoder of its own in the masked-word head.
+
+Traps: a branch's parts are single characters, Latin words too. The classifier reads tanh(W
+pool(h)); the reference's mean and maximum run over padding, ours over real tokens: hand over a
+matrix whose padding rows see everything to have the former. Inserted tokens count in the tagger's
+loss.
 """
 
 from __future__ import annotations

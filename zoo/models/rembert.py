@@ -6,8 +6,10 @@ narrow, the second wide.
                                                   fine-tuning drops
 
 Differs from BERT: parameters of the embeddings are spent on depth instead, and the input table is
-never tied to the output's. Traps: no dropout but the classifier's; the public file has no output
-table, so that masked words come from a head that starts at random.
+never tied to the output's.
+
+Traps: no dropout but the classifier's; the public file has no output table, so that masked words
+come from a head that starts at random.
 """
 
 from __future__ import annotations

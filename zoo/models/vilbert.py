@@ -333,10 +333,10 @@ class ViLBert(VisionLanguageModel):
         """Encode texts and the regions of their pictures.
 
         visual_features: (batch, regions, visual size). visual_boxes: (batch, regions, box size),
-        see `zoo.regions`. visual_mask: (batch, regions), 1/True = a real region. task_type_ids:
+        see `zoo.data.regions.regions`. visual_mask: (batch, regions), 1/True = a real region. task_type_ids:
         (batch,) int, for models with task tokens. One text with many pictures runs through its own
-        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with
-        the picture running fast. lengths, visual_lengths: real tokens and regions per row, where
+        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows,
+        pictures varying fastest. lengths, visual_lengths: real tokens and regions per row, where
         these stand first.
         """
         if visual_features is None or visual_boxes is None:
@@ -369,7 +369,7 @@ class ViLBert(VisionLanguageModel):
 
     def paired(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
         """The streams run apart until they first meet; there one text, or with ``all_pairs`` each,
-        is repeated for each picture, rows with the picture running fast.
+        is repeated for each picture; pictures vary fastest.
         """
         steps = self.encoder.steps
         meet = next((i for i, step in enumerate(steps) if len(step.writes) > 1), len(steps))
