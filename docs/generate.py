@@ -5,8 +5,8 @@ licence and proof, tasks, techniques), and the names of `zoo` for type checkers.
     python -m docs.generate --check    exit code 1 where a page is out of date
 
 A page asks for a table by a line ``<!-- table: sizes -->`` (or ``checkpoints``, ``tasks``); the
-table stands between it and ``<!-- end
--->``. The schedules of models with several streams are drawn into `docs/images/`.
+table stands between it and ``<!-- end -->``. The schedules of models with several streams are drawn
+into `docs/images/`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def checkpoints(variants: list[registry.Variant]) -> str:
             record = known.get(f"{v.name}.{tag}")
             if record is None:
                 continue
-            seen = "map proven, bytes never seen" if record.unverified else "bytes hashed"
+            seen = "map tested, file not hashed yet" if record.unverified else "hash recorded"
             sources = "<br>".join(f"`{s}`" for s in record.sources)
             rows.append(
                 [f"`{v.name}.{tag}`", sources, f"`{record.layout}`", record.licence or "", seen, record.detector or ""]

@@ -186,8 +186,7 @@ def file_size(model: Any) -> float:
         )
 
 
-# --- the techniques
-# ------------------------------------------------------------------------------------------------------------------
+# --- the techniques ---------------------------------------------------------------------------------------------------
 
 
 def weights(model: Any, data: Texts, sparsity: float) -> Any:
@@ -322,13 +321,19 @@ def run(data: Texts, tuned: Any) -> Iterable[Row]:
     width = tuned.config.hidden_size // 3
     yield measure("fine-tuned, as it is", fresh(), data)
     yield measure(
-        "weights 50 % gone, across", weights(fresh(), data, 0.5), data, remark="no faster: dense products over zeros"
+        "weights 50 % gone, across",
+        weights(fresh(), data, 0.5),
+        data,
+        remark="no faster: dense multiplications over zeros",
     )
     yield measure(
-        "weights 80 % gone, across", weights(fresh(), data, 0.8), data, remark="no faster: dense products over zeros"
+        "weights 80 % gone, across",
+        weights(fresh(), data, 0.8),
+        data,
+        remark="no faster: dense multiplications over zeros",
     )
     yield measure(
-        "movement, 50 % gone", movement(fresh(), data, 0.5), data, remark="no faster: dense products over zeros"
+        "movement, 50 % gone", movement(fresh(), data, 0.5), data, remark="no faster: dense multiplications over zeros"
     )
     yield measure("half of the heads, by importance", heads(fresh(), data, 0.5), data)
     yield measure("half of the units, by magnitude", units(fresh(), data, 0.5), data)
@@ -338,7 +343,7 @@ def run(data: Texts, tuned: Any) -> Iterable[Row]:
     yield measure("4 of 6 layers", layers(fresh(), data, (3, 4)), data)
     three = successors(fresh(), data, 3)
     yield measure("Theseus, 3 layers", three, data)
-    yield measure(f"word table of width {width}", table(fresh(), data, width), data)
+    yield measure(f"token table of width {width}", table(fresh(), data, width), data)
     leave = exits(fresh(), data)
     yield measure(
         "exits, entropy < 0.6", leave, data, leaving(threshold=0.6), remark=mean_layers(leave, data, threshold=0.6)

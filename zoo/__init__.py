@@ -2,8 +2,8 @@
 prove themselves.
 
     import zoo
-    model = zoo.create("albert-base")                                      # random weights, as the paper draws them
-    model = zoo.create("minilm-l6-h384.all-minilm-l6-v2", pretrained=True)     # a public checkpoint, verified and converted
+    model = zoo.create("albert-base")  # random weights, as the paper draws them
+    model = zoo.create("minilm-l6-h384.all-minilm-l6-v2", pretrained=True)  # a public checkpoint, converted
 
 Importing this package imports no torch; each name below is loaded when it is first used.
 """

@@ -885,6 +885,9 @@ def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(
 
 
 def test_fetching_needs_no_torch_and_reads_the_hub_library_only_when_asked() -> None:
-    code = "import sys, zoo.checkpoints.fetching.fetch, zoo.checkpoints.fetching.cache, json; print(json.dumps([n for n in ('torch', 'huggingface_hub', 'numpy') if n in sys.modules]))"
+    code = (
+        "import json, sys, zoo.checkpoints.fetching.fetch, zoo.checkpoints.fetching.cache\n"
+        "print(json.dumps([n for n in ('torch', 'huggingface_hub', 'numpy') if n in sys.modules]))"
+    )
     out, err = run(code).communicate(timeout=60)
     assert json.loads(out) == [], err

@@ -48,8 +48,7 @@ def a_map(**tables):
     return parse_map(table, "own.toml")
 
 
-# --- templates
-# ------------------------------------------------------------------------------------------------------------------
+# --- templates --------------------------------------------------------------------------------------------------------
 
 names = st.text("ab._", min_size=1, max_size=3)
 
@@ -105,8 +104,7 @@ def test_a_condition_holds_as_it_reads(text, config, holds):
     assert Condition.parse(text, None).holds(config) is holds
 
 
-# --- bad maps
-# ------------------------------------------------------------------------------------------------------------------
+# --- bad maps ---------------------------------------------------------------------------------------------------------
 
 BAD_MAPS = {
     "no family": ({"family": None}, "family"),
@@ -226,8 +224,7 @@ def test_every_map_of_the_project_loads_under_its_own_name():
         assert layouts.load(name).layout == name
 
 
-# --- operations
-# ------------------------------------------------------------------------------------------------------------------
+# --- operations -------------------------------------------------------------------------------------------------------
 
 W = torch.arange(24.0).reshape(6, 4)
 OPERATIONS = {
@@ -381,8 +378,7 @@ def test_a_passenger_travels_both_ways_under_its_own_name():
     assert equal(keymap.back(infos(ours), {}).run(ours.__getitem__), theirs)
 
 
-# --- what a file may not do
-# -------------------------------------------------------------------------------------------------------------
+# --- what a file may not do -------------------------------------------------------------------------------------------
 
 
 def hf_bert(heads=("masked_lm", "next_sentence"), config=BERT, **options):
@@ -508,8 +504,7 @@ def test_a_pooler_that_the_config_does_not_want_is_left_out_and_told():
     assert plan.left_out["bert.pooler.dense.weight"] == "the config asks for no pooler"
 
 
-# --- spellings of the Hugging Face layouts
-# ------------------------------------------------------------------------------------------------
+# --- spellings of the Hugging Face layouts ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
@@ -591,8 +586,7 @@ def test_tensorflow_albert_leaves_out_a_mapping_that_changes_no_size():
     assert not any("embedding_hidden_mapping_in" in name for name in theirs)
 
 
-# --- golden files and random configs
-# ------------------------------------------------------------------------------------------------------
+# --- golden files and random configs ----------------------------------------------------------------------------------
 
 
 def golden(case):
@@ -707,8 +701,7 @@ def test_ours_survives_the_way_out_and_in_again_bit_for_bit(layout, data):
     assert keymap.config_forward(keymap.config_back(config, heads), theirs) == config
 
 
-# --- against transformers
-# -----------------------------------------------------------------------------------------------------------------
+# --- against transformers ---------------------------------------------------------------------------------------------
 
 TRANSFORMERS = {
     "BertModel": (),
@@ -784,8 +777,7 @@ def test_saved_files_of_transformers_hold_what_the_way_back_writes(tmp_path):
     assert equal(keymap.back(infos(ours), config).run(ours.__getitem__), theirs)
 
 
-# --- configs
-# ------------------------------------------------------------------------------------------------------------------
+# --- configs ----------------------------------------------------------------------------------------------------------
 
 HF_BERT = {
     "model_type": "bert",
@@ -893,8 +885,7 @@ def test_each_activation_word_has_one_meaning_and_one_way_back():
     assert keymap.config_back({**BERT, "activation": "gelu_tanh"})["hidden_act"] == "gelu_new"
 
 
-# --- recognising
-# ------------------------------------------------------------------------------------------------------------------
+# --- recognising ------------------------------------------------------------------------------------------------------
 
 
 def test_a_layout_is_recognised_without_model_type_and_without_config():

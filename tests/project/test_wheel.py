@@ -19,7 +19,8 @@ SCRIPT = """
 import json, sys, torch, zoo
 from pathlib import Path
 assert "site-packages" in zoo.__file__, zoo.__file__
-model = zoo.create("albert-base", num_layers=2, hidden_size=16, num_heads=2, intermediate_size=20, embedding_size=8, vocab_size=30)
+sizes = dict(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=20, embedding_size=8, vocab_size=30)
+model = zoo.create("albert-base", **sizes)
 zoo.save(model, "ours")
 zoo.convert("ours", "theirs", to="hf-albert")
 report = zoo.convert("theirs", "again.safetensors")

@@ -97,8 +97,7 @@ def test_labels_of_replaced_tokens_are_zero_or_one():
         model(torch.tensor([[4, 5]]), labels=torch.tensor([[0, 2]]))
 
 
-# --- the step
-# ------------------------------------------------------------------------------------------------------------------
+# --- the step ---------------------------------------------------------------------------------------------------------
 
 
 def pair(**options: Any) -> ElectraPretraining:
@@ -209,8 +208,7 @@ def test_the_pair_learns_to_tell_replaced_tokens():
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
-# --- one TensorFlow file, two networks
-# ----------------------------------------------------------------------------------------------------
+# --- one TensorFlow file, two networks --------------------------------------------------------------------------------
 
 
 def one_file(untied: bool) -> tuple[Any, Any, dict[str, Tensor]]:

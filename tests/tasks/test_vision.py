@@ -137,8 +137,7 @@ def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
     return {"labels": matching}
 
 
-# -- the registry
-# ------------------------------------------------------------------------------------------------------------------
+# -- the registry ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -169,8 +168,7 @@ def test_tasks_over_texts_do_not_fit_and_those_over_pictures_do(name):
     assert sorted(two_streams) == sorted(v.name for v in registry.families()["vilbert"])
 
 
-# -- padding, order, packing
-# -------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -366,8 +364,7 @@ def test_in_training_packed_and_unpacked_give_one_loss_and_one_gradient(name, ta
             assert float((gradient - other_gradients[key]).abs().max()) <= TOLERANCE * largest, key
 
 
-# -- save and load, export, compile
-# ------------------------------------------------------------------------------------------------------
+# -- save and load, export, compile ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((name, None) for name in FAMILIES), *FAMILY_TASKS])
@@ -459,8 +456,7 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
                 assert (tensor == 1).all(), key
 
 
-# -- VisualBERT against transformers
-# -----------------------------------------------------------------------------------------------------
+# -- VisualBERT against transformers -----------------------------------------------------------------------------------
 
 
 def theirs_of(task: str | None, ours: Any, options: dict[str, Any]) -> Any:
@@ -566,8 +562,7 @@ def test_each_head_gives_transformers_logits_and_losses(task, data):
         agree(mine.logits, unlabelled.logits, "logits", 1e-9)
 
 
-# -- ViLBERT's own
-# ------------------------------------------------------------------------------------------------------------------
+# -- ViLBERT's own -----------------------------------------------------------------------------------------------------
 
 
 def naive_co_attention(
@@ -768,8 +763,7 @@ def bert_like() -> Any:
     return BertConfig(**fields)
 
 
-# -- the maps
-# ------------------------------------------------------------------------------------------------------------------
+# -- the maps ----------------------------------------------------------------------------------------------------------
 
 PRETRAINING = ("masked_lm", "image_text_matching")
 SHARED = (
@@ -825,8 +819,7 @@ def test_a_checkpoint_goes_through_ours_and_back_bit_by_bit(name):
     assert keymap.config_forward(keymap.config_back(config, heads), infos) == config
 
 
-# -- which layout a file is in
-# -------------------------------------------------------------------------------------------------------------
+# -- which layout a file is in -----------------------------------------------------------------------------------------
 
 SYSTEMS = {
     "visualbert": "visualbert",

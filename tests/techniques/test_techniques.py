@@ -49,8 +49,7 @@ def bert(task: str | None = None, **fields: object) -> nn.Module:
     return build("bert", small_config("bert", **fields), task, seed=3)
 
 
-# -- the matrix
-# ------------------------------------------------------------------------------------------------------------------
+# -- the matrix --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("technique", "family"), SAMPLE)
@@ -173,8 +172,7 @@ def test_a_layout_without_names_for_new_tensors_is_refused_and_one_is_enough_for
     zoo.convert(zoo.save(model, tmp_path / "merged"), tmp_path / "other.safetensors", to="hf-bert")
 
 
-# -- LoRA and adapters
-# -------------------------------------------------------------------------------------------------------------------
+# -- LoRA and adapters -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -389,8 +387,7 @@ def test_a_switch_of_one_layer_stays_in_the_record_beside_that_of_another(tmp_pa
     assert same(run(zoo.load(zoo.save(model, tmp_path / "saved"))), run(model), 1e-14)
 
 
-# -- K-Adapter
-# ------------------------------------------------------------------------------------------------------------------
+# -- K-Adapter ---------------------------------------------------------------------------------------------------------
 
 SMALL_K = {"size": 4, "num_heads": 2, "intermediate_size": 6, "num_layers": 1, "dropout": 0.0}
 
@@ -837,8 +834,7 @@ def test_an_ejected_prefix_gives_the_same(tmp_path):
     assert [name for name, _ in model.prefixes.named_parameters()] == ["default.values"]
 
 
-# -- sharing and factorised tables
-# -------------------------------------------------------------------------------------------------------
+# -- sharing and factorised tables -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -929,8 +925,7 @@ def test_a_factorised_model_predicts_words_through_the_product():
     assert relative(model(**small_batch("bert").inputs).logits, wanted) <= 1e-10
 
 
-# -- sparse attention
-# --------------------------------------------------------------------------------------------------------------------
+# -- sparse attention --------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -1107,8 +1102,7 @@ def test_strided_attention_in_a_model_is_the_dense_model_under_its_mask(mix):
             assert torch.equal(maps[0, head] > 0, turn)
 
 
-# -- adaptive spans
-# ----------------------------------------------------------------------------------------------------------------------
+# -- adaptive spans ----------------------------------------------------------------------------------------------------
 
 
 @given(

@@ -43,9 +43,9 @@ def info(name: str) -> dict[str, Any]:
             "licence": record.licence if record else None,
             "verified": "no public source"
             if record is None
-            else "map proven, bytes never seen"
+            else "map tested, file not hashed yet"
             if record.unverified
-            else "bytes hashed",
+            else "hash recorded",
             "features": features_of(record.detector) if record and record.detector else None,
             "notes": " ".join(
                 filter(None, (record.notes if record else "", variant.tags[each].notes if each in variant.tags else ""))

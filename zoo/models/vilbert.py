@@ -1,9 +1,10 @@
 """ViLBERT (Lu et al., 2019): two streams, words and regions, that look at each other in
 co-attention blocks; 12-in-1 (Lu et al., 2020).
 
-    text_0  = norm(token + position + segment)      image_0 = norm(W_f f + W_l l)      l: x1, y1, x2, y2, area, relative
-    text'   = norm(text + W MHA(q = text, kv = image)),            image'  = norm(image + W MHA(q = image, kv = text))          co-attention
-              then a feed-forward each; between them each stream runs plain blocks of its own
+    text_0  = norm(token + position + segment)
+    image_0 = norm(W_f f + W_l l)                          l: x1, y1, x2, y2, area, relative
+    text'   = norm(text + W MHA(q = text, kv = image))     co-attention, then a feed-forward each;
+    image'  = norm(image + W MHA(q = image, kv = text))    between them each stream runs plain blocks of its own
     pooled  = relu(W_t text_first) * relu(W_v image_first)         or their sum: ``fusion``
 
 Connection k stands before text block ``text_connections[k]`` and image block
@@ -332,10 +333,10 @@ class ViLBert(VisionLanguageModel):
         """Encode texts and the regions of their pictures.
 
         visual_features: (batch, regions, visual size). visual_boxes: (batch, regions, box size),
-        see `zoo.regions`. visual_mask: (batch, regions), 1/True = a real region. task_type_ids:
+        see `zoo.data.regions.regions`. visual_mask: (batch, regions), 1/True = a real region. task_type_ids:
         (batch,) int, for models with task tokens. One text with many pictures runs through its own
-        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with
-        the picture running fast. lengths, visual_lengths: real tokens and regions per row, where
+        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows,
+        pictures varying fastest. lengths, visual_lengths: real tokens and regions per row, where
         these stand first.
         """
         if visual_features is None or visual_boxes is None:
@@ -368,7 +369,7 @@ class ViLBert(VisionLanguageModel):
 
     def paired(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
         """The streams run apart until they first meet; there one text, or with ``all_pairs`` each,
-        is repeated for each picture, rows with the picture running fast.
+        is repeated for each picture; pictures vary fastest.
         """
         steps = self.encoder.steps
         meet = next((i for i, step in enumerate(steps) if len(step.writes) > 1), len(steps))
