@@ -15,7 +15,7 @@ classifier's pooler starts at random.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.layers import activation
 from zoo.models.base.config import check_positive
 from zoo.models.bert import Bert, BertConfig
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, SPAN_BOUNDARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +88,4 @@ class SpanBoundaryHead(nn.Module):
 class SpanBert(Bert):
     Config = SpanBertConfig
     heads = {**Bert.heads, "span_boundary": SpanBoundaryHead}
+    pretraining = (MASKED_LM, SPAN_BOUNDARY, replace(NEXT_SENTENCE, optional=True))

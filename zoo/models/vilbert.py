@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,10 @@ from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
 from zoo.layers.run import Journey
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import VisionLanguageModel
+from zoo.models.base.model import Reading, VisionLanguageModel
 from zoo.models.base.outputs import Encoded, Streams
+from zoo.registry.inputs import Input
+from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_REGION, MASKED_WORDS
 from zoo.registry.variants import TEXT_INPUTS
 
 
@@ -83,6 +85,7 @@ class ViLBertConfig(Config):
     dynamic_attention: bool = False
     fusion: str = "mul"
     num_tasks: int = 0  # rows of the task table; 0: no task token
+    whole_image_at: ClassVar[str] = "first"  # where `Regions.for_model` puts it
     region_target_size: int = (
         1601  # what a masked region is predicted as: the detector's classes, or the feature's width
     )
@@ -283,10 +286,18 @@ class ViLBert(VisionLanguageModel):
         "masked_region": lambda c: RegionHead(c.image_hidden_size, c.region_target_size, c.activation, c.norm_eps),
         "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
     }
+    pretraining = (MASKED_WORDS, MASKED_REGION, IMAGE_TEXT_MATCHING)
     task_heads = {
         "visual_question_answering": lambda c, n: AnswerHead(c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }
+    offers = {
+        **VisionLanguageModel.offers,
+        "regions": Reading(
+            lambda e: e.image.last_hidden_state, padding=lambda model, given, e: model.region_padding(given, e)
+        ),
+    }
+    own_inputs = (Input("task_type_ids", ("batch",), "int", "12-in-1: the row of the task's token"),)
     inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")
     matching_dropout = 0.1
     embeddings: TaskEmbeddings
@@ -396,3 +407,13 @@ class ViLBert(VisionLanguageModel):
         mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
         lengths = None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
         return Padding.of(mask, (rows, length), lengths=lengths, device=encoded.text.last_hidden_state.device)
+
+    def region_padding(self, given: Mapping[str, Any], encoded: Streams) -> Padding:
+        """Which regions are real; every picture may have met every text, pictures running fast."""
+        assert encoded.image is not None
+        rows, regions = encoded.image.last_hidden_state.shape[:2]
+        mask, lengths = given.get("visual_mask"), given.get("visual_lengths")
+        mask = None if mask is None else mask.repeat(rows // mask.shape[0], 1)
+        lengths = None if lengths is None else [*lengths] * (rows // len(lengths))
+        device = encoded.image.last_hidden_state.device
+        return Padding.of(mask, (rows, regions), lengths=lengths, name="visual_mask", device=device)

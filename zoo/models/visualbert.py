@@ -30,8 +30,9 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
 from zoo.layers.masks import first_columns
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import VisionLanguageModel
+from zoo.models.base.model import VisionLanguageModel, before_last
 from zoo.models.base.outputs import Joint
+from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_WORDS
 from zoo.registry.variants import TEXT_INPUTS
 
 
@@ -128,8 +129,8 @@ class VisualBert(VisionLanguageModel):
         "image_text_matching": lambda c: nn.Linear(c.hidden_size, 2),
         "region_to_phrase": lambda c: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads),
     }
+    pretraining = (MASKED_WORDS, IMAGE_TEXT_MATCHING)
     inputs = (*TEXT_INPUTS, "visual_features", "visual_mask", "visual_token_type_ids", "image_text_alignment")
-    answers_at = "last-word"
     pairs_of_pictures = False
     answer_loss = "kl"
 
@@ -234,6 +235,11 @@ class VisualBert(VisionLanguageModel):
         assert text is not None
         assert image is not None
         return torch.cat([text, image], 1)
+
+    def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Tensor:
+        """The word before the closing [SEP], where the authors put a [MASK]."""
+        real = self.word_padding(given, encoded).real
+        return before_last(encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length])
 
     def word_padding(self, given: Mapping[str, Any], encoded: Joint) -> Padding:
         batch, total = encoded.last_hidden_state.shape[:2]

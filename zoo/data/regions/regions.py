@@ -189,7 +189,7 @@ class Regions:
         """What a model of this config reads: ``visual_features``, ``visual_boxes`` where it reads
         boxes, ``visual_mask``; always batched.
 
-        Adds the whole-image region where the model wants one (`NEEDS`, unless
+        Adds the whole-image region where the config says a place for one (``whole_image_at``, unless
         ``config.whole_image`` is False) and these regions have none. Refuses features of another
         width and says which detectors give the wanted one.
         """
@@ -202,7 +202,7 @@ class Regions:
                 f"{trained or 'none'}"
             )
         regions = self
-        place = NEEDS.get(name) if getattr(config, "whole_image", True) else None
+        place = getattr(config, "whole_image_at", None) if getattr(config, "whole_image", True) else None
         if place is not None and self.whole_image is None:
             regions = self.with_whole_image(place)
         regions = regions if regions.batched else stack([regions])
@@ -225,10 +225,6 @@ class Regions:
         if len(found) != 1 or found[0][0]:
             raise InputError(f"{path} holds pictures by name; read them with zoo.data.regions.files.read_regions")
         return found[0][1]
-
-
-NEEDS = {"ViLBert": "first"}
-"""Where a family wants the whole picture among the regions."""
 
 
 def box_overlap(left: Tensor, right: Tensor, *, inclusive: bool = True) -> Tensor:

@@ -10,13 +10,14 @@ from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.masks import Padding
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace
-from zoo.models.base.model import Model
+from zoo.models.base.model import Model, Reading, need_pooler
 from zoo.models.base.outputs import Encoded
 
 
 class TextEncoder(Model):
     """A model that reads one text: embeddings, a stack, a pooler where the config has one."""
 
+    offers = {**Model.offers, "pooled": Reading(need_pooler, pooled=True)}
     embeddings: TextEmbeddings
     encoder: Stack
     pooler: nn.Module | None
