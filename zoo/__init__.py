@@ -71,7 +71,7 @@ _WHERE = {
     "list_models": "zoo.registry.listing",
     "load": "zoo.checkpoints.load",
     "optimize": "zoo.inference.optimize",
-    "packing": "zoo.layers.masks",
+    "packing": "zoo.layers.padding",
     "register": "zoo.registry.variants",
     "save": "zoo.checkpoints.save",
     "tokenizer": "zoo.checkpoints.tokenizer",
@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     from zoo.inference.export import export as export
     from zoo.inference.generate import generate as generate
     from zoo.inference.optimize import optimize as optimize
-    from zoo.layers.masks import packing as packing
+    from zoo.layers.padding import packing as packing
     from zoo.models.base.config import Config as Config
     from zoo.models.base.model import Model as Model
     from zoo.registry.listing import list_models as list_models

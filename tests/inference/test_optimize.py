@@ -20,7 +20,7 @@ from zoo.errors import InputError, UnknownNameError
 from zoo.inference.int8 import Int8Linear, int8_product, quantize_rows
 from zoo.inference.prepared import FUSED, JoinedAttention, PreparedLinear, ShortAttention
 from zoo.layers import Mask
-from zoo.layers.attention import Attention, DenseAttention
+from zoo.layers.attention import Attention, AttentionArgs, DenseAttention
 from zoo.layers.feed_forward import ACTIVATIONS
 from zoo.layers.masks import window
 
@@ -243,7 +243,7 @@ def test_short_attention_is_attention(dtype, batch, length, keys, masked, data):
     elif masked == "window":
         mask = Mask() & window(3)
     bias = seeded(1, 2, 80, 80, seed=9).to(dtype) if data.draw(st.booleans()) else None
-    mine, theirs = ((core(q, k, v, mask, bias, None, 0.0)) for core in (ShortAttention(), DenseAttention()))
+    mine, theirs = (core(q, k, v, AttentionArgs(mask, bias)) for core in (ShortAttention(), DenseAttention()))
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 

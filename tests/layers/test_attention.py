@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.layers import Attention, Mask, Padding, Trace, between, causal, packing, prefix, together, window
+from zoo.layers import Attention, Mask, Padding, Run, Trace, causal, cross_mask, packing, prefix, window
+from zoo.layers.padding import together
 
 PATTERNS = {"none": None, "causal": causal(), "window": window(1), "prefix": prefix(2), "both": causal() & window(2)}
 
@@ -88,7 +89,11 @@ def test_every_path_equals_the_loops(data, pattern, biased, batch, length):
 
     def run(pack: bool, trace: Trace | None = None) -> Tensor:
         padding = Padding.of(real, (batch, length), pack=pack)
-        mask = padding.mask if PATTERNS[pattern] is None else padding.mask & PATTERNS[pattern]
+        mask = (
+            cross_mask(padding, padding)
+            if PATTERNS[pattern] is None
+            else cross_mask(padding, padding) & PATTERNS[pattern]
+        )
         rows = padding.pack(x)
         return padding.unpack(op(rows, rows, rows, mask, bias, trace))
 
@@ -107,7 +112,7 @@ def test_cross_attention_between_two_packed_streams_equals_the_loops(data, batch
     y = torch.randn(batch, keys, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     wanted = oracle(op, x, y, real_k[:, None, :].expand(batch, queries, keys))
     packed_y = image.pack(y)
-    got = text.unpack(op(text.pack(x), packed_y, packed_y, between(text, image)))
+    got = text.unpack(op(text.pack(x), packed_y, packed_y, cross_mask(text, image)))
     torch.testing.assert_close(got[real_q], wanted[real_q], rtol=1e-10, atol=1e-10)
     unpacked = op(x, y, y, Mask(keys=real_k))
     torch.testing.assert_close(unpacked[real_q], wanted[real_q], rtol=1e-10, atol=1e-10)
@@ -121,7 +126,9 @@ def test_a_visible_matrix_decides_row_by_row_and_an_empty_row_gives_zeros():
     padding = Padding.of(visible, (2, 5))
     wanted = oracle(op, x, x, visible)
     for trace in (None, Trace(attentions=True)):
-        torch.testing.assert_close(op(x, x, x, padding.mask, None, trace), wanted, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            op(x, x, x, cross_mask(padding, padding), None, trace), wanted, rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -140,7 +147,7 @@ def test_a_mask_hides_a_key_however_the_scores_lie(pack, written_out, low):
     wanted = oracle(op, x, x, real[:, None, :].expand(2, 4, 4))
     padding = Padding.of(real, (2, 4), pack=pack)
     rows = padding.pack(x)
-    got = padding.unpack(op(rows, rows, rows, padding.mask, None, Trace(attentions=written_out)))
+    got = padding.unpack(op(rows, rows, rows, cross_mask(padding, padding), None, Trace(attentions=written_out)))
     torch.testing.assert_close(got[real], wanted[real], rtol=1e-9, atol=1e-9)
 
 
@@ -149,7 +156,7 @@ def test_gradients_stay_finite_where_a_query_sees_nothing():
     for trace in (None, Trace(attentions=True)):
         x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
         padding = Padding.of(real, (2, 3), pack=False)
-        op(x, x, x, padding.mask, None, trace).sum().backward()
+        op(x, x, x, cross_mask(padding, padding), None, trace).sum().backward()
         assert x.grad is not None
         assert x.grad.isfinite().all()
 
@@ -157,19 +164,19 @@ def test_gradients_stay_finite_where_a_query_sees_nothing():
 def test_packed_attention_computes_no_score_for_padding(monkeypatch):
     seen = []
     op = attention()
-    original = op.attend
+    original = op.core.forward
 
-    def spy(q, k, v, mask, bias, trace):
-        seen.append((q.shape[0], q.shape[1], k.shape[1], mask.keys))
-        return original(q, k, v, mask, bias, trace)
+    def spy(q, k, v, args):
+        seen.append((q.shape[0], q.shape[2], k.shape[2], args.mask.keys))
+        return original(q, k, v, args)
 
-    monkeypatch.setattr(op, "attend", spy)
+    monkeypatch.setattr(op.core, "forward", spy)
     lengths = [3, 1, 3, 5]
     real = torch.arange(5)[None] < torch.tensor(lengths)[:, None]
     padding = Padding.of(real, (4, 5))
     x = padding.pack(torch.randn(4, 5, 8, dtype=torch.float64))
     assert x.shape == (12, 8)
-    op(x, x, x, padding.mask)
+    op(x, x, x, cross_mask(padding, padding))
     assert seen == [(1, 1, 1, None), (2, 3, 3, None), (1, 5, 5, None)]
 
 
@@ -217,7 +224,7 @@ def test_streams_packed_in_different_orders_are_refused():
     text = Padding.of(torch.tensor([[1, 1], [1, 0]]), (2, 2))
     image = Padding.of(torch.tensor([[1, 0], [1, 1]]), (2, 2))
     with pytest.raises(InputError, match="together"):
-        between(text, image)
+        cross_mask(text, image)
 
 
 def test_no_module_of_the_layers_hides_a_function_of_that_name():
@@ -225,3 +232,26 @@ def test_no_module_of_the_layers_hides_a_function_of_that_name():
 
     modules = {path.stem for path in Path(zoo.layers.__file__).parent.glob("*.py")}
     assert not modules & set(zoo.layers.__all__)
+
+
+@given(data=st.data(), batch=st.integers(1, 4), context=st.integers(1, 4), words=st.integers(1, 4))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_ranks_let_one_stream_write_and_packed_equals_the_dense_matrix(data, batch, context, words):
+    """Sequence-to-sequence in one stream: the context (rank 0) is seen by all and sees only itself, written words see
+    the context and the words before them (UniLM, VLP).
+    """
+    op, length = attention(), context + words
+    real = data.draw(reals(batch, length))
+    x = torch.randn(batch, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    ranks = torch.cat([torch.zeros(context, dtype=torch.int64), torch.arange(1, words + 1)]).expand(batch, -1)
+    allowed = torch.zeros(length, length, dtype=torch.bool)
+    for query in range(length):
+        for key in range(length):
+            allowed[query, key] = key < context or context <= key <= query
+    wanted = oracle(op, x, x, real[:, None, :] & allowed)
+    for on in (True, False):
+        with packing(on):
+            run = Run(x, real, ranks=ranks)
+            got = run.through(lambda rows, mask, bias, trace: op(rows, rows, rows, mask, bias, trace), causal())
+        torch.testing.assert_close(got[real], wanted[real], rtol=1e-10, atol=1e-10)
+        assert not got[~real].any()

@@ -47,7 +47,7 @@ TEXT_FAMILIES = [name for name in FAMILIES if not several_streams(name)]
 REGISTERED = strategies.registered()
 VARIANTS = sorted(v.name for name in REGISTERED for v in registry.families()[name])
 NAMES = [n for v in VARIANTS for n in (v, *(f"{v}.{tag}" for tag in registry.variant(v).tags))]
-TOLERANCE = 1e-12  # two paths through the same numbers in float64
+TOLERANCE = 2e-12  # two paths through the same numbers in float64; norms over two numbers were seen to widen rounding to 1.02e-12
 SETTINGS = {"deadline": None, "derandomize": True}
 PROPERTIES = (
     "padding",

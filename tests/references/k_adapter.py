@@ -134,7 +134,7 @@ def pretraining(case: Case) -> dict[str, Any]:
         x = post_norm(x, lambda y: attention(y, y, y, Mask(keys=mask), None, trace), norm, nn.Identity())
     logits = linear(case, f"{own}out_proj", linear(case, f"{own}dense", x))
     loss = F.cross_entropy(logits[mask], case.inputs["labels"][mask])
-    maps = trace.maps()
+    maps = trace.attentions
     assert maps is not None
     return outputs | {"logits": logits, "loss": loss, "attention_probs": maps[0]}
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.references.case import Adapter, Case, Output
-from zoo.layers import Attention, EncoderBlock, FeedForward, Padding, post_norm, pre_norm
+from zoo.layers import Attention, EncoderBlock, FeedForward, Padding, cross_mask, post_norm, pre_norm
 from zoo.techniques.long_short.layers import DynamicKernel, Gated, LearnedKernel, LocalConvolution, LongShortAttention
 
 NAMES = {
@@ -84,7 +84,7 @@ def encoder_layers(case: Case) -> dict[str, Any]:
             weights = {renamed(n.partition(".")[2]): t for n, t in case.weights.items() if n.startswith(f"{layer}.")}
             made, kept = block(case.config, layer, weights), []
             handle = made.attention.register_forward_hook(lambda _m, _i, out, kept=kept: kept.append(out))
-            x = made(x, padding.mask)
+            x = made(x, cross_mask(padding, padding))
             handle.remove()
             outputs[f"lsra.{layer}"] = Output(kept[0].transpose(0, 1), where=time_major)
             outputs[f"layer.{layer}"] = Output(x.transpose(0, 1), where=time_major)

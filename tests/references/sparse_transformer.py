@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.references.case import Adapter, Case
-from zoo.layers import Mask
+from zoo.layers import AttentionArgs, Mask
 from zoo.techniques.sparse.layers import SparseAttention, sparse_attention
 from zoo.techniques.sparse.patterns import Sparsity, everything, fixed, local, strided
 
@@ -85,7 +85,7 @@ def attention(case: Case) -> dict[str, Tensor]:
     for mode, context in case.config["modes"]:
         sparsity = sparsity_of(mode, context)
         out = sparse_attention(q, k, v, sparsity)
-        again = SparseAttention(sparsity)(q, k, v, Mask(), None, None, 0.0)
+        again = SparseAttention(sparsity)(q, k, v, AttentionArgs(Mask()))
         assert torch.equal(out, again)
         outputs[f"out.{mode}"] = out.transpose(1, 2).flatten(2)
     return outputs

@@ -93,7 +93,8 @@ def encoder(case: Case) -> Mapping[str, Any]:
         pooler = {"text": model.text_pooler, "image": model.image_pooler}
         states = {"text": result.text.hidden_states, "image": result.image.hidden_states}
         c = model.config
-        for step in interleaved(c.num_layers, c.image_num_layers, c.text_connections, c.image_connections):
+        streams = {"text": (c.num_layers, c.text_connections), "image": (c.image_num_layers, c.image_connections)}
+        for step in interleaved(streams):
             if (
                 step.part != "both" or c.co_attention
             ):  # the reference lists states at its connections, whether they run or not
@@ -103,7 +104,7 @@ def encoder(case: Case) -> Mapping[str, Any]:
                 for name, real in (("text", text), ("image", image)):
                     state = states[name][ran[name]]
                     outputs[f"after_connection_{step.index}_{name}"] = state_at(state, real)
-                    outputs[f"all_layers_mode_pooled_{name}"] = pooler[name](state[:, 0])
+                    outputs[f"all_layers_mode_pooled_{name}"] = pooler[name].transform(state[:, 0])
     for i, maps in enumerate(result.text.attentions):
         outputs[f"attn_text_{i}"] = map_at(maps, text)
     for i, maps in enumerate(result.image.attentions):

@@ -25,9 +25,7 @@ from zoo.data.regions.detectors import DETECTORS
 from zoo.errors import CheckpointError, ConfigError, FetchError, InputError, TaskError
 from zoo.formats.archive import Info
 from zoo.formats.opening import open_archive
-from zoo.layers import Attention, Padding, Schedule, bert_block, interleaved
-from zoo.layers.masks import between
-from zoo.layers.run import Journey
+from zoo.layers import Attention, Run, Runs, Schedule, bert_block, interleaved, packing
 from zoo.layers.schedule import draw as draw_schedule
 from zoo.maps import layouts
 from zoo.registry import records as sources
@@ -625,40 +623,37 @@ class SharedCross(nn.Module):
         self.cross, self.norm = Attention(size, 2), nn.LayerNorm(size)
         self.text, self.image = bert_block(size, 2, 5), bert_block(size, 2, 5)
 
-    def forward(
-        self, text: Tensor, image: Tensor, words: Padding, regions: Padding, trace: Any = None
-    ) -> tuple[Tensor, Tensor]:
-        new_text = self.norm(text + self.cross(text, image, image, between(words, regions), None, trace))
-        new_image = self.norm(image + self.cross(image, text, text, between(regions, words), None, trace))
-        return self.text(new_text, words.mask, None), self.image(new_image, regions.mask, None)
+    def forward(self, text: Tensor, image: Tensor, words: Run, regions: Run) -> tuple[Tensor, Tensor]:
+        new_text = self.norm(text + self.cross(text, image, image, words.looking_at(regions)))
+        new_image = self.norm(image + self.cross(image, text, text, regions.looking_at(words)))
+        return self.text(new_text, words.mask), self.image(new_image, regions.mask)
+
+
+def through(schedule: Schedule, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Both streams through a schedule, with the padding of `REAL_FIRST`."""
+    return Runs({name: Run(x[name], mask) for name, mask in zip(x, REAL_FIRST.values(), strict=True)}).through(schedule)
 
 
 def test_a_new_wiring_of_two_streams_is_a_block_of_its_own_and_runs_packed():
     torch.manual_seed(0)
     parts = {"text": [bert_block(4, 2, 5)], "image": [], "both": [SharedCross(4)]}
     schedule = Schedule(
-        {name: blocks for name, blocks in parts.items() if blocks}, interleaved(1, 0, (1,), (0,))
+        {name: blocks for name, blocks in parts.items() if blocks}, interleaved({"text": (1, (1,)), "image": (0, (0,))})
     ).double()
     x = {name: torch.randn(4, length, 4, dtype=torch.float64) for name, length in (("text", 6), ("image", 3))}
     made = []
     for pack in (True, False):
-        of = {
-            name: Padding.of(mask, x[name].shape[:2], pack=pack)
-            for name, mask in zip(x, REAL_FIRST.values(), strict=True)
-        }
-        way = Journey(x, of, hidden_states=False, attentions=False)
-        way.go(schedule)
-        made.append(way.x)
+        with packing(pack):
+            made.append(through(schedule, x))
     text, image = made[0]["text"], made[0]["image"]
     agree(text, made[1]["text"], "text")
     agree(image, made[1]["image"], "image")
     longer = {name: value.clone() for name, value in x.items()}
     longer["image"][1, 1:] += 1  # padding of row 1
     longer["image"][0, 0] += 1
-    way = Journey(longer, of, hidden_states=False, attentions=False)
-    way.go(schedule)
-    assert relative(way.x["text"][0], text[0]) > 1e-3, "the text sees its picture"
-    agree(way.x["text"][1:], text[1:], "the others")
+    changed = through(schedule, longer)
+    assert relative(changed["text"][0], text[0]) > 1e-3, "the text sees its picture"
+    agree(changed["text"][1:], text[1:], "the others")
 
 
 def test_the_published_schedule_is_the_papers():
@@ -670,7 +665,7 @@ def test_the_published_schedule_is_the_papers():
     for name in ("vilbert-base-2", "vilbert-base-4", "vilbert-base-8", "vilbert-large"):
         config = zoo.config(name)
         assert len(config.schedule) == config.num_layers + config.image_num_layers + len(config.text_connections)
-    drawn = draw_schedule(interleaved(3, 2, (1, 2), (0, 1)))
+    drawn = draw_schedule(interleaved({"text": (3, (1, 2)), "image": (2, (0, 1))}))
     assert drawn.splitlines()[0].split() == ["text", "image"]
     assert drawn.count("<=>") == 2
 

@@ -23,7 +23,7 @@ from zoo.checkpoints.adapters import files as foreign
 from zoo.errors import CheckpointError, ConfigError, InputError, TechniqueError, UnknownNameError
 from zoo.formats.opening import open_archive
 from zoo.layers import Mask, causal
-from zoo.layers.attention import DenseAttention
+from zoo.layers.attention import AttentionArgs, DenseAttention
 from zoo.techniques import freeze_all_but, new_tensors
 from zoo.techniques.adapters import technique as adapters
 from zoo.techniques.adapters.layers import Coupling
@@ -980,7 +980,7 @@ def test_sparse_attention_equals_dense_attention_under_the_patterns_mask(data, s
     before = None
     if data.draw(st.booleans()):
         before = tuple(torch.randn(1, 2, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    wanted = DenseAttention()(q, k, v, mask & sparsity.pattern, None, None, 0.0, before)
+    wanted = DenseAttention()(q, k, v, AttentionArgs(mask & sparsity.pattern, before=before))
     with torch.no_grad():
         assert float((sparse_attention(q, k, v, sparsity, mask, 0.0, before) - wanted).abs().max()) <= 1e-12
     q.requires_grad_()
@@ -1012,7 +1012,7 @@ def test_gradients_of_sparse_attention_are_those_of_dense(sparsity):
     inputs = [torch.randn(1, 2, 70, 3, generator=seeded(i), dtype=torch.float64).requires_grad_() for i in range(3)]
     weight = torch.randn(1, 2, 70, 3, generator=seeded(8), dtype=torch.float64)
     mine = torch.autograd.grad((sparse_attention(*inputs, sparsity) * weight).sum(), inputs)
-    dense = DenseAttention()(*inputs, Mask() & sparsity.pattern, None, None, 0.0)
+    dense = DenseAttention()(*inputs, AttentionArgs(Mask() & sparsity.pattern))
     for a, b in zip(mine, torch.autograd.grad((dense * weight).sum(), inputs), strict=True):
         assert relative(a, b) <= 1e-10
 
@@ -1020,8 +1020,8 @@ def test_gradients_of_sparse_attention_are_those_of_dense(sparsity):
 def test_heads_that_take_patterns_by_turns_write_their_own_rows_with_gradients_too():
     core = SparseAttention(local(3), strided(3), windowed(1, 2))
     inputs = [torch.randn(1, 4, 20, 3, generator=seeded(i), dtype=torch.float64).requires_grad_() for i in range(3)]
-    mine = core(*inputs, Mask(), None, None, 0.0)
-    dense = DenseAttention()(*inputs, core.under_rule(Mask(), 4, inputs[0]), None, None, 0.0)
+    mine = core(*inputs, AttentionArgs(Mask()))
+    dense = DenseAttention()(*inputs, AttentionArgs(core.under_rule(Mask(), 4, inputs[0])))
     assert relative(mine.detach(), dense.detach()) <= 1e-12
     weight = torch.randn(1, 4, 20, 3, generator=seeded(8), dtype=torch.float64)
     wanted = torch.autograd.grad((dense * weight).sum(), inputs)
@@ -1043,7 +1043,7 @@ def test_flex_attention_equals_the_plain_path_for_every_pattern(data, first, len
     if fronted:
         before = tuple(torch.randn(1, heads, 2, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     with torch.no_grad():
-        wanted = SparseAttention(*patterns)(q, k, v, mask, None, None, 0.0, before)
+        wanted = SparseAttention(*patterns)(q, k, v, AttentionArgs(mask, before=before))
         assert float((flex_sparse_attention(q, k, v, patterns, mask, before) - wanted).abs().max()) <= 1e-12
 
 
@@ -1135,7 +1135,7 @@ def test_heads_of_short_spans_cost_less_beside_a_long_one():
     assert core.groups(1024) == {1024: [0], 39: [1, 3], 8: [2]}
     q, k, v = (torch.randn(1, 4, 1024, 8, generator=seeded(i)) for i in range(3))
     with torch.no_grad(), FlopCounterMode(display=False) as mixed:
-        found = core(q, k, v, Mask(), None, None, 0.0)
+        found = core(q, k, v, AttentionArgs(Mask()))
         distance = (torch.arange(1024)[:, None] - torch.arange(1024))[None]
         whole, _ = core.attended(q, k, v, None, None, core.weight(distance), 0.0)
     assert relative(found, whole) <= 1e-5

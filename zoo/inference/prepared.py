@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.inference.int8 import Int8Linear
-from zoo.layers.attention import Attention, DenseAttention
+from zoo.layers.attention import Attention, AttentionArgs, DenseAttention
 from zoo.layers.masks import Mask
 from zoo.layers.trace import Trace
 
@@ -115,24 +115,15 @@ class ShortAttention(DenseAttention):
     longest = 512
     shortest = 48
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        bias: Tensor | None,
-        trace: Trace | None,
-        dropout: float,
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """As `DenseAttention`."""
         batch, heads, _, size = q.shape
         keys = k.shape[2]
         serves = batch == 1 if q.dtype == torch.float32 else keys >= self.shortest
-        plain = mask.keys is None and mask.dense is None and mask.pattern is None and bias is None and before is None
-        if not (plain and serves and keys <= self.longest) or (trace is not None and trace.wants_attentions):
-            return super().forward(q, k, v, mask, bias, trace, dropout, before)
+        mask, alone = args.mask, args.bias is None and args.before is None and not args.wants_probabilities
+        plain = alone and mask.keys is None and mask.dense is None and mask.pattern is None
+        if not (plain and serves and keys <= self.longest):
+            return super().forward(q, k, v, args)
         flat_q, flat_k, flat_v = (x[0] if batch == 1 else x.reshape(batch * heads, -1, x.shape[-1]) for x in (q, k, v))
         scores = torch.baddbmm(q.new_zeros(1), flat_q, flat_k.transpose(1, 2), beta=0, alpha=1 / math.sqrt(size))
         return torch.bmm(scores.softmax(-1), flat_v).unflatten(0, (batch, heads))
@@ -169,8 +160,4 @@ class JoinedAttention(Attention):
         assert key is value
         made = self.joined(query).unflatten(-1, (3, self.num_heads, self.head_size))
         q, k, v = (part.contiguous() for part in made.unbind(-3))
-
-        def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-            return self.attend(q, k, v, mask, bias, trace)
-
-        return self.output(mask.attend(kernel, q, k, v).flatten(-2))
+        return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))

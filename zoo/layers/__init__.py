@@ -1,12 +1,15 @@
 """Parts that serve more than one model. They know nothing of any model."""
 
-from zoo.layers.attention import Attention, explicit_attention, fused_attention
+from zoo.layers.attention import Attention, AttentionArgs, AttentionCore
 from zoo.layers.blocks import CoAttentionBlock, DecoderBlock, EncoderBlock, Side, bert_block, bert_block_of
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, activation
-from zoo.layers.masks import Mask, Padding, Pattern, between, causal, packing, packing_enabled, prefix, together, window
-from zoo.layers.pooler import FirstTokenPooler, ReluPooler, pool
+from zoo.layers.masks import Mask, Pattern, causal, cross_mask, prefix, window
+from zoo.layers.outputs import Encoded
+from zoo.layers.padding import Padding, packing, packing_enabled
+from zoo.layers.pooler import FirstTokenPooler, Pooler, ReluPooler, pool
 from zoo.layers.residual import Residual, post_norm, pre_norm
+from zoo.layers.run import Run, Runs
 from zoo.layers.schedule import Schedule, Step, draw, interleaved
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace
@@ -14,16 +17,22 @@ from zoo.layers.trace import Trace
 __all__ = [
     "ACTIVATIONS",
     "Attention",
+    "AttentionArgs",
+    "AttentionCore",
     "CoAttentionBlock",
     "DecoderBlock",
+    "Encoded",
     "EncoderBlock",
     "FeedForward",
     "FirstTokenPooler",
     "Mask",
     "Padding",
     "Pattern",
+    "Pooler",
     "ReluPooler",
     "Residual",
+    "Run",
+    "Runs",
     "Schedule",
     "Side",
     "Stack",
@@ -33,11 +42,9 @@ __all__ = [
     "activation",
     "bert_block",
     "bert_block_of",
-    "between",
     "causal",
+    "cross_mask",
     "draw",
-    "explicit_attention",
-    "fused_attention",
     "interleaved",
     "packing",
     "packing_enabled",
@@ -45,6 +52,5 @@ __all__ = [
     "post_norm",
     "pre_norm",
     "prefix",
-    "together",
     "window",
 ]

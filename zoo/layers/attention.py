@@ -1,132 +1,117 @@
 """Multi-head attention with the inputs of query, key and value apart, and its choice of kernel.
 
-    scores = q kᵀ / sqrt(head_size) + bias,   probabilities = softmax(scores where allowed),   output = W_o [heads of probabilities v] + b_o
+    scores = q kᵀ / sqrt(head_size) + bias
+    probabilities = softmax(scores where allowed)
+    output = W_o [heads of probabilities v] + b_o
 
-A query that may see nothing yields zeros (before W_o) on every path.
+A query that may see nothing yields zeros (before W_o) on every path. `Attention` projects and hands queries, keys and
+values to its core, one dense rectangle of the batch at a time; a core is exchangeable (sparse, quantized, ...).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError
+from zoo.layers.kernels.explicit import explicit_attention
+from zoo.layers.kernels.fused import fused_attention
 from zoo.layers.masks import Mask
 from zoo.layers.trace import Trace
 
 
-def explicit_attention(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float, dropout: float
-) -> tuple[Tensor, Tensor]:
-    """The paper's formula, written out; also gives the probabilities.
+@dataclass(frozen=True)
+class AttentionArgs:
+    """What an attention core is told besides queries, keys and values.
 
-    query, key, value (batch, heads, length, head size); allowed broadcastable bool (batch, heads,
-    query, key), True = may look; bias additive.
+    ``mask``: who may look at whom. ``bias``: additive (1 or batch, heads or 1, query, key). ``trace`` keeps the
+    probabilities where somebody asked. ``dropout``: the rate on the probabilities. ``before``: keys and values
+    (1 or batch, heads, n, head size) that stand in front of the real ones and that every query sees.
     """
-    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale
-    if bias is not None:
-        scores = scores + bias
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    probabilities = scores.softmax(-1)
-    if allowed is not None:
-        probabilities = probabilities.masked_fill(
-            ~allowed, 0
-        )  # exact zeros; a query that may see nothing gets none at all
-    return F.dropout(probabilities, dropout) @ value, probabilities
+
+    mask: Mask
+    bias: Tensor | None = None
+    trace: Trace | None = None
+    dropout: float = 0.0
+    before: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def wants_probabilities(self) -> bool:
+        return self.trace is not None and self.trace.wants_attentions
+
+    def keep(self, probabilities: Tensor) -> None:
+        """Hand the probabilities (batch, heads, query, key) to whoever asked."""
+        if self.trace is not None:
+            self.trace.keep(probabilities)
 
 
-def fused_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-    dropout: float,
-    causal: bool,
-) -> Tensor:
-    """The same through scaled_dot_product_attention, without probabilities. ``causal``: key <=
-    query, given instead of ``allowed``.
+class AttentionCore(Protocol):
+    """What stands between the projections of `Attention`: one dense rectangle in, one out.
+
+    q (batch, heads, query, head size), k and v (batch, heads, key, head size) -> (batch, heads, query, head size).
     """
-    if allowed is None or bias is not None:
-        add = bias if allowed is None or bias is None else bias.masked_fill(~allowed, -torch.inf)
-        out = F.scaled_dot_product_attention(
-            query, key, value, add, dropout, is_causal=causal and add is None, scale=scale
-        )
-        if allowed is None:
-            return out
-    else:
-        out = F.scaled_dot_product_attention(query, key, value, allowed, dropout, scale=scale)
-    return out.masked_fill(~allowed.any(-1, keepdim=True), 0)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor: ...
 
 
 class DenseAttention(nn.Module):
-    """Every query over every key that the mask allows: the core of `Attention`, between its
-    projections. It has no parameters.
+    """Every query over every key that the mask allows: the core of `Attention` by default. It has no parameters."""
 
-    Another core (sparse, with an adaptive span, behind a prefix) is called alike.
-    """
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        bias: Tensor | None,
-        trace: Trace | None,
-        dropout: float,
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """One dense rectangle: (batch, heads, length, head size) each -> (batch, heads, query
-        length, head size).
-
-        ``before``: keys and values (1, heads, n, head size) that stand in front of the real ones
-        and that every query sees.
-        """
-        scale = 1 / math.sqrt(q.shape[-1])
-        causal = mask.plain_causal and q.shape[2] == k.shape[2] and bias is None and before is None
-        wanted = trace is not None and trace.wants_attentions
-        allowed = None if causal and not wanted else mask.allowed(q.shape[2], k.shape[2], q.device)
-        if bias is not None:
-            bias = mask.bias_at(bias, q.shape[2], k.shape[2]).to(q.dtype)
-        if before is not None:
-            k, v, allowed, bias = in_front(before, k, v, allowed, bias)
-        if wanted:
-            assert trace is not None
-            out, probabilities = explicit_attention(q, k, v, allowed, bias, scale, dropout)
-            trace.keep(probabilities)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        scale, causal = 1 / math.sqrt(q.shape[-1]), is_plain_causal(q, k, args)
+        k, v, allowed, bias = visible(q, k, v, args, causal=causal)
+        if args.wants_probabilities:
+            out, probabilities = explicit_attention(q, k, v, allowed, bias, scale, args.dropout)
+            args.keep(probabilities)
             return out
-        return fused_attention(q, k, v, allowed, bias, scale, dropout, causal)
+        return fused_attention(q, k, v, allowed, bias, scale, args.dropout, causal)
+
+
+def is_plain_causal(q: Tensor, k: Tensor, args: AttentionArgs) -> bool:
+    """Whether the rectangle is causal and nothing else, so that a kernel's own causal form serves."""
+    alone = args.bias is None and args.before is None and not args.wants_probabilities
+    return alone and args.mask.plain_causal and q.shape[2] == k.shape[2]
+
+
+def visible(
+    q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, *, causal: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Keys and values with those that stand in front, who may look at them, and the bias: all of it for one rectangle.
+
+    ``causal``: the kernel masks by itself, so nothing is made of the mask.
+    """
+    queries, keys = q.shape[2], k.shape[2]
+    allowed = None if causal else args.mask.allowed(queries, keys, q.device)
+    bias = None if args.bias is None else args.mask.bias_at(args.bias, queries, keys).to(q.dtype)
+    return (k, v, allowed, bias) if args.before is None else in_front(args.before, k, v, allowed, bias)
 
 
 def in_front(
     before: tuple[Tensor, Tensor], k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Put keys and values that everyone sees in front of (batch, heads, length, head size), with
-    columns for them in mask and bias.
+    """Keys and values that everyone sees in front of (batch, heads, length, head size), with columns
+    for them in mask and bias.
     """
     n = before[0].shape[2]
     k, v = (
         torch.cat([extra.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2)
         for extra, x in zip(before, (k, v), strict=True)
     )
-    return (
-        k,
-        v,
-        None if allowed is None else F.pad(allowed, (n, 0), value=True),
-        None if bias is None else F.pad(bias, (n, 0)),
-    )
+    allowed = None if allowed is None else F.pad(allowed, (n, 0), value=True)
+    return k, v, allowed, None if bias is None else F.pad(bias, (n, 0))
 
 
 class Attention(nn.Module):
-    """Multi-head attention. ``key_size``: width of the key and value inputs where it differs from
-    the query's (cross-attention); ``head_size``: where it is not hidden_size / num_heads;
-    ``output_size``: where the result's width differs from the query's.
+    """Multi-head attention.
+
+    ``key_size``: width of the key and value inputs where it differs from the query's (cross-attention);
+    ``head_size``: where it is not hidden_size / num_heads; ``output_size``: where the result's width differs from
+    the query's.
     """
 
     roles = {  # what techniques may look for, see `Model.sites`
@@ -168,29 +153,43 @@ class Attention(nn.Module):
         bias: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """query (batch, length, hidden), key and value (batch, key length, key size), or their
-        packed rows -> like query.
+        """query (batch, length, hidden), key and value (batch, key length, key size), or their packed rows -> like query.
 
-        ``bias``: additive (1, heads or 1, query, key), or one for each row where the batch is not
-        packed. ``trace`` keeps the probabilities where somebody asked.
+        ``bias``: additive (1, heads or 1, query, key), or one for each row where the batch is not packed. ``trace``
+        keeps the probabilities where somebody asked.
         """
-        if bias is not None and mask.packed and bias.dim() == 4 and bias.shape[0] != 1:
-            raise InputError(
-                f"a packed batch takes one bias for all rows, got {tuple(bias.shape)}; run it with packing off"
-            )
-        # (batch, length, heads, head size), or (tokens, heads, head size) when packed
-        q = self.query(query).unflatten(-1, (self.num_heads, self.head_size))
-        k = self.key(key).unflatten(-1, (self.num_heads, self.head_size))
+        q = self.query(query).unflatten(-1, (self.num_heads, self.head_size))  # (batch, length, heads, head size), or
+        k = self.key(key).unflatten(-1, (self.num_heads, self.head_size))  # (tokens, heads, head size) when packed
         v = self.value(value).unflatten(-1, (self.num_heads, self.head_size))
+        return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))
 
-        def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-            return self.attend(q, k, v, mask, bias, trace)
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None
+    ) -> Tensor:
+        """What the core makes of (batch, length, heads, head size) each, or of their packed rows -> like ``q``."""
+        args = AttentionArgs(mask, bias, trace, self.dropout if self.training else 0.0)
+        return attended(self.core, q, k, v, args)
 
-        return self.output(mask.attend(kernel, q, k, v).flatten(-2))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, trace: Trace | None) -> Tensor:
-        """One dense rectangle: (batch, length, heads, head size) each -> (batch, query length,
-        heads, head size).
-        """
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return self.core(q, k, v, mask, bias, trace, self.dropout if self.training else 0.0).transpose(1, 2)
+def attended(core: AttentionCore, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+    """Run a core on each dense rectangle of a batch and join what it gives.
+
+    q, k, v (batch, length, heads, head size), or packed (tokens, heads, head size) -> like ``q``.
+    """
+    if not args.mask.packed:
+        return core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), args).transpose(1, 2)
+    if args.bias is not None and args.bias.dim() == 4 and args.bias.shape[0] != 1:
+        shape = tuple(args.bias.shape)
+        raise InputError(f"a packed batch takes one bias for all rows, got {shape}; run it with packing off")
+    results = []
+    for part in args.mask.rectangles:
+        if part.mask is None:  # nobody to look at
+            results.append(q.new_zeros(part.queries.stop - part.queries.start, q.shape[1], v.shape[2]))
+            continue
+        cut = ((q, part.queries), (k, part.keys), (v, part.keys))  # each becomes (rows, heads, length, head size)
+        q_, k_, v_ = (x[where].unflatten(0, (part.rows, -1)).transpose(1, 2) for x, where in cut)
+        out = core(q_, k_, v_, replace(args, mask=part.mask))
+        results.append(out.transpose(1, 2).flatten(0, 1))
+    if not results:
+        return q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
+    return results[0] if len(results) == 1 else torch.cat(results)

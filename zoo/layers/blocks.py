@@ -4,14 +4,16 @@ placement are arguments.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from zoo.layers.attention import Attention
 from zoo.layers.feed_forward import FeedForward
-from zoo.layers.masks import Mask, Padding, between
+from zoo.layers.masks import Mask
 from zoo.layers.residual import Residual, post_norm
+from zoo.layers.run import Run
 from zoo.layers.trace import Trace
 
 
@@ -166,33 +168,34 @@ class Side(nn.Module):
         self.feed_forward, self.feed_forward_norm = feed_forward, feed_forward_norm
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, x: Tensor, other: Tensor, mask: Mask, residual: Residual, trace: Trace | None) -> Tensor:
+    def attend(self, x: Tensor, other: Tensor, residual: Residual, run: Run, other_run: Run) -> Tensor:
+        """Look at the other stream; the maps are kept among the cross-attentions of this one."""
+        mask, trace = run.looking_at(other_run), run.trace.across()
         return residual(
             x, lambda y: self.attention(y, other, other, mask, None, trace), self.attention_norm, self.dropout
         )
 
-    def think(self, x: Tensor, residual: Residual) -> Tensor:
+    def feed(self, x: Tensor, residual: Residual) -> Tensor:
         return residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
 
 class CoAttentionBlock(nn.Module):
-    """ViLBERT's connection layer: each stream attends to the other, then its own feed-forward.
-    Widths may differ.
+    """ViLBERT's connection layer: each of two streams attends to the other, then its own
+    feed-forward. Widths may differ.
 
     Both look at the streams as they came in; letting the second see the first's result is another
     model.
     """
 
-    def __init__(self, text: Side, image: Side, residual: Residual = post_norm) -> None:
+    def __init__(self, sides: Mapping[str, Side], residual: Residual = post_norm) -> None:
         super().__init__()
-        self.text, self.image, self.residual = text, image, residual
+        for name, side in sides.items():
+            self.add_module(name, side)
+        (self.one, self.other), self.residual = sides, residual
 
-    def forward(
-        self, text: Tensor, image: Tensor, text_padding: Padding, image_padding: Padding, trace: Trace | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """text (batch, words, text size), image (batch, regions, image size), or both packed -> the
-        same.
-        """
-        new_text = self.text.attend(text, image, between(text_padding, image_padding), self.residual, trace)
-        new_image = self.image.attend(image, text, between(image_padding, text_padding), self.residual, trace)
-        return self.text.think(new_text, self.residual), self.image.think(new_image, self.residual)
+    def forward(self, x: Tensor, y: Tensor, x_run: Run, y_run: Run) -> tuple[Tensor, Tensor]:
+        """x (batch, length, size), y (batch, other length, other size), or both packed -> the same."""
+        one, other = self.get_submodule(self.one), self.get_submodule(self.other)
+        new_x = one.attend(x, y, self.residual, x_run, y_run)  # type: ignore[operator]
+        new_y = other.attend(y, x, self.residual, y_run, x_run)  # type: ignore[operator]
+        return one.feed(new_x, self.residual), other.feed(new_y, self.residual)  # type: ignore[operator]

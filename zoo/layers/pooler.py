@@ -1,33 +1,45 @@
-"""One vector for a whole text."""
+"""One vector for a whole text, or for a whole picture."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.padding import Padding
 
-class FirstTokenPooler(nn.Module):
+
+class Pooler(nn.Module):
+    """The first real token's state as it is: ELECTRA, MobileBERT. The base of the others."""
+
+    def forward(self, hidden: Tensor, padding: Padding) -> Tensor:
+        """States (batch, length, hidden) and which of them are real -> (batch, output size)."""
+        return self.transform(self.choose(hidden, padding))
+
+    def choose(self, hidden: Tensor, padding: Padding) -> Tensor:
+        """The state that is read, (batch, hidden)."""
+        return padding.first(hidden)
+
+    def transform(self, state: Tensor) -> Tensor:
+        """What is made of it, (batch, output size)."""
+        return state
+
+
+class FirstTokenPooler(Pooler):
     """``tanh(W h_first + b)``: BERT's and ALBERT's sentence vector."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, output_size: int | None = None) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = nn.Linear(hidden_size, output_size or hidden_size)
 
-    def forward(self, first: Tensor) -> Tensor:
-        """The first token's state (batch, hidden) -> (batch, hidden)."""
-        return torch.tanh(self.dense(first))
+    def transform(self, state: Tensor) -> Tensor:
+        return torch.tanh(self.dense(state))
 
 
-class ReluPooler(nn.Module):
-    """``relu(W h_first + b)``, to a width that may differ: ViLBERT's vector of one stream."""
+class ReluPooler(FirstTokenPooler):
+    """``relu(W h_first + b)``: DistilBERT, and ViLBERT's vector of one stream."""
 
-    def __init__(self, hidden_size: int, output_size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, output_size)
-
-    def forward(self, first: Tensor) -> Tensor:
-        """The first state (batch, hidden) -> (batch, output)."""
-        return torch.relu(self.dense(first))
+    def transform(self, state: Tensor) -> Tensor:
+        return torch.relu(self.dense(state))
 
 
 def pool(hidden: Tensor, real: Tensor | None, mode: str) -> Tensor:

@@ -1,106 +1,216 @@
-"""One pass of a model: its padding, its packing, and what it was asked to keep."""
+"""One pass of a model over a batch: it checks the mask, plans the packing and keeps what was asked for.
+
+    run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+    x = run.through(self.encoder)                  # (batch, length, hidden), zeros at padding
+    return run.encoded(x, self.pooler)
+
+A model of several streams has a run for each, in `Runs`. Tensors come back from every call; nothing changes out of sight.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.layers.masks import Padding, together
-from zoo.layers.schedule import Schedule
+from zoo.layers.masks import Mask, Pattern, cross_mask
+from zoo.layers.outputs import Encoded
+from zoo.layers.padding import Padding, together
 from zoo.layers.trace import Trace
 
+if TYPE_CHECKING:
+    from zoo.layers.schedule import Schedule
 
-class Journey:
-    """Several streams on their way through a schedule: padded tensors between runs, packed inside,
-    and what was kept on the way.
+Pooler = Callable[[Tensor, Padding], Tensor]  # states (batch, length, hidden) and their padding -> (batch, size)
 
-    ``x``: each stream (batch, length, size). ``of``: its padding. Lives for one call.
+
+class Run:
+    """One stream's pass. ``x`` (batch, length, hidden) is what enters; lives for one call.
+
+    attention_mask: (batch, length), 1/True = a real token, or (batch, query, key), 1/True = query may look at key.
+    lengths: real tokens per row where each row is real tokens first. name: what the mask is called in messages.
+    ranks: (batch, length) int that patterns compare in place of columns: with ``causal()``, 0 for what everybody
+    sees and 1, 2, ... for words that are written one after the other.
     """
 
     def __init__(
-        self, x: Mapping[str, Tensor], of: Mapping[str, Padding], *, hidden_states: bool, attentions: bool
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+        hidden_states: bool = False,
+        attentions: bool = False,
+        *,
+        name: str = "attention_mask",
+        ranks: Tensor | None = None,
     ) -> None:
-        self.x, self.of = dict(x), dict(of)
-        self.wanted = (hidden_states, attentions)
-        self.states: dict[str, list[Tensor]] = {name: [] for name in x}
-        self.maps: dict[str, list[Tensor]] = {name: [] for name in (*x, "across")}
+        grid = (x.shape[0], x.shape[1])
+        padding = Padding.of(
+            attention_mask, grid, lengths=lengths, pack=not attentions, name=name, device=x.device, ranks=ranks
+        )
+        self._start(x, padding, Trace(hidden_states, attentions))
+
+    def _start(self, x: Tensor, padding: Padding, trace: Trace) -> None:
+        self.x, self.padding, self.trace = x, padding, trace
+        self._earlier: Run | None = None  # the pass that this one goes on from, with other rows
+        self._masks: dict[int, Mask] = {}
+
+    def beside(self, x: Tensor) -> Run:
+        """A run of another stream over the same grid, packed alike."""
+        other = Run.__new__(Run)
+        other._start(x, self.padding, Trace(self.trace.hidden_states is not None, self.trace.wants_attentions))
+        return other
+
+    def repeated(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Run:
+        """The pass goes on with other rows: ``change`` takes (batch, ...) to (new batch, ...)."""
+        padding, packed = self.padding, self.padding.packed
+        lengths = None
+        if packed is not None and packed.positions is None:  # known, so that nobody is asked
+            lengths = change(
+                torch.tensor([n for _, n in sorted(zip(packed.order, packed.lengths, strict=True))])
+            ).tolist()
+        real = None if padding.real is None else change(padding.real)
+        wants = self.trace.hidden_states is not None, self.trace.wants_attentions
+        x, pack = change(x), packed is not None or real is None
+        new = Run.__new__(Run)
+        grid = (x.shape[0], x.shape[1])
+        new._start(x, Padding.of(real, grid, lengths=lengths, pack=pack, device=x.device), Trace(*wants))
+        new._earlier = self
+        return new
+
+    # --- what a model calls -----------------------------------------------------------------------------------------
+
+    def through(
+        self,
+        stack: Callable[[Tensor, Mask, Tensor | None, Trace], Tensor],
+        pattern: Pattern | None = None,
+        *,
+        norm: nn.Module | None = None,
+    ) -> Tensor:
+        """What a stack, or a single block, makes of the states; ``norm``: that it ends in. (batch, length, hidden)."""
+        mask = self.mask if pattern is None else self.mask & pattern
+
+        return self._ended(stack(self.enter(), mask, None, self.trace), norm)
+
+    def across(
+        self,
+        decoder: Callable[[Tensor, Tensor, Mask, Mask, Trace], Tensor],
+        source: Run,
+        pattern: Pattern | None = None,
+        *,
+        norm: nn.Module | None = None,
+    ) -> Tensor:
+        """What a decoder makes of the states while it looks at ``source``'s. (batch, length, hidden)."""
+        self.padding, source.padding = together(self.padding, source.padding)
+        memory, mask = source.padding.pack(source.x), self.mask if pattern is None else self.mask & pattern
+
+        x = decoder(self.enter(), memory, mask, self.looking_at(source), self.trace)
+        return self._ended(x, norm)
+
+    def enter(self) -> Tensor:
+        """The states as blocks take them: rows of real tokens, or (batch, length, hidden) where the
+        batch is not packed. What enters the first block is kept.
+        """
+        x = self.padding.pack(self.x)
+        if self._earlier is None:
+            self.trace.hidden(x)
+        return x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Back to (batch, length, hidden), zeros at padding."""
+        return self.padding.unpack(x)
+
+    def encoded(self, x: Tensor, pooler: Pooler | None = None) -> Encoded:
+        """The result of a stream: states, pooled vector, and what was asked for besides."""
+        pooled = None if pooler is None else pooler(x, self.padding)
+        return Encoded(x, pooled, self.hidden_states, self.attentions)
+
+    # --- what blocks and results ask --------------------------------------------------------------------------------
 
     @property
-    def apart(self) -> bool:
-        """Whether the streams have batches of different sizes, so that they can't look at each
-        other yet.
-        """
-        first, *others = self.x.values()
-        return any(other.shape[0] != first.shape[0] for other in others)
+    def mask(self) -> Mask:
+        """Who may look at whom inside this stream."""
+        return self.looking_at(self)
 
-    def go(self, schedule: Schedule, *, all_pairs: bool = False) -> None:
-        """The whole schedule, of which "text" and "image" run apart until they first meet where
-        their batches differ.
+    def looking_at(self, other: Run) -> Mask:
+        """Who of this stream may look at whom of another."""
+        if id(other) not in self._masks:
+            self._masks[id(other)] = cross_mask(self.padding, other.padding)
+        return self._masks[id(other)]
 
-        There one text is repeated for each picture; ``all_pairs``: every text meets every picture,
-        rows with the pictures running fast.
-        """
-        if not (all_pairs or self.apart):
-            self.run(schedule)
-            return
-        meet = next((i for i, step in enumerate(schedule.steps) if len(step.writes) > 1), len(schedule.steps))
-        self.run(schedule, slice(meet))
-        texts, pictures = self.x["text"].shape[0], self.x["image"].shape[0]
-        which: dict[str, Callable[[Tensor], Tensor]] = {"text": lambda x: x.repeat_interleave(pictures, 0)}
-        if all_pairs:
-            which["image"] = lambda x: x.repeat(texts, *[1] * (x.dim() - 1))
-        self.spread(which)
-        self.run(schedule, slice(meet, None))
-
-    def run(self, schedule: Schedule, steps: slice = slice(None)) -> None:
-        """Some steps of the schedule."""
-        if not self.apart:
-            self.of = dict(zip(self.of, together(*self.of.values()), strict=True))
-        traces = {name: Trace(*self.wanted) for name in (*self.x, "across")}
-        packed = {name: self.of[name].pack(value) for name, value in self.x.items()}
-        for name, value in packed.items():
-            if not self.states[name]:
-                traces[name].hidden(value)  # what enters the first block
-        self.x = {name: self.of[name].unpack(value) for name, value in schedule(packed, self.of, traces, steps).items()}
-        for name in self.x:
-            self.states[name] += traces[name].states(self.of[name].unpack) or ()
-            self.maps[name] += traces[name].maps(self.of[name].real) or ()
-        self.maps["across"] += traces["across"].maps() or ()
-
-    def spread(self, which: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
-        """Give streams other rows: each one's function takes (batch, ...) to (new batch, ...)."""
-        for name, change in which.items():
-            real, packed = self.of[name].real, self.of[name].packed
-            lengths = None
-            if packed is not None and packed.positions is None:  # known, so that nobody is asked
-                lengths = change(
-                    torch.tensor([n for _, n in sorted(zip(packed.order, packed.lengths, strict=True))])
-                ).tolist()
-            self.x[name] = change(self.x[name])
-            grid = (self.x[name].shape[0], self.x[name].shape[1])
-            real = None if real is None else change(real)
-            self.of[name] = Padding.of(real, grid, lengths=lengths, pack=packed is not None or real is None)
-
-    def first(self, name: str) -> Tensor:
-        """The first real state of each row of a stream, (batch, size)."""
-        return self.of[name].first(self.x[name])
-
-    def kept(self, name: str) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """A stream's hidden states and its attention maps, where they were asked for."""
-        return tuple(self.states[name]) if self.wanted[0] else None, tuple(self.maps[name]) if self.wanted[1] else None
-
-    def across(self, *directions: tuple[str, str]) -> tuple[tuple[Tensor, ...], ...] | None:
-        """The maps between streams, those of each block together: its ``directions`` are (who
-        looks, at whom); padded queries are zeros.
-        """
-        if not self.wanted[1]:
+    @property
+    def hidden_states(self) -> tuple[Tensor, ...] | None:
+        """What entered and what left each block, (batch, length, hidden) with zeros at padding; None if nobody asked."""
+        states = self.trace.hidden_states
+        if states is None:
             return None
-        maps = self.maps["across"]
-        looking = [self.of[name].real for name, _ in directions] * (len(maps) // len(directions))
-        kept = [
-            m if real is None else m.masked_fill(~real[:, None, :, None], 0)
-            for m, real in zip(maps, looking, strict=True)
-        ]
-        return tuple(tuple(kept[i : i + len(directions)]) for i in range(0, len(kept), len(directions)))
+        earlier = () if self._earlier is None else self._earlier.hidden_states or ()
+        return (*earlier, *(self.padding.unpack(x) for x in states))
+
+    @property
+    def attentions(self) -> tuple[Tensor, ...] | None:
+        """The self-attention probabilities (batch, heads, query, key), zeros for padding; None if nobody asked."""
+        earlier = None if self._earlier is None else self._earlier.attentions
+        return self._maps(self.trace.attentions, earlier)
+
+    @property
+    def cross_attentions(self) -> tuple[Tensor, ...] | None:
+        """The probabilities of attention to other streams; None if nobody asked."""
+        return self._maps(self.trace.cross_attentions, None)
+
+    def _maps(self, maps: list[Tensor] | None, earlier: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        real = self.padding.real
+        if maps is None:
+            return None
+        kept = maps if real is None else [map_.masked_fill(~real[:, None, :, None], 0) for map_ in maps]
+        return (*(earlier or ()), *kept)
+
+    def _ended(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        """What leaves a stack; where it ends in a norm, the last state that is kept is normalized."""
+        states = self.trace.hidden_states
+        if states is not None and states[-1] is not x:  # a single block keeps nothing itself
+            states.append(x)
+        if norm is not None:
+            x = norm(x)
+            if states is not None:
+                states[-1] = x
+        return self.leave(x)
+
+
+class Runs(Mapping[str, Run]):
+    """The runs of several streams by name, in one row order wherever their batches agree, so that they can look at each
+    other packed.
+    """
+
+    def __init__(self, runs: Mapping[str, Run]) -> None:
+        self._runs = dict(runs)
+        first, *others = (run.padding.grid[0] for run in self._runs.values())
+        self.apart = any(other != first for other in others)  # such batches can't look at each other
+        if not self.apart:
+            aligned = together(*(run.padding for run in self._runs.values()))
+            for run, padding in zip(self._runs.values(), aligned, strict=True):
+                run.padding = padding
+
+    def __getitem__(self, name: str) -> Run:
+        return self._runs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def through(self, schedule: Schedule, steps: slice = slice(None)) -> dict[str, Tensor]:
+        """What a schedule, or some ``steps`` of it, makes of the streams: each (batch, length, its size)."""
+        made = schedule({name: run.enter() for name, run in self.items()}, self, steps)
+        return {name: self[name].padding.unpack(x) for name, x in made.items()}
+
+    def repeated(self, x: Mapping[str, Tensor], change: Mapping[str, Callable[[Tensor], Tensor]]) -> Runs:
+        """The passes go on with ``x``, and where ``change`` names a stream with other rows."""
+        return Runs({name: run.repeated(x[name], change.get(name, _same)) for name, run in self.items()})
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

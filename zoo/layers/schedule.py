@@ -4,7 +4,7 @@ each other.
 A schedule is data: an ordered list of steps, each a block with the streams that it reads and those
 that it writes. It can be printed and drawn before a model exists. A block of one stream is any
 encoder block. A block of several is called with the tensors of the streams that it reads, then with
-their paddings, then with the trace, and gives the streams that it writes.
+their runs, and gives the streams that it writes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.layers.masks import Padding
-from zoo.layers.trace import Trace
+from zoo.layers.run import Run
 
 
 @dataclass(frozen=True)
@@ -42,23 +41,22 @@ class Step:
         return f"{self.part} {self.index}"
 
 
-def interleaved(
-    text_layers: int, image_layers: int, text_at: Sequence[int], image_at: Sequence[int]
-) -> tuple[Step, ...]:
-    """ViLBERT's schedule: connection k runs once ``text_at[k]`` text blocks and ``image_at[k]``
-    image blocks have run; then the rest.
+def interleaved(streams: Mapping[str, tuple[int, Sequence[int]]], connection: str = "both") -> tuple[Step, ...]:
+    """ViLBERT's schedule for any number of streams: each has its number of layers and its stops.
+
+    Connection k reads and writes all streams once each has run as many blocks as its k-th stop says;
+    the blocks that remain run behind the last connection.
     """
+    names = tuple(streams)
     steps: list[Step] = []
-    text = image = 0
-    for k, (text_stop, image_stop) in enumerate(zip(text_at, image_at, strict=True)):
-        steps += [Step.of("text", i) for i in range(text, text_stop)] + [
-            Step.of("image", i) for i in range(image, image_stop)
-        ]
-        steps.append(Step.of("both", k, "text", "image"))
-        text, image = text_stop, image_stop
-    steps += [Step.of("image", i) for i in range(image, image_layers)] + [
-        Step.of("text", i) for i in range(text, text_layers)
-    ]
+    done = dict.fromkeys(names, 0)
+    for k, stops in enumerate(zip(*(stops for _, stops in streams.values()), strict=True)):
+        for name, stop in zip(names, stops, strict=True):
+            steps += [Step.of(name, i) for i in range(done[name], stop)]
+            done[name] = stop
+        steps.append(Step.of(connection, k, *names))
+    for name in reversed(names):
+        steps += [Step.of(name, i) for i in range(done[name], streams[name][0])]
     return tuple(steps)
 
 
@@ -121,26 +119,20 @@ class Schedule(nn.Module):
             yield f"{step.part}.{step.index}", step.writes
 
     def forward(
-        self,
-        states: Mapping[str, Tensor],
-        paddings: Mapping[str, Padding],
-        traces: Mapping[str, Trace],
-        steps: slice = slice(None),
+        self, states: Mapping[str, Tensor], runs: Mapping[str, Run], steps: slice = slice(None)
     ) -> dict[str, Tensor]:
-        """Each stream (batch, length, its size) or packed rows -> the same. ``traces``: one for
-        each stream, and "across" for maps between streams. ``steps``: the part of the schedule to
-        run.
+        """Each stream (batch, length, its size), or packed rows, -> the same. ``steps``: the part of
+        the schedule to run.
         """
         states = dict(states)
         for step in self.steps[steps]:
-            block = self.block(step)
-            if len(step.reads) == 1:
-                (name,) = step.reads
-                states[name] = block(states[name], paddings[name].mask, None, traces[name])
+            block, reads = self.block(step), step.reads
+            if len(reads) == 1:
+                run = runs[reads[0]]
+                made = block(states[reads[0]], run.mask, None, run.trace)
             else:
-                trace = traces["across"] if len(step.writes) > 1 else traces[step.writes[0]]
-                made = block(*(states[name] for name in step.reads), *(paddings[name] for name in step.reads), trace)
-                states.update(zip(step.writes, made if len(step.writes) > 1 else (made,), strict=True))
+                made = block(*(states[name] for name in reads), *(runs[name] for name in reads))
+            states.update(zip(step.writes, made if len(step.writes) > 1 else (made,), strict=True))
             for name in step.writes:
-                traces[name].hidden(states[name])
+                runs[name].trace.hidden(states[name])
         return states

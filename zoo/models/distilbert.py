@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Stack, TextEmbeddings
+from zoo.layers import Attention, EncoderBlock, FeedForward, ReluPooler, Stack, TextEmbeddings
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
@@ -60,13 +59,6 @@ class DroppedFeedForward(FeedForward):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(super().forward(x), self.output_dropout, self.training)
-
-
-class ReluPooler(FirstTokenPooler):
-    """``relu(W h_first + b)``."""
-
-    def forward(self, first: Tensor) -> Tensor:
-        return torch.relu(self.dense(first))
 
 
 class DistilBert(TextEncoder):

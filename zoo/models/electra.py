@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from zoo.layers import Stack, TextEmbeddings, activation, bert_block_of
+from zoo.layers import Pooler, Stack, TextEmbeddings, activation, bert_block_of
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import ClassificationHead, MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
@@ -106,4 +106,4 @@ class Electra(TextEncoder):
             projection=nn.Linear(c.embedding_size, c.hidden_size) if c.embedding_size != c.hidden_size else None,
         )
         self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
-        self.pooler = nn.Identity() if c.pooler else None
+        self.pooler = Pooler() if c.pooler else None

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
+from zoo.layers import Encoded, FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import check_positive
-from zoo.models.base.outputs import Encoded
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
 from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
@@ -124,15 +123,6 @@ class Ernie(TextEncoder):
         """As `TextEncoder`, and ``task_type_ids`` (batch, length) or (batch,) int, 0 where left
         out; a 1.0 model refuses them.
         """
-        trace = Trace(output_hidden_states, output_attentions)
-        x = self.embeddings(
-            input_ids, token_type_ids, position_ids, inputs_embeds, task_type_ids
-        )  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
-        x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
-        return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
+        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, task_type_ids)
+        run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        return run.encoded(run.through(self.encoder), self.pooler)

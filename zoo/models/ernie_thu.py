@@ -19,7 +19,7 @@ Baidu is another model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,20 +30,19 @@ from zoo.layers import (
     EncoderBlock,
     FeedForward,
     FirstTokenPooler,
-    Mask,
-    Padding,
+    Run,
     Stack,
     TextEmbeddings,
-    Trace,
     activation,
     bert_block_of,
     post_norm,
 )
 from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
+from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads
 from zoo.models.base.model import Reading
-from zoo.models.base.outputs import Encoded, WithEntities
+from zoo.models.base.outputs import WithEntities
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
 from zoo.registry.terms import MASKED_ENTITY, MASKED_LM, NEXT_SENTENCE
@@ -103,23 +102,19 @@ class FusionBlock(nn.Module):
         self.entity_feed_forward_norm = nn.LayerNorm(c.entity_size, c.norm_eps)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(
-        self, text: Tensor, entity: Tensor, padding: Padding, entities: Padding, trace: Trace, entity_trace: Trace
-    ) -> tuple[Tensor, Tensor]:
-        """text: rows as ``padding`` packs them; entity (batch, length, entity size) -> the same."""
-        mask = padding.mask
-        text = post_norm(text, lambda y: self.attention(y, y, y, mask, None, trace), self.attention_norm, self.dropout)
-        entity = padding.pack(
-            entities.unpack(self.known(entities.pack(entity), entities.mask, entity_trace))
-        )  # zeros between mentions
+    def forward(self, text: Tensor, entity: Tensor, words: Run, mentions: Run) -> tuple[Tensor, Tensor]:
+        """text and entity: rows of one grid, as ``words`` packs them -> the same."""
+        text = post_norm(
+            text, lambda y: self.attention(y, y, y, words.mask, None, words.trace), self.attention_norm, self.dropout
+        )
+        known = self.known(carried(entity, words.padding, mentions.padding), mentions)
+        entity = carried(known, mentions.padding, words.padding)  # zeros between mentions
         new_text, new_entity = self.feed_forward(text, entity)
         new_text = post_norm(text, lambda _: new_text, self.feed_forward_norm, self.dropout)
-        return new_text, padding.unpack(self.entity_feed_forward_norm(entity + self.dropout(new_entity)))
+        return new_text, self.entity_feed_forward_norm(entity + self.dropout(new_entity))
 
-    def known(self, entity: Tensor, mask: Mask, trace: Trace) -> Tensor:
-        """What the entities, those mentioned alone, say to each other before the fusion:
-        nothing.
-        """
+    def known(self, entity: Tensor, mentions: Run) -> Tensor:
+        """What the entities, those mentioned alone, say to each other before the fusion: nothing."""
         return entity
 
 
@@ -131,10 +126,10 @@ class AggregatorBlock(FusionBlock):
         self.entity_attention = Attention(c.entity_size, c.entity_heads, dropout=c.attention_dropout)
         self.entity_attention_norm = nn.LayerNorm(c.entity_size, c.norm_eps)
 
-    def known(self, entity: Tensor, mask: Mask, trace: Trace) -> Tensor:
+    def known(self, entity: Tensor, mentions: Run) -> Tensor:
         return post_norm(
             entity,
-            lambda y: self.entity_attention(y, y, y, mask, None, trace),
+            lambda y: self.entity_attention(y, y, y, mentions.mask, None, mentions.trace),
             self.entity_attention_norm,
             self.dropout,
         )
@@ -143,19 +138,18 @@ class AggregatorBlock(FusionBlock):
 class EntityStack(Stack):
     """A stack through which entities travel beside the text; BERT's own blocks let them pass."""
 
-    def forward(  # type: ignore[override]
-        self, text: Tensor, entity: Tensor, padding: Padding, entities: Padding, trace: Trace, entity_trace: Trace
-    ) -> tuple[Tensor, Tensor]:
-        """text: rows as ``padding`` packs them; entity (batch, length, entity size) -> the same."""
+    def beside(self, words: Run, entities: Run, mentions: Run) -> tuple[Tensor, Tensor]:
+        """What it makes of text and entities, each (batch, length, its size)."""
+        text, entity = words.enter(), entities.enter()  # rows of one grid, packed alike
         for index in self.plan:
             block = self.blocks[index]
             if isinstance(block, EncoderBlock):
-                text = block(text, padding.mask, None, trace)
+                text = block(text, words.mask, None, words.trace)
             else:
-                text, entity = block(text, entity, padding, entities, trace, entity_trace)
-            trace.hidden(text)
-            entity_trace.hidden(entity)
-        return text, entity
+                text, entity = block(text, entity, words, mentions)
+            words.trace.hidden(text)
+            entities.trace.hidden(entity)
+        return words.leave(text), entities.leave(entity)
 
 
 class MaskedEntityHead(nn.Module):
@@ -230,30 +224,20 @@ class ErnieThu(TextEncoder):
         entity is mentioned; ``entity_mask`` (batch, length), 1/True = one is. Left out: no
         entities; a mask is made from the vectors that are not zero and each row's first real token.
         """
-        trace, entity_trace = (
-            Trace(output_hidden_states, output_attentions),
-            Trace(output_hidden_states, output_attentions),
-        )
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        grid = (x.shape[0], x.shape[1])
-        padding = Padding.of(attention_mask, grid, lengths=lengths, pack=not output_attentions, device=x.device)
-        entity, mentioned = self.entities(entity_embeds, entity_mask, x, padding)
-        entities = Padding.of(mentioned, grid, pack=not output_attentions, name="entity_mask", device=x.device)
-        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
-        entity_trace.hidden(entity)
-        x, entity = self.encoder(x, entity, padding, entities, trace, entity_trace)
-        x = padding.unpack(x)  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
-        beside = Encoded(entity, None, entity_trace.states(lambda y: y), entity_trace.maps(entities.real))
-        return WithEntities(x, pooled, trace.states(padding.unpack), trace.maps(padding.real), entity=beside)
+        kept = output_hidden_states, output_attentions
+        words = Run(x, attention_mask, lengths, *kept)
+        entity, mentioned = self.entities(entity_embeds, entity_mask, words)
+        entities, mentions = words.beside(entity), Run(entity, mentioned, None, *kept, name="entity_mask")
+        x, entity = self.encoder.beside(words, entities, mentions)
+        text, beside = words.encoded(x, self.pooler), entities.encoded(entity)
+        return WithEntities(**vars(text), entity=replace(beside, attentions=mentions.attentions))
 
-    def entities(
-        self, entity_embeds: Tensor | None, entity_mask: Tensor | None, x: Tensor, padding: Padding
-    ) -> tuple[Tensor, Tensor]:
+    def entities(self, entity_embeds: Tensor | None, entity_mask: Tensor | None, words: Run) -> tuple[Tensor, Tensor]:
         """The entities' vectors (batch, length, entity size), zeros at padding, and where they
         stand (batch, length) bool.
         """
+        x, padding = words.x, words.padding
         shape = (*padding.grid, self.config.entity_size)
         if entity_embeds is None:
             if entity_mask is not None:
@@ -274,4 +258,4 @@ class ErnieThu(TextEncoder):
                     f"entity_mask must be (batch, length) = {padding.grid}, 1/True = an entity stands here, got {kind}"
                 )
             mentioned = entity_mask != 0
-        return padding.unpack(padding.pack(entity_embeds.to(x.dtype))), mentioned & real
+        return entity_embeds.to(x.dtype).masked_fill(~real.unsqueeze(2), 0), mentioned & real

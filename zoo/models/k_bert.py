@@ -19,7 +19,6 @@ everything to have the former. Inserted tokens count in the tagger's loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +33,11 @@ from zoo.layers import (
     Padding,
     Stack,
     TextEmbeddings,
-    Trace,
     pool,
 )
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.outputs import Encoded
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
 
@@ -82,79 +79,6 @@ class KBertConfig(Config):
         check_choice("pooler_input", self.pooler_input, POOLER_INPUTS)
 
 
-class KBertEmbeddings(TextEmbeddings):
-    """BERT's, with segment 0 for padding: a text without segments is all first sentence (1)."""
-
-    def segments(self, token_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
-        if token_type_ids is None and self.segment is not None:
-            return self.segment.weight[min(1, self.segment.num_embeddings - 1)]
-        return super().segments(token_type_ids, tokens)
-
-
-class KBertMaskedLMHead(MaskedLMHead):
-    """BERT's word predictor with UER-py's norm and, unless tied, a decoder of its own."""
-
-    def __init__(self, c: KBertConfig) -> None:
-        super().__init__(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        )
-        self.norm = StandardDeviationNorm(c.hidden_size, c.norm_eps)  # type: ignore[assignment]
-
-
-class KBert(TextEncoder):
-    Config = KBertConfig
-    heads = {"masked_lm": KBertMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}
-    pretraining = (MASKED_LM, NEXT_SENTENCE)
-
-    def __init__(self, config: KBertConfig) -> None:
-        super().__init__(config)
-        c = config
-        norm = StandardDeviationNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = KBertEmbeddings(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
-        )
-        self.encoder = Stack([self._block(c) for _ in range(c.num_layers)])
-        self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
-
-    @staticmethod
-    def _block(c: KBertConfig) -> EncoderBlock:
-        return EncoderBlock(
-            Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
-            FeedForward(c.hidden_size, c.intermediate_size, c.activation),
-            StandardDeviationNorm(c.hidden_size, c.norm_eps),
-            StandardDeviationNorm(c.hidden_size, c.norm_eps),
-            dropout=c.dropout,
-        )
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        *,
-        lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> Encoded:
-        """As `TextEncoder`; the visible matrix is a (batch, query, key) attention_mask, the soft
-        positions are position_ids.
-        """
-        trace = Trace(output_hidden_states, output_attentions)
-        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        x = padding.pack(x)  # (tokens, hidden) where a plain mask has padding; a matrix runs unpacked
-        trace.hidden(x)
-        x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)
-        pooled = (
-            None if self.pooler is None else self.pooler(pool(x, padding.real, self.config.pooler_input))
-        )  # (batch, hidden)
-        return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
-
-
 class StandardDeviationNorm(nn.Module):
     """``weight · (x - mean) / (std + eps) + bias`` with the unbiased standard deviation (n - 1), as
     UER-py has it.
@@ -180,3 +104,63 @@ class StandardDeviationNorm(nn.Module):
             torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
         )  # its gradient at zero is zero
         return self.weight * centred / (deviation + self.eps) + self.bias
+
+
+class KBertEmbeddings(TextEmbeddings):
+    """BERT's, with segment 0 for padding: a text without segments is all first sentence (1)."""
+
+    def segments(self, token_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
+        if token_type_ids is None and self.segment is not None:
+            return self.segment.weight[min(1, self.segment.num_embeddings - 1)]
+        return super().segments(token_type_ids, tokens)
+
+
+class KBertMaskedLMHead(MaskedLMHead):
+    """BERT's word predictor with UER-py's norm and, unless tied, a decoder of its own."""
+
+    def __init__(self, c: KBertConfig) -> None:
+        super().__init__(
+            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
+        )
+        self.norm = StandardDeviationNorm(c.hidden_size, c.norm_eps)  # type: ignore[assignment]
+
+
+class KBertPooler(FirstTokenPooler):
+    """``tanh(W s + b)`` with s the first state, or the mean, the maximum or the last."""
+
+    def __init__(self, hidden_size: int, reads: str) -> None:
+        super().__init__(hidden_size)
+        self.reads = reads
+
+    def choose(self, hidden: Tensor, padding: Padding) -> Tensor:
+        return pool(hidden, padding.real, self.reads)
+
+
+class KBert(TextEncoder):
+    """The visible matrix is a (batch, query, key) ``attention_mask``, the soft positions are
+    ``position_ids``.
+    """
+
+    Config = KBertConfig
+    heads = {"masked_lm": KBertMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}
+    pretraining = (MASKED_LM, NEXT_SENTENCE)
+
+    def __init__(self, config: KBertConfig) -> None:
+        super().__init__(config)
+        c = config
+        norm = StandardDeviationNorm(c.hidden_size, c.norm_eps)
+        self.embeddings = KBertEmbeddings(
+            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
+        )
+        self.encoder = Stack([self._block(c) for _ in range(c.num_layers)])
+        self.pooler = KBertPooler(c.hidden_size, c.pooler_input) if c.pooler else None
+
+    @staticmethod
+    def _block(c: KBertConfig) -> EncoderBlock:
+        return EncoderBlock(
+            Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
+            FeedForward(c.hidden_size, c.intermediate_size, c.activation),
+            StandardDeviationNorm(c.hidden_size, c.norm_eps),
+            StandardDeviationNorm(c.hidden_size, c.norm_eps),
+            dropout=c.dropout,
+        )

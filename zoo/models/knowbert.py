@@ -36,15 +36,15 @@ from zoo.layers import (
     FeedForward,
     FirstTokenPooler,
     Mask,
-    Padding,
+    Run,
     Stack,
     TextEmbeddings,
-    Trace,
     bert_block,
     post_norm,
 )
 from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
+from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads, check_positive, free
 from zoo.models.base.model import Reading
 from zoo.models.base.outputs import Linked, Links
@@ -198,12 +198,12 @@ class EntityLinker(nn.Module):
         weights = scores.masked_fill(~inside, torch.finfo(scores.dtype).min).softmax(2).masked_fill(~inside, 0)
         return weights @ words
 
-    def forward(self, words: Tensor, candidates: Candidates, spans: Padding) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, words: Tensor, candidates: Candidates, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """words (batch, length, entity size) -> the spans' vectors and the entities' (batch, spans,
         entity size), and scores (batch, spans, candidates).
         """
-        pooled = spans.pack(self.span_norm(self.pool(words, candidates.spans)))
-        s = spans.unpack(self.span_encoder(pooled, spans.mask))  # (batch, spans, entity size)
+        spans = Run(self.span_norm(self.pool(words, candidates.spans)), seen, name="candidates")
+        s = spans.through(self.span_encoder)  # (batch, spans, entity size)
         c = self.entity_norm(self.entities(candidates.ids))  # (batch, spans, candidates, entity size)
         dots = torch.einsum("bse,bsce->bsc", s, c) / math.sqrt(c.shape[-1])
         scored = self.score_down(
@@ -236,26 +236,26 @@ class Recontextualization(nn.Module):
         self.output_norm = nn.LayerNorm(c.hidden_size, 1e-5)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, candidates: Candidates, padding: Padding, trace: Trace) -> tuple[Tensor, Links]:
-        """x: rows as ``padding`` packs them -> the same, and what was linked."""
-        words = padding.unpack(self.linker.projection(x))  # (batch, length, entity size)
+    def forward(self, x: Tensor, candidates: Candidates, run: Run) -> tuple[Tensor, Links]:
+        """x: rows as ``run`` packs them -> the same, and what was linked."""
+        words = carried(self.linker.projection(x), run.padding, None)  # (batch, length, entity size)
         there = candidates.spans[:, :, 0] >= 0
         first = torch.arange(there.shape[1], device=x.device) == 0
         seen = there | (first & ~there.any(1, keepdim=True))  # a text without mentions looks at one empty span
-        spans = Padding.of(
-            seen, (there.shape[0], there.shape[1]), name="candidates", pack=padding.packed is not None, device=x.device
-        )
-        s, e, scores = self.linker(words, candidates, spans)
+        s, e, scores = self.linker(words, candidates, seen)
         known = self.span_norm(s + self.dropout(e))
-        kept = Trace(attentions=trace.wants_attentions)
-        mask = Mask(keys=seen)
+        links = run.beside(words)  # its maps are the words' looks at the spans
         y = post_norm(
-            words, lambda q: self.attention(q, known, known, mask, None, kept), self.attention_norm, self.dropout
+            words,
+            lambda q: self.attention(q, known, known, Mask(keys=seen), None, links.trace),
+            self.attention_norm,
+            self.dropout,
         )
-        y = post_norm(padding.pack(y), self.feed_forward, self.feed_forward_norm, self.dropout)
-        maps = kept.maps(padding.real)
-        links = Links(scores, e.masked_fill(~there.unsqueeze(2), 0), None if maps is None else maps[0])
-        return self.output_norm(x + self.dropout(self.output(y))), links
+        y = post_norm(carried(y, None, run.padding), self.feed_forward, self.feed_forward_norm, self.dropout)
+        maps = None if links.attentions is None else links.attentions[0]
+        return self.output_norm(x + self.dropout(self.output(y))), Links(
+            scores, e.masked_fill(~there.unsqueeze(2), 0), maps
+        )
 
 
 def _block(
@@ -317,24 +317,17 @@ class KnowBert(TextEncoder):
         spans that may be mentions and what they may mean. Left out: nothing is mentioned. A hidden
         state is what leaves a block and the knowledge behind it.
         """
-        trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        candidates = self.candidates(entity_candidates or {}, padding.grid, x.device)
-        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
-        links = {}
+        run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        candidates = self.candidates(entity_candidates or {}, run.padding.grid, x.device)
+        x, links = run.enter(), {}
         for index in self.encoder.plan:
-            x = self.encoder.blocks[index](x, padding.mask, None, trace)
+            x = self.encoder.blocks[index](x, run.mask, None, run.trace)
             for name, source in self.config.knowledge.items():
                 if source.layer == index:
-                    x, links[name] = self.knowledge[name](x, candidates[name], padding, trace)
-            trace.hidden(x)
-        x = padding.unpack(x)  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
-        return Linked(x, pooled, trace.states(padding.unpack), trace.maps(padding.real), links=links)
+                    x, links[name] = self.knowledge[name](x, candidates[name], run)
+            run.trace.hidden(x)
+        return Linked(**vars(run.encoded(run.leave(x), self.pooler)), links=links)
 
     def candidates(
         self, given: Mapping[str, Candidates], grid: tuple[int, int], device: torch.device

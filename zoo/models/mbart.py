@@ -32,22 +32,21 @@ from zoo.errors import ConfigError, InputError
 from zoo.layers import (
     Attention,
     DecoderBlock,
+    Encoded,
     EncoderBlock,
     FeedForward,
     Mask,
-    Padding,
+    Run,
     Stack,
     Trace,
-    between,
     causal,
     pre_norm,
-    together,
 )
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.model import Model, Reading
-from zoo.models.base.outputs import Encoded, Seq2Seq
+from zoo.models.base.outputs import Seq2Seq
 from zoo.registry.terms import LANGUAGE_MODEL
 
 OFFSET = 2  # rows of a position table before the first that is read
@@ -182,13 +181,12 @@ class MbartDecoder(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace) -> Tensor:
         """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like
-        x.
+        x, before the final norm.
         """
-        trace.hidden(x)
         for block in self.blocks:
             x = block(x, memory, mask, memory_mask, trace)
             trace.hidden(x)
-        return self.norm(x)
+        return x
 
 
 class LanguageModelHead(nn.Module):
@@ -287,15 +285,9 @@ class Mbart(Model):
         output_attentions: bool = False,
     ) -> Encoded:
         """The source's states (batch, length, hidden), normalized."""
-        trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, position_ids)  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
-        x = padding.unpack(self.norm(self.encoder(x, padding.mask, None, trace)))  # (batch, length, hidden)
-        return Encoded(x, None, _ending(trace.states(padding.unpack), x), trace.maps(padding.real))
+        run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        return run.encoded(run.through(self.encoder, norm=self.norm))
 
     def decode(
         self,
@@ -312,30 +304,13 @@ class Mbart(Model):
         """What the decoder makes of ``memory``, the encoder's states (batch, length, hidden);
         ``attention_mask`` is the source's.
         """
-        trace = Trace(output_hidden_states, output_attentions)
         tokens = self.embeddings.look_up(decoder_input_ids, "decoder_input_ids")
-        x = self.decoder.embeddings.place(
-            tokens, decoder_position_ids, "decoder_position_ids"
-        )  # (batch, length, hidden)
-        source = Padding.of(
-            attention_mask,
-            (memory.shape[0], memory.shape[1]),
-            lengths=lengths,
-            pack=not output_attentions,
-            device=x.device,
-        )
-        target = Padding.of(
-            decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask"
-        )
-        source, target = together(source, target)
-        x = self.decoder(target.pack(x), source.pack(memory), target.mask & causal(), between(target, source), trace)
-        x = target.unpack(x)  # (batch, length, hidden)
-        return Seq2Seq(x, _ending(trace.states(target.unpack), x), trace.maps(target.real), trace.cross_maps())
-
-
-def _ending(states: tuple[Tensor, ...] | None, result: Tensor) -> tuple[Tensor, ...] | None:
-    """The hidden states, the last of them normalized."""
-    return None if states is None else (*states[:-1], result)
+        x = self.decoder.embeddings.place(tokens, decoder_position_ids, "decoder_position_ids")
+        kept = output_hidden_states, output_attentions
+        source = Run(memory, attention_mask, lengths, *kept)
+        target = Run(x, decoder_attention_mask, None, *kept, name="decoder_attention_mask")
+        x = target.across(self.decoder, source, causal(), norm=self.decoder.norm)  # (batch, target length, hidden)
+        return Seq2Seq(x, target.hidden_states, target.attentions, target.cross_attentions)
 
 
 def shift_right(labels: Tensor, pad_token_id: int, start_token_id: int | None = None) -> Tensor:

@@ -36,6 +36,7 @@ from zoo.layers import (
     FeedForward,
     FirstTokenPooler,
     Mask,
+    Pooler,
     Stack,
     TextEmbeddings,
     Trace,
@@ -212,9 +213,9 @@ class StackedBlock(nn.Module):
     def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         """(batch, length, hidden) or packed (tokens, hidden) -> the same shape."""
         a = post_norm(x, lambda y: self.attention(y, y, y, mask, bias, trace), self.attention_norm, self.dropout)
-        return self.think(a, self.dropout)
+        return self.feed(a, self.dropout)
 
-    def think(self, a: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
+    def feed(self, a: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
         """The feed-forwards, one after the other; dropout only at the last."""
         for feed_forward, norm in zip(self.inner_feed_forwards, self.inner_feed_forward_norms, strict=True):
             a = post_norm(a, feed_forward, norm, identity)
@@ -244,7 +245,7 @@ class BottleneckBlock(StackedBlock):
             r, lambda _: self.attention(query, query, value, mask, bias, trace), self.attention_norm, identity
         )  # (..., bottleneck)
         out = self.output_bottleneck
-        return post_norm(x, lambda _: out.dense(self.think(a, identity)), out.norm, self.dropout)  # (..., hidden)
+        return post_norm(x, lambda _: out.dense(self.feed(a, identity)), out.norm, self.dropout)  # (..., hidden)
 
     def attended(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         """What query and key read, and what value reads."""
@@ -336,4 +337,4 @@ class MobileBert(TextEncoder):
         c = config
         self.embeddings = MobileBertEmbeddings(c)
         self.encoder = Stack([block_class(c)(c) for _ in range(c.num_layers)])
-        self.pooler = None if not c.pooler else FirstTokenPooler(c.hidden_size) if c.pooler_dense else nn.Identity()
+        self.pooler = None if not c.pooler else FirstTokenPooler(c.hidden_size) if c.pooler_dense else Pooler()

@@ -19,7 +19,7 @@ all results of the text are one longer than the input, and a text starts in the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -32,25 +32,25 @@ from zoo.layers import (
     CoAttentionBlock,
     EncoderBlock,
     FeedForward,
-    Mask,
-    Padding,
     ReluPooler,
+    Run,
+    Runs,
     Schedule,
     Side,
     Step,
     TextEmbeddings,
-    Trace,
     bert_block,
     bert_block_of,
     interleaved,
+    pool,
 )
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
-from zoo.layers.run import Journey
+from zoo.layers.padding import Padding, carried
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import Reading, VisionLanguageModel
-from zoo.models.base.outputs import Encoded, Streams
+from zoo.models.base.model import Reading, VisionLanguageModel, need_pooler
+from zoo.models.base.outputs import Streams
 from zoo.registry.inputs import Input
 from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_REGION, MASKED_WORDS
 from zoo.registry.variants import TEXT_INPUTS
@@ -130,7 +130,12 @@ class ViLBertConfig(Config):
     @property
     def schedule(self) -> tuple[Step, ...]:
         """Which block runs when, on which streams."""
-        steps = interleaved(self.num_layers, self.image_num_layers, self.text_connections, self.image_connections)
+        steps = interleaved(
+            {
+                "text": (self.num_layers, self.text_connections),
+                "image": (self.image_num_layers, self.image_connections),
+            }
+        )
         if not self.co_attention:
             steps = tuple(step for step in steps if step.part != "both")
         gated = ("image", "text") if self.dynamic_attention else ("image",)
@@ -190,21 +195,17 @@ class GatedAttention(Attention):
         self.query_gate = nn.Linear(gate_size, hidden_size)
         self.key_gate = nn.Linear(gate_size, hidden_size)
 
-    def gated(self, x: Tensor, summary: Tensor, padding: Padding, trace: Trace | None) -> Tensor:
+    def gated(self, x: Tensor, summary: Tensor, run: Run) -> Tensor:
         """x (batch, length, hidden) or packed rows, summary (batch, gate size) -> like x."""
 
         def along_rows(gate: Tensor) -> Tensor:
             each = (1 + torch.sigmoid(gate)).unsqueeze(1)  # (batch, 1, hidden)
-            return each if padding.packed is None else padding.pack(each.expand(padding.grid[0], padding.grid[1], -1))
+            return carried(each.expand(*run.padding.grid, -1), None, run.padding)
 
         q = (self.query(x) * along_rows(self.query_gate(summary))).unflatten(-1, (-1, self.head_size))
         k = (self.key(x) * along_rows(self.key_gate(summary))).unflatten(-1, (-1, self.head_size))
         v = self.value(x).unflatten(-1, (-1, self.head_size))
-
-        def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-            return self.attend(q, k, v, mask, None, trace)
-
-        return self.output(padding.mask.attend(kernel, q, k, v).flatten(-2))
+        return self.output(self.attend(q, k, v, run.mask, None, run.trace).flatten(-2))
 
 
 class GatedBlock(EncoderBlock):
@@ -214,23 +215,20 @@ class GatedBlock(EncoderBlock):
 
     attention: GatedAttention
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, other: Tensor, padding: Padding, other_padding: Padding, trace: Trace | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor, run: Run, other_run: Run) -> Tensor:  # type: ignore[override]
         """x (batch, length, hidden), other (batch, other length, gate size), or both packed -> like
         x.
         """
-        mean = real_mean(other, other_padding)
-        x = self.residual(x, lambda y: self.attention.gated(y, mean, padding, trace), self.attention_norm, self.dropout)
+        mean = pool(carried(other, other_run.padding, None), other_run.padding.real, "mean")  # (batch, gate size)
+        x = self.residual(x, lambda y: self.attention.gated(y, mean, run), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
 
-def real_mean(x: Tensor, padding: Padding) -> Tensor:
-    """The mean of a stream's real tokens, (batch, length, size) or packed rows -> (batch, size)."""
-    x = padding.unpack(x)  # zeros at padding
-    if padding.real is None:
-        return x.mean(1)
-    return x.sum(1) / padding.real.sum(1, keepdim=True).clamp(min=1)
+def both_ways(
+    text: tuple[Tensor, ...] | None, image: tuple[Tensor, ...] | None
+) -> tuple[tuple[Tensor, Tensor], ...] | None:
+    """The maps of each connection together: the text's looks at the image, the image's at the text."""
+    return None if text is None or image is None else tuple(zip(text, image, strict=True))
 
 
 def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:
@@ -249,9 +247,13 @@ def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:
         )
 
     text, image = c.hidden_size, c.image_hidden_size
-    return CoAttentionBlock(  # each side's attention drops probabilities at the rate of the stream it looks at
-        side(text, image, c.intermediate_size, c.activation, c.image_attention_dropout, c.dropout),
-        side(image, text, c.image_intermediate_size, c.image_activation, c.attention_dropout, c.image_dropout),
+    return CoAttentionBlock(
+        {  # each side's attention drops probabilities at the rate of the stream it looks at
+            "text": side(text, image, c.intermediate_size, c.activation, c.image_attention_dropout, c.dropout),
+            "image": side(
+                image, text, c.image_intermediate_size, c.image_activation, c.attention_dropout, c.image_dropout
+            ),
+        }
     )
 
 
@@ -354,35 +356,40 @@ class ViLBert(VisionLanguageModel):
         batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
         check_features(visual_features, batch, self.config.visual_size, "visual_features")
         check_features(visual_boxes, batch, self.config.box_size, "visual_boxes")
-        x = {
-            "text": self.embeddings.with_task(text, task_type_ids),
-            "image": self.image_embeddings(visual_features, visual_boxes),
-        }
+        text = self.embeddings.with_task(text, task_type_ids)  # (batch, length, hidden), or a token longer
+        image = self.image_embeddings(visual_features, visual_boxes)  # (batch, regions, image hidden)
         mask, lengths = self.with_task(attention_mask, lengths)
-        pack, device = not output_attentions, text.device
-        of = {
-            "text": Padding.of(mask, tuple(x["text"].shape[:2]), lengths=lengths, pack=pack, device=device),
-            "image": Padding.of(
-                visual_mask,
-                tuple(x["image"].shape[:2]),
-                lengths=visual_lengths,
-                pack=pack,
-                name="visual_mask",
-                device=device,
-            ),
-        }
-        way = Journey(x, of, hidden_states=output_hidden_states, attentions=output_attentions)
-        way.go(self.encoder, all_pairs=all_pairs)
-        text_pooled, image_pooled = (
-            self.text_pooler(way.first("text")),
-            self.image_pooler(way.first("image")),
-        )  # (batch, co hidden)
+        kept = output_hidden_states, output_attentions
+        words = Run(text, mask, lengths, *kept)
+        regions = Run(image, visual_mask, visual_lengths, *kept, name="visual_mask")
+        runs = Runs({"text": words, "image": regions})
+        runs, x = self.paired(runs, all_pairs) if all_pairs or runs.apart else (runs, runs.through(self.encoder))
+        one = runs["text"].encoded(x["text"], self.text_pooler)
+        other = runs["image"].encoded(x["image"], self.image_pooler)
         return Streams(
-            text=Encoded(way.x["text"], text_pooled, *way.kept("text")),
-            image=Encoded(way.x["image"], image_pooled, *way.kept("image")),
-            pooler_output=text_pooled * image_pooled if self.config.fusion == "mul" else text_pooled + image_pooled,
-            cross_attentions=way.across(("text", "image"), ("image", "text")),
+            text=one,
+            image=other,
+            pooler_output=self.fused(need_pooler(one), need_pooler(other)),
+            cross_attentions=both_ways(runs["text"].cross_attentions, runs["image"].cross_attentions),
         )
+
+    def fused(self, text: Tensor, image: Tensor) -> Tensor:
+        """The product or the sum of the pooled vectors, (batch, co hidden)."""
+        return text * image if self.config.fusion == "mul" else text + image
+
+    def paired(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
+        """The streams run apart until they first meet; there one text, or with ``all_pairs`` each,
+        is repeated for each picture, rows with the picture running fast.
+        """
+        steps = self.encoder.steps
+        meet = next((i for i, step in enumerate(steps) if len(step.writes) > 1), len(steps))
+        x = runs.through(self.encoder, slice(meet))
+        texts, pictures = x["text"].shape[0], x["image"].shape[0]
+        change: dict[str, Callable[[Tensor], Tensor]] = {"text": lambda y: y.repeat_interleave(pictures, 0)}
+        if all_pairs:
+            change["image"] = lambda y: y.repeat(texts, *[1] * (y.dim() - 1))
+        runs = runs.repeated(x, change)
+        return runs, runs.through(self.encoder, slice(meet, None))
 
     def with_task(
         self, mask: Tensor | None, lengths: Sequence[int] | None
@@ -398,15 +405,13 @@ class ViLBert(VisionLanguageModel):
             mask = torch.cat([mask[:, :1], mask.new_ones(mask.shape[0], 1), mask[:, 1:]], 1)
         return mask, None if lengths is None else [n + 1 for n in lengths]
 
-    def word_padding(self, given: Mapping[str, Any], encoded: Streams) -> Padding:
+    def word_mask(self, given: Mapping[str, Any], encoded: Streams) -> tuple[Tensor | None, Sequence[int] | None]:
         assert encoded.text is not None
-        rows, length = encoded.text.last_hidden_state.shape[:2]
-        mask, lengths = self.with_task(
-            given.get("attention_mask"), given.get("lengths")
-        )  # one text, or each, may have met many pictures
+        rows = encoded.text.last_hidden_state.shape[0]
+        mask, lengths = self.with_task(given.get("attention_mask"), given.get("lengths"))
+        # one text, or each, may have met many pictures
         mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
-        lengths = None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
-        return Padding.of(mask, (rows, length), lengths=lengths, device=encoded.text.last_hidden_state.device)
+        return mask, None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
 
     def region_padding(self, given: Mapping[str, Any], encoded: Streams) -> Padding:
         """Which regions are real; every picture may have met every text, pictures running fast."""

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
-from zoo.layers import FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
+from zoo.layers import FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
-from zoo.layers.masks import first_columns
+from zoo.layers.padding import Part, first_columns, joined
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.model import VisionLanguageModel, before_last
 from zoo.models.base.outputs import Joint
@@ -169,82 +169,58 @@ class VisualBert(VisionLanguageModel):
         places of a region's words in the text, -1 = none. visual_lengths: real regions per row,
         where these stand first. The other arguments are BERT's.
         """
-        trace = Trace(output_hidden_states, output_attentions)
         text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         text = text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
-        grid, length = (text.shape[0], text.shape[1]), text.shape[1]
         if visual_features is not None:
             check_features(visual_features, text.shape[0], self.config.visual_size, "visual_features")
-        x = self.embeddings.join(
-            text, visual_features, visual_token_type_ids, image_text_alignment
-        )  # (batch, length + regions, hidden)
-        regions = None if visual_features is None else visual_features.shape[1]
-        real = self.joint_mask(attention_mask, visual_mask, grid, regions, lengths, visual_lengths)
-        joint = Padding.of(real, (x.shape[0], x.shape[1]), pack=not output_attentions, device=x.device)
+        x = self.embeddings.join(text, visual_features, visual_token_type_ids, image_text_alignment)
+        length, regions = text.shape[1], None if visual_features is None else visual_features.shape[1]
+        given = attention_mask, visual_mask, lengths, visual_lengths
+        mask = self.joint_mask((text.shape[0], length), regions, *given)
+        kept = output_hidden_states, output_attentions
+        joint = Run(x, mask, None, *kept)  # (batch, length + regions, hidden)
         if self.joining is None:
-            x = joint.pack(x)  # (tokens, hidden) where the batch has padding
-            trace.hidden(x)
-            x = joint.unpack(self.encoder(x, joint.mask, None, trace))  # (batch, length + regions, hidden)
-            states, maps = trace.states(joint.unpack), trace.maps(joint.real)
-        else:
-            alone = Padding.of(attention_mask, grid, lengths=lengths, pack=not output_attentions, device=x.device)
-            words = alone.pack(x[:, :length])
-            trace.hidden(words)
-            words = alone.unpack(self.encoder(words, alone.mask, None, trace))  # (batch, length, hidden)
-            after = Trace(output_hidden_states, output_attentions)
-            x = self.joining(joint.pack(torch.cat([words, x[:, length:]], 1)), joint.mask, None, after)
-            after.hidden(x)
-            x = joint.unpack(x)  # (batch, length + regions, hidden)
-            states, maps = trace.states(alone.unpack), trace.maps(alone.real)
-            states = None if states is None else (*states, *(after.states(joint.unpack) or ()))
-            maps = None if maps is None else (*maps, *(after.maps(joint.real) or ()))
-        pooled = None if self.pooler is None else self.pooler(joint.first(x))  # (batch, hidden)
-        return Joint(x, pooled, states, maps, length)
+            encoded = joint.encoded(joint.through(self.encoder), self.pooler)
+            return Joint(**vars(encoded), text_length=length)
+        words = Run(x[:, :length], attention_mask, lengths, *kept)
+        joint = Run(torch.cat([words.through(self.encoder), x[:, length:]], 1), mask, None, *kept)
+        encoded = joint.encoded(joint.through(self.joining), self.pooler)
+        states, maps = encoded.hidden_states, encoded.attentions
+        states = None if states is None else (*(words.hidden_states or ()), *states[1:])
+        maps = None if maps is None else (*(words.attentions or ()), *maps)
+        return Joint(encoded.last_hidden_state, encoded.pooler_output, states, maps, length)
 
     @staticmethod
     def joint_mask(
-        attention_mask: Tensor | None,
-        visual_mask: Tensor | None,
         grid: tuple[int, int],
         regions: int | None,
+        attention_mask: Tensor | None,
+        visual_mask: Tensor | None,
         lengths: Sequence[int] | None,
         visual_lengths: Sequence[int] | None,
     ) -> Tensor | None:
         """What is real of text and regions as one (batch, length + regions) bool; None where all
         is. On the CPU where lengths say it.
         """
-        if regions is None and not (visual_mask is None and visual_lengths is None):
-            raise InputError("visual_mask was given without visual_features")
-        if attention_mask is not None and attention_mask.dim() == 3 and regions is not None:
+        if regions is None:
+            if not (visual_mask is None and visual_lengths is None):
+                raise InputError("visual_mask was given without visual_features")
+            return attention_mask if lengths is None else first_columns(lengths, grid)
+        if attention_mask is not None and attention_mask.dim() == 3:
             raise InputError(
                 "attention_mask must be (batch, length) here: a matrix can't say what words and regions see of each "
                 "other"
             )
-        text = attention_mask if lengths is None else first_columns(lengths, grid)
-        if regions is None:
-            return text
-        beside = (grid[0], regions)
-        image = visual_mask if visual_lengths is None else first_columns(visual_lengths, beside, "visual_lengths")
-        given = image if image is not None else text  # the regions' mask says where the joint one lies
-        if given is None:
-            return None
-        text = given.new_ones(grid) if text is None else text
-        image = given.new_ones(beside) if image is None else image
-        text = Padding.of(text, grid, pack=False, device=given.device).real
-        image = Padding.of(image, beside, pack=False, name="visual_mask").real
-        assert text is not None
-        assert image is not None
-        return torch.cat([text, image], 1)
+        text = Part(grid, attention_mask, lengths, "attention_mask", "lengths")
+        return joined(text, Part((grid[0], regions), visual_mask, visual_lengths, "visual_mask", "visual_lengths"))
 
     def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Tensor:
         """The word before the closing [SEP], where the authors put a [MASK]."""
         real = self.word_padding(given, encoded).real
         return before_last(encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length])
 
-    def word_padding(self, given: Mapping[str, Any], encoded: Joint) -> Padding:
+    def word_mask(self, given: Mapping[str, Any], encoded: Joint) -> tuple[Tensor | None, None]:
         batch, total = encoded.last_hidden_state.shape[:2]
-        regions = total - encoded.text_length
-        masks = (given.get("attention_mask"), given.get("visual_mask"))
-        counts = (given.get("lengths"), given.get("visual_lengths"))
-        real = self.joint_mask(*masks, (batch, encoded.text_length), regions or None, *counts)
-        return Padding.of(real, (batch, total), device=encoded.last_hidden_state.device)
+        length = encoded.text_length
+        names = ("attention_mask", "visual_mask", "lengths", "visual_lengths")
+        return self.joint_mask((batch, length), total - length or None, *(given.get(name) for name in names)), None

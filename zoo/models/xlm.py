@@ -25,13 +25,24 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.layers import Attention, EncoderBlock, FeedForward, Mask, Padding, Stack, TextEmbeddings, Trace, causal
+from zoo.layers import (
+    Attention,
+    Encoded,
+    EncoderBlock,
+    FeedForward,
+    Mask,
+    Pooler,
+    Run,
+    Stack,
+    TextEmbeddings,
+    Trace,
+    causal,
+)
 from zoo.layers.embeddings import LanguageEmbedding, Languages, SinusoidalPositions, ignore_languages
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import TableHead
 from zoo.layers.init import truncated_normal
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.outputs import Encoded
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.registry.terms import MASKED_LM, Term
 
@@ -140,6 +151,13 @@ class XlmBlock(EncoderBlock):
         return zero_padding(super().forward(x, mask, bias, trace), mask)
 
 
+class XlmStack(Stack):
+    """A stack into which rows of padding come as zeros."""
+
+    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+        return super().forward(zero_padding(x, mask), mask, bias, trace)
+
+
 def xlm_block(c: XlmConfig) -> XlmBlock:
     """A block of the encoder."""
     return XlmBlock(
@@ -160,8 +178,8 @@ class Xlm(TextEncoder):
     def __init__(self, config: XlmConfig) -> None:
         super().__init__(config)
         self.embeddings = XlmEmbeddings(config)
-        self.encoder = Stack([xlm_block(config) for _ in range(config.num_layers)])
-        self.pooler = nn.Identity() if config.pooler else None
+        self.encoder = XlmStack([xlm_block(config) for _ in range(config.num_layers)])
+        self.pooler = Pooler() if config.pooler else None
 
     def forward(  # type: ignore[override]
         self,
@@ -182,16 +200,7 @@ class Xlm(TextEncoder):
         A model that tells languages apart refuses to run without them; another takes them and warns
         that it ignores them. There are no segments: token_type_ids other than 0 are refused.
         """
-        trace = Trace(output_hidden_states, output_attentions)
-        x = self.embeddings(
-            input_ids, token_type_ids, position_ids, inputs_embeds, language_ids
-        )  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        mask = padding.mask & causal() if self.config.causal else padding.mask
-        x = zero_padding(padding.pack(x), mask)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
-        x = padding.unpack(self.encoder(x, mask, None, trace))  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
-        return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
+        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, language_ids)
+        run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        x = run.through(self.encoder, causal() if self.config.causal else None)
+        return run.encoded(x, self.pooler)

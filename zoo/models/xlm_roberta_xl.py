@@ -11,13 +11,11 @@ last one is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Padding, Stack, Trace, pre_norm
-from zoo.models.base.outputs import Encoded
+from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Stack, pre_norm
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.roberta import Roberta, RobertaConfig, RobertaEmbeddings
 
@@ -54,28 +52,3 @@ class XlmRobertaXl(TextEncoder):
         self.encoder = Stack([pre_norm_block(config) for _ in range(config.num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
         self.pooler = FirstTokenPooler(config.hidden_size) if config.pooler else None
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        *,
-        lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> Encoded:
-        """As `TextEncoder`; the last hidden state is the normalized result."""
-        trace = Trace(output_hidden_states, output_attentions)
-        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
-        x = padding.unpack(self.norm(self.encoder(x, padding.mask, None, trace)))  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
-        states = trace.states(padding.unpack)
-        return Encoded(x, pooled, None if states is None else (*states[:-1], x), trace.maps(padding.real))

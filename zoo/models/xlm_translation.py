@@ -18,12 +18,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from zoo.layers import Attention, DecoderBlock, FeedForward, Mask, Padding, Trace, between, causal, together
+from zoo.layers import Attention, DecoderBlock, Encoded, FeedForward, Mask, Run, Trace, causal
 from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
 from zoo.models.base.config import free
 from zoo.models.base.model import Reading
-from zoo.models.base.outputs import Encoded, Seq2Seq
+from zoo.models.base.outputs import Seq2Seq
 from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
 from zoo.registry.terms import Term
 
@@ -76,7 +76,6 @@ class XlmDecoder(nn.Module):
         x.
         """
         x = zero_padding(x, mask)
-        trace.hidden(x)
         for block in self.blocks:
             x = block(x, memory, mask, memory_mask, trace)
             trace.hidden(x)
@@ -180,15 +179,9 @@ class XlmTranslation(Xlm):
         """What the second makes of ``memory``, the encoder's states (batch, length, hidden);
         ``attention_mask`` is the source's.
         """
-        trace = Trace(output_hidden_states, output_attentions)
-        x = self.decoder.embeddings(
-            decoder_input_ids, None, decoder_position_ids, None, decoder_language_ids
-        )  # (batch, length, hidden)
-        source = Padding.of(attention_mask, (memory.shape[0], memory.shape[1]), pack=not output_attentions)
-        target = Padding.of(
-            decoder_attention_mask, (x.shape[0], x.shape[1]), pack=not output_attentions, name="decoder_attention_mask"
-        )
-        source, target = together(source, target)
-        x = self.decoder(target.pack(x), source.pack(memory), target.mask & causal(), between(target, source), trace)
-        cross = trace.cross_maps()
-        return Seq2Seq(target.unpack(x), trace.states(target.unpack), trace.maps(target.real), cross)
+        x = self.decoder.embeddings(decoder_input_ids, None, decoder_position_ids, None, decoder_language_ids)
+        kept = output_hidden_states, output_attentions
+        source = Run(memory, attention_mask, None, *kept)
+        target = Run(x, decoder_attention_mask, None, *kept, name="decoder_attention_mask")
+        x = target.across(self.decoder, source, causal())  # (batch, target length, hidden)
+        return Seq2Seq(x, target.hidden_states, target.attentions, target.cross_attentions)

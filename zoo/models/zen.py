@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
-from zoo.layers import EncoderBlock, FirstTokenPooler, Padding, Stack, TextEmbeddings, Trace, bert_block_of
+from zoo.layers import Encoded, EncoderBlock, FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.heads import MaskedLMHead
+from zoo.layers.padding import carried
 from zoo.models.base.config import check_positive
-from zoo.models.base.outputs import Encoded, WithEntities
+from zoo.models.base.outputs import WithEntities
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
 from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
@@ -76,29 +77,21 @@ class NGramEmbeddings(nn.Module):
 class ZenStack(Stack):
     """The character encoder, to each of whose layers n-grams are added."""
 
-    def beside(
-        self,
-        x: Tensor,
-        grams: Tensor,
-        cover: Tensor,
-        ngram_blocks: Stack | None,
-        of: tuple[Padding, Padding],
-        traces: tuple[Trace, Trace],
-    ) -> tuple[Tensor, Tensor]:
-        """x and grams: rows as their paddings pack them; cover (batch, length, n-grams), 1 where
-        one covers a character -> both.
+    def beside(self, words: Run, ngrams: Run, ngram_encoder: Stack | None, cover: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of text and n-grams, each (batch, its length, hidden). ``cover`` (batch,
+        length, n-grams): 1 where an n-gram covers a character.
         """
-        (padding, ngrams), (trace, ngram_trace) = of, traces
-        there = len(ngram_blocks.plan) if ngram_blocks is not None else 0
+        x, grams = words.enter(), ngrams.enter()
+        plan = () if ngram_encoder is None else ngram_encoder.plan
         for layer, index in enumerate(self.plan):
-            x = self.blocks[index](x, padding.mask, None, trace)
-            if ngram_blocks is not None and layer < there:
-                grams = ngram_blocks.blocks[ngram_blocks.plan[layer]](grams, ngrams.mask, None, ngram_trace)
-                ngram_trace.hidden(grams)
-            added = torch.einsum("btn,bnh->bth", cover, ngrams.unpack(grams))  # (batch, length, hidden)
-            x = x + padding.pack(added)
-            trace.hidden(x)
-        return x, grams
+            x = self.blocks[index](x, words.mask, None, words.trace)
+            if ngram_encoder is not None and layer < len(plan):
+                grams = ngram_encoder.blocks[plan[layer]](grams, ngrams.mask, None, ngrams.trace)
+                ngrams.trace.hidden(grams)
+            added = torch.einsum("btn,bnh->bth", cover, carried(grams, ngrams.padding, None))
+            x = x + carried(added, None, words.padding)  # (batch, length, hidden), or its real tokens
+            words.trace.hidden(x)
+        return words.leave(x), ngrams.leave(grams)
 
 
 class Zen(TextEncoder):
@@ -151,35 +144,20 @@ class Zen(TextEncoder):
         1/True where one covers a character, ``ngram_mask`` (batch, n-grams), 1/True = real. The
         result's ``entity`` is the n-grams' stream; without n-grams the model is a BERT.
         """
-        trace, ngram_trace = (
-            Trace(output_hidden_states, output_attentions),
-            Trace(output_hidden_states, output_attentions),
-        )
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
+        kept = output_hidden_states, output_attentions
+        words = Run(x, attention_mask, lengths, *kept)
         if ngram_ids is None:
             if ngram_positions is not None or ngram_mask is not None or ngram_token_type_ids is not None:
                 raise InputError(
                     "ngram_positions, ngram_mask and ngram_token_type_ids speak of ngram_ids, which were not given"
                 )
-            x = padding.unpack(self.encoder(x, padding.mask, None, trace))
-            pooled = None if self.pooler is None else self.pooler(padding.first(x))
-            return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
+            return words.encoded(words.through(self.encoder), self.pooler)
         grams = self.ngram_embeddings(ngram_ids, ngram_token_type_ids)  # (batch, n-grams, hidden)
-        grid = (grams.shape[0], grams.shape[1])
-        cover = covered(ngram_positions, (*padding.grid, grid[1])).to(grams.dtype)
-        ngrams = Padding.of(ngram_mask, grid, pack=not output_attentions, name="ngram_mask", device=x.device)
-        grams = ngrams.pack(grams)
-        ngram_trace.hidden(grams)
-        x, grams = self.encoder.beside(x, grams, cover, self.ngram_encoder, (padding, ngrams), (trace, ngram_trace))
-        x = padding.unpack(x)  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
-        beside = Encoded(ngrams.unpack(grams), None, ngram_trace.states(ngrams.unpack), ngram_trace.maps(ngrams.real))
-        return WithEntities(x, pooled, trace.states(padding.unpack), trace.maps(padding.real), entity=beside)
+        cover = covered(ngram_positions, (*words.padding.grid, grams.shape[1])).to(grams.dtype)
+        ngrams = Run(grams, ngram_mask, None, *kept, name="ngram_mask")
+        x, grams = self.encoder.beside(words, ngrams, self.ngram_encoder, cover)
+        return WithEntities(**vars(words.encoded(x, self.pooler)), entity=ngrams.encoded(grams))
 
 
 def covered(ngram_positions: Tensor | None, shape: tuple[int, int, int]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError
-from zoo.layers import pool
+from zoo.layers.pooler import pool
 from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.tasks import TaskSpec

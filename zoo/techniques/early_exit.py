@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError, TechniqueError
 from zoo.layers.extend import Extension, extend
-from zoo.layers.masks import Mask, Packed
+from zoo.layers.masks import Mask
+from zoo.layers.padding import Packed
 from zoo.layers.pooler import FirstTokenPooler
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace
@@ -46,7 +47,7 @@ class OffRamp(nn.Module):
 
     def forward(self, first: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, hidden) -> logits (rows, labels) and the pooled vector (rows, hidden)."""
-        pooled = self.pooler(first)
+        pooled = self.pooler.transform(first)
         return self.classifier(self.dropout(pooled)), pooled
 
 

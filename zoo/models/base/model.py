@@ -4,7 +4,7 @@ counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -173,11 +173,17 @@ class VisionLanguageModel(Model):
     }
     embeddings: TextEmbeddings
 
-    def word_padding(self, given: Mapping[str, Any], encoded: Any) -> Padding:
-        """Which of the states that predict words are real, from a call's arguments by name and what
-        it gave.
+    def word_mask(self, given: Mapping[str, Any], encoded: Any) -> tuple[Tensor | None, Sequence[int] | None]:
+        """Which of the states that predict words are real, as a mask and lengths, from a call's
+        arguments by name and what it gave.
         """
         raise NotImplementedError
+
+    def word_padding(self, given: Mapping[str, Any], encoded: Any) -> Padding:
+        """The same, checked and ready to pack."""
+        states = (encoded if isinstance(encoded, Encoded) else encoded.text).last_hidden_state
+        mask, lengths = self.word_mask(given, encoded)
+        return Padding.of(mask, tuple(states.shape[:2]), lengths=lengths, device=states.device)
 
     def answer_vector(self, given: Mapping[str, Any], encoded: Any) -> Tensor:
         """What an answer is read from, (batch, size)."""

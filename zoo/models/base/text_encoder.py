@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from zoo.layers.embeddings import TextEmbeddings
-from zoo.layers.masks import Padding
+from zoo.layers.outputs import Encoded
+from zoo.layers.run import Run
 from zoo.layers.stack import Stack
-from zoo.layers.trace import Trace
 from zoo.models.base.model import Model, Reading, need_pooler
-from zoo.models.base.outputs import Encoded
 
 
 class TextEncoder(Model):
@@ -20,7 +20,12 @@ class TextEncoder(Model):
     offers = {**Model.offers, "pooled": Reading(need_pooler, pooled=True)}
     embeddings: TextEmbeddings
     encoder: Stack
+    norm: nn.Module | None  # that the stack ends in, where its blocks leave their states unnormalized
     pooler: nn.Module | None
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.norm = None
 
     def forward(
         self,
@@ -42,13 +47,7 @@ class TextEncoder(Model):
         row, where each row is real tokens first and padding after. Raises InputError for float
         masks, wrong shapes, ids outside their table, too long a text.
         """
-        trace = Trace(output_hidden_states, output_attentions)
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
-        padding = Padding.of(
-            attention_mask, (x.shape[0], x.shape[1]), lengths=lengths, pack=not output_attentions, device=x.device
-        )
-        x = padding.pack(x)  # (tokens, hidden) where the batch has padding
-        trace.hidden(x)
-        x = padding.unpack(self.encoder(x, padding.mask, None, trace))  # (batch, length, hidden)
-        pooled = None if self.pooler is None else self.pooler(padding.first(x))  # (batch, hidden)
-        return Encoded(x, pooled, trace.states(padding.unpack), trace.maps(padding.real))
+        run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        x = run.through(self.encoder, norm=self.norm)  # zeros at padding
+        return run.encoded(x, self.pooler)

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from zoo.errors import InputError
 from zoo.layers.extend import Extension
 from zoo.layers.feed_forward import activation
-from zoo.layers.masks import packing, packing_enabled
+from zoo.layers.padding import packing, packing_enabled
 from zoo.layers.residual import JoiningNorm
 
 

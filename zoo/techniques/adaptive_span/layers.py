@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError
-from zoo.layers.attention import DenseAttention, in_front
+from zoo.layers.attention import AttentionArgs, DenseAttention, in_front
 from zoo.layers.masks import Mask, window
-from zoo.layers.trace import Trace
 
 STEP = 64  # the reference trims in steps of so many keys
 
@@ -265,20 +264,9 @@ class SpanCore(DenseAttention):
         if self.key_positions is not None:
             self.key_positions.normal_(0, std, generator=generator)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        bias: Tensor | None,
-        trace: Trace | None,
-        dropout: float,
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """As `DenseAttention`."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        mask, bias, before, dropout = args.mask, args.bias, args.before, args.dropout
         length = q.shape[2]
-        wanted = trace is not None and trace.wants_attentions
         regular = (
             mask.dense is None
             and mask.query_positions is None
@@ -286,7 +274,7 @@ class SpanCore(DenseAttention):
             and before is None
             and k.shape[2] == length
         )
-        if regular and not wanted and q.device.type != "meta" and not torch.compiler.is_compiling():
+        if regular and not args.wants_probabilities and q.device.type != "meta" and not torch.compiler.is_compiling():
             groups = self.groups(length)
             if len(groups) > 1:
                 out = q.new_empty(q.shape[0], q.shape[1], length, v.shape[3])
@@ -308,8 +296,7 @@ class SpanCore(DenseAttention):
             k, v, allowed, add = in_front(before, k, v, allowed, add)
             weight = F.pad(weight, (before[0].shape[2], 0), value=1)
         out, probabilities = self.attended(q, k, v, allowed, add, weight, dropout)
-        if trace is not None and wanted:
-            trace.keep(probabilities)
+        args.keep(probabilities)
         return out
 
     def groups(self, length: int) -> dict[int, list[int]]:

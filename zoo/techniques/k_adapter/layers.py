@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from zoo.errors import ConfigError
 from zoo.layers.blocks import bert_block
 from zoo.layers.extend import Extension
-from zoo.layers.masks import Mask, Padding
-from zoo.layers.pooler import pool
+from zoo.layers.masks import Mask
+from zoo.layers.padding import Padding
 from zoo.layers.stack import Stack
 
 
@@ -132,11 +132,6 @@ class WithKnowledge(Extension):
     knowledge: nn.ModuleDict
     knowledge_fusion: KnowledgeFusion
 
-    @property
-    def pooled_state(self) -> str:
-        """Which state the pooler reads: the first, unless the family says another (K-BERT)."""
-        return getattr(getattr(self, "config", None), "pooled_state", "first")
-
     def forward(self, *inputs: Any, output_hidden_states: bool = False, **named: Any) -> Any:
         encoded = super().forward(*inputs, output_hidden_states=True, **named)
         last = encoded.last_hidden_state
@@ -147,7 +142,7 @@ class WithKnowledge(Extension):
         results = {name: adapter(encoded.hidden_states, mask) for name, adapter in self.knowledge.items()}
         fused = padding.unpack(self.knowledge_fusion(last, results))
         pooler = getattr(self, "pooler", None)
-        pooled = encoded.pooler_output if pooler is None else pooler(pool(fused, padding.real, self.pooled_state))
+        pooled = encoded.pooler_output if pooler is None else pooler(fused, padding)
         return replace(
             encoded,
             last_hidden_state=fused,

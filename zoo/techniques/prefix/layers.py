@@ -7,15 +7,15 @@ P = W_2 f(W_1 e + b_1) + b_2,  e (n, hidden)            through a network, only 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.layers.attention import DenseAttention
+from zoo.layers.attention import AttentionArgs, DenseAttention
 from zoo.layers.extend import Extension, extend
 from zoo.layers.feed_forward import activation
-from zoo.layers.masks import Mask
-from zoo.layers.trace import Trace
 
 
 class Prefix(nn.Module):
@@ -70,18 +70,8 @@ class Prefixed(Extension):
 
     prefixes: tuple[tuple[Prefix, int], ...]
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        bias: Tensor | None,
-        trace: Trace | None,
-        dropout: float,
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        keys, values = [] if before is None else [before[0]], [] if before is None else [before[1]]
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        keys, values = ([], []) if args.before is None else ([args.before[0]], [args.before[1]])
         heads, key_size, value_size = k.shape[1], k.shape[3], v.shape[3]
         for prefix, start in self.prefixes:
             found = prefix.part(start, heads * (key_size + value_size))  # (n, keys and values)
@@ -89,7 +79,7 @@ class Prefixed(Extension):
             keys.append(key.unflatten(1, (heads, key_size)).transpose(0, 1)[None])  # (1, heads, n, head size)
             values.append(value.unflatten(1, (heads, value_size)).transpose(0, 1)[None])
         front = (torch.cat(keys, 2), torch.cat(values, 2))
-        out: Tensor = super().forward(q, k, v, mask, bias, trace, dropout, front)
+        out: Tensor = super().forward(q, k, v, replace(args, before=front))
         return out
 
     def hand_over(self, core: nn.Module) -> None:

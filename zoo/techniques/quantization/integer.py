@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.layers.attention import DenseAttention, in_front
+from zoo.layers.attention import AttentionArgs, DenseAttention, visible
 from zoo.layers.extend import Extension
-from zoo.layers.masks import Mask
-from zoo.layers.trace import Trace
 from zoo.techniques.quantization.grids import straight_through
 
 ERF_A, ERF_B = -0.2888, -1.769
@@ -259,26 +257,11 @@ class IntegerCore(DenseAttention):
         self.query, self.key, self.value, self.scores = (QuantAct(bits, momentum) for _ in range(4))
         self.exponent = QuantAct(16, momentum)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        bias: Tensor | None,
-        trace: Trace | None,
-        dropout: float,
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        allowed = mask.allowed(q.shape[2], k.shape[2], q.device)
-        if bias is not None:
-            bias = mask.bias_at(bias, q.shape[2], k.shape[2]).to(q.dtype)
-        if before is not None:
-            k, v, allowed, bias = in_front(before, k, v, allowed, bias)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        k, v, allowed, bias = visible(q, k, v, args)
         q, k, v = self.query(q)[0], self.key(k)[0], self.value(v)[0]
         scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
         values, step = self.scores(scores if bias is None else scores + bias)
         probabilities, _ = int_softmax(values, step, self.exponent, self.bits, allowed)
-        if trace is not None and trace.wants_attentions:
-            trace.keep(probabilities)
-        return F.dropout(probabilities, dropout) @ v
+        args.keep(probabilities)
+        return F.dropout(probabilities, args.dropout) @ v

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.layers.attention import DenseAttention, in_front
+from zoo.layers.attention import AttentionArgs, DenseAttention, visible
 from zoo.layers.extend import Extension
-from zoo.layers.masks import Mask
-from zoo.layers.trace import Trace
 from zoo.techniques.quantization.grids import LowHighRange
 
 
@@ -27,22 +25,8 @@ class RangedCore(DenseAttention):
         self.scores, self.result = (LowHighRange(bits, momentum) for _ in range(2))
         self.numerator, self.denominator, self.quotient = (LowHighRange(bits, momentum, zero=True) for _ in range(3))
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        bias: Tensor | None,
-        trace: Trace | None,
-        dropout: float,
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        allowed = mask.allowed(q.shape[2], k.shape[2], q.device)
-        if bias is not None:
-            bias = mask.bias_at(bias, q.shape[2], k.shape[2]).to(q.dtype)
-        if before is not None:
-            k, v, allowed, bias = in_front(before, k, v, allowed, bias)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        k, v, allowed, bias = visible(q, k, v, args)
         scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
         scores = scores if bias is None else scores + bias
         counted = (
@@ -56,9 +40,8 @@ class RangedCore(DenseAttention):
         exponent = self.numerator(exponent)
         total = self.denominator(exponent.sum(-1, keepdim=True))
         probabilities = self.quotient(exponent / total.clamp(min=torch.finfo(total.dtype).eps))
-        if trace is not None and trace.wants_attentions:
-            trace.keep(probabilities)
-        return self.result(F.dropout(probabilities, dropout) @ v)
+        args.keep(probabilities)
+        return self.result(F.dropout(probabilities, args.dropout) @ v)
 
 
 class RangedNorm(Extension):

@@ -26,9 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
-from zoo.layers.attention import DenseAttention
+from zoo.layers.attention import AttentionArgs, DenseAttention
 from zoo.layers.masks import Mask, Pattern
-from zoo.layers.trace import Trace
 from zoo.techniques.sparse.patterns import Sparsity
 
 ROOM = 4 << 20  # scores that are held at once
@@ -47,29 +46,19 @@ class SparseAttention(DenseAttention):
     def extra_repr(self) -> str:
         return ", ".join(sparsity.pattern.name for sparsity in self.patterns)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        bias: Tensor | None,
-        trace: Trace | None,
-        dropout: float,
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """As `DenseAttention`."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        mask, before, dropout = args.mask, args.before, args.dropout
         heads, length = q.shape[1], q.shape[2]
         irregular = mask.dense is not None or mask.query_positions is not None or mask.key_positions is not None
         if (
             irregular
-            or bias is not None
-            or (trace is not None and trace.wants_attentions)
+            or args.bias is not None
+            or args.wants_probabilities
             or k.shape[2] != length
             or q.device.type == "meta"
             or torch.compiler.is_compiling()
         ):
-            return super().forward(q, k, v, self.under_rule(mask, heads, q), bias, trace, dropout, before)
+            return super().forward(q, k, v, replace(args, mask=self.under_rule(mask, heads, q)))
         if q.is_cuda:
             from zoo.techniques.sparse import flex
 
@@ -118,14 +107,16 @@ def sparse_attention(
     length = q.shape[2]
     out = q.new_empty(*q.shape[:3], v.shape[3]) if into is None else into
     if sparsity.rows >= length:
-        return out.copy_(DenseAttention()(q, k, v, mask & sparsity.pattern, None, None, dropout, before))
+        return out.copy_(
+            DenseAttention()(q, k, v, AttentionArgs(mask & sparsity.pattern, dropout=dropout, before=before))
+        )
     tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *(before or ())))
     fused = q.device.type == "cpu" and not dropout and not tracked and q.is_floating_point() and FLASH is not None
     (_fused if fused else _by_blocks)(q, k, v, sparsity, mask, dropout, before, out)
     if sparsity.rows:
         top = replace(mask, pattern=None) & _allowed(sparsity, mask)
         first = slice(0, sparsity.rows)
-        out[:, :, first] = DenseAttention()(q[:, :, first], k, v, top, None, None, dropout, before)
+        out[:, :, first] = DenseAttention()(q[:, :, first], k, v, AttentionArgs(top, dropout=dropout, before=before))
     return out
 
 

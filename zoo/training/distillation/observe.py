@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import TaskError
-from zoo.layers.masks import Padding, packing
+from zoo.layers.padding import Padding, packing
 from zoo.models.base.outputs import Encoded, Streams
 
 PARTS = ("query", "key", "value")

@@ -1,0 +1,1 @@
+"""The kernels of dense attention, a file each; `zoo.layers.attention` chooses."""

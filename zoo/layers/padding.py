@@ -1,0 +1,258 @@
+"""How a batch with padding runs on its real tokens only.
+
+`Padding` knows which positions of a (batch, length) grid hold real tokens; it packs them into (tokens, hidden)
+rows and puts results back. A model meets it through `zoo.layers.run.Run`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from zoo.errors import InputError
+
+_PACKING: contextvars.ContextVar[bool] = contextvars.ContextVar("zoo_packing", default=True)
+
+
+class packing:
+    """Turn the packing of padded batches on or off, from here on or for a ``with`` block. It changes speed, not results."""
+
+    def __init__(self, on: bool) -> None:
+        self._token = _PACKING.set(bool(on))
+
+    def __enter__(self) -> packing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _PACKING.reset(self._token)
+
+
+def packing_enabled() -> bool:
+    """Whether a padded batch would be packed here: not when switched off, nor under torch.compile or torch.export."""
+    return not torch.compiler.is_compiling() and _PACKING.get()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where the real tokens of a (batch, length) grid went: rows in ``order``, each row's tokens in their own order.
+
+    ``index`` (tokens,) int64 into the flattened grid; ``lengths`` real tokens per row, in ``order``; ``positions`` (tokens,) the column
+    each token came from, or None where every row's tokens stand at 0..length-1.
+    """
+
+    index: Tensor
+    order: tuple[int, ...]
+    lengths: tuple[int, ...]
+    grid: tuple[int, int]
+    positions: Tensor | None = None
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(batch, length, ...) -> (tokens, ...)."""
+        return x.flatten(0, 1).index_select(0, self.index)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(tokens, ...) -> (batch, length, ...), zeros at padding."""
+        batch, length = self.grid
+        out = x.new_zeros(batch * length, *x.shape[1:])
+        return out.index_copy(0, self.index, x).unflatten(0, (batch, length))
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device, which is not waited for."""
+        if self.index.device == device:
+            return self
+        positions = None if self.positions is None else self.positions.to(device, non_blocking=True)
+        return replace(self, index=self.index.to(device, non_blocking=True), positions=positions)
+
+    def real(self) -> Tensor:
+        """(batch, length) bool, True where a token came from."""
+        return self.unpack(torch.ones(self.index.shape, dtype=torch.bool, device=self.index.device))
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Which positions are real. ``real`` (batch, length) bool, True = a real token, or None where all are."""
+
+    real: Tensor | None
+    grid: tuple[int, int]
+    packed: Packed | None = None
+    visible: Tensor | None = None  # (batch, query, key) bool, where the user gave a matrix
+    ranks: Tensor | None = None  # (batch, length) int that patterns compare in place of columns
+
+    @classmethod
+    def of(
+        cls,
+        attention_mask: Tensor | None,
+        grid: tuple[int, int],
+        *,
+        lengths: Sequence[int] | None = None,
+        pack: bool = True,
+        name: str = "attention_mask",
+        device: torch.device | None = None,
+        ranks: Tensor | None = None,
+    ) -> Padding:
+        """Check a user's ``attention_mask`` and plan the packing.
+
+        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may look. ``lengths``: real tokens per
+        row where every row is real tokens first, then padding. ``pack=False`` keeps the padded form. ``device``: of what is packed, the
+        mask's unless said. A plan asks where tokens stand: of the mask where it lies, of ``lengths`` on the CPU, so that no accelerator
+        is waited for.
+        """
+        batch, length = grid
+        firsts = None if lengths is None else first_columns(lengths, grid)
+        if lengths is not None and attention_mask is None and all(n == length for n in lengths):
+            return cls(None, grid, ranks=ranks)
+        real = firsts if attention_mask is None else as_bool(attention_mask, name)
+        if real is None:
+            return cls(None, grid, ranks=ranks)
+        device = device or real.device
+        if real.dim() == 3:
+            if tuple(real.shape) != (batch, length, length):
+                raise InputError(
+                    f"{name} must be (batch, query, key) = {(batch, length, length)}, got {tuple(real.shape)}"
+                )
+            return cls(real.any(2) | real.any(1), grid, visible=real, ranks=ranks)
+        if tuple(real.shape) != (batch, length):
+            raise InputError(
+                f"{name} must be (batch, length) = {(batch, length)} or (batch, query, key), got {tuple(real.shape)}"
+            )
+        here = real if real.device == device else real.to(device, non_blocking=True)
+        if not (pack and packing_enabled()) or "meta" in (real.device.type, device.type):
+            return cls(here, grid, ranks=ranks)
+        where = _rows(real if firsts is None else firsts)
+        return cls(None if where is None else here, grid, None if where is None else where.to(device), ranks=ranks)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Packed rows where the batch is packed, else ``x`` as it is."""
+        return x if self.packed is None else self.packed.pack(x)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Back to (batch, length, ...), zeros at padding whether packed or not."""
+        if self.packed is not None:
+            return self.packed.unpack(x)
+        return x if self.real is None else x.masked_fill(~self.real.unflatten(1, (-1, *[1] * (x.dim() - 2))), 0)
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first real token of each row of (batch, length, hidden) -> (batch, hidden)."""
+        if self.real is None or (self.packed is not None and self.packed.positions is None):
+            return x[:, 0]
+        where = self.real.int().argmax(1)  # the first True; 0 for a row of padding, which holds zeros
+        return x.gather(1, where[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+
+
+def first_columns(lengths: Sequence[int], grid: tuple[int, int], name: str = "lengths") -> Tensor:
+    """(batch, length) bool on the CPU, True for the first ``lengths[i]`` columns of row i."""
+    batch, length = grid
+    if len(lengths) != batch or any(not 0 <= n <= length for n in lengths):
+        raise InputError(f"{name} must be {batch} numbers from 0 to {length}, got {list(lengths)}")
+    return torch.arange(length, device="cpu") < torch.tensor(list(lengths), device="cpu").unsqueeze(1)
+
+
+def _rows(real: Tensor) -> Packed | None:
+    """Order the rows by length and number their real tokens; None where nothing is padding."""
+    batch, length = real.shape
+    counts = real.sum(1).tolist()
+    if all(n == length for n in counts):
+        return None
+    order = tuple(sorted(range(batch), key=counts.__getitem__))
+    ordered = real if order == tuple(range(batch)) else real[torch.tensor(order, device=real.device)]
+    row, column = ordered.nonzero(as_tuple=True)
+    index = torch.tensor(order, device=real.device)[row] * length + column
+    straight = bool((ordered[:, 1:] <= ordered[:, :-1]).all())
+    return Packed(index, order, tuple(counts[i] for i in order), (batch, length), None if straight else column)
+
+
+def as_bool(mask: Tensor, name: str = "attention_mask") -> Tensor:
+    """A user's 1/True = real mask as bool; additive float masks are refused by name."""
+    if not isinstance(mask, Tensor):
+        raise InputError(f"{name} must be a tensor, got {type(mask).__name__}")
+    if mask.is_floating_point():
+        raise InputError(
+            f"{name} is {mask.dtype}, which looks additive; pass 1/True for real tokens, e.g. `{name} == 0`"
+        )
+    if mask.dim() not in (2, 3):
+        raise InputError(f"{name} must be (batch, length) or (batch, query, key), got {tuple(mask.shape)}")
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+def together(*streams: Padding) -> tuple[Padding, ...]:
+    """Give several streams one row order, so that each can look at the others packed; unpacked where one of them can't be packed."""
+    if all(s.packed is None and s.real is None for s in streams):
+        return streams
+    if any(s.packed is None and s.real is not None for s in streams):
+        return tuple(replace(s, packed=None) for s in streams)
+    counts = []
+    for stream in streams:
+        batch, length = stream.grid
+        by_row = (
+            dict(zip(stream.packed.order, stream.packed.lengths, strict=True))
+            if stream.packed
+            else dict.fromkeys(range(batch), length)
+        )
+        counts.append([by_row[row] for row in range(batch)])
+    order = tuple(sorted(range(len(counts[0])), key=lambda row: tuple(c[row] for c in counts)))
+    device = next(s.packed.index.device for s in streams if s.packed is not None)
+    return tuple(replace(s, packed=_reorder(s, order, c, device)) for s, c in zip(streams, counts, strict=True))
+
+
+def _reorder(stream: Padding, order: tuple[int, ...], counts: Sequence[int], device: torch.device) -> Packed:
+    """The same tokens, row after row in ``order``; ``counts``: tokens by row of the grid."""
+    length, old = stream.grid[1], stream.packed
+    lengths = tuple(counts[row] for row in order)
+    if old is None:  # all real
+        index = (torch.tensor(order, device="cpu")[:, None] * length + torch.arange(length, device="cpu")).flatten()
+        return Packed(index, order, lengths, stream.grid).to(device)
+    starts = dict(zip(old.order, itertools.accumulate(old.lengths, initial=0), strict=False))
+    begin, count = (torch.tensor(numbers, device="cpu") for numbers in ([starts[row] for row in order], lengths))
+    shift = (begin - count.cumsum(0) + count).repeat_interleave(count)  # from a token's new place to its old one
+    moved = (torch.arange(len(shift), device="cpu") + shift).to(device, non_blocking=True)
+    positions = None if old.positions is None else old.positions[moved]
+    return Packed(old.index[moved], order, lengths, stream.grid, positions)
+
+
+def carried(x: Tensor, source: Padding | None, target: Padding | None) -> Tensor:
+    """The states of one stream at the places of another on the same grid, zeros where the source has none.
+
+    ``x``: rows as ``source`` packs them -> rows as ``target`` does; None stands for the (batch, length, ...) grid
+    itself.
+    """
+    grid = x if source is None else source.unpack(x)
+    return grid if target is None else target.pack(grid)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several streams that are read as one: its grid and what a user says is real of it."""
+
+    grid: tuple[int, int]
+    mask: Tensor | None = None
+    lengths: Sequence[int] | None = None
+    mask_name: str = "attention_mask"
+    lengths_name: str = "lengths"
+
+    def given(self) -> Tensor | None:
+        """The user's word as a mask, on the CPU where lengths say it."""
+        return self.mask if self.lengths is None else first_columns(self.lengths, self.grid, self.lengths_name)
+
+
+def joined(*parts: Part) -> Tensor | None:
+    """What is real of streams laid one behind the other, (batch, total length) bool; None where all
+    is.
+    """
+    given = [part.given() for part in parts]
+    said = next((mask for mask in reversed(given) if mask is not None), None)  # says where the joint one lies
+    if said is None:
+        return None
+    real = []
+    for part, mask in zip(parts, given, strict=True):
+        mask = said.new_ones(part.grid) if mask is None else mask
+        checked = Padding.of(mask, part.grid, pack=False, name=part.mask_name, device=said.device).real
+        real.append(said.new_ones(part.grid) if checked is None else checked)
+    return torch.cat(real, 1)
