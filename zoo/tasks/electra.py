@@ -22,7 +22,7 @@ from zoo.data.masking import write_samples
 from zoo.errors import ConfigError
 from zoo.models.base.outputs import Output
 from zoo.tasks.base import TaskModel
-from zoo.tasks.losses import replaced_token_loss
+from zoo.tasks.losses import binary_loss
 
 MASK_SHARE = 0.85  # of the chosen places; the others keep their token, none gets a random one
 NOISE = 1e-9
@@ -140,7 +140,7 @@ class ElectraPretraining(nn.Module):
         replaced = written & (corrupted != input_ids)
 
         judged = self.discriminator(corrupted, attention_mask, token_type_ids)
-        token_loss = replaced_token_loss(judged.logits, replaced, real, epsilon=1e-6)
+        token_loss = binary_loss(judged.logits, replaced, real, epsilon=1e-6)
         return ElectraStep(
             loss=self.weights[0] * word_loss + self.weights[1] * token_loss,
             losses={"masked_lm": word_loss, "replaced_token": token_loss},

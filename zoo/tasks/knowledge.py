@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoo.data.candidates import Candidates
 from zoo.errors import TaskError
 from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
 from zoo.tasks.base import TaskModel
-from zoo.tasks.losses import widened
+from zoo.tasks.losses import binary_loss
 
 
 def linked_entities(scores: Tensor, candidates: Candidates, threshold: float, null_id: int) -> Tensor:
@@ -49,5 +48,5 @@ class EntityTyping(TaskModel):
                 raise TaskError(
                     f"labels must have shape {tuple(logits.shape)}, one number for each type, got {tuple(labels.shape)}"
                 )
-            loss = F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
+            loss = binary_loss(logits, labels, None)
         return TaskOutput(loss, {} if loss is None else {"typing": loss}, logits, encoded=encoded)

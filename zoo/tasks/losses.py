@@ -84,9 +84,9 @@ def row_loss(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
     return token_cross_entropy(logits, labels)
 
 
-def replaced_token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
-    """Mean binary cross-entropy over the labels that count, (batch, length); ``epsilon`` is added to
-    their number, as the TensorFlow code does (1e-6).
+def binary_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
+    """Mean binary cross-entropy over the labels that count, of the shape of the logits; ``epsilon``
+    is added to their number, as ELECTRA's TensorFlow code does (1e-6).
     """
     logits = widened(logits)
     counted = labels != IGNORED if real is None else (labels != IGNORED) & real.bool()
@@ -141,7 +141,7 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
         return F.mse_loss(outputs, labels.to(outputs.dtype).reshape(outputs.shape))
     if problem_type == "single-label":
         return token_cross_entropy(logits, labels)
-    return F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
+    return binary_loss(logits, labels, None)
 
 
 def span_loss(
@@ -188,17 +188,17 @@ REGION_TARGETS = ("classes", "features", "contrastive")
 
 def soft_answer_loss(logits: Tensor, labels: Tensor, kind: str = "bce", real: Tensor | None = None) -> Tensor:
     """On soft scores (batch, answers): "bce" is binary cross entropy summed over answers, "kl" the
-    KL divergence from the softmax; both are means over the batch. ``real`` (batch, answers) bool:
-    the answers there are; a row without any does not count.
+    KL divergence from the softmax; both are means over the rows with an answer that counts: none
+    that is -100, none that is not ``real`` (batch, answers).
     """
     logits = widened(logits)
-    labels = labels.to(logits.dtype)
+    counted = labels != IGNORED if real is None else (labels != IGNORED) & real
+    wanted = torch.where(counted, labels, 0).to(logits.dtype)
     if kind == "kl":
-        return F.kl_div(logits.log_softmax(-1), labels, reduction="batchmean")
-    if real is None:
-        return F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
-    each = F.binary_cross_entropy_with_logits(logits, torch.where(real, labels, 0), reduction="none")
-    return torch.where(real, each, 0).sum() / real.any(1).sum().clamp(min=1)
+        each = F.kl_div(logits.log_softmax(-1), wanted, reduction="none")
+    else:
+        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return torch.where(counted, each, 0).sum() / counted.any(1).sum().clamp(min=1)
 
 
 def region_loss(
@@ -295,7 +295,7 @@ def _tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, besi
 def _binary_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
     check_labels(labels, tuple(scores.shape), name)
     check_labels(real_labels(labels, real), tuple(scores.shape), name, 2)
-    return replaced_token_loss(scores, labels, real)
+    return binary_loss(scores, labels, real)
 
 
 def _rows(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel
-from zoo.tasks.losses import row_loss, soft_answer_loss, widened
+from zoo.tasks.losses import binary_loss, row_loss, soft_answer_loss
 from zoo.tasks.vision import SHOWN_BY, VisionTask, region_scores
 
 HEADS = (
@@ -173,7 +172,7 @@ def multi_task_loss(
     if head == "image_text_retrieval":
         return row_loss(scores.unflatten(0, (len(labels), -1)), labels)
     if head in ("visual_reasoning", "visual_entailment"):
-        return F.binary_cross_entropy_with_logits(widened(scores), labels.to(widened(scores).dtype))
+        return binary_loss(scores, labels, None)
     raise TaskError(f"no loss is known for the head {head!r}")
 
 

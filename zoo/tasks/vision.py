@@ -27,7 +27,7 @@ from zoo.tasks.losses import (
     check_labels,
     classification_loss,
     real_labels,
-    replaced_token_loss,
+    binary_loss,
     row_loss,
     soft_answer_loss,
     widened,
@@ -191,7 +191,7 @@ class Retrieval(MultipleChoice):
         if labels is None:
             return TaskOutput(logits=logits, encoded=encoded)
         check_labels(labels, tuple(logits.shape), "labels")
-        loss = replaced_token_loss(logits, labels, None)
+        loss = binary_loss(logits, labels, None)
         return TaskOutput(loss, {"match": loss}, logits, encoded=encoded)
 
 
