@@ -212,43 +212,47 @@ def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def along(model: Model, given: Mapping[str, Any], what: str, number: int | None = None) -> dict[str, Any]:
-    """Fold an axis of choices or pictures into the batch: (batch, choices, ...) -> (batch · choices,
-    ...).
+def with_an_axis(model: Model, given: Mapping[str, Any]) -> list[str]:
+    """The inputs of a call that have an axis more than the table says, behind the batch's."""
+    found = []
+    for name, x in given.items():
+        row = model.input_table.get(name)
+        if row is not None and row.axes and isinstance(x, Tensor):
+            plain = len(row.axes)
+            if x.dim() == plain + 1 or (x.dim() > plain and x.dim() - 1 in row.dims):
+                found.append(name)
+    return found
 
-    The number of choices is that of the input that has them; a text or a picture that all choices
-    share is repeated. ``number``: how many there must be.
+
+def along(model: Model, given: Mapping[str, Any], what: str, number: int | None = None) -> tuple[dict[str, Any], int]:
+    """Fold an axis of choices or pictures into the batch: (batch, choices, ...) -> (batch · choices,
+    ...), and the number of choices.
+
+    It is that of the input that has them; a text or a picture that all choices share is repeated.
+    ``number``: how many there must be.
     """
-    table = model.input_table
+    table, wide = model.input_table, with_an_axis(model, given)
     tensors = {n: x for n, x in given.items() if isinstance(x, Tensor) and n in table and table[n].axes}
-    plain = {name: len(table[name].axes) for name in tensors}
-    folded_at = [
-        name
-        for name, x in tensors.items()
-        if x.dim() - 1 == plain[name] or (x.dim() > plain[name] and x.dim() - 1 in table[name].dims)
-    ]
-    counts = {tensors[name].shape[1] for name in folded_at}
-    if len(counts) != 1:
+    counts = {tensors[name].shape[1] for name in wide}
+    if len(counts) != 1 or number not in (None, *counts):
         shapes = ", ".join(f"{tuple(x.shape)} of {name}" for name, x in tensors.items())
         raise InputError(
-            f"inputs with {what} must be (batch, {what}, ...), with one number of {what}; a text's are "
-            f"(batch, {what}, length) tensors, got {shapes}"
+            f"inputs with {what} must be (batch, {what}, ...), with one number of {what}{f', {number}' if number else ''}"
+            f"; a text's are (batch, {what}, length) tensors, got {shapes}"
         )
-    if number not in (None, *counts):
-        raise InputError(f"{what}: inputs must be (batch, {number}, ...), got (batch, {counts.pop()}, ...)")
-    count, rows = counts.pop(), tensors[folded_at[0]].shape[0]
+    count, rows = counts.pop(), tensors[wide[0]].shape[0]
     folded: dict[str, Any] = {}
     for name, x in tensors.items():
-        if name in folded_at:
+        if name in wide:
             folded[name] = x.flatten(0, 1)
         elif x.shape[0] == rows:  # one row, as position_ids may have, serves all
             folded[name] = x.repeat_interleave(count, 0)
     for name, row in table.items():
         if row.counts and given.get(name) is not None:
-            shared = [other not in folded_at for other in tensors if table.masked_axis(other) == row.counts]
+            shared = [other not in wide for other in tensors if table.masked_axis(other) == row.counts]
             if shared and all(shared):
                 folded[name] = [n for n in given[name] for _ in range(count)]
-    return {**given, **folded}
+    return {**given, **folded}, count
 
 
 def canonical_state(module: nn.Module) -> dict[str, Tensor]:

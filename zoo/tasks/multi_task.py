@@ -137,7 +137,8 @@ class MultiTask(VisionTask):
                 scores[name] = part(self.dropout(encoded.text.last_hidden_state)).squeeze(2)
             else:
                 scores[name] = part(pooled).squeeze(1) if name == "image_text_retrieval" else part(pooled)
-        told = {term.output: self.score(term, given, encoded)[0] for term in self.model.pretraining}
+        terms = [term for term in self.model.pretraining if term.head_name in FAMILY_HEADS]
+        told = {term.output: self.score(term, given, encoded)[0] for term in terms}
         loss = None
         if labels is not None:
             if head not in scores:

@@ -30,7 +30,7 @@ def terms_of(task: str, model_class: Any) -> tuple[Term, ...]:
         return declared
     name, offers = TASKS[task].term, set(model_class.offers)
     found = next(term for term in (*declared, *TERMS) if term.name == name and offers.issuperset(term.reads))
-    return (replace(found, optional=False),)
+    return (replace(found, optional=False, only_where=None),)  # alone, every row given counts
 
 
 class Objective(TaskModel):

@@ -104,12 +104,11 @@ class MultipleChoice(TaskModel):
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch,): the number of the right one -> logits (batch, choices)."""
-        given = self.given(inputs, named)
-        first = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
-        encoded = self.model(**along(self.model, given, "choices"))
+        given, choices = along(self.model, self.given(inputs, named), "choices")
+        encoded = self.model(**given)
         (head,) = self.heads.values()
         scores = head(self.dropout(need_pooler(encoded)))  # (batch · choices, 1)
-        logits = scores.view(first.shape[0], first.shape[1])
+        logits = scores.view(-1, choices)
         loss = None if labels is None else row_loss(logits, labels)
         return TaskOutput(loss, {} if loss is None else {"choice": loss}, logits, encoded=encoded)
 

@@ -22,12 +22,12 @@ from zoo.models.base.model import Model, VisionLanguageModel, need_pooler
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.tasks import TaskSpec
 from zoo.tasks import text
-from zoo.tasks.base import TaskModel, along
+from zoo.tasks.base import TaskModel, along, with_an_axis
 from zoo.tasks.losses import (
+    binary_loss,
     check_labels,
     classification_loss,
     real_labels,
-    binary_loss,
     row_loss,
     soft_answer_loss,
     widened,
@@ -145,7 +145,8 @@ class VisualReasoning(Classification):
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         if not self.options["pairs"]:
             return super().forward(*inputs, labels=labels, **named)
-        encoded = self.model(**along(self.model, self.given(inputs, named), "pictures", 2))
+        given, _ = along(self.model, self.given(inputs, named), "pictures", 2)
+        encoded = self.model(**given)
         joined = need_pooler(encoded).unflatten(0, (-1, 2)).flatten(1)  # (batch, 2 · size)
         return self.judged(joined, labels, encoded)
 
@@ -184,7 +185,7 @@ class Retrieval(MultipleChoice):
         match or not, -100 = left out.
         """
         given = self.given(inputs, named)
-        if given["input_ids"].dim() == 3:
+        if with_an_axis(self.model, given):
             return super().forward(labels=labels, **given)
         encoded = self.model(**given)
         logits = self.heads["image_text_retrieval"](self.dropout(need_pooler(encoded))).squeeze(1)
