@@ -126,9 +126,15 @@ def test_the_registry_tells_without_torch_what_the_class_offers(name):
     for variant in registry.families()[name]:
         cls = variant.model_class()
         assert set(variant.heads) == set(cls.heads)
+        assert variant.offers == tuple(cls.offers)
+        assert variant.inputs == cls.inputs
+        assert variant.pretraining == tuple(term.name for term in cls.pretraining)
+        assert {term.head_name for term in cls.pretraining} - {""} <= set(cls.heads)
+        assert {what for term in cls.pretraining for what in term.reads} <= set(cls.offers)
         assert offers_of(variant) == offers_of_class(cls)
         signature = inspect.signature(cls.forward).parameters
         assert set(variant.inputs) <= set(signature)
+        assert set(signature) - {"self"} <= set(cls.input_table), "the table names every argument"
         for reason in cls.exceptions.values():
             assert len(reason.split()) > 3
         assert set(cls.exceptions) <= set(PROPERTIES)

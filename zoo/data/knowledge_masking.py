@@ -3,7 +3,7 @@ boundaries.
 
     knowledge_masking   ERNIE 1.0: a unit is chosen by its first token's draw, each further token has a draw of its own
     unit_masking        ERNIE 2.0: a share of all the batch's units is chosen, each token of them has a draw of its own
-    SpanMasking         SpanBERT: spans of whole words of geometric length, merged where they touch, one fate for a span
+    SpanBertMasking     SpanBERT: spans of whole words of geometric length, merged where they touch, one fate for a span
 
 Labels of units along a text: -1 a special token, 0 the first token of a unit (a phrase, an entity,
 a word), 1 inside one. Draws are arguments, so that the same draws give the reference's masks; left
@@ -13,15 +13,13 @@ out, they come from a ``torch.Generator``.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from zoo.data.masking import IGNORED
+from zoo.data.masking import IGNORED, SpanDraws, spans_of, word_units
 from zoo.errors import ConfigError, InputError
 
 
@@ -133,38 +131,6 @@ def unit_masking(
     return corrupted, input_ids.masked_fill(~chosen, IGNORED)
 
 
-class SpanDraws(Protocol):
-    """Where SpanBERT's masking gets its random numbers from; `RandomSpanDraws` is the usual one."""
-
-    def length(self, lengths: Sequence[int], weights: Sequence[float]) -> int: ...
-    def anchor(self, count: int) -> int: ...
-    def positions(self, count: int, chosen: int) -> list[int]: ...
-    def fate(self) -> float: ...
-    def token(self, corpus: Sequence[int]) -> int: ...
-
-
-@dataclass(frozen=True)
-class RandomSpanDraws:
-    """Draws from a ``random.Random``."""
-
-    rng: random.Random
-
-    def length(self, lengths: Sequence[int], weights: Sequence[float]) -> int:
-        return self.rng.choices(lengths, weights)[0]
-
-    def anchor(self, count: int) -> int:
-        return self.rng.randrange(count)
-
-    def positions(self, count: int, chosen: int) -> list[int]:
-        return self.rng.sample(range(count), chosen)
-
-    def fate(self) -> float:
-        return self.rng.random()
-
-    def token(self, corpus: Sequence[int]) -> int:
-        return self.rng.choice(corpus)
-
-
 @dataclass(frozen=True)
 class MaskedSpans:
     """A text after span masking: ``tokens``, ``targets`` (``ignored`` where not masked) and
@@ -178,7 +144,7 @@ class MaskedSpans:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanMasking:
+class SpanBertMasking:
     """SpanBERT's corruption of a block without [CLS] and [SEP].
 
     Of ``ceil(ratio · length)`` tokens: draw a length in words, p(l) ~ p (1 - p)^(l - 1) from
@@ -219,29 +185,10 @@ class SpanMasking:
 
     def spans(self, tokens: Sequence[int], draws: SpanDraws) -> list[tuple[int, int]]:
         """The spans (first, last) to mask, merged and in order."""
-        begins = [self.starts(token) for token in tokens]
-        budget = math.ceil(len(tokens) * self.ratio)
-        lengths, weights = list(range(self.shortest, self.longest + 1)), self.weights
-        masked: set[int] = set()
-        found: list[tuple[int, int]] = []
-        while len(masked) < budget:
-            words = draws.length(lengths, weights)
-            anchor = draws.anchor(len(tokens))
-            if anchor in masked:
-                continue
-            first = anchor
-            while first > 0 and not begins[first]:
-                first -= 1
-            last, place = first, first
-            while place < len(tokens) and len(masked) < budget:
-                if place > first and begins[place]:
-                    words -= 1
-                    if not words:
-                        break
-                masked.add(place)
-                last, place = place, place + 1
-            found.append((first, last))
-        return _merged(found)
+        units = word_units(tokens, (), self.starts)
+        lengths = list(range(self.shortest, self.longest + 1))
+        found = spans_of(units, math.ceil(len(tokens) * self.ratio), lengths, self.weights, draws)
+        return _merged([(span[0], span[-1]) for span in found])
 
     def __call__(self, tokens: Sequence[int], corpus: Sequence[int], draws: SpanDraws) -> MaskedSpans:
         """Corrupt one block; random tokens are drawn from ``corpus``, a stream of tokens, so by

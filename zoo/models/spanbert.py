@@ -6,7 +6,7 @@ the span's two outer neighbors alone.
     y_i = norm(gelu(W_2 z_i + b_2)),   scores_i = E y_i + b          E the token table
 
 The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens
-(`zoo.data.knowledge_masking.SpanMasking`), one text instead of two, no next-sentence objective and
+(`zoo.data.knowledge_masking.SpanBertMasking`), one text instead of two, no next-sentence objective and
 so no pooler (``pooler = True`` is the two-sentence variant of its code). Traps: the order is
 linear, activation, norm, twice. The position vectors are 200 wide whatever an option of the code
 says. The paper counts places in a span from 1. Released archives hold the encoder alone: a

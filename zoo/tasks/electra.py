@@ -29,7 +29,7 @@ NOISE = 1e-9
 
 
 @dataclass(frozen=True)
-class Draws:
+class ElectraDraws:
     """The random part of one step: ``positions`` (batch, n) int64, drawn with replacement; ``keep``
     (batch, n) uniform, below 0.85 = masked; ``noise`` (batch, n, vocabulary) uniform, for the
     Gumbel trick.
@@ -92,7 +92,7 @@ class ElectraPretraining(nn.Module):
         if shared:
             share_embeddings(generator.model, discriminator.model)
 
-    def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> Draws:
+    def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> ElectraDraws:
         """What chance has to say in one step."""
         batch, count = input_ids.shape[0], self.max_predictions
         candidates = attention_mask.bool() & ~torch.isin(
@@ -103,7 +103,7 @@ class ElectraPretraining(nn.Module):
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, device=input_ids.device, generator=generator)
 
-        return Draws(positions, uniform(batch, count), uniform(batch, count, self.generator.config.vocab_size))
+        return ElectraDraws(positions, uniform(batch, count), uniform(batch, count, self.generator.config.vocab_size))
 
     def forward(
         self,
@@ -111,7 +111,7 @@ class ElectraPretraining(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
-        draws: Draws | None = None,
+        draws: ElectraDraws | None = None,
         generator: torch.Generator | None = None,
     ) -> ElectraStep:
         """input_ids, attention_mask, token_type_ids (batch, length). ``draws``: what `draw` would
