@@ -21,7 +21,7 @@ from zoo.formats.memory import DictArchive
 from zoo.maps import layouts
 from zoo.models.electra import ElectraConfig
 from zoo.tasks.base import canonical_state
-from zoo.tasks.electra import Draws, ElectraPretraining, sample_words
+from zoo.tasks.electra import ElectraDraws, ElectraPretraining, sample_words
 
 TOLERANCE = 1e-9
 CLS, SEP, MASK = 1, 2, 3
@@ -116,7 +116,7 @@ REAL = (IDS != 0).long()
 def test_a_step_by_hand():
     step = pair()
     noise = torch.rand(2, 2, 19, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    draws = Draws(torch.tensor([[2, 4], [1, 1]]), torch.tensor([[0.2, 0.9], [0.84, 0.2]]), noise)
+    draws = ElectraDraws(torch.tensor([[2, 4], [1, 1]]), torch.tensor([[0.2, 0.9], [0.84, 0.2]]), noise)
     with torch.no_grad():
         result = step(IDS, REAL, draws=draws)
         guessed = step.generator(result.masked_ids, REAL).prediction_logits

@@ -10,7 +10,7 @@ original.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,53 +20,16 @@ from torch.nn import functional as F
 
 from zoo.data.masking import write_samples
 from zoo.errors import ConfigError
-from zoo.models.base.model import Model
-from zoo.models.base.outputs import Output, TaskOutput
-from zoo.tasks.base import TaskModel, check_labels
-from zoo.tasks.losses import widened
-from zoo.tasks.text import MaskedLM, padding_of
+from zoo.models.base.outputs import Output
+from zoo.tasks.base import TaskModel
+from zoo.tasks.losses import binary_loss
 
 MASK_SHARE = 0.85  # of the chosen places; the others keep their token, none gets a random one
 NOISE = 1e-9
 
 
-class ReplacedTokenDetection(TaskModel):
-    """Is a token the original or a replacement? ``logits`` (batch, length), above zero = replaced;
-    zeros at padding.
-    """
-
-    @classmethod
-    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"replaced_token": model.heads["replaced_token"](model.config)}, options)
-
-    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, length), 1 = replaced, 0 = original; the loss is the mean over real
-        tokens.
-        """
-        encoded = self.model(*inputs, **named)
-        hidden = encoded.last_hidden_state
-        padding = padding_of(hidden, inputs, named)
-        scores = self.heads["replaced_token"](padding.pack(hidden)).unsqueeze(-1)
-        logits = padding.unpack(scores).squeeze(-1)  # (batch, length)
-        if labels is None:
-            return TaskOutput(logits=logits, encoded=encoded)
-        check_labels(labels, tuple(logits.shape), "labels", 2)
-        loss = replaced_token_loss(logits, labels, padding.real)
-        return TaskOutput(loss, {"replaced_token": loss}, logits, encoded=encoded)
-
-
-def replaced_token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
-    """Mean binary cross-entropy over real tokens; ``epsilon`` is added to their number, as the
-    TensorFlow code does (1e-6).
-    """
-    logits = widened(logits)
-    losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
-    weights = torch.ones_like(losses) if real is None else real.to(losses.dtype)
-    return (losses * weights).sum() / (weights.sum() + epsilon)
-
-
 @dataclass(frozen=True)
-class Draws:
+class ElectraDraws:
     """The random part of one step: ``positions`` (batch, n) int64, drawn with replacement; ``keep``
     (batch, n) uniform, below 0.85 = masked; ``noise`` (batch, n, vocabulary) uniform, for the
     Gumbel trick.
@@ -109,8 +72,8 @@ class ElectraPretraining(nn.Module):
 
     def __init__(
         self,
-        generator: MaskedLM,
-        discriminator: ReplacedTokenDetection,
+        generator: TaskModel,
+        discriminator: TaskModel,
         *,
         mask_id: int,
         special_ids: Collection[int],
@@ -129,7 +92,7 @@ class ElectraPretraining(nn.Module):
         if shared:
             share_embeddings(generator.model, discriminator.model)
 
-    def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> Draws:
+    def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> ElectraDraws:
         """What chance has to say in one step."""
         batch, count = input_ids.shape[0], self.max_predictions
         candidates = attention_mask.bool() & ~torch.isin(
@@ -140,7 +103,7 @@ class ElectraPretraining(nn.Module):
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, device=input_ids.device, generator=generator)
 
-        return Draws(positions, uniform(batch, count), uniform(batch, count, self.generator.config.vocab_size))
+        return ElectraDraws(positions, uniform(batch, count), uniform(batch, count, self.generator.config.vocab_size))
 
     def forward(
         self,
@@ -148,7 +111,7 @@ class ElectraPretraining(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
-        draws: Draws | None = None,
+        draws: ElectraDraws | None = None,
         generator: torch.Generator | None = None,
     ) -> ElectraStep:
         """input_ids, attention_mask, token_type_ids (batch, length). ``draws``: what `draw` would
@@ -177,7 +140,7 @@ class ElectraPretraining(nn.Module):
         replaced = written & (corrupted != input_ids)
 
         judged = self.discriminator(corrupted, attention_mask, token_type_ids)
-        token_loss = replaced_token_loss(judged.logits, replaced, real, epsilon=1e-6)
+        token_loss = binary_loss(judged.logits, replaced, real, epsilon=1e-6)
         return ElectraStep(
             loss=self.weights[0] * word_loss + self.weights[1] * token_loss,
             losses={"masked_lm": word_loss, "replaced_token": token_loss},
@@ -210,12 +173,12 @@ def share_embeddings(generator: Any, discriminator: Any) -> None:
     """Make the generator read the discriminator's token, position and segment tables and norm; each
     keeps its projection.
     """
-    mine, theirs = generator.embeddings, discriminator.embeddings
-    if mine.token.weight.shape != theirs.token.weight.shape:
-        sizes = f"{tuple(mine.token.weight.shape)} and {tuple(theirs.token.weight.shape)}"
+    own, shared = generator.embeddings, discriminator.embeddings
+    if own.token.weight.shape != shared.token.weight.shape:
+        sizes = f"{tuple(own.token.weight.shape)} and {tuple(shared.token.weight.shape)}"
         raise ConfigError(
             f"shared embeddings need token tables of one shape, got {sizes}; give both models one embedding_size, or "
             "shared=False"
         )
     for part in ("token", "position", "segment", "norm"):
-        setattr(mine, part, getattr(theirs, part))
+        setattr(own, part, getattr(shared, part))
