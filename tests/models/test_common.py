@@ -47,7 +47,7 @@ TEXT_FAMILIES = [name for name in FAMILIES if not several_streams(name)]
 REGISTERED = strategies.registered()
 VARIANTS = sorted(v.name for name in REGISTERED for v in registry.families()[name])
 NAMES = [n for v in VARIANTS for n in (v, *(f"{v}.{tag}" for tag in registry.variant(v).tags))]
-TOLERANCE = 2e-12  # two paths through the same numbers in float64; norms over two numbers were seen to widen rounding to 1.02e-12
+TOLERANCE = 2e-12  # two paths to one result in float64; norms over two dimensions widened rounding to 1.02e-12
 SETTINGS = {"deadline": None, "derandomize": True}
 PROPERTIES = (
     "padding",
@@ -80,8 +80,7 @@ def small(name: str, task: str | None = None, **fields: Any) -> Any:
     return build(name, small_config(name, **fields), task, seed=1)
 
 
-# -- the registry
-# ------------------------------------------------------------------------------------------------------------------
+# -- the registry ------------------------------------------------------------------------------------------------------
 
 
 def test_every_registered_family_is_known_to_these_tests():
@@ -155,8 +154,7 @@ def test_exactly_the_tasks_that_fit_can_be_built(name, task):
         assert fitting in str(caught.value)
 
 
-# -- padding, order, packing
-# ---------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -339,8 +337,7 @@ def test_a_mask_by_position_is_a_mask_by_name(name):
             agree(a, b, key)
 
 
-# -- what comes back
-# ------------------------------------------------------------------------------------------------------------------
+# -- what comes back ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
@@ -413,8 +410,7 @@ def test_every_parameter_is_reached_by_the_gradient(name, task, data):
     assert not never or breaks(name, "gradients")
 
 
-# -- save and load
-# ------------------------------------------------------------------------------------------------------------------
+# -- save and load -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((n, None) for n in FAMILIES), *FAMILY_TASKS])
@@ -489,8 +485,7 @@ def test_a_saved_pretraining_model_serves_other_tasks_and_the_bare_model(name, t
     assert float(tuned.heads["sequence_classification"].weight.abs().max()) > 0
 
 
-# -- compile, export, dtype, device
-# --------------------------------------------------------------------------------------------------------
+# -- compile, export, dtype, device ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

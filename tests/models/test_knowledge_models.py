@@ -173,9 +173,16 @@ def test_knowbert_learns_to_link():
     }
     torch.manual_seed(0)
     model = zoo.create(
-        "knowbert-wiki", task="entity-linking", wiki_layer=0, wiki_entities=12, wiki_entity_size=8, dropout=0.0, attention_dropout=0.0,
-        generator=torch.Generator().manual_seed(0), **sizes,
-    )  # fmt: skip
+        "knowbert-wiki",
+        task="entity-linking",
+        wiki_layer=0,
+        wiki_entities=12,
+        wiki_entity_size=8,
+        dropout=0.0,
+        attention_dropout=0.0,
+        generator=torch.Generator().manual_seed(0),
+        **sizes,
+    )
     ids = torch.arange(4, 12)[:, None].expand(-1, 3)
     spans, gold = torch.tensor([[[0, 2]]]).expand(8, 1, 2), torch.arange(4, 12)[:, None]
     wrong = (gold - 4 + 3) % 8 + 4

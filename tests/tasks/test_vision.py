@@ -83,8 +83,7 @@ def ragged(name: str) -> Batch:
     return strategies.small_batch(name)
 
 
-# -- the registry
-# ------------------------------------------------------------------------------------------------------------------
+# -- the registry ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -115,8 +114,7 @@ def test_tasks_over_texts_do_not_fit_and_those_over_pictures_do(name):
     assert sorted(two_streams) == sorted(v.name for v in registry.families()["vilbert"])
 
 
-# -- padding, order, packing
-# -------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -312,8 +310,7 @@ def test_in_training_packed_and_unpacked_give_one_loss_and_one_gradient(name, ta
             assert float((gradient - other_gradients[key]).abs().max()) <= TOLERANCE * largest, key
 
 
-# -- save and load, export, compile
-# ------------------------------------------------------------------------------------------------------
+# -- save and load, export, compile ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((name, None) for name in FAMILIES), *FAMILY_TASKS])
@@ -405,8 +402,7 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
                 assert (tensor == 1).all(), key
 
 
-# -- VisualBERT against transformers
-# -----------------------------------------------------------------------------------------------------
+# -- VisualBERT against transformers -----------------------------------------------------------------------------------
 
 
 def theirs_of(task: str | None, ours: Any, options: dict[str, Any]) -> Any:
@@ -512,8 +508,7 @@ def test_each_head_gives_transformers_logits_and_losses(task, data):
         agree(mine.logits, unlabelled.logits, "logits", 1e-9)
 
 
-# -- ViLBERT's own
-# ------------------------------------------------------------------------------------------------------------------
+# -- ViLBERT's own -----------------------------------------------------------------------------------------------------
 
 
 def naive_co_attention(
@@ -714,8 +709,7 @@ def bert_like() -> Any:
     return BertConfig(**fields)
 
 
-# -- the maps
-# ------------------------------------------------------------------------------------------------------------------
+# -- the maps ----------------------------------------------------------------------------------------------------------
 
 PRETRAINING = ("masked_lm", "image_text_matching")
 SHARED = (
@@ -771,8 +765,7 @@ def test_a_checkpoint_goes_through_ours_and_back_bit_by_bit(name):
     assert keymap.config_forward(keymap.config_back(config, heads), infos) == config
 
 
-# -- which layout a file is in
-# -------------------------------------------------------------------------------------------------------------
+# -- which layout a file is in -----------------------------------------------------------------------------------------
 
 SYSTEMS = {
     "visualbert": "visualbert",
@@ -802,7 +795,7 @@ def test_a_file_that_was_saved_by_hand_takes_the_config_of_its_tag(monkeypatch):
     ):
         zoo.create(name, pretrained=True, task="visual-question-answering")
     known = dataclasses.replace(sources.record(name), config=case.config)
-    monkeypatch.setattr(sys.modules["zoo.checkpoints.load"], "record_of", lambda asked: {name: known}[asked])
+    monkeypatch.setattr(sys.modules["zoo.checkpoints.checkpoint"], "record_of", lambda asked: {name: known}[asked])
     model = zoo.create(name, pretrained=file, task="visual-question-answering")
     assert (model.load_report.layout, model.options["num_labels"]) == ("vilbert-beta", 19)
     with pytest.raises(ConfigError, match="lacks 'vocab_size'"):

@@ -153,8 +153,9 @@ class Attention(nn.Module):
         bias: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """query (batch, length, hidden), key and value (batch, key length, key size), or their packed rows -> like query.
+        """query (batch, length, hidden), key and value (batch, key length, key size) -> like query.
 
+        Packed rows of both pass too.
         ``bias``: additive (1, heads or 1, query, key), or one for each row where the batch is not packed. ``trace``
         keeps the probabilities where somebody asked.
         """

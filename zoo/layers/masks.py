@@ -20,10 +20,11 @@ from zoo.layers.padding import Packed, Padding
 
 @dataclass(frozen=True)
 class Pattern:
-    """A rule on positions: ``rule(query, key)`` takes int64 position tensors that broadcast and gives bool, True = may look.
+    """A rule on positions: who may look at whom.
 
-    ``reach``: how far a query looks to either side (None = no limit), so that a kernel can skip what nobody sees. ``causal``: the rule is
-    exactly key <= query. Join two by ``&``.
+    ``rule(query, key)`` takes int64 position tensors that broadcast and gives bool, True = may look.
+    ``reach``: how far a query looks to either side (None = no limit), so that a kernel can skip what
+    nobody sees. ``causal``: the rule is exactly key <= query. Join two by ``&``.
     """
 
     rule: Callable[[Tensor, Tensor], Tensor]
@@ -52,7 +53,9 @@ def window(radius: int) -> Pattern:
 
 
 def prefix(length: int) -> Pattern:
-    """Sequence-to-sequence in one stream (UniLM, VLP): everyone sees the first ``length`` tokens, the rest is causal."""
+    """Sequence-to-sequence in one stream (UniLM, VLP): all see the first ``length`` tokens, the rest
+    is causal.
+    """
     return Pattern(lambda query, key: (key < length) | ((key <= query) & (query >= length)), f"prefix({length})")
 
 
@@ -60,9 +63,10 @@ def prefix(length: int) -> Pattern:
 class Mask:
     """Who may look at whom. Everything is optional; a bare `Mask()` lets everyone see everyone.
 
-    ``keys`` (batch, key) bool: the real keys. ``dense`` (batch, query, key) bool. ``pattern``: a rule on positions. With ``query_rows`` and
-    ``key_rows`` both streams come packed. ``query_positions``/``key_positions`` (batch, length): the columns tokens came from, where a
-    packed rectangle's are not 0..length-1. Join two by ``&``.
+    ``keys`` (batch, key) bool: the real keys. ``dense`` (batch, query, key) bool. ``pattern``: a rule
+    on positions. With ``query_rows`` and ``key_rows`` both streams come packed. ``query_positions``,
+    ``key_positions`` (batch, length): the columns tokens came from, where a packed rectangle's are
+    not 0..length-1. Join two by ``&``.
     """
 
     keys: Tensor | None = None
@@ -92,7 +96,10 @@ class Mask:
         return self.query_rows is not None
 
     def allowed(self, query: int, key: int, device: torch.device) -> Tensor | None:
-        """Bool (batch or 1, 1, query, key), True = may look; None where everyone may. For dense rectangles, not for packed rows."""
+        """Bool (batch or 1, 1, query, key), True = may look; None where everyone may.
+
+        For dense rectangles, not for packed rows.
+        """
         parts: list[Tensor] = []
         if self.keys is not None:
             parts.append(self.keys[:, None, None, :])
@@ -112,7 +119,9 @@ class Mask:
         return allowed
 
     def bias_at(self, bias: Tensor, query: int, key: int) -> Tensor:
-        """The part of an additive (1, heads, query, key) bias that belongs to this rectangle, (1 or batch, heads, query, key)."""
+        """The part of an additive (1, heads, query, key) bias that belongs to this rectangle,
+        (1 or batch, heads, query, key).
+        """
         if self.query_positions is None and self.key_positions is None:
             return bias[..., :query, :key]
         device = bias.device

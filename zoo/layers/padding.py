@@ -21,7 +21,10 @@ _PACKING: contextvars.ContextVar[bool] = contextvars.ContextVar("zoo_packing", d
 
 
 class packing:
-    """Turn the packing of padded batches on or off, from here on or for a ``with`` block. It changes speed, not results."""
+    """Turn the packing of padded batches on or off, from here on or for a ``with`` block.
+
+    It changes speed, not results.
+    """
 
     def __init__(self, on: bool) -> None:
         self._token = _PACKING.set(bool(on))
@@ -44,8 +47,9 @@ def packing_enabled() -> bool:
 class Packed:
     """Where the real tokens of a (batch, length) grid went: rows in ``order``, each row's tokens in their own order.
 
-    ``index`` (tokens,) int64 into the flattened grid; ``lengths`` real tokens per row, in ``order``; ``positions`` (tokens,) the column
-    each token came from, or None where every row's tokens stand at 0..length-1.
+    ``index`` (tokens,) int64 into the flattened grid; ``lengths`` real tokens per row, in ``order``;
+    ``positions`` (tokens,) the column each token came from, or None where every row's tokens stand at
+    0..length-1.
     """
 
     index: Tensor
@@ -100,10 +104,11 @@ class Padding:
     ) -> Padding:
         """Check a user's ``attention_mask`` and plan the packing.
 
-        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may look. ``lengths``: real tokens per
-        row where every row is real tokens first, then padding. ``pack=False`` keeps the padded form. ``device``: of what is packed, the
-        mask's unless said. A plan asks where tokens stand: of the mask where it lies, of ``lengths`` on the CPU, so that no accelerator
-        is waited for.
+        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may
+        look. ``lengths``: real tokens per row where every row is real tokens first, then padding.
+        ``pack=False`` keeps the padded form. ``device``: of what is packed, the mask's unless said.
+        Planning reads where tokens stand: from the mask on the mask's device, from ``lengths`` on the
+        CPU, so that no accelerator is waited for.
         """
         batch, length = grid
         firsts = None if lengths is None else first_columns(lengths, grid)
@@ -183,7 +188,9 @@ def as_bool(mask: Tensor, name: str = "attention_mask") -> Tensor:
 
 
 def together(*streams: Padding) -> tuple[Padding, ...]:
-    """Give several streams one row order, so that each can look at the others packed; unpacked where one of them can't be packed."""
+    """Give several streams one row order, so that each can look at the others packed; unpacked where
+    one of them can't be packed.
+    """
     if all(s.packed is None and s.real is None for s in streams):
         return streams
     if any(s.packed is None and s.real is not None for s in streams):

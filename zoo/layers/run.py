@@ -4,7 +4,8 @@
     x = run.through(self.encoder)                  # (batch, length, hidden), zeros at padding
     return run.encoded(x, self.pooler)
 
-A model of several streams has a run for each, in `Runs`. Tensors come back from every call; nothing changes out of sight.
+A model of several streams has a run for each, in `Runs`. Tensors come back from every call; nothing
+changes out of sight.
 """
 
 from __future__ import annotations
@@ -142,7 +143,9 @@ class Run:
 
     @property
     def hidden_states(self) -> tuple[Tensor, ...] | None:
-        """What entered and what left each block, (batch, length, hidden) with zeros at padding; None if nobody asked."""
+        """What entered and what left each block, (batch, length, hidden) with zeros at padding; None if
+        nobody asked.
+        """
         states = self.trace.hidden_states
         if states is None:
             return None

@@ -1,19 +1,20 @@
 """ERNIE (Zhang et al., 2019; Tsinghua): BERT whose upper layers carry a second stream, a vector for
 each entity that is mentioned.
 
-    text     a = norm(h + MHA(h))                                        as in BERT
-    entity   ẽ = m · norm_e(e + MHA_e(e))   in a "norm" layer,           m = 1 where an entity is mentioned, at its first word piece
-             ẽ = m · e                      in a "mix" layer             keys of MHA_e are the entities alone
+    text     a = norm(h + MHA(h))                                  as in BERT
+    entity   ẽ = m · norm_e(e + MHA_e(e))   in a "norm" layer      keys of MHA_e are the entities alone
+             ẽ = m · e                      in a "mix" layer       m = 1 at the first word piece of a mention
     fusion   u = gelu(W a + b + W_e ẽ + b_e)
              h' = norm(W_1 u + b_1 + a),    e' = norm_e(W_2 u + b_2 + ẽ)
     a "sim" layer is BERT's and leaves e alone
 
 The released model has five "sim" layers, one "mix", six "norm". Entity vectors (TransE, 100 wide,
 frozen) are an input, no parameter: `zoo.data.knowledge_batches.EntityDenoising` makes the batches.
-Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a mention. Traps: [CLS]
-counts as an entity with a zero vector. Where there is no entity the fusion still adds b_e. The
-entities that leave the last layer are used by nothing, so two of its parts never learn. ERNIE of
-Baidu is another model.
+Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a mention.
+
+Traps: [CLS] counts as an entity with a zero vector. Where there is no entity the fusion still adds
+b_e. The entities that leave the last layer are never read, so two of its parts get no gradient.
+ERNIE of Baidu is another model.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class FusionBlock(nn.Module):
         return new_text, self.entity_feed_forward_norm(entity + self.dropout(new_entity))
 
     def known(self, entity: Tensor, mentions: Run) -> Tensor:
-        """What the entities, those mentioned alone, say to each other before the fusion: nothing."""
+        """The entities as the fusion reads them, zeros where none is mentioned: as they come."""
         return entity
 
 
@@ -185,7 +186,8 @@ class ErnieThu(TextEncoder):
     pretraining = (MASKED_LM, NEXT_SENTENCE, MASKED_ENTITY)
     inputs = (*TEXT_INPUTS, "entity_embeds", "entity_mask")
     exceptions = {
-        "gradients": "the entities that leave the last layer are read by nothing, and a text without entities teaches no entity attention"
+        "gradients": "the entities that leave the last layer are read by nothing, "
+        "and a text without entities teaches no entity attention"
     }
     encoder: EntityStack
 

@@ -14,9 +14,9 @@ softmax; an entity is a frozen vector and its part of speech, projected). Candid
 text: `Candidates`, from `zoo.data.knowledge.candidate_mentions`.
 
 Traps: a span's last token is included. Norms of the KAR have eps 1e-5, those of its blocks 1e-12.
-The null entity is the table's raw row. A text without mentions is not left alone: it looks at one
-empty span with the padding entity, as released models were trained to. Entity tables are frozen in
-the paper; here they are parameters like others: freeze them before training.
+The null entity is the table's raw row. A text without mentions is changed too: it looks at one
+empty span with the padding entity, as in the training of the released models. Entity tables are
+frozen in the paper; here they are parameters like others: freeze them before training.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class KnowBertConfig(BertConfig):
 
     @property
     def knowledge(self) -> dict[str, Knowledge]:
-        """The sources that are asked, in the order in which they are: by layer, then by name."""
+        """The sources in the order in which they run: by layer, then by name."""
         there = [name for name in SOURCES if getattr(self, f"{name}_layer") is not None]
         found = {
             name: Knowledge(*(getattr(self, f"{name}_{field}") for field in Knowledge.__dataclass_fields__))

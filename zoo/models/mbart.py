@@ -11,10 +11,10 @@ language is a token: mBART-cc25 reads ``X </s> [source]`` and writes ``[target] 
 reads ``[source] X </s>`` and writes ``</s> [target] X``.
 
 Traps: the labels' own last token, not a fixed one, is what the decoder begins with
-(`zoo.layers.shift`): the language code for mBART-cc25, </s> for mBART-50. Positions count places,
-padding too, as the hub's library counts; fairseq counts tokens, which is the same where padding
-stands on the right. The table has two rows that are never read. Vectors of padding are drawn like
-others here; fairseq has zeros.
+(`shift_right`): the language code for mBART-cc25, </s> for mBART-50. Positions count columns,
+padding too, as in the Hugging Face library; fairseq counts tokens, which is the same where padding
+stands on the right. The table has two rows that are never read. The padding token's vector is
+initialized like any other here; fairseq's is zero.
 """
 
 from __future__ import annotations

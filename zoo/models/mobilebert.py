@@ -1,13 +1,14 @@
 """MobileBERT (Sun et al., 2020): as deep as BERT-large, but thin: each block works in a bottleneck,
 with several small feed-forwards.
 
-    x_t = W_e [e_{t+1}; e_t; e_{t-1}] + b_e,   h_0 = norm(x + position + segment)          trigram: next, own, previous; zeros at the ends
-    r   = norm(W_in h + b),   s = norm(W_kq h + b)            H -> B; s is the shared key-query bottleneck
-    a_0 = norm(MHA(query = s, key = s, value = h) + r)                                      4 heads in width B
-    a_j = norm(W_2 relu(W_1 a_{j-1}) + a_{j-1}),   j = 1 .. F            F feed-forwards, one after the other
-    h'  = norm(W_out a_F + b + h)                                                           B -> H
-    norm(x) = g · x + b            NoNorm; the teacher has LayerNorm
-    words   = [E ; D] norm(relu(W h + b)) + bias            E: token table (V, E), D: extra (V, H - E)
+    x_t = W_e [e_{t+1}; e_t; e_{t-1}] + b_e           trigram: next, own, previous; zeros at the ends
+    h_0 = norm(x + position + segment)
+    r   = norm(W_in h + b),   s = norm(W_kq h + b)    H -> B; s is the shared key-query bottleneck
+    a_0 = norm(MHA(query = s, key = s, value = h) + r)                  4 heads in width B
+    a_j = norm(W_2 relu(W_1 a_{j-1}) + a_{j-1}),   j = 1 .. F           F feed-forwards, one after the other
+    h'  = norm(W_out a_F + b + h)                                       B -> H
+    norm(x) = g · x + b                               NoNorm; the teacher has LayerNorm
+    words   = [E ; D] norm(relu(W h + b)) + bias      E: token table (V, E), D: extra (V, H - E)
 
 Other wirings of the paper: all of attention in the bottleneck (MobileBERT tiny: query = key = value
 = r), none of it (IB-BERT, the teacher: query = key = value = h), and no bottleneck at all. The

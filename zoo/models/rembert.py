@@ -1,12 +1,15 @@
 """RemBERT (Chung et al., 2021): BERT whose input and output embeddings are two tables, the first
 narrow, the second wide.
 
-    h_0 = W norm(token + segment + position)          input_embedding_size, then hidden_size
-    words = O norm(gelu(W_o h + b)) + bias            output_embedding_size; O is a table of its own, left behind after pre-training
+    h_0 = W norm(token + segment + position)      embedding_size, then hidden_size
+    words = O norm(gelu(W_o h + b)) + bias        output_embedding_size; O is a table of its own, which
+                                                  fine-tuning drops
 
 Differs from BERT: parameters of the embeddings are spent on depth instead, and the input table is
-never tied to the output's. Traps: no dropout but the classifier's; the public file has no output
-table, so that masked words come from a head that starts at random.
+never tied to the output's.
+
+Traps: no dropout but the classifier's; the public file has no output table, so that masked words
+come from a head that starts at random.
 """
 
 from __future__ import annotations

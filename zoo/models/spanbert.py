@@ -1,4 +1,4 @@
-"""SpanBERT (Joshi et al., 2020): BERT trained to guess masked spans, and each word of a span from
+"""SpanBERT (Joshi et al., 2020): BERT trained to predict masked spans, and each word of a span from
 the span's two outer neighbors alone.
 
     span boundary objective, for a masked span between the words at l and r:
@@ -7,10 +7,11 @@ the span's two outer neighbors alone.
 
 The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens
 (`zoo.data.knowledge_masking.SpanBertMasking`), one text instead of two, no next-sentence objective and
-so no pooler (``pooler = True`` is the two-sentence variant of its code). Traps: the order is
-linear, activation, norm, twice. The position vectors are 200 wide whatever an option of the code
-says. The paper counts places in a span from 1. Released archives hold the encoder alone: a
-classifier's pooler starts at random.
+so no pooler (``pooler = True`` is the two-sentence variant of its code).
+
+Traps: the order is linear, activation, norm, twice. The position vectors are 200 wide whatever an
+option of the code says. The paper counts places in a span from 1. Released archives hold the
+encoder alone: a classifier's pooler starts at random.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class SpanBertConfig(BertConfig):
 
 
 class SpanBoundaryHead(nn.Module):
-    """Guesses the words of a span from its two boundaries; the token table is handed over."""
+    """Predicts the words of a span from its two boundaries; the token table is handed over."""
 
     def __init__(self, c: SpanBertConfig) -> None:
         super().__init__()

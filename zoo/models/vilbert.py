@@ -1,9 +1,10 @@
 """ViLBERT (Lu et al., 2019): two streams, words and regions, that look at each other in
 co-attention blocks; 12-in-1 (Lu et al., 2020).
 
-    text_0  = norm(token + position + segment)      image_0 = norm(W_f f + W_l l)      l: x1, y1, x2, y2, area, relative
-    text'   = norm(text + W MHA(q = text, kv = image)),            image'  = norm(image + W MHA(q = image, kv = text))          co-attention
-              then a feed-forward each; between them each stream runs plain blocks of its own
+    text_0  = norm(token + position + segment)
+    image_0 = norm(W_f f + W_l l)                          l: x1, y1, x2, y2, area, relative
+    text'   = norm(text + W MHA(q = text, kv = image))     co-attention, then a feed-forward each;
+    image'  = norm(image + W MHA(q = image, kv = text))    between them each stream runs plain blocks of its own
     pooled  = relu(W_t text_first) * relu(W_v image_first)         or their sum: ``fusion``
 
 Connection k stands before text block ``text_connections[k]`` and image block
@@ -47,7 +48,7 @@ from zoo.layers import (
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
-from zoo.layers.padding import Padding, carried
+from zoo.layers.padding import carried
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.model import Reading, VisionLanguageModel, need_pooler
 from zoo.models.base.outputs import Streams
@@ -296,7 +297,7 @@ class ViLBert(VisionLanguageModel):
     offers = {
         **VisionLanguageModel.offers,
         "regions": Reading(
-            lambda e: e.image.last_hidden_state, padding=lambda model, given, e: model.region_padding(given, e)
+            lambda e: e.image.last_hidden_state, "regions", mask=lambda model, given, e: model.region_mask(given, e)
         ),
     }
     own_inputs = (Input("task_type_ids", ("batch",), "int", "12-in-1: the row of the task's token"),)
@@ -343,10 +344,10 @@ class ViLBert(VisionLanguageModel):
         """Encode texts and the regions of their pictures.
 
         visual_features: (batch, regions, visual size). visual_boxes: (batch, regions, box size),
-        see `zoo.regions`. visual_mask: (batch, regions), 1/True = a real region. task_type_ids:
+        see `zoo.data.regions.regions`. visual_mask: (batch, regions), 1/True = a real region. task_type_ids:
         (batch,) int, for models with task tokens. One text with many pictures runs through its own
-        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with
-        the picture running fast. lengths, visual_lengths: real tokens and regions per row, where
+        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows,
+        pictures varying fastest. lengths, visual_lengths: real tokens and regions per row, where
         these stand first.
         """
         if visual_features is None or visual_boxes is None:
@@ -379,7 +380,7 @@ class ViLBert(VisionLanguageModel):
 
     def paired(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
         """The streams run apart until they first meet; there one text, or with ``all_pairs`` each,
-        is repeated for each picture, rows with the picture running fast.
+        is repeated for each picture; pictures vary fastest.
         """
         steps = self.encoder.steps
         meet = next((i for i, step in enumerate(steps) if len(step.writes) > 1), len(steps))
@@ -413,12 +414,10 @@ class ViLBert(VisionLanguageModel):
         mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
         return mask, None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
 
-    def region_padding(self, given: Mapping[str, Any], encoded: Streams) -> Padding:
+    def region_mask(self, given: Mapping[str, Any], encoded: Streams) -> tuple[Tensor | None, Sequence[int] | None]:
         """Which regions are real; every picture may have met every text, pictures running fast."""
         assert encoded.image is not None
-        rows, regions = encoded.image.last_hidden_state.shape[:2]
+        rows = encoded.image.last_hidden_state.shape[0]
         mask, lengths = given.get("visual_mask"), given.get("visual_lengths")
         mask = None if mask is None else mask.repeat(rows // mask.shape[0], 1)
-        lengths = None if lengths is None else [*lengths] * (rows // len(lengths))
-        device = encoded.image.last_hidden_state.device
-        return Padding.of(mask, (rows, regions), lengths=lengths, name="visual_mask", device=device)
+        return mask, None if lengths is None else [*lengths] * (rows // len(lengths))

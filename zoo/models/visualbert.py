@@ -8,10 +8,12 @@ With words aligned to regions (VCR): region_r += mean of the *text* positions of
 ``bypass``: the blocks read the text alone, then one more block reads [encoded text ; regions].
 
 Differs from BERT: regions are further tokens; boxes are not used (Flickr30k's files append them to
-the features). Traps: every region takes visual position 0. The authors' loaders give regions
-segment 0, the Hugging Face port gives 1 where the caller says nothing: ``visual_segment`` keeps
-what a layout means. Matching label 1 = the caption belongs to the image. The answer to a question
-is read at the word before the last [SEP], where the authors put a [MASK], not at the pooled vector.
+the features).
+
+Traps: every region takes visual position 0. The authors' loaders give regions segment 0, the
+Hugging Face port gives 1 where the caller says nothing: ``visual_segment`` keeps what a layout
+means. Matching label 1 = the caption belongs to the image. The answer to a question is read at the
+word before the last [SEP], where the authors put a [MASK], not at the pooled vector.
 """
 
 from __future__ import annotations
@@ -216,7 +218,7 @@ class VisualBert(VisionLanguageModel):
 
     def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Tensor:
         """The word before the closing [SEP], where the authors put a [MASK]."""
-        real = self.word_padding(given, encoded).real
+        real = self.padding_of("words", given, encoded).real
         return before_last(encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length])
 
     def word_mask(self, given: Mapping[str, Any], encoded: Joint) -> tuple[Tensor | None, None]:

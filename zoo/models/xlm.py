@@ -8,11 +8,13 @@ translated words (MLM, CLM, TLM).
 Differs from BERT: a vector for each token's language instead of its segment, no pooler, rows of
 padding are zeros at every depth, a causal variant (CLM), fixed sinusoidal positions as a choice.
 TLM is MLM on two translations in one text: positions begin again at 0 with the second, each half
-has its language (`zoo.data.collate.TranslationLMCollator`). Traps: the models for 17 and 100
-languages have no language embedding. A text stands between two </s> (id 1), never <s>, in the
-original code; the Hugging Face tokenizer begins with <s>, and so gives other outputs. A causal
-model's labels are not shifted here: the collator writes the next word. The causal original does not
-hide padding to the left of a token from it; here padding is always hidden.
+has its language (`zoo.data.collate.TranslationLMCollator`).
+
+Traps: the models for 17 and 100 languages have no language embedding. A text stands between two
+</s> (id 1), never <s>, in the original code; the Hugging Face tokenizer begins with <s>, and so
+gives other outputs. A causal model's labels are not shifted here: the collator writes the next
+word. The causal original does not hide padding to the left of a token from it; here padding is
+always hidden.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ be deep and wide.
     a   = h + MHA(norm(h)),   h' = a + W_2 gelu(W_1 norm(a))        pre-norm, eps 1e-5
     result = norm(h_L)
 
-Differs from XLM-R in this alone. Trap: the hidden states between blocks are not normalized, the
-last one is.
+Differs from XLM-R in this alone.
+
+Trap: the hidden states between blocks are not normalized, the last one is.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""XLM's encoder-decoder (Lample and Conneau, 2019): two XLMs, of which the second also looks at
-what the first has read.
+"""XLM's encoder-decoder (Lample and Conneau, 2019): two XLMs, of which the second also attends
+to the first.
 
     m   = Xlm(source)                                                       its own embeddings, languages, blocks
     a   = norm(h + MHA(h; causal)),   c = norm(a + MHA(a, m)),   h' = 1[real] · norm(c + W_2 gelu(W_1 c))
@@ -7,8 +7,10 @@ what the first has read.
 
 Each side has its full set of tables, so that both can start from one pre-trained XLM; nothing is
 shared between them. A translation begins with </s> in the target language and ends with the next
-</s> (`zoo.generate`). Traps: the encoder's file holds a prediction layer too, which translating
-never uses (the head ``masked_lm``). Labels are the words that follow: at place t the word at t + 1.
+</s> (`zoo.generate`).
+
+Traps: the encoder's file holds a prediction layer too, which translating never uses (the head
+``masked_lm``). Labels are the words that follow: at place t the word at t + 1.
 """
 
 from __future__ import annotations

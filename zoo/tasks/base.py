@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from zoo.errors import ConfigError, InputError, unknown
 from zoo.layers import Padding
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
-from zoo.layers.extend import own_class
-from zoo.layers.init import initialise, shapes_only
+from zoo.layers.init import initialise
 from zoo.models.base.model import Model
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import Term
@@ -151,11 +150,6 @@ class TaskModel(nn.Module):
         """The places of the model below, see `Model.sites`."""
         return self.model.sites()
 
-    def twin(self, config: Any) -> TaskModel:
-        """The same task on a model by another config, on the meta device, before any technique."""
-        with shapes_only():
-            return build_task(self.task, own_class(self.model), config, self.options, own_class(self.model).__name__)
-
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Random weights for the model and the heads."""
         self.model.init_weights(generator)
@@ -236,9 +230,10 @@ def along(model: Model, given: Mapping[str, Any], what: str, number: int | None 
     counts = {tensors[name].shape[1] for name in wide}
     if len(counts) != 1 or number not in (None, *counts):
         shapes = ", ".join(f"{tuple(x.shape)} of {name}" for name, x in tensors.items())
+        wanted = f"one number of {what}" if number is None else f"{number} {what}"
         raise InputError(
-            f"inputs with {what} must be (batch, {what}, ...), with one number of {what}{f', {number}' if number else ''}"
-            f"; a text's are (batch, {what}, length) tensors, got {shapes}"
+            f"inputs with {what} must be (batch, {what}, ...), with {wanted}; a text's are (batch, {what}, length) "
+            f"tensors, got {shapes}"
         )
     count, rows = counts.pop(), tensors[wide[0]].shape[0]
     folded: dict[str, Any] = {}

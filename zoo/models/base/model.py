@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError, TechniqueError
-from zoo.layers import Padding, TextEmbeddings, packing_enabled
-from zoo.layers.extend import own_class
-from zoo.layers.init import initialise, shapes_only
+from zoo.layers.embeddings import TextEmbeddings
+from zoo.layers.init import initialise
+from zoo.layers.padding import Padding, packing_enabled
 from zoo.models.base.config import Config
 from zoo.models.base.outputs import Encoded, Joint, Streams
 from zoo.models.base.sites import Site, _sites
@@ -31,21 +31,21 @@ class Reading:
     """How tasks read one of the things that a model offers.
 
     read: a model's result -> states (batch, positions, size), or one vector a row. axis: the axis of
-    the inputs along which its positions are real or not; None: it has no padding. padding: (model,
-    a call's arguments by name, its result) -> `Padding`, where that axis does not say all. part: how
+    the inputs along which its positions are real or not; None: it has no padding. mask: (model, a
+    call's arguments by name, its result) -> mask and lengths, where that axis does not say all. part: how
     many of the first positions may bear labels on their own.
     """
 
     read: Callable[[Any], Any]
     axis: str | None = None
-    padding: Callable[[Any, Mapping[str, Any], Any], Padding] | None = None
+    mask: Callable[[Any, Mapping[str, Any], Any], tuple[Tensor | None, Sequence[int] | None]] | None = None
     part: Callable[[Any], int | None] | None = None
     pooled: bool = False  # the pooler gives it
 
     @property
     def padded(self) -> bool:
         """Whether it has positions of which some may be padding."""
-        return self.axis is not None or self.padding is not None
+        return self.axis is not None or self.mask is not None
 
 
 class Model(nn.Module):
@@ -104,29 +104,18 @@ class Model(nn.Module):
         and its result.
         """
         reading = self.offers[what]
-        if reading.padding is not None:
-            return reading.padding(self, given, encoded)
         states, axis = reading.read(encoded), reading.axis or ""
-        mask, count = self.input_table.mask(axis), self.input_table.count(axis)
-        return Padding.of(
-            given.get(mask or ""),
-            (states.shape[0], states.shape[1]),
-            lengths=given.get(count or ""),
-            pack=pack,
-            name=mask or "",
-            device=states.device,
-        )
+        name, count = self.input_table.mask(axis) or "attention_mask", self.input_table.count(axis) or ""
+        mask, lengths = given.get(name), given.get(count)
+        if reading.mask is not None:
+            mask, lengths = reading.mask(self, given, encoded)
+        grid = (states.shape[0], states.shape[1])
+        return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name, device=states.device)
 
     @property
     def hidden_size(self) -> int:
         """The width of the hidden states: the config's, or what pruning left of it."""
         return int(self.pruned_widths.get("hidden_size", self.config.hidden_size))
-
-    def twin(self, config: Any) -> Model:
-        """A model of the same class by another config, on the meta device, before any technique."""
-        with shapes_only():
-            made: Model = own_class(self)(config)
-        return made
 
     @property
     def device(self) -> torch.device:
@@ -165,7 +154,7 @@ class VisionLanguageModel(Model):
     offers = {
         "words": Reading(
             lambda e: (e if isinstance(e, Joint) else e.text).last_hidden_state,
-            padding=lambda model, given, e: model.word_padding(given, e),
+            mask=lambda model, given, e: model.word_mask(given, e),
             part=lambda e: e.text_length if isinstance(e, Joint) else None,
         ),
         "regions": Reading(lambda e: e.image.last_hidden_state, "regions"),
@@ -178,12 +167,6 @@ class VisionLanguageModel(Model):
         arguments by name and what it gave.
         """
         raise NotImplementedError
-
-    def word_padding(self, given: Mapping[str, Any], encoded: Any) -> Padding:
-        """The same, checked and ready to pack."""
-        states = (encoded if isinstance(encoded, Encoded) else encoded.text).last_hidden_state
-        mask, lengths = self.word_mask(given, encoded)
-        return Padding.of(mask, tuple(states.shape[:2]), lengths=lengths, device=states.device)
 
     def answer_vector(self, given: Mapping[str, Any], encoded: Any) -> Tensor:
         """What an answer is read from, (batch, size)."""
