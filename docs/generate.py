@@ -177,13 +177,8 @@ def render(page: Path) -> str:
     name = page.stem
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
     own = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks}
-    makers = {
-        **own,
-        "families": families_table,
-        "techniques": techniques_table,
-        "matrix": matrix,
-        "arguments": arguments,
-    }
+    common = {"arguments": arguments, "families": families_table, "techniques": techniques_table, "matrix": matrix}
+    makers = {**own, **common}
 
     def fill(match: re.Match[str]) -> str:
         if family is None and match[2] in own:

@@ -7,10 +7,10 @@ looks.
 
 An *example* is a mapping: ``input_ids`` and, if the model reads them, what else the table of inputs
 has for each token (``token_type_ids``, ``position_ids``, ``language_ids``, ...), each a sequence of
-ints of one length; any other entry is a number for the whole example (``next_sentence_label``, ``sentence_order_label``). A batch is what
-models take: int64 tensors (batch, length), ``attention_mask`` (1 = real), ``labels`` (-100 =
-nothing to predict), numbers as (batch,), and ``lengths``, plain ints, so that a packing model need
-not ask the device for them.
+ints of one length; any other entry is a number for the whole example (``next_sentence_label``,
+``sentence_order_label``). A batch is what models take: int64 tensors (batch, length),
+``attention_mask`` (1 = real), ``labels`` (-100 = nothing to predict), numbers as (batch,), and
+``lengths``, plain ints, so that a packing model need not ask the device for them.
 
 Collators are frozen and hold no random state: they take a ``torch.Generator`` (``None``: torch's
 global one), and the same generator state gives the same batch. For a DataLoader:

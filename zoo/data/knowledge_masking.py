@@ -83,16 +83,14 @@ def knowledge_masking(
 
 
 @dataclass(frozen=True)
-class UnitChance:
-    """The draws of `unit_masking`; None = drawn there.
-
-    ``order``: which units come first, a permutation of their numbers. ``draws`` (batch, length) in
-    [0, 1): what becomes of a chosen token. ``replacements`` (batch, length): the random ids.
+class UnitDraws:
+    """The random part of `unit_masking`: ``order``, which units come first, a permutation of their
+    numbers; ``draws`` (batch, length) uniform; ``replacements`` (batch, length), random ids.
     """
 
-    order: Sequence[int] | None = None
-    draws: Tensor | None = None
-    replacements: Tensor | None = None
+    order: Sequence[int]
+    draws: Tensor
+    replacements: Tensor
 
 
 def unit_masking(
@@ -103,17 +101,15 @@ def unit_masking(
     *,
     rate: float = 0.15,
     generator: torch.Generator | None = None,
-    chance: UnitChance | None = None,
+    draws: UnitDraws | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ERNIE 2.0's masking of a batch -> corrupted ids and labels (-100 where nothing is to be
     guessed), both (batch, length).
 
     ``units`` (batch, length): neighbors with one number are one unit, -1 for special tokens and
     padding. Of all units ``rate`` (at least one) is chosen; of their tokens a tenth stays, a tenth
-    becomes a random id, the rest the mask. ``chance``: the draws, where they were
-    made elsewhere.
+    becomes a random id, the rest the mask. ``draws``: in place of the generator's.
     """
-    chance = UnitChance() if chance is None else chance
     if units.shape != input_ids.shape or input_ids.dim() != 2:
         raise InputError(
             f"input_ids and units must both be (batch, length), got {tuple(input_ids.shape)} and {tuple(units.shape)}"
@@ -127,21 +123,20 @@ def unit_masking(
     count = int((begins & real).sum())
     if not count:
         return input_ids.clone(), torch.full_like(input_ids, IGNORED)
-    shuffled = (
-        torch.randperm(count, generator=generator) if chance.order is None else torch.as_tensor(list(chance.order))
-    )
-    if sorted(shuffled.tolist()) != list(range(count)):
-        raise InputError(f"order must be a permutation of the {count} units")
+    if draws is None:
+        order = torch.randperm(count, generator=generator)
+        uniform = torch.rand(input_ids.shape, generator=generator)
+        replacements = torch.randint(1, vocab_size, input_ids.shape, generator=generator)
+    else:
+        order, uniform, replacements = torch.as_tensor(list(draws.order)), draws.draws, draws.replacements
+        if sorted(order.tolist()) != list(range(count)):
+            raise InputError(f"order must be a permutation of the {count} units")
     taken = torch.zeros(count, dtype=torch.bool)
-    taken[shuffled[: max(1, int(count * rate))]] = True
+    taken[order[: max(1, int(count * rate))]] = True
     chosen = (taken[number.clamp(min=0)] & real).unflatten(0, units.shape)
     chosen[:, 0] = False  # [CLS]
-    draws = torch.rand(input_ids.shape, generator=generator) if chance.draws is None else chance.draws
-    replacements = chance.replacements
-    if replacements is None:
-        replacements = torch.randint(1, vocab_size, input_ids.shape, generator=generator)
-    corrupted = torch.where(chosen & (draws > 0.2), mask_id, input_ids)
-    corrupted = torch.where(chosen & (draws > 0.1) & (draws < 0.2), replacements, corrupted)
+    corrupted = torch.where(chosen & (uniform > 0.2), mask_id, input_ids)
+    corrupted = torch.where(chosen & (uniform > 0.1) & (uniform < 0.2), replacements, corrupted)
     return corrupted, input_ids.masked_fill(~chosen, IGNORED)
 
 

@@ -296,7 +296,9 @@ class ViLBert(VisionLanguageModel):
     }
     offers = {
         **VisionLanguageModel.offers,
-        "regions": Reading(lambda e: e.image.last_hidden_state, real=lambda m, given, e: m.region_mask(given, e)),
+        "regions": Reading(
+            lambda e: e.image.last_hidden_state, "regions", mask=lambda model, given, e: model.region_mask(given, e)
+        ),
     }
     own_inputs = (Input("task_type_ids", ("batch",), "int", "12-in-1: the row of the task's token"),)
     inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")

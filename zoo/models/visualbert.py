@@ -218,7 +218,7 @@ class VisualBert(VisionLanguageModel):
 
     def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Tensor:
         """The word before the closing [SEP], where the authors put a [MASK]."""
-        real = self.padding_of("words", given, encoded, pack=False).real
+        real = self.padding_of("words", given, encoded).real
         return before_last(encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length])
 
     def word_mask(self, given: Mapping[str, Any], encoded: Joint) -> tuple[Tensor | None, None]:

@@ -17,6 +17,9 @@ class Input:
 
     ``masks`` and ``counts``: the axis whose real positions it tells, as a mask (1/True = real) or as numbers of a
     row's first positions. ``dims``: how many axes it may have besides, where a caller may give fewer or more.
+    ``example``: what stands for it where nobody gives one, "ids", "random", "0" or "1"; "" = it can
+    be left out; ``where``: only of a config in which this field is true. Axes that are sizes bear the
+    names of config fields.
     """
 
     name: str
@@ -26,6 +29,8 @@ class Input:
     masks: str = ""
     counts: str = ""
     dims: tuple[int, ...] = ()
+    example: str = ""
+    where: str | None = None
 
     @property
     def shape(self) -> str:
@@ -38,16 +43,39 @@ def _text(prefix: str, axis: str, which: str) -> tuple[Input, ...]:
     real = f"1/True = a real token{which}, wherever it stands (right padding, left padding, holes)"
     matrix = "; or (batch, query, key): the query may look at the key (K-BERT's visible matrix, sequence-to-sequence)"
     return (
-        Input(f"{prefix}input_ids", rows, "int", f"token ids{which}"),
-        Input(f"{prefix}attention_mask", rows, "int or bool", real + ("" if prefix else matrix), masks=axis, dims=(3,)),
+        Input(f"{prefix}input_ids", rows, "int", f"token ids{which}", example="ids"),
+        Input(
+            f"{prefix}attention_mask",
+            rows,
+            "int or bool",
+            real + ("" if prefix else matrix),
+            masks=axis,
+            dims=(3,),
+            example="" if prefix else "1",
+        ),
         Input(f"{prefix}position_ids", rows, "int", f"positions{which}; 0, 1, ... by default; one row serves all"),
-        Input(f"{prefix}language_ids", rows, "int, or a name", f"XLM's languages{which}", dims=(1,)),
+        Input(
+            f"{prefix}language_ids",
+            rows,
+            "int, or a name",
+            f"XLM's languages{which}",
+            dims=(1,),
+            example="0",
+            where="tells_languages",
+        ),
     )
 
 
 _INPUTS = (
     *_text("", "length", ""),
-    Input("token_type_ids", ("batch", "length"), "int", "segment of each token; 0 by default"),
+    Input(
+        "token_type_ids",
+        ("batch", "length"),
+        "int",
+        "segment of each token; 0 by default",
+        example="0",
+        where="num_segments",
+    ),
     Input(
         "inputs_embeds",
         ("batch", "length", "embedding"),
@@ -82,14 +110,21 @@ _INPUTS = (
     Input("ngram_mask", ("batch", "n-grams"), "int or bool", "ZEN: 1/True = a real n-gram", masks="n-grams"),
     Input("ngram_token_type_ids", ("batch", "n-grams"), "int", "ZEN: segment of each n-gram"),
     Input("ngram_positions", ("batch", "length", "n-grams"), "int", "ZEN: 1 = the n-gram covers the character"),
-    Input("visual_features", ("batch", "regions", "visual size"), "float", "features of the regions of each picture"),
+    Input(
+        "visual_features",
+        ("batch", "regions", "visual size"),
+        "float",
+        "features of the regions of each picture",
+        example="random",
+    ),
     Input(
         "visual_boxes",
-        ("batch", "regions", "numbers"),
+        ("batch", "regions", "box size"),
         "float",
         "boxes, in the numbers that the model reads: `Regions.for_model(config)` makes all three",
+        example="random",
     ),
-    Input("visual_mask", ("batch", "regions"), "int or bool", "1/True = a real region", masks="regions"),
+    Input("visual_mask", ("batch", "regions"), "int or bool", "1/True = a real region", masks="regions", example="1"),
     Input(
         "visual_token_type_ids",
         ("batch", "regions"),

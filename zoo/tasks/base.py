@@ -230,9 +230,10 @@ def along(model: Model, given: Mapping[str, Any], what: str, number: int | None 
     counts = {tensors[name].shape[1] for name in wide}
     if len(counts) != 1 or number not in (None, *counts):
         shapes = ", ".join(f"{tuple(x.shape)} of {name}" for name, x in tensors.items())
+        wanted = f"one number of {what}" if number is None else f"{number} {what}"
         raise InputError(
-            f"inputs with {what} must be (batch, {what}, ...), with one number of {what}{f', {number}' if number else ''}"
-            f"; a text's are (batch, {what}, length) tensors, got {shapes}"
+            f"inputs with {what} must be (batch, {what}, ...), with {wanted}; a text's are (batch, {what}, length) "
+            f"tensors, got {shapes}"
         )
     count, rows = counts.pop(), tensors[wide[0]].shape[0]
     folded: dict[str, Any] = {}

@@ -61,49 +61,72 @@ class ElectraStep(Output):
     discriminator: Any = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ElectraMasking:
+    """What is masked: about ``mask_probability`` of a text's real tokens, at most
+    ``max_predictions``; ``special_ids`` are never chosen ([CLS], [SEP], [MASK]).
+    """
+
+    mask_id: int
+    special_ids: Collection[int]
+    max_predictions: int
+    mask_probability: float = 0.15
+
+    def draw(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        vocab_size: int,
+        generator: torch.Generator | None = None,
+    ) -> ElectraDraws:
+        """What chance has to say in one step."""
+        batch, count = input_ids.shape[0], self.max_predictions
+        special = torch.tensor(tuple(self.special_ids), device=input_ids.device)
+        candidates = attention_mask.bool() & ~torch.isin(input_ids, special)
+        positions = torch.multinomial(candidates.float(), count, replacement=True, generator=generator)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, device=input_ids.device, generator=generator)
+
+        return ElectraDraws(positions, uniform(batch, count), uniform(batch, count, vocab_size))
+
+    def used(self, real: Tensor) -> Tensor:
+        """Which of the drawn places count, (batch, n) bool, for ``real`` (batch, length), 1 = a real
+        token.
+        """
+        wanted = (real.sum(1) * self.mask_probability).round().clamp(1, self.max_predictions)  # (batch,)
+        return torch.arange(self.max_predictions, device=real.device) < wanted[:, None]
+
+
 class ElectraPretraining(nn.Module):
     """A generator and a discriminator that are trained together and share all embeddings but the
     projection.
 
     ``generator``: a model for the task masked-lm, ``discriminator``: one for
     replaced-token-detection; the generator takes over the discriminator's tables and norm unless
-    ``shared`` is False. ``special_ids``: tokens that are never chosen ([CLS], [SEP], [MASK]).
+    ``shared`` is False.
     """
 
     def __init__(
         self,
         generator: TaskModel,
         discriminator: TaskModel,
+        masking: ElectraMasking,
         *,
-        mask_id: int,
-        special_ids: Collection[int],
-        max_predictions: int,
-        mask_probability: float = 0.15,
         weights: tuple[float, float] = (1.0, 50.0),
         temperature: float = 1.0,
         disallow_correct: bool = False,
         shared: bool = True,
     ) -> None:
         super().__init__()
-        self.generator, self.discriminator = generator, discriminator
-        self.mask_id, self.special_ids = mask_id, tuple(special_ids)
-        self.max_predictions, self.mask_probability = max_predictions, mask_probability
+        self.generator, self.discriminator, self.masking = generator, discriminator, masking
         self.weights, self.temperature, self.disallow_correct = weights, temperature, disallow_correct
         if shared:
             share_embeddings(generator.model, discriminator.model)
 
     def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> ElectraDraws:
-        """What chance has to say in one step."""
-        batch, count = input_ids.shape[0], self.max_predictions
-        candidates = attention_mask.bool() & ~torch.isin(
-            input_ids, torch.tensor(self.special_ids, device=input_ids.device)
-        )
-        positions = torch.multinomial(candidates.float(), count, replacement=True, generator=generator)
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, device=input_ids.device, generator=generator)
-
-        return ElectraDraws(positions, uniform(batch, count), uniform(batch, count, self.generator.config.vocab_size))
+        """What chance has to say in one step, see `ElectraMasking.draw`."""
+        return self.masking.draw(input_ids, attention_mask, self.generator.config.vocab_size, generator)
 
     def forward(
         self,
@@ -120,12 +143,11 @@ class ElectraPretraining(nn.Module):
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         draws = self.draw(input_ids, real, generator) if draws is None else draws
 
-        wanted = (real.sum(1) * self.mask_probability).round().clamp(1, self.max_predictions)  # (batch,)
-        used = torch.arange(self.max_predictions, device=input_ids.device) < wanted[:, None]  # (batch, n)
+        used = self.masking.used(real)  # (batch, n)
         positions = draws.positions * used
         originals = input_ids.gather(1, positions) * used
         hidden_at = positions * (draws.keep < MASK_SHARE)
-        masked, _ = write_samples(input_ids, torch.full_like(positions, self.mask_id), hidden_at)
+        masked, _ = write_samples(input_ids, torch.full_like(positions, self.masking.mask_id), hidden_at)
 
         guessed = self.generator.model(masked, attention_mask, token_type_ids)
         states = guessed.last_hidden_state

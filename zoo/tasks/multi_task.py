@@ -2,7 +2,8 @@
 each task trains.
 
 answers, grounding   binary cross entropy summed over answers or regions    retrieval, choice   softmax over the options
-two pictures, entailment   binary cross entropy, a mean over the classes too        each task's loss times its learning rate's share
+two pictures, entailment   binary cross entropy, a mean over the classes too
+each task's loss times its learning rate's share
 """
 
 from __future__ import annotations
@@ -160,9 +161,10 @@ def multi_task_loss(
     """A head's training loss.
 
     visual_question_answering, gqa: labels (batch, answers) of soft scores. grounding: (batch,
-    regions) of soft scores; with ``candidates`` (batch, number), places in the region axis, the
-    scores there are judged (pointing); ``real`` (batch, regions) bool: those at padding do not count. image_text_retrieval: scores (batch · options,), labels
-    (batch,) the right option. visual_reasoning, visual_entailment: (batch, classes), one-hot.
+    regions) of soft scores, of which those that are not ``real`` (batch, regions) do not count; with
+    ``candidates`` (batch, number), places in the region axis, the scores there are judged
+    (pointing). image_text_retrieval: scores (batch · options,), labels (batch,) the right option.
+    visual_reasoning, visual_entailment: (batch, classes), one-hot.
     """
     if head in ("visual_question_answering", "gqa"):
         return soft_answer_loss(scores, labels)

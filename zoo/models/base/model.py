@@ -31,21 +31,21 @@ class Reading:
     """How tasks read one of the things that a model offers.
 
     read: a model's result -> states (batch, positions, size), or one vector a row. axis: the axis of
-    the inputs along which its positions are real or not; None: it has no padding. real: (model, a
-    call's arguments by name, its result) -> mask and lengths, where that axis does not say all. part:
-    how many of the first positions may bear labels on their own.
+    the inputs along which its positions are real or not; None: it has no padding. mask: (model, a
+    call's arguments by name, its result) -> mask and lengths, where that axis does not say all. part: how
+    many of the first positions may bear labels on their own.
     """
 
     read: Callable[[Any], Any]
     axis: str | None = None
-    real: Callable[[Any, Mapping[str, Any], Any], tuple[Tensor | None, Sequence[int] | None]] | None = None
+    mask: Callable[[Any, Mapping[str, Any], Any], tuple[Tensor | None, Sequence[int] | None]] | None = None
     part: Callable[[Any], int | None] | None = None
     pooled: bool = False  # the pooler gives it
 
     @property
     def padded(self) -> bool:
         """Whether it has positions of which some may be padding."""
-        return self.axis is not None or self.real is not None
+        return self.axis is not None or self.mask is not None
 
 
 class Model(nn.Module):
@@ -100,11 +100,12 @@ class Model(nn.Module):
         """
         reading = self.offers[what]
         states, axis = reading.read(encoded), reading.axis or ""
-        name, count = self.input_table.mask(axis) or "", self.input_table.count(axis) or ""
-        own = reading.real is not None and reading.real(self, given, encoded)
-        mask, lengths = own or (given.get(name), given.get(count))
+        name, count = self.input_table.mask(axis) or "attention_mask", self.input_table.count(axis) or ""
+        mask, lengths = given.get(name), given.get(count)
+        if reading.mask is not None:
+            mask, lengths = reading.mask(self, given, encoded)
         grid = (states.shape[0], states.shape[1])
-        return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name or what, device=states.device)
+        return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name, device=states.device)
 
     @property
     def hidden_size(self) -> int:
@@ -147,7 +148,7 @@ class VisionLanguageModel(Model):
     offers = {
         "words": Reading(
             lambda e: (e if isinstance(e, Joint) else e.text).last_hidden_state,
-            real=lambda model, given, e: model.word_mask(given, e),
+            mask=lambda model, given, e: model.word_mask(given, e),
             part=lambda e: e.text_length if isinstance(e, Joint) else None,
         ),
         "regions": Reading(lambda e: e.image.last_hidden_state, "regions"),
