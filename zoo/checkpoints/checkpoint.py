@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.description import class_of_maps, described, targets_of
-from zoo.checkpoints.files import embedding_options, foreign_config, read_description
+from zoo.checkpoints.files import embedding_options, foreign_config, head_options, read_description
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError
@@ -18,6 +18,7 @@ from zoo.formats.opening import opened
 from zoo.maps import layouts
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
+from zoo.tasks.base import spec_of_class
 from zoo.techniques.blueprint import Blueprint
 
 
@@ -38,9 +39,13 @@ class Checkpoint(Opened):
 
     def hints_for(self, task: str | None) -> Mapping[str, Any]:
         """The options that a task should take, as far as something beside the tensors says them."""
-        if self.keymap is not None and task == "sentence-embedding":
+        if self.keymap is None:
+            return self.hints.get(task or "", {})
+        if task == "sentence-embedding":
             return embedding_options(self.source)
-        return self.hints.get(task or "", {})
+        if task is None:
+            return {}
+        return head_options(self.foreign, spec_of_class(task, self.blueprint.model_class).options)
 
     def targets(self) -> dict[str, tuple[int, ...]]:
         """The names and shapes of ours that the whole file must give, with every head that it has."""

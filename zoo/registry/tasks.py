@@ -71,6 +71,7 @@ SPECS = (
         "a label for a text or pair",
         num_labels=2,
         problem_type=None,
+        labels=None,
     ),
     _spec(
         "sequence-classification",
@@ -79,9 +80,17 @@ SPECS = (
         "a label for a picture and its words",
         num_labels=2,
         problem_type=None,
+        labels=None,
         head=None,  # the head's form, None: the family's own; see zoo.tasks.vision
     ),
-    _spec("token-classification", "text", "text:TokenClassification", "a label for each token", num_labels=2),
+    _spec(
+        "token-classification",
+        "text",
+        "text:TokenClassification",
+        "a label for each token",
+        num_labels=2,
+        labels=None,
+    ),
     _spec("question-answering", "text", "text:QuestionAnswering", "the span that answers a question"),
     _spec("multiple-choice", "pooled", "text:MultipleChoice", "the right one of several texts"),
     _spec(

@@ -72,6 +72,7 @@ class Hints:
         self.tokenizer_config = self._read("tokenizer_config.json")
         self.special_map = self._read("special_tokens_map.json")
         self.config = self._read("config.json")
+        self.sentence_config = self._read("sentence_bert_config.json")
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -115,9 +116,10 @@ class Hints:
 
     @property
     def max_length(self) -> int | None:
-        value = self.tokenizer_config.get("model_max_length")
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_SANE_LENGTH:
-            return value
+        """What a sentence encoder says of itself, else what the tokenizer does."""
+        for value in (self.sentence_config.get("max_seq_length"), self.tokenizer_config.get("model_max_length")):
+            if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_SANE_LENGTH:
+                return value
         return None
 
 
