@@ -17,6 +17,7 @@ from zoo.errors import ConfigError, InputError, unknown
 from zoo.layers import Padding
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
+from zoo.maps.rules import unwrapped
 from zoo.models.base.model import Model
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import Term
@@ -263,7 +264,7 @@ def along(model: Model, given: Mapping[str, Any], what: str, number: int | None 
 
 def canonical_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors under the names they have in files: the model's bare, a task's heads under
-    ``heads.``.
+    ``heads.``; without what torch.compile and other wrappers of parts put into them.
     """
     prefix = "model." if isinstance(module, TaskModel) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in module.state_dict().items()}
+    return {unwrapped(name).removeprefix(prefix): tensor for name, tensor in module.state_dict().items()}
