@@ -137,6 +137,24 @@ def test_a_classifier_comes_back_from_the_zoo_as_it_came(tmp_path):
             assert torch.equal(again(**batch).logits, model(**batch).logits)
 
 
+def test_a_camembert_is_read_as_the_roberta_that_it_is(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.CamembertConfig(
+        vocab_size=40, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
+        max_position_embeddings=18, type_vocab_size=1,
+    )  # fmt: skip
+    model = shaken(transformers.CamembertForMaskedLM(config))
+    model.save_pretrained(tmp_path / "theirs")
+    ids = torch.arange(5, 15)[None]
+    ours = zoo.load(tmp_path / "theirs", task="masked-lm")
+    with torch.no_grad():
+        assert torch.allclose(ours(ids).logits, model(ids).logits, atol=1e-5)
+    zoo.convert(zoo.save(ours, tmp_path / "ours"), tmp_path / "back", to="hf-roberta")
+    with torch.no_grad():
+        again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "back").eval()
+        assert torch.allclose(again(ids).logits, model(ids).logits, atol=1e-5)
+
+
 def bert(tmp_path: Path, **more: Any) -> Any:
     torch.manual_seed(0)
     config = transformers.BertConfig(
