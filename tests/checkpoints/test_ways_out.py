@@ -106,6 +106,24 @@ def test_transformers_loads_a_classifier_with_its_labels_and_tokenizer(name, tmp
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "layout", "their_class"),
+    [
+        ("token-classification", "bert-base", "hf-bert", "AutoModelForTokenClassification"),
+        ("token-classification", "distilbert-base", "hf-distilbert", "AutoModelForTokenClassification"),
+        ("visual-question-answering", "visualbert-base", "hf-visualbert", "VisualBertForQuestionAnswering"),
+    ],
+)
+@pytest.mark.parametrize("names", [None, ["a", "b", "c", "d", "e"]])
+def test_other_heads_with_labels_load_too(task, name, layout, their_class, names, tmp_path):
+    more = {"visual_size": 6} if name.startswith("visual") else {}
+    ours = tiny(task, name, num_labels=5, labels=names, **more)
+    zoo.convert(zoo.save(ours, tmp_path / "ours"), tmp_path / "theirs", to=layout)
+    theirs, problems = getattr(transformers, their_class).from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not [*problems["missing_keys"], *problems["unexpected_keys"]]
+    assert theirs.config.id2label == dict(enumerate(names or [f"LABEL_{label}" for label in range(5)]))
+
+
 def test_a_classifier_comes_back_from_the_zoo_as_it_came(tmp_path):
     torch.manual_seed(0)
     config = transformers.AlbertConfig(

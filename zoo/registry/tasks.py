@@ -127,6 +127,7 @@ SPECS = (
         "vision:VisualQuestionAnswering",
         "an answer to a question about a picture, with soft scores",
         num_labels=3129,
+        labels=None,
         head=None,
     ),
     _spec(
@@ -135,6 +136,7 @@ SPECS = (
         "vision:VisualReasoning",
         "is a sentence true of two pictures (NLVR2)",
         num_labels=2,
+        labels=None,
         pairs=None,
         head=None,
     ),
