@@ -1,5 +1,5 @@
-"""Fill the generated tables of `docs/models/*.md` from the code: sizes, parameters, checkpoints
-with licence and proof, tasks.
+"""Fill what is generated from the code: the tables of the docs (sizes, parameters, checkpoints with
+licence and proof, tasks, techniques), and the names of `zoo` for type checkers.
 
     python -m docs.generate            rewrite what stands between the markers
     python -m docs.generate --check    exit code 1 where a page is out of date
@@ -17,14 +17,19 @@ from pathlib import Path
 
 import torch
 
+import zoo
 from docs.schedule import drawings
 from zoo.registry import variants as registry
 from zoo.registry.listing import natural, offers_of
 from zoo.registry.records import records
 from zoo.registry.tasks import fitting
+from zoo.registry.techniques import TECHNIQUES
 
 PAGES = Path(__file__).parent / "models"
 IMAGES = Path(__file__).parent / "images"
+TECHNIQUE_PAGES = Path(__file__).parent / "techniques"
+PACKAGE = Path(zoo.__file__)
+NAMES = re.compile(r"(^if TYPE_CHECKING:.*\n)(?:    from .*\n)+", re.MULTILINE)
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -122,15 +127,33 @@ def matrix(variants: list[registry.Variant]) -> str:
     return written(cells())
 
 
+def techniques_table(_: object = None) -> str:
+    """A row per page: the techniques that it explains."""
+    by_page: dict[str, list[str]] = {}
+    for name, declared in TECHNIQUES.items():
+        by_page.setdefault(declared.page, []).append(f"`zoo.{name}`")
+    titles = {name: (TECHNIQUE_PAGES / f"{name}.md").read_text("utf-8").splitlines()[0][2:] for name in by_page}
+    rows = [[f"[{titles[name]}](techniques/{name}.md)", ", ".join(names)] for name, names in by_page.items()]
+    return table(["page", "techniques"], rows)
+
+
+def typed_names() -> str:
+    """`zoo/__init__.py`, with every lazy name imported once more for type checkers."""
+    imports = sorted((module, name) for name, module in zoo._WHERE.items())
+    lines = [f"    from {module} import {name} as {name}\n" for module, name in imports]
+    return NAMES.sub(lambda match: match[1] + "".join(lines), PACKAGE.read_text(encoding="utf-8"))
+
+
 def render(page: Path) -> str:
     """The page with its tables filled anew."""
     families = registry.families()
     name = page.stem
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
-    makers = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks, "families": families_table, "matrix": matrix}
+    own = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks}
+    makers = {**own, "families": families_table, "techniques": techniques_table, "matrix": matrix}
 
     def fill(match: re.Match[str]) -> str:
-        if family is None and match[2] not in ("families", "matrix"):
+        if family is None and match[2] in own:
             raise SystemExit(
                 f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}"
             )
@@ -144,6 +167,7 @@ def render(page: Path) -> str:
 
 def main() -> int:
     wanted = {page: render(page) for page in pages()} | {IMAGES / name: drawn for name, drawn in drawings().items()}
+    wanted[PACKAGE] = typed_names()
     stale = []
     for path, new in wanted.items():
         if not path.exists() or new != path.read_text(encoding="utf-8"):

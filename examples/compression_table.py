@@ -34,7 +34,7 @@ from zoo.techniques.pruning import weights as pruning
 from zoo.techniques.pruning.gates import close_gates, gate_penalty, gated_parts
 from zoo.techniques.pruning.importance import head_importance, heads_to_prune, width_importance
 from zoo.techniques.pruning.structured import remove_heads
-from zoo.techniques.pruning.width import remove_numbers
+from zoo.techniques.pruning.width import remove_dimensions
 
 MODEL = "minilm-l6-h384.all-minilm-l6-v2"
 LENGTH, TRAIN, TEST, BATCH = 40, 12, 60, 32
@@ -237,7 +237,7 @@ def units(model: Any, data: Texts, kept: float) -> Any:
 def narrow(model: Any, data: Texts, kept: float) -> Any:
     """The numbers of the hidden width that the loss feels least, out of every part."""
     score = width_importance(model, [batch_of(data.train[at : at + 20]) for at in range(0, len(data.train), 20)])
-    remove_numbers(model, score.argsort()[: len(score) - round(kept * len(score))].tolist())
+    remove_dimensions(model, score.argsort()[: len(score) - round(kept * len(score))].tolist())
     return train(model, data.train, 10, 5e-5)
 
 

@@ -23,7 +23,8 @@ import zoo
 import zoo.data.regions.files as region_files
 from tests.strategies import small_config
 from zoo.data.regions.detectors import DETECTORS
-from zoo.data.regions.files import check_regions, convert_regions, kind_of, read_regions, save_regions
+from zoo.data.regions.dumps import kind_of
+from zoo.data.regions.files import check_regions, convert_regions, read_regions, save_regions
 from zoo.data.regions.grid import grid_regions, patches, resnet_grid
 from zoo.data.regions.regions import Regions, box_overlap, stack
 from zoo.errors import CheckpointError, InputError, MissingExtraError, UnknownNameError

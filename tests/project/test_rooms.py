@@ -17,7 +17,8 @@ import zoo
 ROOT = Path(zoo.__file__).parent
 FLOORS = (
     ("errors",),
-    ("registry", "layers", "formats", "tokenization"),
+    ("formats",),
+    ("registry", "layers", "tokenization"),
     ("maps", "data"),
     ("models",),
     ("tasks", "inference"),

@@ -24,7 +24,7 @@ model = zoo.create("albert-base", **sizes)
 zoo.save(model, "ours")
 zoo.convert("ours", "theirs", to="hf-albert")
 report = zoo.convert("theirs", "again.safetensors")
-assert report.ladder.ok
+assert report.checks.ok
 again = zoo.load("again.safetensors")
 assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 print("done", report.tensors)

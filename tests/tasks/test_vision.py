@@ -849,7 +849,7 @@ def test_a_file_that_was_saved_by_hand_takes_the_config_of_its_tag(monkeypatch):
     ):
         zoo.create(name, pretrained=True, task="visual-question-answering")
     known = dataclasses.replace(sources.record(name), config=case.config)
-    monkeypatch.setattr(sys.modules["zoo.checkpoints.load"], "record_of", lambda asked: {name: known}[asked])
+    monkeypatch.setattr(sys.modules["zoo.checkpoints.checkpoint"], "record_of", lambda asked: {name: known}[asked])
     model = zoo.create(name, pretrained=file, task="visual-question-answering")
     assert (model.load_report.layout, model.options["num_labels"]) == ("vilbert-beta", 19)
     with pytest.raises(ConfigError, match="lacks 'vocab_size'"):

@@ -70,9 +70,9 @@ class TransE(nn.Module):
         (ent_tot, rel_tot, dim, ...).
         """
         from zoo.formats.opening import opened
-        from zoo.maps.key_map import KeyMap
+        from zoo.maps import layouts
 
-        keymap = KeyMap.load("openke-transe")
+        keymap = layouts.load("openke-transe")
         with opened(source) as archive:
             built = cls(TransEConfig.from_dict(keymap.config_forward(config, archive.tensors)))
             plan = keymap.forward(archive.tensors, built.config.to_dict(), targets=built.state_dict())

@@ -46,6 +46,7 @@ from zoo.layers.heads import TableHead
 from zoo.layers.init import truncated_normal
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +153,6 @@ class XlmBlock(EncoderBlock):
         return zero_padding(super().forward(x, mask, bias, trace), mask)
 
 
-class XlmStack(Stack):
-    """A stack into which rows of padding come as zeros."""
-
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        return super().forward(zero_padding(x, mask), mask, bias, trace)
-
-
 def xlm_block(c: XlmConfig) -> XlmBlock:
     """A block of the encoder."""
     return XlmBlock(
@@ -174,11 +168,12 @@ class Xlm(TextEncoder):
     Config = XlmConfig
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "language_ids", "position_ids")
     heads = {"masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings)}
+    pretraining: ClassVar[tuple[Term, ...]] = (MASKED_LM,)
 
     def __init__(self, config: XlmConfig) -> None:
         super().__init__(config)
         self.embeddings = XlmEmbeddings(config)
-        self.encoder = XlmStack([xlm_block(config) for _ in range(config.num_layers)])
+        self.encoder = Stack([xlm_block(config) for _ in range(config.num_layers)])
         self.pooler = Pooler() if config.pooler else None
 
     def forward(  # type: ignore[override]
@@ -202,5 +197,6 @@ class Xlm(TextEncoder):
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, language_ids)
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        run.x = zero_padding(run.x, run.mask)
         x = run.through(self.encoder, causal() if self.config.causal else None)
         return run.encoded(x, self.pooler)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
-from zoo.layers.extend import own_class
-from zoo.layers.init import initialise, shapes_only
+from zoo.layers.init import initialise
 from zoo.models.base.model import Model
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 
@@ -84,11 +83,6 @@ class TaskModel(nn.Module):
     def sites(self) -> Any:
         """The places of the model below, see `Model.sites`."""
         return self.model.sites()
-
-    def twin(self, config: Any) -> TaskModel:
-        """The same task on a model by another config, on the meta device, before any technique."""
-        with shapes_only():
-            return build_task(self.task, own_class(self.model), config, self.options, own_class(self.model).__name__)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Random weights for the model and the heads."""

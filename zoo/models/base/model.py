@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError, TechniqueError
 from zoo.layers.embeddings import TextEmbeddings
-from zoo.layers.extend import own_class
-from zoo.layers.init import initialise, shapes_only
+from zoo.layers.init import initialise
 from zoo.layers.padding import Padding, packing_enabled
 from zoo.models.base.config import Config
 from zoo.models.base.outputs import Encoded, Streams
@@ -69,12 +68,6 @@ class Model(nn.Module):
     def hidden_size(self) -> int:
         """The width of the hidden states: the config's, or what pruning left of it."""
         return int(self.pruned_widths.get("hidden_size", self.config.hidden_size))
-
-    def twin(self, config: Any) -> Model:
-        """A model of the same class by another config, on the meta device, before any technique."""
-        with shapes_only():
-            made: Model = own_class(self)(config)
-        return made
 
     @property
     def device(self) -> torch.device:
