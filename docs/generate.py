@@ -20,6 +20,7 @@ import torch
 import zoo
 from docs.schedule import drawings
 from zoo.registry import variants as registry
+from zoo.registry.inputs import INPUTS, LABELS, InputTable
 from zoo.registry.listing import natural, offers_of
 from zoo.registry.records import records
 from zoo.registry.tasks import fitting
@@ -35,7 +36,8 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def pages() -> list[Path]:
     """The pages that may hold tables."""
-    return [PAGES.parent / "families.md", PAGES.parent / "techniques.md", *sorted(PAGES.glob("*.md"))]
+    common = (PAGES.parent / f"{name}.md" for name in ("architecture", "families", "techniques"))
+    return [*common, *sorted(PAGES.glob("*.md"))]
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -119,6 +121,31 @@ def families_table(_: object = None) -> str:
     return table(["family", "pillar", "streams", "variants", "tags", "layouts"], rows)
 
 
+def arguments(_: object = None) -> str:
+    """A row per argument and label that a model or a task reads."""
+    rows = [(row, INPUTS) for row in INPUTS.values()] + [(row, LABELS) for row in LABELS.values()]
+    return table(
+        ["argument", "shape", "dtype", "padding is told by", "meaning"],
+        [
+            [
+                f"`{row.name}`",
+                row.shape,
+                row.dtype,
+                ", ".join(f"`{name}`" for name in told_by(row.name, where)),
+                row.meaning,
+            ]
+            for row, where in rows
+        ],
+    )
+
+
+def told_by(name: str, where: InputTable) -> list[str]:
+    """The mask and the count that say what is real of an argument."""
+    axis = next((axis for axis in where[name].axes if INPUTS.mask(axis)), "")
+    names = (INPUTS.mask(axis), INPUTS.count(axis))
+    return [] if where[name].masks else [told for told in names if told]
+
+
 def matrix(variants: list[registry.Variant]) -> str:
     """Which technique goes onto which family."""
     from zoo.techniques.matrix import cells
@@ -150,7 +177,8 @@ def render(page: Path) -> str:
     name = page.stem
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
     own = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks}
-    makers = {**own, "families": families_table, "techniques": techniques_table, "matrix": matrix}
+    common = {"arguments": arguments, "families": families_table, "techniques": techniques_table, "matrix": matrix}
+    makers = {**own, **common}
 
     def fill(match: re.Match[str]) -> str:
         if family is None and match[2] in own:

@@ -44,7 +44,8 @@ from zoo.data.knowledge_batches import (
     sentence_tree,
     thinned,
 )
-from zoo.data.knowledge_masking import RandomSpanDraws, SpanMasking, knowledge_masking, unit_labels, unit_masking
+from zoo.data.knowledge_masking import SpanBertMasking, knowledge_masking, unit_labels, unit_masking
+from zoo.data.masking import RandomSpanDraws
 from zoo.errors import CheckpointError, ConfigError, InputError, MissingExtraError, UnknownNameError
 from zoo.models.transe import MarginLoss, TransE, TransEConfig, corrupted, link_scores, ranks, split_scores
 
@@ -495,7 +496,7 @@ def test_the_share_of_n_grams_grows_with_the_text():
 def test_spans_meet_their_budget_begin_at_words_and_do_not_touch(seed, length, ratio, outer):
     rng = random.Random(seed)
     tokens = [rng.randrange(5, 50) for _ in range(length)]
-    scheme = SpanMasking(mask_id=4, starts=lambda t: t % 3 > 0, ratio=ratio, outer=outer, max_targets=3)
+    scheme = SpanBertMasking(mask_id=4, starts=lambda t: t % 3 > 0, ratio=ratio, outer=outer, max_targets=3)
     spans = scheme.spans(tokens, RandomSpanDraws(rng))
     covered = [p for first, last in spans for p in range(first, last + 1)]
     assert len(covered) == len(set(covered)) == math.ceil(length * ratio)

@@ -22,7 +22,8 @@ from zoo.maps import layouts
 from zoo.models.ernie_thu import ErnieThuConfig
 from zoo.models.k_bert import KBertConfig, StandardDeviationNorm
 from zoo.models.zen import valid_first
-from zoo.tasks.knowledge import linked_entities, linking_loss
+from zoo.tasks.knowledge import linked_entities
+from zoo.tasks.losses import linking_loss
 
 SETTINGS = {"deadline": None, "derandomize": True, "max_examples": 12}
 TOLERANCE = 1e-12

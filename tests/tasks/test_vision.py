@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import zoo
 from tests import oracle, strategies
 from tests.families import visualbert
+from tests.pictures import for_task, labels_for, reasoning
 from tests.references.case import GOLDEN, load_case
 from tests.strategies import Batch, build, family, relative, results
 from zoo.data.regions.detectors import DETECTORS
@@ -80,61 +81,6 @@ def tiny(name: str, **fields: Any) -> Any:
 
 def ragged(name: str) -> Batch:
     return strategies.small_batch(name)
-
-
-def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
-    """For multiple choice the rows are the choices of one question; for two pictures neighbors
-    share a text.
-    """
-    if task == "multiple-choice":
-        return {name: x[None] for name, x in batch.inputs.items()}
-    return dict(batch.inputs)
-
-
-def reasoning(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    if model.task == "visual-reasoning" and model.options["pairs"]:
-        return {name: x.unflatten(0, (-1, 2)) for name, x in given.items()}
-    return given
-
-
-def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(1)
-    rows, length = batch.inputs["input_ids"].shape
-    regions = batch.inputs["visual_features"].shape[1]
-    words = torch.randint(19, (rows, length), generator=generator).masked_fill(~batch.real(), -100)
-    chosen = torch.where(batch.real("visual_mask"), 1, -1)
-
-    def soft(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    matching = torch.tensor([0, 1, 1, 0])[:rows]
-    if task == "masked-lm":
-        return {"labels": words}
-    if task == "image-text-matching":
-        return {"labels": matching}
-    if task in ("pretraining", "masked-region"):
-        own = {} if task == "masked-region" else {"labels": words, "match_labels": matching}
-        if "masked_region" in model.heads:
-            own |= {"region_labels": chosen, "region_targets": soft(rows, regions, 4).softmax(-1)}
-        return own
-    if task == "visual-question-answering":
-        return {"labels": soft(rows, model.options["num_labels"])}
-    if task == "grounding":
-        return {"labels": soft(rows, regions)}
-    if task == "image-text-retrieval":
-        return {"labels": matching}
-    if task == "multiple-choice":
-        return {"labels": torch.tensor([1])}
-    if task == "region-to-phrase":
-        return {
-            "phrase_positions": torch.zeros(rows, 2, dtype=torch.long),
-            "labels": soft(rows, 2, regions).softmax(-1),
-        }
-    if task == "multi-task":
-        return {"labels": soft(rows, 3129), "head": "visual_question_answering"}
-    if task == "visual-reasoning" and model.options["pairs"]:
-        return {"labels": matching[: rows // 2]}
-    return {"labels": matching}
 
 
 # -- the registry ------------------------------------------------------------------------------------------------------

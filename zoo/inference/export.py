@@ -62,24 +62,21 @@ def example_inputs(model: nn.Module, rows: int = 2, length: int = 16, regions: i
     """
     bare = bare_model(model)
     config, generator = bare.config, torch.Generator().manual_seed(0)
-    ids = torch.randint(0, config.vocab_size, (rows, length), generator=generator)
-    if getattr(config, "pad_token_id", None) is not None:
-        ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "token_type_ids" in bare.inputs and bool(getattr(config, "num_segments", False)):
-        found["token_type_ids"] = torch.zeros_like(ids)
-    tells = bool(getattr(config, "tells_languages", False))
-    if "language_ids" in bare.inputs and tells:
-        found["language_ids"] = torch.zeros_like(ids)
-    if "visual_features" in bare.inputs:
-        found["visual_features"] = torch.randn(rows, regions, config.visual_size, generator=generator, dtype=bare.dtype)
-        if "visual_boxes" in bare.inputs:
-            found["visual_boxes"] = torch.rand(rows, regions, config.box_size, generator=generator, dtype=bare.dtype)
-        found["visual_mask"] = torch.ones(rows, regions, dtype=torch.int64)
-    if "decoder_input_ids" in bare.inputs:
-        found["decoder_input_ids"] = ids[:, : max(length - 1, 1)].clone()
-        if "decoder_language_ids" in bare.inputs and tells:
-            found["decoder_language_ids"] = torch.zeros_like(found["decoder_input_ids"])
+    sizes = {"batch": rows, "length": length, "target length": max(length - 1, 1), "regions": regions}
+    found = {}
+    for row in (bare.input_table[name] for name in bare.inputs):
+        if not row.example or not (row.where is None or getattr(config, row.where, False)):
+            continue
+        shape = [sizes[axis] if axis in sizes else getattr(config, axis.replace(" ", "_")) for axis in row.axes]
+        if row.example == "ids":
+            ids = torch.randint(0, config.vocab_size, shape, generator=generator)
+            if getattr(config, "pad_token_id", None) is not None:
+                ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
+            found[row.name] = ids
+        elif row.example == "random":
+            found[row.name] = torch.rand(shape, generator=generator, dtype=bare.dtype)
+        else:
+            found[row.name] = torch.full(shape, int(row.example))
     return found
 
 

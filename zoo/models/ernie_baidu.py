@@ -28,6 +28,7 @@ from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import check_positive
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
 from zoo.registry.variants import TEXT_INPUTS
 
 
@@ -97,6 +98,7 @@ class Ernie(TextEncoder):
         ),
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
+    pretraining = (MASKED_LM, NEXT_SENTENCE)
     inputs = (*TEXT_INPUTS, "task_type_ids")
     embeddings: ErnieEmbeddings
 

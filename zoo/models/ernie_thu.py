@@ -42,9 +42,11 @@ from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads
+from zoo.models.base.model import Reading
 from zoo.models.base.outputs import WithEntities
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
+from zoo.registry.terms import MASKED_ENTITY, MASKED_LM, NEXT_SENTENCE
 from zoo.registry.variants import TEXT_INPUTS
 
 KINDS = ("sim", "mix", "norm")
@@ -180,6 +182,8 @@ class ErnieThu(TextEncoder):
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
         "masked_entity": MaskedEntityHead,
     }
+    offers = {**TextEncoder.offers, "entities": Reading(lambda e: e.entity.last_hidden_state, "length")}
+    pretraining = (MASKED_LM, NEXT_SENTENCE, MASKED_ENTITY)
     inputs = (*TEXT_INPUTS, "entity_embeds", "entity_mask")
     exceptions = {
         "gradients": "the entities that leave the last layer are read by nothing, "

@@ -44,6 +44,7 @@ from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
 
 POOLER_INPUTS = ("cls", "mean", "max", "last")
 
@@ -147,6 +148,7 @@ class KBert(TextEncoder):
 
     Config = KBertConfig
     heads = {"masked_lm": KBertMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}
+    pretraining = (MASKED_LM, NEXT_SENTENCE)
 
     def __init__(self, config: KBertConfig) -> None:
         super().__init__(config)

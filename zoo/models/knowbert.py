@@ -46,9 +46,11 @@ from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads, check_positive, free
+from zoo.models.base.model import Reading
 from zoo.models.base.outputs import Linked, Links
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
+from zoo.registry.terms import ENTITY_LINKING, MASKED_LM, NEXT_SENTENCE
 from zoo.registry.variants import TEXT_INPUTS
 
 SOURCES = ("wiki", "wordnet")
@@ -278,6 +280,8 @@ class KnowBert(TextEncoder):
         ),
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
+    offers = {**TextEncoder.offers, "entities": Reading(lambda e: e.links), "mentions": Reading(lambda e: e.links)}
+    pretraining = (MASKED_LM, NEXT_SENTENCE, ENTITY_LINKING)
     inputs = (*TEXT_INPUTS, "entity_candidates")
     exceptions = {"gradients": "a text in which nothing is mentioned teaches no linker to choose"}
 

@@ -45,8 +45,9 @@ from zoo.layers import (
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import Model
+from zoo.models.base.model import Model, Reading
 from zoo.models.base.outputs import Seq2Seq
+from zoo.registry.terms import LANGUAGE_MODEL
 
 OFFSET = 2  # rows of a position table before the first that is read
 
@@ -219,6 +220,8 @@ class Mbart(Model):
         "decoder_position_ids",
     )
     heads = {"language_model": LanguageModelHead}
+    offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
+    pretraining = (LANGUAGE_MODEL,)
 
     def __init__(self, config: MbartConfig) -> None:
         super().__init__(config)

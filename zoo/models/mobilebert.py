@@ -47,6 +47,7 @@ from zoo.layers import (
 from zoo.layers.feed_forward import check_activation, check_choice, identity
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
 
 NORMS = ("no_norm", "layer_norm", "layer_norm_hf", "manual_layer_norm")
 
@@ -327,6 +328,7 @@ def block_class(c: MobileBertConfig) -> type[StackedBlock]:
 class MobileBert(TextEncoder):
     Config = MobileBertConfig
     heads = {"masked_lm": SplitMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}
+    pretraining = (MASKED_LM, NEXT_SENTENCE)
     exceptions = {
         "padding": "with the trigram embedding the last real token reads the embedding of the padding behind it",
     }

@@ -23,6 +23,7 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class RemBert(TextEncoder):
             c.hidden_size, c.output_embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=False
         ),
     }
+    pretraining = (MASKED_LM,)
 
     def __init__(self, config: RemBertConfig) -> None:
         super().__init__(config)

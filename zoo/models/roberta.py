@@ -27,6 +27,7 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import ClassificationHead, MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,7 @@ class Roberta(TextEncoder):
             c.hidden_size, c.hidden_size, c.vocab_size, "gelu", c.norm_eps, tied=c.tie_word_embeddings
         )
     }
+    pretraining = (MASKED_LM,)
     task_heads = {"sequence_classification": classification_head}
     reads_first = frozenset({"sequence_classification"})
     exceptions = {

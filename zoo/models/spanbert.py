@@ -6,7 +6,7 @@ the span's two outer neighbors alone.
     y_i = norm(gelu(W_2 z_i + b_2)),   scores_i = E y_i + b          E the token table
 
 The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens
-(`zoo.data.knowledge_masking.SpanMasking`), one text instead of two, no next-sentence objective and
+(`zoo.data.knowledge_masking.SpanBertMasking`), one text instead of two, no next-sentence objective and
 so no pooler (``pooler = True`` is the two-sentence variant of its code).
 
 Traps: the order is linear, activation, norm, twice. The position vectors are 200 wide whatever an
@@ -16,7 +16,7 @@ encoder alone: a classifier's pooler starts at random.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.layers import activation
 from zoo.models.base.config import check_positive
 from zoo.models.bert import Bert, BertConfig
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, SPAN_BOUNDARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +89,4 @@ class SpanBoundaryHead(nn.Module):
 class SpanBert(Bert):
     Config = SpanBertConfig
     heads = {**Bert.heads, "span_boundary": SpanBoundaryHead}
+    pretraining = (MASKED_LM, SPAN_BOUNDARY, replace(NEXT_SENTENCE, optional=True))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,10 @@ from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
 from zoo.layers.padding import carried
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import VisionLanguageModel, need_pooler
+from zoo.models.base.model import Reading, VisionLanguageModel, need_pooler
 from zoo.models.base.outputs import Streams
+from zoo.registry.inputs import Input
+from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_REGION, MASKED_WORDS
 from zoo.registry.variants import TEXT_INPUTS
 
 
@@ -84,6 +86,7 @@ class ViLBertConfig(Config):
     dynamic_attention: bool = False
     fusion: str = "mul"
     num_tasks: int = 0  # rows of the task table; 0: no task token
+    whole_image_at: ClassVar[str] = "first"  # where `Regions.for_model` puts it
     region_target_size: int = (
         1601  # what a masked region is predicted as: the detector's classes, or the feature's width
     )
@@ -286,10 +289,18 @@ class ViLBert(VisionLanguageModel):
         "masked_region": lambda c: RegionHead(c.image_hidden_size, c.region_target_size, c.activation, c.norm_eps),
         "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
     }
+    pretraining = (MASKED_WORDS, MASKED_REGION, IMAGE_TEXT_MATCHING)
     task_heads = {
         "visual_question_answering": lambda c, n: AnswerHead(c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }
+    offers = {
+        **VisionLanguageModel.offers,
+        "regions": Reading(
+            lambda e: e.image.last_hidden_state, "regions", mask=lambda model, given, e: model.region_mask(given, e)
+        ),
+    }
+    own_inputs = (Input("task_type_ids", ("batch",), "int", "12-in-1: the row of the task's token"),)
     inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")
     matching_dropout = 0.1
     embeddings: TaskEmbeddings
@@ -402,3 +413,11 @@ class ViLBert(VisionLanguageModel):
         # one text, or each, may have met many pictures
         mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
         return mask, None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
+
+    def region_mask(self, given: Mapping[str, Any], encoded: Streams) -> tuple[Tensor | None, Sequence[int] | None]:
+        """Which regions are real; every picture may have met every text, pictures running fast."""
+        assert encoded.image is not None
+        rows = encoded.image.last_hidden_state.shape[0]
+        mask, lengths = given.get("visual_mask"), given.get("visual_lengths")
+        mask = None if mask is None else mask.repeat(rows // mask.shape[0], 1)
+        return mask, None if lengths is None else [*lengths] * (rows // len(lengths))

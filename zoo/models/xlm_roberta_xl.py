@@ -44,12 +44,8 @@ def pre_norm_block(c: RobertaConfig) -> EncoderBlock:
 
 class XlmRobertaXl(TextEncoder):
     Config = XlmRobertaXlConfig
-    heads, task_heads, reads_first, exceptions = (
-        Roberta.heads,
-        Roberta.task_heads,
-        Roberta.reads_first,
-        Roberta.exceptions,
-    )
+    heads, pretraining, task_heads = Roberta.heads, Roberta.pretraining, Roberta.task_heads
+    reads_first, exceptions = Roberta.reads_first, Roberta.exceptions
 
     def __init__(self, config: XlmRobertaXlConfig) -> None:
         super().__init__(config)

@@ -24,8 +24,10 @@ from zoo.layers import Attention, DecoderBlock, Encoded, FeedForward, Mask, Run,
 from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
 from zoo.models.base.config import free
+from zoo.models.base.model import Reading
 from zoo.models.base.outputs import Seq2Seq
 from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
+from zoo.registry.terms import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,8 @@ class XlmTranslation(Xlm):
         "language_model": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
         "masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
     }
+    offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
+    pretraining: ClassVar[tuple[Term, ...]] = ()  # two pre-trained models start it
 
     def __init__(self, config: XlmTranslationConfig) -> None:
         super().__init__(config)

@@ -189,7 +189,7 @@ class Regions:
         """What a model of this config reads: ``visual_features``, ``visual_boxes`` where it reads
         boxes, ``visual_mask``; always batched.
 
-        Adds the whole-image region where the model wants one (`NEEDS`, unless
+        Adds the whole-image region where the config says a place for one (``whole_image_at``, unless
         ``config.whole_image`` is False) and these regions have none. Refuses features of another
         width and says which detectors give the wanted one.
         """
@@ -202,7 +202,7 @@ class Regions:
                 f"{trained or 'none'}"
             )
         regions = self
-        place = NEEDS.get(name) if getattr(config, "whole_image", True) else None
+        place = getattr(config, "whole_image_at", None) if getattr(config, "whole_image", True) else None
         if place is not None and self.whole_image is None:
             regions = self.with_whole_image(place)
         regions = regions if regions.batched else stack([regions])
@@ -244,10 +244,6 @@ def described(archive: Archive) -> dict[str, Any]:
         raise CheckpointError(f"{archive.path} holds no regions: its header has no {HEADER!r}")
     about: dict[str, Any] = json.loads(written)
     return about
-
-
-NEEDS = {"ViLBert": "first"}
-"""Where a family wants the whole picture among the regions."""
 
 
 def box_overlap(left: Tensor, right: Tensor, *, inclusive: bool = True) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo.errors import TaskError
 from zoo.training.distillation.activations import activations_of
-from zoo.training.distillation.terms import Comparison, LayerPairs, Profile, Term
+from zoo.training.distillation.terms import Comparison, DistillationTerm, LayerPairs, Profile
 
 
 class Distillation(nn.Module):
@@ -39,7 +39,7 @@ class Distillation(nn.Module):
         self,
         teacher: nn.Module,
         student: nn.Module,
-        terms: Sequence[Term],
+        terms: Sequence[DistillationTerm],
         *,
         stream: str = "text",
         tokenizers: tuple[Any, Any] | None = None,
@@ -49,7 +49,7 @@ class Distillation(nn.Module):
         if not terms:
             raise TaskError("a distillation needs at least one term, e.g. zoo.SoftTargets(temperature=2.0)")
         for term in terms:
-            if not isinstance(term, Term):
+            if not isinstance(term, DistillationTerm):
                 raise TaskError(f"a term is an object like zoo.SoftTargets(temperature=2.0), got {term!r}")
         for role, model in (("teacher", teacher), ("student", student)):  # no parts of this module: their owners' own
             object.__setattr__(self, role, model)

@@ -120,7 +120,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
+class DistillationTerm:
     """Base of the terms. ``weight`` counts the term in the sum."""
 
     weight: float = 1.0
@@ -146,7 +146,7 @@ def pairs_of(layers: Layers, student: Profile, teacher: Profile) -> LayerPairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftTargets(Term):
+class SoftTargets(DistillationTerm):
     """The teacher's softened distribution over classes, words or places; with ``hard_weight`` the
     task's own loss on labels too.
 
@@ -211,7 +211,7 @@ class SoftTargets(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenStates(Term):
+class HiddenStates(DistillationTerm):
     """The states that leave the layers of a map, at real tokens.
 
     form: "mse", or "cosine" (1 - cos). projection: "auto" a linear map for each pair where the
@@ -283,7 +283,7 @@ def attention_pairs(layers: Layers, student: Profile, teacher: Profile) -> Layer
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Attention(Term):
+class _Attention(DistillationTerm):
     layers: Layers = "uniform"
 
     def prepare(self, student: Profile, teacher: Profile) -> Prepared:
@@ -349,7 +349,7 @@ class AttentionProbabilities(_Attention):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relations(Term):
+class Relations(DistillationTerm):
     """MiniLM's relations between queries, keys and values of one layer. version 2: Q-Q, K-K, V-V in
     ``num_heads`` new heads (None: the teacher's own); version 1: Q-K and V-V, whose head counts
     must be the same in both. Layers from 1, None = the last.
@@ -390,7 +390,7 @@ class Relations(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience(Term):
+class Patience(DistillationTerm):
     """BERT-PKD's: the first token's states, scaled to length one, mean squared difference over
     layers. Widths must be the same.
     """
@@ -418,7 +418,7 @@ class Patience(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer(Term):
+class Transfer(DistillationTerm):
     """MobileBERT's feature maps, attention, means and variances; layer by layer over ``num_steps``
     steps, or, at 0, all at once.
     """
