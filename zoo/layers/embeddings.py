@@ -155,7 +155,7 @@ class NarrowTable(nn.Embedding):
 
     def __init__(self, num_embeddings: int, size: int, projection: nn.Linear) -> None:
         super().__init__(num_embeddings, size)
-        object.__setattr__(self, "widen", projection)  # borrowed, see `zoo.layers.sharing`
+        object.__setattr__(self, "widen", projection)  # borrowed, not registered twice
 
     @property
     def table(self) -> Tensor:
