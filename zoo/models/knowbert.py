@@ -11,7 +11,7 @@ of the text:
 
 Two sources: Wikipedia (after block 9, E = 300, margin loss) and WordNet (after block 10, E = 200,
 softmax; an entity is a frozen vector and its part of speech, projected). Candidates come with the
-text: `Candidates`, from `zoo.data.knowledge.candidate_mentions`.
+text: `Candidates`, from `zoo.data.knowledge.lexicon.candidate_mentions`.
 
 Traps: a span's last token is included. Norms of the KAR have eps 1e-5, those of its blocks 1e-12.
 The null entity is the table's raw row. A text without mentions is changed too: it looks at one

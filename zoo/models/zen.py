@@ -6,7 +6,7 @@ that occur in the text.
 
 M[t, j] = 1 where n-gram j covers character t. The sum is not divided, no norm follows it, and past
 the n-gram encoder's last layer its states are added again in every layer.
-`zoo.data.knowledge.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator`
+`zoo.data.knowledge.ngrams.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator`
 makes the batch.
 
 Traps: the scripts that fine-tuned the released models handed over neither masks nor segments:
