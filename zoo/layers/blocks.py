@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.layers.attention import Attention
@@ -45,8 +46,13 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.residual = residual
 
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        """(batch, length, hidden) or packed (tokens, hidden) -> the same shape."""
+    def forward(
+        self,
+        x: Float[Tensor, "*rows hidden"],
+        mask: Mask,
+        bias: Float[Tensor, "#batch #heads query key"] | None = None,
+        trace: Trace | None = None,
+    ) -> Float[Tensor, "*rows hidden"]:
         x = self.residual(x, lambda y: self.attention(y, y, y, mask, bias, trace), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
@@ -78,10 +84,14 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.residual = residual
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Tensor:
-        """x (batch, length, hidden), memory (batch, source length, memory size), or both packed ->
-        like x.
-        """
+    def forward(
+        self,
+        x: Float[Tensor, "*rows hidden"],
+        memory: Float[Tensor, "*source_rows memory_size"],
+        mask: Mask,
+        memory_mask: Mask,
+        trace: Trace | None = None,
+    ) -> Float[Tensor, "*rows hidden"]:
         across = None if trace is None else trace.across()
         x = self.residual(x, lambda y: self.attention(y, y, y, mask, None, trace), self.attention_norm, self.dropout)
         x = self.residual(
@@ -168,14 +178,21 @@ class Side(nn.Module):
         self.feed_forward, self.feed_forward_norm = feed_forward, feed_forward_norm
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, x: Tensor, other: Tensor, residual: Residual, run: Run, other_run: Run) -> Tensor:
+    def attend(
+        self,
+        x: Float[Tensor, "*rows size"],
+        other: Float[Tensor, "*other_rows other_size"],
+        residual: Residual,
+        run: Run,
+        other_run: Run,
+    ) -> Float[Tensor, "*rows size"]:
         """Look at the other stream; the maps are kept among the cross-attentions of this one."""
         mask, trace = run.looking_at(other_run), run.trace.across()
         return residual(
             x, lambda y: self.attention(y, other, other, mask, None, trace), self.attention_norm, self.dropout
         )
 
-    def feed(self, x: Tensor, residual: Residual) -> Tensor:
+    def feed(self, x: Float[Tensor, "*rows size"], residual: Residual) -> Float[Tensor, "*rows size"]:
         return residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
 
@@ -193,8 +210,9 @@ class CoAttentionBlock(nn.Module):
             self.add_module(name, side)
         (self.one, self.other), self.residual = sides, residual
 
-    def forward(self, x: Tensor, y: Tensor, x_run: Run, y_run: Run) -> tuple[Tensor, Tensor]:
-        """x (batch, length, size), y (batch, other length, other size), or both packed -> the same."""
+    def forward(
+        self, x: Float[Tensor, "*rows size"], y: Float[Tensor, "*other_rows other_size"], x_run: Run, y_run: Run
+    ) -> tuple[Float[Tensor, "*rows size"], Float[Tensor, "*other_rows other_size"]]:
         one, other = self.get_submodule(self.one), self.get_submodule(self.other)
         new_x = one.attend(x, y, self.residual, x_run, y_run)  # type: ignore[operator]
         new_y = other.attend(y, x, self.residual, y_run, x_run)  # type: ignore[operator]

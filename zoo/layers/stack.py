@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
@@ -28,8 +29,13 @@ class Stack(nn.Module):
         if unused := sorted(set(range(len(blocks))) - set(self.plan)):
             raise ConfigError(f"the plan {self.plan} never runs block {', '.join(map(str, unused))}; leave it out")
 
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        """(batch, length, hidden) or packed (tokens, hidden) -> the same shape."""
+    def forward(
+        self,
+        x: Float[Tensor, "*rows hidden"],
+        mask: Mask,
+        bias: Float[Tensor, "#batch #heads query key"] | None = None,
+        trace: Trace | None = None,
+    ) -> Float[Tensor, "*rows hidden"]:
         for index in self.plan:
             block = self.blocks[index]
             x = block(x, mask, bias, trace)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
@@ -108,15 +109,13 @@ class XlmEmbeddings(TextEmbeddings):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
         language_ids: Languages | None = None,
-    ) -> Tensor:
-        """As `TextEmbeddings`, and ``language_ids`` as `LanguageEmbedding` takes them -> (batch,
-        length, hidden).
-        """
+    ) -> Float[Tensor, "batch length hidden"]:
+        """As `TextEmbeddings`, and ``language_ids`` as `LanguageEmbedding` takes them."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         x = tokens + self.positions(position_ids, tokens) + self.segments(token_type_ids, tokens)
         if self.language is None:
@@ -150,19 +149,19 @@ class Xlm(TextEncoder):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
         language_ids: Languages | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """As `TextEncoder`, and ``language_ids``: (batch, length) int, or a language's name or id,
-        or one for each text.
+        """As `TextEncoder`, and ``language_ids``: for each token, or a language's name or id, or one for
+        each text.
 
         A model that tells languages apart refuses to run without them; another takes them and warns
         that it ignores them. There are no segments: token_type_ids other than 0 are refused.

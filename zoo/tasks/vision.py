@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -312,7 +313,7 @@ class VisualReasoning(Classification):
         if not self.options["pairs"]:
             return super().forward(*inputs, labels=labels, **named)
         encoded = self.model(**along(self.given(inputs, named), "pictures"))
-        joined = need_pooler(encoded).unflatten(0, (-1, 2)).flatten(1)  # (batch, 2 · size)
+        joined = rearrange(need_pooler(encoded), "(batch pair) size -> batch (pair size)", pair=2)
         return _classified(self.name, self.heads[self.name](self.dropout(joined)), labels, None, encoded)
 
 
@@ -364,7 +365,7 @@ class MultipleChoice(VisionTask):
         choices = given["input_ids"].shape[1]
         encoded = self.model(**along(given, "choices"))
         scores = self.heads[self.name](self.dropout(need_pooler(encoded)))  # (batch · choices, 1)
-        logits = scores.unflatten(0, (-1, choices)).squeeze(2)
+        logits = rearrange(scores, "(batch choices) 1 -> batch choices", choices=choices)
         loss = None
         if labels is not None:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])

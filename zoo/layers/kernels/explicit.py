@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 
 def explicit_attention(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float, dropout: float
-) -> tuple[Tensor, Tensor]:
-    """``softmax(q kᵀ · scale + bias) v``, and the probabilities.
-
-    query, key, value (batch, heads, length, head size); allowed broadcastable bool (batch, heads, query, key),
-    True = may look; bias additive.
-    """
+    query: Float[Tensor, "batch heads query size"],
+    key: Float[Tensor, "batch heads key size"],
+    value: Float[Tensor, "batch heads key size"],
+    allowed: Bool[Tensor, "#batch #heads #query key"] | None,
+    bias: Float[Tensor, "#batch #heads query key"] | None,
+    scale: float,
+    dropout: float,
+) -> tuple[Float[Tensor, "batch heads query size"], Float[Tensor, "batch heads query key"]]:
+    """``softmax(q kᵀ · scale + bias) v``, and the probabilities; allowed: True = may look."""
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale
     if bias is not None:
         scores = scores + bias

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, TechniqueError
@@ -128,7 +129,7 @@ class VisionLanguageModel(Model):
         return Padding.of(mask, tuple(states.shape[:2]), lengths=lengths, device=states.device)
 
 
-def need_pooler(encoded: Encoded | Streams) -> Tensor:
+def need_pooler(encoded: Encoded | Streams) -> Float[Tensor, "batch pooled"]:
     """The pooled output, or an InputError that says why there is none."""
     if encoded.pooler_output is None:
         raise InputError(
