@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from zoo.checkpoints.streaming import convert
+from zoo.checkpoints.opened import Opened
+from zoo.checkpoints.streaming import Destination, convert
 from zoo.formats.archive import Info
 from zoo.formats.opening import open_archive
 from zoo.formats.writer import SafetensorsWriter, nbytes
@@ -137,9 +138,8 @@ def main() -> None:
     started = time.perf_counter()
     with open_archive(files[0]) as archive:
         out = arguments.folder / "out.safetensors"
-        report = convert(
-            archive, keymap, config, ours, None, out, dtype=arguments.dtype, shard_size=-(-total // arguments.shards)
-        )
+        to = Destination(out, arguments.dtype, shard_size=-(-total // arguments.shards))
+        report = convert(Opened(archive, keymap, config), ours, to)
     seconds = time.perf_counter() - started
     watch.stopped.set()
     largest = max(nbytes(info) for info in theirs.values())
@@ -153,7 +153,7 @@ def main() -> None:
         "copy_seconds": round(copy_seconds, 2),
         "speed_to_copy": round(copy_seconds / seconds, 3),
         "cache_dropped": dropped,
-        "rung": report.ladder.reached,
+        "last_check_passed": report.checks.last_passed,
         "torch_threads": torch.get_num_threads(),
         "python": sys.version.split()[0],
     }

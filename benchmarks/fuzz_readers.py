@@ -45,13 +45,13 @@ from zoo.formats.opening import open_archive
 TENSORFLOW = Path(__file__).parent.parent / "tests" / "golden" / "readers" / "tensorflow"
 TOO_BIG = 64 << 20  # an archive that honestly shows more than this is not read whole
 
-# --- the canary
-# -----------------------------------------------------------------------------------------------------------
+# --- the canary -----------------------------------------------------------------------------------------------------
 
 FORBIDDEN = (
-    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link",
-    "os.symlink", "os.chmod", "os.putenv", "subprocess.Popen", "socket.connect", "socket.bind", "pickle.find_class", "shutil.", "ctypes.",
-    "webbrowser.open", "urllib.Request", "marshal.loads", "tempfile.",
+    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.remove", "os.rename", "os.mkdir",
+    "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.putenv", "subprocess.Popen", "socket.connect",
+    "socket.bind", "pickle.find_class", "shutil.", "ctypes.", "webbrowser.open", "urllib.Request",
+    "marshal.loads", "tempfile.",
 )  # fmt: skip
 
 
@@ -90,8 +90,7 @@ def canary() -> Canary:
     return _CANARY[0]
 
 
-# --- samples
-# --------------------------------------------------------------------------------------------------------------
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def parameters(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -263,8 +262,7 @@ def _tar_info(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-# --- damage
-# ---------------------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 LIES = [
     0,
@@ -289,8 +287,9 @@ NAMES = [
     b"builtins\ngetattr\n", b"subprocess\nPopen\n", b"__builtin__\neval\n", b"torch._utils\n_rebuild_tensor_v2\n",
     b"torch._utils\n_rebuild_tensor_v3\n", b"torch._utils\n_rebuild_parameter\n", b"torch._utils\n_rebuild_qtensor\n",
     b"torch._tensor\n_rebuild_from_type_v2\n", b"torch\nFloatStorage\n", b"torch.storage\n_load_from_bytes\n",
-    b"collections\nOrderedDict\n", b"collections\ndefaultdict\n", b"builtins\nlist\n", b"builtins\nset\n", b"builtins\ntuple\n",
-    b"builtins\nbytes\n", b"_codecs\nencode\n", b"numpy.core.multiarray\n_reconstruct\n", b"numpy.core.multiarray\nscalar\n",
+    b"collections\nOrderedDict\n", b"collections\ndefaultdict\n", b"builtins\nlist\n", b"builtins\nset\n",
+    b"builtins\ntuple\n", b"builtins\nbytes\n", b"_codecs\nencode\n", b"numpy.core.multiarray\n_reconstruct\n",
+    b"numpy.core.multiarray\nscalar\n",
     b"numpy.core.numeric\n_frombuffer\n", b"numpy\ndtype\n", b"numpy\nndarray\n", b"argparse\nNamespace\n",
     b"copyreg\n_reconstructor\n",
 ]  # fmt: skip
@@ -431,8 +430,7 @@ def _damaged_zip(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return target.getvalue()
 
 
-# --- the run
-# --------------------------------------------------------------------------------------------------------------
+# --- the run ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -24,7 +24,7 @@ AFTER_TORCH = {
         "zoo.create(name, pretrained=True)",
     ),
     "load MiniLM, transformers": (
-        "import torch, zoo; from transformers import BertModel; from zoo.checkpoints.convert import locate; "
+        "import torch, zoo; from transformers import BertModel; from zoo.checkpoints.locate import locate; "
         "path = str(locate('minilm-l6-h384.all-minilm-l6-v2')[0]); BertModel.from_pretrained(path)",
         "BertModel.from_pretrained(path)",
     ),

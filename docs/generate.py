@@ -1,12 +1,12 @@
-"""Fill the generated tables of `docs/models/*.md` from the code: sizes, parameters, checkpoints
-with licence and proof, tasks.
+"""Fill what is generated from the code: the tables of the docs (sizes, parameters, checkpoints with
+licence and proof, tasks, techniques), and the names of `zoo` for type checkers.
 
     python -m docs.generate            rewrite what stands between the markers
     python -m docs.generate --check    exit code 1 where a page is out of date
 
 A page asks for a table by a line ``<!-- table: sizes -->`` (or ``checkpoints``, ``tasks``); the
-table stands between it and ``<!-- end
--->``. The schedules of models with several streams are drawn into `docs/images/`.
+table stands between it and ``<!-- end -->``. The schedules of models with several streams are drawn
+into `docs/images/`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,27 @@ from pathlib import Path
 
 import torch
 
+import zoo
 from docs.schedule import drawings
 from zoo.registry import variants as registry
+from zoo.registry.inputs import INPUTS, LABELS, InputTable
 from zoo.registry.listing import natural, offers_of
 from zoo.registry.records import records
 from zoo.registry.tasks import fitting
+from zoo.registry.techniques import TECHNIQUES
 
 PAGES = Path(__file__).parent / "models"
 IMAGES = Path(__file__).parent / "images"
+TECHNIQUE_PAGES = Path(__file__).parent / "techniques"
+PACKAGE = Path(zoo.__file__)
+NAMES = re.compile(r"(^if TYPE_CHECKING:.*\n)(?:    from .*\n)+", re.MULTILINE)
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
     """The pages that may hold tables."""
-    return [PAGES.parent / "families.md", PAGES.parent / "techniques.md", *sorted(PAGES.glob("*.md"))]
+    common = (PAGES.parent / f"{name}.md" for name in ("architecture", "families", "techniques"))
+    return [*common, *sorted(PAGES.glob("*.md"))]
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -77,7 +84,7 @@ def checkpoints(variants: list[registry.Variant]) -> str:
             record = known.get(f"{v.name}.{tag}")
             if record is None:
                 continue
-            seen = "map proven, bytes never seen" if record.unverified else "bytes hashed"
+            seen = "map tested, file not hashed yet" if record.unverified else "hash recorded"
             sources = "<br>".join(f"`{s}`" for s in record.sources)
             rows.append(
                 [f"`{v.name}.{tag}`", sources, f"`{record.layout}`", record.licence or "", seen, record.detector or ""]
@@ -114,6 +121,31 @@ def families_table(_: object = None) -> str:
     return table(["family", "pillar", "streams", "variants", "tags", "layouts"], rows)
 
 
+def arguments(_: object = None) -> str:
+    """A row per argument and label that a model or a task reads."""
+    rows = [(row, INPUTS) for row in INPUTS.values()] + [(row, LABELS) for row in LABELS.values()]
+    return table(
+        ["argument", "shape", "dtype", "padding is told by", "meaning"],
+        [
+            [
+                f"`{row.name}`",
+                row.shape,
+                row.dtype,
+                ", ".join(f"`{name}`" for name in told_by(row.name, where)),
+                row.meaning,
+            ]
+            for row, where in rows
+        ],
+    )
+
+
+def told_by(name: str, where: InputTable) -> list[str]:
+    """The mask and the count that say what is real of an argument."""
+    axis = next((axis for axis in where[name].axes if INPUTS.mask(axis)), "")
+    names = (INPUTS.mask(axis), INPUTS.count(axis))
+    return [] if where[name].masks else [told for told in names if told]
+
+
 def matrix(variants: list[registry.Variant]) -> str:
     """Which technique goes onto which family."""
     from zoo.techniques.matrix import cells
@@ -122,15 +154,34 @@ def matrix(variants: list[registry.Variant]) -> str:
     return written(cells())
 
 
+def techniques_table(_: object = None) -> str:
+    """A row per page: the techniques that it explains."""
+    by_page: dict[str, list[str]] = {}
+    for name, declared in TECHNIQUES.items():
+        by_page.setdefault(declared.page, []).append(f"`zoo.{name}`")
+    titles = {name: (TECHNIQUE_PAGES / f"{name}.md").read_text("utf-8").splitlines()[0][2:] for name in by_page}
+    rows = [[f"[{titles[name]}](techniques/{name}.md)", ", ".join(names)] for name, names in by_page.items()]
+    return table(["page", "techniques"], rows)
+
+
+def typed_names() -> str:
+    """`zoo/__init__.py`, with every lazy name imported once more for type checkers."""
+    imports = sorted((module, name) for name, module in zoo._WHERE.items())
+    lines = [f"    from {module} import {name} as {name}\n" for module, name in imports]
+    return NAMES.sub(lambda match: match[1] + "".join(lines), PACKAGE.read_text(encoding="utf-8"))
+
+
 def render(page: Path) -> str:
     """The page with its tables filled anew."""
     families = registry.families()
     name = page.stem
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
-    makers = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks, "families": families_table, "matrix": matrix}
+    own = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks}
+    common = {"arguments": arguments, "families": families_table, "techniques": techniques_table, "matrix": matrix}
+    makers = {**own, **common}
 
     def fill(match: re.Match[str]) -> str:
-        if family is None and match[2] not in ("families", "matrix"):
+        if family is None and match[2] in own:
             raise SystemExit(
                 f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}"
             )
@@ -144,6 +195,7 @@ def render(page: Path) -> str:
 
 def main() -> int:
     wanted = {page: render(page) for page in pages()} | {IMAGES / name: drawn for name, drawn in drawings().items()}
+    wanted[PACKAGE] = typed_names()
     stale = []
     for path, new in wanted.items():
         if not path.exists() or new != path.read_text(encoding="utf-8"):

@@ -34,7 +34,7 @@ from zoo.techniques.pruning import weights as pruning
 from zoo.techniques.pruning.gates import close_gates, gate_penalty, gated_parts
 from zoo.techniques.pruning.importance import head_importance, heads_to_prune, width_importance
 from zoo.techniques.pruning.structured import remove_heads
-from zoo.techniques.pruning.width import remove_numbers
+from zoo.techniques.pruning.width import remove_dimensions
 
 MODEL = "minilm-l6-h384.all-minilm-l6-v2"
 LENGTH, TRAIN, TEST, BATCH = 40, 12, 60, 32
@@ -186,8 +186,7 @@ def file_size(model: Any) -> float:
         )
 
 
-# --- the techniques
-# ------------------------------------------------------------------------------------------------------------------
+# --- the techniques ---------------------------------------------------------------------------------------------------
 
 
 def weights(model: Any, data: Texts, sparsity: float) -> Any:
@@ -238,7 +237,7 @@ def units(model: Any, data: Texts, kept: float) -> Any:
 def narrow(model: Any, data: Texts, kept: float) -> Any:
     """The numbers of the hidden width that the loss feels least, out of every part."""
     score = width_importance(model, [batch_of(data.train[at : at + 20]) for at in range(0, len(data.train), 20)])
-    remove_numbers(model, score.argsort()[: len(score) - round(kept * len(score))].tolist())
+    remove_dimensions(model, score.argsort()[: len(score) - round(kept * len(score))].tolist())
     return train(model, data.train, 10, 5e-5)
 
 
@@ -322,13 +321,19 @@ def run(data: Texts, tuned: Any) -> Iterable[Row]:
     width = tuned.config.hidden_size // 3
     yield measure("fine-tuned, as it is", fresh(), data)
     yield measure(
-        "weights 50 % gone, across", weights(fresh(), data, 0.5), data, remark="no faster: dense products over zeros"
+        "weights 50 % gone, across",
+        weights(fresh(), data, 0.5),
+        data,
+        remark="no faster: dense multiplications over zeros",
     )
     yield measure(
-        "weights 80 % gone, across", weights(fresh(), data, 0.8), data, remark="no faster: dense products over zeros"
+        "weights 80 % gone, across",
+        weights(fresh(), data, 0.8),
+        data,
+        remark="no faster: dense multiplications over zeros",
     )
     yield measure(
-        "movement, 50 % gone", movement(fresh(), data, 0.5), data, remark="no faster: dense products over zeros"
+        "movement, 50 % gone", movement(fresh(), data, 0.5), data, remark="no faster: dense multiplications over zeros"
     )
     yield measure("half of the heads, by importance", heads(fresh(), data, 0.5), data)
     yield measure("half of the units, by magnitude", units(fresh(), data, 0.5), data)
@@ -338,7 +343,7 @@ def run(data: Texts, tuned: Any) -> Iterable[Row]:
     yield measure("4 of 6 layers", layers(fresh(), data, (3, 4)), data)
     three = successors(fresh(), data, 3)
     yield measure("Theseus, 3 layers", three, data)
-    yield measure(f"word table of width {width}", table(fresh(), data, width), data)
+    yield measure(f"token table of width {width}", table(fresh(), data, width), data)
     leave = exits(fresh(), data)
     yield measure(
         "exits, entropy < 0.6", leave, data, leaving(threshold=0.6), remark=mean_layers(leave, data, threshold=0.6)

@@ -94,8 +94,7 @@ def aloud(message: str) -> None:
     print(f"  {message}", file=sys.stderr, flush=True)
 
 
-# --- words and regions
-# ---------------------------------------------------------------------------------------------------------------
+# --- words and regions ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,7 @@ def shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([picture[:, y : y + CROP, x : x + CROP] for picture, (y, x) in zip(pixels, places, strict=True)])
 
 
-# --- training
-# ------------------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -203,8 +201,7 @@ def captions(picture: Tensor, near: Tensor, generator: torch.Generator) -> tuple
     return torch.where(belongs, picture, torch.where(share(), close, any_other)), belongs
 
 
-# --- what was learned
-# ----------------------------------------------------------------------------------------------------------------
+# --- what was learned -------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()

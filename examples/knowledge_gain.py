@@ -12,8 +12,8 @@ Each seed draws its own words and tunes the model on them in each of these ways:
     none        the sentence alone
     tree        K-BERT's sentence tree: the fact grafted behind the word, soft positions, the visible matrix
     wrong       the model of "tree", in the test with the fact of another word: what the gain hangs on
-    adapter     a K-Adapter trained on the graph's facts while the model is frozen (which object belongs to the word?), then frozen itself
-                while the model and the head are tuned on the sentence alone
+    adapter     a K-Adapter trained on the graph's facts while the model is frozen (which object belongs to the
+                word?), then frozen itself while the model and the head are tuned on the sentence alone
 
     python examples/knowledge_gain.py WORDNET COUNTRIES MODEL [--image docs/images/knowledge-gain.png]
 
@@ -154,8 +154,7 @@ def capitals(path: str) -> tuple[list[Word], list[str]]:
     return list(words.values()), regions
 
 
-# --- the model
-# ------------------------------------------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------------------
 
 
 class Sorter(nn.Module):

@@ -95,8 +95,7 @@ class Objective:
     corpus: Callable[[], Corpus] = lambda: corpus_of(*texts.split(texts.news(1000)))
 
 
-# --- examples
-# ------------------------------------------------------------------------------------------------------------------
+# --- examples ---------------------------------------------------------------------------------------------------------
 
 
 def blocks(documents: list[Document], rng: random.Random) -> Iterator[Example]:
@@ -132,8 +131,7 @@ def translated(documents: list[Document], rng: random.Random) -> Iterator[Exampl
         yield {"first": sides[0], "second": sides[1], "first_language": first, "second_language": second}
 
 
-# --- the objectives
-# ------------------------------------------------------------------------------------------------------------------
+# --- the objectives ---------------------------------------------------------------------------------------------------
 
 
 def masking(pieces: Sequence[str], choice: Any) -> MaskedLMCollator:
@@ -210,8 +208,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-# --- training
-# ------------------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -313,8 +310,7 @@ def baseline(objective: Objective, corpus: Corpus, held_out: Sequence[dict[str, 
     return Unigram.of(sentences, len(corpus.pieces)).loss(labels)
 
 
-# --- the corpora, the drawing, the command line
-# ----------------------------------------------------------------------------------------
+# --- the corpora, the drawing, the command line -----------------------------------------------------------------------
 
 
 def corpus_of(train_texts: Sequence[list[str]], held_out: Sequence[list[str]], vocab_size: int = VOCABULARY) -> Corpus:

@@ -35,8 +35,7 @@ Sentence = list[int]
 Document = list[Sentence]
 
 
-# --- news
-# ------------------------------------------------------------------------------------------------------------------
+# --- news -------------------------------------------------------------------------------------------------------------
 
 
 def news(limit: int | None = None, sentences: int | None = None) -> list[list[str]]:
@@ -71,8 +70,7 @@ def split(documents: Sequence[list[str]], every: int = 10) -> tuple[list[list[st
     return [d for n, d in enumerate(documents) if n % every], [d for n, d in enumerate(documents) if n % every == 0]
 
 
-# --- translations
-# --------------------------------------------------------------------------------------------------------------------
+# --- translations -----------------------------------------------------------------------------------------------------
 
 
 def translations(languages: Sequence[str]) -> list[dict[str, str]]:
@@ -123,8 +121,7 @@ def plain(message: str) -> str:
     return " ".join(re.sub(r"[^\w\s'’-]|\d|_", " ", message).split())
 
 
-# --- tokens
-# ------------------------------------------------------------------------------------------------------------------
+# --- tokens -----------------------------------------------------------------------------------------------------------
 
 
 def learn_wordpiece(lines: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -161,8 +158,7 @@ def encode(documents: Sequence[list[str]], tokenizer: Tokenizer) -> list[Documen
     ]
 
 
-# --- what a model must beat
-# ----------------------------------------------------------------------------------------------------------
+# --- what a model must beat -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

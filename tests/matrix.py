@@ -50,8 +50,8 @@ def run(model: nn.Module, family: str = "bert") -> dict[str, Tensor]:
         return states(family, model(**small_batch(family).inputs))
 
 
-def same(mine: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-12) -> bool:
-    pairs = list(zip(mine.values(), other.values(), strict=True))
+def same(saved: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-12) -> bool:
+    pairs = list(zip(saved.values(), other.values(), strict=True))
     return all(a.shape == b.shape and relative(a, b) <= tolerance for a, b in pairs)
 
 
@@ -156,9 +156,9 @@ def check_reload(model: Any, family: str, folder: Path) -> None:
     loaded: Any = zoo.load(zoo.save(model, folder))
     assert type(loaded) is type(model)
     assert loaded.techniques == model.techniques, "the techniques stand in the saved config"
-    mine, theirs = canonical_state(model), canonical_state(loaded)
-    assert list(mine) == list(theirs)
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    saved, again = canonical_state(model), canonical_state(loaded)
+    assert list(saved) == list(again)
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
     assert same(run(loaded, family), run(model, family), 1e-14)
     assert zoo.verify(folder).ok
 

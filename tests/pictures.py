@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
-from tests.strategies import MASKS, TEXT_INPUTS, Batch, attention_masks, text_batches
-
-VISUAL_INPUTS = ("visual_features", "visual_boxes", "visual_token_type_ids", "image_text_alignment")
-STREAMS = {"attention_mask": TEXT_INPUTS, "visual_mask": VISUAL_INPUTS}
+from tests.strategies import MASKS, Batch, attention_masks, text_batches
 
 
 @st.composite
@@ -46,7 +44,7 @@ def picture_batches(
         inputs["image_text_alignment"] = torch.randint(-1, length, (batch, regions, 2), generator=generator)
     if getattr(config, "num_tasks", 0):
         inputs["task_type_ids"] = torch.randint(config.num_tasks, (batch,), generator=generator)
-    return Batch(inputs, STREAMS)
+    return Batch(inputs)
 
 
 def ragged(boxes: bool) -> Batch:
@@ -62,4 +60,59 @@ def ragged(boxes: bool) -> Batch:
     }
     if boxes:
         inputs["visual_boxes"] = torch.rand(4, 3, 5, generator=generator, dtype=torch.float64)
-    return Batch(inputs, STREAMS)
+    return Batch(inputs)
+
+
+def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
+    """For multiple choice the rows are the choices of one question; for two pictures neighbors
+    share a text.
+    """
+    if task == "multiple-choice":
+        return {name: x[None] for name, x in batch.inputs.items()}
+    return dict(batch.inputs)
+
+
+def reasoning(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    if model.task == "visual-reasoning" and model.options["pairs"]:
+        return {name: x.unflatten(0, (-1, 2)) for name, x in given.items()}
+    return given
+
+
+def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    rows, length = batch.inputs["input_ids"].shape
+    regions = batch.inputs["visual_features"].shape[1]
+    words = torch.randint(19, (rows, length), generator=generator).masked_fill(~batch.real(), -100)
+    chosen = torch.where(batch.real("visual_mask"), 1, -1)
+
+    def soft(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    matching = torch.tensor([0, 1, 1, 0])[:rows]
+    if task == "masked-lm":
+        return {"labels": words}
+    if task == "image-text-matching":
+        return {"labels": matching}
+    if task in ("pretraining", "masked-region"):
+        own = {} if task == "masked-region" else {"labels": words, "match_labels": matching}
+        if "masked_region" in model.heads:
+            own |= {"region_labels": chosen, "region_targets": soft(rows, regions, 4).softmax(-1)}
+        return own
+    if task == "visual-question-answering":
+        return {"labels": soft(rows, model.options["num_labels"])}
+    if task == "grounding":
+        return {"labels": soft(rows, regions)}
+    if task == "image-text-retrieval":
+        return {"labels": matching}
+    if task == "multiple-choice":
+        return {"labels": torch.tensor([1])}
+    if task == "region-to-phrase":
+        return {
+            "phrase_positions": torch.zeros(rows, 2, dtype=torch.long),
+            "labels": soft(rows, 2, regions).softmax(-1),
+        }
+    if task == "multi-task":
+        return {"labels": soft(rows, 3129), "head": "visual_question_answering"}
+    if task == "visual-reasoning" and model.options["pairs"]:
+        return {"labels": matching[: rows // 2]}
+    return {"labels": matching}

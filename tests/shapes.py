@@ -22,7 +22,7 @@ import torch
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
 
-SHAPES = dict(vars(jaxtyping))  # a result that inherits fields need not import what they are made of
+SHAPES = {**vars(jaxtyping), "Tensor": torch.Tensor}  # for results that inherit fields and import none of it
 ROOMS = ("zoo.layers", "zoo.models")
 RESULT = inspect.Parameter("result", inspect.Parameter.POSITIONAL_OR_KEYWORD)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.registry import variants as registry
+from zoo.registry.inputs import INPUTS
 from zoo.registry.listing import offers_of
 from zoo.registry.tasks import TASKS, fitting
 
@@ -36,8 +37,7 @@ MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
 
 
-# -- families
-# ------------------------------------------------------------------------------------------------------------------
+# -- families ----------------------------------------------------------------------------------------------------------
 
 
 def registered() -> list[str]:
@@ -124,21 +124,29 @@ def randomised(model: nn.Module, seed: int = 0, scale: float = 0.4) -> nn.Module
     return model.eval()
 
 
-# -- batches
-# ------------------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A model's inputs. ``streams``: which inputs (batch, length, ...) run along with which mask
-    (batch, length).
+    """A model's inputs. ``streams``: which of them (batch, length, ...) run along with which mask
+    (batch, length), as the table of inputs says.
     """
 
     inputs: Mapping[str, Tensor]
-    streams: Mapping[str, tuple[str, ...]]
+
+    @property
+    def streams(self) -> dict[str, tuple[str, ...]]:
+        axes = {row.masks: name for name, row in INPUTS.items() if row.masks}
+        found = {mask: tuple(self._along(axis)) for axis, mask in axes.items()}
+        return {mask: names for mask, names in found.items() if names}
+
+    def _along(self, axis: str) -> list[str]:
+        """The inputs along an axis; of those that may have fewer axes, where they have it."""
+        return [name for name in INPUTS.along(axis) if name in self.inputs and self.inputs[name].dim() > 1]
 
     def along(self, mask: str) -> list[str]:
-        return [name for name in self.streams[mask] if name in self.inputs]
+        return list(self.streams[mask])
 
     def real(self, mask: str = "attention_mask") -> Tensor:
         """(batch, length) bool, True = a real token."""
@@ -206,9 +214,6 @@ def _like(mask: Tensor, x: Tensor) -> Tensor:
     return mask.reshape(mask.shape + (1,) * (x.dim() - 2)).expand(x.shape)
 
 
-TEXT_INPUTS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "language_ids")
-
-
 @st.composite
 def attention_masks(
     draw: st.DrawFn, batch: int, length: int, kinds: tuple[str, ...] = MASKS, least: int = 1
@@ -251,7 +256,7 @@ def text_batches(
         inputs["token_type_ids"] = torch.randint(config.num_segments, (batch, length), generator=generator)
     if draw(st.booleans()):
         inputs["position_ids"] = torch.randint(config.max_positions, (batch, length), generator=generator)
-    return Batch(inputs, {"attention_mask": TEXT_INPUTS})
+    return Batch(inputs)
 
 
 def encoder_fields(draw: st.DrawFn) -> dict[str, Any]:
@@ -353,11 +358,10 @@ def small_batch(name: str) -> Batch:
         inputs["token_type_ids"] = torch.arange(24).reshape(4, 6) % 5 % 2
     if "language_ids" in registry.families()[name][0].inputs:
         inputs["language_ids"] = torch.arange(24).reshape(4, 6) % 2
-    return Batch(inputs, {"attention_mask": TEXT_INPUTS})
+    return Batch(inputs)
 
 
-# -- tasks
-# ------------------------------------------------------------------------------------------------------------------
+# -- tasks -------------------------------------------------------------------------------------------------------------
 
 
 @st.composite

@@ -2,8 +2,8 @@
 prove themselves.
 
     import zoo
-    model = zoo.create("albert-base")                                      # random weights, as the paper draws them
-    model = zoo.create("minilm-l6-h384.all-minilm-l6-v2", pretrained=True)     # a public checkpoint, verified and converted
+    model = zoo.create("albert-base")  # random weights, as the paper draws them
+    model = zoo.create("minilm-l6-h384.all-minilm-l6-v2", pretrained=True)  # a public checkpoint, converted
 
 Importing this package imports no torch; each name below is loaded when it is first used.
 """
@@ -14,51 +14,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from zoo.registry.resources import VERSION as __version__
+from zoo.registry.techniques import TECHNIQUES
 
 _WHERE = {
-    "ActiveAdapters": "zoo.techniques.adapters.technique",
-    "AdapterFusion": "zoo.techniques.adapters.technique",
-    "AdaptiveSpan": "zoo.techniques.adaptive_span.technique",
     "AttentionProbabilities": "zoo.training.distillation.terms",
     "AttentionScores": "zoo.training.distillation.terms",
-    "BottleneckAdapter": "zoo.techniques.adapters.technique",
     "Config": "zoo.models.base.config",
     "Distillation": "zoo.training.distillation.objective",
-    "EarlyExit": "zoo.techniques.early_exit",
     "Embeddings": "zoo.training.distillation.terms",
-    "FactorizedEmbedding": "zoo.techniques.sharing",
-    "FeedForwardPruning": "zoo.techniques.pruning.structured",
-    "FixedAttention": "zoo.techniques.sparse.technique",
-    "FullyQt": "zoo.techniques.quantization.technique",
-    "GatePruning": "zoo.techniques.pruning.gates",
-    "HeadPruning": "zoo.techniques.pruning.structured",
     "HiddenStates": "zoo.training.distillation.terms",
-    "IA3": "zoo.techniques.lora.technique",
-    "IBert": "zoo.techniques.quantization.technique",
-    "Int8": "zoo.techniques.quantization.technique",
-    "InvertibleAdapter": "zoo.techniques.adapters.technique",
-    "KAdapter": "zoo.techniques.k_adapter.technique",
-    "L0Pruning": "zoo.techniques.pruning.weights",
-    "LayerPruning": "zoo.techniques.pruning.structured",
-    "LoRA": "zoo.techniques.lora.technique",
-    "LongShortRange": "zoo.techniques.long_short.technique",
     "Model": "zoo.models.base.model",
-    "MovementPruning": "zoo.techniques.pruning.weights",
     "Patience": "zoo.training.distillation.terms",
-    "PrefixTuning": "zoo.techniques.prefix.technique",
-    "Q8Bert": "zoo.techniques.quantization.technique",
-    "QBert": "zoo.techniques.quantization.technique",
     "Regions": "zoo.data.regions.regions",
     "Relations": "zoo.training.distillation.terms",
-    "Sharing": "zoo.techniques.sharing",
-    "SlidingWindow": "zoo.techniques.sparse.technique",
     "SoftTargets": "zoo.training.distillation.terms",
-    "StridedAttention": "zoo.techniques.sparse.technique",
-    "Theseus": "zoo.techniques.theseus",
     "Transfer": "zoo.training.distillation.terms",
-    "WeightOnly": "zoo.techniques.quantization.technique",
-    "WeightPruning": "zoo.techniques.pruning.weights",
-    "WidthPruning": "zoo.techniques.pruning.width",
     "ZooError": "zoo.errors",
     "apply": "zoo.techniques.base",
     "config": "zoo.registry.variants",
@@ -78,11 +48,12 @@ _WHERE = {
     "trim_vocabulary": "zoo.techniques.trimming",
     "unregister": "zoo.registry.variants",
     "verify": "zoo.checkpoints.verify",
+    **{name: technique.module for name, technique in TECHNIQUES.items()},
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # written from _WHERE by `python -m docs.generate`
     from zoo.api.create import create as create
     from zoo.api.info import info as info
     from zoo.api.info import inspect as inspect

@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the weights here for another run")
     given = parser.parse_args()
     torch_rate, onednn_rate = matrix_rates()
-    print(machine(), f"float32 products: torch's own {torch_rate:.0f} GFLOP/s, oneDNN's {onednn_rate:.0f}", sep="\n")
+    rates = f"torch's own {torch_rate:.0f} GFLOP/s, oneDNN's {onednn_rate:.0f}"
+    print(machine(), f"float32 matrix multiplication: {rates}", sep="\n")
     shape = {"model": machine(), "batch": "1024 x 768 x 3072", "kind": "machine", "real": "", "cosine": ""}
     rows: list[Row] = [
         {**shape, "side": "torch", "ms": round(torch_rate)},

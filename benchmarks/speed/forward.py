@@ -104,7 +104,7 @@ def compare(a: numpy.ndarray, b: numpy.ndarray, real: numpy.ndarray, side: str) 
 
 
 def matrix_rates() -> tuple[float, float]:
-    """GFLOP/s of the product of 1024 x 768 and 768 x 3072 in float32: torch's own, and oneDNN's
+    """GFLOP/s of multiplying 1024 x 768 by 768 x 3072 in float32: torch's own, and oneDNN's
     over weights laid out for it.
     """
     x, w = torch.randn(1024, 768), torch.randn(3072, 768)
@@ -116,7 +116,7 @@ def matrix_rates() -> tuple[float, float]:
 
 
 def work_of(case: Case, folder: Path, arrays: Mapping[str, numpy.ndarray]) -> float:
-    """GFLOP of the products in one padded pass."""
+    """GFLOP of the matrix multiplications in one padded pass."""
     side = SIDES["zoo"](folder / "theirs")
     with FlopCounterMode(display=False) as counter, zoo.packing(False):
         side.run(side.prepare(arrays))

@@ -38,7 +38,7 @@ class Results:
         return list(dict.fromkeys(row["model"] for row in self.rows if row["kind"] == "full"))
 
     def machine(self) -> tuple[str, float, float]:
-        """Its name, and the rates of torch's and of oneDNN's products in GFLOP/s."""
+        """Its name, and the rates of torch's and of oneDNN's matrix multiplication in GFLOP/s."""
         torch, onednn = (row for row in self.rows if row["kind"] == "machine")
         return torch["model"], float(torch["ms"]), float(onednn["ms"])
 
@@ -92,7 +92,7 @@ def goals(r: Results) -> str:
             )
         own, onednn = r.machine()[1:]
         share, note = over(r.rate(model, fast), own), f"of oneDNN's {over(r.rate(model, fast), onednn) or 0:.2f} x"
-        lines.append(goal(f"{model}, float32, full: GFLOP/s", "torch's own product", share, 0.9, note=note))
+        lines.append(goal(f"{model}, float32, full: GFLOP/s", "torch's matrix multiplication", share, 0.9, note=note))
     for model, wanted in (("minilm-l6-h384", 1.3), ("mobilebert-base", 1.5)):
         lines.append(
             goal(
@@ -251,7 +251,10 @@ def draw(r: Results) -> None:
 def main() -> None:
     results = Results(Path(sys.argv[1]))
     name, own, onednn = results.machine()
-    machine = f"Measured on {name}. Float32 products, GFLOP/s: torch's own {own:.0f}, oneDNN's over weights laid out for it {onednn:.0f}.\n"
+    machine = (
+        f"Measured on {name}. Float32 matrix multiplication, GFLOP/s: torch's own {own:.0f}, "
+        f"oneDNN's over weights laid out for it {onednn:.0f}.\n"
+    )
     fillings = {"machine": machine, "goals": goals(results), "times": times(results)}
     text = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(

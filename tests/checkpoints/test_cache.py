@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo.checkpoints.fetching.cache
-from zoo.checkpoints.fetching.cache import Cache, Entry, home, locked, safe_name, sha256_of, write_atomically
+import zoo.formats.disk
+from zoo.checkpoints.fetching.cache import Cache, CacheEntry, home, locked
 from zoo.errors import CheckpointError, FetchError, UnknownNameError
+from zoo.formats.disk import safe_path, sha256_of, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +27,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "home")
 
 
-def put(cache: Cache, key: str, files: dict[str, bytes], **values: str) -> Entry:
+def put(cache: Cache, key: str, files: dict[str, bytes], **values: str) -> CacheEntry:
     with cache.lock(key), cache.staging(key) as staging:
         folder = staging / "files"
         for name, content in files.items():
@@ -288,7 +290,7 @@ def test_a_removed_lock_file_does_not_let_two_in(tmp_path: Path) -> None:
 def test_a_safe_name_stays_in_its_folder(name: str) -> None:
     base = os.path.abspath("base")
     try:
-        safe = safe_name(name)
+        safe = safe_path(name)
     except CheckpointError:
         return
     path = os.path.abspath(os.path.join(base, safe))
@@ -301,7 +303,7 @@ def test_an_atomic_write_replaces_whole_files_and_leaves_nothing_when_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_atomically(tmp_path / "f", b"old")
-    monkeypatch.setattr(zoo.checkpoints.fetching.cache.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(zoo.formats.disk.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         write_atomically(tmp_path / "f", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"old")]

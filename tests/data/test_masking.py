@@ -66,8 +66,7 @@ def test_a_replay_notices_a_draw_of_another_kind():
         pretraining_data.ReplayedRandom([["shuffle", [0]]]).random()
 
 
-# --- units
-# ------------------------------------------------------------------------------------------------------------------
+# --- units ------------------------------------------------------------------------------------------------------------
 
 
 def test_pieces_join_the_word_before_them_even_across_a_separator():
@@ -167,8 +166,7 @@ def test_span_lengths_are_geometric_with_a_mean_of_3_8_words():
     assert sum(first) / len(first) == pytest.approx(mean, abs=5 * 2.6 / math.sqrt(len(first)))
 
 
-# --- replacement
-# ------------------------------------------------------------------------------------------------------------------
+# --- replacement ------------------------------------------------------------------------------------------------------
 
 
 def test_of_the_chosen_tokens_80_percent_become_the_mask_10_stay_10_become_any_word():
@@ -225,8 +223,7 @@ def test_permuted_tokens_change_places_among_themselves():
     assert (moved.positions, moved.labels) == ([1, 3, 4], ["b", "d", "e"])
 
 
-# --- XLM and ELECTRA
-# -------------------------------------------------------------------------------------------------------------------
+# --- XLM and ELECTRA --------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 12), min_size=1, max_size=4))
@@ -274,8 +271,7 @@ def test_samples_are_written_as_a_loop_would(data):
     assert written[0].tolist() == [place > 0 and place in places for place in range(length)]
 
 
-# --- noise
-# ------------------------------------------------------------------------------------------------------------------
+# --- noise ------------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(2, 20), st.integers(0, 2**32), st.floats(0.5, 5))
@@ -302,8 +298,7 @@ def test_noise_drops_and_blanks_a_tenth_each():
     assert noised == add_noise(sentence, "<mask>", random.Random(0))
 
 
-# --- instances
-# ------------------------------------------------------------------------------------------------------------------
+# --- instances --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60)

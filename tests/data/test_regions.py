@@ -23,7 +23,8 @@ import zoo
 import zoo.data.regions.files as region_files
 from tests.strategies import small_config
 from zoo.data.regions.detectors import DETECTORS
-from zoo.data.regions.files import check_regions, convert_regions, kind_of, read_regions, save_regions
+from zoo.data.regions.dumps import kind_of
+from zoo.data.regions.files import check_regions, convert_regions, read_regions, save_regions
 from zoo.data.regions.grid import grid_regions, patches, resnet_grid
 from zoo.data.regions.regions import Regions, box_overlap, stack
 from zoo.errors import CheckpointError, InputError, MissingExtraError, UnknownNameError
@@ -39,8 +40,7 @@ def some(count: int = 3, width: int = 4, seed: int = 0, **fields: Any) -> Region
     return Regions(torch.randn(count, width, generator=generator), boxes, SIZE, **fields)
 
 
-# -- encodings
-# ------------------------------------------------------------------------------------------------------------------
+# -- encodings ---------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -99,8 +99,7 @@ def test_the_whole_picture_is_the_mean_of_real_regions_and_the_whole_box():
         first.encoded(6)
 
 
-# -- what can't be meant
-# -------------------------------------------------------------------------------------------------------------------
+# -- what can't be meant -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -156,8 +155,7 @@ def test_names_are_refused_with_the_closest():
             some(**fields)
 
 
-# -- for models
-# ------------------------------------------------------------------------------------------------------------------
+# -- for models --------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_gets_what_it_reads():
@@ -241,8 +239,7 @@ def test_a_resnet_ends_at_its_last_grid_and_only_trained_weights_make_it_torchvi
         resnet_grid()
 
 
-# -- dumps
-# ------------------------------------------------------------------------------------------------------------------
+# -- dumps -------------------------------------------------------------------------------------------------------------
 
 
 def b64(array: numpy.ndarray[Any, Any]) -> str:

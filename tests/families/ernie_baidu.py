@@ -35,7 +35,7 @@ def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
     if config.task_embeddings and options.get("embeds", True) and draw(st.booleans()):
         generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
         batch = batch.with_(task_type_ids=torch.randint(config.num_tasks, first.shape[:2], generator=generator))
-    return Batch(batch.inputs, {mask: (*names, "task_type_ids") for mask, names in batch.streams.items()})
+    return batch
 
 
 def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:

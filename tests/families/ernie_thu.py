@@ -29,6 +29,4 @@ def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
         vectors = torch.randn(*first.shape[:2], config.entity_size, generator=generator, dtype=torch.float64)
         mask = torch.randint(2, first.shape[:2], generator=generator)
         batch = batch.with_(entity_embeds=vectors, entity_mask=mask)
-    return Batch(
-        batch.inputs, {mask: (*names, "entity_embeds", "entity_mask") for mask, names in batch.streams.items()}
-    )
+    return batch

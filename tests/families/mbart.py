@@ -14,7 +14,6 @@ from torch import Tensor
 from tests.strategies import MASKS, Batch, attention_masks, encoder_fields
 from zoo.models.mbart import MbartConfig
 
-ALONG = ("input_ids", "position_ids")
 SMALL = {"decoder_num_layers": 2, "decoder_num_heads": 4, "decoder_intermediate_size": 9}
 
 
@@ -45,7 +44,7 @@ def inputs(draw: st.DrawFn, config: Any, kinds: tuple[str, ...] = MASKS, least: 
             given[f"{prefix}attention_mask"] = mask
         if not options.get("plain") and draw(st.booleans()):
             given[f"{prefix}position_ids"] = torch.randint(config.max_positions, (rows, length), generator=generator)
-    return Batch(given, {"attention_mask": ALONG, "decoder_attention_mask": tuple(f"decoder_{name}" for name in ALONG)})
+    return Batch(given)
 
 
 def small_batch() -> Batch:
@@ -56,7 +55,7 @@ def small_batch() -> Batch:
         "decoder_input_ids": torch.randint(2, 19, (4, 5), generator=generator),
         "decoder_attention_mask": mask[[2, 0, 3, 1], :5],
     }
-    return Batch(given, {"attention_mask": ALONG, "decoder_attention_mask": tuple(f"decoder_{name}" for name in ALONG)})
+    return Batch(given)
 
 
 def states(output: Any) -> Mapping[str, Tensor]:

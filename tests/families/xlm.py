@@ -58,8 +58,7 @@ def inputs(draw: st.DrawFn, config: Any, kinds: tuple[str, ...] = MASKS, **optio
     if config.tells_languages:
         generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
         given["language_ids"] = torch.randint(config.num_languages, first.shape[:2], generator=generator)
-    streams = {"attention_mask": (*batch.streams["attention_mask"], "language_ids")}
-    return replace(batch, inputs=given, streams=streams)
+    return replace(batch, inputs=given)
 
 
 def oracle(config: Any, task: str | None, options: Mapping[str, Any]) -> Any:

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from tests.strategies import Batch, attention_masks, encoder_fields, text_batches
 from zoo.models.zen import ZenConfig
 
-ALONG = {"attention_mask": ("ngram_positions",), "ngram_mask": ("ngram_ids", "ngram_token_type_ids")}
-
 
 def tiny_config(draw: st.DrawFn) -> ZenConfig:
     fields = encoder_fields(draw)
@@ -38,5 +36,4 @@ def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
     mask = draw(attention_masks(rows, count, least=0))
     if mask is not None:
         more["ngram_mask"] = mask
-    streams = {name: (*batch.streams.get(name, ()), *along) for name, along in ALONG.items()}
-    return Batch({**batch.inputs, **more}, streams)
+    return batch.with_(**more)

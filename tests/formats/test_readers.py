@@ -60,8 +60,7 @@ def holds(archive: Archive, expected: dict[str, torch.Tensor]) -> bool:
     return True
 
 
-# --- safetensors
-# ----------------------------------------------------------------------------------------------------------
+# --- safetensors ------------------------------------------------------------------------------------------------------
 
 
 def test_safetensors_come_out_as_the_library_wrote_them(tmp_path):
@@ -103,8 +102,7 @@ def test_shards_are_read_by_their_index(tmp_path, kind):
     assert len(archive.files) == 3
 
 
-# --- torch files
-# ----------------------------------------------------------------------------------------------------------
+# --- torch files ------------------------------------------------------------------------------------------------------
 
 
 @ZIP_OR_LEGACY
@@ -235,8 +233,7 @@ def test_xlm_files_give_parameters_and_dictionaries(tmp_path):
     assert archive.metadata["dico_word2id"] == value["dico_word2id"]
 
 
-# --- TensorFlow
-# -----------------------------------------------------------------------------------------------------------
+# --- TensorFlow -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["bert_model.ckpt", "bert_model.ckpt.index"])
@@ -270,8 +267,7 @@ def test_a_missing_shard_is_named(tmp_path):
         open_archive(samples["tensorflow"])
 
 
-# --- numpy, paddle
-# --------------------------------------------------------------------------------------------------------
+# --- numpy, paddle ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -351,8 +347,7 @@ def test_the_eval_by_which_paddle_pickles_a_tensor_is_read_and_no_other(tmp_path
     assert archive.refused == ("builtins.eval (REDUCE) at b and 1 more",)
 
 
-# --- folders and archives
-# -------------------------------------------------------------------------------------------------
+# --- folders and archives ---------------------------------------------------------------------------------------------
 
 
 def test_the_ranks_of_a_megatron_checkpoint_stand_side_by_side(tmp_path):
@@ -393,8 +388,7 @@ def test_a_folder_with_two_checkpoints_asks_which_one_and_ignores_optimizer_file
     assert list(open_archive(tmp_path).tensors) == ["c"]
 
 
-# --- ONNX
-# -----------------------------------------------------------------------------------------------------------------
+# --- ONNX -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
@@ -430,8 +424,7 @@ def test_onnx_agrees_with_the_onnx_package(tmp_path):
         assert np.array_equal(archive.read(tensor.name).numpy(), onnx.numpy_helper.to_array(tensor)), tensor.name
 
 
-# --- laziness
-# -------------------------------------------------------------------------------------------------------------
+# --- laziness ---------------------------------------------------------------------------------------------------------
 
 
 def anonymous_memory() -> int:

@@ -77,8 +77,7 @@ def zip_with(path: Path, pickled: bytes, **members: bytes) -> Path:
     return path
 
 
-# --- nothing runs
-# ---------------------------------------------------------------------------------------------------------
+# --- nothing runs -----------------------------------------------------------------------------------------------------
 
 
 @ZIP_OR_LEGACY
@@ -161,8 +160,7 @@ def test_every_way_to_call_is_refused(tmp_path):
         assert archive.refused[0].endswith("at k"), archive.refused
 
 
-# --- lies about sizes
-# -----------------------------------------------------------------------------------------------------
+# --- lies about sizes -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -287,8 +285,7 @@ def test_a_storage_described_twice_or_missing_is_refused(tmp_path):
     refused(zip_with(tmp_path / "n.pt", both, data__0=bytes(16)), "described twice")
 
 
-# --- safetensors
-# ----------------------------------------------------------------------------------------------------------
+# --- safetensors ------------------------------------------------------------------------------------------------------
 
 
 def safetensors(header: object, body: bytes = bytes(16), length: int | None = None) -> bytes:
@@ -336,8 +333,7 @@ def test_a_lying_safetensors_header_is_refused(tmp_path, data, match):
     refused(tmp_path / "m.safetensors", match, memory=80 * MIB)
 
 
-# --- archives and indexes
-# -------------------------------------------------------------------------------------------------
+# --- archives and indexes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -482,8 +478,7 @@ def test_the_header_of_a_numpy_file_is_matched_and_not_evaluated(tmp_path, heade
     refused(tmp_path / "m.npy", "does not describe")
 
 
-# --- truncation and mutation
-# ----------------------------------------------------------------------------------------------
+# --- truncation and mutation ------------------------------------------------------------------------------------------
 
 
 def test_every_sample_cut_at_every_kind_of_place_is_refused_or_read(tmp_path):

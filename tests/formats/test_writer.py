@@ -186,8 +186,7 @@ def test_leaving_without_finish_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# --- shards
-# ------------------------------------------------------------------------------------------------------------------
+# --- shards -----------------------------------------------------------------------------------------------------------
 
 
 def sharded(folder):
@@ -243,8 +242,7 @@ def test_a_shard_size_of_nothing_is_refused(tmp_path):
         write_tensors(tmp_path / "x.safetensors", some(), shard_size=0)
 
 
-# --- trouble
-# ------------------------------------------------------------------------------------------------------------------
+# --- trouble ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_a_clear_error_and_nothing_is_left(tmp_path):

@@ -4,6 +4,7 @@ model gives.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -17,6 +18,7 @@ import zoo
 from tests.strategies import build, relative, small_config
 from zoo.errors import InputError
 from zoo.inference.export import ExportError, example_inputs, flat
+from zoo.layers.outputs import Encoded, Output
 
 SMALL = {
     "hidden_size": 16,
@@ -131,7 +133,9 @@ def test_a_program_that_says_something_else_is_never_written(tmp_path, monkeypat
     model, other = made("bert"), build("bert", small_config("bert"), None, seed=3, dtype=torch.float32)
     module = importlib.import_module("zoo.inference.export")
     traced = module._traced
-    monkeypatch.setattr(module, "_traced", lambda plain, *rest: traced(module.Plain(other, plain.names).eval(), *rest))
+    monkeypatch.setattr(
+        module, "_traced", lambda positional, *rest: traced(module.Positional(other, positional.names).eval(), *rest)
+    )
     with pytest.raises(ExportError, match="another last_hidden_state"):
         zoo.export(model, tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
@@ -146,3 +150,36 @@ def test_what_cannot_leave_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ExportError, match="can't trace"):
         zoo.export(zoo.apply(model, zoo.MovementPruning(threshold=0.5)), tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored(Output):
+    """A user's own result."""
+
+    scores: torch.Tensor
+    encoded: Encoded
+    extra: torch.Tensor | None = None
+
+
+class Scorer(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, result=None):
+        encoded = self.model(ids)
+        scores = encoded.last_hidden_state.sum(-1)
+        return Scored(scores if result is None else scores + result.scores, encoded)
+
+
+def test_a_users_own_result_goes_into_an_exported_program_and_comes_out_of_it(tmp_path):
+    scorer = Scorer(zoo.create("bert-base", **SMALL).eval())
+    ids = torch.tensor([[1, 2, 3]])
+    given = Scored(torch.full((1, 3), 2.0), Encoded(torch.zeros(1, 3, 16)))
+    taken = torch.export.export(scorer, (ids, given)).module()(ids, given)
+    torch.testing.assert_close(taken.scores, scorer(ids).scores + 2)
+    torch.export.save(torch.export.export(scorer, (ids,)), tmp_path / "scorer.pt2")
+    found = torch.export.load(tmp_path / "scorer.pt2").module()(ids)
+    assert isinstance(found, Scored)
+    assert (found.extra, found.encoded.attentions) == (None, None)
+    torch.testing.assert_close(found.encoded.last_hidden_state, scorer(ids).encoded.last_hidden_state)

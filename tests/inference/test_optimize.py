@@ -37,8 +37,7 @@ def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- whole models
-# ------------------------------------------------------------------------------------------------------------------
+# -- whole models ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -137,8 +136,7 @@ def test_what_cannot_be_prepared_is_refused_with_the_nearest_name():
         zoo.optimize(copy.deepcopy(model).to("meta"))
 
 
-# -- parts
-# ------------------------------------------------------------------------------------------------------------------
+# -- parts -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(FUSED))
@@ -248,8 +246,7 @@ def test_short_attention_is_attention(dtype, batch, length, keys, masked, data):
     torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
-# -- compilation
-# ------------------------------------------------------------------------------------------------------------------
+# -- compilation -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.layers import Attention, Mask, Padding, Trace, causal, cross_mask, packing, prefix, window
+from zoo.layers import Attention, Mask, Padding, Run, Trace, causal, cross_mask, packing, prefix, window
 from zoo.layers.padding import together
 
 PATTERNS = {"none": None, "causal": causal(), "window": window(1), "prefix": prefix(2), "both": causal() & window(2)}
@@ -232,3 +232,26 @@ def test_no_module_of_the_layers_hides_a_function_of_that_name():
 
     modules = {path.stem for path in Path(zoo.layers.__file__).parent.glob("*.py")}
     assert not modules & set(zoo.layers.__all__)
+
+
+@given(data=st.data(), batch=st.integers(1, 4), context=st.integers(1, 4), words=st.integers(1, 4))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_ranks_let_one_stream_write_and_packed_equals_the_dense_matrix(data, batch, context, words):
+    """Sequence-to-sequence in one stream: the context (rank 0) is seen by all and sees only itself, written words see
+    the context and the words before them (UniLM, VLP).
+    """
+    op, length = attention(), context + words
+    real = data.draw(reals(batch, length))
+    x = torch.randn(batch, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    ranks = torch.cat([torch.zeros(context, dtype=torch.int64), torch.arange(1, words + 1)]).expand(batch, -1)
+    allowed = torch.zeros(length, length, dtype=torch.bool)
+    for query in range(length):
+        for key in range(length):
+            allowed[query, key] = key < context or context <= key <= query
+    wanted = oracle(op, x, x, real[:, None, :] & allowed)
+    for on in (True, False):
+        with packing(on):
+            run = Run(x, real, ranks=ranks)
+            got = run.through(lambda rows, mask, bias, trace: op(rows, rows, rows, mask, bias, trace), causal())
+        torch.testing.assert_close(got[real], wanted[real], rtol=1e-10, atol=1e-10)
+        assert not got[~real].any()

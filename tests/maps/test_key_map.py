@@ -19,8 +19,8 @@ from zoo.errors import CheckpointError, ConfigError, MapError, UnknownNameError
 from zoo.formats.archive import Info
 from zoo.formats.memory import DictArchive
 from zoo.maps import layouts
-from zoo.maps.key_map import KeyMap
 from zoo.maps.ops import Copies
+from zoo.maps.parsing import parse_map, read_map
 from zoo.maps.templates import Condition, Template
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -45,11 +45,10 @@ def infos(tensors):
 def a_map(**tables):
     """A small map with one rule, other tables as given."""
     table = {"family": "f", "layout": "l", "version": 1, "rules": {"a.{i}": "b.{i}"}, **tables}
-    return KeyMap(table, "own.toml")
+    return parse_map(table, "own.toml")
 
 
-# --- templates
-# ------------------------------------------------------------------------------------------------------------------
+# --- templates --------------------------------------------------------------------------------------------------------
 
 names = st.text("ab._", min_size=1, max_size=3)
 
@@ -105,8 +104,7 @@ def test_a_condition_holds_as_it_reads(text, config, holds):
     assert Condition.parse(text, None).holds(config) is holds
 
 
-# --- bad maps
-# ------------------------------------------------------------------------------------------------------------------
+# --- bad maps ---------------------------------------------------------------------------------------------------------
 
 BAD_MAPS = {
     "no family": ({"family": None}, "family"),
@@ -172,6 +170,10 @@ BAD_MAPS = {
         {"config": {"a": "b", "c": "b"}},
         "our field 'b' is made in [config] and again in [config]",
     ),
+    "values of no list": (
+        {"config": {"a": {"to": "b", "values": "colors"}}, "values": {"sizes": [[1, 2]]}},
+        "no [values] are called 'colors'; there are sizes",
+    ),
     "only without reason": ({"config": {"a": "b", "only": {"c": {"value": 1}}}}, "reason"),
     "a count by no field": ({"placeholders": {"i": "layers"}, "config": {"n": "num_layers"}}, "counts up to 'layers'"),
     "make of an unknown kind": ({"make": {"x": {"value": "twos", "shape": [2]}}}, "identity"),
@@ -202,28 +204,27 @@ def test_conditions_that_exclude_each_other_may_share_a_name():
 def test_a_file_that_is_no_toml_or_not_there_is_named(tmp_path):
     (tmp_path / "broken.toml").write_text("family = ")
     with pytest.raises(MapError, match=r"broken\.toml"):
-        KeyMap.load(tmp_path / "broken.toml")
+        read_map(tmp_path / "broken.toml")
     with pytest.raises(MapError, match=r"lost\.toml"):
-        KeyMap.load(tmp_path / "lost.toml")
+        read_map(tmp_path / "lost.toml")
     (tmp_path / "including.toml").write_text('include = ["nowhere"]')
     with pytest.raises(MapError, match="nowhere"):
-        KeyMap.load(tmp_path / "including.toml")
+        read_map(tmp_path / "including.toml")
 
 
 def test_an_unknown_layout_is_refused_with_the_closest():
     with pytest.raises(UnknownNameError, match="hf-bert"):
-        KeyMap.load("hf-brt")
+        layouts.load("hf-brt")
 
 
 def test_every_map_of_the_project_loads_under_its_own_name():
     found = layouts.available()
     assert {"hf-bert", "tf-bert", "hf-albert", "tf-albert"} <= set(found)
     for name in found:
-        assert KeyMap.load(name).layout == name
+        assert layouts.load(name).layout == name
 
 
-# --- operations
-# ------------------------------------------------------------------------------------------------------------------
+# --- operations -------------------------------------------------------------------------------------------------------
 
 W = torch.arange(24.0).reshape(6, 4)
 OPERATIONS = {
@@ -377,13 +378,12 @@ def test_a_passenger_travels_both_ways_under_its_own_name():
     assert equal(keymap.back(infos(ours), {}).run(ours.__getitem__), theirs)
 
 
-# --- what a file may not do
-# -------------------------------------------------------------------------------------------------------------
+# --- what a file may not do -------------------------------------------------------------------------------------------
 
 
 def hf_bert(heads=("masked_lm", "next_sentence"), config=BERT, **options):
     """A file in layout hf-bert, our tensors, the map."""
-    keymap = KeyMap.load("hf-bert")
+    keymap = layouts.load("hf-bert")
     ours = drawn(canonical("bert", config, heads))
     return keymap.back(infos(ours), config, **options).run(ours.__getitem__), ours, keymap
 
@@ -504,15 +504,14 @@ def test_a_pooler_that_the_config_does_not_want_is_left_out_and_told():
     assert plan.left_out["bert.pooler.dense.weight"] == "the config asks for no pooler"
 
 
-# --- spellings of the Hugging Face layouts
-# ------------------------------------------------------------------------------------------------
+# --- spellings of the Hugging Face layouts ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
 @pytest.mark.parametrize("wrapper", ["", "module.", "model.module."])
 @pytest.mark.parametrize("old", [False, True])
 def test_old_spellings_wrappers_copies_and_buffers_change_nothing(family, wrapper, old):
-    keymap, config = KeyMap.load(f"hf-{family}"), CONFIGS[family]
+    keymap, config = layouts.load(f"hf-{family}"), CONFIGS[family]
     ours = drawn(canonical(family, config, ("masked_lm",)))
     theirs = keymap.back(infos(ours), config, ties=True).run(ours.__getitem__)
     decoder = "cls.predictions.decoder" if family == "bert" else "predictions.decoder"
@@ -531,7 +530,7 @@ def test_old_spellings_wrappers_copies_and_buffers_change_nothing(family, wrappe
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_a_bare_encoder_is_written_and_read_without_prefix(family):
-    keymap, config = KeyMap.load(f"hf-{family}"), CONFIGS[family]
+    keymap, config = layouts.load(f"hf-{family}"), CONFIGS[family]
     ours = drawn(canonical(family, config))
     theirs = keymap.back(infos(ours), config).run(ours.__getitem__)
     assert "embeddings.word_embeddings.weight" in theirs
@@ -550,7 +549,7 @@ def test_a_copy_stands_in_for_an_original_that_a_writer_of_shared_tensors_left_o
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_an_untied_decoder_is_a_tensor_of_its_own_and_brings_the_bias_that_counts(family):
-    keymap, config = KeyMap.load(f"hf-{family}"), {**CONFIGS[family], "tie_word_embeddings": False}
+    keymap, config = layouts.load(f"hf-{family}"), {**CONFIGS[family], "tie_word_embeddings": False}
     ours = drawn(canonical(family, config, ("masked_lm",)))
     theirs = keymap.back(infos(ours), config).run(ours.__getitem__)
     prefix = "cls.predictions" if family == "bert" else "predictions"
@@ -564,7 +563,7 @@ def test_an_untied_decoder_is_a_tensor_of_its_own_and_brings_the_bias_that_count
 
 
 def test_optimizer_slots_of_a_tensorflow_checkpoint_are_dropped_with_a_reason():
-    keymap = KeyMap.load("tf-bert")
+    keymap = layouts.load("tf-bert")
     config = {**BERT, "activation": "gelu_tanh"}
     ours = drawn(canonical("bert", config, ("masked_lm",)))
     theirs = keymap.back(infos(ours), config).run(ours.__getitem__)
@@ -577,7 +576,7 @@ def test_optimizer_slots_of_a_tensorflow_checkpoint_are_dropped_with_a_reason():
 
 
 def test_tensorflow_albert_leaves_out_a_mapping_that_changes_no_size():
-    keymap, config = KeyMap.load("tf-albert"), {**ALBERT, "embedding_size": 8}
+    keymap, config = layouts.load("tf-albert"), {**ALBERT, "embedding_size": 8}
     ours = drawn(canonical("albert", config))
     plan = keymap.back(infos(ours), config)
     assert dict(plan.checks) == {"embeddings.projection.weight": "identity", "embeddings.projection.bias": "zeros"}
@@ -587,8 +586,7 @@ def test_tensorflow_albert_leaves_out_a_mapping_that_changes_no_size():
     assert not any("embedding_hidden_mapping_in" in name for name in theirs)
 
 
-# --- golden files and random configs
-# ------------------------------------------------------------------------------------------------------
+# --- golden files and random configs ----------------------------------------------------------------------------------
 
 
 def golden(case):
@@ -616,7 +614,7 @@ def test_a_golden_file_is_recognised_and_comes_back_bit_for_bit(case):
 
 def test_a_golden_tensorflow_kernel_is_transposed_and_its_output_weights_are_not():
     theirs, foreign, _ = golden("bert/tf-pretraining")
-    keymap = KeyMap.load("tf-bert")
+    keymap = layouts.load("tf-bert")
     ours = keymap.forward(infos(theirs), keymap.config_forward(foreign, theirs)).run(theirs.__getitem__)
     query = "bert/encoder/layer_1/attention/self/query/kernel"
     assert torch.equal(ours["encoder.blocks.1.attention.query.weight"], theirs[query].T)
@@ -703,8 +701,7 @@ def test_ours_survives_the_way_out_and_in_again_bit_for_bit(layout, data):
     assert keymap.config_forward(keymap.config_back(config, heads), theirs) == config
 
 
-# --- against transformers
-# -----------------------------------------------------------------------------------------------------------------
+# --- against transformers ---------------------------------------------------------------------------------------------
 
 TRANSFORMERS = {
     "BertModel": (),
@@ -780,8 +777,7 @@ def test_saved_files_of_transformers_hold_what_the_way_back_writes(tmp_path):
     assert equal(keymap.back(infos(ours), config).run(ours.__getitem__), theirs)
 
 
-# --- configs
-# ------------------------------------------------------------------------------------------------------------------
+# --- configs ----------------------------------------------------------------------------------------------------------
 
 HF_BERT = {
     "model_type": "bert",
@@ -822,13 +818,13 @@ HUB_NOISE = {
 
 
 def test_what_hub_configs_say_besides_changes_nothing():
-    keymap = KeyMap.load("hf-bert")
+    keymap = layouts.load("hf-bert")
     assert keymap.config_forward({**HF_BERT, **HUB_NOISE}) == keymap.config_forward(HF_BERT)
     assert keymap.task_options({**HF_BERT, **HUB_NOISE})["num_labels"] == 50
 
 
 def test_defaults_stand_in_for_keys_of_a_later_day():
-    config = KeyMap.load("tf-bert").config_forward(
+    config = layouts.load("tf-bert").config_forward(
         {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
     )
     assert config["norm_eps"] == 1e-12
@@ -853,13 +849,13 @@ BAD_CONFIGS = {
 def test_a_config_that_cannot_be_translated_names_the_key_and_the_fix(what):
     change, expected = BAD_CONFIGS[what]
     with pytest.raises(ConfigError) as error:
-        KeyMap.load("hf-bert").config_forward({**HF_BERT, **change})
+        layouts.load("hf-bert").config_forward({**HF_BERT, **change})
     assert all(word in str(error.value) for word in expected)
 
 
 def test_a_config_without_a_size_names_it():
     with pytest.raises(ConfigError, match="lacks 'vocab_size'"):
-        KeyMap.load("hf-bert").config_forward({key: value for key, value in HF_BERT.items() if key != "vocab_size"})
+        layouts.load("hf-bert").config_forward({key: value for key, value in HF_BERT.items() if key != "vocab_size"})
 
 
 @pytest.mark.parametrize(
@@ -875,11 +871,11 @@ def test_a_config_without_a_size_names_it():
 def test_a_config_that_a_layout_cannot_say_is_refused(layout, change, expected):
     config = {**BERT, "activation": "gelu_tanh", **change}
     with pytest.raises(ConfigError, match=expected):
-        KeyMap.load(layout).config_back(config)
+        layouts.load(layout).config_back(config)
 
 
 def test_each_activation_word_has_one_meaning_and_one_way_back():
-    keymap = KeyMap.load("hf-bert")
+    keymap = layouts.load("hf-bert")
     meanings = {
         word: keymap.config_forward({**HF_BERT, "hidden_act": word})["activation"]
         for word in ("gelu", "gelu_new", "gelu_pytorch_tanh", "swish")
@@ -889,8 +885,7 @@ def test_each_activation_word_has_one_meaning_and_one_way_back():
     assert keymap.config_back({**BERT, "activation": "gelu_tanh"})["hidden_act"] == "gelu_new"
 
 
-# --- recognising
-# ------------------------------------------------------------------------------------------------------------------
+# --- recognising ------------------------------------------------------------------------------------------------------
 
 
 def test_a_layout_is_recognised_without_model_type_and_without_config():
@@ -918,11 +913,11 @@ def test_the_config_and_the_keys_may_not_contradict_each_other():
 
 def test_the_wrong_layout_named_by_the_user_says_what_does_not_fit():
     theirs, _, _ = hf_bert()
-    assert "meets no rule" in refused(KeyMap.load("hf-albert"), theirs, ALBERT)
+    assert "meets no rule" in refused(layouts.load("hf-albert"), theirs, ALBERT)
 
 
 def test_a_checkpoint_alone_says_which_config_it_needs():
-    error = layouts.config_wanted(KeyMap.load("tf-albert"), Path("model.ckpt-best"))
+    error = layouts.config_wanted(layouts.load("tf-albert"), Path("model.ckpt-best"))
     assert "albert_config.json" in str(error)
 
 

@@ -14,7 +14,7 @@ from zoo.checkpoints.files import CONFIG_NAMES
 from zoo.errors import CheckpointError, ConfigError
 from zoo.formats.memory import DictArchive
 from zoo.maps import layouts
-from zoo.maps.key_map import constant
+from zoo.maps.plans import constant
 from zoo.registry import variants as registry
 
 PARTS = {"transe"}  # maps of trainable parts that are no registered models; their own tests hold them both ways

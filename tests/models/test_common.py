@@ -47,7 +47,7 @@ TEXT_FAMILIES = [name for name in FAMILIES if not several_streams(name)]
 REGISTERED = strategies.registered()
 VARIANTS = sorted(v.name for name in REGISTERED for v in registry.families()[name])
 NAMES = [n for v in VARIANTS for n in (v, *(f"{v}.{tag}" for tag in registry.variant(v).tags))]
-TOLERANCE = 1e-12  # two paths through the same numbers in float64
+TOLERANCE = 2e-12  # two paths to one result in float64; norms over two dimensions widened rounding to 1.02e-12
 SETTINGS = {"deadline": None, "derandomize": True}
 PROPERTIES = (
     "padding",
@@ -80,8 +80,7 @@ def small(name: str, task: str | None = None, **fields: Any) -> Any:
     return build(name, small_config(name, **fields), task, seed=1)
 
 
-# -- the registry
-# ------------------------------------------------------------------------------------------------------------------
+# -- the registry ------------------------------------------------------------------------------------------------------
 
 
 def test_every_registered_family_is_known_to_these_tests():
@@ -126,9 +125,15 @@ def test_the_registry_tells_without_torch_what_the_class_offers(name):
     for variant in registry.families()[name]:
         cls = variant.model_class()
         assert set(variant.heads) == set(cls.heads)
+        assert variant.offers == tuple(cls.offers)
+        assert variant.inputs == cls.inputs
+        assert variant.pretraining == tuple(term.name for term in cls.pretraining)
+        assert {term.head_name for term in cls.pretraining} - {""} <= set(cls.heads)
+        assert {what for term in cls.pretraining for what in term.reads} <= set(cls.offers)
         assert offers_of(variant) == offers_of_class(cls)
         signature = inspect.signature(cls.forward).parameters
         assert set(variant.inputs) <= set(signature)
+        assert set(signature) - {"self"} <= set(cls.input_table), "the table names every argument"
         for reason in cls.exceptions.values():
             assert len(reason.split()) > 3
         assert set(cls.exceptions) <= set(PROPERTIES)
@@ -149,8 +154,7 @@ def test_exactly_the_tasks_that_fit_can_be_built(name, task):
         assert fitting in str(caught.value)
 
 
-# -- padding, order, packing
-# ---------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -299,7 +303,14 @@ def test_padding_changes_no_loss_and_no_logits(name, task, packed):
             assert relative(value, other[key]) <= TOLERANCE or breaks(name, "padding"), key
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, t) for n, t in FAMILY_TASKS if t != "multiple-choice"])
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        (n, t)
+        for n, t in FAMILY_TASKS
+        if t != "multiple-choice" and "lengths" in inspect.signature(strategies.model_class(n).forward).parameters
+    ],
+)
 def test_lengths_stand_in_for_the_mask(name, task):
     model, batch, lengths = small(name, task), small_batch(name), [3, 6, 1, 4]
     mask = (torch.arange(6) < torch.tensor(lengths)[:, None]).long()
@@ -326,8 +337,7 @@ def test_a_mask_by_position_is_a_mask_by_name(name):
             agree(a, b, key)
 
 
-# -- what comes back
-# ------------------------------------------------------------------------------------------------------------------
+# -- what comes back ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
@@ -400,8 +410,7 @@ def test_every_parameter_is_reached_by_the_gradient(name, task, data):
     assert not never or breaks(name, "gradients")
 
 
-# -- save and load
-# ------------------------------------------------------------------------------------------------------------------
+# -- save and load -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((n, None) for n in FAMILIES), *FAMILY_TASKS])
@@ -476,8 +485,7 @@ def test_a_saved_pretraining_model_serves_other_tasks_and_the_bare_model(name, t
     assert float(tuned.heads["sequence_classification"].weight.abs().max()) > 0
 
 
-# -- compile, export, dtype, device
-# --------------------------------------------------------------------------------------------------------
+# -- compile, export, dtype, device ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -509,7 +517,7 @@ def test_it_exports_for_any_batch_and_length_and_agrees(name, task):
         positions = list(inspect.signature(model.model.forward).parameters)[: len(batch.inputs)]
         if set(positions) != set(batch.inputs):
             pytest.skip("its inputs are not the first of the model below")
-        batch = strategies.Batch({key: batch.inputs[key] for key in positions}, batch.streams)
+        batch = strategies.Batch({key: batch.inputs[key] for key in positions})
         program = torch.export.export(
             model, tuple(batch.inputs.values()), dynamic_shapes={"inputs": (shape,) * len(positions)}
         ).module()

@@ -24,6 +24,7 @@ from zoo.maps import layouts
 ROWS_ONLY = ("xlm",)
 TOLERANCE = 1e-9  # max|difference| / max|reference|
 CASES = [(name, task) for name in strategies.with_oracle() for task in family(name).CLASSES if task is not None]
+WITH_WORDS = {name: task for wanted in ("masked-lm", "pretraining") for name, task in CASES if task == wanted}
 
 
 def check(mine: Tensor, theirs: Tensor, what: str, where: Tensor | None = None) -> None:
@@ -58,7 +59,7 @@ def test_the_encoder_is_transformers_encoder(name, data):
         assert len(mine.hidden_states) == len(theirs.hidden_states)
         for depth, (a, b) in enumerate(zip(mine.hidden_states, theirs.hidden_states, strict=True)):
             check(a, b, f"hidden_states[{depth}]", real)
-        if config.pooler:  # theirs reads column 0 whatever stands there
+        if getattr(config, "pooler", False):  # theirs reads column 0 whatever stands there
             check(mine.pooler_output, theirs.pooler_output, "pooler_output", real[:, 0])
         else:
             assert mine.pooler_output is None
@@ -193,7 +194,7 @@ def test_the_sentence_order_head_alone_is_the_one_of_pretraining():
 
 
 @pytest.mark.parametrize("problem", ["regression", "single-label", "multi-label"])
-@pytest.mark.parametrize("name", strategies.with_oracle())
+@pytest.mark.parametrize("name", [name for name, task in CASES if task == "sequence-classification"])
 def test_a_stated_problem_type_gives_transformers_loss(name, problem):
     config = fixed_config(name)
     options = {"num_labels": 3, "problem_type": problem}
@@ -233,10 +234,9 @@ def fixed_config(name: str) -> Any:
     return cls(**{key: value for key, value in sizes.items() if key in cls.field_names()})
 
 
-@pytest.mark.parametrize("name", strategies.with_oracle())
+@pytest.mark.parametrize(("name", "task"), WITH_WORDS.items())
 @pytest.mark.parametrize("packed", [True, False])
-def test_gradients_are_transformers_gradients_through_the_map(name, packed):
-    task = next(task for task in ("pretraining", "masked-lm") if task in family(name).CLASSES)
+def test_gradients_are_transformers_gradients_through_the_map(name, task, packed):
     ours = build(name, fixed_config(name), task, seed=3)
     theirs = oracle.taught(family(name).LAYOUT, family(name).oracle(ours.config, task, {}), ours)
     batch = strategies.small_batch(name)

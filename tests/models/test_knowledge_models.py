@@ -22,7 +22,8 @@ from zoo.maps import layouts
 from zoo.models.ernie_thu import ErnieThuConfig
 from zoo.models.k_bert import KBertConfig, StandardDeviationNorm
 from zoo.models.zen import valid_first
-from zoo.tasks.knowledge import linked_entities, linking_loss
+from zoo.tasks.knowledge import linked_entities
+from zoo.tasks.losses import linking_loss
 
 SETTINGS = {"deadline": None, "derandomize": True, "max_examples": 12}
 TOLERANCE = 1e-12
@@ -172,9 +173,16 @@ def test_knowbert_learns_to_link():
     }
     torch.manual_seed(0)
     model = zoo.create(
-        "knowbert-wiki", task="entity-linking", wiki_layer=0, wiki_entities=12, wiki_entity_size=8, dropout=0.0, attention_dropout=0.0,
-        generator=torch.Generator().manual_seed(0), **sizes,
-    )  # fmt: skip
+        "knowbert-wiki",
+        task="entity-linking",
+        wiki_layer=0,
+        wiki_entities=12,
+        wiki_entity_size=8,
+        dropout=0.0,
+        attention_dropout=0.0,
+        generator=torch.Generator().manual_seed(0),
+        **sizes,
+    )
     ids = torch.arange(4, 12)[:, None].expand(-1, 3)
     spans, gold = torch.tensor([[[0, 2]]]).expand(8, 1, 2), torch.arange(4, 12)[:, None]
     wrong = (gold - 4 + 3) % 8 + 4

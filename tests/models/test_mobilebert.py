@@ -70,8 +70,7 @@ def text(config: Any, seed: int, batch: int = 2, length: int = 5) -> tuple[Tenso
     return ids, real.long(), torch.randint(config.num_segments, (batch, length), generator=generator)
 
 
-# --- the paper's equations in loops over tokens and heads
-# ---------------------------------------------------------------------------------
+# --- the paper's equations in loops over tokens and heads -------------------------------------------------------------
 
 
 def oracle(
@@ -182,8 +181,7 @@ def test_every_wiring_is_the_papers_equations(data):
         assert torch.equal(mine.pooler_output[row], mine.last_hidden_state[row, 0])
 
 
-# --- transformers
-# ------------------------------------------------------------------------------------------------------------------
+# --- transformers -----------------------------------------------------------------------------------------------------
 
 
 @given(data=st.data())
@@ -254,8 +252,7 @@ def test_the_published_sizes_have_transformers_parameter_counts():
     )
 
 
-# --- layouts
-# ------------------------------------------------------------------------------------------------------------------
+# --- layouts ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -296,7 +293,6 @@ def test_a_layer_norm_with_one_eps_cannot_be_said_in_the_port_that_has_two():
                 "embedding_size": 4,
                 "hidden_size": 4,
                 "num_hidden_layers": 1,
-                # fmt: skip
                 "num_attention_heads": 1,
                 "intermediate_size": 3,
                 "normalization_type": "layer_norm",
@@ -306,8 +302,7 @@ def test_a_layer_norm_with_one_eps_cannot_be_said_in_the_port_that_has_two():
     )
 
 
-# --- what is its own
-# ----------------------------------------------------------------------------------------------------------------------
+# --- what is its own --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trigram", [True, False])

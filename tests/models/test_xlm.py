@@ -164,8 +164,7 @@ def test_names_by_id_with_gaps_are_refused(value):
         FORMS["names-by-id"].forward(value, "lang2id")
 
 
-# -- the encoder-decoder
-# -------------------------------------------------------------------------------------------------------------------
+# -- the encoder-decoder -----------------------------------------------------------------------------------------------
 
 
 def translator() -> torch.nn.Module:

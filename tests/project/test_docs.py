@@ -15,14 +15,14 @@ from docs import generate
 from zoo.errors import FetchError
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SNIPPETS = [
     (page.relative_to(ROOT), n, code)
     for page in PAGES
     for n, code in enumerate(SNIPPET.findall(page.read_text(encoding="utf-8")))
 ]
-ILLUSTRATIONS = ("my_package", "self.encoder =")  # what shows a place in a file, or a package that nobody has
+ILLUSTRATIONS = ("my_package", "self.encoder")  # what shows a place in a file, or a package that nobody has
 
 
 @pytest.mark.parametrize(("page", "number", "code"), SNIPPETS, ids=[f"{page}:{n}" for page, n, _ in SNIPPETS])

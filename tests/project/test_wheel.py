@@ -19,11 +19,12 @@ SCRIPT = """
 import json, sys, torch, zoo
 from pathlib import Path
 assert "site-packages" in zoo.__file__, zoo.__file__
-model = zoo.create("albert-base", num_layers=2, hidden_size=16, num_heads=2, intermediate_size=20, embedding_size=8, vocab_size=30)
+sizes = dict(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=20, embedding_size=8, vocab_size=30)
+model = zoo.create("albert-base", **sizes)
 zoo.save(model, "ours")
 zoo.convert("ours", "theirs", to="hf-albert")
 report = zoo.convert("theirs", "again.safetensors")
-assert report.ladder.ok
+assert report.checks.ok
 again = zoo.load("again.safetensors")
 assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 print("done", report.tensors)

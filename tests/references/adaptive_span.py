@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tests.references.case import Adapter, Case
 from zoo.layers import FeedForward
-from zoo.techniques.adaptive_span.layers import Span, SpanAttention, SpanBlock, SpanLanguageModel
+from zoo.techniques.adaptive_span.layers import AttentionSpan, SpanAttention, SpanBlock, SpanLanguageModel
 
 
 def soft_mask(case: Case) -> dict[str, Any]:
     c = case.config
-    span = Span(c["nb_heads"], c["attn_span"], c["adapt_span_ramp"], c["adapt_span_loss"])
+    span = AttentionSpan(c["nb_heads"], c["attn_span"], c["adapt_span_ramp"], c["adapt_span_loss"])
     with torch.no_grad():
         span.fraction.copy_(case.weights["_mask.current_val"].flatten())
     heads = c["nb_heads"]
@@ -44,7 +44,7 @@ def soft_mask(case: Case) -> dict[str, Any]:
 def trimming(case: Case) -> dict[str, Any]:
     items = []
     for item in case.given:
-        span = Span(item["K"], item["L"], item["R"])
+        span = AttentionSpan(item["K"], item["L"], item["R"])
         with torch.no_grad():
             span.fraction.copy_(torch.tensor(item["vals"]))
         front, first, cut = span.trimmed(keys=item["Ck"], queries=item["Q"])
@@ -98,7 +98,11 @@ def language_model(case: Case) -> dict[str, Any]:
     adaptive = any("current_val" in name for name in weights)
     blocks = []
     for _ in range(c["nb_layers"]):
-        span = Span(heads, c["attn_span"], c["adapt_span_ramp"], c["adapt_span_loss"]) if adaptive else c["attn_span"]
+        span = (
+            AttentionSpan(heads, c["attn_span"], c["adapt_span_ramp"], c["adapt_span_loss"])
+            if adaptive
+            else c["attn_span"]
+        )
         feed_forward = None if memory else FeedForward(hidden, c["inner_hidden_size"], "relu")
         blocks.append(SpanBlock(SpanAttention(hidden, heads, span, memory=memory), feed_forward, hidden))
     model = SpanLanguageModel(

@@ -183,7 +183,7 @@ def flatten(value: Any, name: str = "", *, lengths: bool = False) -> dict[str, A
 
 
 def find_adapter(case: Case) -> Adapter:
-    """The adapter in ``tests/adapters/<system>.py`` whose key begins the case name or occurs in the
+    """The adapter in ``tests/references/<system>.py`` whose key begins the case name or occurs in the
     reference object.
 
     Of several the one that stands first there, then the longest.

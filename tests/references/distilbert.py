@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,42 +11,40 @@ from torch import Tensor
 
 from tests.references.case import Adapter, Case
 from tests.references.text_models import hugging_face
-from zoo.training.distillation.losses import DistilBertWeights, distilbert_losses, softened_divergence
+from zoo.models.base.outputs import Encoded
+from zoo.tasks.losses import token_cross_entropy
+from zoo.training.distillation.activations import Activations
+from zoo.training.distillation.terms import Comparison, LastStates, SoftTargets
 
 
 def distillation(case: Case) -> Mapping[str, Tensor]:
     config: dict[str, Any] = case.config
     inputs = dict(case.inputs)
     logits, hidden = (inputs[name].requires_grad_() for name in ("student_logits", "student_hidden"))
-    weights = DistilBertWeights(
-        divergence=config["alpha_ce"],
-        masked_lm=config["alpha_mlm"],
-        causal_lm=config["alpha_clm"],
-        logits=config["alpha_mse"],
-        cosine=config["alpha_cos"],
-        temperature=config["temperature"],
-        labelled_only=config["restrict_ce_to_mask"],
+    labels, real = inputs["lm_labels"], inputs["attention_mask"].bool()
+    student, teacher = (
+        Activations(SimpleNamespace(prediction_logits=words), Encoded(states, hidden_states=(states,)), real, {}, ())
+        for words, states in ((logits, hidden), (inputs["teacher_logits"], inputs["teacher_hidden"]))
     )
-    loss, terms = distilbert_losses(
-        logits,
-        inputs["teacher_logits"],
-        hidden,
-        inputs["teacher_hidden"],
-        inputs["attention_mask"],
-        inputs["lm_labels"],
-        weights,
+    seen = Comparison(student, teacher, {"labels": labels}, {}, 0, ((0, 0),))
+    soft = {
+        name: SoftTargets(form=form, temperature=config["temperature"], labelled_only=config["restrict_ce_to_mask"])
+        for name, form in (("ce", "divergence"), ("mse", "squared"))
+    }
+    terms = {name: term.losses(seen)["soft_targets"][1] for name, term in soft.items()}
+    terms["cos"] = LastStates(form="cosine").loss(seen)
+    terms["mlm"], terms["clm"] = (
+        token_cross_entropy(logits, labels),
+        token_cross_entropy(logits[:, :-1], labels[:, 1:]),
     )
+    counted = {name: term for name, term in terms.items() if config[f"alpha_{name}"]}
+    loss = torch.stack([config[f"alpha_{name}"] * term for name, term in counted.items()]).sum()
     loss.backward()
-    if "divergence" not in terms:  # the reference computes it whatever its weight
-        chosen = inputs["lm_labels"] > -1 if config["restrict_ce_to_mask"] else inputs["attention_mask"].bool()
-        terms["divergence"] = softened_divergence(
-            logits[chosen], inputs["teacher_logits"][chosen], config["temperature"]
-        )
-    names = {"divergence": "ce", "masked_lm": "mlm", "causal_lm": "clm", "logits": "mse", "cosine": "cos"}
+    counted["ce"] = terms["ce"]  # the reference computes it whatever its weight
     gradients = {"grad_student_logits": logits, "grad_student_hidden": hidden}
     return {
         "loss": loss,
-        **{f"loss_{names[name]}": term for name, term in terms.items()},
+        **{f"loss_{name}": term for name, term in counted.items()},
         **{name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in gradients.items()},
     }
 

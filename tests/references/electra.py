@@ -13,7 +13,7 @@ from tests.references.case import Adapter, Case
 from tests.references.optimizers import train
 from tests.references.text_models import LABELS, at_real, encoded_outputs, hugging_face, load, real_of
 from zoo.data.masking import write_samples
-from zoo.tasks.electra import Draws, ElectraPretraining
+from zoo.tasks.electra import ElectraDraws, ElectraMasking, ElectraPretraining
 from zoo.training.optimizers import BertAdam, decay_groups, layer_depth, layerwise_groups
 from zoo.training.schedules import warmup_times_decay
 
@@ -87,16 +87,18 @@ def pretraining_step(case: Case) -> Mapping[str, Any]:
     step = ElectraPretraining(
         both["generator"],
         both["discriminator"],
-        mask_id=special["[MASK]"],
-        special_ids=[special[name] for name in ("[CLS]", "[SEP]", "[MASK]")],
-        max_predictions=options["max_predictions_per_seq"],
-        mask_probability=options["mask_prob"],
+        ElectraMasking(
+            mask_id=special["[MASK]"],
+            special_ids=[special[name] for name in ("[CLS]", "[SEP]", "[MASK]")],
+            max_predictions=options["max_predictions_per_seq"],
+            mask_probability=options["mask_prob"],
+        ),
         weights=(options["gen_weight"], options["disc_weight"]),
         temperature=options["temperature"],
         disallow_correct=options["disallow_correct"],
         shared=not options["untied_generator_embeddings"],
     ).eval()
-    draws = Draws(inputs["sampled_positions"].long(), inputs["replace_uniform"], inputs["gumbel_uniform"])
+    draws = ElectraDraws(inputs["sampled_positions"].long(), inputs["replace_uniform"], inputs["gumbel_uniform"])
     mask, segments = inputs["input_mask"].long(), inputs["segment_ids"].long()
     with torch.no_grad():
         result = step(inputs["input_ids"].long(), mask, segments, draws=draws)

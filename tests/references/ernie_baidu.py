@@ -9,7 +9,7 @@ import torch
 from tests.references import text_models
 from tests.references.case import Adapter, Case, Output
 from tests.references.text_models import at_real, load, real_of, task_of
-from zoo.data.knowledge_masking import knowledge_masking, unit_masking
+from zoo.data.knowledge_masking import UnitDraws, knowledge_masking, unit_masking
 from zoo.data.masking import IGNORED
 
 
@@ -81,9 +81,9 @@ def units_of_a_batch(case: Case) -> dict[str, Any]:
         case.config["mask_id"],
         given["vocab_size"],
         rate=given["mask_rate"],
-        order=given["shuffle"],
-        draws=torch.tensor(given["rand"], dtype=torch.float64),
-        replacements=torch.tensor(given["random_id"]),
+        draws=UnitDraws(
+            given["shuffle"], torch.tensor(given["rand"], dtype=torch.float64), torch.tensor(given["random_id"])
+        ),
     )
     chosen = labels != IGNORED
     return {"sentence": corrupted, "mask_pos": Output(chosen.nonzero()), "mask_label": labels[chosen]}

@@ -12,7 +12,7 @@ import zoo
 from tests.references.bert_lottery_ticket import their_name
 from tests.references.case import Adapter, Case
 from tests.references.text_models import at_real
-from zoo.techniques.pruning.importance import head_importance, heads_to_prune, masked_heads
+from zoo.techniques.pruning.importance import head_importance, head_mask, heads_to_prune, masked_heads, scaled
 from zoo.techniques.pruning.structured import remove_heads
 
 OWN = (
@@ -60,9 +60,8 @@ def michel(case: Case) -> Mapping[str, Any]:
         "labels": "label_ids",
     }
     masked = heads_of(case.config["masked_heads"])
-    scores = head_importance(
-        model, batches(case, names), masked=masked, by_layer=case.config["normalize_scores_by_layer"], last_by_rows=True
-    )
+    mask, by_layer = head_mask(model, masked), case.config["normalize_scores_by_layer"]
+    scores = head_importance(model, batches(case, names), mask=mask, by_layer=by_layer, as_published=True)
     with masked_heads(model, masked):
         logits = model(**{ours: case.inputs[theirs] for ours, theirs in names.items() if ours != "labels"}).logits
     return {"head_importance": stacked(scores.importance), "logits": logits}
@@ -81,13 +80,15 @@ def bertology(case: Case) -> Mapping[str, Any]:
             form="batch",
             mask=mask,
             by_layer=not case.config["dont_normalize_importance_by_layer"],
-            scaled=not case.config["dont_normalize_global_importance"],
-            summed_gradients=True,
+            as_published=True,
             entropy=True,
         )
+        importance = scores.importance
+        if not case.config["dont_normalize_global_importance"]:
+            importance = scaled(importance)
         assert scores.entropy is not None
         found |= {
-            f"head_importance{suffix}": stacked(scores.importance),
+            f"head_importance{suffix}": stacked(importance),
             f"attn_entropy{suffix}": stacked(scores.entropy),
         }
     return found

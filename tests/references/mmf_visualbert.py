@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.references.case import Adapter, Case
 from tests.references.text_models import at_real, load
 from tests.references.visualbert import embedding_of, joint_real, states
-from zoo.tasks.vision import before_last
+from zoo.models.base.model import before_last
 
 LAYOUT = "mmf-visualbert"
 
@@ -100,7 +100,7 @@ def mmf(case: Case) -> Mapping[str, Any]:
             outputs["classifier_input"] = torch.cat(encoded.pooler_output.chunk(2), 1)
         else:
             result = model(**given)
-            word = before_last(encoded.last_hidden_state[:, : text_real.shape[1]], given["attention_mask"])
+            word = before_last(encoded.last_hidden_state[:, : text_real.shape[1]], given["attention_mask"].bool())
             outputs["classifier_input"] = word.unsqueeze(1) if by_word else encoded.pooler_output
     outputs["scores"] = result.logits
     return outputs

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.references.case import Adapter, Case
 from zoo.layers.extend import extend
-from zoo.techniques.pruning.masks import HardConcrete, Masked, Scored, top_mask
+from zoo.techniques.pruning.masks import HardConcrete, MaskedLayer, ScoredLayer, top_mask
 from zoo.techniques.pruning.weights import METHODS, score_penalty, threshold_at
 
 OURS = {"topK": "top", "threshold": "threshold", "sigmoied_threshold": "sigmoid-threshold"}  # spelt as there
@@ -22,13 +22,13 @@ def masked_linear(case: Case) -> Mapping[str, Any]:
     layer.load_state_dict({name: case.weights[name] for name in ("weight", "bias") if name in case.weights})
     shape, method = tuple(layer.weight.shape), config["pruning_method"]
     if method == "magnitude":
-        extend(layer, Masked)
+        extend(layer, MaskedLayer)
         layer.register_buffer(
             "mask", top_mask(layer.weight.abs(), int(config["threshold"] * layer.weight.numel())), persistent=False
         )
     else:
         kind = HardConcrete if method == "l0" else METHODS[OURS[method]]
-        extend(layer, Scored)
+        extend(layer, ScoredLayer)
         layer.gate = kind(shape, 0.0, config["threshold"])
         layer.gate.scores.data.copy_(case.weights["mask_scores"])
     layer.eval()

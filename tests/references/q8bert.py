@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.references.case import Adapter, Case
-from zoo.techniques.quantization.grids import int8_of
+from zoo.techniques.quantization.stored import int8_of
 from zoo.techniques.quantization.technique import Q8Bert
 
 

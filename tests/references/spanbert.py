@@ -11,7 +11,7 @@ import torch
 
 from tests.references.case import Adapter, Case
 from tests.references.text_models import at_real, load
-from zoo.data.knowledge_masking import SpanMasking
+from zoo.data.knowledge_masking import SpanBertMasking
 from zoo.data.masking import IGNORED, wordpiece_start
 
 
@@ -90,7 +90,7 @@ def masking(case: Case) -> dict[str, Any]:
     given = case.given
     vocabulary = given["vocab"]
     cls, sep, mask = (vocabulary.index(word) for word in ("[CLS]", "[SEP]", "[MASK]"))
-    scheme = SpanMasking(
+    scheme = SpanBertMasking(
         mask_id=mask,
         starts=lambda token: wordpiece_start(vocabulary[token]),
         ratio=given["mask_ratio"],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.references.case import Adapter, Case
-from zoo.layers import Mask
+from zoo.layers import AttentionArgs, Mask
 from zoo.techniques.sparse.layers import SparseAttention, sparse_attention
 from zoo.techniques.sparse.patterns import Sparsity, everything, fixed, local, strided
 

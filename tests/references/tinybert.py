@@ -14,8 +14,8 @@ from torch.nn import functional as F
 import zoo
 from tests.references.case import Adapter, Case, Output
 from zoo.models.base.model import bare_model
+from zoo.training.distillation.activations import activations_of
 from zoo.training.distillation.losses import score_loss, soft_cross_entropy, uniform_layers
-from zoo.training.distillation.observe import observe
 
 PADDING = 0  # the reference's table gives this row no gradient, also where padding is computed and counted
 
@@ -46,7 +46,7 @@ def task_distillation(case: Case) -> Mapping[str, Any]:
         own = {name: tensor for name, tensor in own.items() if not name.startswith("cls.")}
         task = "sequence-classification" if "classifier.weight" in own else None  # none in general distillation
         model = zoo.load(own, layout="hf-bert", config=case.config[role], task=task).eval()
-        seen[role] = observe(model, given, projected=True)
+        seen[role] = activations_of(model, given, projected=True)
         heads = case.config[role]["num_attention_heads"]
         scores[role] = [
             _scores(q, k, heads) + keys

@@ -21,7 +21,7 @@ from zoo.formats.memory import DictArchive
 from zoo.maps import layouts
 from zoo.models.electra import ElectraConfig
 from zoo.tasks.base import canonical_state
-from zoo.tasks.electra import Draws, ElectraPretraining, sample_words
+from zoo.tasks.electra import ElectraDraws, ElectraMasking, ElectraPretraining, sample_words
 
 TOLERANCE = 1e-9
 CLS, SEP, MASK = 1, 2, 3
@@ -97,15 +97,17 @@ def test_labels_of_replaced_tokens_are_zero_or_one():
         model(torch.tensor([[4, 5]]), labels=torch.tensor([[0, 2]]))
 
 
-# --- the step
-# ------------------------------------------------------------------------------------------------------------------
+# --- the step ---------------------------------------------------------------------------------------------------------
 
 
-def pair(**options: Any) -> ElectraPretraining:
+def pair(probability: float = 0.4, predictions: int = 2, **options: Any) -> ElectraPretraining:
     step = ElectraPretraining(
         build(NARROW, "masked-lm", 1),
         build(SMALL, "replaced-token-detection", 2),
-        **{"mask_id": MASK, "special_ids": (CLS, SEP, MASK), "max_predictions": 2, "mask_probability": 0.4, **options},
+        ElectraMasking(
+            mask_id=MASK, special_ids=(CLS, SEP, MASK), max_predictions=predictions, mask_probability=probability
+        ),
+        **options,
     )
     return step.eval()
 
@@ -117,7 +119,7 @@ REAL = (IDS != 0).long()
 def test_a_step_by_hand():
     step = pair()
     noise = torch.rand(2, 2, 19, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    draws = Draws(torch.tensor([[2, 4], [1, 1]]), torch.tensor([[0.2, 0.9], [0.84, 0.2]]), noise)
+    draws = ElectraDraws(torch.tensor([[2, 4], [1, 1]]), torch.tensor([[0.2, 0.9], [0.84, 0.2]]), noise)
     with torch.no_grad():
         result = step(IDS, REAL, draws=draws)
         guessed = step.generator(result.masked_ids, REAL).prediction_logits
@@ -144,7 +146,7 @@ def test_a_step_by_hand():
 
 
 def test_draws_never_choose_special_tokens_or_padding_and_come_from_the_generator():
-    step = pair(max_predictions=40)
+    step = pair(predictions=40)
     first, second = (step.draw(IDS, REAL, torch.Generator().manual_seed(5)) for _ in range(2))
     assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("positions", "keep", "noise"))
     assert set(first.positions[0].tolist()) == {1, 2, 3, 4}
@@ -188,15 +190,13 @@ def test_the_pair_shares_all_embeddings_but_the_projection():
         ElectraPretraining(
             build(NARROW.replace(embedding_size=2), "masked-lm"),
             apart.discriminator,
-            mask_id=3,
-            special_ids=(),
-            max_predictions=1,
+            ElectraMasking(mask_id=3, special_ids=(), max_predictions=1),
         )
 
 
 def test_the_pair_learns_to_tell_replaced_tokens():
     torch_generator = torch.Generator().manual_seed(0)
-    step = pair(mask_probability=0.3)
+    step = pair(0.3)
     optimizer = torch.optim.Adam(step.parameters(), lr=0.01)
     losses = []
     for _ in range(40):
@@ -209,8 +209,7 @@ def test_the_pair_learns_to_tell_replaced_tokens():
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
-# --- one TensorFlow file, two networks
-# ----------------------------------------------------------------------------------------------------
+# --- one TensorFlow file, two networks --------------------------------------------------------------------------------
 
 
 def one_file(untied: bool) -> tuple[Any, Any, dict[str, Tensor]]:

@@ -175,8 +175,7 @@ def test_pairs_below_the_threshold_are_left_out():
     assert apart.score == pytest.approx(1 - (0.5 + 0.5) / 2)  # row 0 sees only column 0, and the other way round
 
 
-# --- the comparison itself
-# -------------------------------------------------------------------------------------------------------------
+# --- the comparison itself --------------------------------------------------------------------------------------------
 
 
 def test_the_comparison_sees_a_wrong_missing_or_surplus_value():

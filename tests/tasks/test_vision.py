@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import zoo
 from tests import oracle, strategies
 from tests.families import visualbert
+from tests.pictures import for_task, labels_for, reasoning
 from tests.references.case import GOLDEN, load_case
 from tests.strategies import Batch, build, family, relative, results
 from zoo.data.regions.detectors import DETECTORS
@@ -82,63 +83,7 @@ def ragged(name: str) -> Batch:
     return strategies.small_batch(name)
 
 
-def for_task(task: str, batch: Batch) -> dict[str, Tensor]:
-    """For multiple choice the rows are the choices of one question; for two pictures neighbors
-    share a text.
-    """
-    if task == "multiple-choice":
-        return {name: x[None] for name, x in batch.inputs.items()}
-    return dict(batch.inputs)
-
-
-def reasoning(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    if model.task == "visual-reasoning" and model.options["pairs"]:
-        return {name: x.unflatten(0, (-1, 2)) for name, x in given.items()}
-    return given
-
-
-def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(1)
-    rows, length = batch.inputs["input_ids"].shape
-    regions = batch.inputs["visual_features"].shape[1]
-    words = torch.randint(19, (rows, length), generator=generator).masked_fill(~batch.real(), -100)
-    chosen = torch.where(batch.real("visual_mask"), 1, -1)
-
-    def soft(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    matching = torch.tensor([0, 1, 1, 0])[:rows]
-    if task == "masked-lm":
-        return {"labels": words}
-    if task == "image-text-matching":
-        return {"labels": matching}
-    if task in ("pretraining", "masked-region"):
-        own = {} if task == "masked-region" else {"labels": words, "match_labels": matching}
-        if "masked_region" in model.heads:
-            own |= {"region_labels": chosen, "region_targets": soft(rows, regions, 4).softmax(-1)}
-        return own
-    if task == "visual-question-answering":
-        return {"labels": soft(rows, model.options["num_labels"])}
-    if task == "grounding":
-        return {"labels": soft(rows, regions)}
-    if task == "image-text-retrieval":
-        return {"labels": matching}
-    if task == "multiple-choice":
-        return {"labels": torch.tensor([1])}
-    if task == "region-to-phrase":
-        return {
-            "phrase_positions": torch.zeros(rows, 2, dtype=torch.long),
-            "labels": soft(rows, 2, regions).softmax(-1),
-        }
-    if task == "multi-task":
-        return {"labels": soft(rows, 3129), "head": "visual_question_answering"}
-    if task == "visual-reasoning" and model.options["pairs"]:
-        return {"labels": matching[: rows // 2]}
-    return {"labels": matching}
-
-
-# -- the registry
-# ------------------------------------------------------------------------------------------------------------------
+# -- the registry ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -169,8 +114,7 @@ def test_tasks_over_texts_do_not_fit_and_those_over_pictures_do(name):
     assert sorted(two_streams) == sorted(v.name for v in registry.families()["vilbert"])
 
 
-# -- padding, order, packing
-# -------------------------------------------------------------------------------------------------------------
+# -- padding, order, packing -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -366,8 +310,7 @@ def test_in_training_packed_and_unpacked_give_one_loss_and_one_gradient(name, ta
             assert float((gradient - other_gradients[key]).abs().max()) <= TOLERANCE * largest, key
 
 
-# -- save and load, export, compile
-# ------------------------------------------------------------------------------------------------------
+# -- save and load, export, compile ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "task"), [*((name, None) for name in FAMILIES), *FAMILY_TASKS])
@@ -459,8 +402,7 @@ def test_weights_are_drawn_by_the_generator_and_norms_and_biases_are_plain(name)
                 assert (tensor == 1).all(), key
 
 
-# -- VisualBERT against transformers
-# -----------------------------------------------------------------------------------------------------
+# -- VisualBERT against transformers -----------------------------------------------------------------------------------
 
 
 def theirs_of(task: str | None, ours: Any, options: dict[str, Any]) -> Any:
@@ -566,8 +508,7 @@ def test_each_head_gives_transformers_logits_and_losses(task, data):
         agree(mine.logits, unlabelled.logits, "logits", 1e-9)
 
 
-# -- ViLBERT's own
-# ------------------------------------------------------------------------------------------------------------------
+# -- ViLBERT's own -----------------------------------------------------------------------------------------------------
 
 
 def naive_co_attention(
@@ -768,8 +709,7 @@ def bert_like() -> Any:
     return BertConfig(**fields)
 
 
-# -- the maps
-# ------------------------------------------------------------------------------------------------------------------
+# -- the maps ----------------------------------------------------------------------------------------------------------
 
 PRETRAINING = ("masked_lm", "image_text_matching")
 SHARED = (
@@ -825,8 +765,7 @@ def test_a_checkpoint_goes_through_ours_and_back_bit_by_bit(name):
     assert keymap.config_forward(keymap.config_back(config, heads), infos) == config
 
 
-# -- which layout a file is in
-# -------------------------------------------------------------------------------------------------------------
+# -- which layout a file is in -----------------------------------------------------------------------------------------
 
 SYSTEMS = {
     "visualbert": "visualbert",
@@ -856,7 +795,7 @@ def test_a_file_that_was_saved_by_hand_takes_the_config_of_its_tag(monkeypatch):
     ):
         zoo.create(name, pretrained=True, task="visual-question-answering")
     known = dataclasses.replace(sources.record(name), config=case.config)
-    monkeypatch.setattr(sys.modules["zoo.checkpoints.load"], "record_of", lambda asked: {name: known}[asked])
+    monkeypatch.setattr(sys.modules["zoo.checkpoints.checkpoint"], "record_of", lambda asked: {name: known}[asked])
     model = zoo.create(name, pretrained=file, task="visual-question-answering")
     assert (model.load_report.layout, model.options["num_labels"]) == ("vilbert-beta", 19)
     with pytest.raises(ConfigError, match="lacks 'vocab_size'"):

@@ -13,21 +13,12 @@ import zoo
 from tests.strategies import build, randomised, relative, small_batch, small_config
 from zoo.errors import ConfigError, TechniqueError
 from zoo.inference.int8 import Int8Linear
-from zoo.techniques.quantization.grids import (
-    CodedEmbedding,
-    CodedLinear,
-    Grid,
-    Int8StaticLinear,
-    LowHighRange,
-    MovingRange,
-    SymmetricLinear,
-    pack,
-    range_rounding,
-    unpack,
-)
+from zoo.techniques.quantization.grids import Grid, pack, range_rounding, unpack
 from zoo.techniques.quantization.hessian import choose_bits, sensitivity, top_eigenvalues
 from zoo.techniques.quantization.integer import QuantAct, int_exp, int_gelu, int_layer_norm, int_softmax
+from zoo.techniques.quantization.stored import CodedEmbedding, CodedLinear, Int8StaticLinear
 from zoo.techniques.quantization.technique import stored_bytes
+from zoo.techniques.quantization.trained import LowHighRange, MovingRange, SymmetricLinear
 
 SETTINGS = {"deadline": None, "derandomize": True}
 

@@ -27,7 +27,7 @@ from zoo.layers.attention import AttentionArgs, DenseAttention
 from zoo.techniques import freeze_all_but, new_tensors
 from zoo.techniques.adapters import technique as adapters
 from zoo.techniques.adapters.layers import Coupling
-from zoo.techniques.adaptive_span.layers import SpanCore
+from zoo.techniques.adaptive_span.layers import AttentionSpan, SpanCore
 from zoo.techniques.adaptive_span.technique import clamp_spans, span_loss, spans_of
 from zoo.techniques.lora import technique as lora
 from zoo.techniques.matrix import EXAMPLES, refusal
@@ -49,8 +49,7 @@ def bert(task: str | None = None, **fields: object) -> nn.Module:
     return build("bert", small_config("bert", **fields), task, seed=3)
 
 
-# -- the matrix
-# ------------------------------------------------------------------------------------------------------------------
+# -- the matrix --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("technique", "family"), SAMPLE)
@@ -173,8 +172,7 @@ def test_a_layout_without_names_for_new_tensors_is_refused_and_one_is_enough_for
     zoo.convert(zoo.save(model, tmp_path / "merged"), tmp_path / "other.safetensors", to="hf-bert")
 
 
-# -- LoRA and adapters
-# -------------------------------------------------------------------------------------------------------------------
+# -- LoRA and adapters -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -389,8 +387,7 @@ def test_a_switch_of_one_layer_stays_in_the_record_beside_that_of_another(tmp_pa
     assert same(run(zoo.load(zoo.save(model, tmp_path / "saved"))), run(model), 1e-14)
 
 
-# -- K-Adapter
-# ------------------------------------------------------------------------------------------------------------------
+# -- K-Adapter ---------------------------------------------------------------------------------------------------------
 
 SMALL_K = {"size": 4, "num_heads": 2, "intermediate_size": 6, "num_layers": 1, "dropout": 0.0}
 
@@ -837,8 +834,7 @@ def test_an_ejected_prefix_gives_the_same(tmp_path):
     assert [name for name, _ in model.prefixes.named_parameters()] == ["default.values"]
 
 
-# -- sharing and factorised tables
-# -------------------------------------------------------------------------------------------------------
+# -- sharing and factorised tables -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -929,8 +925,7 @@ def test_a_factorised_model_predicts_words_through_the_product():
     assert relative(model(**small_batch("bert").inputs).logits, wanted) <= 1e-10
 
 
-# -- sparse attention
-# --------------------------------------------------------------------------------------------------------------------
+# -- sparse attention --------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -982,9 +977,15 @@ def test_sparse_attention_equals_dense_attention_under_the_patterns_mask(data, s
         before = tuple(torch.randn(1, 2, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     wanted = DenseAttention()(q, k, v, AttentionArgs(mask & sparsity.pattern, before=before))
     with torch.no_grad():
-        assert float((sparse_attention(q, k, v, sparsity, mask, 0.0, before) - wanted).abs().max()) <= 1e-12
+        assert (
+            float((sparse_attention(q, k, v, sparsity, AttentionArgs(mask, before=before)) - wanted).abs().max())
+            <= 1e-12
+        )
     q.requires_grad_()
-    assert float((sparse_attention(q, k, v, sparsity, mask, 0.0, before) - wanted).detach().abs().max()) <= 1e-12
+    assert (
+        float((sparse_attention(q, k, v, sparsity, AttentionArgs(mask, before=before)) - wanted).detach().abs().max())
+        <= 1e-12
+    )
 
 
 RULES = {
@@ -1020,8 +1021,8 @@ def test_gradients_of_sparse_attention_are_those_of_dense(sparsity):
 def test_heads_that_take_patterns_by_turns_write_their_own_rows_with_gradients_too():
     core = SparseAttention(local(3), strided(3), windowed(1, 2))
     inputs = [torch.randn(1, 4, 20, 3, generator=seeded(i), dtype=torch.float64).requires_grad_() for i in range(3)]
-    mine = core(*inputs, Mask(), None, None, 0.0)
-    dense = DenseAttention()(*inputs, AttentionArgs(core.under_rule(Mask(), 4, inputs[0])))
+    mine = core(*inputs, AttentionArgs(Mask()))
+    dense = DenseAttention()(*inputs, AttentionArgs(core.under_rule(Mask(), 4)))
     assert relative(mine.detach(), dense.detach()) <= 1e-12
     weight = torch.randn(1, 4, 20, 3, generator=seeded(8), dtype=torch.float64)
     wanted = torch.autograd.grad((dense * weight).sum(), inputs)
@@ -1043,7 +1044,7 @@ def test_flex_attention_equals_the_plain_path_for_every_pattern(data, first, len
     if fronted:
         before = tuple(torch.randn(1, heads, 2, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     with torch.no_grad():
-        wanted = SparseAttention(*patterns)(q, k, v, mask, None, None, 0.0, before)
+        wanted = SparseAttention(*patterns)(q, k, v, AttentionArgs(mask, before=before))
         assert float((flex_sparse_attention(q, k, v, patterns, mask, before) - wanted).abs().max()) <= 1e-12
 
 
@@ -1101,8 +1102,7 @@ def test_strided_attention_in_a_model_is_the_dense_model_under_its_mask(mix):
             assert torch.equal(maps[0, head] > 0, turn)
 
 
-# -- adaptive spans
-# ----------------------------------------------------------------------------------------------------------------------
+# -- adaptive spans ----------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -1114,13 +1114,13 @@ def test_strided_attention_in_a_model_is_the_dense_model_under_its_mask(mix):
 )
 @settings(max_examples=30, **SETTINGS)
 def test_cutting_far_keys_changes_what_1e_8_changes(limit, ramp, z, length, positions):
-    core = SpanCore(2, 3, limit, ramp, 0.0, 0.0, positions).double()
+    core = SpanCore(AttentionSpan(2, limit, ramp), 3 if positions else None).double()
     with torch.no_grad():
         core.span.fraction.copy_(torch.tensor([z, z / 2]))
         if core.key_positions is not None:
             core.key_positions.normal_(0, 0.3, generator=seeded(1))
         q, k, v = (0.3 * torch.randn(1, 2, length, 3, generator=seeded(i), dtype=torch.float64) for i in range(3))
-        near = core.near(q, k, v, Mask(), 0.0, max(core.span.max_span, 1))
+        near = core.near(q, k, v, AttentionArgs(Mask()), max(core.span.max_span, 1))
         distance = (torch.arange(length)[:, None] - torch.arange(length))[None]
         add = None if core.key_positions is None else core.relative(q, distance)
         weight = core.weight(distance)
@@ -1129,13 +1129,13 @@ def test_cutting_far_keys_changes_what_1e_8_changes(limit, ramp, z, length, posi
 
 
 def test_heads_of_short_spans_cost_less_beside_a_long_one():
-    core = SpanCore(4, 8, 512, 8, 0.0, 0.0, False)
+    core = SpanCore(AttentionSpan(4, 512, 8))
     with torch.no_grad():
         core.span.fraction.copy_(torch.tensor([1.0, 0.05, 0.0, 0.06]))
     assert core.groups(1024) == {1024: [0], 39: [1, 3], 8: [2]}
     q, k, v = (torch.randn(1, 4, 1024, 8, generator=seeded(i)) for i in range(3))
     with torch.no_grad(), FlopCounterMode(display=False) as mixed:
-        found = core(q, k, v, Mask(), None, None, 0.0)
+        found = core(q, k, v, AttentionArgs(Mask()))
         distance = (torch.arange(1024)[:, None] - torch.arange(1024))[None]
         whole, _ = core.attended(q, k, v, None, None, core.weight(distance), 0.0)
     assert relative(found, whole) <= 1e-5

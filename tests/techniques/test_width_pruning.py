@@ -1,5 +1,5 @@
 """Pruning of the hidden width: every tensor along the stream is cut, and the rest is as if the
-norms had never had more numbers.
+norms had never had more dimensions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from zoo.errors import ConfigError, TechniqueError
 from zoo.techniques.matrix import refusal
 from zoo.techniques.pruning.gates import close_gates, gate_penalty, gated_norms
 from zoo.techniques.pruning.importance import width_importance
-from zoo.techniques.pruning.width import Stream, remove_numbers
+from zoo.techniques.pruning.width import Stream, remove_dimensions
 
 
 class OverSome(nn.Module):
-    """A norm over some numbers alone; the others become zeros."""
+    """A norm over some dimensions alone; the others become zeros."""
 
     def __init__(self, norm: Any, keep: Tensor) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def test_the_narrow_model_is_the_wide_one_with_norms_over_what_stays(family):
     keep = torch.randperm(size, generator=seeded())[: size // 2 + 1].sort().values
     wanted = run(silenced(model, keep), family)
     before = model.num_parameters()
-    remove_numbers(model, set(range(size)) - set(keep.tolist()))
+    remove_dimensions(model, set(range(size)) - set(keep.tolist()))
     assert model.num_parameters() < before
     assert model.hidden_size == len(keep)
     narrow = run(model, family)
@@ -84,7 +84,7 @@ def test_most_families_can_be_narrowed():
     assert sum(taken(family) for family in families()) >= 0.8 * len(families())
 
 
-def test_where_norms_only_scale_the_narrow_model_is_the_one_with_silenced_numbers():
+def test_where_norms_only_scale_the_narrow_model_is_the_one_with_silenced_dimensions():
     model = model_of("mobilebert", norm="no_norm")
     gone = [0, 3, 5]
     wide = copy.deepcopy(model)
@@ -92,7 +92,7 @@ def test_where_norms_only_scale_the_narrow_model_is_the_one_with_silenced_number
         for norm in Stream.of(wide).norms().values():
             norm.weight[gone], norm.bias[gone] = 0, 0
     wanted = run(wide, "mobilebert")
-    remove_numbers(model, gone)
+    remove_dimensions(model, gone)
     keep = [number for number in range(wide.hidden_size) if number not in gone]
     assert same(
         {"text": run(model, "mobilebert")["last_hidden_state"]}, {"text": wanted["last_hidden_state"][..., keep]}
@@ -118,7 +118,7 @@ def test_heads_follow_and_everything_is_saved_and_trains(tmp_path):
     assert zoo.verify(tmp_path / "saved").ok
 
 
-def test_the_smallest_numbers_go_where_none_were_chosen():
+def test_the_smallest_dimensions_go_where_none_were_chosen():
     model = model_of()
     with torch.no_grad():
         for name, tensor in Stream.of(model).tensors.items():
@@ -201,9 +201,9 @@ def test_what_cannot_be_narrowed_is_refused_with_the_reason():
     with pytest.raises(TechniqueError, match="before other techniques"):
         zoo.apply(zoo.apply(model_of(), zoo.LoRA(rank=2)), zoo.WidthPruning())
     with pytest.raises(TechniqueError, match="numbers 0"):
-        remove_numbers(model_of(), [99])
-    with pytest.raises(TechniqueError, match="all 8 numbers"):
-        remove_numbers(model_of(hidden_size=8, num_heads=2), range(8))
+        remove_dimensions(model_of(), [99])
+    with pytest.raises(TechniqueError, match="all 8 dimensions"):
+        remove_dimensions(model_of(hidden_size=8, num_heads=2), range(8))
     model = zoo.apply(model_of(), zoo.GatePruning(gates=("hidden",), start=-20.0))
     with pytest.raises(TechniqueError, match="no model is left"):
         close_gates(model)

@@ -125,10 +125,12 @@ def test_a_table_that_points_outside_or_goes_in_circles_is_refused():
 def test_a_forged_table_inside_a_tokenizer_json_is_met_when_it_is_read(tmp_path):
     blob = base64.b64encode(trie([0x1FFFFF << 10])).decode()
     content = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "pre_tokenizer": None, "post_processor": None,
-        "decoder": None, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": blob}]},
+        **dict.fromkeys(("truncation", "padding", "pre_tokenizer", "post_processor", "decoder")),
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": blob}]},
         "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
-    }  # fmt: skip
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match="outside itself"):
         load_tokenizer(tmp_path)
@@ -139,9 +141,14 @@ def originals(folder: Path) -> dict[str, tuple[bytes, dict[str, object]]]:
     result: dict[str, tuple[bytes, dict[str, object]]] = {}
     for kind, rule in (("unigram", "nmt_nfkc"), ("bpe", "identity")):
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(SENTENCES), model_prefix=str(folder / kind), model_type=kind, vocab_size=90, hard_vocab_limit=False,
-            minloglevel=2, normalization_rule_name=rule,
-        )  # fmt: skip
+            sentence_iterator=iter(SENTENCES),
+            model_prefix=str(folder / kind),
+            model_type=kind,
+            vocab_size=90,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            normalization_rule_name=rule,
+        )
         result[f"{kind}.model"] = (
             (folder / f"{kind}.model").read_bytes(),
             {"sentencepiece": f"{kind}.model", "rules": "plain"},

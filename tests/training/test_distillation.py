@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import zoo
 from tests.strategies import build, randomised, small_batch, small_config
 from zoo.errors import TaskError, UnknownNameError
+from zoo.training.distillation.activations import activations_of
 from zoo.training.distillation.losses import transfer_gates
-from zoo.training.distillation.observe import observe
 from zoo.training.distillation.recipes import RECIPES
 from zoo.training.distillation.students import student_of
 from zoo.training.distillation.terms import LastStates, layer_pairs
@@ -225,7 +225,7 @@ def test_every_recipe_takes_a_step_that_lowers_its_loss(recipe):
 def test_a_shared_block_is_seen_at_each_of_its_depths():
     albert = build("albert", small_config("albert"), seed=2)
     given = dict(small_batch("albert").inputs)
-    seen = observe(albert, given, projected=True)
+    seen = activations_of(albert, given, projected=True)
     assert len(seen.projected["query"]) == len(seen.states) - 1
     assert not torch.equal(seen.projected["query"][0], seen.projected["query"][1])
 

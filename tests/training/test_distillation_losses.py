@@ -5,22 +5,24 @@ gradients.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from zoo.errors import TaskError
+from zoo.models.base.outputs import Encoded
+from zoo.training.distillation.activations import Activations
 from zoo.training.distillation.losses import (
-    DistilBertWeights,
     TransferWeights,
-    distilbert_losses,
     soft_word_labels,
     softened_divergence,
     transfer_gates,
     transfer_losses,
     transfer_rate,
 )
+from zoo.training.distillation.terms import Comparison, LastStates, SoftTargets
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -41,27 +43,27 @@ def test_the_softened_divergence_is_a_sum_over_classes_and_a_mean_over_places():
 
 def test_only_labelled_places_count_where_asked_but_the_cosine_counts_every_real_token():
     student, teacher, mine, theirs = rand(2, 3, 5), rand(2, 3, 5, seed=1), rand(2, 3, 4, seed=2), rand(2, 3, 4, seed=3)
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    real = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
     labels = torch.tensor([[-100, 2, -100], [1, -100, -100]])
-    weights = DistilBertWeights(divergence=1, masked_lm=0, logits=1, cosine=1, labelled_only=True)
-    loss, terms = distilbert_losses(student, teacher, mine, theirs, mask, labels, weights)
+    sides = (
+        Activations(SimpleNamespace(prediction_logits=words), Encoded(states, hidden_states=(states,)), real, {}, ())
+        for words, states in ((student, mine), (teacher, theirs))
+    )
+    seen = Comparison(*sides, {"labels": labels}, {}, 0, ((0, 0),))
+    terms = {
+        "logits": SoftTargets(form="squared", labelled_only=True).losses(seen)["soft_targets"][1],
+        "divergence": SoftTargets(labelled_only=True).losses(seen)["soft_targets"][1],
+        "cosine": LastStates(form="cosine").loss(seen),
+    }
     places = [(0, 1), (1, 0)]
     squares = sum(float((student[p] - teacher[p]).square().sum()) for p in places) / 2
     assert float(terms["logits"]) == pytest.approx(squares, rel=1e-12)
-    real = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-    cosine = sum(1 - float(mine[p] @ theirs[p] / mine[p].norm() / theirs[p].norm()) for p in real) / 5
+    distributions = [(teacher[p].softmax(0), student[p].softmax(0)) for p in places]
+    divergence = sum(float((p * (p / q).log()).sum()) for p, q in distributions) / 2
+    assert float(terms["divergence"]) == pytest.approx(divergence, rel=1e-9)
+    tokens = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    cosine = sum(1 - float(mine[p] @ theirs[p] / mine[p].norm() / theirs[p].norm()) for p in tokens) / 5
     assert float(terms["cosine"]) == pytest.approx(cosine, rel=1e-9)
-    assert set(terms) == {"divergence", "logits", "cosine"}
-    assert float(loss) == pytest.approx(sum(map(float, terms.values())), rel=1e-12)
-
-
-def test_the_next_word_term_looks_one_place_ahead():
-    student, labels = rand(1, 4, 5), torch.tensor([[1, 2, 3, 4]])
-    hidden, mask = rand(1, 4, 2), torch.ones(1, 4)
-    weights = DistilBertWeights(divergence=0, masked_lm=0, causal_lm=1, cosine=0)
-    _, terms = distilbert_losses(student, student, hidden, hidden, mask.long(), labels, weights)
-    expected = -sum(float(student[0, t].log_softmax(0)[labels[0, t + 1]]) for t in range(3)) / 3
-    assert float(terms["causal_lm"]) == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_layer_learns_at_a_time_and_its_boundary_step_still_belongs_to_the_phase_before():
@@ -106,8 +108,5 @@ def test_shapes_and_counts_that_do_not_match_are_refused_with_both():
         transfer_losses(
             [rand(1, 2, 3)] * 3, [rand(1, 2, 3)] * 2, [rand(1, 1, 2, 2)] * 2, [rand(1, 1, 2, 2)] * 2, (1.0, 0.0)
         )
-    none = DistilBertWeights(divergence=0, masked_lm=0, cosine=0)
     with pytest.raises(TaskError, match="every weight is 0"):
-        distilbert_losses(
-            rand(1, 2, 3), rand(1, 2, 3), rand(1, 2, 3), rand(1, 2, 3), torch.ones(1, 2), torch.zeros(1, 2).long(), none
-        )
+        SoftTargets(weight=0.0)

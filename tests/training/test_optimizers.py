@@ -186,8 +186,7 @@ def test_a_small_model_learns(optimizer):
     assert losses[-1] < losses[0] / 4
 
 
-# --- schedules
-# ------------------------------------------------------------------------------------------------------------------
+# --- schedules --------------------------------------------------------------------------------------------------------
 
 
 def test_berts_warm_up_jumps_onto_the_decay_and_electras_does_not():

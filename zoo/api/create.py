@@ -1,21 +1,20 @@
-"""The calls that everything else serves: create, load, save."""
+"""`zoo.create`: a registered model, with random weights or a checkpoint's."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.convert import converted
-from zoo.checkpoints.load import Request, _load, _split
+from zoo.checkpoints.load import filled, open_to_load, split_overrides
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.warm_start import warm_start
 from zoo.errors import ConfigError
 from zoo.registry import variants as registry
+from zoo.registry.records import Record
 from zoo.registry.tasks import require_fit
 from zoo.tasks.base import offers_of_class
 from zoo.techniques.base import Technique, apply
@@ -56,24 +55,19 @@ def create(
     model_class = variant.model_class()
     if task is not None:
         require_fit(task, offers_of_class(model_class), variant.name)
-    fields, options = _split(overrides, model_class, task)
+    fields, options = split_overrides(overrides, model_class, task)
     if pretrained is not False and init_from is not None:
         raise ConfigError(
             "pretrained= fills the whole model and init_from= starts a part of it from another family; give one of them"
         )
     if pretrained is not False:
-        request = Request(name, task, layout, None, device, dtype, generator, overrides)
-        if pretrained is not True:
-            return apply(_load(pretrained, request), *techniques, generator=generator)
-        record = record_of(name)
-        loaded = _load(converted(record), replace(request, name=record.name, shown=record.name))
+        source = record_of(name) if pretrained is True else pretrained
+        named = source.name if isinstance(source, Record) else name
+        with open_to_load(source, name=named, layout=layout) as checkpoint:
+            loaded = filled(checkpoint, task, overrides, device=device, dtype=dtype, generator=generator)
         return apply(loaded, *techniques, generator=generator)
     config = model_class.Config.from_dict(registry.config_values(name)).replace(**fields)
     blueprint = Blueprint(model_class, config, variant.name, task, options, tuple(techniques))
     module = blueprint.drawn(device, dtype, generator)
     module.load_report = None if init_from is None else warm_start(module, variant, init_from)
     return module
-
-
-# -- how it is done
-# ---------------------------------------------------------------------------------------------------------------------

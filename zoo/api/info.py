@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,9 +43,9 @@ def info(name: str) -> dict[str, Any]:
             "licence": record.licence if record else None,
             "verified": "no public source"
             if record is None
-            else "map proven, bytes never seen"
+            else "map tested, file not hashed yet"
             if record.unverified
-            else "bytes hashed",
+            else "hash recorded",
             "features": features_of(record.detector) if record and record.detector else None,
             "notes": " ".join(
                 filter(None, (record.notes if record else "", variant.tags[each].notes if each in variant.tags else ""))
@@ -78,7 +80,8 @@ def inspect(
     """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family,
     size, what is foreign or refused.
     """
-    from zoo.checkpoints.files import architectures_of, foreign_config, read_description
+    from zoo.checkpoints.files import foreign_config, read_description
+    from zoo.checkpoints.opened import Opened
     from zoo.errors import ZooError
     from zoo.formats.opening import open_archive
     from zoo.maps import layouts
@@ -86,15 +89,12 @@ def inspect(
     described = read_description(Path(source))
     with open_archive(Path(source)) as archive:
         names = list(archive.tensors)
-        dtypes: dict[str, int] = {}
-        for item in archive.tensors.values():
-            dtypes[item.dtype] = dtypes.get(item.dtype, 0) + 1
         found: dict[str, Any] = {
             "path": str(source),
             "format": archive.format,
             "tensors": len(names),
-            "elements": sum(_count(item.shape) for item in archive.tensors.values()),
-            "dtypes": dtypes,
+            "elements": sum(math.prod(item.shape) for item in archive.tensors.values()),
+            "dtypes": dict(Counter(item.dtype for item in archive.tensors.values())),
             "refused": list(archive.refused),
         }
         if described is not None:
@@ -109,7 +109,7 @@ def inspect(
         try:
             keymap = layouts.load(layouts.recognise(archive, foreign))
             ours = keymap.config_forward(foreign or {}, archive.tensors)
-            plan = keymap.forward(archive.tensors, ours, architectures=architectures_of(foreign), inspect=True)
+            plan = Opened(archive, keymap, ours, foreign).plan(inspect=True)
         except ZooError as error:
             return {**found, "layout": None, "why": str(error), "first_names": names[:10]}
         return {
@@ -150,10 +150,3 @@ def licence_of(sha256: str | None) -> str | None:
 
 def _hashes(record: Any) -> set[str]:
     return {str(values.get("sha256")) for values in record.per_source.values()}
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -58,7 +58,7 @@ def narrowed(record: Record, path: Path) -> Record:
 
 def is_remote(source: str) -> bool:
     """Whether a source's text names something to fetch rather than a path."""
-    return source.split(":", 1)[0] in ("hub", "package", "npm", "http", "https") and ":" in source
+    return source.split(":", 1)[0] in ("hub", "package", "http", "https") and ":" in source
 
 
 def record_of(name: str) -> Record:

@@ -1,4 +1,4 @@
-"""Recorded outputs of public checkpoints: the last rung of the ladder. Data in
+"""Recorded outputs of public checkpoints: the last check. Data in
 ``weights/<family>/probes.toml``.
 """
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from zoo.checkpoints.description import CONFIG_FILE, WEIGHTS_FILE, describe
 from zoo.checkpoints.staging import staged
 from zoo.errors import InputError
 from zoo.formats.sparse_tensors import packed
 from zoo.formats.writer import write_tensors
-from zoo.layers.extend import own_class
-from zoo.tasks.base import TaskModel, canonical_state
+from zoo.tasks.base import canonical_state
+from zoo.techniques.blueprint import Blueprint
 
 
 def save(
@@ -41,7 +41,7 @@ def save(
             "this model was prepared by zoo.optimize and holds its weights in no form that can be saved; save the "
             "original"
         )
-    description = describe(model)
+    description = describe(Blueprint.of(model))
     if sparse and shard_size is not None:
         raise InputError("sparse=True writes one file; leave shard_size out")
     with staged(folder) as stage:
@@ -53,18 +53,3 @@ def save(
         if tokenizer is not None:
             tokenizer.save(stage)
     return folder
-
-
-def describe(model: nn.Module) -> dict[str, Any]:
-    """What `save` writes into config.json: enough to build the model again."""
-    bare = model.model if isinstance(model, TaskModel) else model
-    applied = getattr(bare, "techniques", ())
-    return {
-        **({"techniques": [technique.record() for technique in applied]} if applied else {}),
-        "zoo_format": FORMAT_VERSION,
-        "model": getattr(bare, "zoo_name", None),
-        "class": f"{own_class(bare).__module__}:{own_class(bare).__qualname__}",
-        "config": bare.config.to_dict(),  # type: ignore[union-attr, operator]
-        "task": model.task if isinstance(model, TaskModel) else None,
-        "options": model.options if isinstance(model, TaskModel) else {},
-    }

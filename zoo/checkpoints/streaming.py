@@ -1,5 +1,5 @@
-"""Conversion as a stream: plan from names and shapes, then read, make, check, hash and write one
-tensor after the other.
+"""The one way in, and the way back: plan from names and shapes, then read, make and check one tensor
+after the other, and write it or keep it.
 
 The engine knows no model. It is told our names and shapes (``targets``) and the values of our
 config, and the map does the rest.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,20 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoints import checks as verify
+from zoo.checkpoints import checks
+from zoo.checkpoints.checks import Check, Checks
+from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
-from zoo.formats.archive import Described, Info, dtype_name
-from zoo.formats.memory import Source
-from zoo.formats.writer import SafetensorsWriter, Written, blocks, check_finite, tensor_hash, write_atomically
-from zoo.maps.key_map import KeyMap, Plan, Step
+from zoo.formats.archive import Archive, Described, Info, dtype_name
+from zoo.formats.disk import write_atomically
+from zoo.formats.writer import SafetensorsWriter, Written, check_finite, writing
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import Plan, PlanStep
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did, and how far it was proven."""
+    """What a conversion did, and what it was checked for."""
 
     layout: str
     map_version: int
@@ -50,7 +53,7 @@ class Report:
     absent_heads: tuple[str, ...]
     losses: Mapping[str, str]
     notes: tuple[str, ...]
-    ladder: verify.Ladder
+    checks: Checks
     files: tuple[Path, ...] = ()
     content_sha256: str | None = None
     foreign_config: Mapping[str, object] | None = None
@@ -70,191 +73,162 @@ class Report:
         lines += [f"  the file has no head {name}" for name in self.absent_heads]
         lines += [f"  lost {name}: {why}" for name, why in self.losses.items()]
         lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join([*lines, str(self.ladder)])
+        return "\n".join([*lines, str(self.checks)])
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, for ``--json``."""
         plain: dict[str, Any] = asdict(self)
         plain["files"] = [str(file) for file in self.files]
-        plain["ladder"] = self.ladder.to_dict()
+        plain |= self.checks.to_dict()
         return plain
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where a conversion goes: a ``.safetensors`` file (or a folder, on the way back), the dtype of
+    its floats (None: as stored), the bytes after which a new file begins.
+    """
+
+    path: Path
+    dtype: torch.dtype | str | None = None
+    shard_size: int | None = None
+    progress: Progress | None = None
+    durable: bool = True
+
+    def writer(self, infos: Mapping[str, Info], room: Mapping[str, str]) -> SafetensorsWriter:
+        return SafetensorsWriter(
+            self.path, infos, room, shard_size=self.shard_size, durable=self.durable, progress=self.progress
+        )
+
+
 def convert(
-    archive: Source,
-    keymap: KeyMap,
-    config: Mapping[str, object],
+    opened: Opened,
     targets: Mapping[str, object],
-    heads: Collection[str] | None,
-    out_path: Path | str,
+    to: Destination,
     *,
-    dtype: torch.dtype | str | None = None,
-    shard_size: int | None = None,
+    heads: Collection[str] | None = None,
     dry_run: bool = False,
-    progress: Progress | None = None,
-    architectures: Iterable[str] = (),
-    foreign: Mapping[str, object] | None = None,
-    overrides: Collection[str] = (),
-    expected_sha256: str | None = None,
     metadata: Mapping[str, str] | None = None,
-    durable: bool = True,
 ) -> Report:
     """A foreign file into safetensors under our names.
 
-    ``config`` holds our fields, ``foreign`` the config they came from, ``overrides`` the fields
-    that were set otherwise on purpose; ``heads`` None: those among ``targets``. With ``dry_run``
-    all is planned and nothing read or written. The source is hashed beside the stream, so that its
-    bytes come from the disk once.
+    ``heads`` None: those among ``targets``. With ``dry_run`` all is planned and nothing read or
+    written. The source is hashed beside the stream, so that its bytes come from the disk once.
     """
-    started = time.perf_counter()
-    plan = keymap.forward(archive.tensors, config, heads=heads, architectures=architectures, targets=targets)
-    contract = verify.check_contract(keymap, config, foreign, overrides)
-    if contract.reached is False:
-        raise CheckpointError(f"{keymap.layout}: {contract.why}")
-    infos = _announced(plan, dtype)
+    started, archive = time.perf_counter(), opened.archive
+    plan = opened.plan(targets, heads)
+    contract = checks.required(checks.check_contract(opened), opened.layout)
+    infos = _announced(plan, to.dtype)
     if dry_run:
-        untried = [verify.Rung(name, None, "dry run: nothing was read") for name in ("values", "ties")]
-        ladder = verify.Ladder(
-            (verify.Rung("hash", None, "dry run: nothing was read"), verify.check_plan(plan), *untried, contract)
-        )
-        return _report(plan, "forward", archive, None, infos, ladder, started)
+        skipped = {name: checks.untried(name, "dry run: nothing was read") for name in ("hash", "values", "ties")}
+        planned = (skipped["hash"], checks.check_plan(plan), skipped["values"], skipped["ties"], contract)
+        return _report(plan, archive, infos, planned, started)
+    ties = checks.check_ties(archive, plan)
     with _hashing(archive) as source_hash:
-        room = _metadata(plan, archive, "0" * 64, "0" * 64, max(verify.RUNGS, key=len), metadata)
-        with SafetensorsWriter(
-            out_path, infos, room, shard_size=shard_size, durable=durable, progress=progress
-        ) as writer:
-            _stream(plan, archive, writer.write)
+        room = _metadata(plan, archive, "0" * 64, "0" * 64, max(checks.NAMES, key=len))
+        with to.writer(infos, {**(metadata or {}), **room}) as writer:
+            stream(plan, archive, writer.write)
             sha256 = source_hash.result()
-            hashed = verify.check_hash(sha256, expected_sha256, archive.path.name)
-            if hashed.reached is False:
+            hashed = checks.check_hash(archive, opened.sha256, sha256)
+            if hashed.passed is False:
                 raise CheckpointError(hashed.why)
-            ladder = verify.Ladder(
-                (hashed, verify.check_plan(plan), _values(infos), _tied(plan), contract, verify.check_probe(None))
-            )
-            written = writer.finish(_metadata(plan, archive, sha256, writer.content_sha256(), ladder.reached, metadata))
-    return _report(plan, "forward", archive, sha256, infos, ladder, started, written)
+            values = checks.values_read(infos, infos)
+            results = (hashed, checks.check_plan(plan), values, ties, contract, checks.check_probe(None))
+            facts = _metadata(plan, archive, sha256, writer.content_sha256(), Checks(results).last_passed)
+            written = writer.finish({**(metadata or {}), **facts})
+    return _report(plan, archive, infos, results, started, written, source_sha256=sha256)
 
 
 def convert_back(
-    archive: Source,
+    archive: Archive,
     keymap: KeyMap,
     config: Mapping[str, object],
-    out_path: Path | str,
+    to: Destination,
     *,
     heads: Collection[str] | None = None,
     ties: bool = False,
-    dtype: torch.dtype | str | None = None,
-    shard_size: int | None = None,
     dry_run: bool = False,
-    progress: Progress | None = None,
-    config_path: Path | str | None = None,
-    durable: bool = True,
 ) -> Report:
-    """Ours into a foreign layout: a safetensors file under its names, and its config.
+    """A file of ours into a public layout, with the config that the other library reads beside it
+    where ``to`` is a folder.
 
-    ``out_path`` without the suffix ``.safetensors`` is a folder, which gets ``model.safetensors``
-    and ``config.json``. ``ties`` writes stored copies, as older files have them.
+    ``ties`` writes stored copies too, as old files have them. What the layout implies without
+    storing is held against the tensors on the way.
     """
     started = time.perf_counter()
-    path, config_path = Path(out_path), None if config_path is None else Path(config_path)
-    if path.suffix != ".safetensors":
-        path, config_path = path / "model.safetensors", config_path or path / "config.json"
+    folder = None if to.path.suffix == ".safetensors" else to.path
+    to = to if folder is None else replace(to, path=folder / "model.safetensors")
     passengers = set(str(archive.metadata.get("zoo.passengers", "")).split())
     plan = keymap.back(archive.tensors, config, heads=heads, ties=ties)
-    unknown_passengers = passengers - {source for step in plan.steps for source in step.sources}
-    if unknown_passengers:
+    if unknown_passengers := passengers - {source for step in plan.steps for source in step.sources}:
         raise CheckpointError(f"{keymap.layout} has no place for the passenger {sorted(unknown_passengers)[0]!r}")
     foreign = keymap.config_back(config, plan.heads)
-    infos = _announced(plan, dtype)
-    contract = verify.check_contract(keymap, config)
-    if contract.reached is False:
-        raise CheckpointError(f"{keymap.layout}: {contract.why}")
-    rungs: list[verify.Rung] = [verify.check_hash(None, None, archive.path.name), verify.check_plan(plan)]
+    infos = _announced(plan, to.dtype)
+    contract = checks.required(checks.check_way_back(keymap, config), keymap.layout)
+    before = (checks.check_hash(archive, None), checks.check_plan(plan))
     if dry_run:
-        return _report(plan, "back", archive, None, infos, verify.Ladder(tuple(rungs)), started, foreign=foreign)
+        return _report(plan, archive, infos, before, started, foreign_config=foreign)
+    tied = checks.check_ties(archive, plan)
     note = {"format": "pt", "zoo.layout": keymap.layout, "zoo.map_version": str(keymap.version)}
-    with SafetensorsWriter(path, infos, note, shard_size=shard_size, durable=durable, progress=progress) as writer:
-        _stream(plan, archive, writer.write)
-        rungs += [_values(infos), _tied(plan), contract]
+    with to.writer(infos, note) as writer:
+        stream(plan, archive, writer.write)
         written = writer.finish(note)
-    if config_path is not None:
-        write_atomically(config_path, json.dumps(foreign, indent=2, sort_keys=True) + "\n", durable=durable)
-    return _report(plan, "back", archive, None, infos, verify.Ladder(tuple(rungs)), started, written, foreign)
+    if folder is not None:
+        text = json.dumps(foreign, indent=2, sort_keys=True) + "\n"
+        with writing(folder / "config.json"):
+            write_atomically(folder / "config.json", text, durable=to.durable)
+    results = (*before, checks.values_read(infos, infos), tied, contract)
+    return _report(plan, archive, infos, results, started, written, foreign_config=foreign)
 
 
-def load(
-    archive: Source,
-    keymap: KeyMap,
-    config: Mapping[str, object],
-    targets: Mapping[str, object],
-    heads: Collection[str] | None = None,
-    *,
-    dtype: torch.dtype | str | None = None,
-    architectures: Iterable[str] = (),
-    foreign: Mapping[str, object] | None = None,
-    overrides: Collection[str] = (),
-) -> tuple[dict[str, Tensor], Report]:
-    """Our tensors from a foreign file, in memory, with the same checks. Tensors may show the mapped
-    file until they are written to.
+def read(
+    opened: Opened, plan: Plan, wanted: Set[str] | None = None, dtype: torch.dtype | str | None = None
+) -> tuple[dict[str, Tensor], Checks]:
+    """The tensors that a plan makes (only those ``wanted``), in memory, with the checks of a
+    conversion. They may show the mapped file until they are written to.
     """
-    started = time.perf_counter()
-    plan = keymap.forward(archive.tensors, config, heads=heads, architectures=architectures, targets=targets)
-    contract = verify.check_contract(keymap, config, foreign, overrides)
-    if contract.reached is False:
-        raise CheckpointError(f"{keymap.layout}: {contract.why}")
+    if wanted is not None:
+        plan = replace(plan, steps=tuple(step for step in plan.steps if not wanted.isdisjoint(step.targets)))
+    contract = checks.required(checks.check_contract(opened), opened.layout)
+    ties = checks.check_ties(opened.archive, plan)
     infos = _announced(plan, dtype)
     tensors: dict[str, Tensor] = {}
 
     def keep(name: str, tensor: Tensor) -> None:
-        for block in blocks(tensor):
-            check_finite(block, name)
-        tensors[name] = tensor.to(DTYPES[infos[name].dtype]).contiguous()
+        if wanted is None or name in wanted:
+            tensors[name] = finite(tensor, name, infos[name])
 
-    _stream(plan, archive, keep)
-    hashed = verify.check_hash(None, None, archive.path.name)
-    ladder = verify.Ladder((hashed, verify.check_plan(plan), _values(infos), _tied(plan), contract))
-    return tensors, _report(plan, "forward", archive, None, infos, ladder, started)
+    stream(plan, opened.archive, keep)
+    hashed = checks.untried("hash", "a file is not hashed to be loaded; zoo.verify does it")
+    return tensors, Checks((hashed, checks.check_plan(plan), checks.values_read(infos, tensors), ties, contract))
 
 
-def _stream(plan: Plan, archive: Source, take: Callable[[str, Tensor], None]) -> None:
-    """Run the steps in the order of the source file; hold stored copies against what they copy on
-    the way.
+def finite(tensor: Tensor, name: str, info: Described) -> Tensor:
+    """The tensor, contiguous and in the dtype announced. Refused if it is not finite, before or after
+    the cast.
     """
+    tensor = tensor.contiguous()
+    check_finite(tensor, name)
+    dtype = DTYPES[info.dtype]
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+        check_finite(tensor, name, f" in {info.dtype}: the value is too large for it; keep the file's own dtype")
+    return tensor
+
+
+def stream(plan: Plan, archive: Archive, take: Callable[[str, Tensor], None]) -> None:
+    """Run the steps in the order of the source file; ``take`` gets each tensor as it is made."""
     position = {name: number for number, name in enumerate(archive.tensors)}
-    shared = archive.aliases() if plan.ties else []
-    ties = [(copy, original) for copy, original in plan.ties if not any({copy, original} <= names for names in shared)]
-    for copy, original in ties:
-        one, other = archive.tensors[copy], archive.tensors[original]
-        if tuple(one.shape) != tuple(other.shape) or one.dtype != other.dtype:
-            raise verify.untied(copy, original)
-    compared = {name for pair in ties for name in pair}
-    digests: dict[str, str] = {}
 
-    def read(name: str) -> Tensor:
-        tensor = archive.read(name)
-        if name in compared and name not in digests:
-            digests[name] = tensor_hash(tensor)
-        return tensor
+    def run(step: PlanStep) -> None:  # a function of its own, so that one step's tensors are gone before the next reads
+        for name, tensor in step.run(archive.read).items():
+            take(name, tensor)
 
-    work: list[tuple[int, Step | str]] = [
-        (min((position[s] for s in step.sources), default=len(position)), step) for step in plan.steps
-    ]
-    work += [(position[copy], copy) for copy, _ in ties] + [(position[name], name) for name, _ in plan.checks]
-    implied = dict(plan.checks)
-    for _, item in sorted(work, key=lambda entry: entry[0]):
-        if isinstance(item, str):
-            tensor = read(item)
-            if item in implied:
-                verify.check_constant(item, implied[item], tensor)
-        else:
-            for name, tensor in item.run(read).items():
-                take(name, tensor)
-        tensor = None  # type: ignore[assignment]  # let go before the next one is read
-    for copy, original in ties:
-        if digests.setdefault(original, "") == "":
-            read(original)
-        if digests[copy] != digests[original]:
-            raise verify.untied(copy, original)
+    def first(step: PlanStep) -> int:
+        return min((position[name] for name in step.sources), default=len(position))
+
+    for step in sorted(plan.steps, key=first):
+        run(step)
 
 
 def _announced(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, Info]:
@@ -270,60 +244,44 @@ def _announced(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, Info]:
 
 
 @contextmanager
-def _hashing(archive: Source) -> Iterator[Future[str]]:
+def _hashing(archive: Archive) -> Iterator[Future[str]]:
     """The source's hash, computed beside the stream."""
     with ThreadPoolExecutor(1, thread_name_prefix="zoo-sha256") as pool:
         yield pool.submit(archive.sha256)
 
 
-def _metadata(
-    plan: Plan, archive: Source, source: str, content: str, rung: str, extra: Mapping[str, str] | None
-) -> dict[str, str]:
+def _metadata(plan: Plan, archive: Archive, source: str, content: str, last_passed: str) -> dict[str, str]:
     facts = {
         "format": "pt",
         "zoo.content_sha256": content,
         "zoo.layout": plan.layout,
         "zoo.map_version": str(plan.version),
-        "zoo.rung": rung,
+        "zoo.checked": last_passed,
         "zoo.source": archive.path.name,
         "zoo.source_sha256": source,
     }
     if plan.passengers:
         facts["zoo.passengers"] = " ".join(plan.passengers)
-    return {**(extra or {}), **facts}
-
-
-def _values(infos: Mapping[str, Described]) -> verify.Rung:
-    kinds = ", ".join(sorted({info.dtype for info in infos.values()})) or "no dtype"
-    return verify.Rung("values", True, f"{len(infos)} tensors of {kinds}, all finite")
-
-
-def _tied(plan: Plan) -> verify.Rung:
-    return verify.Rung(
-        "ties",
-        True,
-        f"{len(plan.ties)} stored copies equal what they copy" if plan.ties else "the file stores no copies",
-    )
+    return facts
 
 
 def _report(
     plan: Plan,
-    direction: str,
-    archive: Source,
-    sha256: str | None,
+    archive: Archive,
     infos: Mapping[str, Info],
-    ladder: verify.Ladder,
+    results: tuple[Check, ...],
     started: float,
     written: Written | None = None,
-    foreign: Mapping[str, object] | None = None,
+    source_sha256: str | None = None,
+    foreign_config: Mapping[str, object] | None = None,
 ) -> Report:
     sizes = {name: torch.Size(info.shape).numel() for name, info in infos.items()}
     return Report(
         layout=plan.layout,
         map_version=plan.version,
-        direction=direction,
+        direction="forward" if foreign_config is None else "back",
         source=archive.path.name,
-        source_sha256=sha256,
+        source_sha256=source_sha256,
         heads=tuple(sorted(plan.heads)),
         tensors=len(infos),
         parameters=sum(size for name, size in sizes.items() if name not in plan.passengers),
@@ -335,9 +293,9 @@ def _report(
         absent_heads=tuple(sorted(plan.absent_heads)),
         losses=plan.losses,
         notes=plan.notes,
-        ladder=ladder,
+        checks=Checks(results),
         files=() if written is None else written.files,
         content_sha256=None if written is None else written.content_sha256,
-        foreign_config=foreign,
+        foreign_config=foreign_config,
         seconds=time.perf_counter() - started,
     )

@@ -1,1 +1,1 @@
-"""Commands of their own file: Typer functions that `zoo.cli.app` names in one line each."""
+"""The command line: `app`, and the commands by theme, which import torch only when they run."""

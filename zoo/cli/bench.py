@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
+from zoo.cli.shared import Json, print_json
 
 FORMS = ("as loaded", "padded", "float32", "bfloat16", "int8")
 
@@ -21,7 +21,7 @@ def bench(
     real: Annotated[float, typer.Option(min=0, max=1, help="The share of real tokens; the rest is padding.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="The median of so many rounds.")] = 5,
     task: Annotated[str | None, typer.Option(help="With this task's head.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Time a model's forms in turn: as loaded, padded, and prepared in float32, bfloat16 and int8,
     with the cosine of their results.
@@ -68,7 +68,7 @@ def bench(
         for name in sides
     ]
     if as_json:
-        print(json.dumps({"model": source, "rows": rows, "length": length, "real": share, "forms": found}, indent=2))
+        print_json({"model": source, "rows": rows, "length": length, "real": share, "forms": found})
         return
     print(f"{source}, {rows} x {length}, {share:.0%} real, {torch.get_num_threads()} threads, median of {rounds}")
     for row in found:

@@ -4,7 +4,6 @@ text.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
+from zoo.cli.shared import Json, print_json
 from zoo.errors import ConfigError, TaskError, unknown
 
 Layers = Annotated[str | None, typer.Option(help="The teacher's layers that become the student's, from 0: 1,3,5.")]
@@ -43,7 +43,7 @@ def distill(
     learning_rate: Annotated[float, typer.Option("--lr", min=0)] = 1e-4,
     max_length: Annotated[int, typer.Option(min=3, help="Longer texts are cut.")] = 128,
     seed: Annotated[int, typer.Option()] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Teach a smaller model what a larger one knows, and save it."""
     import torch
@@ -56,12 +56,10 @@ def distill(
     if recipe is not None and recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     data = list(_lines(texts))
-    source: Any = (
-        zoo.load(teacher, task=task) if Path(teacher).exists() else zoo.create(teacher, pretrained=True, task=task)
-    )
+    source: Any = zoo.load(teacher, task=task)
     tokenizer = zoo.tokenizer(teacher)
     generator = torch.Generator().manual_seed(seed)
-    pupil = (
+    student_model = (
         _sized(str(student), source, generator)
         if layers is None
         else student_of(source, [_number(part, "--layers") for part in layers.split(",")])
@@ -74,13 +72,12 @@ def distill(
     torch.manual_seed(seed)  # dropout
     report = []
     for number, terms in enumerate(RECIPES[name](), 1):
-        report.append(
-            {"stage": number, **_stage(source, pupil, terms, batches, steps, learning_rate, generator, quiet=as_json)}
-        )
-    zoo.save(pupil.eval(), out, tokenizer)
-    counts = {"teacher": source.num_parameters(), "student": pupil.num_parameters()}
+        objective = zoo.Distillation(source, student_model, terms, generator=generator)
+        report.append({"stage": number, **_stage(objective, batches, steps, learning_rate, quiet=as_json)})
+    zoo.save(student_model.eval(), out, tokenizer)
+    counts = {"teacher": source.num_parameters(), "student": student_model.num_parameters()}
     if as_json:
-        print(json.dumps({"recipe": name, "parameters": counts, "stages": report, "path": str(out)}, indent=2))
+        print_json({"recipe": name, "parameters": counts, "stages": report, "path": str(out)})
         return
     print(f"{name}: {counts['teacher']:,} parameters taught {counts['student']:,}")
     for stage in report:
@@ -152,24 +149,13 @@ def _batches(
                 yield batch, {}
 
 
-def _stage(
-    teacher: Any,
-    student: Any,
-    terms: Any,
-    batches: Iterator[Any],
-    steps: int,
-    rate: float,
-    generator: Any,
-    *,
-    quiet: bool,
-) -> dict[str, Any]:
+def _stage(distillation: Any, batches: Iterator[Any], steps: int, rate: float, *, quiet: bool) -> dict[str, Any]:
     import torch
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    distillation = zoo.Distillation(teacher, student, terms, generator=generator)
     optimizer = torch.optim.AdamW(distillation.trained(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    student.train()
+    distillation.student.train()
     losses: list[float] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, transient=True, disable=quiet or not sys.stderr.isatty()) as bar:

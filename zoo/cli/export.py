@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import zoo
+from zoo.cli.shared import Json, print_json
 
 
 def export(
@@ -21,13 +21,13 @@ def export(
     length: Annotated[
         int | None, typer.Option(min=1, help="Fix the length of a text; any if you leave it out.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a model as one file for torch.export or ONNX, once it gives what the model gives."""
     model: Any = zoo.load(source, task=task)
     made = zoo.export(model, out, rows=rows, length=length)
     if as_json:
-        print(json.dumps(made, indent=2))
+        print_json(made)
         return
     print(f"wrote {made['path']} ({made['bytes'] / 1e6:.1f} MB)")
     print("  inputs, in order: " + ", ".join(made["inputs"]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import zoo
+from zoo.cli.shared import Json, print_json, tokenizer_of
 from zoo.errors import InputError
 
 
@@ -33,7 +33,7 @@ def prune(
     dense: Annotated[
         bool, typer.Option("--dense", help="Store zeros too, so that any reader of safetensors takes the file.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Remove weights, heads, units, width or layers, the smallest first, and write the smaller
     model; train it to regain what it lost.
@@ -41,7 +41,6 @@ def prune(
     if all(share is None for share in (weights, heads, units, hidden, layers)):
         raise InputError("say what to prune: --weights, --heads, --units, --hidden or --layers")
     gone = _numbers(layers)
-    import zoo
     from zoo.models.base.model import bare_model
     from zoo.techniques.base import Technique
 
@@ -58,13 +57,12 @@ def prune(
         techniques.append(zoo.WeightPruning(sparsity=weights, scope=scope))
     model: Any = zoo.load(source, task=task)
     zoo.apply(model, *techniques)
-    folder = zoo.save(model, out, zoo.tokenizer(source) if _has_tokenizer(source) else None, sparse=not dense)
+    folder = zoo.save(model, out, tokenizer_of(source), sparse=not dense)
     changes = bare_model(model).changes
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if as_json:
         steps = [{"technique": change.technique, "before": change.before, "after": change.after} for change in changes]  # type: ignore[union-attr]
-        json.dump({"folder": str(folder), "bytes": size, "steps": steps}, sys.stdout, indent=2)
-        print()
+        print_json({"folder": str(folder), "bytes": size, "steps": steps})
         return
     for change in changes:  # type: ignore[union-attr]
         print(change)
@@ -78,9 +76,3 @@ def _numbers(text: str | None) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"--layers takes numbers with commas between, such as 3,4; got {text!r}") from error
-
-
-def _has_tokenizer(source: str) -> bool:
-    """A name has one; a folder where its file lies in it."""
-    path = Path(source)
-    return (path / "tokenizer.json").exists() if path.exists() else True

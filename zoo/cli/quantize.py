@@ -4,13 +4,13 @@ take less room.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import zoo
+from zoo.cli.shared import Json, print_json, tokenizer_of
 
 
 def quantize(
@@ -22,23 +22,18 @@ def quantize(
     block: Annotated[int, typer.Option(min=1, help="Below 8 bits: how many weights share a range.")] = 32,
     embeddings: Annotated[bool, typer.Option(help="The tables too.")] = True,
     task: Annotated[str | None, typer.Option(help="A task: its head is loaded too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Store a model's weights in few bits. The result loads like any other model."""
     from zoo.techniques.quantization.technique import stored_bytes
 
-    model: Any = (
-        zoo.load(source, task=task) if Path(source).exists() else zoo.create(source, pretrained=True, task=task)
-    )
+    model: Any = zoo.load(source, task=task)
     before = stored_bytes(model)
     technique = (
         zoo.Int8(embeddings=embeddings) if bits == 8 else zoo.WeightOnly(bits=bits, block=block, embeddings=embeddings)
     )
     zoo.apply(model, technique)
-    try:
-        tokenizer = zoo.tokenizer(source)
-    except zoo.ZooError:
-        tokenizer = None  # a model without one is saved without one
+    tokenizer = tokenizer_of(source)
     zoo.save(model, out, tokenizer)
     after = stored_bytes(model)
     found = {
@@ -49,10 +44,8 @@ def quantize(
         "path": str(out),
     }
     if as_json:
-        print(json.dumps(found | {"tokenizer": tokenizer is not None}, indent=2))
+        print_json(found | {"tokenizer": tokenizer is not None})
     else:
         print(
             f"{technique}: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after (1/{before / after:.2f}), in {out}"
         )
-        if tokenizer is None:
-            print("  no tokenizer was found beside the source")

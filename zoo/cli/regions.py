@@ -4,7 +4,6 @@ safetensors.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
+from zoo.cli.shared import Json, print_json
 from zoo.errors import InputError
 
 app = typer.Typer(help="Dumps of region features: check, convert.", no_args_is_help=True)
@@ -25,7 +25,6 @@ Format = Annotated[
     str | None, typer.Option("--format", help="Of the boxes: xyxy, xywh or normalised, where the dump does not say.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only so many pictures.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -46,12 +45,8 @@ def check(
     report = check_regions(path, limit=limit, **_options(detector, format_))
     unfit = [width for width in report.widths if wanted not in (None, width)]
     if as_json:
-        print(
-            json.dumps(
-                asdict(report) | {"passed": report.passed and not unfit, "model": model, "model_width": wanted},
-                indent=2,
-            )
-        )
+        passed = report.passed and not unfit
+        print_json(asdict(report) | {"passed": passed, "model": model, "model_width": wanted})
     else:
         print(report)
         if unfit:
@@ -90,7 +85,10 @@ def convert(
             progress=lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total or limit),
             **_options(detector, format_),
         )
-    print(json.dumps({"pictures": count, "path": str(out)}) if as_json else f"{count} pictures in {out}")
+    if as_json:
+        print_json({"pictures": count, "path": str(out)})
+    else:
+        print(f"{count} pictures in {out}")
 
 
 def _options(detector: str | None, format_: str | None) -> dict[str, Any]:

@@ -162,3 +162,6 @@ class Candidates:
             raise InputError(
                 f"the candidates' ids must lie in 0..{entities - 1}, got {int(self.ids.min())}..{int(self.ids.max())}"
             )
+
+
+torch.export.register_dataclass(Candidates, serialized_type_name="zoo.Candidates")  # it goes into an exported model

@@ -5,12 +5,12 @@ looks.
     CausalLMCollator(pad_id=2)
     TranslationLMCollator(MaskedLMCollator(...))
 
-An *example* is a mapping: ``input_ids`` and, if the model reads them, ``token_type_ids``,
-``position_ids``, ``language_ids``, each a sequence of ints of one length; any other entry is a
-number for the whole example (``next_sentence_label``, ``sentence_order_label``). A batch is what
-models take: int64 tensors (batch, length), ``attention_mask`` (1 = real), ``labels`` (-100 =
-nothing to predict), numbers as (batch,), and ``lengths``, plain ints, so that a packing model need
-not ask the device for them.
+An *example* is a mapping: ``input_ids`` and, if the model reads them, what else the table of inputs
+has for each token (``token_type_ids``, ``position_ids``, ``language_ids``, ...), each a sequence of
+ints of one length; any other entry is a number for the whole example (``next_sentence_label``,
+``sentence_order_label``). A batch is what models take: int64 tensors (batch, length),
+``attention_mask`` (1 = real), ``labels`` (-100 = nothing to predict), numbers as (batch,), and
+``lengths``, plain ints, so that a packing model need not ask the device for them.
 
 Collators are frozen and hold no random state: they take a ``torch.Generator`` (``None``: torch's
 global one), and the same generator state gives the same batch. For a DataLoader:
@@ -42,12 +42,17 @@ from zoo.data.masking import (
     word_units,
 )
 from zoo.errors import ConfigError, InputError
+from zoo.registry.inputs import INPUTS
 
 Example = Mapping[str, Any]
 Batch = dict[str, Any]
 Starts = Callable[[int], bool]
 
-PER_TOKEN = ("input_ids", "token_type_ids", "position_ids", "language_ids")
+PER_TOKEN = tuple(
+    name
+    for name in INPUTS.along("length")
+    if len(INPUTS[name].axes) == 2 and INPUTS[name].dtype.startswith("int")  # ids and the like, not vectors
+)
 
 
 # --- padding
@@ -61,6 +66,7 @@ def pad_examples(examples: Sequence[Example], pad_id: int) -> Batch:
     if not examples:
         raise InputError("a batch needs at least one example")
     names = set(examples[0])
+    per_token = [name for name in PER_TOKEN if hasattr(examples[0].get(name), "__len__")]
     for number, example in enumerate(examples):
         if "input_ids" not in example or set(example) != names:
             raise InputError(
@@ -68,7 +74,7 @@ def pad_examples(examples: Sequence[Example], pad_id: int) -> Batch:
             )
         if len(example["input_ids"]) == 0:
             raise InputError(f"example {number} has no tokens")
-        for name in names.intersection(PER_TOKEN):
+        for name in per_token:
             if len(example[name]) != len(example["input_ids"]):
                 raise InputError(
                     f"example {number} has {len(example['input_ids'])} input_ids but {len(example[name])} {name}"
@@ -76,7 +82,7 @@ def pad_examples(examples: Sequence[Example], pad_id: int) -> Batch:
     lengths = tuple(len(example["input_ids"]) for example in examples)
     batch: Batch = {"attention_mask": _real(lengths).long(), "lengths": lengths}
     for name in examples[0]:
-        if name in PER_TOKEN:
+        if name in per_token:
             batch[name] = _padded([example[name] for example in examples], pad_id if name == "input_ids" else 0)
         else:
             batch[name] = torch.tensor([example[name] for example in examples])

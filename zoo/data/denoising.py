@@ -1,10 +1,10 @@
 """What a denoising encoder-decoder must undo: sentences out of order, each span of words behind one
-mask (Lewis et al.; Liu et al., 2020). 2020).
+mask (Lewis et al., 2020; Liu et al., 2020).
 
     <s> a b c </s> d e </s> [lang]   ->   <s> d [mask] </s> a b [mask] [lang]
 
-A text is a list of ids whose first and last token stay. Every random number comes from a `Draws`,
-in the order in which fairseq draws.
+A text is a list of ids whose first and last token stay. Every random number comes from a
+`NoiseDraws`, in the order in which fairseq draws.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zoo.errors import ConfigError, InputError
 MASKINGS = ("subword", "word", "span-poisson")
 
 
-class Draws(Protocol):
+class NoiseDraws(Protocol):
     """Where random numbers come from."""
 
     def permutation(self, count: int) -> list[int]:
@@ -69,7 +69,7 @@ def poisson_lengths(mean: float, least: float = 1e-7, most: int = 128) -> tuple[
     return tuple(term / sum(terms) for term in terms)
 
 
-def permute_sentences(tokens: Sequence[int], full_stop: int, draws: Draws, share: float = 1.0) -> list[int]:
+def permute_sentences(tokens: Sequence[int], full_stop: int, draws: NoiseDraws, share: float = 1.0) -> list[int]:
     """Put a ``share`` of the sentences in another order. A sentence ends with a full stop (of
     several in a row, the first).
     """
@@ -117,7 +117,7 @@ class DenoisingNoise:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must lie in 0..1")
 
-    def __call__(self, tokens: Sequence[int], draws: Draws | None = None) -> list[int]:
+    def __call__(self, tokens: Sequence[int], draws: NoiseDraws | None = None) -> list[int]:
         """The noised text; ``tokens`` end with the language code."""
         if len(tokens) < 3:
             raise InputError(f"a text has a first and a last token and words between them, got {len(tokens)} tokens")
@@ -134,7 +134,7 @@ class DenoisingNoise:
             noised = [noised[0], *noised[offset:-1], *noised[1:offset], noised[-1]]
         return noised
 
-    def infill(self, tokens: Sequence[int], draws: Draws) -> list[int]:
+    def infill(self, tokens: Sequence[int], draws: NoiseDraws) -> list[int]:
         """Spans behind masks, and the spans of no words as masks put in afterwards. Spans may touch
         and overlap.
         """
@@ -172,7 +172,7 @@ class DenoisingNoise:
             noised, math.ceil(len(noised) * (inserts / len(noised))), draws
         )  # fairseq passes a share, which may round up
 
-    def _spans(self, budget: int, draws: Draws) -> list[int]:
+    def _spans(self, budget: int, draws: NoiseDraws) -> list[int]:
         """Lengths in words that sum to the budget, spans of no words among them."""
         if self.masking != "span-poisson":
             return [1] * budget
@@ -185,7 +185,7 @@ class DenoisingNoise:
             kept.append(min(spans[len(kept)], budget - sum(kept)))
         return kept
 
-    def _write(self, masks: dict[int, int], places: Sequence[tuple[int, bool]], draws: Draws) -> None:
+    def _write(self, masks: dict[int, int], places: Sequence[tuple[int, bool]], draws: NoiseDraws) -> None:
         """The mask at each place, random ids at those that are to have one."""
         if self.replace_length == 0:
             return
@@ -193,7 +193,7 @@ class DenoisingNoise:
         chosen = [place for place, is_random in places if is_random]
         masks.update(zip(chosen, draws.integers(1, self.vocab_size, len(chosen)), strict=True))
 
-    def insert(self, tokens: Sequence[int], count: int, draws: Draws) -> list[int]:
+    def insert(self, tokens: Sequence[int], count: int, draws: NoiseDraws) -> list[int]:
         """``count`` masks at random places between the first and the last token, the
         ``random_share`` of them as random ids.
         """

@@ -36,7 +36,7 @@ class SentencePair(Generic[Token]):
 
 
 @dataclass(frozen=True)
-class Packed(Generic[Token]):
+class PackedPair(Generic[Token]):
     """``[CLS] first [SEP] second [SEP]`` and the segment of each token: 0 up to the first [SEP],
     then 1.
     """
@@ -45,9 +45,9 @@ class Packed(Generic[Token]):
     token_type_ids: list[int]
 
 
-def pack_pair(pair: SentencePair[Token], cls: Token, sep: Token) -> Packed[Token]:
+def pack_pair(pair: SentencePair[Token], cls: Token, sep: Token) -> PackedPair[Token]:
     tokens = [cls, *pair.first, sep, *pair.second, sep]
-    return Packed(tokens, [0] * (len(pair.first) + 2) + [1] * (len(pair.second) + 1))
+    return PackedPair(tokens, [0] * (len(pair.first) + 2) + [1] * (len(pair.second) + 1))
 
 
 def sentence_pairs(

@@ -1,7 +1,7 @@
 """Knowledge in the batch: sentence trees (K-BERT), entities beside tokens (ERNIE), n-grams (ZEN);
 spans with candidates (KnowBert) are in `zoo.data.candidates`.
 
-SentenceTreeCollator(graph, tokenizer.backend.token_to_id, ...)      any family that takes a (batch, query, key) attention_mask
+SentenceTreeCollator(graph, tokenizer.backend.token_to_id, ...)    for any (batch, query, key) attention_mask
 """
 
 from __future__ import annotations

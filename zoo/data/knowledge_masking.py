@@ -3,7 +3,7 @@ boundaries.
 
     knowledge_masking   ERNIE 1.0: a unit is chosen by its first token's draw, each further token has a draw of its own
     unit_masking        ERNIE 2.0: a share of all the batch's units is chosen, each token of them has a draw of its own
-    SpanMasking         SpanBERT: spans of whole words of geometric length, merged where they touch, one fate for a span
+    SpanBertMasking     SpanBERT: spans of whole words of geometric length, merged where they touch, one fate for a span
 
 Labels of units along a text: -1 a special token, 0 the first token of a unit (a phrase, an entity,
 a word), 1 inside one. Draws are arguments, so that the same draws give the reference's masks; left
@@ -13,15 +13,13 @@ out, they come from a ``torch.Generator``.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from zoo.data.masking import IGNORED
+from zoo.data.masking import IGNORED, SpanDraws, spans_of, word_units
 from zoo.errors import ConfigError, InputError
 
 
@@ -84,6 +82,17 @@ def knowledge_masking(
     return corrupted, targets
 
 
+@dataclass(frozen=True)
+class UnitDraws:
+    """The random part of `unit_masking`: ``order``, which units come first, a permutation of their
+    numbers; ``draws`` (batch, length) uniform; ``replacements`` (batch, length), random ids.
+    """
+
+    order: Sequence[int]
+    draws: Tensor
+    replacements: Tensor
+
+
 def unit_masking(
     input_ids: Tensor,
     units: Tensor,
@@ -92,17 +101,14 @@ def unit_masking(
     *,
     rate: float = 0.15,
     generator: torch.Generator | None = None,
-    order: Sequence[int] | None = None,
-    draws: Tensor | None = None,
-    replacements: Tensor | None = None,
+    draws: UnitDraws | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ERNIE 2.0's masking of a batch -> corrupted ids and labels (-100 where nothing is to be
     guessed), both (batch, length).
 
     ``units`` (batch, length): neighbors with one number are one unit, -1 for special tokens and
     padding. Of all units ``rate`` (at least one) is chosen; of their tokens a tenth stays, a tenth
-    becomes a random id, the rest the mask. ``order``: which units come first, a permutation of
-    their numbers.
+    becomes a random id, the rest the mask. ``draws``: in place of the generator's.
     """
     if units.shape != input_ids.shape or input_ids.dim() != 2:
         raise InputError(
@@ -117,52 +123,21 @@ def unit_masking(
     count = int((begins & real).sum())
     if not count:
         return input_ids.clone(), torch.full_like(input_ids, IGNORED)
-    shuffled = torch.randperm(count, generator=generator) if order is None else torch.as_tensor(list(order))
-    if sorted(shuffled.tolist()) != list(range(count)):
-        raise InputError(f"order must be a permutation of the {count} units")
+    if draws is None:
+        order = torch.randperm(count, generator=generator)
+        uniform = torch.rand(input_ids.shape, generator=generator)
+        replacements = torch.randint(1, vocab_size, input_ids.shape, generator=generator)
+    else:
+        order, uniform, replacements = torch.as_tensor(list(draws.order)), draws.draws, draws.replacements
+        if sorted(order.tolist()) != list(range(count)):
+            raise InputError(f"order must be a permutation of the {count} units")
     taken = torch.zeros(count, dtype=torch.bool)
-    taken[shuffled[: max(1, int(count * rate))]] = True
+    taken[order[: max(1, int(count * rate))]] = True
     chosen = (taken[number.clamp(min=0)] & real).unflatten(0, units.shape)
     chosen[:, 0] = False  # [CLS]
-    draws = torch.rand(input_ids.shape, generator=generator) if draws is None else draws
-    replacements = (
-        torch.randint(1, vocab_size, input_ids.shape, generator=generator) if replacements is None else replacements
-    )
-    corrupted = torch.where(chosen & (draws > 0.2), mask_id, input_ids)
-    corrupted = torch.where(chosen & (draws > 0.1) & (draws < 0.2), replacements, corrupted)
+    corrupted = torch.where(chosen & (uniform > 0.2), mask_id, input_ids)
+    corrupted = torch.where(chosen & (uniform > 0.1) & (uniform < 0.2), replacements, corrupted)
     return corrupted, input_ids.masked_fill(~chosen, IGNORED)
-
-
-class SpanDraws(Protocol):
-    """Where SpanBERT's masking gets its random numbers from; `RandomSpanDraws` is the usual one."""
-
-    def length(self, lengths: Sequence[int], weights: Sequence[float]) -> int: ...
-    def anchor(self, count: int) -> int: ...
-    def positions(self, count: int, chosen: int) -> list[int]: ...
-    def fate(self) -> float: ...
-    def token(self, corpus: Sequence[int]) -> int: ...
-
-
-@dataclass(frozen=True)
-class RandomSpanDraws:
-    """Draws from a ``random.Random``."""
-
-    rng: random.Random
-
-    def length(self, lengths: Sequence[int], weights: Sequence[float]) -> int:
-        return self.rng.choices(lengths, weights)[0]
-
-    def anchor(self, count: int) -> int:
-        return self.rng.randrange(count)
-
-    def positions(self, count: int, chosen: int) -> list[int]:
-        return self.rng.sample(range(count), chosen)
-
-    def fate(self) -> float:
-        return self.rng.random()
-
-    def token(self, corpus: Sequence[int]) -> int:
-        return self.rng.choice(corpus)
 
 
 @dataclass(frozen=True)
@@ -178,7 +153,7 @@ class MaskedSpans:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanMasking:
+class SpanBertMasking:
     """SpanBERT's corruption of a block without [CLS] and [SEP].
 
     Of ``ceil(ratio · length)`` tokens: draw a length in words, p(l) ~ p (1 - p)^(l - 1) from
@@ -219,29 +194,10 @@ class SpanMasking:
 
     def spans(self, tokens: Sequence[int], draws: SpanDraws) -> list[tuple[int, int]]:
         """The spans (first, last) to mask, merged and in order."""
-        begins = [self.starts(token) for token in tokens]
-        budget = math.ceil(len(tokens) * self.ratio)
-        lengths, weights = list(range(self.shortest, self.longest + 1)), self.weights
-        masked: set[int] = set()
-        found: list[tuple[int, int]] = []
-        while len(masked) < budget:
-            words = draws.length(lengths, weights)
-            anchor = draws.anchor(len(tokens))
-            if anchor in masked:
-                continue
-            first = anchor
-            while first > 0 and not begins[first]:
-                first -= 1
-            last, place = first, first
-            while place < len(tokens) and len(masked) < budget:
-                if place > first and begins[place]:
-                    words -= 1
-                    if not words:
-                        break
-                masked.add(place)
-                last, place = place, place + 1
-            found.append((first, last))
-        return _merged(found)
+        units = word_units(tokens, (), self.starts)
+        lengths = list(range(self.shortest, self.longest + 1))
+        found = spans_of(units, math.ceil(len(tokens) * self.ratio), lengths, self.weights, draws)
+        return _merged([(span[0], span[-1]) for span in found])
 
     def __call__(self, tokens: Sequence[int], corpus: Sequence[int], draws: SpanDraws) -> MaskedSpans:
         """Corrupt one block; random tokens are drawn from ``corpus``, a stream of tokens, so by

@@ -22,7 +22,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -179,33 +179,78 @@ class NGrams:
         return chosen
 
 
+class SpanDraws(Protocol):
+    """Where span masking gets its random numbers from; `RandomSpanDraws` is the usual one."""
+
+    def length(self, lengths: Sequence[int], weights: Sequence[float]) -> int: ...
+    def anchor(self, count: int) -> int: ...
+    def positions(self, count: int, chosen: int) -> list[int]: ...
+    def fate(self) -> float: ...
+    def token(self, corpus: Sequence[int]) -> int: ...
+
+
+@dataclass(frozen=True)
+class RandomSpanDraws:
+    """Draws from a ``random.Random``."""
+
+    rng: random.Random
+
+    def length(self, lengths: Sequence[int], weights: Sequence[float]) -> int:
+        return self.rng.choices(lengths, weights)[0]
+
+    def anchor(self, count: int) -> int:
+        return self.rng.randrange(count)
+
+    def positions(self, count: int, chosen: int) -> list[int]:
+        return self.rng.sample(range(count), chosen)
+
+    def fate(self) -> float:
+        return self.rng.random()
+
+    def token(self, corpus: Sequence[int]) -> int:
+        return self.rng.choice(corpus)
+
+
+def spans_of(
+    units: Sequence[Sequence[int]], budget: int, lengths: Sequence[int], weights: Sequence[float], draws: SpanDraws
+) -> list[list[int]]:
+    """Spans of units that hold ``budget`` positions together, in the order chosen (SpanBERT).
+
+    A length in units is drawn by ``weights``, then an anchor among all positions; its span begins
+    with the unit it lies in, and one that is taken already costs a draw and no more. Spans may
+    overlap; the last may end inside a word, where the budget is used up.
+    """
+    owner = [number for number, unit in enumerate(units) for _ in unit]
+    places = [place for unit in units for place in unit]
+    budget = min(budget, len(places))
+    taken: set[int] = set()
+    spans: list[list[int]] = []
+    while len(taken) < budget:
+        length, anchor = draws.length(lengths, weights), draws.anchor(len(places))
+        if places[anchor] in taken:
+            continue
+        span: list[int] = []
+        for place in (p for unit in units[owner[anchor] : owner[anchor] + length] for p in unit):
+            if len(taken) == budget:
+                break
+            taken.add(place)
+            span.append(place)
+        spans.append(span)
+    return spans
+
+
 def choose_spans(
     units: Sequence[Sequence[int]], budget: int, rng: random.Random, decay: float = 0.2, max_words: int = 10
 ) -> list[int]:
     """``budget`` positions in spans of units whose length is geometric, p(l) ~ (1 - decay)^(l - 1),
-    cut at ``max_words`` (SpanBERT).
-
-    An anchor is drawn among all positions and its span begins with the unit it lies in; one that is
-    taken already costs a draw and no more. The last span may end inside a word, where the budget is
-    used up.
+    cut at ``max_words``: see `spans_of`.
     """
     if not 0 < decay < 1 or max_words < 1:
         raise InputError(f"decay={decay} must lie between 0 and 1, max_words={max_words} must be at least 1")
-    owner = [number for number, unit in enumerate(units) for _ in unit]
-    places = [place for unit in units for place in unit]
-    budget = min(budget, len(places))
     lengths = range(1, max_words + 1)
     weights = [(1 - decay) ** (length - 1) for length in lengths]
-    chosen: dict[int, None] = {}
-    while len(chosen) < budget:
-        length = rng.choices(lengths, weights)[0]
-        anchor = rng.randrange(len(places))
-        if places[anchor] in chosen:
-            continue
-        for place in (p for unit in units[owner[anchor] : owner[anchor] + length] for p in unit):
-            if len(chosen) < budget:
-                chosen[place] = None
-    return list(chosen)
+    spans = spans_of(units, budget, lengths, weights, RandomSpanDraws(rng))
+    return list(dict.fromkeys(place for span in spans for place in span))
 
 
 def permute(tokens: Sequence[Token], positions: Collection[int], rng: random.Random) -> Masked[Token]:

@@ -13,9 +13,8 @@ from typing import Protocol
 import torch
 
 from zoo.errors import CheckpointError, unknown
+from zoo.formats.disk import sha256_of
 from zoo.formats.limits import guarded
-
-_HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Archive:
         print for them, sorted by name.
         """
         with guarded(str(self.path)):
-            hashes = {file: _file_hash(file) for file in self.files}
+            hashes = {file: sha256_of(file) for file in self.files}
         if len(hashes) == 1:
             return next(iter(hashes.values()))
         base = self.path if self.path.is_dir() else self.path.parent
@@ -146,14 +145,6 @@ class Archive:
             for file, digest in hashes.items()
         )
         return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {

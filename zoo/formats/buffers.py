@@ -21,9 +21,8 @@ from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, TORCH_DTYPES
 from zoo.formats.limits import MAX_ZIP_DIRECTORY, check_expansion
 
-_MAP_NORESERVE = (
-    0x4000 if sys.platform == "linux" else 0
-)  # a private map of a file larger than memory must not be refused
+# a private map of a file larger than memory must not be refused
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _DEFLATE_CHUNK = 1 << 20
 
@@ -55,9 +54,9 @@ def tensor_at(
     numel = math.prod(shape)
     if numel == 0:
         return torch.empty(tuple(shape), dtype=torch_dtype)
-    span = (
-        numel if strides is None else 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    )
+    span = numel
+    if strides is not None:
+        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if offset < 0 or offset + span * itemsize > len(data):
         raise CheckpointError(
             f"a tensor of {span * itemsize} bytes at offset {offset} does not fit into {len(data)} bytes: the file is "
@@ -68,10 +67,8 @@ def tensor_at(
     raw = torch.frombuffer(data, dtype=torch.uint8, count=span * itemsize, offset=offset)
     if raw.data_ptr() % itemsize:
         raw = raw.clone()
-    if dtype == "BOOL":
-        flat = (
-            raw.view(torch.bool) if bool((raw <= 1).all()) else raw != 0
-        )  # a byte that is neither 0 nor 1 is no valid bool in memory
+    if dtype == "BOOL" and not bool((raw <= 1).all()):
+        flat = raw != 0  # a byte that is neither 0 nor 1 is no valid bool in memory
     else:
         flat = raw.view(torch_dtype)
     return flat.view(tuple(shape)) if strides is None else flat.as_strided(tuple(shape), tuple(strides)).contiguous()

@@ -17,25 +17,11 @@ from pathlib import Path
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive, Entry
 from zoo.formats.buffers import BufferFile, Member
-from zoo.formats.limits import MIB, check_expansion
-from zoo.formats.pickles import printable
+from zoo.formats.limits import MIB, check_expansion, printable
 
 INDEXES = (".safetensors.index.json", ".bin.index.json")
-SUFFIXES = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".th",
-    ".model",
-    ".npz",
-    ".npy",
-    ".pdparams",
-    ".pkl",
-    ".onnx",
-    ".pth.tar",
-)
+SUFFIXES: tuple[str, ...] = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".model", ".npz", ".npy")
+SUFFIXES += (".pdparams", ".pkl", ".onnx", ".pth.tar")
 NOT_MODELS = re.compile(
     r"^(training_args|trainer_state|optim|sched|scaler|random_states|rng_state)|(spiece|sentencepiece|spm|bpe|30k-clean).*\.model$"
 )
@@ -111,7 +97,6 @@ def configs(files: Mapping[str, tuple[int, Bytes]], chosen: str) -> dict[str, st
 
 
 # --- tar
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def is_tar(data: memoryview) -> bool:
@@ -215,7 +200,6 @@ def zip_files(members: Mapping[str, Member]) -> dict[str, tuple[int, Bytes]]:
 
 
 # --- folders of ranks
-# -----------------------------------------------------------------------------------------------------
 
 
 def ranks(names: Iterable[str]) -> dict[int, str]:

@@ -26,9 +26,8 @@ MAX_CONTAINERS = 1_000_000  # lists, dicts, sets and refused objects that one pi
 MAX_TEXT = 16 * MIB  # one string that is plain data
 LONG_VALUE = 64 << 10  # longer strings and byte strings stay in the mapped file until they are wanted
 MAX_INTEGER_BYTES = 1024
-MAX_NODES = (
-    4_000_000  # plain values in the tree of a pickle, where shared parts count each time and a container counts as 16
-)
+# plain values in the tree of a pickle, where shared parts count each time and a container counts as 16
+MAX_NODES = 4_000_000
 MAX_DEPTH = 100
 MAX_NAME = 2048  # characters of a tensor's name
 MAX_DIMENSIONS = 64
@@ -81,3 +80,24 @@ def check_expansion(what: str, declared: int, stored: int) -> None:
             f"{what} would grow from {stored} to {declared} bytes; more than {MAX_RATIO} times is refused beyond "
             f"{FREE_EXPANSION} bytes"
         )
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """A foreign name, made safe to show."""
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of a file can be a size or a place."""
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def repr_short(value: object) -> str:
+    """A description that never walks into containers."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a huge integer"
+    if value is None or isinstance(value, (int, float, str)):
+        return repr(value)[:100]
+    sized = f" of length {len(value)}" if isinstance(value, (tuple, list, dict, bytes)) else ""
+    return f"{type(value).__name__}{sized}"

@@ -12,14 +12,14 @@ from pathlib import Path
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import Member
-from zoo.formats.limits import MAX_DIMENSIONS
-from zoo.formats.pickles import is_count, printable
+from zoo.formats.limits import MAX_DIMENSIONS, is_count, printable
 from zoo.formats.torch_files import NUMPY_DTYPES, array_tensor
 
 MAGIC = b"\x93NUMPY"
 MAX_NPY_HEADER = 10_000  # numpy's own limit
 HEADER = re.compile(  # what numpy writes; it would parse any Python literal
-    r"\s*\{\s*'descr': '([<>|=])(\w{1,8})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,19}L?, ?)*(?:\d{1,19}L?)?),?\),? *\}\s*"
+    r"\s*\{\s*'descr': '([<>|=])(\w{1,8})', 'fortran_order': (True|False), "
+    r"'shape': \(((?:\d{1,19}L?, ?)*(?:\d{1,19}L?)?),?\),? *\}\s*"
 )
 
 
@@ -34,12 +34,9 @@ def is_npz(members: dict[str, Member]) -> bool:
 def read_npy(path: Path, data: memoryview) -> Archive:
     """The one array of a ``.npy`` file, called ``array``."""
     entry = _entry(str(path), "array", data, lambda: data)
-    return Archive(
-        path,
-        "numpy",
-        {} if isinstance(entry, str) else {"array": entry},
-        refused=[entry] if isinstance(entry, str) else [],
-    )
+    if isinstance(entry, str):
+        return Archive(path, "numpy", {}, refused=[entry])
+    return Archive(path, "numpy", {"array": entry})
 
 
 def read_npz(path: Path, members: dict[str, Member]) -> Archive:
@@ -64,12 +61,8 @@ def _entry(
     wide = len(head) > 6 and head[6] in (2, 3)
     length = int.from_bytes(head[8 : 12 if wide else 10], "little")
     start = (12 if wide else 10) + length
-    if (
-        bytes(head[:6]) != MAGIC
-        or bytes(head[6:8]) not in (b"\1\0", b"\2\0", b"\3\0")
-        or length > MAX_NPY_HEADER
-        or start > len(head)
-    ):
+    known = bytes(head[:6]) == MAGIC and bytes(head[6:8]) in (b"\1\0", b"\2\0", b"\3\0")
+    if not known or length > MAX_NPY_HEADER or start > len(head):
         raise CheckpointError(
             f"{what} does not start as an array of npy version 1.0, 2.0 or 3.0 with a header of at most "
             f"{MAX_NPY_HEADER} bytes"

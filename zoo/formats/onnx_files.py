@@ -22,18 +22,17 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import tensor_at
-from zoo.formats.limits import MAX_DIMENSIONS
-from zoo.formats.pickles import is_count, printable
+from zoo.formats.disk import plain_name
+from zoo.formats.limits import MAX_DIMENSIONS, is_count, printable
 from zoo.formats.protobuf import fields, integers, message, number, signed, text
-from zoo.formats.shards import safe_name
 
 MAX_NODES = 200_000
 MAX_INPUTS = 1_000_000
 MAX_TENSORS = 100_000
 MAX_INTEGERS = 1 << 26
 DTYPES = {
-    1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64", 12: "U32", 13: "U64", 14: "C64",
-    15: "C128", 16: "BF16", 17: "F8_E4M3", 19: "F8_E5M2",
+    1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64", 12: "U32",
+    13: "U64", 14: "C64", 15: "C128", 16: "BF16", 17: "F8_E4M3", 19: "F8_E5M2",
 }  # fmt: skip
 FIXED_FIELDS = {4: "F32", 10: "F64"}  # lists of floats are stored as they are in memory; lists of integers are not
 INTEGER_FIELDS = (5, 7, 11)
@@ -261,7 +260,6 @@ def _dequantize(source: _Value, scale: _Value, zero: _Value | None, axis: int | 
 
 
 # --- the messages
-# -------------------------------------------------------------------------------------------------------
 
 
 def _read_graph(
@@ -366,7 +364,7 @@ def _outside(
     external: dict[str, memoryview],
     info: TensorInfo,
 ) -> memoryview:
-    file = safe_name(location.get("location", ""), path)
+    file = plain_name(location.get("location", ""), path)
     if file not in external:
         found = beside(file)
         if found is None:

@@ -21,13 +21,13 @@ from zoo.formats import (
 )
 from zoo.formats.archive import Archive, Entry, TensorInfo
 from zoo.formats.buffers import map_file, zip_members
-from zoo.formats.limits import guarded
+from zoo.formats.disk import plain_name
+from zoo.formats.limits import guarded, printable
 from zoo.formats.memory import DictArchive
-from zoo.formats.pickles import printable
 
 __all__ = ["Archive", "Entry", "TensorInfo", "open_archive"]
 
-Neighbour = Callable[[str], memoryview | None]  # the bytes of a file beside the one being read
+Neighbor = Callable[[str], memoryview | None]  # the bytes of a file beside the one being read
 
 
 def open_archive(path: Path | str, *, group: str | None = None) -> Archive:
@@ -53,14 +53,14 @@ def open_archive(path: Path | str, *, group: str | None = None) -> Archive:
 
 def _open_file(path: Path, group: str | None) -> Archive:
     def beside(name: str) -> memoryview | None:
-        file = path.with_name(shards.safe_name(name, path))
+        file = path.with_name(plain_name(name, path))
         return map_file(file) if file.is_file() else None
 
     return _open_data(path, path.name, map_file(path), group, beside, nested=False)
 
 
 def _open_data(
-    path: Path, name: str, data: memoryview, group: str | None, beside: Neighbour, *, nested: bool
+    path: Path, name: str, data: memoryview, group: str | None, beside: Neighbor, *, nested: bool
 ) -> Archive:
     """Recognise ``data`` by its first bytes; a file inside an archive is no archive itself, but for
     torch's and numpy's zips.

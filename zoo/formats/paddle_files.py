@@ -14,8 +14,8 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import map_file, tensor_at
-from zoo.formats.limits import MAX_DIMENSIONS
-from zoo.formats.pickles import is_count, printable, unpickle
+from zoo.formats.limits import MAX_DIMENSIONS, is_count, printable
+from zoo.formats.pickles import unpickle
 from zoo.formats.protobuf import fields, integers, number
 from zoo.formats.torch_files import build
 from zoo.formats.tree import gather
@@ -23,7 +23,8 @@ from zoo.formats.tree import gather
 BIG_PARAMETERS = "UnpackBigParamInfor@@"  # paddle's own spelling
 PARAMETER_NAMES = "StructuredToParameterName@@"
 DTYPES = {
-    0: "BOOL", 1: "I16", 2: "I32", 3: "I64", 4: "F16", 5: "F32", 6: "F64", 19: "U64", 20: "U8", 21: "I8", 22: "BF16", 23: "C64", 24: "C128"
+    0: "BOOL", 1: "I16", 2: "I32", 3: "I64", 4: "F16", 5: "F32", 6: "F64", 19: "U64", 20: "U8", 21: "I8", 22: "BF16",
+    23: "C64", 24: "C128",
 }  # fmt: skip
 MAX_LEVELS = 16
 MAX_DESCRIPTION = 1024
@@ -95,7 +96,6 @@ def _cat(pieces: list[Entry], info: TensorInfo) -> torch.Tensor:
 
 
 # --- paddle 1.x: one file per parameter
-# --------------------------------------------------------------------------------
 
 
 def is_parameter(data: memoryview) -> bool:

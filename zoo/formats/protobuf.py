@@ -1,6 +1,7 @@
 """Protocol buffers on the wire: the fields of one message, without a schema and without copying.
 
-TensorFlow's checkpoint index, paddle's tensor descriptions and ONNX models are such messages.
+TensorFlow's checkpoint index, Paddle's tensor descriptions, ONNX and SentencePiece models are such
+messages.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ def varint(data: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for i in range(10):
         if position + i >= len(data):
-            break
+            raise CheckpointError("the file ends in the middle of a number: it is truncated or damaged")
         byte = data[position + i]
         value |= (byte & 0x7F) << (7 * i)
         if byte < 0x80:
             return value & ((1 << 64) - 1), position + i + 1
-    raise CheckpointError("a variable-length integer does not end: the file is truncated or damaged")
+    raise CheckpointError(f"a number of more than ten bytes at byte {position}: the file is damaged")
 
 
-def signed(value: int) -> int:
-    """The int64 that a varint carries."""
-    return value - (1 << 64) if value >> 63 else value
+def signed(value: int, bits: int = 64) -> int:
+    """The signed integer of so many bits that a varint carries."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
 
 
 def fields(message: memoryview) -> Iterator[Field]:
@@ -38,6 +40,8 @@ def fields(message: memoryview) -> Iterator[Field]:
     while position < len(message):
         tag, position = varint(message, position)
         number, wire = tag >> 3, tag & 7
+        if number == 0:
+            raise CheckpointError(f"a field has the number 0 before byte {position}: the file is damaged")
         if wire == 0:
             value, position = varint(message, position)
             yield number, value
@@ -47,11 +51,11 @@ def fields(message: memoryview) -> Iterator[Field]:
         elif wire in _FIXED:
             size = _FIXED[wire]
         else:
-            raise CheckpointError(f"a message holds a field of wire type {wire}: the file is damaged")
+            raise CheckpointError(f"field {number} has the wire type {wire}: the file is damaged")
         if size > len(message) - position:
             raise CheckpointError(
-                f"a field announces {size} bytes where {len(message) - position} are left: the file is truncated or "
-                "lies"
+                f"field {number} claims {size} bytes where {len(message) - position} are left: the file is truncated "
+                "or lies"
             )
         part = message[position : position + size]
         position += size

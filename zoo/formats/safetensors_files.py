@@ -15,8 +15,7 @@ from zoo.errors import CheckpointError
 from zoo.formats import sparse_tensors
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import tensor_at
-from zoo.formats.limits import MAX_DIMENSIONS, MAX_HEADER, MAX_NAME
-from zoo.formats.pickles import is_count, printable, repr_short
+from zoo.formats.limits import MAX_DIMENSIONS, MAX_HEADER, MAX_NAME, is_count, printable, repr_short
 
 
 def is_safetensors(data: memoryview) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive, Entry
-from zoo.formats.limits import MAX_HEADER
-from zoo.formats.pickles import printable
+from zoo.formats.disk import plain_name
+from zoo.formats.limits import MAX_HEADER, printable
 from zoo.formats.safetensors_files import load_json
 
 MAX_SHARDS = 2048
@@ -33,7 +33,7 @@ def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
     files = sorted(set(weight_map.values()))
     if len(files) > MAX_SHARDS:
         raise CheckpointError(f"{path} names {len(files)} shards; at most {MAX_SHARDS} are read")
-    archives = {file: open_one(path.parent / safe_name(file, path)) for file in files}
+    archives = {file: open_one(path.parent / plain_name(file, path)) for file in files}
     entries: dict[str, Entry] = {}
     for file, archive in archives.items():
         for name, entry in archive.entries.items():
@@ -60,20 +60,3 @@ def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
         refused=[f"{line} in {file}" for file, archive in archives.items() for line in archive.refused],
         files=(path, *(path.parent / file for file in files)),
     )
-
-
-def safe_name(file: str, path: Path) -> str:
-    """``file`` where it is a plain name of a file beside ``path``; anything with a folder in it is
-    refused.
-    """
-    if (
-        not file
-        or file in (".", "..")
-        or any(c in file for c in '/\\:\0"')
-        or not file.isprintable()
-        or len(file) > 255
-    ):
-        raise CheckpointError(
-            f"{path} names the file {printable(file)!r}; only plain names in the same folder are followed"
-        )
-    return file

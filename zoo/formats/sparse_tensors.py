@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Entry, TensorInfo
-from zoo.formats.pickles import is_count
+from zoo.formats.limits import is_count
 
 KEY = "zoo.sparse"
 

@@ -18,8 +18,7 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, TORCH_DTYPES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import tensor_at
-from zoo.formats.limits import MAX_DIMENSIONS, MAX_NAME, MIB, check_expansion
-from zoo.formats.pickles import printable
+from zoo.formats.limits import MAX_DIMENSIONS, MAX_NAME, MIB, check_expansion, printable
 from zoo.formats.protobuf import fields, message, number, signed, text, varint
 
 MAGIC = 0xDB4775248B80FB57
@@ -31,8 +30,8 @@ MAX_BLOCKS = 100_000
 MAX_SHARDS = 10_000
 MAX_SLICES = 10_000
 DTYPES = {
-    1: "F32", 2: "F64", 3: "I32", 4: "U8", 5: "I16", 6: "I8", 8: "C64", 9: "I64", 10: "BOOL", 14: "BF16", 17: "U16", 18: "C128", 19: "F16",
-    22: "U32", 23: "U64", 24: "F8_E5M2", 25: "F8_E4M3",
+    1: "F32", 2: "F64", 3: "I32", 4: "U8", 5: "I16", 6: "I8", 8: "C64", 9: "I64", 10: "BOOL", 14: "BF16", 17: "U16",
+    18: "C128", 19: "F16", 22: "U32", 23: "U64", 24: "F8_E5M2", 25: "F8_E4M3",
 }  # fmt: skip
 
 Lookup = Callable[[str], memoryview | None]
@@ -231,7 +230,6 @@ def _extents(data: memoryview) -> Extent:
 
 
 # --- the string table
-# ---------------------------------------------------------------------------------------------------
 
 
 def _table(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -310,7 +308,6 @@ def check_sum(data: memoryview, stored: int) -> None:
 
 
 # --- the encoded names of slices: numbers and strings whose bytes sort like the values
-# ------------------------------------
 
 
 def slice_key(name: bytes, extent: Extent) -> bytes:

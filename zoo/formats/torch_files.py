@@ -16,18 +16,10 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import Member, tensor_at
-from zoo.formats.pickles import (
-    ArrayRef,
-    LongBytes,
-    Refused,
-    StorageRef,
-    TensorRef,
-    is_count,
-    printable,
-    repr_short,
-    storage_type,
-    unpickle,
-)
+from zoo.formats.limits import is_count, printable, repr_short
+from zoo.formats.nodes import ArrayRef, LongBytes, Refused, StorageRef, TensorRef
+from zoo.formats.pickle_calls import storage_type
+from zoo.formats.pickles import unpickle
 from zoo.formats.tree import Leaf, Tree, gather
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -74,14 +66,8 @@ class _Torch:
         if self.dtypes.setdefault(key, (dtype, count)) != (dtype, count):
             raise CheckpointError(f"{self.what}: storage {printable(key)!r} is described twice, differently")
         if view and view[0] is not None:
-            part = view[0]
-            if (
-                not isinstance(part, tuple)
-                or len(part) != 3
-                or not is_count(part[1])
-                or not is_count(part[2])
-                or part[1] + part[2] > count
-            ):
+            part: tuple[Any, ...] = view[0] if isinstance(view[0], tuple) and len(view[0]) == 3 else (None, None, None)
+            if not is_count(part[1]) or not is_count(part[2]) or part[1] + part[2] > count:
                 raise CheckpointError(f"{self.what}: a view that reaches beyond storage {printable(key)!r}")
             return StorageRef(key, dtype, part[2], part[1])
         return StorageRef(key, dtype, count)
@@ -91,29 +77,11 @@ def _entry(name: str, leaf: Leaf, storage: Storage | None, space: str) -> Entry:
     if isinstance(leaf, ArrayRef):
         return _array_entry(name, leaf)
     if isinstance(leaf, StorageRef):
-        dtype = leaf.dtype or "U8"
-        leaf = TensorRef(leaf, leaf.start, (leaf.count,), (1,), dtype)
-    found = leaf
+        leaf = TensorRef(leaf, leaf.start, (leaf.count,), (1,), leaf.dtype or "U8")
     assert storage is not None
-
-    def load() -> torch.Tensor:
-        return tensor_at(
-            storage(found.storage.key),
-            found.offset * ITEM_SIZES[found.dtype],
-            found.dtype,
-            found.shape,
-            _strides(found),
-        )
-
-    place = (
-        space,
-        found.storage.key,
-        found.offset * ITEM_SIZES[found.dtype],
-        found.dtype,
-        found.shape,
-        _strides(found),
-    )
-    return Entry(TensorInfo(name, found.shape, found.dtype), load, place)
+    key, dtype = leaf.storage.key, leaf.dtype
+    view = (leaf.offset * ITEM_SIZES[dtype], dtype, leaf.shape, _strides(leaf))
+    return Entry(TensorInfo(name, leaf.shape, dtype), lambda: tensor_at(storage(key), *view), (space, key, *view))
 
 
 def _strides(leaf: TensorRef) -> tuple[int, ...] | None:
@@ -171,18 +139,14 @@ def build(path: Path, format: str, tree: Tree, storage: Storage | None, space: s
         metadata["quantization"] = {
             name: {k: v for k, v in scale.items() if isinstance(v, (int, float, str))} for name, scale in scales.items()
         }
-    if (
-        format.startswith("torch-")
-        and tree.group == "model"
-        and FAIRSEQ_MARKS & set(tree.keys)
-        and FAIRSEQ_SIGNS & set(tree.keys)
-    ):
+    keys = set(tree.keys)
+    if format.startswith("torch-") and tree.group == "model" and FAIRSEQ_MARKS & keys and FAIRSEQ_SIGNS & keys:
         format = "fairseq"
     entries = {name: _entry(name, leaf, storage, space) for name, leaf in tree.tensors.items()}
     return Archive(path, format, entries, metadata=metadata, refused=tree.refused, groups=tree.groups, group=tree.group)
 
 
-# --- zip archives -----------------------------------------------------------------------------------------------------
+# --- zip archives
 
 
 def is_torch_zip(members: dict[str, Member]) -> bool:
@@ -239,7 +203,7 @@ def _read_pickle(
     return gather(result.value, result.refused, group, what), storage
 
 
-# --- the older format: pickles in a row, then the storages ------------------------------------------------------------
+# --- the older format: pickles in a row, then the storages
 
 
 def is_legacy(data: memoryview) -> bool:

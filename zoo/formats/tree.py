@@ -2,12 +2,15 @@
 
 The rules of naming:
 
-- a tensor is called by the keys that lead to it, joined by dots; ``_modules``, ``_parameters`` and ``_buffers`` of modules are left out;
-- where the top is a dict, its entries that hold tensors are the *groups*. The first of ``WRAPPERS`` among them is the checkpoint: its
-  tensors are called without its name, and the other groups (optimizer, ...) are only shown when asked for by name;
+- a tensor is called by the keys that lead to it, joined by dots; ``_modules``, ``_parameters`` and
+  ``_buffers`` of modules are left out;
+- where the top is a dict, its entries that hold tensors are the *groups*. The first of ``WRAPPERS``
+  among them is the checkpoint: its tensors are called without its name, and the other groups
+  (optimizer, ...) are only shown when asked for by name;
 - without a wrapper, or with ``group=""``, every tensor is shown;
-- everything else is metadata: plain numbers, strings, lists and dicts under the same keys. The attributes of a refused object (an
-  ``argparse.Namespace``) are plain data as well, and its name is listed as refused.
+- everything else is metadata: plain numbers, strings, lists and dicts under the same keys. The
+  attributes of a refused object (an ``argparse.Namespace``) are plain data as well, and its name is
+  listed as refused.
 """
 
 from __future__ import annotations
@@ -17,27 +20,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.errors import CheckpointError, unknown
-from zoo.formats.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_TEXT
-from zoo.formats.pickles import ArrayRef, Global, LongBytes, NumpyType, Refused, StorageRef, TensorRef, printable
+from zoo.formats.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_TEXT, printable
+from zoo.formats.nodes import ArrayRef, Global, LongBytes, NumpyType, Refused, StorageRef, TensorRef
 
-WRAPPERS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "module",
-    "learnable",
-    "net",
-    "network",
-    "weights",
-)
+WRAPPERS: tuple[str, ...] = ("model", "state_dict", "model_state_dict", "model_state", "module", "learnable")
+WRAPPERS += ("net", "network", "weights")
 MODULE_PARTS = ("_modules", "_parameters", "_buffers")
 MAX_REFUSED_SHOWN = 200
 MAX_REFUSED_NAMES = 2000
 
 Leaf = TensorRef | ArrayRef | StorageRef
-
-
 _PLAIN = (int, str, float, bool, type(None))
 
 
@@ -86,13 +78,8 @@ class _Walk:
         if isinstance(value, (TensorRef, StorageRef)) or (isinstance(value, ArrayRef) and value.dtype is not None):
             self.tensors.append((path, value))
             return _NOTHING
-        if (
-            isinstance(value, tuple)
-            and len(value) == 2
-            and isinstance(value[0], str)
-            and isinstance(value[1], ArrayRef)
-        ):
-            return self.visit(value[1], path, above)  # paddle stores the pair of a parameter's own name and its array
+        if isinstance(value, tuple) and [type(part) for part in value] == [str, ArrayRef]:
+            return self.visit(value[1], path, above)  # Paddle stores the pair of a parameter's own name and its array
         if isinstance(value, LongBytes):
             return _text(value)
         if isinstance(value, Global):
@@ -102,9 +89,8 @@ class _Walk:
             self.refuse("numpy.dtype" if isinstance(value, NumpyType) else "a numpy array of objects", path)
             return _NOTHING
         if id(value) in above or len(above) >= MAX_DEPTH:
-            self.refuse(
-                "a part that contains itself" if id(value) in above else f"a part nested deeper than {MAX_DEPTH}", path
-            )
+            itself = id(value) in above
+            self.refuse("a part that contains itself" if itself else f"a part nested deeper than {MAX_DEPTH}", path)
             return _NOTHING
         above = (*above, id(value))
         if isinstance(value, dict):
@@ -182,11 +168,8 @@ def gather(value: Any, refused: Iterable[Refused], group: str | None, what: str)
     bare = [path for path, _ in walk.tensors if len(path) == 1]
     groups = tuple(dict.fromkeys(path[0] for path, _ in walk.tensors if len(path) > 1)) if top is not None else ()
     if group is None:
-        group = (
-            next((name for name in WRAPPERS if name in groups and name not in (path[0] for path in bare)), "")
-            if isinstance(value, dict)
-            else ""
-        )
+        wrappers = WRAPPERS if isinstance(value, dict) else ()
+        group = next((name for name in wrappers if name in groups and name not in (path[0] for path in bare)), "")
     elif group and group not in groups:
         raise unknown("group", group, groups, hint=f"(in {what})")
     tensors: dict[str, Leaf] = {}

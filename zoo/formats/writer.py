@@ -30,6 +30,7 @@ from torch import Tensor
 from zoo.errors import CheckpointError, InputError
 from zoo.formats.archive import DTYPE_NAMES, Described, Info
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
+from zoo.formats.disk import UNFINISHED, sync, write_atomically
 
 try:
     import fcntl
@@ -37,7 +38,6 @@ except ImportError:  # not on Windows; leftovers of killed processes then stay
     fcntl = None  # type: ignore[assignment]
 
 BLOCK = 4 << 20  # bytes that are handled at once: small enough for a processor's cache
-_SUFFIX = ".incomplete"
 _LEFTOVER_AGE = 60.0  # seconds
 
 
@@ -137,7 +137,7 @@ class SafetensorsWriter:
         self._hasher = _Hasher()
 
     def __enter__(self) -> SafetensorsWriter:
-        with self._space_errors():
+        with writing(self.path, self.total):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _clear_leftovers(self.path)
             free = shutil.disk_usage(self.path.parent).free
@@ -148,7 +148,7 @@ class SafetensorsWriter:
             try:
                 for shard in self.shards:
                     shard.reserved = len(self._header(shard, self.room))
-                    shard.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}{_SUFFIX}")
+                    shard.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}{UNFINISHED}")
                     shard.descriptor = os.open(
                         shard.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
                     )
@@ -209,7 +209,7 @@ class SafetensorsWriter:
         dtype = DTYPES[info.dtype]
         if tensor.dtype != dtype and not (tensor.is_floating_point() and dtype.is_floating_point):
             raise CheckpointError(f"{name!r} is {tensor.dtype}; only floats are cast, and {dtype} was announced")
-        with self._space_errors():
+        with writing(self.path, self.total):
             for block in blocks(tensor.detach()):
                 check_finite(block, name)
                 if block.dtype != dtype:
@@ -238,7 +238,7 @@ class SafetensorsWriter:
                 f"{self.path.name} lacks {lacking[0]!r} and {len(lacking) - 1} more; nothing was written"
             )
         content = self.content_sha256()
-        with self._space_errors():
+        with writing(self.path, self.total):
             for shard in self.shards:
                 header = self._header(shard, self.room if metadata is None else metadata, shard.reserved)
                 _write_at(shard.descriptor, memoryview(header), 0)
@@ -246,7 +246,7 @@ class SafetensorsWriter:
                     os.fsync(shard.descriptor)
             files = self._publish(content) if self.sharded else self._publish_one()
             if self.durable:
-                _sync_folder(self.path.parent)
+                sync(self.path.parent)
         return Written(tuple(files), self.total, content)
 
     def _header(self, shard: _Shard, metadata: Mapping[str, str], reserved: int | None = None) -> bytes:
@@ -311,17 +311,19 @@ class SafetensorsWriter:
                 os.close(shard.descriptor)
                 shard.descriptor = -1
 
-    @contextlib.contextmanager
-    def _space_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(
-                f"{self.path} can't be written ({self.total:,} bytes): {error.strerror or error}; nothing was left "
-                "behind"
-            ) from error
+
+@contextlib.contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Errors of the file system while ``path`` is written, as CheckpointErrors."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        needed = "" if size is None else f" ({size:,} bytes)"
+        raise CheckpointError(
+            f"{path} can't be written{needed}: {error.strerror or error}; nothing was left behind"
+        ) from error
 
 
 def write_tensors(
@@ -335,22 +337,6 @@ def write_tensors(
         for name in sorted(tensors):
             writer.write(name, tensors[name])
         return writer.finish(metadata)
-
-
-def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
-    """A small text file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be written: {error.strerror or error}; nothing was left behind") from error
-    finally:
-        _remove([temporary])
 
 
 def nbytes(info: Described) -> int:
@@ -383,6 +369,7 @@ def blocks(tensor: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
             yield from blocks(row, size)
 
 
+_SERIAL = 30 << 10  # elements that torch adds up without waking its other threads, which a busy machine makes wait
 _WIDENED = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -390,6 +377,10 @@ def check_finite(block: Tensor, name: str, where: str = "") -> None:
     """Refuse a block that holds infinity or NaN. One pass, nothing allocated."""
     if not block.is_floating_point() or not block.numel():
         return
+    if block.dtype not in _WIDENED:
+        kind = torch.promote_types(block.dtype, torch.float32)
+        if all(math.isfinite(piece.sum(dtype=kind)) for piece in block.reshape(-1).split(_SERIAL)):
+            return  # a sum of which one term is not finite is not finite either
     low, high = torch.aminmax(block.float() if block.dtype in _WIDENED else block)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise CheckpointError(f"tensor {name!r} is not finite{where} (it holds {low.item()} or {high.item()})")
@@ -460,7 +451,7 @@ def _clear_leftovers(path: Path) -> None:
     """
     if fcntl is None:
         return
-    for file in path.parent.glob(f".{_escaped(path.name)}.*{_SUFFIX}"):
+    for file in path.parent.glob(f".{_escaped(path.name)}.*{UNFINISHED}"):
         try:
             if time.time() - file.stat().st_mtime < _LEFTOVER_AGE:
                 continue
@@ -478,16 +469,3 @@ def _clear_leftovers(path: Path) -> None:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

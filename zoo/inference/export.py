@@ -28,7 +28,7 @@ class ExportError(ZooError):
     """A model that can't leave, or that says something else once it has left."""
 
 
-class Plain(nn.Module):
+class Positional(nn.Module):
     """A model whose inputs come by position, in the order of ``names``, and whose results are a
     dict of tensors.
     """
@@ -62,24 +62,21 @@ def example_inputs(model: nn.Module, rows: int = 2, length: int = 16, regions: i
     """
     bare = bare_model(model)
     config, generator = bare.config, torch.Generator().manual_seed(0)
-    ids = torch.randint(0, config.vocab_size, (rows, length), generator=generator)
-    if getattr(config, "pad_token_id", None) is not None:
-        ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "token_type_ids" in bare.inputs and bool(getattr(config, "num_segments", False)):
-        found["token_type_ids"] = torch.zeros_like(ids)
-    tells = bool(getattr(config, "tells_languages", False))
-    if "language_ids" in bare.inputs and tells:
-        found["language_ids"] = torch.zeros_like(ids)
-    if "visual_features" in bare.inputs:
-        found["visual_features"] = torch.randn(rows, regions, config.visual_size, generator=generator, dtype=bare.dtype)
-        if "visual_boxes" in bare.inputs:
-            found["visual_boxes"] = torch.rand(rows, regions, config.box_size, generator=generator, dtype=bare.dtype)
-        found["visual_mask"] = torch.ones(rows, regions, dtype=torch.int64)
-    if "decoder_input_ids" in bare.inputs:
-        found["decoder_input_ids"] = ids[:, : max(length - 1, 1)].clone()
-        if "decoder_language_ids" in bare.inputs and tells:
-            found["decoder_language_ids"] = torch.zeros_like(found["decoder_input_ids"])
+    sizes = {"batch": rows, "length": length, "target length": max(length - 1, 1), "regions": regions}
+    found = {}
+    for row in (bare.input_table[name] for name in bare.inputs):
+        if not row.example or not (row.where is None or getattr(config, row.where, False)):
+            continue
+        shape = [sizes[axis] if axis in sizes else getattr(config, axis.replace(" ", "_")) for axis in row.axes]
+        if row.example == "ids":
+            ids = torch.randint(0, config.vocab_size, shape, generator=generator)
+            if getattr(config, "pad_token_id", None) is not None:
+                ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
+            found[row.name] = ids
+        elif row.example == "random":
+            found[row.name] = torch.rand(shape, generator=generator, dtype=bare.dtype)
+        else:
+            found[row.name] = torch.full(shape, int(row.example))
     return found
 
 
@@ -115,11 +112,11 @@ def export(
             raise missing_extra("writing ONNX", "onnxscript", "onnx") from error
     given = dict(inputs) if inputs is not None else example_inputs(model, rows or 2, length or min(16, _longest(model)))
     was = model.training
-    plain = Plain(model, list(given))
+    positional = Positional(model, list(given))
     try:
         with torch.no_grad():
-            program = _traced(plain.eval(), given, rows, length)
-            outputs = _checked(plain, program, given, rows, length)
+            program = _traced(positional.eval(), given, rows, length)
+            outputs = _checked(positional, program, given, rows, length)
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
                 stage = Path(folder) / path.name
@@ -130,7 +127,7 @@ def export(
     return {"path": str(path), "inputs": list(given), "outputs": outputs, "bytes": path.stat().st_size}
 
 
-def _traced(plain: Plain, given: Mapping[str, Tensor], rows: int | None, length: int | None) -> Any:
+def _traced(positional: Positional, given: Mapping[str, Tensor], rows: int | None, length: int | None) -> Any:
     """The exported program, in which every first axis is the batch and, of texts, the second the
     length.
     """
@@ -142,11 +139,11 @@ def _traced(plain: Plain, given: Mapping[str, Tensor], rows: int | None, length:
         second: Any = static
         if tensor.dim() > 1 and not (name in _TEXT and length is not None):
             kind = "length" if name in _TEXT else name.partition("_")[0]  # visual, decoder
-            limit = 4096 if kind == "visual" else _longest(plain.model)
+            limit = 4096 if kind == "visual" else _longest(positional.model)
             second = dims.setdefault(kind, torch.export.Dim(kind, min=3, max=limit))
         shapes.append({0: batch, **({1: second} if tensor.dim() > 1 else {})})
     try:
-        return torch.export.export(plain, tuple(given.values()), dynamic_shapes={"inputs": tuple(shapes)})
+        return torch.export.export(positional, tuple(given.values()), dynamic_shapes={"inputs": tuple(shapes)})
     except Exception as error:  # torch raises of all kinds here
         reason = str(error).strip().splitlines()
         raise ExportError(f"torch can't trace this model: {reason[0] if reason else type(error).__name__}") from error
@@ -161,7 +158,7 @@ def _longest(model: nn.Module) -> int:
 
 
 def _checked(
-    plain: Plain, program: Any, given: Mapping[str, Tensor], rows: int | None, length: int | None
+    positional: Positional, program: Any, given: Mapping[str, Tensor], rows: int | None, length: int | None
 ) -> list[str]:
     """The results' names, once the program has given what the model gives: for the examples and,
     where it may, for other sizes.
@@ -174,17 +171,17 @@ def _checked(
         batches.append({name: tensor[:, :-1] if name in _TEXT else tensor for name, tensor in given.items()})
     names: list[str] = []
     for batch in batches:
-        mine = plain(*batch.values())
+        expected = positional(*batch.values())
         try:
-            theirs = run(*batch.values())
+            given_back = run(*batch.values())
         except (RuntimeError, AssertionError) as error:
             raise ExportError(
                 f"the exported program takes the examples' sizes alone ({error}); fix them with rows= and length="
             ) from error
-        names = list(mine)
-        for name, value in mine.items():
+        names = list(expected)
+        for name, value in expected.items():
             scale = float(value.abs().max()) or 1.0
-            if float((value - theirs[name]).abs().max()) > 1e-3 * scale:
+            if float((value - given_back[name]).abs().max()) > 1e-3 * scale:
                 raise ExportError(f"the exported program gives another {name} than the model; nothing was written")
     return names
 

@@ -48,6 +48,13 @@ def compiled(function: Any) -> Any:
     return torch.compile(function, dynamic=True, fullgraph=True)
 
 
+def random_int8(weight: Tensor, scale: Tensor, std: float, generator: torch.Generator | None) -> None:
+    """Fill an int8 matrix and its steps with random weights within two of ``std``."""
+    drawn = torch.empty(weight.shape, device=weight.device).normal_(0, 1, generator=generator).clamp(-2, 2)
+    weight.copy_(torch.round(drawn * 63.5).to(torch.int8))
+    scale.fill_(std / 63.5)
+
+
 class Int8Linear(nn.Module):
     """A linear layer whose weights are int8 and whose product is one of integers. Not
     differentiable.
@@ -84,11 +91,7 @@ class Int8Linear(nn.Module):
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         """Random weights within two of ``std``, no bias."""
-        drawn = (
-            torch.empty(self.weight.shape, device=self.weight.device).normal_(0, 1, generator=generator).clamp(-2, 2)
-        )
-        self.weight.copy_(torch.round(drawn * 63.5).to(torch.int8))
-        self.scale.fill_(std / 63.5)
+        random_int8(self.weight, self.scale, std, generator)
         if self.bias is not None:
             self.bias.zero_()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,14 +23,8 @@ from zoo.errors import InputError
 from zoo.layers.kernels.explicit import explicit_attention
 from zoo.layers.kernels.fused import fused_attention
 from zoo.layers.masks import Mask
+from zoo.layers.shapes import Allowed, Bias, Front, Keys, Queries, Seen
 from zoo.layers.trace import Trace
-
-Queries = Float[Tensor, "batch heads query size"]
-Keys = Float[Tensor, "batch heads key size"]
-Front = Float[Tensor, "#batch heads front size"]  # keys or values in front of the real ones
-Seen = Float[Tensor, "batch heads seen size"]  # both together
-Allowed = Bool[Tensor, "#batch #heads #query key"]
-Bias = Float[Tensor, "#batch #heads query key"]
 
 
 @dataclass(frozen=True)
@@ -156,8 +150,8 @@ class Attention(nn.Module):
         bias: Bias | None = None,
         trace: Trace | None = None,
     ) -> Float[Tensor, "*rows output_size"]:
-        """``bias`` is added to the scores, one for all rows where the batch is packed. ``trace`` keeps the probabilities
-        where somebody asked.
+        """``bias`` is added to the scores, one for all rows where the batch is packed. ``trace`` keeps
+        the probabilities where somebody asked.
         """
         q = self.query(query).unflatten(-1, (self.num_heads, self.head_size))  # (batch, length, heads, head size), or
         k = self.key(key).unflatten(-1, (self.num_heads, self.head_size))  # (tokens, heads, head size) when packed

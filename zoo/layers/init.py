@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class _Undrawn(TorchFunctionMode):
     """`torch.nn.init` does nothing inside."""
@@ -33,8 +36,9 @@ def shapes_only() -> Iterator[None]:
 
 
 def initialise(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
-    """Draw every Linear and Embedding of ``module`` from a normal of ``std`` cut at two of them;
-    biases 0; norms 1 and 0.
+    """Draw every Linear and Embedding of ``module`` from a normal of ``std`` cut at two of them, and
+    every convolution of one of ``sqrt(2 / numbers that an output sums)`` (He et al., 2015); biases 0;
+    norms 1 and 0; batch norms have seen nothing yet.
 
     A part with other needs defines ``init_parameters(std, generator)`` and is asked instead,
     parameters of its children excepted.
@@ -44,15 +48,18 @@ def initialise(module: nn.Module, std: float, generator: torch.Generator | None 
             own = getattr(part, "init_parameters", None)
             if own is not None:
                 own(std, generator)
-            elif isinstance(part, (nn.Linear, nn.Embedding)):
-                truncated_normal(part.weight, std, generator)
-                if isinstance(part, nn.Linear) and part.bias is not None:
+            elif isinstance(part, (nn.Linear, nn.Embedding, *CONVOLUTIONS)):
+                fan_in = part.weight[0].numel() if isinstance(part, CONVOLUTIONS) else None
+                truncated_normal(part.weight, std if fan_in is None else (2 / fan_in) ** 0.5, generator)
+                if not isinstance(part, nn.Embedding) and part.bias is not None:
                     part.bias.zero_()
-            elif isinstance(part, nn.LayerNorm):
+            elif isinstance(part, (nn.LayerNorm, nn.GroupNorm, *BATCH_NORMS)):
                 if part.weight is not None:
                     part.weight.fill_(1)
                 if part.bias is not None:
                     part.bias.zero_()
+                if isinstance(part, BATCH_NORMS):
+                    part.reset_running_stats()
             elif next(part.parameters(recurse=False), None) is not None:
                 raise NotImplementedError(f"{type(part).__name__} has parameters of its own and no init_parameters")
 

@@ -17,14 +17,16 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.layers.padding import Packed, Padding
+from zoo.layers.shapes import Allowed
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A rule on positions: ``rule(query, key)`` takes int64 position tensors that broadcast and gives bool, True = may look.
+    """A rule on positions: who may look at whom.
 
-    ``reach``: how far a query looks to either side (None = no limit), so that a kernel can skip what nobody sees. ``causal``: the rule is
-    exactly key <= query. Join two by ``&``.
+    ``rule(query, key)`` takes int64 position tensors that broadcast and gives bool, True = may look.
+    ``reach``: how far a query looks to either side (None = no limit), so that a kernel can skip what
+    nobody sees. ``causal``: the rule is exactly key <= query. Join two by ``&``.
     """
 
     rule: Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +55,9 @@ def window(radius: int) -> Pattern:
 
 
 def prefix(length: int) -> Pattern:
-    """Sequence-to-sequence in one stream (UniLM, VLP): everyone sees the first ``length`` tokens, the rest is causal."""
+    """Sequence-to-sequence in one stream (UniLM, VLP): all see the first ``length`` tokens, the rest
+    is causal.
+    """
     return Pattern(lambda query, key: (key < length) | ((key <= query) & (query >= length)), f"prefix({length})")
 
 
@@ -92,7 +96,7 @@ class Mask:
     def packed(self) -> bool:
         return self.query_rows is not None
 
-    def allowed(self, query: int, key: int, device: torch.device) -> Bool[Tensor, "#batch 1 #query key"] | None:
+    def allowed(self, query: int, key: int, device: torch.device) -> Allowed | None:
         """True = may look; None where everyone may. For dense rectangles, not for packed rows."""
         parts: list[Tensor] = []
         if self.keys is not None:

@@ -9,10 +9,26 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 class Output:
-    """Common to all results: fields that hold nothing are None; iterate with `present`."""
+    """Common to all results: fields that hold nothing are None; iterate with `present`.
+
+    Every subclass, a user's too, is a pytree, as ``torch.export`` wants of what goes in and out.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        where = "zoo" if cls.__module__.startswith("zoo.") else cls.__module__
+        # the fields are asked for when they are needed: @dataclass makes them only after this
+        pytree.register_pytree_node(
+            cls,
+            _flatten,
+            lambda values, context: cls(**dict(zip(context[0], values, strict=True)), **dict.fromkeys(context[1])),
+            serialized_type_name=f"{where}.{cls.__qualname__}",
+            flatten_with_keys_fn=_flatten_with_keys,
+        )
 
     def present(self) -> Iterator[tuple[str, Any]]:
         """Name and value of every field that holds something."""
@@ -20,6 +36,20 @@ class Output:
             value = getattr(self, item.name)
             if value is not None:
                 yield item.name, value
+
+
+def _flatten(result: Any) -> tuple[list[Any], Any]:
+    """The values of the fields that hold something; the names of these and of those that don't."""
+    names: tuple[list[str], list[str]] = ([], [])
+    for item in dataclasses.fields(result):
+        if item.init:
+            names[getattr(result, item.name) is None].append(item.name)
+    return [getattr(result, name) for name in names[0]], list(names)
+
+
+def _flatten_with_keys(result: Any) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
+    values, context = _flatten(result)
+    return [(pytree.GetAttrKey(name), value) for name, value in zip(context[0], values, strict=True)], context
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ _PACKING: contextvars.ContextVar[bool] = contextvars.ContextVar("zoo_packing", d
 
 
 class packing:
-    """Turn the packing of padded batches on or off, from here on or for a ``with`` block. It changes speed, not results."""
+    """Turn the packing of padded batches on or off, from here on or for a ``with`` block.
+
+    It changes speed, not results.
+    """
 
     def __init__(self, on: bool) -> None:
         self._token = _PACKING.set(bool(on))
@@ -100,10 +103,11 @@ class Padding:
     ) -> Padding:
         """Check a user's ``attention_mask`` and plan the packing.
 
-        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may look. ``lengths``: real tokens per
-        row where every row is real tokens first, then padding. ``pack=False`` keeps the padded form. ``device``: of what is packed, the
-        mask's unless said. A plan asks where tokens stand: of the mask where it lies, of ``lengths`` on the CPU, so that no accelerator
-        is waited for.
+        ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may
+        look. ``lengths``: real tokens per row where every row is real tokens first, then padding.
+        ``pack=False`` keeps the padded form. ``device``: of what is packed, the mask's unless said.
+        Planning reads where tokens stand: from the mask on the mask's device, from ``lengths`` on the
+        CPU, so that no accelerator is waited for.
         """
         batch, length = grid
         firsts = None if lengths is None else first_columns(lengths, grid)
@@ -183,7 +187,9 @@ def as_bool(mask: Tensor, name: str = "attention_mask") -> Tensor:
 
 
 def together(*streams: Padding) -> tuple[Padding, ...]:
-    """Give several streams one row order, so that each can look at the others packed; unpacked where one of them can't be packed."""
+    """Give several streams one row order, so that each can look at the others packed; unpacked where
+    one of them can't be packed.
+    """
     if all(s.packed is None and s.real is None for s in streams):
         return streams
     if any(s.packed is None and s.real is not None for s in streams):

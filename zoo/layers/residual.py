@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from zoo.layers.shapes import Rows
 
 Op = Callable[[Tensor], Tensor]
 Residual = Callable[[Tensor, Op, Op, Op], Tensor]
@@ -18,26 +19,22 @@ class JoiningNorm(nn.Module):
     bottleneck adapters need it.
     """
 
-    def post_norm(
-        self, x: Float[Tensor, "*rows hidden"], result: Float[Tensor, "*rows hidden"]
-    ) -> Float[Tensor, "*rows hidden"]:
+    def post_norm(self, x: Rows, result: Rows) -> Rows:
         """In place of ``norm(x + result)``."""
         raise NotImplementedError
 
-    def pre_norm(
-        self, x: Float[Tensor, "*rows hidden"], result: Float[Tensor, "*rows hidden"]
-    ) -> Float[Tensor, "*rows hidden"]:
+    def pre_norm(self, x: Rows, result: Rows) -> Rows:
         """In place of ``x + result``."""
         raise NotImplementedError
 
 
-def post_norm(x: Float[Tensor, "*rows hidden"], op: Op, norm: Op, dropout: Op) -> Float[Tensor, "*rows hidden"]:
+def post_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:
     """``norm(x + dropout(op(x)))``: the original Transformer, BERT and most of its descendants."""
     result = dropout(op(x))
     return norm.post_norm(x, result) if isinstance(norm, JoiningNorm) else norm(x + result)
 
 
-def pre_norm(x: Float[Tensor, "*rows hidden"], op: Op, norm: Op, dropout: Op) -> Float[Tensor, "*rows hidden"]:
+def pre_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:
     """``x + dropout(op(norm(x)))``: GPT-2, mBART, XLM-R XL."""
     result = dropout(op(norm(x)))
     return norm.pre_norm(x, result) if isinstance(norm, JoiningNorm) else x + result

@@ -4,7 +4,8 @@
     x = run.through(self.encoder)                  # (batch, length, hidden), zeros at padding
     return run.encoded(x, self.pooler)
 
-A model of several streams has a run for each, in `Runs`. Tensors come back from every call; nothing changes out of sight.
+A model of several streams has a run for each, in `Runs`. Tensors come back from every call; nothing
+changes out of sight.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.errors import ConfigError
 from zoo.layers.masks import Mask
+from zoo.layers.shapes import Bias, Rows
 from zoo.layers.trace import Trace
 
 
@@ -29,13 +29,7 @@ class Stack(nn.Module):
         if unused := sorted(set(range(len(blocks))) - set(self.plan)):
             raise ConfigError(f"the plan {self.plan} never runs block {', '.join(map(str, unused))}; leave it out")
 
-    def forward(
-        self,
-        x: Float[Tensor, "*rows hidden"],
-        mask: Mask,
-        bias: Float[Tensor, "#batch #heads query key"] | None = None,
-        trace: Trace | None = None,
-    ) -> Float[Tensor, "*rows hidden"]:
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
         for index in self.plan:
             block = self.blocks[index]
             x = block(x, mask, bias, trace)

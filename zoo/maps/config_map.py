@@ -1,13 +1,13 @@
-"""How a foreign config becomes ours and ours becomes theirs: the ``[config]`` part of a map.
+"""The ``[config]`` part of a map: how a foreign config becomes the zoo's, and the way back.
 
-Every foreign key is used or listed with a reason; every field of ours is written or listed with a
-reason.
+Every foreign key is used or listed with a reason; every field of the zoo's is written or listed
+with a reason.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,12 @@ _MISSING = object()
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One foreign key that becomes one field of ours."""
+class ConfigEntry:
+    """One foreign key that becomes one field of the zoo's."""
 
     key: str
     field: str
-    pairs: tuple[tuple[object, object], ...] = ()  # foreign value, ours; the first that fits is written on the way back
+    pairs: tuple[tuple[object, object], ...] = ()  # foreign value, field's value; the first that fits is written back
     optional: bool = False
     none: str = ""  # on the way back, an unset field is written as the value of this one
     default: object = _MISSING
@@ -32,10 +32,10 @@ class Entry:
 
     def forward(self, value: object, layout: str) -> object:
         if self.pairs:
-            for theirs, ours in self.pairs:
-                if same(theirs, value):
-                    return ours
-            known = ", ".join(repr(theirs) for theirs, _ in self.pairs)
+            for foreign, own in self.pairs:
+                if same(foreign, value):
+                    return own
+            known = ", ".join(repr(foreign) for foreign, _ in self.pairs)
             raise ConfigError(
                 f"{layout}: config key {self.key!r} is {value!r}, which has no counterpart here; known are {known}"
             )
@@ -45,18 +45,21 @@ class Entry:
             return float(value)
         return value
 
-    def back(self, value: object, ours: Mapping[str, object], layout: str) -> object:
+    def back(self, value: object, fields: Mapping[str, object], layout: str) -> object:
         if value is None and self.none:
-            value = ours.get(self.none)
+            value = fields.get(self.none)
         if self.form:
             return FORMS[self.form].back(value)
         if not self.pairs:
             return value
-        for theirs, mine in self.pairs:
-            if same(mine, value):
-                return theirs
-        known = ", ".join(repr(mine) for mine in dict.fromkeys(str(mine) for _, mine in self.pairs))
+        for foreign, own in self.pairs:
+            if same(own, value):
+                return foreign
+        known = ", ".join(repr(own) for own in dict.fromkeys(str(own) for _, own in self.pairs))
         raise ConfigError(f"{layout} cannot say {self.field}={value!r}; it can say {known}")
+
+
+PARTS = ("defaults", "ignored", "only", "constants", "task", "fixed", "lost", "from_keys", "from_shapes", "aliases")
 
 
 @dataclass(frozen=True)
@@ -64,102 +67,61 @@ class ConfigMap:
     """The translation of one layout's config, both ways."""
 
     layout: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, ConfigEntry]
     aliases: Mapping[str, str]  # old spelling -> key
     ignored: Mapping[str, str]  # key, or a pattern of keys -> why it says nothing about the model
     only: Mapping[str, tuple[tuple[object, ...], str]]  # key -> values that we can take, why no other
     constants: Mapping[str, object]  # written on the way back, and held to where present
     task: Mapping[str, str]  # key -> what it says about a task's head
-    fixed: Mapping[str, object]  # our field -> what this layout always means
-    lost: Mapping[str, str]  # our field -> why the layout can't carry it
-    from_keys: Mapping[str, Template]  # our field -> tensor whose presence it states
-    from_shapes: Mapping[str, tuple[Template, int]]  # our field -> tensor and the axis whose size it is
+    fixed: Mapping[str, object]  # field -> what this layout always means
+    lost: Mapping[str, str]  # field -> why the layout can't carry it
+    from_keys: Mapping[str, Template]  # field -> tensor whose presence it states
+    from_shapes: Mapping[str, tuple[Template, int]]  # field -> tensor and the axis whose size it is
     flatten: tuple[str, ...] = ()  # foreign keys whose tables are read as "key.inner key"
 
     @classmethod
-    def parse(cls, table: Mapping[str, Any], layout: str, where: str) -> ConfigMap:
-        known = {
-            "defaults",
-            "ignored",
-            "only",
-            "constants",
-            "task",
-            "fixed",
-            "lost",
-            "from_keys",
-            "from_shapes",
-            "aliases",
+    def parse(
+        cls, table: Mapping[str, Any], layout: str, where: str, named: Mapping[str, Any] | None = None
+    ) -> ConfigMap:
+        """The map in a [config] table; ``named`` are lists of values that its lines may refer to."""
+        parts: dict[str, Any] = {name: dict(table.get(name, {})) for name in PARTS}
+        entries = {
+            key: _entry(key, written, parts["defaults"], named or {}, f"{where}: [config] {key}")
+            for key, written in table.items()
+            if key != "flatten" and (key not in PARTS or not isinstance(written, Mapping) or "to" in written)
         }
-        parts: dict[str, Any] = {name: dict(table.get(name, {})) for name in known}
-        table = {**table}
-        flatten = tuple(table.pop("flatten", ()))
-        entries = {}
-        for key, written in table.items():
-            if key not in known or not isinstance(table[key], Mapping) or "to" in table[key]:
-                entries[key] = _entry(key, written, parts["defaults"], f"{where}: [config] {key}")
         for key in parts["defaults"]:
             if key not in entries:
-                raise MapError(
-                    f"{where}: [config.defaults] {key!r} is no key of [config]; closest: "
-                    f"{', '.join(closest(key, entries))}"
-                )
+                near = ", ".join(closest(key, entries))
+                raise MapError(f"{where}: [config.defaults] {key!r} is no key of [config]; closest: {near}")
+        for old, key in parts["aliases"].items():
+            if key not in entries:
+                raise MapError(f"{where}: [config.aliases] {old!r} points to {key!r}, which is no key of [config]")
         for name in ("ignored", "task", "lost"):
             for key, reason in parts[name].items():
                 if not isinstance(reason, str) or not reason.strip():
                     raise MapError(f"{where}: [config.{name}] {key!r} needs its reason in words")
-        only = {key: _only(written, f"{where}: [config.only] {key}") for key, written in parts["only"].items()}
-        uses: dict[str, str] = {}
-        for part, keys in {
-            "config": entries,
-            **{f"config.{name}": parts[name] for name in ("ignored", "only", "constants", "task", "aliases")},
-        }.items():
-            for key in keys:
-                if key in uses:
-                    raise MapError(
-                        f"{where}: config key {key!r} stands in [{uses[key]}] and in [{part}]; it may have one meaning"
-                    )
-                uses[key] = part
-        made: dict[str, str] = {}
-        for part, fields in {
-            "config": [entry.field for entry in entries.values()],
-            **{f"config.{name}": parts[name] for name in ("fixed", "lost", "from_keys", "from_shapes")},
-        }.items():
-            for field in fields:
-                if field in made:
-                    raise MapError(f"{where}: our field {field!r} is made in [{made[field]}] and again in [{part}]")
-                made[field] = part
-        for old, key in parts["aliases"].items():
-            if key not in entries:
-                raise MapError(f"{where}: [config.aliases] {old!r} points to {key!r}, which is no key of [config]")
-        from_keys = {field: Template.parse(str(name)) for field, name in parts["from_keys"].items()}
-        from_shapes = {}
-        for field, written in parts["from_shapes"].items():
-            if not (
-                isinstance(written, list)
-                and len(written) == 2
-                and isinstance(written[0], str)
-                and isinstance(written[1], int)
-            ):
-                raise MapError(f"{where}: [config.from_shapes] {field!r}: write [tensor, axis], got {written!r}")
-            from_shapes[field] = (Template.parse(written[0]), written[1])
+        keys = {f"config.{name}": parts[name] for name in ("ignored", "only", "constants", "task", "aliases")}
+        for key, first, second in _repeated({"config": entries, **keys}):
+            raise MapError(
+                f"{where}: config key {key!r} stands in [{first}] and in [{second}]; it may have one meaning"
+            )
+        made = {f"config.{name}": parts[name] for name in ("fixed", "lost", "from_keys", "from_shapes")}
+        for field, first, second in _repeated({"config": [entry.field for entry in entries.values()], **made}):
+            raise MapError(f"{where}: our field {field!r} is made in [{first}] and again in [{second}]")
         return cls(
             layout,
             entries,
-            parts["aliases"],
-            parts["ignored"],
-            only,
-            parts["constants"],
-            parts["task"],
-            parts["fixed"],
-            parts["lost"],
-            from_keys,
-            from_shapes,
-            flatten,
+            only={key: _only(written, f"{where}: [config.only] {key}") for key, written in parts["only"].items()},
+            from_keys={field: Template.parse(str(name)) for field, name in parts["from_keys"].items()},
+            from_shapes={field: _axis_of(field, written, where) for field, written in parts["from_shapes"].items()},
+            flatten=tuple(table.get("flatten", ())),
+            **{name: parts[name] for name in ("aliases", "ignored", "constants", "task", "fixed", "lost")},
         )
 
     @property
     def fields(self) -> set[str]:
-        """Our fields that this map speaks of."""
+        """The zoo's fields that this map speaks of."""
         made = {entry.field for entry in self.entries.values()}
         return made.union(self.fixed, self.lost, self.from_keys, self.from_shapes)
 
@@ -169,65 +131,68 @@ class ConfigMap:
         names: Collection[str] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, object]:
-        """Our fields from a foreign config; ``names``, the file's tensors cleaned of prefixes, and
-        their ``shapes`` decide the fields that no key states.
+        """The zoo's fields from a foreign config; ``names``, the file's tensors cleaned of
+        prefixes, and their ``shapes`` decide the fields that no key states.
         """
         foreign = _flat(foreign, self.flatten)
         given: dict[str, object] = {}
-        known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
         for key, value in foreign.items():
-            if key in self.constants:
-                if not same(value, self.constants[key]):
-                    raise ConfigError(
-                        f"layout {self.layout} is for {key}={self.constants[key]!r}, the config says {value!r}; name "
-                        "another layout"
-                    )
-            elif key in self.only:
-                accepted, reason = self.only[key]
-                if value is not None and not any(same(value, a) for a in accepted):
-                    shown = " or ".join(repr(a) for a in accepted)
-                    raise ConfigError(
-                        f"{self.layout}: config key {key!r} is {value!r}; only {shown} can be converted: {reason}"
-                    )
-            elif key in self.entries or key in self.aliases:
-                name = self.aliases.get(key, key)
+            name = self.aliases.get(key, key)
+            if name in self.entries:
                 if name in given and not same(given[name], value):
                     raise ConfigError(
                         f"{self.layout}: config keys {key!r} and {name!r} mean the same, but say {value!r} and "
                         f"{given[name]!r}"
                     )
                 given[name] = value
-            elif key not in self.task and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
-                near = ", ".join(repr(k) for k in closest(key, known))
-                raise ConfigError(
-                    f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. "
-                    "If it says nothing about the model, leave it out or list it in the map's [config.ignored] with a "
-                    "reason"
-                )
-        ours: dict[str, object] = {}
+            else:
+                self._check(key, value)
+        fields: dict[str, object] = {}
         for key, entry in self.entries.items():
             value = given.get(key, entry.default)
-            if value is _MISSING:
-                if entry.optional:
-                    continue
+            if value is not _MISSING:
+                fields[entry.field] = entry.forward(value, self.layout)
+            elif not entry.optional:
                 raise ConfigError(
                     f"{self.layout}: the config lacks {key!r} (our {entry.field}), which has no default; "
                     f"it has {', '.join(sorted(foreign)) or 'no keys'}"
                 )
-            ours[entry.field] = entry.forward(value, self.layout)
-        ours.update(self.fixed)
+        fields.update(self.fixed)
         if names is not None:
             for field, template in self.from_keys.items():
-                ours[field] = any(template.match(name) is not None for name in names)
+                fields[field] = any(template.match(name) is not None for name in names)
         for field, (template, axis) in self.from_shapes.items():
             for name, shape in (shapes or {}).items():
                 if template.match(name) is not None and axis < len(shape):
-                    ours[field] = int(shape[axis])
-        return ours
+                    fields[field] = int(shape[axis])
+        return fields
 
-    def back(self, ours: Mapping[str, object]) -> dict[str, object]:
-        """The foreign config that says what ours says."""
-        for field, value in ours.items():
+    def _check(self, key: str, value: object) -> None:
+        """Refuse a key that makes no field where it is unknown or says what can't be converted."""
+        if key in self.constants:
+            if not same(value, self.constants[key]):
+                raise ConfigError(
+                    f"layout {self.layout} is for {key}={self.constants[key]!r}, the config says {value!r}; name "
+                    "another layout"
+                )
+        elif key in self.only:
+            accepted, reason = self.only[key]
+            if value is not None and not any(same(value, a) for a in accepted):
+                shown = " or ".join(repr(a) for a in accepted)
+                raise ConfigError(
+                    f"{self.layout}: config key {key!r} is {value!r}; only {shown} can be converted: {reason}"
+                )
+        elif key not in self.task and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
+            known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
+            near = ", ".join(repr(k) for k in closest(key, known))
+            raise ConfigError(
+                f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. If it says nothing "
+                "about the model, leave it out or list it in the map's [config.ignored] with a reason"
+            )
+
+    def back(self, fields: Mapping[str, object]) -> dict[str, object]:
+        """The foreign config that says what the zoo's fields say."""
+        for field, value in fields.items():
             if field in self.fixed and not same(value, self.fixed[field]):
                 raise ConfigError(
                     f"{self.layout} cannot say {field}={value!r}; in this layout it is always {self.fixed[field]!r}"
@@ -239,20 +204,20 @@ class ConfigMap:
                 )
         foreign = dict(self.constants)
         for key, entry in self.entries.items():
-            if entry.field in ours:
-                foreign[key] = entry.back(ours[entry.field], ours, self.layout)
+            if entry.field in fields:
+                foreign[key] = entry.back(fields[entry.field], fields, self.layout)
             elif not entry.optional and entry.default is _MISSING:
                 raise ConfigError(f"{self.layout}: the config lacks our field {entry.field!r}, which becomes {key!r}")
         return _nested(foreign, self.flatten)
 
-    def resolved(self, ours: Mapping[str, object]) -> dict[str, object]:
-        """Ours with unset fields filled by those that stand for them (a classifier's dropout by the
+    def resolved(self, fields: Mapping[str, object]) -> dict[str, object]:
+        """The fields, unset ones filled by those that stand for them (a classifier's dropout by the
         model's).
         """
         standing = {entry.field: entry.none for entry in self.entries.values() if entry.none}
         return {
-            field: ours.get(standing[field]) if value is None and field in standing else value
-            for field, value in ours.items()
+            field: fields.get(standing[field]) if value is None and field in standing else value
+            for field, value in fields.items()
         }
 
     def task_options(self, foreign: Mapping[str, object]) -> dict[str, object]:
@@ -260,6 +225,16 @@ class ConfigMap:
         model's config.
         """
         return {key: value for key, value in foreign.items() if key in self.task}
+
+
+def _repeated(groups: Mapping[str, Iterable[str]]) -> Iterator[tuple[str, str, str]]:
+    """Names that stand in two groups, or twice in one, with the groups."""
+    seen: dict[str, str] = {}
+    for group, names in groups.items():
+        for name in names:
+            if name in seen:
+                yield name, seen[name], group
+            seen[name] = group
 
 
 def _flat(foreign: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
@@ -288,10 +263,12 @@ def _nested(flat: Mapping[str, object], keys: Sequence[str]) -> dict[str, object
     return nested
 
 
-def _entry(key: str, written: object, defaults: Mapping[str, object], where: str) -> Entry:
+def _entry(
+    key: str, written: object, defaults: Mapping[str, object], named: Mapping[str, Any], where: str
+) -> ConfigEntry:
     default = defaults.get(key, _MISSING)
     if isinstance(written, str):
-        return Entry(key, written, default=default)
+        return ConfigEntry(key, written, default=default)
     if not isinstance(written, Mapping) or not isinstance(written.get("to"), str):
         raise MapError(f'{where}: write our field, or a table with "to", got {written!r}')
     unknown = set(written) - {"to", "values", "optional", "none", "form"}
@@ -300,19 +277,26 @@ def _entry(key: str, written: object, defaults: Mapping[str, object], where: str
     form = str(written.get("form", ""))
     if form and form not in FORMS:
         raise MapError(f"{where}: unknown form {form!r}; there are {', '.join(FORMS)}")
-    values = written.get("values", {})
-    pairs = tuple(values.items()) if isinstance(values, Mapping) else tuple((theirs, ours) for theirs, ours in values)
-    return Entry(
-        key, written["to"], pairs, bool(written.get("optional", False)), str(written.get("none", "")), default, form
-    )
+    values = written.get("values", ())
+    if isinstance(values, str):
+        if values not in named:
+            raise MapError(f"{where}: no [values] are called {values!r}; there are {', '.join(named) or 'none'}")
+        values = named[values]
+    pairs = tuple(values.items() if isinstance(values, Mapping) else ((foreign, own) for foreign, own in values))
+    optional, none = bool(written.get("optional", False)), str(written.get("none", ""))
+    return ConfigEntry(key, written["to"], pairs, optional, none, default, form)
 
 
 def _only(written: object, where: str) -> tuple[tuple[object, ...], str]:
-    if (
-        not isinstance(written, Mapping)
-        or not ({"value", "values"} & set(written))
-        or not str(written.get("reason", "")).strip()
-    ):
+    options = written if isinstance(written, Mapping) else {}
+    if not ({"value", "values"} & set(options)) or not str(options.get("reason", "")).strip():
         raise MapError(f'{where}: write {{ value = ..., reason = "..." }}, got {written!r}')
-    accepted = list(written["values"]) if "values" in written else [written["value"]]
-    return tuple(accepted), str(written["reason"])
+    accepted = list(options["values"]) if "values" in options else [options["value"]]
+    return tuple(accepted), str(options["reason"])
+
+
+def _axis_of(field: str, written: object, where: str) -> tuple[Template, int]:
+    """``[tensor, axis]``: the field is the size of that axis."""
+    if isinstance(written, list) and [type(part) for part in written] == [str, int]:
+        return Template.parse(written[0]), written[1]
+    raise MapError(f"{where}: [config.from_shapes] {field!r}: write [tensor, axis], got {written!r}")

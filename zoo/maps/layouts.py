@@ -10,9 +10,10 @@ from typing import Protocol
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.formats.archive import Described
 from zoo.maps.key_map import KeyMap
+from zoo.maps.parsing import read_map
 from zoo.registry.resources import weights_folder
 
-TRANSFER = "transfer-"  # maps from one family's names of ours to another's, for `init_from`; no layouts of files
+TRANSFER = "transfer-"  # maps from one family's names to another's, for `init_from`; no layouts of files
 OURS = "zoo"  # the layout of files that we wrote
 
 
@@ -53,7 +54,7 @@ def path_of(layout: str) -> Path:
 
 @lru_cache(maxsize=64)
 def _loaded(path: Path, modified: int) -> KeyMap:
-    return KeyMap.load(path)
+    return read_map(path)
 
 
 def load(layout: str | Path) -> KeyMap:
@@ -75,9 +76,7 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
         return OURS
     verdicts = {layout: _verdict(load(path), archive, config) for layout, path in available().items()}
     fitting = [layout for layout, reason in verdicts.items() if reason is None]
-    outright = [
-        layout for layout in fitting if load(layout).recognise.get("stated")
-    ]  # the config says it, not the names alone
+    outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # by the config, not names alone
     if len(fitting) == 1 or len(outright) == 1:
         return (outright or fitting)[0]
     model_type = None if config is None else config.get("model_type")
@@ -109,8 +108,8 @@ def own_config(archive: Listed) -> dict[str, object] | None:
 
 
 def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
-    """The error for a checkpoint that stands alone: its tensors don't say how many heads attend, or
-    which activation.
+    """The error for a checkpoint without a config: its tensors don't say how many heads there are,
+    or which activation.
     """
     name = keymap.recognise.get("config_file", "config.json")
     return ConfigError(

@@ -1,4 +1,4 @@
-"""The operations of the map language: what may happen to tensors between a foreign name and ours.
+"""The operations of the map language: what may happen to tensors between source and target names.
 
 Each takes a list of tensors to a list of tensors, says beforehand what shapes come out, and knows
 its inverse. Most return views, so that a writer can stream them in blocks.
@@ -6,10 +6,11 @@ its inverse. Most return views, so that a writer can stream them in blocks.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from zoo.errors import CheckpointError, ConfigError, MapError, closest
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 
 Shape = tuple[int, ...]
-Size = int | str  # a number, or the name of one of our config fields
+Size = int | str  # a number, or the name of a config field
 
 
 def size_of(size: Size, config: Mapping[str, object]) -> int:
@@ -81,6 +82,11 @@ def _axis(axis: int, shape: Shape, name: str) -> int:
     return axis % len(shape)
 
 
+def _resized(shape: Shape, axis: int, length: int) -> Shape:
+    axis %= len(shape)
+    return (*shape[:axis], length, *shape[axis + 1 :])
+
+
 @dataclass(frozen=True)
 class Permute(Op):
     """Axes in another order; ``transpose`` is ``axes = [1, 0]``."""
@@ -108,68 +114,65 @@ class Permute(Op):
 
 
 @dataclass(frozen=True)
-class Split(Op):
-    """One tensor into several along an axis, in equal pieces or in the given ``sizes``."""
+class _Pieces(Op):
+    """Along an axis, in equal pieces or in the given ``sizes``."""
 
     axis: int = 0
     sizes: tuple[Size, ...] = ()
-    parts: Size | None = None  # into how many, where the rule's names don't say
+    parts: Size | None = None  # how many, where the rule's names don't say
     count: int = 0
-    name: ClassVar[str] = "split"
-    fan: ClassVar[str] = "out"
 
     def bound(self, config: Mapping[str, object]) -> Op:
         sizes = tuple(size_of(size, config) for size in self.sizes)
         return replace(self, sizes=sizes, parts=None if self.parts is None else size_of(self.parts, config))
+
+
+@dataclass(frozen=True)
+class Split(_Pieces):
+    """One tensor into several along an axis, in equal pieces or in the given ``sizes``."""
+
+    name: ClassVar[str] = "split"
+    fan: ClassVar[str] = "out"
 
     def counted(self, count: int) -> Op:
         if self.sizes and len(self.sizes) != count:
             raise MapError(f"{self.name} has {len(self.sizes)} sizes for {count} tensors")
         return replace(self, count=count)
 
-    def _pieces(self, shape: Shape) -> list[int]:
-        axis = _axis(self.axis, shape, self.name)
+    def _lengths(self, shape: Shape) -> list[int]:
+        length = shape[_axis(self.axis, shape, self.name)]
         if self.sizes:
-            pieces = [int(size) for size in self.sizes]
-            if sum(pieces) != shape[axis]:
+            lengths = [int(size) for size in self.sizes]
+            if sum(lengths) != length:
                 raise CheckpointError(
-                    f"split into {pieces} needs {sum(pieces)} along axis {self.axis}, got shape {shape}"
+                    f"split into {lengths} needs {sum(lengths)} along axis {self.axis}, got shape {shape}"
                 )
-            return pieces
-        if self.count < 1 or shape[axis] % self.count:
+            return lengths
+        if self.count < 1 or length % self.count:
             raise CheckpointError(
                 f"split into {self.count} equal pieces along axis {self.axis} does not fit shape {shape}"
             )
-        return [shape[axis] // self.count] * self.count
+        return [length // self.count] * self.count
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         shape = _only(shapes)
-        axis = _axis(self.axis, shape, self.name)
-        return [(*shape[:axis], piece, *shape[axis + 1 :]) for piece in self._pieces(shape)]
+        return [_resized(shape, self.axis, length) for length in self._lengths(shape)]
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return list(tensors[0].split(self._pieces(tuple(tensors[0].shape)), dim=self.axis))
+        return list(tensors[0].split(self._lengths(tuple(tensors[0].shape)), dim=self.axis))
 
     def inverse(self) -> Op:
         return Join(self.axis, self.sizes, self.parts, self.count)
 
 
 @dataclass(frozen=True)
-class Join(Op):
+class Join(_Pieces):
     """Several tensors into one along an axis; without ``sizes`` they must be equally long, so that
     the way back is known.
     """
 
-    axis: int = 0
-    sizes: tuple[Size, ...] = ()
-    parts: Size | None = None
-    count: int = 0
     name: ClassVar[str] = "join"
     fan: ClassVar[str] = "in"
-
-    def bound(self, config: Mapping[str, object]) -> Op:
-        sizes = tuple(size_of(size, config) for size in self.sizes)
-        return replace(self, sizes=sizes, parts=None if self.parts is None else size_of(self.parts, config))
 
     def counted(self, count: int) -> Op:
         if isinstance(self.parts, int) and self.parts != count:
@@ -179,16 +182,15 @@ class Join(Op):
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         first = shapes[0]
         axis = _axis(self.axis, first, self.name)
-        lengths = [shape[axis] if len(shape) == len(first) else -1 for shape in shapes]
-        rests = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-        if len(rests) > 1 or -1 in lengths:
+        if len({_resized(s, axis, 0) if len(s) == len(first) else s for s in shapes}) > 1:
             raise CheckpointError(
                 f"join along axis {self.axis} needs tensors that agree in the other axes, got shapes {list(shapes)}"
             )
+        lengths = [shape[axis] for shape in shapes]
         wanted = [int(size) for size in self.sizes] or [lengths[0]] * len(lengths)
         if lengths != wanted:
             raise CheckpointError(f"join along axis {self.axis} needs lengths {wanted}, got {lengths}")
-        return [(*first[:axis], sum(lengths), *first[axis + 1 :])]
+        return [_resized(first, axis, sum(lengths))]
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [torch.cat(list(tensors), dim=self.axis)]
@@ -198,7 +200,7 @@ class Join(Op):
 
 
 @dataclass(frozen=True)
-class Stack(Op):
+class StackTensors(Op):
     """Several tensors of one shape into one with a new axis."""
 
     axis: int = 0
@@ -236,7 +238,7 @@ class Unstack(Op):
         return list(tensors[0].unbind(self.axis))
 
     def inverse(self) -> Op:
-        return Stack(self.axis)
+        return StackTensors(self.axis)
 
 
 @dataclass(frozen=True)
@@ -286,58 +288,54 @@ class Same(Op):
 
 
 @dataclass(frozen=True)
-class Pad(Op):
-    """Rows of ``fill`` put before and after."""
+class _Ends(Op):
+    """``before`` and ``after`` count rows at the two ends of an axis."""
 
     before: int = 0
     after: int = 0
     axis: int = 0
     fill: float = 0.0
     loss: str = ""
+
+
+@dataclass(frozen=True)
+class Pad(_Ends):
+    """Rows of ``fill`` put before and after."""
+
     name: ClassVar[str] = "pad"
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         shape = _only(shapes)
-        axis = _axis(self.axis, shape, self.name)
-        return [(*shape[:axis], self.before + shape[axis] + self.after, *shape[axis + 1 :])]
+        length = shape[_axis(self.axis, shape, self.name)]
+        return [_resized(shape, self.axis, self.before + length + self.after)]
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         (tensor,) = tensors
-
-        def block(length: int) -> Tensor:
-            shape = list(tensor.shape)
-            shape[self.axis] = length
-            return tensor.new_full(shape, self.fill)
-
-        return [torch.cat([block(self.before), tensor, block(self.after)], dim=self.axis)]
+        before, after = (
+            tensor.new_full(_resized(tuple(tensor.shape), self.axis, n), self.fill) for n in (self.before, self.after)
+        )
+        return [torch.cat([before, tensor, after], dim=self.axis)]
 
     def inverse(self) -> Op:
         return Rows(self.before, self.after, self.axis, self.fill, self.loss)
 
 
 @dataclass(frozen=True)
-class Rows(Op):
+class Rows(_Ends):
     """The rows that remain when some at the start and at the end are left away; the way back fills
     them with ``fill``.
     """
 
-    before: int = 0
-    after: int = 0
-    axis: int = 0
-    fill: float = 0.0
-    loss: str = ""
     name: ClassVar[str] = "rows"
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         shape = _only(shapes)
-        axis = _axis(self.axis, shape, self.name)
-        kept = shape[axis] - self.before - self.after
-        if kept < 0:
+        length = shape[_axis(self.axis, shape, self.name)]
+        if self.before + self.after > length:
             raise CheckpointError(
-                f"rows leaves {self.before} + {self.after} away along axis {self.axis}, shape {shape} has only "
-                f"{shape[axis]}"
+                f"rows leaves {self.before} + {self.after} away along axis {self.axis}, shape {shape} has only {length}"
             )
-        return [(*shape[:axis], kept, *shape[axis + 1 :])]
+        return [_resized(shape, self.axis, length - self.before - self.after)]
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         (tensor,) = tensors
@@ -352,9 +350,7 @@ class Rows(Op):
 
 
 _EXACT_CASTS = {("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64"), ("F32", "F64")}
-_EXACT_CASTS |= {
-    (a, b) for i, a in enumerate(["I8", "I16", "I32", "I64"]) for b in ["I8", "I16", "I32", "I64"][i + 1 :]
-}
+_EXACT_CASTS |= set(itertools.combinations(("I8", "I16", "I32", "I64"), 2))
 
 
 @dataclass(frozen=True)
@@ -437,21 +433,21 @@ def parse(written: object, where: str) -> tuple[Op, ...]:
     return chain
 
 
-_FIELDS: Mapping[str, tuple[type[Op], Mapping[str, str], tuple[str, ...]]] = {
-    # word in the map: class, map's option -> class's field, options that must be given
-    "transpose": (Permute, {}, ()),
-    "permute": (Permute, {"axes": "axes"}, ("axes",)),
-    "split": (Split, {"axis": "axis", "sizes": "sizes", "parts": "parts"}, ()),
-    "join": (Join, {"axis": "axis", "sizes": "sizes", "parts": "parts"}, ()),
-    "stack": (Stack, {"axis": "axis"}, ()),
-    "unstack": (Unstack, {"axis": "axis"}, ()),
-    "copies": (Copies, {}, ()),
-    "same": (Same, {}, ()),
-    "rows": (Rows, {"before": "before", "after": "after", "axis": "axis", "fill": "fill", "lost": "loss"}, ("lost",)),
-    "pad": (Pad, {"before": "before", "after": "after", "axis": "axis", "fill": "fill"}, ()),
-    "cast": (Cast, {"to": "to", "from": "back", "lost": "loss"}, ("to", "from")),
-    "reshape": (Reshape, {"to": "to", "back": "back"}, ("to", "back")),
+_WORDS: Mapping[str, tuple[type[Op], str, str]] = {  # word in a map: class, its options, those that must be given
+    "transpose": (Permute, "", ""),
+    "permute": (Permute, "axes", "axes"),
+    "split": (Split, "axis sizes parts", ""),
+    "join": (Join, "axis sizes parts", ""),
+    "stack": (StackTensors, "axis", ""),
+    "unstack": (Unstack, "axis", ""),
+    "copies": (Copies, "", ""),
+    "same": (Same, "", ""),
+    "rows": (Rows, "before after axis fill lost", "lost"),
+    "pad": (Pad, "before after axis fill", ""),
+    "cast": (Cast, "to from lost", "to from"),
+    "reshape": (Reshape, "to back", "to back"),
 }
+_FIELD_OF = {"lost": "loss", "from": "back"}  # where an option's field has another name
 
 
 def _parse_one(entry: object, where: str) -> Op:
@@ -461,19 +457,21 @@ def _parse_one(entry: object, where: str) -> Op:
     word = options.pop("op", None)
     if not isinstance(word, str):
         raise MapError(f'{where}: an operation is a word or a table with "op", got {entry!r}')
-    if word not in _FIELDS:
-        raise MapError(f"{where}: unknown operation {word!r}; closest: {', '.join(closest(word, _FIELDS))}")
-    cls, fields, needed = _FIELDS[word]
+    if word not in _WORDS:
+        raise MapError(f"{where}: unknown operation {word!r}; closest: {', '.join(closest(word, _WORDS))}")
+    cls, known, needed = _WORDS[word]
     for option in options:
-        if option not in fields:
-            raise MapError(
-                f"{where}: operation {word!r} has no option {option!r}; it has {', '.join(fields) or 'none'}"
-            )
-    for option in needed:
+        if option not in known.split():
+            has = ", ".join(known.split()) or "none"
+            raise MapError(f"{where}: operation {word!r} has no option {option!r}; it has {has}")
+    for option in needed.split():
         if options.get(option) in (None, "", []):
             hint = ": say what is thrown away, the way back can't restore it" if option == "lost" else ""
             raise MapError(f"{where}: operation {word!r} needs {option!r}{hint}")
-    values = {fields[option]: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    values: dict[str, Any] = {
+        _FIELD_OF.get(option, option): tuple(value) if isinstance(value, list) else value
+        for option, value in options.items()
+    }
     try:
         op = cls(**values)
     except MapError as error:

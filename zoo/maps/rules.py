@@ -1,79 +1,98 @@
-"""The entries of a map: rules, ties, constants and what is made from them."""
+"""The lines of a map: what each says about a tensor, and all of one layout's together.
+
+A source is a tensor of the public layout, a target one of the zoo's. `RuleSet` is plain data:
+``parsing`` makes one from a table and refuses what could mean two things, ``planning`` reads it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from zoo.errors import CheckpointError
 from zoo.maps.ops import Op
-from zoo.maps.templates import Condition, Template
+from zoo.maps.templates import Condition, Index, Template
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One line of ``[rules]`` with its word placeholders filled in."""
+def holds(when: Iterable[Condition], config: Mapping[str, object]) -> bool:
+    """Whether all conditions hold."""
+    return all(condition.holds(config) for condition in when)
+
+
+def exclusive(one: Iterable[Condition], other: Iterable[Condition]) -> bool:
+    """Whether two lists of conditions can't both hold."""
+    other = tuple(other)
+    return any(a.excludes(b) for a in one for b in other)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapLine:
+    """What every line about a source says. ``label`` is how the map writes it."""
 
     label: str
-    sources: tuple[Template, ...]
-    targets: tuple[Template, ...]
-    ops: tuple[Op, ...] = ()
-    over: str = ""  # the placeholder that counts the pieces of a join, split, stack or unstack
     when: tuple[Condition, ...] = ()
-    otherwise: str = ""  # why the source is left out where `when` does not hold
-    optional: bool = False
     head: str = ""
     bare: bool = False  # stands outside the file-level prefix
-    replaces: Template | None = None  # a source that this one makes useless where both are stored
 
-    def flipped(self) -> Rule:
-        """The same rule read from right to left."""
-        ops = tuple(op.inverse() for op in reversed(self.ops))
-        return Rule(
-            self.label,
-            self.targets,
-            self.sources,
-            ops,
-            self.over,
-            self.when,
-            self.otherwise,
-            self.optional,
-            self.head,
-            self.bare,
-        )
+    def active(self, config: Mapping[str, object]) -> bool:
+        return holds(self.when, config)
 
     @property
     def condition(self) -> str:
         return " and ".join(condition.text for condition in self.when)
 
+    def values(self, config: Mapping[str, object]) -> str:
+        """What the config says of the fields in the conditions."""
+        return ", ".join(f"{name}={config.get(name)!r}" for c in self.when for name in c.fields)
 
-@dataclass(frozen=True)
-class Tie:
-    """A stored copy of another source tensor."""
 
-    label: str
+@dataclass(frozen=True, kw_only=True)
+class Rule(MapLine):
+    """One line of ``[rules]`` with its word placeholders filled in."""
+
+    sources: tuple[Template, ...]
+    targets: tuple[Template, ...]
+    ops: tuple[Op, ...] = ()
+    over: str = ""  # the placeholder that counts the pieces of a join, split, stack or unstack
+    otherwise: str = ""  # why the source is left out where `when` does not hold
+    optional: bool = False
+    replaces: Template | None = None  # a source that this one makes useless where both are stored
+
+    def flipped(self) -> Rule:
+        """The same rule read from right to left."""
+        ops = tuple(op.inverse() for op in reversed(self.ops))
+        return replace(self, sources=self.targets, targets=self.sources, ops=ops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tie(MapLine):
+    """A stored copy of another source."""
+
     copy: Template
     original: Template
-    when: tuple[Condition, ...]
-    head: str
-    bare: bool
-    canonical: bool
+    canonical: bool = False  # the layout's own files hold it, so it is always written
 
 
-@dataclass(frozen=True)
-class Plain:
-    """A source that is dropped or carried along, with its reason."""
+@dataclass(frozen=True, kw_only=True)
+class Drop(MapLine):
+    """A source that is left away, and why."""
 
-    label: str
     source: Template
     reason: str
-    when: tuple[Condition, ...]
-    head: str
-    bare: bool
-    passenger: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passenger(MapLine):
+    """A source that no model uses and that is carried along under its own name."""
+
+    source: Template
+    reason: str
 
 
 @dataclass(frozen=True)
 class Make:
-    """A tensor of ours that a layout implies without storing it."""
+    """A target that a layout implies without storing it."""
 
     target: str
     kind: str
@@ -81,4 +100,80 @@ class Make:
     when: tuple[Condition, ...]
 
 
-Entry = Rule | Tie | Plain
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RuleSet:
+    """One layout's names."""
+
+    family: str
+    layout: str
+    version: int
+    prefixes: tuple[str, ...] = ("",)  # the first is what the layout's own files have
+    wrappers: tuple[str, ...] = ()  # prefixes that training scripts leave on every name
+    recognise: Mapping[str, Any] = field(default_factory=dict)
+    renames: tuple[tuple[str, str], ...] = ()  # old spelling of a part of a name, new one
+    bounds: Mapping[str, str] = field(default_factory=dict)  # placeholder -> the config field it counts up to
+    rules: tuple[Rule, ...]
+    ties: tuple[Tie, ...] = ()
+    passengers: tuple[Passenger, ...] = ()
+    makes: tuple[Make, ...] = ()
+    drop_patterns: tuple[tuple[str, str], ...] = ()  # pattern, reason
+    foreign_heads: tuple[tuple[str, str], ...] = ()  # pattern, reason
+    architectures: Mapping[str, frozenset[str]] = field(default_factory=dict)  # class name -> its heads
+    by_source: Index[MapLine] = field(repr=False)
+    by_target: Index[Rule] = field(repr=False)
+
+    @property
+    def heads(self) -> frozenset[str]:
+        """The heads this layout has rules for."""
+        return frozenset(rule.head for rule in self.rules if rule.head)
+
+    def clean_names(self, tensors: Iterable[str]) -> list[str]:
+        """The names without wrappers, prefix and old spellings: what the rules are written for."""
+        return list(self.clean(tensors)[0])
+
+    def fits(self, tensors: Iterable[str]) -> list[str]:
+        """The names that ``[recognise]`` asks for and the file lacks; with a ``!`` those that must
+        not be there. Empty: the layout fits.
+        """
+        names = self.clean(tensors, strict=False)[0]
+        lacking = [key for key in self.recognise.get("keys", ()) if key not in names]
+        return lacking + [f"!{key}" for key in self.recognise.get("absent", ()) if key in names]
+
+    def clean(self, tensors: Iterable[str], strict: bool = True) -> tuple[dict[str, tuple[str, bool]], str]:
+        """Clean name -> (name in the file, had it the prefix?); and the prefix. ``strict`` refuses
+        two names that become one.
+        """
+        originals = list(tensors)
+        short = originals
+        changed = True
+        while changed:
+            changed = False
+            for wrapper in self.wrappers:
+                if short and all(name.startswith(wrapper) and name != wrapper for name in short):
+                    short, changed = [name[len(wrapper) :] for name in short], True
+        prefix = next((p for p in self.prefixes if p and any(name.startswith(p) for name in short)), "")
+        cleaned: dict[str, tuple[str, bool]] = {}
+        for original, name in zip(originals, short, strict=True):
+            within = bool(prefix) and name.startswith(prefix)
+            name = name[len(prefix) :] if within else name
+            for old, new in self.renames:
+                name = _replace_component(name, old, new)
+            if name in cleaned and strict:
+                raise CheckpointError(
+                    f"{self.layout}: the file holds {cleaned[name][0]!r} and {original!r}, which both mean {name!r}; "
+                    "remove one of them"
+                )
+            cleaned.setdefault(name, (original, within))
+        return cleaned, prefix
+
+
+def _replace_component(name: str, old: str, new: str) -> str:
+    """``old`` replaced where it stands as whole parts of the name."""
+    start = 0
+    while (at := name.find(old, start)) >= 0:
+        end = at + len(old)
+        if (at == 0 or name[at - 1] in "./") and (end == len(name) or name[end] in "./"):
+            name, start = name[:at] + new + name[end:], at + len(new)
+        else:
+            start = at + 1
+    return name

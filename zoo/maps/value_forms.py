@@ -1,5 +1,5 @@
 """Named pairs of functions for config values that no list of pairs can tell: what a foreign value
-means to us, and the way back.
+means, and the way back.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from zoo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Form:
-    """``forward(value, what)`` to ours (``what`` names the value in errors), ``back(value)`` to
-    theirs.
+    """``forward(value, what)`` from the foreign value (``what`` names it in errors), ``back(value)``
+    to it.
     """
 
     forward: Callable[[object, str], object]

@@ -25,6 +25,7 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM, SENTENCE_ORDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ class Albert(TextEncoder):
         ),
         "sentence_order": lambda c: nn.Linear(c.hidden_size, 2),
     }
+    pretraining = (MASKED_LM, SENTENCE_ORDER)
 
     def __init__(self, config: AlbertConfig) -> None:
         super().__init__(config)

@@ -13,6 +13,7 @@ Padding hides keys, never queries.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -21,6 +22,7 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class Bert(TextEncoder):
         ),
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
+    pretraining: ClassVar[tuple[Term, ...]] = (MASKED_LM, NEXT_SENTENCE)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)

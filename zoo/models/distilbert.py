@@ -69,6 +69,7 @@ class DistilBert(TextEncoder):
             c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
         ),
     }
+    inputs = ("input_ids", "attention_mask", "position_ids")
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__(config)

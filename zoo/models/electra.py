@@ -3,14 +3,15 @@ the small generator that replaces them.
 
     h_0 = W norm(token + segment + position)                  width E, then H; W only where E != H
     block: BERT's;   pooled = h_first                         no learned pooler
-    replaced = w act(W_d h_t + b_d) + b                       one number a token: above zero = "not the original"
+    replaced = w act(W_d h_t + b_d) + b                       one logit per token: above zero = "not the original"
     words    = E norm(gelu(W_g h_t + b_g)) + bias             the generator's, at width E
 
-Both networks are this class at two sizes. Traps: while they are trained they share ALL embeddings
-(tokens, positions, segments and the norm), not the projection W; published files of the Hugging
-Face library hold a copy in each. The generator's activation there is always the erf GELU, whatever
-the config says. A classifier has a layer of its own: dense, GELU, output. `zoo.tasks.electra`
-trains the pair.
+Both networks are this class at two sizes.
+
+Traps: while they are trained they share ALL embeddings (tokens, positions, segments and the norm),
+not the projection W; published files of the Hugging Face library hold a copy in each. The
+generator's activation there is always the erf GELU, whatever the config says. A classifier has a
+layer of its own: dense, GELU, output. `zoo.tasks.electra` trains the pair.
 """
 
 from __future__ import annotations

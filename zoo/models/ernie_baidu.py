@@ -1,15 +1,17 @@
 """ERNIE 1.0 and 2.0 (Sun et al., 2019, 2020; Baidu): BERT taught by masking whole phrases and
 entities, then by many tasks in turn.
 
-    h_0 = norm(token + segment + position + task)            the task's vector from 2.0 on: one task id for a whole text, 0 by default
+    h_0 = norm(token + segment + position + task)      the task's vector from 2.0 on: one task id for a
+                                                       whole text, 0 by default
     the rest is BERT
 
-Version 1.0 differs from BERT in what is masked (see `zoo.data.knowledge_masking`): of a chosen
-phrase or entity every token is to be guessed. Version 2.0 adds tasks continually, the old ones go
-on beside the new one, and each has its task vector. Traps: 1.0 is a ReLU model, in the blocks and
-in the masked-word head; 2.0 has GELU. The norm's eps is 1e-5, paddle's default. 1.0 has 513
-positions. A config may promise task vectors that a checkpoint lacks: that is refused, not made up.
-ERNIE of Tsinghua is no relative.
+Version 1.0 differs from BERT in what is masked (see `zoo.data.knowledge_masking`): every token of a
+chosen phrase or entity is predicted. Version 2.0 adds tasks one by one, training the old ones
+along, and each has its task vector.
+
+Traps: 1.0 is a ReLU model, in the blocks and in the masked-word head; 2.0 has GELU. The norm's eps
+is 1e-5, paddle's default. 1.0 has 513 positions. A config may promise task vectors that a
+checkpoint lacks: that is refused. ERNIE of Tsinghua is another model.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import check_positive
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
 from zoo.registry.variants import TEXT_INPUTS
 
 
@@ -96,6 +99,7 @@ class Ernie(TextEncoder):
         ),
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
+    pretraining = (MASKED_LM, NEXT_SENTENCE)
     inputs = (*TEXT_INPUTS, "task_type_ids")
     embeddings: ErnieEmbeddings
 

@@ -1,19 +1,20 @@
 """ERNIE (Zhang et al., 2019; Tsinghua): BERT whose upper layers carry a second stream, a vector for
 each entity that is mentioned.
 
-    text     a = norm(h + MHA(h))                                        as in BERT
-    entity   ẽ = m · norm_e(e + MHA_e(e))   in a "norm" layer,           m = 1 where an entity is mentioned, at its first word piece
-             ẽ = m · e                      in a "mix" layer             keys of MHA_e are the entities alone
+    text     a = norm(h + MHA(h))                                  as in BERT
+    entity   ẽ = m · norm_e(e + MHA_e(e))   in a "norm" layer      keys of MHA_e are the entities alone
+             ẽ = m · e                      in a "mix" layer       m = 1 at the first word piece of a mention
     fusion   u = gelu(W a + b + W_e ẽ + b_e)
              h' = norm(W_1 u + b_1 + a),    e' = norm_e(W_2 u + b_2 + ẽ)
     a "sim" layer is BERT's and leaves e alone
 
 The released model has five "sim" layers, one "mix", six "norm". Entity vectors (TransE, 100 wide,
 frozen) are an input, no parameter: `zoo.data.knowledge_batches.EntityDenoising` makes the batches.
-Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a mention. Traps: [CLS]
-counts as an entity with a zero vector. Where there is no entity the fusion still adds b_e. The
-entities that leave the last layer are used by nothing, so two of its parts never learn. ERNIE of
-Baidu is another model.
+Heads: BERT's two, and ``transform(h) · candidates`` for the entity behind a mention.
+
+Traps: [CLS] counts as an entity with a zero vector. Where there is no entity the fusion still adds
+b_e. The entities that leave the last layer are never read, so two of its parts get no gradient.
+ERNIE of Baidu is another model.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads
+from zoo.models.base.model import Reading
 from zoo.models.base.outputs import WithEntities
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
+from zoo.registry.terms import MASKED_ENTITY, MASKED_LM, NEXT_SENTENCE
 from zoo.registry.variants import TEXT_INPUTS
 
 KINDS = ("sim", "mix", "norm")
@@ -116,7 +119,7 @@ class FusionBlock(nn.Module):
         return new_text, self.entity_feed_forward_norm(entity + self.dropout(new_entity))
 
     def known(self, entity: Float[Tensor, "*rows entity_size"], mentions: Run) -> Float[Tensor, "*rows entity_size"]:
-        """What the entities, those mentioned alone, say to each other before the fusion: nothing."""
+        """The entities as the fusion reads them, zeros where none is mentioned: as they come."""
         return entity
 
 
@@ -186,9 +189,12 @@ class ErnieThu(TextEncoder):
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
         "masked_entity": MaskedEntityHead,
     }
+    offers = {**TextEncoder.offers, "entities": Reading(lambda e: e.entity.last_hidden_state, "length")}
+    pretraining = (MASKED_LM, NEXT_SENTENCE, MASKED_ENTITY)
     inputs = (*TEXT_INPUTS, "entity_embeds", "entity_mask")
     exceptions = {
-        "gradients": "the entities that leave the last layer are read by nothing, and a text without entities teaches no entity attention"
+        "gradients": "the entities that leave the last layer are read by nothing, "
+        "and a text without entities teaches no entity attention"
     }
     encoder: EntityStack
 
@@ -223,8 +229,9 @@ class ErnieThu(TextEncoder):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> WithEntities:
-        """As `TextEncoder`, and ``entity_embeds``, zeros where no entity is mentioned; ``entity_mask`` (batch, length), 1/True = one is. Left out: no
-        entities; a mask is made from the vectors that are not zero and each row's first real token.
+        """As `TextEncoder`, and ``entity_embeds``, zeros where no entity is mentioned; ``entity_mask``
+        (batch, length), 1/True = one is. Left out: no entities; a mask is made from the vectors that
+        are not zero and each row's first real token.
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
         kept = output_hidden_states, output_attentions

@@ -1,20 +1,25 @@
 """K-BERT (Liu et al., 2020): BERT over a sentence into which facts of a knowledge graph are
 grafted, as branches that only their word sees.
 
-    sentence tree   "Cook [CEO Apple] visits Beijing [capital China] now"    a branch behind each word that is a subject of the graph
-    soft position   trunk counts 0, 1, 2, ... past the branches; a branch counts on from the last token of its word
-    visible matrix  V[i, j] = 1 where i and j stand on the trunk, or in one branch, or one is of a branch and the other of its word
-    attention       softmax(Q Kᵀ / sqrt(d) where V = 1, else -inf) Values            the same V in every layer and head
+    sentence tree   "Cook [CEO Apple] visits Beijing [capital China] now"
+                    a branch behind each word that is a subject of the graph
+    soft position   the trunk counts 0, 1, 2, ... past the branches;
+                    a branch counts on from the last token of its word
+    visible matrix  V[i, j] = 1 where i and j stand on the trunk, or in one branch,
+                    or one is of a branch and the other of its word
+    attention       softmax(Q Kᵀ / sqrt(d) where V = 1, else -inf) Values     the same V in every layer and head
 
 The tree is built by `zoo.data.knowledge_batches.SentenceTreeCollator`, for this or any other
 family: V is the attention_mask (batch, query, key), the soft positions are the position_ids. No
 parameter is new: the model is UER-py's BERT, on whose checkpoints K-BERT was built.
 
 Differs from BERT: the norm (unbiased standard deviation, eps added to it), three segments (0 is
-padding, 1 and 2 the sentences), a decoder of its own in the masked-word head. Traps: a branch's
-parts are single characters, Latin words too. The classifier reads tanh(W pool(h)); the reference's
-mean and maximum run over padding, ours over real tokens: hand over a matrix whose padding rows see
-everything to have the former. Inserted tokens count in the tagger's loss.
+padding, 1 and 2 the sentences), a decoder of its own in the masked-word head.
+
+Traps: a branch's parts are single characters, Latin words too. The classifier reads tanh(W
+pool(h)); the reference's mean and maximum run over padding, ours over real tokens: hand over a
+matrix whose padding rows see everything to have the former. Inserted tokens count in the tagger's
+loss.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
 
 POOLER_INPUTS = ("cls", "mean", "max", "last")
 
@@ -144,6 +150,7 @@ class KBert(TextEncoder):
 
     Config = KBertConfig
     heads = {"masked_lm": KBertMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}
+    pretraining = (MASKED_LM, NEXT_SENTENCE)
 
     def __init__(self, config: KBertConfig) -> None:
         super().__init__(config)

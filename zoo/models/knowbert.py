@@ -14,9 +14,9 @@ softmax; an entity is a frozen vector and its part of speech, projected). Candid
 text: `Candidates`, from `zoo.data.knowledge.candidate_mentions`.
 
 Traps: a span's last token is included. Norms of the KAR have eps 1e-5, those of its blocks 1e-12.
-The null entity is the table's raw row. A text without mentions is not left alone: it looks at one
-empty span with the padding entity, as released models were trained to. Entity tables are frozen in
-the paper; here they are parameters like others: freeze them before training.
+The null entity is the table's raw row. A text without mentions is changed too: it looks at one
+empty span with the padding entity, as in the training of the released models. Entity tables are
+frozen in the paper; here they are parameters like others: freeze them before training.
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import MaskedLMHead
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads, check_positive, free
+from zoo.models.base.model import Reading
 from zoo.models.base.outputs import Linked, Links
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
+from zoo.registry.terms import ENTITY_LINKING, MASKED_LM, NEXT_SENTENCE
 from zoo.registry.variants import TEXT_INPUTS
 
 SOURCES = ("wiki", "wordnet")
@@ -123,7 +125,7 @@ class KnowBertConfig(BertConfig):
 
     @property
     def knowledge(self) -> dict[str, Knowledge]:
-        """The sources that are asked, in the order in which they are: by layer, then by name."""
+        """The sources in the order in which they run: by layer, then by name."""
         there = [name for name in SOURCES if getattr(self, f"{name}_layer") is not None]
         found = {
             name: Knowledge(*(getattr(self, f"{name}_{field}") for field in Knowledge.__dataclass_fields__))
@@ -289,6 +291,8 @@ class KnowBert(TextEncoder):
         ),
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
+    offers = {**TextEncoder.offers, "entities": Reading(lambda e: e.links), "mentions": Reading(lambda e: e.links)}
+    pretraining = (MASKED_LM, NEXT_SENTENCE, ENTITY_LINKING)
     inputs = (*TEXT_INPUTS, "entity_candidates")
     exceptions = {"gradients": "a text in which nothing is mentioned teaches no linker to choose"}
 

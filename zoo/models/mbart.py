@@ -11,10 +11,10 @@ language is a token: mBART-cc25 reads ``X </s> [source]`` and writes ``[target] 
 reads ``[source] X </s>`` and writes ``</s> [target] X``.
 
 Traps: the labels' own last token, not a fixed one, is what the decoder begins with
-(`zoo.layers.shift`): the language code for mBART-cc25, </s> for mBART-50. Positions count places,
-padding too, as the hub's library counts; fairseq counts tokens, which is the same where padding
-stands on the right. The table has two rows that are never read. Vectors of padding are drawn like
-others here; fairseq has zeros.
+(`shift_right`): the language code for mBART-cc25, </s> for mBART-50. Positions count columns,
+padding too, as in the Hugging Face library; fairseq counts tokens, which is the same where padding
+stands on the right. The table has two rows that are never read. The padding token's vector is
+initialized like any other here; fairseq's is zero.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ from zoo.layers import (
 )
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
+from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import Model
+from zoo.models.base.model import Model, Reading
 from zoo.models.base.outputs import Seq2Seq
+from zoo.registry.terms import LANGUAGE_MODEL
 
 OFFSET = 2  # rows of a position table before the first that is read
 
@@ -183,14 +185,7 @@ class MbartDecoder(nn.Module):
         self.blocks = nn.ModuleList(decoder_block(c) for _ in range(c.decoder_num_layers))
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
 
-    def forward(
-        self,
-        x: Float[Tensor, "*rows hidden"],
-        memory: Float[Tensor, "*source_rows hidden"],
-        mask: Mask,
-        memory_mask: Mask,
-        trace: Trace,
-    ) -> Float[Tensor, "*rows hidden"]:
+    def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace) -> Rows:
         """The states before the final norm."""
         for block in self.blocks:
             x = block(x, memory, mask, memory_mask, trace)
@@ -230,6 +225,8 @@ class Mbart(Model):
         "decoder_position_ids",
     )
     heads = {"language_model": LanguageModelHead}
+    offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
+    pretraining = (LANGUAGE_MODEL,)
 
     def __init__(self, config: MbartConfig) -> None:
         super().__init__(config)

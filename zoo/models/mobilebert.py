@@ -1,13 +1,14 @@
 """MobileBERT (Sun et al., 2020): as deep as BERT-large, but thin: each block works in a bottleneck,
 with several small feed-forwards.
 
-    x_t = W_e [e_{t+1}; e_t; e_{t-1}] + b_e,   h_0 = norm(x + position + segment)          trigram: next, own, previous; zeros at the ends
-    r   = norm(W_in h + b),   s = norm(W_kq h + b)            H -> B; s is the shared key-query bottleneck
-    a_0 = norm(MHA(query = s, key = s, value = h) + r)                                      4 heads in width B
-    a_j = norm(W_2 relu(W_1 a_{j-1}) + a_{j-1}),   j = 1 .. F            F feed-forwards, one after the other
-    h'  = norm(W_out a_F + b + h)                                                           B -> H
-    norm(x) = g · x + b            NoNorm; the teacher has LayerNorm
-    words   = [E ; D] norm(relu(W h + b)) + bias            E: token table (V, E), D: extra (V, H - E)
+    x_t = W_e [e_{t+1}; e_t; e_{t-1}] + b_e           trigram: next, own, previous; zeros at the ends
+    h_0 = norm(x + position + segment)
+    r   = norm(W_in h + b),   s = norm(W_kq h + b)    H -> B; s is the shared key-query bottleneck
+    a_0 = norm(MHA(query = s, key = s, value = h) + r)                  4 heads in width B
+    a_j = norm(W_2 relu(W_1 a_{j-1}) + a_{j-1}),   j = 1 .. F           F feed-forwards, one after the other
+    h'  = norm(W_out a_F + b + h)                                       B -> H
+    norm(x) = g · x + b                               NoNorm; the teacher has LayerNorm
+    words   = [E ; D] norm(relu(W h + b)) + bias      E: token table (V, E), D: extra (V, H - E)
 
 Other wirings of the paper: all of attention in the bottleneck (MobileBERT tiny: query = key = value
 = r), none of it (IB-BERT, the teacher: query = key = value = h), and no bottleneck at all. The
@@ -45,8 +46,10 @@ from zoo.layers import (
     post_norm,
 )
 from zoo.layers.feed_forward import check_activation, check_choice, identity
+from zoo.layers.shapes import Bias, Rows
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
 
 NORMS = ("no_norm", "layer_norm", "layer_norm_hf", "manual_layer_norm")
 
@@ -207,13 +210,7 @@ class StackedBlock(nn.Module):
     def new_attention(self, c: MobileBertConfig) -> Attention:
         return Attention(c.inner_size, c.num_heads, dropout=c.attention_dropout)
 
-    def forward(
-        self,
-        x: Float[Tensor, "*rows hidden"],
-        mask: Mask,
-        bias: Float[Tensor, "#batch #heads query key"] | None = None,
-        trace: Trace | None = None,
-    ) -> Float[Tensor, "*rows hidden"]:
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
         a = post_norm(x, lambda y: self.attention(y, y, y, mask, bias, trace), self.attention_norm, self.dropout)
         return self.feed(a, self.dropout)
 
@@ -242,13 +239,7 @@ class BottleneckBlock(StackedBlock):
             c.hidden_size, c.num_heads, head_size=head_size, output_size=c.bottleneck_size, dropout=c.attention_dropout
         )
 
-    def forward(
-        self,
-        x: Float[Tensor, "*rows hidden"],
-        mask: Mask,
-        bias: Float[Tensor, "#batch #heads query key"] | None = None,
-        trace: Trace | None = None,
-    ) -> Float[Tensor, "*rows hidden"]:
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
         r = self.input_bottleneck(x)  # (..., bottleneck)
         query, value = self.attended(x, r)
         a = post_norm(
@@ -344,6 +335,7 @@ def block_class(c: MobileBertConfig) -> type[StackedBlock]:
 class MobileBert(TextEncoder):
     Config = MobileBertConfig
     heads = {"masked_lm": SplitMaskedLMHead, "next_sentence": lambda c: nn.Linear(c.hidden_size, 2)}
+    pretraining = (MASKED_LM, NEXT_SENTENCE)
     exceptions = {
         "padding": "with the trigram embedding the last real token reads the embedding of the padding behind it",
     }

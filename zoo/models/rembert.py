@@ -1,12 +1,15 @@
 """RemBERT (Chung et al., 2021): BERT whose input and output embeddings are two tables, the first
 narrow, the second wide.
 
-    h_0 = W norm(token + segment + position)          input_embedding_size, then hidden_size
-    words = O norm(gelu(W_o h + b)) + bias            output_embedding_size; O is a table of its own, left behind after pre-training
+    h_0 = W norm(token + segment + position)      embedding_size, then hidden_size
+    words = O norm(gelu(W_o h + b)) + bias        output_embedding_size; O is a table of its own, which
+                                                  fine-tuning drops
 
 Differs from BERT: parameters of the embeddings are spent on depth instead, and the input table is
-never tied to the output's. Traps: no dropout but the classifier's; the public file has no output
-table, so that masked words come from a head that starts at random.
+never tied to the output's.
+
+Traps: no dropout but the classifier's; the public file has no output table, so that masked words
+come from a head that starts at random.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class RemBert(TextEncoder):
             c.hidden_size, c.output_embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=False
         ),
     }
+    pretraining = (MASKED_LM,)
 
     def __init__(self, config: RemBertConfig) -> None:
         super().__init__(config)

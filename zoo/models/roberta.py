@@ -7,7 +7,7 @@ the next sentence, trained for longer.
 Differs from BERT: positions count the tokens that are not padding and begin behind the padding id,
 so that a table of 514 rows serves 512 tokens; one segment (a row that fairseq does not have and
 that is zero in converted files); masked words are the only objective; a classifier reads the first
-token's state through a layer of its own and leaves the pooler aside.
+token's state through a layer of its own and ignores the pooler.
 
 Traps: positions are found from the ids, not from the attention mask: a padding id in the middle of
 a text stops the count, and another id at a masked place does not. fairseq sets the embeddings of
@@ -28,6 +28,7 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import ClassificationHead, MaskedLMHead
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +127,12 @@ class Roberta(TextEncoder):
             c.hidden_size, c.hidden_size, c.vocab_size, "gelu", c.norm_eps, tied=c.tie_word_embeddings
         )
     }
+    pretraining = (MASKED_LM,)
     task_heads = {"sequence_classification": classification_head}
     reads_first = frozenset({"sequence_classification"})
     exceptions = {
-        "padding": "positions count the ids that are not the padding id, so another id to the left of a token moves it, masked or not",
+        "padding": "positions count the ids that are not the padding id, "
+        "so another id to the left of a token moves it, masked or not",
     }
 
     def __init__(self, config: RobertaConfig) -> None:

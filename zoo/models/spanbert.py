@@ -1,4 +1,4 @@
-"""SpanBERT (Joshi et al., 2020): BERT trained to guess masked spans, and each word of a span from
+"""SpanBERT (Joshi et al., 2020): BERT trained to predict masked spans, and each word of a span from
 the span's two outer neighbors alone.
 
     span boundary objective, for a masked span between the words at l and r:
@@ -6,16 +6,17 @@ the span's two outer neighbors alone.
     y_i = norm(gelu(W_2 z_i + b_2)),   scores_i = E y_i + b          E the token table
 
 The encoder is BERT's, cased. Differs in training: spans of words instead of single tokens
-(`zoo.data.knowledge_masking.SpanMasking`), one text instead of two, no next-sentence objective and
-so no pooler (``pooler = True`` is the two-sentence variant of its code). Traps: the order is
-linear, activation, norm, twice. The position vectors are 200 wide whatever an option of the code
-says. The paper counts places in a span from 1. Released archives hold the encoder alone: a
-classifier's pooler starts at random.
+(`zoo.data.knowledge_masking.SpanBertMasking`), one text instead of two, no next-sentence objective and
+so no pooler (``pooler = True`` is the two-sentence variant of its code).
+
+Traps: the order is linear, activation, norm, twice. The position vectors are 200 wide whatever an
+option of the code says. The paper counts places in a span from 1. Released archives hold the
+encoder alone: a classifier's pooler starts at random.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -27,6 +28,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.layers import activation
 from zoo.models.base.config import check_positive
 from zoo.models.bert import Bert, BertConfig
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, SPAN_BOUNDARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class SpanBertConfig(BertConfig):
 
 
 class SpanBoundaryHead(nn.Module):
-    """Guesses the words of a span from its two boundaries; the token table is handed over."""
+    """Predicts the words of a span from its two boundaries; the token table is handed over."""
 
     def __init__(self, c: SpanBertConfig) -> None:
         super().__init__()
@@ -92,3 +94,4 @@ class SpanBoundaryHead(nn.Module):
 class SpanBert(Bert):
     Config = SpanBertConfig
     heads = {**Bert.heads, "span_boundary": SpanBoundaryHead}
+    pretraining = (MASKED_LM, SPAN_BOUNDARY, replace(NEXT_SENTENCE, optional=True))

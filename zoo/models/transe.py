@@ -1,12 +1,13 @@
 """TransE (Bordes et al., 2013): a fact (head, relation, tail) holds where ``head + relation ≈
 tail``.
 
-    d(h, r, t) = || h + r - t ||_p     small = true; p = 1 or 2, each vector first cut to length one where ``normalize``
+    d(h, r, t) = || h + r - t ||_p     small = true; p = 1 or 2; ``normalize``: vectors scaled to length one first
     score      = margin - d, where a margin is given: large = true
 
 Its vectors are what ERNIE (Tsinghua) reads. Losses take the scores of n positives (n, 1) and of
-their k negatives (n, k); they are named for what OpenKE calls them. Trap: OpenKE normalizes
-relations too, the paper entities alone.
+their k negatives (n, k); they are named for what OpenKE calls them.
+
+Trap: OpenKE normalizes relations too, the paper entities alone.
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ class TransE(nn.Module):
         (ent_tot, rel_tot, dim, ...).
         """
         from zoo.formats.opening import opened
-        from zoo.maps.key_map import KeyMap
+        from zoo.maps import layouts
 
-        keymap = KeyMap.load("openke-transe")
+        keymap = layouts.load("openke-transe")
         with opened(source) as archive:
             built = cls(TransEConfig.from_dict(keymap.config_forward(config, archive.tensors)))
             plan = keymap.forward(archive.tensors, built.config.to_dict(), targets=built.state_dict())

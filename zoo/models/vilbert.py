@@ -1,9 +1,10 @@
 """ViLBERT (Lu et al., 2019): two streams, words and regions, that look at each other in
 co-attention blocks; 12-in-1 (Lu et al., 2020).
 
-    text_0  = norm(token + position + segment)      image_0 = norm(W_f f + W_l l)      l: x1, y1, x2, y2, area, relative
-    text'   = norm(text + W MHA(q = text, kv = image)),            image'  = norm(image + W MHA(q = image, kv = text))          co-attention
-              then a feed-forward each; between them each stream runs plain blocks of its own
+    text_0  = norm(token + position + segment)
+    image_0 = norm(W_f f + W_l l)                          l: x1, y1, x2, y2, area, relative
+    text'   = norm(text + W MHA(q = text, kv = image))     co-attention, then a feed-forward each;
+    image'  = norm(image + W MHA(q = image, kv = text))    between them each stream runs plain blocks of its own
     pooled  = relu(W_t text_first) * relu(W_v image_first)         or their sum: ``fusion``
 
 Connection k stands before text block ``text_connections[k]`` and image block
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import repeat
@@ -34,7 +35,6 @@ from zoo.layers import (
     CoAttentionBlock,
     EncoderBlock,
     FeedForward,
-    Padding,
     ReluPooler,
     Run,
     Runs,
@@ -45,14 +45,18 @@ from zoo.layers import (
     bert_block,
     bert_block_of,
     interleaved,
+    pool,
 )
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
 from zoo.layers.padding import carried
+from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import VisionLanguageModel, need_pooler
+from zoo.models.base.model import Reading, VisionLanguageModel, need_pooler
 from zoo.models.base.outputs import Streams
+from zoo.registry.inputs import Input
+from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_REGION, MASKED_WORDS
 from zoo.registry.variants import TEXT_INPUTS
 
 
@@ -85,6 +89,7 @@ class ViLBertConfig(Config):
     dynamic_attention: bool = False
     fusion: str = "mul"
     num_tasks: int = 0  # rows of the task table; 0: no task token
+    whole_image_at: ClassVar[str] = "first"  # where `Regions.for_model` puts it
     region_target_size: int = (
         1601  # what a masked region is predicted as: the detector's classes, or the feature's width
     )
@@ -217,10 +222,8 @@ class GatedBlock(EncoderBlock):
 
     attention: GatedAttention
 
-    def forward(  # type: ignore[override]
-        self, x: Float[Tensor, "*rows hidden"], other: Float[Tensor, "*other_rows gate_size"], run: Run, other_run: Run
-    ) -> Float[Tensor, "*rows hidden"]:
-        mean = real_mean(other, other_run.padding)
+    def forward(self, x: Rows, other: SourceRows, run: Run, other_run: Run) -> Rows:  # type: ignore[override]
+        mean = pool(carried(other, other_run.padding, None), other_run.padding.real, "mean")  # (batch, gate size)
         x = self.residual(x, lambda y: self.attention.gated(y, mean, run), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
@@ -230,14 +233,6 @@ def both_ways(
 ) -> tuple[tuple[Tensor, Tensor], ...] | None:
     """The maps of each connection together: the text's looks at the image, the image's at the text."""
     return None if text is None or image is None else tuple(zip(text, image, strict=True))
-
-
-def real_mean(x: Float[Tensor, "*rows size"], padding: Padding) -> Float[Tensor, "batch size"]:
-    """The mean of a stream's real tokens."""
-    x = padding.unpack(x)  # zeros at padding
-    if padding.real is None:
-        return x.mean(1)
-    return x.sum(1) / padding.real.sum(1, keepdim=True).clamp(min=1)
 
 
 def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:
@@ -297,10 +292,18 @@ class ViLBert(VisionLanguageModel):
         "masked_region": lambda c: RegionHead(c.image_hidden_size, c.region_target_size, c.activation, c.norm_eps),
         "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
     }
+    pretraining = (MASKED_WORDS, MASKED_REGION, IMAGE_TEXT_MATCHING)
     task_heads = {
         "visual_question_answering": lambda c, n: AnswerHead(c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }
+    offers = {
+        **VisionLanguageModel.offers,
+        "regions": Reading(
+            lambda e: e.image.last_hidden_state, "regions", mask=lambda model, given, e: model.region_mask(given, e)
+        ),
+    }
+    own_inputs = (Input("task_type_ids", ("batch",), "int", "12-in-1: the row of the task's token"),)
     inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")
     matching_dropout = 0.1
     embeddings: TaskEmbeddings
@@ -343,10 +346,10 @@ class ViLBert(VisionLanguageModel):
     ) -> Streams:
         """Encode texts and the regions of their pictures.
 
-        visual_boxes: see `zoo.regions`. visual_mask: (pictures, regions), 1/True = a real region.
-        task_type_ids: for models with task tokens. One text with many pictures runs through its own
-        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows with
-        the picture running fast. lengths, visual_lengths: real tokens and regions per row, where
+        visual_boxes: see `zoo.data.regions.regions`. visual_mask: (pictures, regions), 1/True = a real
+        region. task_type_ids: for models with task tokens. One text with many pictures runs through
+        its own first blocks once. all_pairs: every text with every picture, (texts · pictures) rows,
+        pictures varying fastest. lengths, visual_lengths: real tokens and regions per row, where
         these stand first.
         """
         if visual_features is None or visual_boxes is None:
@@ -381,7 +384,7 @@ class ViLBert(VisionLanguageModel):
 
     def paired(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
         """The streams run apart until they first meet; there one text, or with ``all_pairs`` each,
-        is repeated for each picture, rows with the picture running fast.
+        is repeated for each picture; pictures vary fastest.
         """
         steps = self.encoder.steps
         meet = next((i for i, step in enumerate(steps) if len(step.writes) > 1), len(steps))
@@ -416,3 +419,11 @@ class ViLBert(VisionLanguageModel):
         # one text, or each, may have met many pictures
         mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
         return mask, None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
+
+    def region_mask(self, given: Mapping[str, Any], encoded: Streams) -> tuple[Tensor | None, Sequence[int] | None]:
+        """Which regions are real; every picture may have met every text, pictures running fast."""
+        assert encoded.image is not None
+        rows = encoded.image.last_hidden_state.shape[0]
+        mask, lengths = given.get("visual_mask"), given.get("visual_lengths")
+        mask = None if mask is None else mask.repeat(rows // mask.shape[0], 1)
+        return mask, None if lengths is None else [*lengths] * (rows // len(lengths))

@@ -8,10 +8,12 @@ With words aligned to regions (VCR): region_r += mean of the *text* positions of
 ``bypass``: the blocks read the text alone, then one more block reads [encoded text ; regions].
 
 Differs from BERT: regions are further tokens; boxes are not used (Flickr30k's files append them to
-the features). Traps: every region takes visual position 0. The authors' loaders give regions
-segment 0, the Hugging Face port gives 1 where the caller says nothing: ``visual_segment`` keeps
-what a layout means. Matching label 1 = the caption belongs to the image. The answer to a question
-is read at the word before the last [SEP], where the authors put a [MASK], not at the pooled vector.
+the features).
+
+Traps: every region takes visual position 0. The authors' loaders give regions segment 0, the
+Hugging Face port gives 1 where the caller says nothing: ``visual_segment`` keeps what a layout
+means. Matching label 1 = the caption belongs to the image. The answer to a question is read at the
+word before the last [SEP], where the authors put a [MASK], not at the pooled vector.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
 from zoo.layers.padding import Part, first_columns, joined
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import VisionLanguageModel
+from zoo.models.base.model import VisionLanguageModel, before_last
 from zoo.models.base.outputs import Joint
+from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_WORDS
 from zoo.registry.variants import TEXT_INPUTS
 
 
@@ -135,8 +138,8 @@ class VisualBert(VisionLanguageModel):
         "image_text_matching": lambda c: nn.Linear(c.hidden_size, 2),
         "region_to_phrase": lambda c: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads),
     }
+    pretraining = (MASKED_WORDS, IMAGE_TEXT_MATCHING)
     inputs = (*TEXT_INPUTS, "visual_features", "visual_mask", "visual_token_type_ids", "image_text_alignment")
-    answers_at = "last-word"
     pairs_of_pictures = False
     answer_loss = "kl"
 
@@ -218,6 +221,11 @@ class VisualBert(VisionLanguageModel):
             )
         text = Part(grid, attention_mask, lengths, "attention_mask", "lengths")
         return joined(text, Part((grid[0], regions), visual_mask, visual_lengths, "visual_mask", "visual_lengths"))
+
+    def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Float[Tensor, "batch hidden"]:
+        """The word before the closing [SEP], where the authors put a [MASK]."""
+        real = self.padding_of("words", given, encoded).real
+        return before_last(encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length])
 
     def word_mask(self, given: Mapping[str, Any], encoded: Joint) -> tuple[Tensor | None, None]:
         batch, total = encoded.last_hidden_state.shape[:2]

@@ -8,11 +8,13 @@ translated words (MLM, CLM, TLM).
 Differs from BERT: a vector for each token's language instead of its segment, no pooler, rows of
 padding are zeros at every depth, a causal variant (CLM), fixed sinusoidal positions as a choice.
 TLM is MLM on two translations in one text: positions begin again at 0 with the second, each half
-has its language (`zoo.data.collate.TranslationLMCollator`). Traps: the models for 17 and 100
-languages have no language embedding. A text stands between two </s> (id 1), never <s>, in the
-original code; the Hugging Face tokenizer begins with <s>, and so gives other outputs. A causal
-model's labels are not shifted here: the collator writes the next word. The causal original does not
-hide padding to the left of a token from it; here padding is always hidden.
+has its language (`zoo.data.collate.TranslationLMCollator`).
+
+Traps: the models for 17 and 100 languages have no language embedding. A text stands between two
+</s> (id 1), never <s>, in the original code; the Hugging Face tokenizer begins with <s>, and so
+gives other outputs. A causal model's labels are not shifted here: the collator writes the next
+word. The causal original does not hide padding to the left of a token from it; here padding is
+always hidden.
 """
 
 from __future__ import annotations
@@ -26,13 +28,27 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.layers import Attention, Encoded, EncoderBlock, FeedForward, Pooler, Run, Stack, TextEmbeddings, causal
+from zoo.layers import (
+    Attention,
+    Encoded,
+    EncoderBlock,
+    FeedForward,
+    Mask,
+    Pooler,
+    Run,
+    Stack,
+    TextEmbeddings,
+    Trace,
+    causal,
+)
 from zoo.layers.embeddings import LanguageEmbedding, Languages, SinusoidalPositions, ignore_languages
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import TableHead
 from zoo.layers.init import truncated_normal
+from zoo.layers.shapes import Bias, Rows
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
+from zoo.registry.terms import MASKED_LM, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +141,21 @@ class XlmEmbeddings(TextEmbeddings):
         return self.dropout(self.norm(x))
 
 
-def xlm_block(c: XlmConfig) -> EncoderBlock:
+def zero_padding(x: Rows, mask: Mask) -> Rows:
+    """``1[real] · x``: rows of padding become zeros. A packed batch has none of them."""
+    return x if mask.keys is None else x.masked_fill(~mask.keys.unsqueeze(2), 0)
+
+
+class XlmBlock(EncoderBlock):
+    """BERT's block, after which rows of padding are zeros."""
+
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
+        return zero_padding(super().forward(x, mask, bias, trace), mask)
+
+
+def xlm_block(c: XlmConfig) -> XlmBlock:
     """A block of the encoder."""
-    return EncoderBlock(
+    return XlmBlock(
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         FeedForward(c.hidden_size, c.intermediate_size, c.activation),
         nn.LayerNorm(c.hidden_size, c.norm_eps),
@@ -140,6 +168,7 @@ class Xlm(TextEncoder):
     Config = XlmConfig
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "language_ids", "position_ids")
     heads = {"masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings)}
+    pretraining: ClassVar[tuple[Term, ...]] = (MASKED_LM,)
 
     def __init__(self, config: XlmConfig) -> None:
         super().__init__(config)
@@ -168,5 +197,6 @@ class Xlm(TextEncoder):
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, language_ids)
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        run.x = zero_padding(run.x, run.mask)
         x = run.through(self.encoder, causal() if self.config.causal else None)
         return run.encoded(x, self.pooler)

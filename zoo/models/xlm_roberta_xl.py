@@ -5,8 +5,9 @@ be deep and wide.
     a   = h + MHA(norm(h)),   h' = a + W_2 gelu(W_1 norm(a))        pre-norm, eps 1e-5
     result = norm(h_L)
 
-Differs from XLM-R in this alone. Trap: the hidden states between blocks are not normalized, the
-last one is.
+Differs from XLM-R in this alone.
+
+Trap: the hidden states between blocks are not normalized, the last one is.
 """
 
 from __future__ import annotations
@@ -43,12 +44,8 @@ def pre_norm_block(c: RobertaConfig) -> EncoderBlock:
 
 class XlmRobertaXl(TextEncoder):
     Config = XlmRobertaXlConfig
-    heads, task_heads, reads_first, exceptions = (
-        Roberta.heads,
-        Roberta.task_heads,
-        Roberta.reads_first,
-        Roberta.exceptions,
-    )
+    heads, pretraining, task_heads = Roberta.heads, Roberta.pretraining, Roberta.task_heads
+    reads_first, exceptions = Roberta.reads_first, Roberta.exceptions
 
     def __init__(self, config: XlmRobertaXlConfig) -> None:
         super().__init__(config)

@@ -1,5 +1,5 @@
-"""XLM's encoder-decoder (Lample and Conneau, 2019): two XLMs, of which the second also looks at
-what the first has read.
+"""XLM's encoder-decoder (Lample and Conneau, 2019): two XLMs, of which the second also attends
+to the first.
 
     m   = Xlm(source)                                                       its own embeddings, languages, blocks
     a   = norm(h + MHA(h; causal)),   c = norm(a + MHA(a, m)),   h' = 1[real] · norm(c + W_2 gelu(W_1 c))
@@ -7,8 +7,10 @@ what the first has read.
 
 Each side has its full set of tables, so that both can start from one pre-trained XLM; nothing is
 shared between them. A translation begins with </s> in the target language and ends with the next
-</s> (`zoo.generate`). Traps: the encoder's file holds a prediction layer too, which translating
-never uses (the head ``masked_lm``). Labels are the words that follow: at place t the word at t + 1.
+</s> (`zoo.generate`).
+
+Traps: the encoder's file holds a prediction layer too, which translating never uses (the head
+``masked_lm``). Labels are the words that follow: at place t the word at t + 1.
 """
 
 from __future__ import annotations
@@ -22,9 +24,12 @@ from torch import Tensor, nn
 from zoo.layers import Attention, DecoderBlock, Encoded, FeedForward, Mask, Run, Trace, causal
 from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
+from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import free
+from zoo.models.base.model import Reading
 from zoo.models.base.outputs import Seq2Seq
-from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings
+from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
+from zoo.registry.terms import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +45,16 @@ class XlmTranslationConfig(XlmConfig):
         return self.end_token_id
 
 
-def decoder_block(c: XlmConfig) -> DecoderBlock:
+class XlmDecoderBlock(DecoderBlock):
+    """The original Transformer's decoder block, after which rows of padding are zeros."""
+
+    def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Rows:
+        return zero_padding(super().forward(x, memory, mask, memory_mask, trace), mask)
+
+
+def decoder_block(c: XlmConfig) -> XlmDecoderBlock:
     """A block of the decoder."""
-    return DecoderBlock(
+    return XlmDecoderBlock(
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
         FeedForward(c.hidden_size, c.intermediate_size, c.activation),
@@ -63,14 +75,8 @@ class XlmDecoder(nn.Module):
         self.embeddings = XlmEmbeddings(c)
         self.blocks = nn.ModuleList(decoder_block(c) for _ in range(c.num_layers))
 
-    def forward(
-        self,
-        x: Float[Tensor, "*rows hidden"],
-        memory: Float[Tensor, "*source_rows hidden"],
-        mask: Mask,
-        memory_mask: Mask,
-        trace: Trace,
-    ) -> Float[Tensor, "*rows hidden"]:
+    def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace) -> Rows:
+        x = zero_padding(x, mask)
         for block in self.blocks:
             x = block(x, memory, mask, memory_mask, trace)
             trace.hidden(x)
@@ -93,6 +99,8 @@ class XlmTranslation(Xlm):
         "language_model": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
         "masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
     }
+    offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
+    pretraining: ClassVar[tuple[Term, ...]] = ()  # two pre-trained models start it
 
     def __init__(self, config: XlmTranslationConfig) -> None:
         super().__init__(config)

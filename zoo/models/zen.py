@@ -32,6 +32,7 @@ from zoo.models.base.config import check_positive
 from zoo.models.base.outputs import WithEntities
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
 from zoo.registry.variants import TEXT_INPUTS
 
 
@@ -104,6 +105,7 @@ class Zen(TextEncoder):
         ),
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
+    pretraining = (MASKED_LM, NEXT_SENTENCE)
     inputs = (*TEXT_INPUTS, "ngram_ids", "ngram_positions", "ngram_mask", "ngram_token_type_ids")
     exceptions = {"gradients": "a text in which no n-gram was found teaches nothing to the n-gram encoder"}
     encoder: ZenStack

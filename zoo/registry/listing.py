@@ -43,8 +43,6 @@ def list_models(
         and family in (None, v.family)
     ]
     if task is not None:
-        pass
-
         chosen = [v for v in chosen if fits(task, v)]
     if pretrained:
         names = [f"{v.name}.{tag}" for v in chosen for tag in tags(v)]
@@ -61,7 +59,7 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 def offers_of(model: Variant) -> frozenset[str]:
     """What a registered model offers to tasks."""
-    return offered(model.inputs, model.pooler, model.heads)
+    return offered(model.offers, model.heads, model.pretraining)
 
 
 def fits(task: str, model: Variant) -> bool:

@@ -11,237 +11,169 @@ from zoo.errors import TaskError, unknown
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task: what it ``reads`` of a model, the pre-training ``heads`` it needs of the family's,
-    ``one_of`` which it needs at least one, the options it takes with their defaults, and the class
-    that builds it.
+    """A task: what it ``reads`` of what a model offers, the ``heads`` it needs of the family's, the
+    options it takes with their defaults, and the class that builds it.
 
-    Read are "text": the states of a text, "pooled": its pooled vector, "entities": what it knows
-    beside the text; of an encoder-decoder "source and target"; of a model of pictures and words
-    "words", "regions" and "fused", the pooled vector of both. ``may_read``: what is read where the
-    config has it. One name may stand for several specs, one for each kind of model: `spec_for`
-    chooses.
+    Offers are "text": the states of a text, "pooled": its pooled vector, "entities" and "mentions":
+    what it knows beside the text; of an encoder-decoder "target"; of a model of pictures and words
+    "words", "regions" and "fused", the pooled vector of both; "pretraining": terms of an objective.
+    A family may offer more. One name may stand for several specs, one for each kind of model:
+    `spec_for` chooses.
     """
 
     name: str
     reads: frozenset[str]
     class_path: str
     heads: tuple[str, ...] = ()
-    one_of: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
-    may_read: frozenset[str] = frozenset()
+
+    @property
+    def term(self) -> str:
+        """The term that it trains, where it trains one alone."""
+        return self.heads[0] if self.heads else self.name.replace("-", "_")
 
     def missing(self, offers: frozenset[str]) -> list[str]:
         """What a model lacks for this task, in words."""
-        lacks = sorted(self.reads - offers) + [f"a {head} head" for head in self.heads if head not in offers]
-        if self.one_of and not offers & set(self.one_of):
-            lacks.append(" or ".join(f"a {head} head" for head in self.one_of))
-        return lacks
+        return sorted(self.reads - offers) + [f"a {head} head" for head in self.heads if head not in offers]
 
 
-def _specs(*specs: TaskSpec) -> dict[str, TaskSpec]:
-    return {spec.name: spec for spec in specs}
+def _spec(name: str, reads: str, where: str, summary: str, *heads: str, **options: Any) -> TaskSpec:
+    return TaskSpec(name, frozenset(reads.split()), f"zoo.tasks.{where}", heads, options, summary)
 
 
-_TEXT, _POOLED = frozenset({"text"}), frozenset({"pooled"})
-_LABELS = {"num_labels": 2, "problem_type": None}
-_BOTH = frozenset({"source and target"})
+_REGIONS = {"region_target": "classes", "num_negatives": 128}
 
-TASKS: dict[str, TaskSpec] = _specs(
-    TaskSpec("masked-lm", _TEXT, "zoo.tasks.text:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"),
-    TaskSpec(
+SPECS = (
+    _spec("masked-lm", "text", "objective:Objective", "the words behind the masks", "masked_lm"),
+    _spec("masked-lm", "words", "objective:Objective", "the words behind the masks", "masked_lm"),
+    _spec(
         "replaced-token-detection",
-        _TEXT,
-        "zoo.tasks.electra:ReplacedTokenDetection",
-        heads=("replaced_token",),
-        summary="which tokens are not the original ones",
+        "text",
+        "objective:Objective",
+        "which tokens are not the original ones",
+        "replaced_token",
     ),
-    TaskSpec(
-        "next-sentence",
-        _POOLED,
-        "zoo.tasks.text:NextSentence",
-        heads=("next_sentence",),
-        summary="does B follow A (0 = it does)",
-    ),
-    TaskSpec(
-        "sentence-order",
-        _POOLED,
-        "zoo.tasks.text:SentenceOrder",
-        heads=("sentence_order",),
-        summary="were A and B swapped (0 = no)",
-    ),
-    TaskSpec(
+    _spec("next-sentence", "pooled", "objective:Objective", "does B follow A (0 = it does)", "next_sentence"),
+    _spec("sentence-order", "pooled", "objective:Objective", "were A and B swapped (0 = no)", "sentence_order"),
+    _spec(
         "pretraining",
-        _TEXT | _POOLED,
-        "zoo.tasks.text:Pretraining",
-        heads=("masked_lm",),
-        one_of=("next_sentence", "sentence_order"),
-        summary="masked words and the family's sentence objective together",
+        "pretraining words",
+        "objective:Objective",
+        "all the terms that the family declares together",
+        **_REGIONS,
     ),
-    TaskSpec(
+    _spec("pretraining", "pretraining", "objective:Objective", "all the terms that the family declares together"),
+    _spec(
         "sequence-classification",
-        _POOLED,
-        "zoo.tasks.text:SequenceClassification",
-        options=_LABELS,
-        summary="a label for a text or pair",
+        "pooled",
+        "text:SequenceClassification",
+        "a label for a text or pair",
+        num_labels=2,
+        problem_type=None,
     ),
-    TaskSpec(
-        "token-classification",
-        _TEXT,
-        "zoo.tasks.text:TokenClassification",
-        options={"num_labels": 2},
-        summary="a label for each token",
+    _spec(
+        "sequence-classification",
+        "fused",
+        "vision:Classification",
+        "a label for a picture and its words",
+        num_labels=2,
+        problem_type=None,
+        head=None,  # the head's form, None: the family's own; see zoo.tasks.vision
     ),
-    TaskSpec(
-        "question-answering", _TEXT, "zoo.tasks.text:QuestionAnswering", summary="the span that answers a question"
-    ),
-    TaskSpec("multiple-choice", _POOLED, "zoo.tasks.text:MultipleChoice", summary="the right one of several texts"),
-    TaskSpec(
+    _spec("token-classification", "text", "text:TokenClassification", "a label for each token", num_labels=2),
+    _spec("question-answering", "text", "text:QuestionAnswering", "the span that answers a question"),
+    _spec("multiple-choice", "pooled", "text:MultipleChoice", "the right one of several texts"),
+    _spec("multiple-choice", "fused", "vision:MultipleChoice", "the right one of several texts or pictures (VCR)"),
+    _spec(
         "conditional-generation",
-        _BOTH,
-        "zoo.tasks.seq2seq:ConditionalGeneration",
-        heads=("language_model",),
-        summary="the next word of a target text, given a source",
+        "target",
+        "seq2seq:ConditionalGeneration",
+        "the next word of a target text, given a source",
+        "language_model",
     ),
-    TaskSpec(
+    _spec(
         "sentence-embedding",
-        _TEXT,
-        "zoo.tasks.text:SentenceEmbedding",
-        options={"pooling": "mean", "normalize": True},
-        summary="one vector for a text, for search and similarity",
+        "text",
+        "text:SentenceEmbedding",
+        "one vector for a text, for search and similarity",
+        pooling="mean",
+        normalize=True,
     ),
-)
-
-
-_WORDS, _REGIONS, _FUSED = frozenset({"words"}), frozenset({"regions"}), frozenset({"fused"})
-_HEAD = {"head": None}  # the head's form, None: the family's own; see zoo.tasks.vision
-
-VISION: dict[str, TaskSpec] = _specs(
-    TaskSpec(
-        "masked-lm", _WORDS, "zoo.tasks.vision:MaskedLM", heads=("masked_lm",), summary="the words behind the masks"
+    _spec(
+        "masked-region", "regions", "objective:Objective", "the regions behind the masks", "masked_region", **_REGIONS
     ),
-    TaskSpec(
-        "masked-region",
-        _REGIONS,
-        "zoo.tasks.vision:MaskedRegion",
-        heads=("masked_region",),
-        options={"region_target": "classes", "num_negatives": 128},
-        summary="the regions behind the masks",
-    ),
-    TaskSpec(
+    _spec(
         "image-text-matching",
-        _FUSED,
-        "zoo.tasks.vision:ImageTextMatching",
-        heads=("image_text_matching",),
-        summary="do the words belong to the picture",
+        "fused",
+        "objective:Objective",
+        "do the words belong to the picture",
+        "image_text_matching",
     ),
-    TaskSpec(
-        "pretraining",
-        _WORDS | _REGIONS | _FUSED,
-        "zoo.tasks.vision:Pretraining",
-        heads=("masked_lm", "image_text_matching"),
-        options={"region_target": "classes", "num_negatives": 128},
-        summary="masked words, image-text matching and, where the family has it, masked regions together",
-    ),
-    TaskSpec(
+    _spec(
         "visual-question-answering",
-        _WORDS | _FUSED,
-        "zoo.tasks.vision:VisualQuestionAnswering",
-        options={"num_labels": 3129, **_HEAD},
-        summary="an answer to a question about a picture, with soft scores",
+        "words fused",
+        "vision:VisualQuestionAnswering",
+        "an answer to a question about a picture, with soft scores",
+        num_labels=3129,
+        head=None,
     ),
-    TaskSpec(
+    _spec(
         "visual-reasoning",
-        _FUSED,
-        "zoo.tasks.vision:VisualReasoning",
-        options={"num_labels": 2, "pairs": None, **_HEAD},
-        summary="is a sentence true of two pictures (NLVR2)",
+        "fused",
+        "vision:VisualReasoning",
+        "is a sentence true of two pictures (NLVR2)",
+        num_labels=2,
+        pairs=None,
+        head=None,
     ),
-    TaskSpec(
+    _spec(
         "visual-entailment",
-        _FUSED,
-        "zoo.tasks.vision:VisualEntailment",
-        options={"num_labels": 3, **_HEAD},
-        summary="does a picture entail a sentence (SNLI-VE)",
+        "fused",
+        "vision:VisualEntailment",
+        "does a picture entail a sentence (SNLI-VE)",
+        num_labels=3,
+        head=None,
     ),
-    TaskSpec(
-        "sequence-classification",
-        _FUSED,
-        "zoo.tasks.vision:Classification",
-        options={**_LABELS, **_HEAD},
-        summary="a label for a picture and its words",
-    ),
-    TaskSpec(
-        "multiple-choice",
-        _FUSED,
-        "zoo.tasks.vision:MultipleChoice",
-        summary="the right one of several texts or pictures (VCR)",
-    ),
-    TaskSpec(
+    _spec(
         "image-text-retrieval",
-        _FUSED,
-        "zoo.tasks.vision:Retrieval",
-        summary="a score for how well words and picture match, for ranking",
+        "fused",
+        "vision:Retrieval",
+        "a score for how well words and picture match, for ranking",
     ),
-    TaskSpec(
-        "grounding", _REGIONS, "zoo.tasks.vision:Grounding", summary="the region that an expression means (RefCOCO)"
-    ),
-    TaskSpec(
+    _spec("grounding", "regions", "vision:Grounding", "the region that an expression means (RefCOCO)"),
+    _spec(
         "region-to-phrase",
-        _WORDS | _REGIONS,
-        "zoo.tasks.vision:RegionToPhrase",
-        heads=("region_to_phrase",),
-        summary="the regions that phrases mean",
+        "words regions",
+        "vision:RegionToPhrase",
+        "the regions that phrases mean",
+        "region_to_phrase",
     ),
-    TaskSpec(
+    _spec(
         "multi-task",
-        _WORDS | _REGIONS | _FUSED,
-        "zoo.tasks.multi_task:MultiTask",
-        heads=("masked_lm", "masked_region", "image_text_matching"),
-        options={"num_answers": 3129, "num_gqa_answers": 1533, "only": None, **_HEAD},
-        summary="every head of a 12-in-1 checkpoint over one pass",
+        "words regions fused",
+        "multi_task:MultiTask",
+        "every head of a 12-in-1 checkpoint over one pass",
+        "masked_lm",
+        "masked_region",
+        "image_text_matching",
+        num_answers=3129,
+        num_gqa_answers=1533,
+        only=None,
+        head=None,
     ),
+    _spec(
+        "entity-typing",
+        "pooled entities",
+        "knowledge:EntityTyping",
+        "all the types of a marked mention",
+        num_labels=2,
+    ),
+    _spec("entity-linking", "mentions", "objective:Objective", "which entity each candidate span means, if any"),
 )
-TASKS |= {name: spec for name, spec in VISION.items() if name not in TASKS}
-
-TASKS["entity-typing"] = TaskSpec(
-    "entity-typing",
-    _POOLED | {"entities"},
-    "zoo.tasks.knowledge:EntityTyping",
-    options={"num_labels": 2},
-    summary="all the types of a marked mention",
-)
-TASKS["entity-linking"] = TaskSpec(
-    "entity-linking",
-    frozenset({"mentions"}),
-    "zoo.tasks.knowledge:EntityLinking",
-    summary="which entity each candidate span means, if any",
-)
-PRETRAINING: dict[str, TaskSpec] = {  # by the head, or what else is offered, that asks for a pre-training of its own
-    "span_boundary": TaskSpec(
-        "pretraining",
-        _TEXT,
-        "zoo.tasks.knowledge:SpanPretraining",
-        heads=("masked_lm", "span_boundary"),
-        options={"span_loss_weight": 1.0},
-        summary="masked spans, from their own places and from their boundaries",
-        may_read=_POOLED,
-    ),
-    "masked_entity": TaskSpec(
-        "pretraining",
-        _TEXT | _POOLED,
-        "zoo.tasks.knowledge:EntityPretraining",
-        heads=("masked_lm", "next_sentence", "masked_entity"),
-        summary="masked words, next sentence, and which entity a mention means",
-    ),
-    "mentions": TaskSpec(
-        "pretraining",
-        _TEXT | _POOLED | {"mentions"},
-        "zoo.tasks.knowledge:LinkedPretraining",
-        heads=("masked_lm", "next_sentence"),
-        summary="masked words, next sentence, and the linking of mentions",
-    ),
-}
+TASKS: dict[str, TaskSpec] = {}
+for _one in SPECS:
+    TASKS.setdefault(_one.name, _one)  # one spec of each name, the first
 
 
 def task_spec(name: str) -> TaskSpec:
@@ -252,26 +184,17 @@ def task_spec(name: str) -> TaskSpec:
 
 
 def spec_for(name: str, offers: frozenset[str]) -> TaskSpec:
-    """The task of that name as it is for a model with these ``offers``."""
-    spec = task_spec(name)
-    if name == "pretraining":
-        for head, own in PRETRAINING.items():
-            if head in offers:
-                return own
-    return VISION[name] if "words" in offers and name in VISION else spec
+    """The task of that name as it is for a model with these ``offers``: the spec that lacks least."""
+    task_spec(name)
+    return min((spec for spec in SPECS if spec.name == name), key=lambda spec: len(spec.missing(offers)))
 
 
-def offered(inputs: Collection[str], pooler: bool, heads: Iterable[str]) -> frozenset[str]:
-    """What a model offers to tasks, from what it reads, whether it pools, and its pre-training
-    heads.
+def offered(offers: Collection[str], heads: Iterable[str], pretraining: Collection[str]) -> frozenset[str]:
+    """What a model offers to tasks: what its family says, its heads, and its objective where no task
+    of one term is the same.
     """
-    if "decoder_input_ids" in inputs:
-        return frozenset({"source and target", *heads})
-    if "visual_features" in inputs:
-        return frozenset({"words", "regions", "fused", *heads})
-    entities = {"entity_embeds": ("entities",), "entity_candidates": ("entities", "mentions")}
-    known = next((words for name, words in entities.items() if name in inputs), ())
-    return frozenset({"text", *(("pooled",) if pooler else ()), *known, *heads})
+    alone = len(pretraining) == 1 and any(spec.term in pretraining for spec in SPECS)
+    return frozenset({*offers, *heads, *(["pretraining"] if pretraining and not alone else [])})
 
 
 def fitting(offers: frozenset[str]) -> list[str]:

@@ -43,8 +43,9 @@ _FAMILY_KEYS = {
     "streams",
     "fusion",
     "heads",
-    "pooler",
     "inputs",
+    "offers",
+    "pretraining",
     "licence",
     "paper",
     "title",
@@ -93,8 +94,9 @@ class Variant:
     tags: Mapping[str, Tag] = field(default_factory=dict)
     default_tag: str | None = None
     heads: tuple[str, ...] = ()
-    pooler: bool = True
     inputs: tuple[str, ...] = TEXT_INPUTS
+    offers: tuple[str, ...] = ("text", "pooled")  # what tasks may read of it
+    pretraining: tuple[str, ...] = ()  # the terms of its objective
     maps: str = ""  # the family whose layouts serve it
     notes: str = ""
     cls: type | None = None  # given by `register`; otherwise imported from class_path
@@ -147,8 +149,9 @@ def _read_family(path: Path, variants: dict[str, Variant], renamed: dict[str, tu
             tags=tags,
             default_tag=row.get("default_tag", next(iter(tags), None)),
             heads=tuple(table.get("heads", ())),
-            pooler=table.get("pooler", True),
             inputs=tuple(table.get("inputs", Variant.inputs)),
+            offers=tuple(table.get("offers", Variant.offers)),
+            pretraining=tuple(table.get("pretraining", ())),
             maps=table.get("maps", table["family"]),
             notes=row.get("notes", ""),
         )
@@ -233,8 +236,9 @@ def register(
         paper=paper,
         config=values,
         heads=tuple(getattr(cls, "heads", ())),
-        pooler="pooler" in config_class.field_names(),
         inputs=tuple(getattr(cls, "inputs", TEXT_INPUTS)),
+        offers=tuple(getattr(cls, "offers", ("text",))),
+        pretraining=tuple(term.name for term in getattr(cls, "pretraining", ())),
         maps=maps or name.split("-")[0],
         cls=cls,
     )

@@ -5,18 +5,21 @@ names stand bare.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from zoo.errors import ConfigError, InputError, TaskError, unknown
+from zoo.errors import ConfigError, InputError, unknown
+from zoo.layers import Padding
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
-from zoo.layers.extend import own_class
-from zoo.layers.init import initialise, shapes_only
+from zoo.layers.init import initialise
 from zoo.models.base.model import Model
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
+from zoo.registry.terms import Term
 
 
 class TaskModel(nn.Module):
@@ -24,7 +27,7 @@ class TaskModel(nn.Module):
     beside the config.
     """
 
-    needs_pooler = False
+    reads: ClassVar[str] = "pooled"  # what a head of the task's own is as wide as, see `Model.widths`
 
     def __init__(self, model: Model, heads: Mapping[str, nn.Module], options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -34,18 +37,44 @@ class TaskModel(nn.Module):
         rate = getattr(self.config, "classifier_dropout", None)
         self.dropout = nn.Dropout(getattr(self.config, "dropout", 0.0) if rate is None else rate)
         self.task = ""
+        self.names = tuple(inspect.signature(model.forward).parameters)  # of what may come by position
 
     @classmethod
-    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        """Assemble around a model; subclasses say which heads."""
-        raise NotImplementedError
+    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
+        """Assemble around a model; by default with a head of the task's own name for its labels."""
+        name = task.replace("-", "_")
+        return cls(model, {name: cls.own_head(model, name, options.get("num_labels", 1), options)}, options)
+
+    @classmethod
+    def own_head(
+        cls, model: Model, name: str, num_labels: int, options: Mapping[str, Any], times: int = 1
+    ) -> nn.Module:
+        """The head called ``name``: as the family builds it, else a Linear over what the task reads.
+        ``times``: vectors joined.
+        """
+        own = model.task_heads.get(name)
+        if own is not None:
+            return own(model.config, num_labels)
+        return nn.Linear(times * model.widths(model.config)[cls.reads], num_labels)
+
+    @classmethod
+    def pooled(cls, spec: TaskSpec, model_class: Any, config: Any) -> bool:
+        """Whether the task needs the model's pooler."""
+        if spec.name.replace("-", "_") in model_class.reads_first:
+            return False
+        return any(model_class.offers[what].pooled for what in spec.reads & set(model_class.offers))
+
+    @classmethod
+    def spec_of(cls, spec: TaskSpec, model_class: Any) -> TaskSpec:
+        """The spec as it is for a model class, with the options that its family adds."""
+        return spec
 
     @classmethod
     def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
         """The heads whose tensors the task needs from a file: the family's that it reads, else the
         one of its own name.
         """
-        family = tuple(head for head in (*spec.heads, *spec.one_of) if head in model_class.heads)
+        family = tuple(head for head in spec.heads if head in model_class.heads)
         return family or (spec.name.replace("-", "_"),)
 
     @classmethod
@@ -77,6 +106,42 @@ class TaskModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    def given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's arguments by name."""
+        return dict(zip(self.names, inputs, strict=False)) | dict(named)
+
+    def score(self, term: Term, given: Mapping[str, Any], encoded: Any) -> tuple[Any, Padding | None]:
+        """What a term's head makes of what it reads, zeros at padding, and which of it is real."""
+        model, taken = self.model, [self._taken(name, given) for name in term.takes]
+        states = [model.offers[what].read(encoded) for what in term.reads]
+        if term.layer and not self._last(term):
+            states = [encoded.hidden_states[getattr(self.config, term.layer) % self.config.num_layers + 1]]
+        if term.dropout:
+            states = [self._dropped(term.dropout, state) for state in states]
+        padded = model.offers[term.reads[0]].padded
+        padding = model.padding_of(term.reads[0], given, encoded) if padded else None
+        if not term.head_name:
+            return states[0], padding
+        head = self.heads[term.head_name]
+        if padding is None or term.grid:
+            return head(*states, *taken), padding
+        return padding.unpack(head(padding.pack(states[0]), *taken)), padding
+
+    def _last(self, term: Term) -> bool:
+        layers = self.config.num_layers
+        return bool(getattr(self.config, term.layer) % layers == layers - 1)
+
+    def _taken(self, name: str, given: Mapping[str, Any]) -> Any:
+        """What a head reads besides states: of the call, or a table of the model."""
+        found = given.get(name)
+        if found is None:
+            found = getattr(self, name, None)
+        return getattr(self.model, name, None) if found is None else found
+
+    def _dropped(self, name: str, x: Tensor) -> Tensor:
+        rate = getattr(self, name, None)
+        return F.dropout(x, getattr(self.model, name), self.training) if rate is None else rate(x)
+
     def num_parameters(self) -> int:
         """Distinct parameters, counted once however often they are used."""
         return sum(p.numel() for p in self.parameters())
@@ -84,11 +149,6 @@ class TaskModel(nn.Module):
     def sites(self) -> Any:
         """The places of the model below, see `Model.sites`."""
         return self.model.sites()
-
-    def twin(self, config: Any) -> TaskModel:
-        """The same task on a model by another config, on the meta device, before any technique."""
-        with shapes_only():
-            return build_task(self.task, own_class(self.model), config, self.options, own_class(self.model).__name__)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Random weights for the model and the heads."""
@@ -102,24 +162,17 @@ class TaskModel(nn.Module):
         return token.table if isinstance(token, FactorizedTable | NarrowTable) else token.weight  # type: ignore[union-attr, return-value]
 
 
-def label_head(model: Model, name: str, num_labels: int) -> nn.Module:
-    """The head of that name for so many labels: one linear layer, unless the family builds its
-    own.
-    """
-    own = model.task_heads.get(name)
-    return nn.Linear(model.config.hidden_size, num_labels) if own is None else own(model.config, num_labels)
-
-
 def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, Any], name: str) -> TaskModel:
     """A task model around a fresh model of ``model_class``; parts that the task does not read (the
     pooler) are left out.
     """
-    spec = require_fit(task, offers_of_class(model_class), name)
+    require_fit(task, offers_of_class(model_class), name)
+    spec = spec_of_class(task, model_class)
     options = check_options(spec, options)
+    built_by = task_class(spec)
     if "pooler" in config.field_names():
-        pooled = bool(spec.reads & {"pooled", "fused"}) and task.replace("-", "_") not in model_class.reads_first
-        config = config.replace(pooler=pooled or ("pooled" in spec.may_read and config.pooler))
-    built = task_class(spec).build(model_class(config), options)
+        config = config.replace(pooler=built_by.pooled(spec, model_class, config))
+    built = built_by.build(model_class(config), options, task)
     built.task = task
     return built
 
@@ -133,12 +186,13 @@ def task_class(spec: TaskSpec) -> type[TaskModel]:
 
 def spec_of_class(task: str, model_class: Any) -> TaskSpec:
     """The task's spec as it is for a model class."""
-    return spec_for(task, offers_of_class(model_class))
+    spec = spec_for(task, offers_of_class(model_class))
+    return spec if spec.missing(offers_of_class(model_class)) else task_class(spec).spec_of(spec, model_class)
 
 
 def offers_of_class(model_class: Any) -> frozenset[str]:
     """What a model class offers to tasks."""
-    return offered(model_class.inputs, "pooler" in model_class.Config.field_names(), model_class.heads)
+    return offered(model_class.offers, model_class.heads, [term.name for term in model_class.pretraining])
 
 
 def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,32 +206,48 @@ def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check_labels(
-    labels: Tensor, shape: tuple[int, ...], name: str, classes: int | None = None, *, integers: bool = False
-) -> None:
-    """Refuse labels of another shape, or integer ones outside 0..classes-1 (-100 excepted). Values
-    are looked at on CPU only.
+def with_an_axis(model: Model, given: Mapping[str, Any]) -> list[str]:
+    """The inputs of a call that have an axis more than the table says, behind the batch's."""
+    found = []
+    for name, x in given.items():
+        row = model.input_table.get(name)
+        if row is not None and row.axes and isinstance(x, Tensor):
+            plain = len(row.axes)
+            if x.dim() == plain + 1 or (x.dim() > plain and x.dim() - 1 in row.dims):
+                found.append(name)
+    return found
+
+
+def along(model: Model, given: Mapping[str, Any], what: str, number: int | None = None) -> tuple[dict[str, Any], int]:
+    """Fold an axis of choices or pictures into the batch: (batch, choices, ...) -> (batch · choices,
+    ...), and the number of choices.
+
+    It is that of the input that has them; a text or a picture that all choices share is repeated.
+    ``number``: how many there must be.
     """
-    if tuple(labels.shape) != shape:
-        raise TaskError(f"{name} must have shape {shape}, got {tuple(labels.shape)}")
-    if (integers or classes is not None) and labels.is_floating_point():
-        raise TaskError(f"{name} must hold integers, got {labels.dtype}")
-    if classes is None or torch.compiler.is_compiling() or labels.device.type != "cpu":
-        return
-    real = labels[labels != -100]
-    if real.numel() and not (int(real.min()) >= 0 and int(real.max()) < classes):
-        raise TaskError(
-            f"{name} must lie in 0..{classes - 1} (or be -100 to be left out), got {int(real.min())}..{int(real.max())}"
+    table, wide = model.input_table, with_an_axis(model, given)
+    tensors = {n: x for n, x in given.items() if isinstance(x, Tensor) and n in table and table[n].axes}
+    counts = {tensors[name].shape[1] for name in wide}
+    if len(counts) != 1 or number not in (None, *counts):
+        shapes = ", ".join(f"{tuple(x.shape)} of {name}" for name, x in tensors.items())
+        wanted = f"one number of {what}" if number is None else f"{number} {what}"
+        raise InputError(
+            f"inputs with {what} must be (batch, {what}, ...), with {wanted}; a text's are (batch, {what}, length) "
+            f"tensors, got {shapes}"
         )
-
-
-def flat_choices(x: Tensor | None) -> Tensor | None:
-    """(batch, choices, length, ...) -> (batch · choices, length, ...)."""
-    if x is None:
-        return None
-    if x.dim() < 3:
-        raise InputError(f"multiple choice takes (batch, choices, length) tensors, got {tuple(x.shape)}")
-    return x.flatten(0, 1)
+    count, rows = counts.pop(), tensors[wide[0]].shape[0]
+    folded: dict[str, Any] = {}
+    for name, x in tensors.items():
+        if name in wide:
+            folded[name] = x.flatten(0, 1)
+        elif x.shape[0] == rows:  # one row, as position_ids may have, serves all
+            folded[name] = x.repeat_interleave(count, 0)
+    for name, row in table.items():
+        if row.counts and given.get(name) is not None:
+            shared = [other not in wide for other in tensors if table.masked_axis(other) == row.counts]
+            if shared and all(shared):
+                folded[name] = [n for n in given[name] for _ in range(count)]
+    return {**given, **folded}, count
 
 
 def canonical_state(module: nn.Module) -> dict[str, Tensor]:

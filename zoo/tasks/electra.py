@@ -10,7 +10,7 @@ original.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,53 +20,16 @@ from torch.nn import functional as F
 
 from zoo.data.masking import write_samples
 from zoo.errors import ConfigError
-from zoo.models.base.model import Model
-from zoo.models.base.outputs import Output, TaskOutput
-from zoo.tasks.base import TaskModel, check_labels
-from zoo.tasks.losses import widened
-from zoo.tasks.text import MaskedLM, padding_of
+from zoo.models.base.outputs import Output
+from zoo.tasks.base import TaskModel
+from zoo.tasks.losses import binary_loss
 
 MASK_SHARE = 0.85  # of the chosen places; the others keep their token, none gets a random one
 NOISE = 1e-9
 
 
-class ReplacedTokenDetection(TaskModel):
-    """Is a token the original or a replacement? ``logits`` (batch, length), above zero = replaced;
-    zeros at padding.
-    """
-
-    @classmethod
-    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
-        return cls(model, {"replaced_token": model.heads["replaced_token"](model.config)}, options)
-
-    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch, length), 1 = replaced, 0 = original; the loss is the mean over real
-        tokens.
-        """
-        encoded = self.model(*inputs, **named)
-        hidden = encoded.last_hidden_state
-        padding = padding_of(hidden, inputs, named)
-        scores = self.heads["replaced_token"](padding.pack(hidden)).unsqueeze(-1)
-        logits = padding.unpack(scores).squeeze(-1)  # (batch, length)
-        if labels is None:
-            return TaskOutput(logits=logits, encoded=encoded)
-        check_labels(labels, tuple(logits.shape), "labels", 2)
-        loss = replaced_token_loss(logits, labels, padding.real)
-        return TaskOutput(loss, {"replaced_token": loss}, logits, encoded=encoded)
-
-
-def replaced_token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
-    """Mean binary cross-entropy over real tokens; ``epsilon`` is added to their number, as the
-    TensorFlow code does (1e-6).
-    """
-    logits = widened(logits)
-    losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
-    weights = torch.ones_like(losses) if real is None else real.to(losses.dtype)
-    return (losses * weights).sum() / (weights.sum() + epsilon)
-
-
 @dataclass(frozen=True)
-class Draws:
+class ElectraDraws:
     """The random part of one step: ``positions`` (batch, n) int64, drawn with replacement; ``keep``
     (batch, n) uniform, below 0.85 = masked; ``noise`` (batch, n, vocabulary) uniform, for the
     Gumbel trick.
@@ -98,49 +61,72 @@ class ElectraStep(Output):
     discriminator: Any = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ElectraMasking:
+    """What is masked: about ``mask_probability`` of a text's real tokens, at most
+    ``max_predictions``; ``special_ids`` are never chosen ([CLS], [SEP], [MASK]).
+    """
+
+    mask_id: int
+    special_ids: Collection[int]
+    max_predictions: int
+    mask_probability: float = 0.15
+
+    def draw(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        vocab_size: int,
+        generator: torch.Generator | None = None,
+    ) -> ElectraDraws:
+        """What chance has to say in one step."""
+        batch, count = input_ids.shape[0], self.max_predictions
+        special = torch.tensor(tuple(self.special_ids), device=input_ids.device)
+        candidates = attention_mask.bool() & ~torch.isin(input_ids, special)
+        positions = torch.multinomial(candidates.float(), count, replacement=True, generator=generator)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, device=input_ids.device, generator=generator)
+
+        return ElectraDraws(positions, uniform(batch, count), uniform(batch, count, vocab_size))
+
+    def used(self, real: Tensor) -> Tensor:
+        """Which of the drawn places count, (batch, n) bool, for ``real`` (batch, length), 1 = a real
+        token.
+        """
+        wanted = (real.sum(1) * self.mask_probability).round().clamp(1, self.max_predictions)  # (batch,)
+        return torch.arange(self.max_predictions, device=real.device) < wanted[:, None]
+
+
 class ElectraPretraining(nn.Module):
     """A generator and a discriminator that are trained together and share all embeddings but the
     projection.
 
     ``generator``: a model for the task masked-lm, ``discriminator``: one for
     replaced-token-detection; the generator takes over the discriminator's tables and norm unless
-    ``shared`` is False. ``special_ids``: tokens that are never chosen ([CLS], [SEP], [MASK]).
+    ``shared`` is False.
     """
 
     def __init__(
         self,
-        generator: MaskedLM,
-        discriminator: ReplacedTokenDetection,
+        generator: TaskModel,
+        discriminator: TaskModel,
+        masking: ElectraMasking,
         *,
-        mask_id: int,
-        special_ids: Collection[int],
-        max_predictions: int,
-        mask_probability: float = 0.15,
         weights: tuple[float, float] = (1.0, 50.0),
         temperature: float = 1.0,
         disallow_correct: bool = False,
         shared: bool = True,
     ) -> None:
         super().__init__()
-        self.generator, self.discriminator = generator, discriminator
-        self.mask_id, self.special_ids = mask_id, tuple(special_ids)
-        self.max_predictions, self.mask_probability = max_predictions, mask_probability
+        self.generator, self.discriminator, self.masking = generator, discriminator, masking
         self.weights, self.temperature, self.disallow_correct = weights, temperature, disallow_correct
         if shared:
             share_embeddings(generator.model, discriminator.model)
 
-    def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> Draws:
-        """What chance has to say in one step."""
-        batch, count = input_ids.shape[0], self.max_predictions
-        candidates = attention_mask.bool() & ~torch.isin(
-            input_ids, torch.tensor(self.special_ids, device=input_ids.device)
-        )
-        positions = torch.multinomial(candidates.float(), count, replacement=True, generator=generator)
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, device=input_ids.device, generator=generator)
-
-        return Draws(positions, uniform(batch, count), uniform(batch, count, self.generator.config.vocab_size))
+    def draw(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None = None) -> ElectraDraws:
+        """What chance has to say in one step, see `ElectraMasking.draw`."""
+        return self.masking.draw(input_ids, attention_mask, self.generator.config.vocab_size, generator)
 
     def forward(
         self,
@@ -148,7 +134,7 @@ class ElectraPretraining(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
-        draws: Draws | None = None,
+        draws: ElectraDraws | None = None,
         generator: torch.Generator | None = None,
     ) -> ElectraStep:
         """input_ids, attention_mask, token_type_ids (batch, length). ``draws``: what `draw` would
@@ -157,12 +143,11 @@ class ElectraPretraining(nn.Module):
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         draws = self.draw(input_ids, real, generator) if draws is None else draws
 
-        wanted = (real.sum(1) * self.mask_probability).round().clamp(1, self.max_predictions)  # (batch,)
-        used = torch.arange(self.max_predictions, device=input_ids.device) < wanted[:, None]  # (batch, n)
+        used = self.masking.used(real)  # (batch, n)
         positions = draws.positions * used
         originals = input_ids.gather(1, positions) * used
         hidden_at = positions * (draws.keep < MASK_SHARE)
-        masked, _ = write_samples(input_ids, torch.full_like(positions, self.mask_id), hidden_at)
+        masked, _ = write_samples(input_ids, torch.full_like(positions, self.masking.mask_id), hidden_at)
 
         guessed = self.generator.model(masked, attention_mask, token_type_ids)
         states = guessed.last_hidden_state
@@ -177,7 +162,7 @@ class ElectraPretraining(nn.Module):
         replaced = written & (corrupted != input_ids)
 
         judged = self.discriminator(corrupted, attention_mask, token_type_ids)
-        token_loss = replaced_token_loss(judged.logits, replaced, real, epsilon=1e-6)
+        token_loss = binary_loss(judged.logits, replaced, real, epsilon=1e-6)
         return ElectraStep(
             loss=self.weights[0] * word_loss + self.weights[1] * token_loss,
             losses={"masked_lm": word_loss, "replaced_token": token_loss},
@@ -210,12 +195,12 @@ def share_embeddings(generator: Any, discriminator: Any) -> None:
     """Make the generator read the discriminator's token, position and segment tables and norm; each
     keeps its projection.
     """
-    mine, theirs = generator.embeddings, discriminator.embeddings
-    if mine.token.weight.shape != theirs.token.weight.shape:
-        sizes = f"{tuple(mine.token.weight.shape)} and {tuple(theirs.token.weight.shape)}"
+    own, shared = generator.embeddings, discriminator.embeddings
+    if own.token.weight.shape != shared.token.weight.shape:
+        sizes = f"{tuple(own.token.weight.shape)} and {tuple(shared.token.weight.shape)}"
         raise ConfigError(
             f"shared embeddings need token tables of one shape, got {sizes}; give both models one embedding_size, or "
             "shared=False"
         )
     for part in ("token", "position", "segment", "norm"):
-        setattr(mine, part, getattr(theirs, part))
+        setattr(own, part, getattr(shared, part))

@@ -1,13 +1,21 @@
-"""Losses that tasks share."""
+"""Losses that tasks share, and those that terms of an objective name (`LOSSES`).
+
+A label does not count where it is -100, or where its own axis' mask says padding; a mean is over the
+labels that count, and zero, with a gradient of zeros, where none does.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.errors import TaskError
+from zoo.errors import ConfigError, InputError, TaskError
 
+IGNORED = -100
 PROBLEM_TYPES = ("regression", "single-label", "multi-label")
 
 
@@ -26,6 +34,90 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.0) ->
     total = F.cross_entropy(widened(logits.flatten(0, -2)), labels.flatten(), ignore_index=-100, reduction="sum")
     count = (labels != -100).sum()
     return total / (count + epsilon if epsilon else count.clamp(min=1))
+
+
+def real_labels(labels: Tensor, real: Tensor | None) -> Tensor:
+    """Labels with those at padding left out; ``real`` (batch, positions) bool, None = all."""
+    if real is None:
+        return labels
+    return labels.masked_fill(~real.unflatten(1, (-1, *[1] * (labels.dim() - 2))), IGNORED)
+
+
+def mean_of(losses: Tensor, counted: Tensor) -> Tensor:
+    """The mean of those losses that count, zero where none does; (...) and (...) bool."""
+    return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)
+
+
+def check_labels(
+    labels: Tensor, shape: tuple[int, ...], name: str, classes: int | None = None, *, integers: bool = False
+) -> None:
+    """Refuse labels of another shape, or integer ones outside 0..classes-1 (-100 excepted). Values
+    are looked at on CPU only.
+    """
+    if tuple(labels.shape) != shape:
+        raise TaskError(f"{name} must have shape {shape}, got {tuple(labels.shape)}")
+    if (integers or classes is not None) and labels.is_floating_point():
+        raise TaskError(f"{name} must hold integers, got {labels.dtype}")
+    if classes is None or torch.compiler.is_compiling() or labels.device.type != "cpu":
+        return
+    real = labels[labels != IGNORED]
+    if real.numel() and not (int(real.min()) >= 0 and int(real.max()) < classes):
+        raise TaskError(
+            f"{name} must lie in 0..{classes - 1} (or be -100 to be left out), got {int(real.min())}..{int(real.max())}"
+        )
+
+
+def token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, name: str = "labels") -> Tensor:
+    """`token_cross_entropy` over the real positions: logits (batch, positions, classes), labels
+    (batch, positions).
+    """
+    if labels.shape != logits.shape[:-1]:
+        check_labels(labels, tuple(logits.shape[:-1]), name)
+    labels = real_labels(labels, real)
+    check_labels(labels, tuple(logits.shape[:-1]), name, logits.shape[-1])
+    return token_cross_entropy(logits, labels)
+
+
+def row_loss(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
+    """Mean cross-entropy of one label a row, -100 left out: logits (batch, classes), labels (batch,)."""
+    check_labels(labels, (logits.shape[0],), name, logits.shape[1])
+    return token_cross_entropy(logits, labels)
+
+
+def binary_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: float = 0.0) -> Tensor:
+    """Mean binary cross-entropy over the labels that count, of the shape of the logits; ``epsilon``
+    is added to their number, as ELECTRA's TensorFlow code does (1e-6).
+    """
+    logits = widened(logits)
+    counted = labels != IGNORED if real is None else (labels != IGNORED) & real.bool()
+    wanted = torch.where(counted, labels, 0).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    if not epsilon:
+        return mean_of(losses, counted)
+    weights = counted.to(losses.dtype)
+    return (losses * weights).sum() / (weights.sum() + epsilon)
+
+
+def span_boundary_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """The sum over the labels that are not -100, divided by their number plus one."""
+    total = F.cross_entropy(widened(scores).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / ((labels != -100).sum() + 1)
+
+
+def linking_loss(kind: str, scores: Tensor, ids: Tensor, gold: Tensor, margin: float = 0.2) -> Tensor:
+    """How well candidates are told apart; scores and ids (batch, spans, candidates), gold (batch,
+    spans), the true entity's id.
+
+    "margin": mean over all candidates of ``max(0, margin - score)`` for the true one, ``max(0,
+    margin + score)`` for others. "softmax": negative log likelihood of the true one, over the spans
+    that have candidates. Spans whose gold is -100 are left out.
+    """
+    true = ids == gold.unsqueeze(2)
+    told = (gold != IGNORED).unsqueeze(2) & (ids > 0)  # (batch, spans, candidates)
+    if kind == "margin":
+        signed = torch.where(true, -scores, scores)
+        return mean_of((signed + margin).clamp(min=0), told)
+    return token_cross_entropy(scores, true.int().argmax(2).masked_fill(~told.any(2), IGNORED))
 
 
 def problem_of(logits: Tensor, labels: Tensor, problem_type: str | None) -> str:
@@ -48,8 +140,8 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
         outputs = widened(logits).squeeze(-1)
         return F.mse_loss(outputs, labels.to(outputs.dtype).reshape(outputs.shape))
     if problem_type == "single-label":
-        return F.cross_entropy(widened(logits), labels)
-    return F.binary_cross_entropy_with_logits(widened(logits), labels.to(widened(logits).dtype))
+        return token_cross_entropy(logits, labels)
+    return binary_loss(logits, labels, None)
 
 
 def span_loss(
@@ -94,15 +186,19 @@ def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, *, red
 REGION_TARGETS = ("classes", "features", "contrastive")
 
 
-def soft_answer_loss(logits: Tensor, labels: Tensor, kind: str = "bce") -> Tensor:
+def soft_answer_loss(logits: Tensor, labels: Tensor, kind: str = "bce", real: Tensor | None = None) -> Tensor:
     """On soft scores (batch, answers): "bce" is binary cross entropy summed over answers, "kl" the
-    KL divergence from the softmax; both are means over the batch.
+    KL divergence from the softmax; both are means over the rows with an answer that counts: none
+    that is -100, none that is not ``real`` (batch, answers).
     """
     logits = widened(logits)
-    labels = labels.to(logits.dtype)
+    counted = labels != IGNORED if real is None else (labels != IGNORED) & real
+    wanted = torch.where(counted, labels, 0).to(logits.dtype)
     if kind == "kl":
-        return F.kl_div(logits.log_softmax(-1), labels, reduction="batchmean")
-    return F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
+        each = F.kl_div(logits.log_softmax(-1), wanted, reduction="none")
+    else:
+        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return torch.where(counted, each, 0).sum() / counted.any(1).sum().clamp(min=1)
 
 
 def region_loss(
@@ -112,8 +208,9 @@ def region_loss(
     target: str = "classes",
     num_negatives: int = 128,
     negatives: Tensor | None = None,
+    real: Tensor | None = None,
 ) -> Tensor:
-    """The loss of masked regions over those with label 1.
+    """The loss of masked regions over those with label 1 that are ``real`` (batch, regions).
 
     logits (batch, regions, size); labels (batch, regions) and targets (batch, regions, size), or
     one region fewer where region 0 is the whole picture, which is never predicted. ``target``:
@@ -124,15 +221,18 @@ def region_loss(
     """
     if labels.shape[1] == logits.shape[1] - 1:
         logits = logits[:, 1:]
+        real = None if real is None else real[:, 1:]
     if labels.shape != logits.shape[:2] or targets.shape[:2] != labels.shape or targets.shape[2] != logits.shape[2]:
         wanted = f"(batch, regions) and (batch, regions, {logits.shape[2]}) for {logits.shape[1]} regions or one fewer"
         raise TaskError(
             f"region_labels and region_targets must be {wanted}, got {tuple(labels.shape)} and {tuple(targets.shape)}"
         )
-    chosen = labels == 1
+    chosen = labels == 1 if real is None else (labels == 1) & real
     count = chosen.sum().clamp(min=1)
     logits = widened(logits)
     targets = targets.to(logits.dtype)
+    if target != "contrastive":
+        targets = targets.masked_fill(~chosen.unsqueeze(2), 0)  # whatever stands at padding
     if target == "classes":
         divergence = F.kl_div(logits.log_softmax(-1), targets, reduction="none").sum(2)
         return (divergence * chosen).sum() / count
@@ -183,3 +283,88 @@ def negatives_from(row_across: Tensor, column_across: Tensor, column_inside: Ten
     row = torch.where(row_across == picture, batch - 1, row_across)
     column = torch.where(column_inside == region, regions - 1, column_inside)
     return torch.cat([row * regions + column_across, picture * regions + column], 2)
+
+
+# --- the losses that terms name: (the labels' name, scores, labels, which positions are real, what they read besides)
+
+
+def _tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    return token_loss(scores, labels, real, name)
+
+
+def _binary_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    check_labels(labels, tuple(scores.shape), name)
+    check_labels(real_labels(labels, real), tuple(scores.shape), name, 2)
+    return binary_loss(scores, labels, real)
+
+
+def _rows(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    return row_loss(scores, labels.flatten(), name)
+
+
+def _spans(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    check_labels(labels, tuple(scores.shape[:3]), name)
+    if real is not None:  # both neighbors of a real span are
+        ends = real.gather(1, beside["pairs"].flatten(1)).unflatten(1, (-1, 2))
+        labels = real_labels(labels, ends.all(2))
+    check_labels(labels, tuple(scores.shape[:3]), name, scores.shape[3])
+    return span_boundary_loss(scores, labels)
+
+
+def _regions(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    targets = beside["region_targets"]
+    if targets is None:
+        raise InputError("region_labels say which regions count; give region_targets too: what they were")
+    return region_loss(
+        scores,
+        labels,
+        targets,
+        beside["region_target"],
+        beside["num_negatives"],
+        beside["negatives"],
+        real,
+    )
+
+
+def _linking(
+    name: str, links: Mapping[str, Any], labels: Mapping[str, Tensor], real: None, beside: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """A loss for each source of knowledge whose true entities are given."""
+    losses = {}
+    for source, entities in labels.items():
+        candidates = (beside["entity_candidates"] or {}).get(source)
+        if candidates is None:
+            raise InputError(f"{name} were given for {source!r} without its entity_candidates")
+        check_labels(entities, tuple(candidates.spans.shape[:2]), name)
+        gold = real_labels(entities, candidates.spans[:, :, 0] >= 0)
+        said = beside["knowledge"][source]
+        losses[f"{source}_linking"] = linking_loss(said.loss, links[source].scores, candidates.ids, gold, said.margin)
+    return losses
+
+
+def _contrastive(name: str, scores: Tensor, labels: None, real: None, beside: Mapping[str, Any]) -> Tensor:
+    """Scores (batch, batch) of each row with each: its own partner against the others, both ways."""
+    own = torch.arange(len(scores), device=scores.device)
+    return (token_cross_entropy(scores, own) + token_cross_entropy(scores.T, own)) / 2
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "tokens": _tokens,
+    "binary-tokens": _binary_tokens,
+    "rows": _rows,
+    "spans": _spans,
+    "regions": _regions,
+    "linking": _linking,
+    "contrastive": _contrastive,
+}
+"""By the key that `zoo.registry.terms.Term.loss` names."""
+
+
+def check_region_target(options: Mapping[str, Any]) -> None:
+    """Refuse a target that masked regions are not predicted as."""
+    if options["region_target"] not in REGION_TARGETS:
+        raise ConfigError(f"region_target must be one of {', '.join(REGION_TARGETS)}, got {options['region_target']!r}")
+
+
+OPTION_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {"regions": check_region_target}
+"""What the options of a loss are held to, when a task is built."""

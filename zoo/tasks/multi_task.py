@@ -2,7 +2,8 @@
 each task trains.
 
 answers, grounding   binary cross entropy summed over answers or regions    retrieval, choice   softmax over the options
-two pictures, entailment   binary cross entropy, a mean over the classes too        each task's loss times its learning rate's share
+two pictures, entailment   binary cross entropy, a mean over the classes too
+each task's loss times its learning rate's share
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel
-from zoo.tasks.losses import soft_answer_loss, widened
+from zoo.tasks.losses import binary_loss, row_loss, soft_answer_loss
 from zoo.tasks.vision import SHOWN_BY, VisionTask, region_scores
 
 HEADS = (
@@ -69,7 +69,7 @@ class MultiTask(VisionTask):
     """
 
     @classmethod
-    def build(cls, model: Model, options: Mapping[str, Any]) -> TaskModel:
+    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
         only = HEADS if options["only"] is None else tuple(options["only"])
         for name in only:
             if name not in HEADS:
@@ -83,9 +83,9 @@ class MultiTask(VisionTask):
         heads = {name: model.heads[name](model.config) for name in FAMILY_HEADS if name in model.heads}
         for name in only:
             if name in ("visual_question_answering", "visual_reasoning"):
-                heads[name] = cls.own_head(model, name, options, labels[name], 2 if name == "visual_reasoning" else 1)
+                heads[name] = cls.own_head(model, name, labels[name], options, 2 if name == "visual_reasoning" else 1)
             elif name == "gqa":
-                heads[name] = cls.own_head(model, "visual_question_answering", options, labels[name])
+                heads[name] = cls.own_head(model, "visual_question_answering", labels[name], options)
             else:
                 reads = {"grounding": "image", "token_score": "text"}.get(name, "pooled")
                 heads[name] = nn.Linear(widths[reads], 3 if name == "visual_entailment" else 1)
@@ -125,6 +125,7 @@ class MultiTask(VisionTask):
         given = self.given(inputs, named)
         encoded = self.model(**given)
         pooled = self.dropout(need_pooler(encoded))
+        real = self.model.padding_of("regions", given, encoded).real
         scores = {}
         for name, part in self.heads.items():
             if name in FAMILY_HEADS:
@@ -133,51 +134,49 @@ class MultiTask(VisionTask):
                 if len(pooled) % 2 == 0:
                     scores[name] = part(rearrange(pooled, "(batch pair) size -> batch (pair size)", pair=2))
             elif name == "grounding":
-                scores[name] = region_scores(
-                    part, self.dropout(encoded.image.last_hidden_state), given.get("visual_mask")
-                )
+                scores[name] = region_scores(part, self.dropout(encoded.image.last_hidden_state), real)
             elif name == "token_score":
                 scores[name] = part(self.dropout(encoded.text.last_hidden_state)).squeeze(2)
             else:
                 scores[name] = part(pooled).squeeze(1) if name == "image_text_retrieval" else part(pooled)
-        words = self.predict_words(encoded, given) if "masked_lm" in self.heads else None
-        regions = (
-            self.heads["masked_region"](encoded.image.last_hidden_state) if "masked_region" in self.heads else None
-        )
-        matching = self.match(encoded) if "image_text_matching" in self.heads else None
+        terms = [term for term in self.model.pretraining if term.head_name in FAMILY_HEADS]
+        told = {term.output: self.score(term, given, encoded)[0] for term in terms}
         loss = None
         if labels is not None:
             if head not in scores:
                 raise InputError(f"labels need head=, one of {', '.join(scores)}; got {head!r}")
-            loss = multi_task_loss(head, scores[head], labels, candidates)
+            loss = multi_task_loss(head, scores[head], labels, candidates, real)
         return TaskOutput(
             loss,
             {} if loss is None else {str(head): loss},
             None if head is None else scores.get(head),
-            words,
-            matching,
             encoded=encoded,
-            region_logits=regions,
             scores=scores,
+            **told,
         )
 
 
-def multi_task_loss(head: str, scores: Tensor, labels: Tensor, candidates: Tensor | None = None) -> Tensor:
+def multi_task_loss(
+    head: str, scores: Tensor, labels: Tensor, candidates: Tensor | None = None, real: Tensor | None = None
+) -> Tensor:
     """A head's training loss.
 
     visual_question_answering, gqa: labels (batch, answers) of soft scores. grounding: (batch,
-    regions) of soft scores; with ``candidates`` (batch, number), places in the region axis, the
-    scores there are judged (pointing). image_text_retrieval: scores (batch · options,), labels
-    (batch,) the right option. visual_reasoning, visual_entailment: (batch, classes), one-hot.
+    regions) of soft scores, of which those that are not ``real`` (batch, regions) do not count; with
+    ``candidates`` (batch, number), places in the region axis, the scores there are judged
+    (pointing). image_text_retrieval: scores (batch · options,), labels (batch,) the right option.
+    visual_reasoning, visual_entailment: (batch, classes), one-hot.
     """
     if head in ("visual_question_answering", "gqa"):
         return soft_answer_loss(scores, labels)
     if head == "grounding":
-        return soft_answer_loss(scores if candidates is None else scores.gather(1, candidates), labels)
+        if candidates is not None:
+            scores, real = scores.gather(1, candidates), None if real is None else real.gather(1, candidates)
+        return soft_answer_loss(scores, labels, real=real)
     if head == "image_text_retrieval":
-        return F.cross_entropy(widened(scores).unflatten(0, (len(labels), -1)), labels)
+        return row_loss(scores.unflatten(0, (len(labels), -1)), labels)
     if head in ("visual_reasoning", "visual_entailment"):
-        return F.binary_cross_entropy_with_logits(widened(scores), labels.to(widened(scores).dtype))
+        return binary_loss(scores, labels, None)
     raise TaskError(f"no loss is known for the head {head!r}")
 
 

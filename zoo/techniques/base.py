@@ -5,7 +5,7 @@ and says what it changed.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -13,45 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import TechniqueError, unknown
+from zoo.layers.attention import DenseAttention
+from zoo.layers.extend import own_class
 from zoo.layers.init import initialise
 from zoo.models.base.config import Config
 from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
-
-PLACES = {
-    "ActiveAdapters": "zoo.techniques.adapters.technique",
-    "AdapterFusion": "zoo.techniques.adapters.technique",
-    "AdaptiveSpan": "zoo.techniques.adaptive_span.technique",
-    "BottleneckAdapter": "zoo.techniques.adapters.technique",
-    "EarlyExit": "zoo.techniques.early_exit",
-    "FactorizedEmbedding": "zoo.techniques.sharing",
-    "FeedForwardPruning": "zoo.techniques.pruning.structured",
-    "FixedAttention": "zoo.techniques.sparse.technique",
-    "FullyQt": "zoo.techniques.quantization.technique",
-    "GatePruning": "zoo.techniques.pruning.gates",
-    "HeadPruning": "zoo.techniques.pruning.structured",
-    "IA3": "zoo.techniques.lora.technique",
-    "IBert": "zoo.techniques.quantization.technique",
-    "Int8": "zoo.techniques.quantization.technique",
-    "InvertibleAdapter": "zoo.techniques.adapters.technique",
-    "KAdapter": "zoo.techniques.k_adapter.technique",
-    "L0Pruning": "zoo.techniques.pruning.weights",
-    "LayerPruning": "zoo.techniques.pruning.structured",
-    "LoRA": "zoo.techniques.lora.technique",
-    "LongShortRange": "zoo.techniques.long_short.technique",
-    "MovementPruning": "zoo.techniques.pruning.weights",
-    "PrefixTuning": "zoo.techniques.prefix.technique",
-    "Q8Bert": "zoo.techniques.quantization.technique",
-    "QBert": "zoo.techniques.quantization.technique",
-    "Sharing": "zoo.techniques.sharing",
-    "SlidingWindow": "zoo.techniques.sparse.technique",
-    "StridedAttention": "zoo.techniques.sparse.technique",
-    "Theseus": "zoo.techniques.theseus",
-    "WeightOnly": "zoo.techniques.quantization.technique",
-    "WeightPruning": "zoo.techniques.pruning.weights",
-    "WidthPruning": "zoo.techniques.pruning.width",
-}
-"""Every technique that a saved config may name, and its module."""
+from zoo.registry.renames import TECHNIQUES as RENAMED
+from zoo.registry.techniques import TECHNIQUES
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -88,6 +57,7 @@ class Technique(Config):
     adds_tensors: ClassVar[bool] = (
         True  # or changes names and shapes: then a foreign layout has no place for the result
     )
+    chosen: ClassVar[Mapping[str, Tensor] | None] = None  # of a pruning technique: what stays, see `apply_chosen`
 
     def apply(self, model: M, generator: torch.Generator | None = None) -> M:
         """Change the model in place. -> the same model; what was done is the last of
@@ -153,6 +123,11 @@ class PlacedTechnique(Technique):
     streams: tuple[str, ...] = ()
     depths: tuple[int, ...] = ()
 
+    def wants(self, site: Site) -> bool:
+        """Whether a place is in the wanted streams and depths."""
+        in_streams = not self.streams or site.stream in self.streams
+        return in_streams and (not self.depths or bool(set(site.depths) & set(self.depths)))
+
     def places(self, model: Model, *roles: str) -> list[Site]:
         """The model's sites of these roles in the wanted streams and depths; a TechniqueError that
         says what there is where none fits.
@@ -161,12 +136,7 @@ class PlacedTechnique(Technique):
         depths is.
         """
         sites = [site for site in model.sites() if site.role in roles]
-        found = [
-            site
-            for site in sites
-            if (not self.streams or site.stream in self.streams)
-            and (not self.depths or set(site.depths) & set(self.depths))
-        ]
+        found = [site for site in sites if self.wants(site)]
         if not found:
             name, what = type(model).__name__, " or ".join(repr(role) for role in roles)
             if not sites:
@@ -178,6 +148,25 @@ class PlacedTechnique(Technique):
                 f"no part of {name} fits {wanted}; its {what} parts are of the streams {streams} at depths {depths}"
             )
         return found
+
+
+def apply_chosen(technique: Technique, model: nn.Module, keep: Mapping[str, Tensor]) -> None:
+    """Apply a pruning technique that keeps these parts, by path or width, in place of those it would
+    choose. It is recorded without them: the tensors say it.
+    """
+    object.__setattr__(technique, "chosen", keep)
+    try:
+        technique.apply(model)
+    finally:
+        object.__delattr__(technique, "chosen")
+
+
+def all_but(size: int, gone: Iterable[int], what: str) -> Tensor:
+    """The numbers 0..size-1 without those that go, which must be some of them."""
+    out = set(gone)
+    if out and (min(out) < 0 or max(out) >= size):
+        raise TechniqueError(f"{what} has the numbers 0..{size - 1}, got {sorted(out)}")
+    return torch.tensor([number for number in range(size) if number not in out], dtype=torch.int64)
 
 
 def apply(model: M, *techniques: Technique, generator: torch.Generator | None = None) -> M:
@@ -197,11 +186,17 @@ def recorded(records: Sequence[Mapping[str, Any]]) -> tuple[Technique, ...]:
     for entry in records:
         values = dict(entry)
         name = str(values.pop("technique", ""))
-        if name not in PLACES:
-            raise unknown("technique", name, PLACES)
-        cls: type[Technique] = getattr(importlib.import_module(PLACES[name]), name)
-        found.append(cls.from_dict(values))
+        name = RENAMED.get(name, name)
+        if name not in TECHNIQUES:
+            raise unknown("technique", name, TECHNIQUES)
+        found.append(technique_class(name).from_dict(values))
     return tuple(found)
+
+
+def technique_class(name: str) -> type[Technique]:
+    """The class of a technique that `zoo.registry.techniques` declares."""
+    found: type[Technique] = getattr(importlib.import_module(TECHNIQUES[name].module), name)
+    return found
 
 
 def fresh(module: M, like: Tensor, std: float, generator: torch.Generator | None) -> M:
@@ -245,16 +240,29 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def cores(technique: PlacedTechnique, model: Model, *roles: str) -> list[tuple[str, nn.Module]]:
-    """Path and core of the attentions of these roles (self-attention by default)."""
+def plain_attentions(technique: PlacedTechnique, model: Model, why: str, *, prefixes: bool = True) -> list[Any]:
+    """The self-attentions in the wanted places, whose cores are to be exchanged; a TechniqueError,
+    which ends in ``why``, where a core is another technique's. prefixes: may stand in front.
+    """
     found = []
-    for site in technique.places(model, *(roles or ("self-attention",))):
-        if not hasattr(site.module, "core"):
+    for site in technique.places(model, "self-attention"):
+        core = getattr(site.module, "core", None)
+        if core is None:
             raise TechniqueError(f"{site.path} is a {type(site.module).__name__}, which has no exchangeable core")
-        core = site.module.core
-        assert isinstance(core, nn.Module)
-        found.append((site.path, core))
+        if not has_plain_core(site.module) or not (prefixes or type(core) is DenseAttention):
+            raise TechniqueError(f"the attention at {site.path} has a {type(core).__name__} already; {why}")
+        found.append(site.module)
     return found
+
+
+def has_plain_core(attention: Any) -> bool:
+    """Whether an attention computes dense attention, prefixes aside."""
+    return own_class(attention.core) is DenseAttention
+
+
+def parts_of(model: nn.Module, kind: type) -> dict[str, Any]:
+    """The parts of a kind, by path in the bare model."""
+    return {path: part for path, part in bare_model(model).named_modules() if isinstance(part, kind)}
 
 
 def put_core(attention: nn.Module, new: nn.Module) -> None:

@@ -4,17 +4,17 @@ through here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.layers.extend import own_class
 from zoo.layers.init import shapes_only
 from zoo.models.base.model import bare_model
-from zoo.tasks.base import TaskModel, build_task
+from zoo.tasks.base import TaskModel, build_task, canonical_state
 from zoo.techniques.base import Technique, apply
 
 
@@ -23,7 +23,8 @@ class Blueprint:
     """A model's class and config, the ``task`` around it with its ``options``, and the
     ``techniques`` on it, in order.
 
-    ``name`` is the registered variant's, None where there is none.
+    ``name`` is the registered variant's, None where there is none. ``heads``: without a task, the
+    pre-training heads to build beside the model, see `WithHeads`; None = the model alone.
     """
 
     model_class: Any
@@ -32,24 +33,27 @@ class Blueprint:
     task: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     techniques: tuple[Technique, ...] = ()
+    heads: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Blueprint:
         """The blueprint by which a model, or a task model, would be built again."""
         bare = bare_model(model)
         task, options = (model.task, model.options) if isinstance(model, TaskModel) else (None, {})
-        return cls(own_class(bare), bare.config, getattr(bare, "zoo_name", None), task, options, tuple(bare.techniques))
+        heads = tuple(model.heads) if isinstance(model, WithHeads) else None
+        name, techniques = getattr(bare, "zoo_name", None), tuple(bare.techniques)
+        return cls(own_class(bare), bare.config, name, task, options, techniques, heads)
 
     def on_meta(self) -> Any:
         """The model on the meta device: names and shapes, with its techniques applied."""
         with shapes_only():
-            if self.task is None:
-                module = self.model_class(self.config)
+            if self.task is not None:
+                shown = self.name or self.model_class.__name__
+                module: Any = build_task(self.task, self.model_class, self.config, self.options, shown)
             else:
-                module = build_task(
-                    self.task, self.model_class, self.config, self.options, self.name or self.model_class.__name__
-                )
-            module = apply(module, *self.techniques)
+                module = self.model_class(self.config)
+                module = module if self.heads is None else WithHeads(module, self.heads)
+            apply(module, *self.techniques)
         bare_model(module).zoo_name = self.name  # type: ignore[assignment]
         return module
 
@@ -69,3 +73,28 @@ class Blueprint:
             for technique in self.techniques:
                 technique.settle(bare_model(module), generator)
         return module
+
+
+class WithHeads(nn.Module):
+    """A model and some pre-training heads that its family declares, for techniques that change
+    both.
+    """
+
+    def __init__(self, model: Any, heads: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = nn.ModuleDict({head: model.heads[head](model.config) for head in heads})
+
+
+def rebuilt(model: Any, config: Any, fill: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor]) -> Any:
+    """The same model (or task model) by another config, on its device, in its dtype and mode.
+
+    ``fill(name, new tensor, old tensors by name)`` gives what each tensor holds; names as in files.
+    """
+    bare: Any = bare_model(model)
+    made = replace(Blueprint.of(model), config=config).drawn(dtype=bare.dtype)
+    old = canonical_state(model)
+    with torch.no_grad():
+        for name, tensor in canonical_state(made).items():
+            tensor.copy_(fill(name, tensor, old))
+    return made.to(bare.device).train(model.training)

@@ -33,7 +33,7 @@ from zoo.layers.trace import Trace
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model, bare_model
 from zoo.tasks.losses import classification_loss
-from zoo.techniques.base import Technique, fresh
+from zoo.techniques.base import Technique, fresh, parts_of
 
 
 class OffRamp(nn.Module):
@@ -51,7 +51,7 @@ class OffRamp(nn.Module):
         return self.classifier(self.dropout(pooled)), pooled
 
 
-class Run:
+class ExitRule:
     """What the off-ramps say in one forward pass, by layer, and who leaves; subclasses say who."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Run:
         return torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
 
 
-class Threshold(Run):
+class EntropyBelow(ExitRule):
     """Leave where the entropy is below the layer's threshold."""
 
     def __init__(self, thresholds: float | Sequence[float]) -> None:
@@ -77,7 +77,7 @@ class Threshold(Run):
         return entropy(logits) < limit
 
 
-class Agreement(Run):
+class Agreement(ExitRule):
     """Leave where ``patience`` layers in a row have agreed with the one before them."""
 
     def __init__(self, patience: int) -> None:
@@ -111,7 +111,7 @@ class WithExits(Extension):
     plan: tuple[int, ...]
     blocks: nn.ModuleList
     exits: nn.ModuleList
-    run: Run | None
+    run: ExitRule | None
 
     def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         if self.run is None:
@@ -219,10 +219,9 @@ class EarlyExit(Technique):
 
 def exits_of(model: nn.Module) -> Any:
     """The stack with exits."""
-    found = [part for part in bare_model(model).modules() if isinstance(part, WithExits)]
-    if not found:
-        raise TechniqueError(f"{type(bare_model(model)).__name__} has no off-ramps; apply zoo.EarlyExit first")
-    return found[0]
+    for stack in parts_of(model, WithExits).values():
+        return stack
+    raise TechniqueError(f"{type(bare_model(model)).__name__} has no off-ramps; apply zoo.EarlyExit first")
 
 
 @torch.no_grad()
@@ -244,7 +243,7 @@ def ramp_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def _running(model: nn.Module, run: Run) -> Iterator[Run]:
+def _running(model: nn.Module, run: ExitRule) -> Iterator[ExitRule]:
     stack = exits_of(model)
     stack.run = run
     try:
@@ -266,7 +265,7 @@ class Ramps:
 
 def all_ramps(model: nn.Module, batch: Mapping[str, Any]) -> Ramps:
     """Run the whole stack and every off-ramp."""
-    with _running(model, Run()) as run:
+    with _running(model, ExitRule()) as run:
         output = model(**batch)
     back = [rows.argsort() for rows in run.rows]
     return Ramps(
@@ -319,7 +318,7 @@ def classify(
         raise InputError(f"a threshold for each of the {len(stack.plan)} layers is needed, got {len(threshold)}")
     if patience is not None and patience < 1:
         raise InputError(f"patience={patience} must be at least 1")
-    rule: Run = Agreement(patience) if patience is not None else Threshold(threshold)  # type: ignore[arg-type]
+    rule: ExitRule = Agreement(patience) if patience is not None else EntropyBelow(threshold)  # type: ignore[arg-type]
     with _running(model, rule) as run:
         logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
     layers = torch.full((len(logits),), len(stack.plan))

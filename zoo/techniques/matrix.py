@@ -11,57 +11,13 @@ from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.init import shapes_only
 from zoo.models.base.model import bare_model
 from zoo.registry import variants as registry
-from zoo.techniques.adapters.technique import ActiveAdapters, AdapterFusion, BottleneckAdapter, InvertibleAdapter
-from zoo.techniques.adaptive_span.technique import AdaptiveSpan
-from zoo.techniques.base import Technique, apply
-from zoo.techniques.k_adapter.technique import KAdapter
-from zoo.techniques.long_short.technique import LongShortRange
-from zoo.techniques.lora.technique import IA3, LoRA
-from zoo.techniques.prefix.technique import PrefixTuning
-from zoo.techniques.pruning.gates import GatePruning
-from zoo.techniques.pruning.structured import FeedForwardPruning, HeadPruning, LayerPruning
-from zoo.techniques.pruning.weights import L0Pruning, MovementPruning, WeightPruning
-from zoo.techniques.pruning.width import WidthPruning
-from zoo.techniques.quantization.technique import FullyQt, IBert, Int8, Q8Bert, QBert, WeightOnly
-from zoo.techniques.sharing import FactorizedEmbedding, Sharing
-from zoo.techniques.sparse.technique import FixedAttention, SlidingWindow, StridedAttention
-from zoo.techniques.theseus import Theseus
-
-_TWO = (BottleneckAdapter(name="one", reduction=2.0), BottleneckAdapter(name="two", reduction=2.0))
+from zoo.registry.techniques import TECHNIQUES
+from zoo.techniques.base import Technique, apply, technique_class
 
 EXAMPLES: dict[str, tuple[Technique, ...]] = {
-    "StridedAttention": (StridedAttention(stride=2),),
-    "FixedAttention": (FixedAttention(stretch=3, summary=1),),
-    "SlidingWindow": (SlidingWindow(radius=1, global_tokens=1),),
-    "AdaptiveSpan": (AdaptiveSpan(limit=2, ramp=2, start=0.5, positions=True),),
-    "LongShortRange": (LongShortRange(),),
-    "Sharing": (Sharing(),),
-    "FactorizedEmbedding": (FactorizedEmbedding(size=3),),
-    "LoRA": (LoRA(rank=2, alpha=4),),
-    "IA3": (IA3(),),
-    "BottleneckAdapter": (BottleneckAdapter(reduction=2.0),),
-    "AdapterFusion": (*_TWO, AdapterFusion(names=("one", "two"))),
-    "ActiveAdapters": (*_TWO, ActiveAdapters(names=("two", "one"))),
-    "InvertibleAdapter": (InvertibleAdapter(),),
-    "PrefixTuning": (PrefixTuning(length=2, bottleneck=3),),
-    "KAdapter": (
-        KAdapter(names=("facts", "grammar"), size=4, num_heads=2, intermediate_size=6, num_layers=1, dropout=0.0),
-    ),
-    "WeightPruning": (WeightPruning(sparsity=0.5, scope="across"),),
-    "MovementPruning": (MovementPruning(threshold=0.5),),
-    "L0Pruning": (L0Pruning(),),
-    "HeadPruning": (HeadPruning(kept=0.5),),
-    "FeedForwardPruning": (FeedForwardPruning(kept=0.5),),
-    "WidthPruning": (WidthPruning(kept=0.5),),
-    "GatePruning": (GatePruning(),),
-    "Theseus": (Theseus(layers=1, rate=1.0),),
-    "LayerPruning": (LayerPruning(layers=(1,)),),
-    "Q8Bert": (Q8Bert(),),
-    "QBert": (QBert(bits=3, groups=4),),
-    "FullyQt": (FullyQt(bits=6),),
-    "IBert": (IBert(),),
-    "Int8": (Int8(),),
-    "WeightOnly": (WeightOnly(bits=4, block=4),),
+    name: tuple(technique_class(each)(**fields) for each, fields in (*declared.after, (name, declared.example)))
+    for name, declared in TECHNIQUES.items()
+    if declared.example is not None
 }
 """Each technique at a size that small models take, with what it stands on."""
 

@@ -1,7 +1,7 @@
 """Sharing across layers and factorised embeddings (ALBERT; Lan et al., 2020) on any model.
 
-    layer i uses the parts of layer first(g), g = floor(i · groups / layers)          all of a block, its attention, or its feed-forward
-    token table  E (vocabulary, size) · P (size, hidden)                               instead of (vocabulary, hidden)
+    layer i uses the parts of layer first(g), g = floor(i · groups / layers)    all of a block, or one kind of part
+    token table  E (vocabulary, size) · P (size, hidden)                        instead of (vocabulary, hidden)
 
 Each shared part keeps the name that it has in the first layer of its group; the others' tensors go.
 A sublayer takes its norm along. From trained weights a group starts as its first layer or as the

@@ -1,8 +1,9 @@
 """Bort's question (de Wynter & Perry, 2020): which sizes of a family are small, fast and good at
 once?
 
-    W(f) = (1 - p(f) / p(F)) · (1 - i(f) / i(F)) · e(F) / e(f)        F the largest; p parameters, i time of a forward pass, e error
+    W(f) = (1 - p(f) / p(F)) · (1 - i(f) / i(F)) · e(F) / e(f)
 
+with F the largest, p parameters, i the time of a forward pass, e the error.
 Every candidate (layers, heads, hidden, feed-forward) has a p, counted on the meta device, and an i,
 measured; e costs a training run each. The search spares many of these: where error does not rise
 with any of the four sizes, a candidate f need not be trained if another g has none of the four
@@ -37,7 +38,7 @@ class Shape:
 
     def within(self, other: Shape) -> bool:
         """Whether none of the four is larger than the other's."""
-        return all(mine <= theirs for mine, theirs in zip(self.sizes, other.sizes, strict=True))
+        return all(own <= limit for own, limit in zip(self.sizes, other.sizes, strict=True))
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

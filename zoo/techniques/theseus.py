@@ -1,8 +1,9 @@
 """BERT-of-Theseus (Xu et al., 2020): while training, each group of layers is replaced by one new
 layer with a chance that grows to 1.
 
-    for each group i of n / m layers:  x = successor_i(x) with probability p, else the group's layers      one draw for a whole batch
+    for each group i of n / m layers:  x = successor_i(x) with probability p, else the group's layers
 
+The draw is one for a whole batch.
 In eval mode only the successors run. The loss is the task's alone, and only the successors learn.
 
     zoo.apply(model, zoo.Theseus(layers=6))
@@ -16,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model, bare_model, on_meta
-from zoo.techniques.base import Technique
+from zoo.techniques.base import Technique, parts_of
+from zoo.techniques.blueprint import Blueprint
 
 
 class Replacing(Extension):
@@ -101,10 +103,10 @@ class Theseus(Technique):
             raise TechniqueError(f"layers={self.layers} must divide the {len(stack.plan)} of {self.stack} and be fewer")
         successors = [copy.deepcopy(stack.blocks[index]) for index in stack.plan[: self.layers]]
         if sizes := self.sizes(model):
-            with torch.device("meta"):
-                other = type(model)(model.config.replace(num_layers=self.layers, **sizes))
+            config = model.config.replace(num_layers=self.layers, **sizes)
+            other = replace(Blueprint.of(model), config=config, techniques=()).on_meta()
             like = next(stack.parameters())
-            successors = list(other.get_submodule(self.stack).blocks)  # type: ignore[arg-type]
+            successors = list(other.get_submodule(self.stack).blocks)
             for block in successors:
                 block.to(like.dtype)
                 if not like.is_meta:
@@ -128,7 +130,7 @@ def check_rate(rate: float) -> None:
 
 def stacks_of(model: nn.Module) -> list[tuple[str, Any]]:
     """The stacks that are being replaced, with their paths."""
-    found = [(path, part) for path, part in bare_model(model).named_modules() if isinstance(part, Replacing)]
+    found = list(parts_of(model, Replacing).items())
     if not found:
         raise TechniqueError(f"{type(bare_model(model)).__name__} has no successors; apply zoo.Theseus first")
     return found

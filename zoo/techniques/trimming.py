@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from zoo.errors import InputError
-from zoo.techniques.rebuild import rebuilt
+from zoo.errors import InputError, TechniqueError
+from zoo.models.base.model import bare_model
+from zoo.techniques.blueprint import rebuilt
 from zoo.tokenization.tokenizer import Tokenizer
 from zoo.tokenization.trim import first_difference, tokens_of, trim_tokenizer
 
@@ -47,8 +48,8 @@ def trim_vocabulary(
     difference would be an InputError.
     """
     texts = list(texts)
-    bare: Any = getattr(model, "model", model)
-    size = getattr(bare.config, "vocab_size", None)
+    config: Any = bare_model(model).config
+    size = getattr(config, "vocab_size", None)
     if size is None or tokenizer.vocab_size > size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model's table {size}; give the model its own "
@@ -60,7 +61,6 @@ def trim_vocabulary(
         if index is None:
             raise InputError(f"keep names {token!r}, which is no token of this tokenizer")
         wanted.add(index)
-    config = bare.config
     named = {name: getattr(config, name) for name in config.field_names() if name.endswith("_token_id")}
     wanted |= {index for index in named.values() if index is not None and tokenizer.id_to_token(index) is not None}
     smaller, kept = trim_tokenizer(tokenizer, wanted)
@@ -69,14 +69,30 @@ def trim_vocabulary(
         raise InputError(f"the trimmed tokenizer cuts {differing[:80]!r} differently; keep more of its tokens")
     rank = {old: new for new, old in enumerate(kept)}
     moved = {name: rank[index] for name, index in named.items() if index in rank}
-    made = _smaller(model, bare, config.replace(vocab_size=len(kept), **moved), kept)
-    return Trimmed(made, smaller, tuple(kept), _count(model), _count(made), held)
+    rows = torch.tensor(kept)
+    made = with_vocabulary(
+        model,
+        config.replace(vocab_size=len(kept), **moved),
+        lambda old, axis: old.index_select(axis, rows.to(old.device)),
+    )
+    return Trimmed(made, smaller, tuple(kept), model.num_parameters(), made.num_parameters(), held)  # type: ignore[operator]
 
 
-def _count(model: Any) -> int:
-    return int(model.num_parameters())
+def with_vocabulary(model: Any, config: Any, along: Callable[[Tensor, int], Tensor]) -> Any:
+    """The same model with a vocabulary of another size; ``along(old tensor, axis)`` changes those
+    that have an axis of the vocabulary's size.
+    """
+    size = bare_model(model).config.vocab_size
 
+    def fill(name: str, new: Tensor, source: Mapping[str, Tensor]) -> Tensor:
+        if name not in source:
+            raise TechniqueError(f"the new model has {name}, which the old one has not")
+        old = source[name]
+        differing = [axis for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=True)) if a != b]
+        if len(differing) > 1 or any(old.shape[axis] != size for axis in differing):
+            raise TechniqueError(
+                f"{name} is {tuple(old.shape)} and would become {tuple(new.shape)}: not by its {size} tokens alone"
+            )
+        return along(old, differing[0]) if differing else old
 
-def _smaller(model: Any, bare: Any, config: Any, kept: list[int]) -> Any:
-    index = torch.tensor(kept)
-    return rebuilt(model, config, lambda path, old, axis: old.index_select(axis, index.to(old.device)))
+    return rebuilt(model, config, fill)

@@ -120,8 +120,7 @@ def roberta(
     return Tokenizer(backend, special=special, inputs=KNOWN_INPUTS[:2], max_length=max_length)
 
 
-# fairseq
-# ------------------------------------------------------------------------------------------------------------------
+# --- fairseq
 
 
 def read_fairseq_dictionary(path: Path) -> list[str]:
@@ -191,8 +190,7 @@ def word_list(
     return Tokenizer(backend, special=special, inputs=KNOWN_INPUTS[:2], max_length=max_length)
 
 
-# CLIP
-# ------------------------------------------------------------------------------------------------------------------
+# --- CLIP
 
 
 class CleanCaption:

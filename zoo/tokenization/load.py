@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,8 @@ class Hints:
         """Whether model_type is one of the families, or the class of the tokenizer is named after
         one.
         """
-        kind = (
-            str(self.tokenizer_config.get("tokenizer_class", "")).lower().removesuffix("fast").removesuffix("tokenizer")
-        )
-        return self.family in families or kind in families
+        kind = str(self.tokenizer_config.get("tokenizer_class", "")).lower()
+        return self.family in families or kind.removesuffix("fast").removesuffix("tokenizer") in families
 
     @property
     def max_length(self) -> int | None:
@@ -135,9 +133,8 @@ def recognise(path: Path, hints: Hints) -> dict[str, Any]:
             return {"sentencepiece": name}
     for vocab, merges in PAIRS:
         if has({vocab, merges}):
-            return {"bpe": [vocab, merges]} | (
-                {"dict": "dict.txt"} if vocab == "encoder.json" and has({"dict.txt"}) else {}
-            )
+            ordered = vocab == "encoder.json" and has({"dict.txt"})  # in fairseq's order
+            return {"bpe": [vocab, merges], **({"dict": "dict.txt"} if ordered else {})}
     for codes in names:
         if codes.startswith("codes") and has({"vocab" + codes.removeprefix("codes")}):
             return {"xlm": {"codes": codes, "vocab": "vocab" + codes.removeprefix("codes")}}
@@ -191,6 +188,12 @@ def special_of(options: dict[str, Any], default: SpecialTokens, hints: Hints) ->
     return SpecialTokens(**{role: named.get(role, getattr(found, role)) for role in known})
 
 
+def roles_among(known: Callable[[str], bool]) -> SpecialTokens:
+    """The usual special tokens that a vocabulary knows."""
+    found: dict[str, Any] = {role: next(filter(known, names), None) for role, names in ROLE_NAMES.items()}
+    return SpecialTokens(**found)
+
+
 COMMON: dict[str, tuple[type, ...]] = {"special": (Mapping,), "max_length": (int,)}  # type: ignore[type-abstract]
 
 
@@ -228,14 +231,8 @@ SENTENCEPIECE_RULES = ("plain", "albert", "xlm-roberta")
 
 def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
     path = inside(folder, name, "sentencepiece")
-    allowed = COMMON | {
-        "rules": (str,),
-        "frame": (str,),
-        "lower_case": (bool,),
-        "keep_accents": (bool,),
-        "digit_comma": (bool,),
-    }
-    options = take(options, allowed, "sentencepiece")
+    switches = dict.fromkeys(("lower_case", "keep_accents", "digit_comma"), (bool,))
+    options = take(options, {**COMMON, **switches, "rules": (str,), "frame": (str,)}, "sentencepiece")
     model = read_sentencepiece(path)
     fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
     rules = options.get("rules")
@@ -261,21 +258,11 @@ def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hint
     max_length = options.get("max_length", hints.max_length)
     if rules == "xlm-roberta":
         return sentence_piece.xlm_roberta(model, max_length=max_length)
-    roles = {
-        role: next((token for token in names if token in model.pieces), None) for role, names in ROLE_NAMES.items()
-    }
-    default = SpecialTokens(
-        pad=roles["pad"], cls=roles["cls"], sep=roles["sep"], mask=roles["mask"], unk=model.pieces[model.unk_id]
-    )
+    default = replace(roles_among(model.pieces.__contains__), unk=model.pieces[model.unk_id])
     special = special_of(options, default, hints)
     if rules == "plain":
-        special = SpecialTokens(
-            **{
-                role: token if token in model.pieces else None
-                for role, token in vars(special).items()
-                if role != "pad_id"
-            }
-        )
+        absent = [role for role in ROLE_NAMES if getattr(special, role) not in model.pieces]
+        special = replace(special, **dict.fromkeys(absent), pad_id=None)
         return sentence_piece.plain(model, frame=options.get("frame", "none"), special=special, max_length=max_length)
     lower, keep = hints.flag("do_lower_case"), hints.flag("keep_accents")
     return sentence_piece.albert(
@@ -313,14 +300,12 @@ def from_bpe(folder: Path, names: object, options: dict[str, Any], hints: Hints)
     if "special" in options and rules != "roberta":
         raise ConfigError(f"the option special does not go with the rules {rules!r} of a bpe tokenizer")
     if rules == "xlm":
-        return from_xlm(
-            folder, {"vocab": names[0], "merges": names[1]}, {"max_length": max_length} if max_length else {}, hints
-        )
+        files = {"vocab": names[0], "merges": names[1]}
+        return from_xlm(folder, files, {"max_length": max_length} if max_length else {}, hints)
     merges = bpe.read_merges(merges_path)
     if "dict" in options:
-        vocab = bpe.reorder(
-            vocab, bpe.read_fairseq_dictionary(inside(folder, options["dict"], "dict")), options["dict"]
-        )
+        symbols = bpe.read_fairseq_dictionary(inside(folder, options["dict"], "dict"))
+        vocab = bpe.reorder(vocab, symbols, options["dict"])
     if rules == "clip":
         return bpe.clip(vocab, merges, max_length=max_length or bpe.CLIP_LENGTH, what=str(path))
     if rules == "gpt2":
@@ -333,9 +318,8 @@ def from_clip(folder: Path, name: object, options: dict[str, Any], hints: Hints)
     path = inside(folder, name, "clip")
     options = take(options, {"max_length": (int,)}, "clip")
     merges = bpe.parse_merges(bpe.read_gzip_lines(path), str(path))[: bpe.CLIP_MERGES]
-    return bpe.clip(
-        bpe.clip_vocabulary(merges), merges, max_length=options.get("max_length", bpe.CLIP_LENGTH), what=str(path)
-    )
+    max_length = options.get("max_length", bpe.CLIP_LENGTH)
+    return bpe.clip(bpe.clip_vocabulary(merges), merges, max_length=max_length, what=str(path))
 
 
 def from_fairseq(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
@@ -379,31 +363,17 @@ def from_json(folder: Path, name: object, options: dict[str, Any], hints: Hints)
     extras_path = folder / SAVED_EXTRAS
     if extras_path.is_file() and path.name == SAVED_BACKEND:
         return from_saved(backend, read_json_object(extras_path), extras_path, options)
-    known = {
-        role: next((token for token in names if backend.token_to_id(token) is not None), None)
-        for role, names in ROLE_NAMES.items()
-    }
-    special = special_of(
-        options,
-        SpecialTokens(pad=known["pad"], cls=known["cls"], sep=known["sep"], mask=known["mask"], unk=known["unk"]),
-        hints,
-    )
-    return Tokenizer(
-        backend,
-        special=special,
-        inputs=inputs_of(backend, hints),
-        max_length=options.get("max_length", hints.max_length),
-    )
+    known = roles_among(lambda token: backend.token_to_id(token) is not None)
+    special, max_length = special_of(options, known, hints), options.get("max_length", hints.max_length)
+    return Tokenizer(backend, special=special, inputs=inputs_of(backend, hints), max_length=max_length)
 
 
 def charsmaps_of(backend: tokenizers.Tokenizer) -> list[bytes]:
     """The SentencePiece tables inside a backend's normalizer."""
     found: list[bytes] = []
-    waiting = (
-        []
-        if backend.normalizer is None
-        else [parse_json(backend.normalizer.__getstate__().decode("utf-8"), "the normalizer")]
-    )
+    waiting: list[Any] = []
+    if backend.normalizer is not None:
+        waiting.append(parse_json(backend.normalizer.__getstate__().decode("utf-8"), "the normalizer"))
     while waiting:
         part = waiting.pop()
         if isinstance(part, dict):
@@ -469,9 +439,8 @@ def from_saved(
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
         raise CheckpointError(f"{path}: max_length must be a whole number above 0 or null, got {max_length!r}")
     roles = {field.name for field in fields(SpecialTokens)}
-    if not roles.issuperset(special) or not all(
-        isinstance(value, int if role == "pad_id" else str) for role, value in special.items()
-    ):
+    typed = all(isinstance(value, int if role == "pad_id" else str) for role, value in special.items())
+    if not typed or not roles.issuperset(special):
         raise CheckpointError(f"{path}: special must give strings to {', '.join(sorted(roles))}, got {special!r}")
     try:
         pre_step = PRE_STEPS[name](step_options, backend)

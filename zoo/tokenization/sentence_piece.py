@@ -3,18 +3,21 @@
 
 A ``.model`` holds pieces with scores, the algorithm (unigram or BPE), and its own normalizer: a
 table of longest matches (``precompiled_charsmap``), whether runs of blanks collapse, whether a
-blank is put in front. All of it is honoured here.
+blank is put in front. All of it is honored here.
 
 The results equal those of the ``sentencepiece`` library, but for these gaps:
 
-- control pieces (``<s>``, ``[MASK]``) and user-defined symbols that the normalizer would change are recognised inside a text, which then
-  goes on as if it began anew; the library never sees them in a text;
-- the table is applied once by the library; here the ``Precompiled`` normalizer follows the exact step, so where a replacement and the
-  next character together match again ("\ufb01" + circumflex -> "fi" + circumflex -> "f\u00ee") it is applied twice. This is the cause of
-  all 102 differences in 20,000 strings drawn from odd characters; text in 532 languages holds none;
-- unigram: where two cuts score alike to seven digits, single precision (the library) and double precision may prefer different ones:
-  2 of 61,576 paragraphs;
-- BPE: where two ways to build the same piece overlap, the library takes the leftmost and ``tokenizers`` the one listed first: none seen.
+- control pieces (``<s>``, ``[MASK]``) and user-defined symbols that the normalizer would change are
+  recognised inside a text, which then goes on as if it began anew; the library never sees them in a
+  text;
+- the table is applied once by the library; here the ``Precompiled`` normalizer follows the exact
+  step, so where a replacement and the next character together match again ("\ufb01" + circumflex ->
+  "fi" + circumflex -> "f\u00ee") it is applied twice. This is the cause of all 102 differences in
+  20,000 strings drawn from odd characters; text in 532 languages holds none;
+- unigram: where two cuts score alike to seven digits, single precision (the library) and double
+  precision may prefer different ones: 2 of 61,576 paragraphs;
+- BPE: where two ways to build the same piece overlap, the library takes the leftmost and
+  ``tokenizers`` the one listed first: none seen.
 """
 
 from __future__ import annotations
@@ -174,8 +177,7 @@ def normalizer_of(
     return normalizers.Sequence(steps)
 
 
-# the tokenizer
-# ------------------------------------------------------------------------------------------------------------------
+# --- the tokenizer
 
 
 def vocabulary(model: SentencePieceModel) -> list[tuple[str, float]]:
@@ -279,8 +281,7 @@ def _plain_symbol(piece: str, model: SentencePieceModel, backend: tokenizers.Tok
     return kept and (model.algorithm == UNIGRAM or len(piece) == 1)
 
 
-# families
-# ------------------------------------------------------------------------------------------------------------------
+# --- families
 
 FRAMES = ("none", "bert", "roberta")
 

@@ -1,12 +1,12 @@
-"""Reader of SentencePiece ``.model`` files: our own, of the protocol buffer wire format, bounded,
-and with nothing believed unchecked.
+"""Reader of SentencePiece ``.model`` files: protocol buffers, bounded, with nothing believed
+unchecked.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,81 +14,16 @@ from types import MappingProxyType
 from typing import Any
 
 from zoo.errors import CheckpointError
+from zoo.formats.protobuf import fields, message, number, signed, text
 from zoo.tokenization.files import read_bytes
 
+Value = int | memoryview  # of a field
 SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
 MAX_PIECES = 2_000_000
 MAX_TRIE_STEPS = 1_000_000  # the widest public table (NFKC with case folding) has 264,227
 MAX_PIECE_LENGTH = 512  # characters; the trainer's default is 16
-
-
-# the wire format
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def fields_of(data: memoryview, what: str) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field of one message: a varint as int, anything else as the bytes
-    that it is.
-    """
-    place, end = 0, len(data)
-    while place < end:
-        key, place = _varint(data, place, what)
-        number, wire = key >> 3, key & 7
-        if number == 0:
-            raise CheckpointError(f"{what}: a field has the number 0 at byte {place}")
-        if wire == 0:
-            value, place = _varint(data, place, what)
-            yield number, value
-            continue
-        if wire == 2:
-            size, place = _varint(data, place, what)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise CheckpointError(f"{what}: field {number} has the wire type {wire}; only 0, 1, 2 and 5 are in use")
-        if size > end - place:
-            raise CheckpointError(f"{what}: field {number} claims {size:,} bytes where {end - place:,} are left")
-        yield number, data[place : place + size]
-        place += size
-
-
-def _varint(data: memoryview, place: int, what: str) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(data):
-            raise CheckpointError(f"{what}: the file ends in the middle of a number")
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & (2**64 - 1), place
-    raise CheckpointError(f"{what}: a number of more than ten bytes at byte {place}")
-
-
-def _integer(value: int | memoryview, what: str) -> int:
-    if not isinstance(value, int):
-        raise CheckpointError(f"{what}: a number was expected, got {len(value)} bytes")
-    value &= 2**32 - 1
-    return value - 2**32 if value >= 2**31 else value
-
-
-def _bytes(value: int | memoryview, what: str) -> memoryview:
-    if isinstance(value, int):
-        raise CheckpointError(f"{what}: bytes were expected, got the number {value}")
-    return value
-
-
-def _text(value: int | memoryview, what: str) -> str:
-    try:
-        return bytes(_bytes(value, what)).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{what}: a piece is not UTF-8 text") from error
-
-
-# the model
-# ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,90 +58,96 @@ def read_sentencepiece(path: Path | str) -> SentencePieceModel:
 
 
 def parse_sentencepiece(data: bytes, what: str = "the model") -> SentencePieceModel:
-    pieces: list[str] = []
-    scores: list[float] = []
-    types: list[int] = []
-    trainer, normalizer = b"", b""
-    for number, value in fields_of(memoryview(data), what):
-        if number == 1:
-            piece, score, kind = "", 0.0, NORMAL
-            for inner, content in fields_of(_bytes(value, what), what):
-                if inner == 1:
-                    piece = _text(content, what)
-                elif inner == 2:
-                    raw = _bytes(content, what)
-                    if len(raw) != 4:
-                        raise CheckpointError(f"{what}: the score of piece {len(pieces)} has {len(raw)} bytes, not 4")
-                    score = float(struct.unpack("<f", raw)[0])
-                elif inner == 3:
-                    kind = _integer(content, what)
-            pieces.append(piece)
-            scores.append(score)
-            types.append(kind)
-            if len(pieces) > MAX_PIECES:
-                raise CheckpointError(f"{what} has more than {MAX_PIECES:,} pieces")
-        elif number == 2:
-            trainer += _bytes(
-                value, what
-            )  # a message given twice is merged, which for the wire format is joining the bytes
-        elif number == 3:
-            normalizer += _bytes(value, what)
-
-    options: dict[str, Any] = {}
-    for number, value in fields_of(memoryview(trainer), what):
-        if number == 3:
-            options["algorithm"] = _integer(value, what)
-        elif number == 24:
-            options["space_at_end"] = bool(_integer(value, what))
-        elif number == 35:
-            options["byte_fallback"] = bool(_integer(value, what))
-    for number, value in fields_of(memoryview(normalizer), what):
-        if number == 2:
-            options["charsmap"] = bytes(_bytes(value, what))
-        elif number == 3:
-            options["add_dummy_prefix"] = bool(_integer(value, what))
-        elif number == 4:
-            options["remove_extra_whitespaces"] = bool(_integer(value, what))
-        elif number == 5 and not _integer(value, what):
-            raise CheckpointError(
-                f"{what} keeps blanks as blanks (escape_whitespaces is false); only pieces with {SPACE} are read here"
-            )
-    model = SentencePieceModel(pieces=tuple(pieces), scores=tuple(scores), types=tuple(types), what=what, **options)
-    _check(model)
+    try:
+        model = _parse(memoryview(data), what)
+        _check(model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {error}") from error
     return model
 
 
+def _flag(value: Value) -> bool:
+    return bool(number(value))
+
+
+def _enum(value: Value) -> int:
+    return signed(number(value), 32)
+
+
+# fields of the messages ModelProto, TrainerSpec and NormalizerSpec that are read: number -> name, how
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
+_TRAINER_FIELDS: Mapping[int, tuple[str, Callable[[Value], Any]]] = {
+    3: ("algorithm", _enum),
+    24: ("space_at_end", _flag),
+    35: ("byte_fallback", _flag),
+}
+_NORMALIZER_FIELDS: Mapping[int, tuple[str, Callable[[Value], Any]]] = {
+    2: ("charsmap", lambda value: bytes(message(value))),
+    3: ("add_dummy_prefix", _flag),
+    4: ("remove_extra_whitespaces", _flag),
+    5: ("escape_whitespaces", _flag),
+}
+
+
+def _parse(data: memoryview, what: str) -> SentencePieceModel:
+    pieces: list[tuple[str, float, int]] = []
+    specs = {_TRAINER: b"", _NORMALIZER: b""}
+    for part, value in fields(data):
+        if part == _PIECES:
+            pieces.append(_piece(message(value)))
+            if len(pieces) > MAX_PIECES:
+                raise CheckpointError(f"more than {MAX_PIECES:,} pieces")
+        elif part in specs:  # a message given twice is merged, which on the wire is joining the bytes
+            specs[part] += message(value)
+    options: dict[str, Any] = {}
+    for part, known in ((_TRAINER, _TRAINER_FIELDS), (_NORMALIZER, _NORMALIZER_FIELDS)):
+        found = [(known[field], value) for field, value in fields(memoryview(specs[part])) if field in known]
+        options |= {name: read(value) for (name, read), value in found}
+    if not options.pop("escape_whitespaces", True):
+        raise CheckpointError(
+            f"it keeps blanks as blanks (escape_whitespaces is false); only pieces with {SPACE} are read here"
+        )
+    texts, scores, types = zip(*pieces, strict=True) if pieces else ((), (), ())
+    return SentencePieceModel(pieces=texts, scores=scores, types=types, what=what, **options)
+
+
+def _piece(data: memoryview) -> tuple[str, float, int]:
+    piece, score, kind = "", 0.0, NORMAL
+    for place, value in fields(data):
+        if place == 1:
+            piece = text(value, 1 << 20)
+        elif place == 2:
+            score = float(struct.unpack("<f", struct.pack("<I", number(value)))[0])
+        elif place == 3:
+            kind = _enum(value)
+    return piece, score, kind
+
+
 def _check(model: SentencePieceModel) -> None:
-    what = model.what
     if not model.pieces:
-        raise CheckpointError(f"{what} holds no pieces, so it is no SentencePiece model")
+        raise CheckpointError("it holds no pieces, so it is no SentencePiece model")
     if model.algorithm not in (UNIGRAM, BPE):
         raise CheckpointError(
-            f"{what} was trained as model type {model.algorithm}; unigram (1) and BPE (2) are read here, word and char "
-            "are not"
+            f"it was trained as model type {model.algorithm}; unigram (1) and BPE (2) are read here, word and char are "
+            "not"
         )
     if len(set(model.pieces)) != len(model.pieces):
-        raise CheckpointError(f"{what} lists a piece twice")
+        raise CheckpointError("it lists a piece twice")
     if model.types.count(UNKNOWN) != 1:
-        raise CheckpointError(f"{what} must have one unknown piece, it has {model.types.count(UNKNOWN)}")
+        raise CheckpointError(f"it must have one unknown piece, it has {model.types.count(UNKNOWN)}")
     for index, (piece, score, kind) in enumerate(zip(model.pieces, model.scores, model.types, strict=True)):
         if not 0 < len(piece) <= MAX_PIECE_LENGTH:
-            raise CheckpointError(
-                f"{what}: piece {index} has {len(piece)} characters; 1 to {MAX_PIECE_LENGTH} are allowed"
-            )
+            raise CheckpointError(f"piece {index} has {len(piece)} characters; 1 to {MAX_PIECE_LENGTH} are allowed")
         if not math.isfinite(score) or abs(score) > 1e9:
-            raise CheckpointError(f"{what}: piece {index} ({piece!r}) has the score {score}")
+            raise CheckpointError(f"piece {index} ({piece!r}) has the score {score}")
         if not NORMAL <= kind <= BYTE:
-            raise CheckpointError(f"{what}: piece {index} ({piece!r}) has the type {kind}; types are 1 to 6")
-    if model.byte_fallback and sum(kind == BYTE for kind in model.types) != 256:
-        raise CheckpointError(
-            f"{what} says byte fallback but has {sum(kind == BYTE for kind in model.types)} byte pieces, not 256"
-        )
+            raise CheckpointError(f"piece {index} ({piece!r}) has the type {kind}; types are 1 to 6")
+    if model.byte_fallback and (count := model.types.count(BYTE)) != 256:
+        raise CheckpointError(f"it says byte fallback but has {count} byte pieces, not 256")
     _ = model.rules  # a broken table is met here and not in the middle of a text
 
 
-# the normalizer's table
-# ---------------------------------------------------------------------------------------------------------------
+# --- the normalizer's table
 
 
 @lru_cache(maxsize=1)  # half a second for the public tables, which most models share
@@ -235,11 +176,8 @@ def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str,
     offsets = (units >> 10) << ((units & 0x200) >> 6)
     labels = numpy.arange(1, 256)
     rules: dict[str, str] = {}
-    visited, keys, bases = (
-        0,
-        [b""],
-        offsets[:1],
-    )  # a base is where the children lie: the unit's own place xor its offset
+    visited, keys = 0, [b""]
+    bases = offsets[:1]  # a base is where the children lie: the unit's own place xor its offset
     while len(bases):
         if bases.max() >= len(units):
             raise CheckpointError(f"{what}: the normalizer's trie leads outside itself")

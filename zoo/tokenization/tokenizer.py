@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import tokenizers
 
 from zoo.errors import CheckpointError, InputError
+from zoo.formats.disk import write_atomically
 from zoo.tokenization.files import guarded
 
 if TYPE_CHECKING:
@@ -102,8 +101,7 @@ class Tokenizer:
                     f"the {role} token {token!r} is not in the vocabulary of {self.vocab_size:,} tokens"
                 )
 
-    # one text
-    # --------------------------------------------------------------------------------------------------------------
+    # --- one text
 
     def encode(
         self, text: str, pair: str | None = None, *, language: str | None = None, pair_language: str | None = None
@@ -128,8 +126,7 @@ class Tokenizer:
             "the ids cannot be decoded", InputError, lambda: self.backend.decode(numbers, skip_special_tokens)
         )
 
-    # a batch
-    # --------------------------------------------------------------------------------------------------------------
+    # --- a batch
 
     def __call__(
         self,
@@ -253,8 +250,7 @@ class Tokenizer:
             "the special tokens cannot be added", InputError, lambda: self.backend.post_process(first, second, True)
         )
 
-    # vocabulary
-    # --------------------------------------------------------------------------------------------------------------
+    # --- vocabulary
 
     @property
     def vocab_size(self) -> int:
@@ -301,8 +297,7 @@ class Tokenizer:
         added = {index for index, token in self.backend.get_added_tokens_decoder().items() if token.special}
         return frozenset(index for index in roles | added if index is not None)
 
-    # files
-    # --------------------------------------------------------------------------------------------------------------
+    # --- files
 
     def save(self, path: Path | str) -> None:
         """Write ``tokenizer.json`` and ``zoo_tokenizer.json`` (the pre-step and the roles) into a
@@ -317,8 +312,8 @@ class Tokenizer:
             "inputs": list(self.inputs),
             "max_length": self.max_length,
         }
-        _write_whole(folder / SAVED_BACKEND, self.backend.to_str())
-        _write_whole(folder / SAVED_EXTRAS, json.dumps(extras, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+        write_atomically(folder / SAVED_BACKEND, self.backend.to_str())
+        write_atomically(folder / SAVED_EXTRAS, json.dumps(extras, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
 
     def __repr__(self) -> str:
         kind = type(self.backend.model).__name__
@@ -344,20 +339,6 @@ def _one_each(value: str | Sequence[str] | None, count: int, name: str) -> list[
     if len(value) != count:
         raise InputError(f"{name} has {len(value)} entries for {count} texts; give one for all, or one each")
     return list(value)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".incomplete")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 __all__ = ["NoPreStep", "PreStep", "SpecialTokens", "Tokenizer"]

@@ -1,7 +1,8 @@
 """A tokenizer with fewer tokens that cuts the texts it was kept for exactly as before.
 
     WordPiece   the longest match is kept, longer ones were no tokens before either
-    Unigram     the best path is kept; the piece of the lowest score too, from which the price of an unknown character is reckoned
+    Unigram     the best path is kept; the piece of the lowest score too, from which the price of an
+                unknown character is reckoned
     BPE         every merge on the way to a kept token is kept, in its rank; so are single characters
     word list   as it is
 
@@ -11,6 +12,7 @@ Tokens keep their order, so an id becomes its rank among those that stay.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -82,21 +84,15 @@ def _needed(saved: Mapping[str, Any], tokenizer: Tokenizer, wanted: set[int]) ->
     needed = wanted | {token["id"] for token in saved["added_tokens"]} | set(tokenizer.special_token_ids)
     if isinstance(unknown := model.get("unk_token"), str) and unknown in vocabulary:
         needed.add(vocabulary[unknown])
-    if tokenizer.pad_token_id is not None:
-        needed |= {
-            index for index in known if index <= tokenizer.pad_token_id
-        }  # padding stays where position tables look for it
+    if (pad := tokenizer.pad_token_id) is not None:
+        needed |= {index for index in known if index <= pad}  # padding stays where position tables look for it
     kind = model.get("type")
     if kind == "Unigram":
         if model.get("unk_id") is not None:
             needed.add(model["unk_id"])
         needed.add(min(range(len(model["vocab"])), key=lambda index: model["vocab"][index][1]))
     if model.get("byte_fallback"):
-        needed |= {
-            index
-            for token, index in vocabulary.items()
-            if len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-        }
+        needed |= {index for token, index in vocabulary.items() if re.fullmatch("<0x..>", token)}
     if kind == "BPE":
         needed |= _ways(model, vocabulary, needed)
     elif kind not in ("WordPiece", "Unigram", "WordLevel"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -19,7 +18,7 @@ from zoo.layers.extend import extend, restore
 from zoo.layers.schedule import Schedule
 from zoo.layers.stack import Stack
 from zoo.models.base.model import bare_model
-from zoo.training.optimizers import NO_DECAY, Group, decay_groups
+from zoo.training.optimizers import NO_DECAY, Group, layerwise_groups
 from zoo.training.recomputing import Checkpointed
 
 
@@ -93,18 +92,9 @@ def layerwise_groups_of(
 
     What is frozen is left out.
     """
-    if factor <= 0:
-        raise ConfigError(f"factor={factor} must be above zero; 1.0 gives every layer the same rate")
     depths, last = parameter_depths(model)
-    by_depth: dict[int, list[tuple[str, Any]]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            by_depth.setdefault(depths[name], []).append((name, parameter))
-    return [
-        group | {"lr": rate * factor ** (last - depth)}
-        for depth, members in sorted(by_depth.items())
-        for group in decay_groups(members, weight_decay, exempt)
-    ]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return layerwise_groups(trained, rate, factor, last - 2, weight_decay, exempt, lambda name, _: depths[name])
 
 
 def freeze(
@@ -113,7 +103,8 @@ def freeze(
     """Freeze the blocks that run at ``depths`` (of these ``streams``; empty: of all), and the
     embeddings where asked for.
 
-    -> the names that are frozen now. A block that also runs at a depth not named (ALBERT) is refused: it can't be frozen by halves.
+    -> the names that are frozen now. A block that also runs at a depth not named (ALBERT) is
+    refused: it can't be frozen by halves.
     """
     places = blocks_of(model)
     known = sorted({depth for place in places for depth in place.depths})

@@ -13,14 +13,16 @@ the mixed-trained one, see `SharedProjections.start_table`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError, TaskError
+from zoo.techniques.trimming import with_vocabulary
 from zoo.tokenization import Tokenizer
 
 
@@ -49,14 +51,12 @@ class MixedVocabulary:
             if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
                 raise ConfigError(f"the {role}'s tokenizer has no cls or sep token to put around a text")
         self.teacher, self.student = teacher, student
-        theirs, mine = teacher.backend.get_vocab(), student.backend.get_vocab()
-        own = sorted((piece for piece in mine if piece not in theirs), key=mine.__getitem__)
+        of_teacher, of_student = teacher.backend.get_vocab(), student.backend.get_vocab()
+        own = sorted((piece for piece in of_student if piece not in of_teacher), key=of_student.__getitem__)
         self.size = teacher.vocab_size + len(own)
-        self._joint = theirs | {piece: teacher.vocab_size + place for place, piece in enumerate(own)}
-        self.of_student = torch.full(
-            (student.vocab_size,), -1
-        )  # student id -> joint id; -1 where the student has no piece
-        for piece, index in mine.items():
+        self._joint = of_teacher | {piece: teacher.vocab_size + place for place, piece in enumerate(own)}
+        self.of_student = torch.full((student.vocab_size,), -1)  # student id -> joint id; -1 where there is no piece
+        for piece, index in of_student.items():
             self.of_student[index] = self._joint[piece]
 
     @property
@@ -71,7 +71,7 @@ class MixedVocabulary:
         """The words of a text, as both must see them."""
         found = [_words(tokenizer, text) for tokenizer in (self.teacher, self.student)]
         if found[0] != found[1]:
-            differing = next((a, b) for a, b in _longest(found[0], found[1]) if a != b)
+            differing = next((a, b) for a, b in zip_longest(*found) if a != b)
             raise InputError(
                 f"the two tokenizers split text differently: {differing[0]!r} and {differing[1]!r}; do both lower-case?"
             )
@@ -98,8 +98,6 @@ class MixedVocabulary:
         """The teacher with rows for the pieces that only the student has; each starts as the mean
         of the teacher's pieces of that text.
         """
-        from zoo.techniques.rebuild import rebuilt
-
         bare: Any = getattr(model, "model", model)
         if bare.config.vocab_size < self.teacher.vocab_size:
             raise TaskError(
@@ -113,20 +111,13 @@ class MixedVocabulary:
             parts = [t.id for t in self.teacher.backend.model.tokenize(piece.removeprefix("##"))]
             for part in parts:
                 mean[index, part] += 1 / len(parts)
-        unused = mean.sum(1) == 0
-        mean[unused.nonzero().flatten(), unused.nonzero().flatten().clamp(max=bare.config.vocab_size - 1)] = (
-            1  # holes keep their rows
-        )
+        unused = (mean.sum(1) == 0).nonzero().flatten()
+        mean[unused, unused.clamp(max=bare.config.vocab_size - 1)] = 1  # holes keep their rows
 
-        def along(path: str, old: Tensor, axis: int) -> Tensor:
-            moved = old.movedim(axis, 0)
-            return (
-                (mean @ moved.double().flatten(1)).unflatten(1, moved.shape[1:]).movedim(0, axis)
-                if moved.dim() > 1
-                else mean @ old.double()
-            )
+        def along(old: Tensor, axis: int) -> Tensor:
+            return torch.tensordot(mean, old.double(), ([1], [axis])).movedim(0, axis)
 
-        return rebuilt(model, bare.config.replace(vocab_size=self.size), along)
+        return with_vocabulary(model, bare.config.replace(vocab_size=self.size), along)
 
 
 def _words(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -136,11 +127,6 @@ def _words(tokenizer: Tokenizer, text: str) -> list[str]:
     if backend.pre_tokenizer is None:
         return normalized.split()
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)]
-
-
-def _longest(first: list[str], second: list[str]) -> Iterator[tuple[str | None, str | None]]:
-    for place in range(max(len(first), len(second))):
-        yield (first[place] if place < len(first) else None), (second[place] if place < len(second) else None)
 
 
 class SharedProjections(nn.Module):
@@ -179,27 +165,25 @@ class SharedProjections(nn.Module):
         common = vocabulary.of_student
         self.student_rows = (common >= 0).nonzero().flatten()
         self.teacher_rows = common[self.student_rows]
-        theirs, mine = (dict(model.named_parameters()) for model in models)
+        teachers, students = (dict(model.named_parameters()) for model in models)
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self.left_out: list[str] = []
-        for name in mine:
-            if name in theirs and not name.startswith("pooler."):
-                pair = (theirs[name], mine[name])
-                if all(self._axis(a, b) for a, b in self._shapes(name, *pair)):
-                    self.pairs[name] = pair
-                    continue
-            self.left_out.append(name)
+        for name, parameter in students.items():
+            if name in teachers and not name.startswith("pooler.") and self._fits(name, teachers[name], parameter):
+                self.pairs[name] = (teachers[name], parameter)
+            else:
+                self.left_out.append(name)
         if not self.pairs:
             raise TaskError("teacher and student share no parameter that could be projected; are they of one family?")
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """L_down and L_up, summed over all weights."""
         down, up = [], []
-        for name, (theirs, mine) in self.pairs.items():
+        for name, (teacher, student) in self.pairs.items():
             if name.endswith("embeddings.token.weight"):
-                theirs, mine = theirs[self.teacher_rows], mine[self.student_rows]
-            down.append((_projected(theirs, self.down, mine.shape) - mine).square().sum())
-            up.append((theirs - _projected(mine, self.up, theirs.shape)).square().sum())
+                teacher, student = teacher[self.teacher_rows], student[self.student_rows]
+            down.append((_projected(teacher, self.down, student.shape) - student).square().sum())
+            up.append((teacher - _projected(student, self.up, teacher.shape)).square().sum())
         return torch.stack(down).sum(), torch.stack(up).sum()
 
     @torch.no_grad()
@@ -207,20 +191,20 @@ class SharedProjections(nn.Module):
         """The student's token rows of common pieces become the teacher's, taken down (the paper's
         second version).
         """
-        for name, (theirs, mine) in self.pairs.items():
+        for name, (teacher, student) in self.pairs.items():
             if name.endswith("embeddings.token.weight"):
-                mine[self.student_rows] = _projected(
-                    theirs[self.teacher_rows], self.down, (len(self.teacher_rows), mine.shape[1])
-                )
+                size = (len(self.teacher_rows), student.shape[1])
+                student[self.student_rows] = _projected(teacher[self.teacher_rows], self.down, size)
 
-    def _shapes(self, name: str, theirs: Tensor, mine: Tensor) -> Iterable[tuple[int, int]]:
-        if theirs.dim() != mine.dim():
-            return [(0, 1)]
-        shapes = list(zip(theirs.shape, mine.shape, strict=True))
-        return shapes[1:] if name.endswith("embeddings.token.weight") else shapes
-
-    def _axis(self, wide: int, narrow: int) -> bool:
-        return wide == narrow or (wide % self.wide == 0 and wide // self.wide * self.narrow == narrow)
+    def _fits(self, name: str, teacher: Tensor, student: Tensor) -> bool:
+        """Whether each axis, of a token table all but its rows, is as long in both or projected."""
+        if teacher.dim() != student.dim():
+            return False
+        first = int(name.endswith("embeddings.token.weight"))
+        return all(
+            wide == narrow or (wide % self.wide == 0 and wide // self.wide * self.narrow == narrow)
+            for wide, narrow in zip(teacher.shape[first:], student.shape[first:], strict=True)
+        )
 
 
 def _projected(x: Tensor, matrix: Tensor, shape: Iterable[int]) -> Tensor:

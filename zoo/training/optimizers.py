@@ -12,8 +12,8 @@ and ELECTRA clip the gradients to a global norm of 1 first (``clip_gradients``).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ class BertAdam(Optimizer):
     warm-up.
     """
 
+    more: ClassVar[Mapping[str, Any]] = {}  # what else a group has, by default
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[Group],
@@ -46,8 +48,12 @@ class BertAdam(Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.01,
     ):
-        _check(lr, betas, eps, weight_decay)
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(
+                f"lr={lr} and weight_decay={weight_decay} must not be negative, eps={eps} must be above zero, "
+                f"betas={betas} lie in [0, 1)"
+            )
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **self.more})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -94,27 +100,15 @@ class Lamb(BertAdam):
     implementations correct the bias; ALBERT's does not.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[Group],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-    ):
-        _check(lr, betas, eps, weight_decay)
-        Optimizer.__init__(
-            self, params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": True}
-        )
+    more = {"adapt": True}
 
     def _ratio(self, parameter: Tensor, update: Tensor, group: Group) -> Tensor | float:
         if not group["adapt"]:
             return 1.0
         weight: Tensor = parameter.norm()
         step: Tensor = update.norm()
-        return torch.where(
-            (weight > 0) & (step > 0), weight / step, torch.ones_like(weight)
-        )  # a tensor: nobody waits for the device
+        # a tensor: nobody waits for the device
+        return torch.where((weight > 0) & (step > 0), weight / step, torch.ones_like(weight))
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:
@@ -195,11 +189,3 @@ def optimizer_for(
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return optimizer(decay_groups(trainable, weight_decay), lr=lr, weight_decay=weight_decay)
-
-
-def _check(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-    if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
-        raise ConfigError(
-            f"lr={lr} and weight_decay={weight_decay} must not be negative, eps={eps} must be above zero, "
-            f"betas={betas} lie in [0, 1)"
-        )

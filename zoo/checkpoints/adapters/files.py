@@ -1,9 +1,5 @@
-"""Adapters in the layouts of the libraries ``peft`` and ``adapters``, and alone in a file of ours.
-
-Both libraries name an adapter's tensors after the module of the base model at which it sits
-(``encoder.layer.0.attention.self.query``); the family's own map says which part of ours that is, so
-every family with a map can read them. Both store LoRA's A and B as they are and its scale in the
-config: here it goes into the technique.
+"""Adapters alone in a folder: in the layouts of the libraries ``peft`` and ``adapters``, and in a
+file of ours.
 """
 
 from __future__ import annotations
@@ -16,20 +12,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.checkpoints.adapters.adapter_hub import from_adapters
-from zoo.checkpoints.adapters.peft import from_peft
-from zoo.checkpoints.adapters.places import _canonical, _copy
+from zoo.checkpoints.adapters.adapter_hub import from_adapters, fusion_to_adapters, to_adapters
+from zoo.checkpoints.adapters.peft import from_peft, to_peft
+from zoo.checkpoints.adapters.places import bare_name, copy_into, path_of_class
 from zoo.errors import CheckpointError, TechniqueError
+from zoo.formats.disk import write_atomically
 from zoo.formats.opening import open_archive
 from zoo.formats.writer import write_tensors
-from zoo.layers.extend import own_class
 from zoo.models.base.model import bare_model
+from zoo.registry.renames import CLASSES
 from zoo.techniques.base import apply, new_tensors, recorded
 
-FUSION_CONFIG, FUSION_FILES = (
-    "adapter_fusion_config.json",
-    ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin"),
-)
+FUSION_CONFIG = "adapter_fusion_config.json"
+FUSION_FILES = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
+ADAPTER_FILES: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin")
+ADAPTER_FILES += ("model.safetensors", "adapter.safetensors")
 
 
 def save_adapter(
@@ -46,48 +43,28 @@ def save_adapter(
     LoRA, IA3 or prefix of this ``name``, "adapters" for its bottleneck adapter, LoRA, IA3 or prefix
     (and no heads), or for the fusion of adapters named like "a,b".
     """
-    folder = Path(folder)
-    bare = bare_model(model)
+    config: dict[str, Any]
     if library == "peft":
-        from zoo.checkpoints.adapters.peft import to_peft
-
         tensors, config = to_peft(model, name, layout)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-        (folder / "adapter_config.json").write_text(
-            json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
-        return folder
-    if library == "adapters":
-        from zoo.checkpoints.adapters.adapter_hub import fusion_to_adapters, to_adapters
-
-        if name is not None and "," in name:
-            (tensors, config), weights, config_file = (
-                fusion_to_adapters(model, name, layout),
-                FUSION_FILES[0],
-                FUSION_CONFIG,
-            )
-        else:
-            (tensors, config), weights, config_file = (
-                to_adapters(model, name, layout),
-                "adapter.safetensors",
-                "adapter_config.json",
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / weights, tensors, {"format": "pt"})
-        (folder / config_file).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        return folder
-    if library != "zoo":
+        weights, config_file = "adapter_model.safetensors", "adapter_config.json"
+    elif library == "adapters" and name is not None and "," in name:
+        tensors, config = fusion_to_adapters(model, name, layout)
+        weights, config_file = FUSION_FILES[0], FUSION_CONFIG
+    elif library == "adapters":
+        tensors, config = to_adapters(model, name, layout)
+        weights, config_file = "adapter.safetensors", "adapter_config.json"
+    elif library == "zoo":
+        tensors = {bare_name(model, key): tensor.detach() for key, tensor in new_tensors(model)}
+        tensors |= {key: tensor.detach() for key, tensor in model.state_dict().items() if key.startswith("heads.")}
+        techniques = [technique.record() for technique in bare_model(model).techniques]
+        config = {"class": path_of_class(model), "techniques": techniques}
+        weights, config_file = "adapter.safetensors", "adapter.json"
+    else:
         raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
-    own = {_canonical(model, name): tensor.detach() for name, tensor in new_tensors(model)}
-    own |= {name: tensor.detach() for name, tensor in model.state_dict().items() if name.startswith("heads.")}
-    description = {
-        "class": f"{own_class(bare).__module__}:{own_class(bare).__qualname__}",
-        "techniques": [t.record() for t in bare.techniques],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "adapter.safetensors", own, {"zoo.adapter": json.dumps(description, sort_keys=True)})
-    (folder / "adapter.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    header = {"zoo.adapter": json.dumps(config, sort_keys=True)} if library == "zoo" else {"format": "pt"}
+    folder = Path(folder)
+    write_tensors(folder / weights, tensors, header)
+    write_atomically(folder / config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
 
@@ -105,70 +82,51 @@ def load_adapter(
     layout: how the library that wrote it names the base model's parts; None = the family's Hugging
     Face layout. name: the adapter's, where the config has none. -> the same model.
     """
-    tensors: Mapping[str, Tensor]
-    if isinstance(source, Mapping):
-        tensors = source
-    else:
+    if not isinstance(source, Mapping):
         folder = Path(source)
         if (folder / "adapter.json").is_file():
-            return _load_ours(model, folder)
+            return _load_own(model, folder)
         if (folder / FUSION_CONFIG).is_file():
             return _load_fusion(model, folder, layout)
-        if config is None:
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        found = (
-            "adapter_model.safetensors",
-            "adapter_model.bin",
-            "pytorch_adapter.bin",
-            "model.safetensors",
-            "adapter.safetensors",
-        )
-        path = next((folder / f for f in found if (folder / f).is_file()), None)
-        if path is None:
-            raise CheckpointError(f"{folder} holds none of {', '.join(found)}")
-        with open_archive(path) as archive:
-            tensors = {key: archive.read(key) for key in archive.tensors}
+        config = _config(folder / "adapter_config.json") if config is None else config
+        source = _tensors(folder, ADAPTER_FILES)
     if config is None:
         raise CheckpointError("tensors alone don't tell an adapter's scale; pass its config")
     if "peft_type" in config:
-        return from_peft(model, tensors, config, layout=layout, name=name or "default")
-    return from_adapters(
-        model, tensors, {str(config.get("name", name or "default")): config.get("config", config)}, layout=layout
-    )
+        return from_peft(model, source, config, layout=layout, name=name or "default")
+    configs = {str(config.get("name", name or "default")): config.get("config", config)}
+    return from_adapters(model, source, configs, layout=layout)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors in the first of these files that is there."""
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} holds none of {', '.join(names)}")
+    with open_archive(path) as archive:
+        return {key: archive.read(key) for key in archive.tensors}
 
 
 def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Module:
     """A fusion that ``adapters`` saved, onto adapters that are there."""
-    described = json.loads((folder / FUSION_CONFIG).read_text(encoding="utf-8"))
-    path = next((folder / name for name in FUSION_FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise CheckpointError(f"{folder} holds none of {', '.join(FUSION_FILES)}")
-    with open_archive(path) as archive:
-        tensors = {key: archive.read(key) for key in archive.tensors}
+    described = _config(folder / FUSION_CONFIG)
     names = described.get("adapter_names") or described["name"]
     names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
+    tensors = _tensors(folder, FUSION_FILES)
     return from_adapters(model, tensors, {}, layout=layout, fusion=(names, described["config"]))
 
 
-def _load_ours(model: nn.Module, folder: Path) -> nn.Module:
-    description = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-    bare = bare_model(model)
-    if description["class"] != (mine := f"{own_class(bare).__module__}:{own_class(bare).__qualname__}"):
-        raise CheckpointError(f"{folder} is an adapter of {description['class']}, not of {mine}")
-    apply(model, *recorded(description["techniques"]))
-    with open_archive(folder / "adapter.safetensors") as archive:
-        wanted = {_canonical(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
-        _copy({key: archive.read(key) for key in archive.tensors}, wanted, str(folder))
+def _load_own(model: nn.Module, folder: Path) -> nn.Module:
+    described = _config(folder / "adapter.json")
+    saved = CLASSES.get(described["class"], described["class"])
+    if saved != path_of_class(model):
+        raise CheckpointError(f"{folder} is an adapter of {saved}, not of {path_of_class(model)}")
+    apply(model, *recorded(described["techniques"]))
+    targets = {bare_name(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
+    copy_into(targets, _tensors(folder, ("adapter.safetensors",)), str(folder))
     return model
-
-
-# -- which part of ours a foreign path means
-# ----------------------------------------------------------------------------------------------
-
-
-# -- peft
-# ------------------------------------------------------------------------------------------------------------------
-
-
-# -- adapters
-# ------------------------------------------------------------------------------------------------------------------

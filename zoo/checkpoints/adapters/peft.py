@@ -1,4 +1,7 @@
-"""Writing the layout of the library ``peft``: one LoRA, IA3 or prefix, with the heads of a task."""
+"""The layout of the library ``peft``: one LoRA, IA3 or prefix, with the heads of a task.
+
+It stores LoRA's A and B as they are and their scale in the config: here it goes into the technique.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.adapters.places import (
-    _canonical,
-    _copy,
-    _fill,
-    _fill_prefix,
-    _part_of,
-    foreign_paths,
-    layout_of,
-    way_back,
+    Places,
+    Written,
+    bare_name,
+    chosen,
+    copy_into,
+    fill_prefix,
+    fill_update,
+    prefixed_sites,
+    renamed,
 )
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.layers.extend import own_class
-from zoo.maps import layouts
 from zoo.models.base.model import bare_model
 from zoo.tasks.base import TaskModel
 from zoo.techniques.base import apply
@@ -35,7 +38,7 @@ TASK_TYPES = {
     "question-answering": "QUESTION_ANS",
     "conditional-generation": "SEQ_2_SEQ_LM",
 }
-Written = tuple[dict[str, Tensor], dict[str, Any]]
+PEFT_PREFIX = "base_model.model."
 
 
 def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None) -> Written:
@@ -47,32 +50,19 @@ def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None
     """
     bare = bare_model(model)
     own = [t for t in bare.techniques if isinstance(t, LoRA | IA3 | PrefixTuning)]
-    names = sorted({t.name for t in own})
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name not in names:
-        raise TechniqueError(
-            f"name one of the model's LoRAs, IA3s and prefixes, which are {', '.join(names) or 'none'}; got {name!r}"
-        )
-    mine = [t for t in own if t.name == name]
-    if len({type(t) for t in mine}) > 1:
-        kinds = sorted({type(t).__name__ for t in mine})
-        raise TechniqueError(
-            f"{name!r} names a {' and a '.join(kinds)}; peft's file holds one kind: give them names of their own"
-        )
-    heads = _heads(model, layout)
-    if isinstance(mine[0], PrefixTuning):
-        tensors, config = _prefix(bare, mine[0])
+    found = chosen(own, name, "LoRAs, IA3s and prefixes", "peft's file holds one kind: give them names of their own")
+    places = Places(model, layout)
+    heads = _heads(model, places)
+    if isinstance(found[0], PrefixTuning):
+        tensors, config = _prefix(bare, found[0])
         within = PEFT_PREFIX.removesuffix("model.")
     else:
-        paths = {ours: theirs for theirs, ours in foreign_paths(model, layout).items()}
-        loras = [t for t in mine if isinstance(t, LoRA)]
-        tensors, config = _lora(bare, loras, paths) if loras else _ia3(bare, name, paths)
+        write = _lora if isinstance(found[0], LoRA) else _ia3
+        tensors, config = write(bare, found, places.foreign)
         within = PEFT_PREFIX
-        inside = layouts.load(layout or layout_of(model)).prefixes[0] if bare is not model else ""
-        tensors = {f"{within}{inside}{key}": tensor for key, tensor in tensors.items()}
+        tensors = {f"{within}{places.within}{key}": tensor for key, tensor in tensors.items()}
     tensors |= {within + key: tensor for key, tensor in heads.items()}
-    none = "FEATURE_EXTRACTION" if isinstance(mine[0], PrefixTuning) else None
+    none = "FEATURE_EXTRACTION" if isinstance(found[0], PrefixTuning) else None
     return tensors, {
         **config,
         "task_type": TASK_TYPES.get(model.task, none) if isinstance(model, TaskModel) else none,
@@ -82,7 +72,7 @@ def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None
     }
 
 
-def _heads(model: nn.Module, layout: str | None) -> dict[str, Tensor]:
+def _heads(model: nn.Module, places: Places) -> dict[str, Tensor]:
     """The tensors of a task's own heads under their foreign names, and what else stands outside of
     the base model there: DistilBERT's pooler, which it calls pre_classifier.
     """
@@ -92,7 +82,7 @@ def _heads(model: nn.Module, layout: str | None) -> dict[str, Tensor]:
     if not own:
         return {}
     tensors: dict[str, Tensor] = {}
-    plan = way_back(model, layout)
+    plan = places.plan
     for step in plan.steps:
         outside = bool(plan.prefix) and not any(target.startswith(plan.prefix) for target in step.targets)
         if own.issuperset(step.sources) or (outside and not any(source.startswith(trained) for source in step.sources)):
@@ -116,20 +106,20 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
     for path, part in bare.named_modules():
         if not isinstance(part, LowRank) or not path.endswith(f".loras.{first.name}"):
             continue
-        theirs = paths[path.rpartition(".loras.")[0]]
+        place = paths[path.rpartition(".loras.")[0]]
         rank = part.down.shape[0]
         alpha = part.scale * (rank**0.5 if first.rank_stabilized else rank)
-        tensors[f"{theirs}.lora_A.weight"] = part.down.detach()
-        tensors[f"{theirs}.lora_B.weight"] = part.up.detach()
+        tensors[f"{place}.lora_A.weight"] = part.down.detach()
+        tensors[f"{place}.lora_B.weight"] = part.up.detach()
         if part.up_bias is not None:
-            tensors[f"{theirs}.lora_B.bias"] = part.up_bias.detach()
+            tensors[f"{place}.lora_B.bias"] = part.up_bias.detach()
         if part.magnitude is not None:
-            tensors[f"{theirs}.lora_magnitude_vector"] = part.magnitude.detach()
-        targets[theirs] = None
+            tensors[f"{place}.lora_magnitude_vector"] = part.magnitude.detach()
+        targets[place] = None
         if rank != first.rank:
-            ranks[theirs] = rank
+            ranks[place] = rank
         if abs(alpha - (first.rank if first.alpha is None else first.alpha)) > 1e-9:
-            alphas[theirs] = alpha
+            alphas[place] = alpha
     return tensors, {
         "peft_type": "LORA",
         "r": first.rank,
@@ -146,11 +136,11 @@ def _lora(bare: Any, found: list[LoRA], paths: Mapping[str, str]) -> Written:
     }
 
 
-def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> Written:
+def _ia3(bare: Any, found: list[IA3], paths: Mapping[str, str]) -> Written:
     """Scales of outputs are columns, those of inputs rows, at what is called feed-forward modules
     there.
     """
-    outputs, inputs = {}, {}
+    outputs, inputs, name = {}, {}, found[0].name
     for path, part in bare.named_modules():
         if isinstance(part, Rescaled) and name in part.rescalings:
             outputs[paths[path]] = part.rescalings.get_parameter(f"{name}.scale").detach()[:, None]
@@ -170,19 +160,8 @@ def _ia3(bare: Any, name: str, paths: Mapping[str, str]) -> Written:
 
 def _prefix(bare: Any, technique: PrefixTuning) -> Written:
     """P itself: a network behind it is run, as peft runs it when it saves."""
-    sites = [site for site in bare.sites() if site.role == "self-attention"]
-    streams = {site.stream for site in bare.sites() if site.role.endswith("attention")}
-    if len(streams) > 1 or any(site.role == "cross-attention" for site in bare.sites()):
-        raise TechniqueError(
-            f"peft's prefixes stand before one stack of attentions; {type(bare).__name__} has the streams "
-            f"{sorted(streams)}"
-        )
-    if any(len(site.depths) > 1 for site in sites):
-        raise TechniqueError(
-            "one attention runs at several depths here; peft has a prefix for each depth: save it with library='zoo'"
-        )
-    chosen = technique.places(bare, "self-attention")
-    if [site.path for site in chosen] != [site.path for site in sites]:
+    sites = prefixed_sites(bare, "peft")
+    if [site.path for site in technique.places(bare, "self-attention")] != [site.path for site in sites]:
         raise TechniqueError(
             "peft's prefixes stand before every attention; this one leaves some out: save it with library='zoo'"
         )
@@ -204,9 +183,6 @@ def _prefix(bare: Any, technique: PrefixTuning) -> Written:
         "num_attention_heads": bare.config.num_heads,
         "num_transformer_submodules": 1,
     }
-
-
-PEFT_PREFIX = "base_model.model."
 
 
 def split_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -245,75 +221,68 @@ def from_peft(
     if kind not in ("LORA", "IA3", "PREFIX_TUNING"):
         raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA, IA3 and PREFIX_TUNING are")
     if kind == "PREFIX_TUNING":
-        _prefix_of_peft(model, name, config, {key: tensor for key, tensor in tensors.items() if "prompt_e" in key})
+        _apply_prefix(model, name, config, {key: tensor for key, tensor in tensors.items() if "prompt_e" in key})
         tensors = {key: tensor for key, tensor in tensors.items() if "prompt_e" not in key}
     for option in ("layer_replication", "use_qalora", "use_bdlora"):
         if config.get(option):
             raise TechniqueError(f"peft's {option}={config[option]!r} is not known here")
-    keymap = layouts.load(layout or layout_of(model))
-    paths = foreign_paths(model, layout)
-    state = {_canonical(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
-    found: dict[str, dict[str, Tensor]] = {}
+    places = Places(model, layout)
+    state = {bare_name(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
+    updates: dict[str, dict[str, Tensor]] = {}
     scales: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for key, tensor in tensors.items():
-            plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.").replace(".base_layer.", ".")
-            if scaled := re.fullmatch(r"(.+)\.ia3_l(?:\.[^.]+)?", plain):
-                scales[_part_of(scaled[1], paths, keymap.prefixes)] = tensor
-                continue
-            match = re.fullmatch(
-                r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(weight|bias))?",
-                plain,
-            )
-            if match and (match[3] != "bias" or match[2] == "lora_B"):
-                found.setdefault(match[1], {})[match[2] + ("_bias" if match[3] == "bias" else "")] = tensor
-            elif match or ".lora_" in plain:
-                raise TechniqueError(f"peft's tensor {key!r} is of a kind that is not known here")
-            else:
-                path, _, last = re.sub(r"\.modules_to_save\.[^.]+\.", ".", plain).rpartition(".")
-                target = state.get(f"{_part_of(path, paths, keymap.prefixes)}.{last}")
-                if target is None or target.shape != tensor.shape:
-                    raise CheckpointError(f"nothing in this model takes the stored tensor {key}")
+    for key, tensor in tensors.items():
+        plain = key.removeprefix(PEFT_PREFIX).removeprefix("base_model.").replace(".base_layer.", ".")
+        if scaled := re.fullmatch(r"(.+)\.ia3_l(?:\.[^.]+)?", plain):
+            scales[places.part(scaled[1])] = tensor
+            continue
+        match = re.fullmatch(
+            r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(weight|bias))?", plain
+        )
+        if match and (match[3] != "bias" or match[2] == "lora_B"):
+            updates.setdefault(match[1], {})[match[2] + ("_bias" if match[3] == "bias" else "")] = tensor
+        elif match or ".lora_" in plain:
+            raise TechniqueError(f"peft's tensor {key!r} is of a kind that is not known here")
+        else:
+            path, _, last = re.sub(r"\.modules_to_save\.[^.]+\.", ".", plain).rpartition(".")
+            target = state.get(f"{places.part(path)}.{last}")
+            if target is None or target.shape != tensor.shape:
+                raise CheckpointError(f"nothing in this model takes the stored tensor {key}")
+            with torch.no_grad():
                 target.copy_(tensor)
     if scales:
-        _rescalings_of_peft(model, name, scales)
-    groups: dict[tuple[int, float], dict[str, dict[str, Tensor]]] = {}
-    for path, parts in found.items():
-        rank = parts["lora_A"].shape[0]
-        alpha = float(
-            next(
-                (a for k, a in (config.get("alpha_pattern") or {}).items() if _named(path, k)),
-                config.get("lora_alpha", 8),
-            )
-        )
-        groups.setdefault((rank, alpha), {})[_part_of(path, paths, keymap.prefixes)] = parts
-    for (rank, alpha), places in groups.items():
+        _apply_scales(model, name, scales)
+    _apply_loras(model, name, config, {path: (places.part(path), parts) for path, parts in updates.items()})
+    return model
+
+
+def _apply_loras(
+    model: nn.Module, name: str, config: Mapping[str, Any], updates: Mapping[str, tuple[str, Mapping[str, Tensor]]]
+) -> None:
+    """Updates by their path there: our path, and A, B and what goes with them. Places of one rank
+    and scale share a technique.
+    """
+    groups: dict[tuple[int, float], dict[str, Mapping[str, Tensor]]] = {}
+    patterns = config.get("alpha_pattern") or {}
+    for path, (place, parts) in updates.items():
+        own = (alpha for pattern, alpha in patterns.items() if _named(path, pattern))
+        key = parts["lora_A"].shape[0], float(next(own, config.get("lora_alpha", 8)))
+        groups.setdefault(key, {})[place] = parts
+    for (rank, alpha), found in groups.items():
         technique = LoRA(
             rank=rank,
             alpha=alpha,
             dropout=float(config.get("lora_dropout") or 0),
             rank_stabilized=bool(config.get("use_rslora")),
-            bias=any("lora_B_bias" in parts for parts in places.values()),
-            dora=any("lora_magnitude_vector" in parts for parts in places.values()),
-            paths=tuple(places),
+            bias=any("lora_B_bias" in parts for parts in found.values()),
+            dora=any("lora_magnitude_vector" in parts for parts in found.values()),
+            paths=tuple(found),
             name=name,
         )
         apply(model, technique)
-        for path, parts in places.items():
-            update = bare_model(model).get_submodule(f"{path}.loras.{name}")
-            _fill(
-                update, parts["lora_A"], parts["lora_B"], parts.get("lora_magnitude_vector"), parts.get("lora_B_bias")
-            )
-    return model
-
-
-def _rescalings_of_peft(model: nn.Module, name: str, scales: Mapping[str, Tensor]) -> None:
-    """A column scales outputs; a row, at what peft calls feed-forward modules, inputs."""
-    outputs = tuple(path for path, tensor in scales.items() if tensor.shape[1] == 1)
-    apply(model, IA3(paths=outputs, input_paths=tuple(path for path in scales if path not in outputs), name=name))
-    places = {path: f"{path}.{'rescalings' if path in outputs else 'input_rescalings'}.{name}.scale" for path in scales}
-    state = bare_model(model).state_dict(keep_vars=True)
-    _copy({places[path]: tensor.flatten() for path, tensor in scales.items()}, state, "the adapter")
+        for place, parts in found.items():
+            update = bare_model(model).get_submodule(f"{place}.loras.{name}")
+            down, up = parts["lora_A"], parts["lora_B"]
+            fill_update(update, down, up, parts.get("lora_magnitude_vector"), parts.get("lora_B_bias"))
 
 
 def _named(path: str, pattern: str) -> bool:
@@ -323,19 +292,28 @@ def _named(path: str, pattern: str) -> bool:
     return path == pattern or path.endswith(f".{pattern}") or re.fullmatch(pattern.removeprefix("^"), path) is not None
 
 
-def _prefix_of_peft(model: nn.Module, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _apply_scales(model: nn.Module, name: str, scales: Mapping[str, Tensor]) -> None:
+    """A column scales outputs; a row, at what peft calls feed-forward modules, inputs."""
+    outputs = tuple(path for path, tensor in scales.items() if tensor.shape[1] == 1)
+    apply(model, IA3(paths=outputs, input_paths=tuple(path for path in scales if path not in outputs), name=name))
+    found = {path: f"{path}.{'rescalings' if path in outputs else 'input_rescalings'}.{name}.scale" for path in scales}
+    state = bare_model(model).state_dict(keep_vars=True)
+    copy_into(state, {found[path]: tensor.flatten() for path, tensor in scales.items()}, "the adapter")
+
+
+def _apply_prefix(model: nn.Module, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """In memory a table, behind which a network may stand; in a file P itself."""
     found = {
-        key.rpartition("prompt_encoder.")[2].partition(".")[2] if "prompt_encoder." in key else key: t
-        for key, t in tensors.items()
+        key.rpartition("prompt_encoder.")[2].partition(".")[2] if "prompt_encoder." in key else key: tensor
+        for key, tensor in tensors.items()
     }
-    network = "transform.0.weight" in found
+    network = found.get("transform.0.weight")
+    bottleneck = None if network is None else int(network.shape[0])
     length = int(config["num_virtual_tokens"])
-    bottleneck = int(found["transform.0.weight"].shape[0]) if network else None
-    apply(model, PrefixTuning(name=name, length=length, bottleneck=bottleneck, shift_positions=True))
-    if network:
-        parts = {"embedding": "table", "transform.0": "down", "transform.2": "up"}
-        taken = {f"{parts[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": tensor for key, tensor in found.items()}
+    technique = PrefixTuning(name=name, length=length, bottleneck=bottleneck, shift_positions=True)
+    apply(model, technique)
+    if network is not None:
+        taken = renamed(found, {"embedding": "table", "transform.0": "down", "transform.2": "up"})
     else:
         taken = {"values": found["prompt_embeddings"] if "prompt_embeddings" in found else found["embedding.weight"]}
-    _fill_prefix(model, name, taken)
+    fill_prefix(model, technique, taken)

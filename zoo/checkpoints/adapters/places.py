@@ -1,28 +1,48 @@
-"""Where a tensor of an adapter library belongs in a model of ours, and back."""
+"""Where a tensor of an adapter library belongs in a model of ours, and back.
+
+Both libraries name an adapter's tensors after the module of the base model at which it sits
+(``encoder.layer.0.attention.self.query``); the family's own map says which part of ours that is, so
+every family with a map can read them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.checkpoints.description import class_path
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.archive import DTYPE_NAMES, Info
 from zoo.layers.extend import own_class
 from zoo.maps import layouts
-from zoo.maps.key_map import Plan
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import Plan
 from zoo.models.base.model import bare_model
+from zoo.models.base.sites import Site
 from zoo.registry import variants as registry
 from zoo.techniques.lora.layers import LowRank
+from zoo.techniques.prefix.technique import PrefixTuning
+
+Written = tuple[dict[str, Tensor], dict[str, Any]]  # the tensors and the config of a library's file
 
 
-def _canonical(model: nn.Module, name: str) -> str:
+def bare_name(model: nn.Module, name: str) -> str:
+    """The name that a tensor of a model has in the model below its task."""
     return name if bare_model(model) is model else name.removeprefix("model.")
 
 
+def path_of_class(model: nn.Module) -> str:
+    """The class of the model below a task, as the registry writes it."""
+    return class_path(own_class(bare_model(model)))
+
+
 @torch.no_grad()
-def _copy(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor], shown: str) -> None:
+def copy_into(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor], shown: str) -> None:
+    """Copy stored tensors into those of their names, refusing what fits none."""
     for key, tensor in stored.items():
         if key not in targets:
             raise CheckpointError(f"{shown}: nothing in this model takes the stored tensor {key}")
@@ -33,60 +53,123 @@ def _copy(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor], shown: st
         targets[key].copy_(tensor)
 
 
+class Places:
+    """The parts of a model under the names that a foreign layout gives them; layout: None = the
+    family's Hugging Face layout. What is asked for is worked out then.
+    """
+
+    def __init__(self, model: nn.Module, layout: str | None = None):
+        self.model, self._layout = model, layout
+
+    @cached_property
+    def keymap(self) -> KeyMap:
+        return layouts.load(self._layout or layout_of(self.model))
+
+    @property
+    def within(self) -> str:
+        """The base model's prefix, where a task stands above it."""
+        return self.keymap.prefixes[0] if bare_model(self.model) is not self.model else ""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How the model's own tensors, without what techniques added, go into the layout."""
+        bare = bare_model(self.model)
+        added = {key for change in getattr(bare, "changes", ()) for key in change.added}
+        state = {bare_name(self.model, key): tensor for key, tensor in self.model.state_dict().items()}
+        infos = {
+            key: Info(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype])
+            for key, tensor in state.items()
+            if key not in added and not key.endswith(".magnitude")
+        }
+        return self.keymap.back(infos, bare.config.to_dict())
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """The path of each part in the foreign layout, as the bare model has it, to its path in
+        ours (heads under ``heads.``).
+        """
+        alone = [step for step in self.plan.steps if len(step.sources) == len(step.targets) == 1]
+        return {
+            step.targets[0].removeprefix(self.plan.prefix).rpartition(".")[0]: step.sources[0].rpartition(".")[0]
+            for step in alone
+        }
+
+    @cached_property
+    def foreign(self) -> dict[str, str]:
+        """The way back: our path to the foreign one."""
+        return {ours: foreign for foreign, ours in self.parts.items()}
+
+    def find(self, path: str) -> str | None:
+        """Our path of a foreign module, with or without the base model's prefix, or None."""
+        for prefix in ("", *self.keymap.prefixes):
+            if path.startswith(prefix) and (found := self.parts.get(path[len(prefix) :])):
+                return found
+        return None
+
+    def part(self, path: str) -> str:
+        """Our path of a foreign module that must be there."""
+        found = self.find(path)
+        if found is None:
+            raise CheckpointError(
+                f"the adapter sits at {path!r}, and no part of this model is called so in that layout"
+            )
+        return found
+
+
 def layout_of(model: nn.Module) -> str:
     """The Hugging Face layout of a model's family."""
-    bare = bare_model(model)
-    mine = f"{own_class(bare).__module__}:{own_class(bare).__qualname__}"
-    for variants in registry.families().values():
-        for variant in variants:
-            if variant.class_path == mine:
-                for layout in layouts.available():
-                    if layout.startswith("hf-") and layouts.load(layout).family == variant.maps:
-                        return layout
+    own = path_of_class(model)
+    families = [v.maps for variants in registry.families().values() for v in variants if v.class_path == own]
+    for family in dict.fromkeys(families):
+        for layout in layouts.available():
+            if layout.startswith("hf-") and layouts.load(layout).family == family:
+                return layout
     raise TechniqueError(
-        f"no layout of the Hugging Face library is known for {type(bare).__name__}; name one with layout="
+        f"no layout of the Hugging Face library is known for {type(bare_model(model)).__name__}; name one with layout="
     )
 
 
-def way_back(model: nn.Module, layout: str | None = None) -> Plan:
-    """How the model's own tensors, without what techniques added, go into a foreign layout."""
-    bare = bare_model(model)
-    keymap = layouts.load(layout or layout_of(model))
-    added = {key for change in getattr(bare, "changes", ()) for key in change.added}
-    state = {_canonical(model, key): tensor for key, tensor in model.state_dict().items()}
-    infos = {
-        k: Info(tuple(t.shape), DTYPE_NAMES[t.dtype])
-        for k, t in state.items()
-        if k not in added and not k.endswith(".magnitude")
-    }
-    return keymap.back(infos, bare.config.to_dict())
-
-
-def foreign_paths(model: nn.Module, layout: str | None = None) -> dict[str, str]:
-    """The path of each part in a foreign layout, as the bare model has it, to its path in ours
-    (heads under ``heads.``).
+def chosen(own: Iterable[Any], name: str | None, kinds: str, one_kind: str) -> list[Any]:
+    """The techniques of one name, all of one kind; without a name, where there is only one. The
+    last two are for messages.
     """
-    plan = way_back(model, layout)
-    paths: dict[str, str] = {}
-    for step in plan.steps:
-        if len(step.sources) == 1 and len(step.targets) == 1:
-            theirs, ours = step.targets[0].removeprefix(plan.prefix), step.sources[0]
-            paths[theirs.rpartition(".")[0]] = ours.rpartition(".")[0]
-    return paths
+    own = list(own)
+    names = sorted({technique.name for technique in own})
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        raise TechniqueError(f"name one of the model's {kinds}, which are {', '.join(names) or 'none'}; got {name!r}")
+    found = [technique for technique in own if technique.name == name]
+    types = sorted({type(technique).__name__ for technique in found})
+    if len(types) > 1:
+        raise TechniqueError(f"{name!r} names a {' and a '.join(types)}; {one_kind}")
+    return found
 
 
-def _part_of(path: str, paths: Mapping[str, str], prefixes: Iterable[str]) -> str:
-    """Our path of a foreign module, with or without the base model's prefix."""
-    for prefix in ("", *prefixes):
-        if path.startswith(prefix) and (found := paths.get(path[len(prefix) :])):
-            return found
-    raise CheckpointError(f"the adapter sits at {path!r}, and no part of this model is called so in that layout")
+def prefixed_sites(bare: Any, library: str) -> list[Site]:
+    """The attentions in front of which a library's prefixes stand; refuses a model that it could
+    not tell of.
+    """
+    sites = [site for site in bare.sites() if site.role == "self-attention"]
+    streams = {site.stream for site in bare.sites() if site.role.endswith("attention")}
+    if len(streams) > 1 or any(site.role == "cross-attention" for site in bare.sites()):
+        raise TechniqueError(
+            f"{library}'s prefixes stand before one stack of attentions; {type(bare).__name__} has the streams "
+            f"{sorted(streams)}"
+        )
+    if any(len(site.depths) > 1 for site in sites):
+        raise TechniqueError(
+            f"one attention runs at several depths here; {library} has a prefix for each depth: save it with "
+            "library='zoo'"
+        )
+    return sites
 
 
 @torch.no_grad()
-def _fill(
+def fill_update(
     update: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
 ) -> None:
+    """Set the matrices of a LoRA."""
     assert isinstance(update, LowRank)
     update.down.copy_(down)
     update.up.copy_(up)
@@ -96,8 +179,15 @@ def _fill(
         update.up_bias.copy_(bias)
 
 
-def _fill_prefix(model: nn.Module, name: str, taken: Mapping[str, Tensor]) -> None:
-    wanted = bare_model(model).get_submodule(f"prefixes.{name}").state_dict(keep_vars=True)
+def fill_prefix(model: nn.Module, technique: PrefixTuning, taken: Mapping[str, Tensor]) -> None:
+    """Set all tensors of a prefix."""
+    wanted = bare_model(model).get_submodule(f"prefixes.{technique.name}").state_dict(keep_vars=True)
     if missing := sorted(set(wanted) - set(taken)):
         raise CheckpointError(f"the prefix: nothing in the file makes its {', '.join(missing)}")
-    _copy(taken, wanted, "the prefix")
+    copy_into(wanted, taken, "the prefix")
+
+
+def renamed(tensors: Mapping[str, Tensor], parts: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors whose names' beginnings, all but the last word, are put into other words."""
+    split = {key: key.rpartition(".") for key in tensors}
+    return {f"{parts[split[key][0]]}.{split[key][2]}": tensor for key, tensor in tensors.items()}

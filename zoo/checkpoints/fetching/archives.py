@@ -17,10 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from zoo.checkpoints.fetching.cache import CHUNK, safe_name
-from zoo.checkpoints.fetching.jobs import _some
+from zoo.checkpoints.fetching.jobs import listed
 from zoo.checkpoints.fetching.sources import Want
 from zoo.errors import CheckpointError, FetchError
+from zoo.formats.disk import CHUNK, safe_path
+
+DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 @dataclass(frozen=True)
@@ -43,30 +53,20 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                     for info in opened.infolist()
                     if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
                 ]
-                yield [_Member(safe_name(i.filename), i.file_size, partial(opened.open, i)) for i in infos]
+                yield [_Member(safe_path(i.filename), i.file_size, partial(opened.open, i)) for i in infos]
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
                 members = []
                 for info in tar:
-                    name = safe_name(info.name) if info.name not in (".", "./") else info.name
+                    name = safe_path(info.name) if info.name not in (".", "./") else info.name
                     if info.isreg():
                         members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc,arg-type]
                 yield members
-                while tar.fileobj is not None and tar.fileobj.read(
-                    CHUNK
-                ):  # to the end, where a compressor keeps its checksum
-                    pass
+                while tar.fileobj is not None and tar.fileobj.read(CHUNK):
+                    pass  # to the end, where a compressor keeps its checksum
         else:
             raise CheckpointError(f"{archive.name} is neither a zip nor a tar archive")
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{archive.name} is damaged or of a kind that can't be read: {error}") from error
 
 
@@ -93,7 +93,7 @@ def extract(archive: Path, folder: Path, *, path: str | None = None, want: Want 
             inside = {name.removeprefix(base): member for name, member in by_name.items() if name.startswith(base)}
             if not inside:
                 raise FetchError(
-                    f"{archive.name} holds no {path}; it holds {_some({name.rsplit('/', 1)[0] for name in by_name})}"
+                    f"{archive.name} holds no {path}; it holds {listed({name.rsplit('/', 1)[0] for name in by_name})}"
                 )
             names = [*want.files, *want.optional] if want.files else list(inside)
             chosen = {name: inside[name] for name in names if name in inside}
@@ -128,5 +128,5 @@ def _base(archive: Path, names: Iterable[str], want: Want) -> str:
     whole = [base for base in bases if all(base + name in names for name in want.files)]
     if whole and (whole[0] == "" or len(whole) == 1):
         return whole[0]
-    found = f"in {len(whole)} folders: {_some(whole)}" if whole else f"nowhere together; it holds {_some(names)}"
+    found = f"in {len(whole)} folders: {listed(whole)}" if whole else f"nowhere together; it holds {listed(names)}"
     raise FetchError(f"{archive.name} holds {', '.join(want.files)} {found}")

@@ -19,7 +19,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -28,12 +27,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from zoo.errors import CheckpointError, FetchError, UnknownNameError, unknown
+from zoo.errors import FetchError, UnknownNameError, unknown
+from zoo.formats.disk import safe_path, sha256_of, sync, write_atomically
 
-CHUNK = 1 << 20
 VERSION = 1
 
 
@@ -50,35 +49,7 @@ def home() -> Path:
     return base / "zoo"
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def safe_name(name: str) -> str:
-    """A relative path with forward slashes, or a ``CheckpointError`` where it would lead out of its
-    folder.
-    """
-    parts = PurePosixPath(name).parts
-    if (
-        not parts
-        or name.startswith("/")
-        or ".." in parts
-        or "\\" in name
-        or "\0" in name
-        or re.match(r"[A-Za-z]:", name)
-    ):
-        raise CheckpointError(
-            f"the name {name!r} leads out of its folder; names must be relative, without '..', drives or backslashes"
-        )
-    return str(PurePosixPath(name))
-
-
-# ---------------------------------------------------------------- locks
+# --- locks
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -138,33 +109,7 @@ def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None 
         pause = min(pause * 1.5, 0.25)
 
 
-# ---------------------------------------------------------------- files
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or folder to disk, where the system lets us."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by one rename, so that a reader sees the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.incomplete")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+# --- files
 
 
 def remove(path: Path) -> None:
@@ -200,7 +145,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One fetched source. ``folder`` holds ``files``, named relative to it."""
 
     key: str
@@ -228,7 +173,7 @@ class Entry:
 class Verified:
     """What ``Cache.verify`` found in one entry: no problems, or what is wrong with which file."""
 
-    entry: Entry
+    entry: CacheEntry
     problems: tuple[str, ...]
 
 
@@ -262,23 +207,23 @@ class Cache:
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
 
-    # ------------------------------------------------------------ reading
+    # --- reading
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> CacheEntry | None:
         """The entry of a key, if it is there and complete. Takes no lock and writes nothing."""
         entry = self._read(self.refs / f"{key}.json")
         return entry if entry is not None and entry.present() else None
 
-    def _read(self, path: Path) -> Entry | None:
+    def _read(self, path: Path) -> CacheEntry | None:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != VERSION:
                 return None
             files = {
-                safe_name(name): Stored(int(size), str(digest)) for name, (size, digest) in content["files"].items()
+                safe_path(name): Stored(int(size), str(digest)) for name, (size, digest) in content["files"].items()
             }
-            folder = self.trees / safe_name(content["tree"])
-            return Entry(
+            folder = self.trees / safe_path(content["tree"])
+            return CacheEntry(
                 key=path.name.removesuffix(".json"),
                 source=str(content["source"]),
                 name=content["name"],
@@ -291,18 +236,18 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CacheEntry]:
         """Every complete entry, by source."""
         return self._complete(self.refs.glob("*.json"))
 
-    def _complete(self, refs: Iterable[Path]) -> list[Entry]:
+    def _complete(self, refs: Iterable[Path]) -> list[CacheEntry]:
         found = [self._read(path) for path in refs]
         return sorted(
             (entry for entry in found if entry is not None and entry.present()),
             key=lambda entry: (entry.source, entry.key),
         )
 
-    def entry_of(self, path: Path) -> Entry | None:
+    def entry_of(self, path: Path) -> CacheEntry | None:
         """The entry that a fetched folder or file belongs to; None for anything outside the
         cache.
         """
@@ -310,12 +255,11 @@ class Cache:
         if trees not in path.parents:
             return None
         folder = trees / path.relative_to(trees).parts[0]
-        naming = [
-            ref for ref in self.refs.glob("*.json") if _mentions(ref, folder.name)
-        ]  # the others' files are many, and slow to parse
+        # only these are parsed: the others are many, and slow to parse
+        naming = [ref for ref in self.refs.glob("*.json") if _mentions(ref, folder.name)]
         return next((entry for entry in self._complete(naming) if entry.folder.absolute() == folder), None)
 
-    # ------------------------------------------------------------ writing
+    # --- writing
 
     def lock(self, key: str, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Any:
         return locked(self.locks / f"{key}.lock", wait=wait, waiting=waiting)
@@ -350,7 +294,7 @@ class Cache:
         name: str | None = None,
         revision: str | None = None,
         facts: Mapping[str, Any] | None = None,
-    ) -> Entry:
+    ) -> CacheEntry:
         """Make a staged folder the entry of its key; from here on it belongs to the cache. Needs
         the key's lock.
         """
@@ -364,7 +308,7 @@ class Cache:
         listing = "".join(f"{file.sha256} {inner}\n" for inner, file in sorted(files.items()))
         tree = f"{slug}-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
         for inner_folder in {(folder / inner).parent for inner in files}:
-            _sync(inner_folder)
+            sync(inner_folder)
         content = {
             "version": VERSION,
             "source": source,
@@ -392,7 +336,7 @@ class Cache:
         link.
         """
         os.chmod(path, 0o444)
-        _sync(path)
+        sync(path)
         blob = self.blobs / digest
         self.blobs.mkdir(parents=True, exist_ok=True)
         try:
@@ -425,16 +369,16 @@ class Cache:
             remove(trash)
         else:
             os.rename(folder, tree)
-        _sync(self.trees)
+        sync(self.trees)
 
     def blob(self, digest: str) -> Path | None:
         """The stored file with this sha256, its contents checked now."""
         path = self.blobs / digest
         return path if digest and path.is_file() and sha256_of(path) == digest else None
 
-    # ------------------------------------------------------------ keeping
+    # --- keeping
 
-    def _named(self, names: Sequence[str]) -> list[Entry]:
+    def _named(self, names: Sequence[str]) -> list[CacheEntry]:
         entries = self.entries()
         if not names:
             return entries

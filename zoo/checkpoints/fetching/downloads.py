@@ -16,9 +16,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.fetching.cache import CHUNK, sha256_of
-from zoo.checkpoints.fetching.jobs import PATIENCE, Patience, Progress, _no_room
+from zoo.checkpoints.fetching.archives import extract
+from zoo.checkpoints.fetching.jobs import PATIENCE, Fetched, Job, Progress, RetryLimits, link_or_copy, storage_full
+from zoo.checkpoints.fetching.sources import url_name
 from zoo.errors import FetchError
+from zoo.formats.disk import CHUNK, sha256_of
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -36,6 +38,30 @@ class _Retry(Exception):
     """A failure that another try may not meet."""
 
 
+class _Stale(Exception):
+    """What was downloaded so far belongs to other contents than the server has now."""
+
+
+def fetch_url(job: Job) -> Fetched:
+    """A plain address: the file itself, or what is wanted out of an archive."""
+    source, want = job.source, job.want
+    name = url_name(source)
+    unpack = name not in want.files
+    expected = want.archive_sha256 if unpack else want.files.get(name) or source.sha256
+    if expected and not unpack and (blob := job.cache.blob(expected)) is not None:
+        link_or_copy(blob, job.folder / name)
+        return None, {}
+    target = job.cache.partial(job.key) / name
+    if not (expected and target.exists() and sha256_of(target) == expected):
+        target.unlink(missing_ok=True)  # a killed run may have left it, of whatever version
+        download(source.place, target, sha256=expected, size=None if unpack else want.bytes, tell=job.tell)
+    if unpack:
+        extract(target, job.folder, path=source.path, want=want)
+        return None, {"archive": name, "archive_sha256": sha256_of(target)}
+    os.replace(target, job.folder / name)
+    return None, {}
+
+
 def download(
     url: str,
     target: Path,
@@ -43,7 +69,7 @@ def download(
     sha256: str | None = None,
     size: int | None = None,
     tell: Progress | None = None,
-    patience: Patience | None = None,
+    patience: RetryLimits | None = None,
 ) -> None:
     """Download to ``target``; a part lives beside it as ``.incomplete`` and is resumed by this call
     or by a later one.
@@ -82,17 +108,13 @@ def download(
     note.unlink(missing_ok=True)
 
 
-class _Stale(Exception):
-    """What was downloaded so far belongs to other contents than the server has now."""
-
-
 def _forget(*paths: Path) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
 
 
 def _transfer(
-    url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: Patience
+    url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: RetryLimits
 ) -> None:
     """One request; returns when the part is whole."""
     mark, done = _part_so_far(part, note, sha256)
@@ -147,7 +169,7 @@ def _transfer(
                 "#sha256=..."
             )
         if total is not None and total - done > shutil.disk_usage(part.parent).free:
-            raise _no_room(part.parent, url, needed=total - done)
+            raise storage_full(part.parent, url, needed=total - done)
         if done == 0:
             part.unlink(missing_ok=True)
             strong = response.headers.get("ETag", "")

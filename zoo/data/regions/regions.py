@@ -11,16 +11,20 @@ box. `Regions` says each of these once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from zoo.data.regions.detectors import DETECTORS
-from zoo.errors import InputError, unknown
+from zoo.errors import CheckpointError, InputError, unknown
+from zoo.formats.archive import Archive
+from zoo.formats.opening import open_archive
+from zoo.formats.writer import write_tensors
 
 Format = Literal["xyxy", "xywh", "normalised"]
 FORMATS = ("xyxy", "xywh", "normalised")
@@ -64,7 +68,6 @@ class Regions:
         _check_values(self)
 
     # --- views
-    # --------------------------------------------------------------------------------------------------------------
 
     @property
     def batched(self) -> bool:
@@ -100,7 +103,6 @@ class Regions:
         return torch.cat([self.image_size, self.image_size], -1).unsqueeze(-2)
 
     # --- encodings
-    # ------------------------------------------------------------------------------------------------------------------
 
     def encoded(self, numbers: int) -> Tensor:
         """The boxes in the 4, 5 or 7 numbers that models read, zeros at padding.
@@ -146,7 +148,6 @@ class Regions:
         return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2).masked_fill(~self.real.unsqueeze(-1), 0)
 
     # --- the whole picture
-    # ------------------------------------------------------------------------------------------------------------
 
     def with_whole_image(self, where: str = "first", feature: Tensor | None = None) -> Regions:
         """Add a region for the whole picture: box 0, 0, width, height; ``feature`` (..., size), by
@@ -183,13 +184,12 @@ class Regions:
         )
 
     # --- for models
-    # --------------------------------------------------------------------------------------------------------------
 
     def for_model(self, config: Any) -> dict[str, Tensor]:
         """What a model of this config reads: ``visual_features``, ``visual_boxes`` where it reads
         boxes, ``visual_mask``; always batched.
 
-        Adds the whole-image region where the model wants one (`NEEDS`, unless
+        Adds the whole-image region where the config says a place for one (``whole_image_at``, unless
         ``config.whole_image`` is False) and these regions have none. Refuses features of another
         width and says which detectors give the wanted one.
         """
@@ -202,7 +202,7 @@ class Regions:
                 f"{trained or 'none'}"
             )
         regions = self
-        place = NEEDS.get(name) if getattr(config, "whole_image", True) else None
+        place = getattr(config, "whole_image_at", None) if getattr(config, "whole_image", True) else None
         if place is not None and self.whole_image is None:
             regions = self.with_whole_image(place)
         regions = regions if regions.batched else stack([regions])
@@ -210,25 +210,40 @@ class Regions:
         numbers = getattr(config, "box_size", 0)
         return found | ({"visual_boxes": regions.encoded(numbers)} if numbers else {})
 
-    def save(self, path: Any) -> None:
-        """Write a safetensors file that `load` reads back."""
-        from zoo.data.regions.files import save_one
+    @property
+    def about(self) -> dict[str, str | None]:
+        """What a file says of its regions in words."""
+        return {"format": self.format, "detector": self.detector, "whole_image": self.whole_image}
 
-        save_one(path, self)
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file that `load` reads back; `files.save_regions` writes many
+        pictures.
+        """
+        tensors = {part: value for part in PARTS if (value := getattr(self, part)) is not None}
+        write_tensors(path, tensors, {HEADER: json.dumps(self.about)})
 
     @staticmethod
-    def load(path: Any) -> Regions:
+    def load(path: Path | str) -> Regions:
         """Read what `save` wrote."""
-        from zoo.data.regions.files import read_safetensors
+        with open_archive(Path(path)) as archive:
+            about = described(archive)
+            if "starts" in archive.tensors:
+                raise InputError(f"{path} holds pictures by name; read them with zoo.data.regions.files.read_regions")
+            parts: dict[str, Any] = {part: archive.read(part) for part in PARTS if part in archive.tensors}
+            return Regions(**parts, **about)
 
-        found = list(islice(read_safetensors(path), 2))
-        if len(found) != 1 or found[0][0]:
-            raise InputError(f"{path} holds pictures by name; read them with zoo.data.regions.files.read_regions")
-        return found[0][1]
+
+PARTS = ("features", "boxes", "image_size", "mask", "confidence", "labels")
+HEADER = "zoo.regions"
 
 
-NEEDS = {"ViLBert": "first"}
-"""Where a family wants the whole picture among the regions."""
+def described(archive: Archive) -> dict[str, Any]:
+    """The words about the regions in a file."""
+    written = archive.metadata.get(HEADER)
+    if not isinstance(written, str):
+        raise CheckpointError(f"{archive.path} holds no regions: its header has no {HEADER!r}")
+    about: dict[str, Any] = json.loads(written)
+    return about
 
 
 def box_overlap(left: Tensor, right: Tensor, *, inclusive: bool = True) -> Tensor:
@@ -281,7 +296,6 @@ def stack(pictures: Sequence[Regions]) -> Regions:
 
 
 # --- checks
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def _check_shapes(regions: Regions) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.layers.shapes import Allowed, Bias, Keys, Queries
+
 
 def explicit_attention(
-    query: Float[Tensor, "batch heads query size"],
-    key: Float[Tensor, "batch heads key size"],
-    value: Float[Tensor, "batch heads key size"],
-    allowed: Bool[Tensor, "#batch #heads #query key"] | None,
-    bias: Float[Tensor, "#batch #heads query key"] | None,
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    allowed: Allowed | None,
+    bias: Bias | None,
     scale: float,
     dropout: float,
-) -> tuple[Float[Tensor, "batch heads query size"], Float[Tensor, "batch heads query key"]]:
+) -> tuple[Queries, Float[Tensor, "batch heads query key"]]:
     """``softmax(q kᵀ · scale + bias) v``, and the probabilities; allowed: True = may look."""
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale
     if bias is not None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 from torch.nn import functional as F
+
+from zoo.layers.shapes import Allowed, Bias, Keys, Queries
 
 
 def fused_attention(
-    query: Float[Tensor, "batch heads query size"],
-    key: Float[Tensor, "batch heads key size"],
-    value: Float[Tensor, "batch heads key size"],
-    allowed: Bool[Tensor, "#batch #heads #query key"] | None,
-    bias: Float[Tensor, "#batch #heads query key"] | None,
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    allowed: Allowed | None,
+    bias: Bias | None,
     scale: float,
     dropout: float,
     causal: bool,
-) -> Float[Tensor, "batch heads query size"]:
+) -> Queries:
     """As `explicit_attention`, without probabilities. ``causal``: key <= query, given instead of ``allowed``."""
     if allowed is None or bias is not None:
         add = bias if allowed is None or bias is None else bias.masked_fill(~allowed, -torch.inf)

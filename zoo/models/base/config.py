@@ -1,7 +1,7 @@
-"""The base of every model's config: frozen, keyword only, flat; refuses what cannot be meant.
+"""The base of every model's config: frozen, keyword only, flat; refuses invalid values.
 
-A field that shapes no weight and changes no stored number's meaning (dropout, initialisation) is
-declared with `free`; every other field is part of a checkpoint's contract and cannot be overridden
+A field that neither shapes a weight nor changes what it means (dropout, initialization) is declared
+with `free`; every other field is part of a checkpoint's contract and cannot be overridden
 when weights are loaded.
 """
 

@@ -5,24 +5,48 @@ counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, TechniqueError
 from zoo.layers.embeddings import TextEmbeddings
-from zoo.layers.extend import own_class
-from zoo.layers.init import initialise, shapes_only
+from zoo.layers.init import initialise
 from zoo.layers.padding import Padding, packing_enabled
 from zoo.models.base.config import Config
-from zoo.models.base.outputs import Encoded, Streams
+from zoo.models.base.outputs import Encoded, Joint, Streams
 from zoo.models.base.sites import Site, _sites
+from zoo.registry.inputs import INPUTS, Input, InputTable
+from zoo.registry.terms import Term
 from zoo.registry.variants import TEXT_INPUTS
 
 HeadFactory = Callable[[Any], nn.Module]
 TaskHeadFactory = Callable[[Any, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How tasks read one of the things that a model offers.
+
+    read: a model's result -> states (batch, positions, size), or one vector a row. axis: the axis of
+    the inputs along which its positions are real or not; None: it has no padding. mask: (model, a
+    call's arguments by name, its result) -> mask and lengths, where that axis does not say all. part: how
+    many of the first positions may bear labels on their own.
+    """
+
+    read: Callable[[Any], Any]
+    axis: str | None = None
+    mask: Callable[[Any, Mapping[str, Any], Any], tuple[Tensor | None, Sequence[int] | None]] | None = None
+    part: Callable[[Any], int | None] | None = None
+    pooled: bool = False  # the pooler gives it
+
+    @property
+    def padded(self) -> bool:
+        """Whether it has positions of which some may be padding."""
+        return self.axis is not None or self.mask is not None
 
 
 class Model(nn.Module):
@@ -34,21 +58,26 @@ class Model(nn.Module):
     roles: ClassVar[Mapping[str, str]] = {"embeddings": "embeddings", "encoder": "encoder", "pooler": "pooler"}
     techniques: tuple[Any, ...] = ()  # what was applied, in order, see `zoo.techniques`
     pruned_widths: Mapping[str, int] = {}
-    heads: ClassVar[
-        Mapping[str, HeadFactory]
-    ] = {}  # the pre-training heads that the family's checkpoints carry, from config to part
-    inputs: ClassVar[tuple[str, ...]] = (
-        TEXT_INPUTS  # the tensors that ``forward`` reads, as the family's .toml lists them
-    )
-    task_heads: ClassVar[
-        Mapping[str, TaskHeadFactory]
-    ] = {}  # heads that the family builds its own way: (config, labels) to part
-    reads_first: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # of them, those that read the first token's state and not the pooled vector
-    exceptions: ClassVar[
-        Mapping[str, str]
-    ] = {}  # common properties that the paper's own model breaks, each with its reason
+    # the pre-training heads that the family's checkpoints carry, from config to part
+    heads: ClassVar[Mapping[str, HeadFactory]] = {}
+    # the tensors that ``forward`` reads, as the family's .toml lists them
+    inputs: ClassVar[tuple[str, ...]] = TEXT_INPUTS
+    # heads that the family builds its own way: (config, labels) to part
+    task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}
+    # of them, those that read the first token's state and not the pooled vector
+    reads_first: ClassVar[frozenset[str]] = frozenset()
+    offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
+    """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
+    pretraining: ClassVar[tuple[Term, ...]] = ()  # the terms of its objective
+    own_inputs: ClassVar[tuple[Input, ...]] = ()  # rows for `inputs` that the common table lacks
+    input_table: ClassVar[InputTable] = INPUTS  # the common table with them
+    # common properties that the paper's own model breaks, each with its reason
+    exceptions: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "own_inputs" in vars(cls):
+            cls.input_table = INPUTS.plus(cls.own_inputs)
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -66,16 +95,23 @@ class Model(nn.Module):
         """
         return dict.fromkeys(("text", "image", "pooled"), config.hidden_size)
 
+    def padding_of(self, what: str, given: Mapping[str, Any], encoded: Any, *, pack: bool = True) -> Padding:
+        """Which positions of what is offered as ``what`` are real, from a call's arguments by name
+        and its result.
+        """
+        reading = self.offers[what]
+        states, axis = reading.read(encoded), reading.axis or ""
+        name, count = self.input_table.mask(axis) or "attention_mask", self.input_table.count(axis) or ""
+        mask, lengths = given.get(name), given.get(count)
+        if reading.mask is not None:
+            mask, lengths = reading.mask(self, given, encoded)
+        grid = (states.shape[0], states.shape[1])
+        return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name, device=states.device)
+
     @property
     def hidden_size(self) -> int:
         """The width of the hidden states: the config's, or what pruning left of it."""
         return int(self.pruned_widths.get("hidden_size", self.config.hidden_size))
-
-    def twin(self, config: Any) -> Model:
-        """A model of the same class by another config, on the meta device, before any technique."""
-        with shapes_only():
-            made: Model = own_class(self)(config)
-        return made
 
     @property
     def device(self) -> torch.device:
@@ -106,14 +142,19 @@ class VisionLanguageModel(Model):
     has ``text``, ``image`` and ``pooler_output``.
     """
 
-    answers_at: ClassVar[str] = (
-        "pooled"  # where an answer is read: the "pooled" vector, or the "last-word" before the closing [SEP]
-    )
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
-    pairs_of_pictures: ClassVar[bool] = (
-        True  # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
-    )
+    # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
+    pairs_of_pictures: ClassVar[bool] = True
     matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training
+    offers = {
+        "words": Reading(
+            lambda e: (e if isinstance(e, Joint) else e.text).last_hidden_state,
+            mask=lambda model, given, e: model.word_mask(given, e),
+            part=lambda e: e.text_length if isinstance(e, Joint) else None,
+        ),
+        "regions": Reading(lambda e: e.image.last_hidden_state, "regions"),
+        "fused": Reading(lambda e: need_pooler(e), pooled=True),
+    }
     embeddings: TextEmbeddings
 
     def word_mask(self, given: Mapping[str, Any], encoded: Any) -> tuple[Tensor | None, Sequence[int] | None]:
@@ -122,11 +163,21 @@ class VisionLanguageModel(Model):
         """
         raise NotImplementedError
 
-    def word_padding(self, given: Mapping[str, Any], encoded: Any) -> Padding:
-        """The same, checked and ready to pack."""
-        states = (encoded if isinstance(encoded, Encoded) else encoded.text).last_hidden_state
-        mask, lengths = self.word_mask(given, encoded)
-        return Padding.of(mask, tuple(states.shape[:2]), lengths=lengths, device=states.device)
+    def answer_vector(self, given: Mapping[str, Any], encoded: Any) -> Float[Tensor, "batch size"]:
+        """What an answer is read from."""
+        return need_pooler(encoded)
+
+
+def before_last(
+    states: Float[Tensor, "batch length hidden"], real: Bool[Tensor, "batch length"] | None
+) -> Float[Tensor, "batch hidden"]:
+    """The state of the last but one real token: the word before the closing [SEP]."""
+    if real is None:
+        return states[:, -2]
+    counted = real.cumsum(1)  # 1, 2, ... along the real tokens
+    wanted = (counted[:, -1:] - 1).clamp(min=1)
+    where = ((counted == wanted) & real).int().argmax(1)
+    return states.gather(1, where[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)
 
 
 def need_pooler(encoded: Encoded | Streams) -> Float[Tensor, "batch pooled"]:

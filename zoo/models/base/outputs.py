@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from zoo.data.candidates import Candidates
 from zoo.layers.outputs import Encoded as Encoded
 from zoo.layers.outputs import Output as Output
 
@@ -55,7 +53,7 @@ class WithEntities(Encoded):
 
 
 @dataclass(frozen=True)
-class Links:
+class Links(Output):
     """What a source of knowledge was linked to: ``scores`` (batch, spans, candidates), -10,000 for
     what is no candidate; ``entities`` (batch, spans, size), the mixed vectors, zeros where no span
     is; on request ``attention`` (batch, heads, words, spans).
@@ -125,18 +123,3 @@ class TaskOutput(Output):
     encoded: Any = None
     region_logits: Tensor | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
-
-
-_RESULTS = (
-    Encoded,
-    WithEntities,
-    Candidates,
-    Links,
-    Linked,
-    Joint,
-    Streams,
-    Seq2Seq,
-    TaskOutput,
-)
-for _cls in _RESULTS:  # torch.export takes and gives them as pytrees
-    torch.export.register_dataclass(_cls, serialized_type_name=f"zoo.{_cls.__name__}")

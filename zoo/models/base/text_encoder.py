@@ -12,12 +12,13 @@ from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.outputs import Encoded
 from zoo.layers.run import Run
 from zoo.layers.stack import Stack
-from zoo.models.base.model import Model
+from zoo.models.base.model import Model, Reading, need_pooler
 
 
 class TextEncoder(Model):
     """A model that reads one text: embeddings, a stack, a pooler where the config has one."""
 
+    offers = {**Model.offers, "pooled": Reading(need_pooler, pooled=True)}
     embeddings: TextEmbeddings
     encoder: Stack
     norm: nn.Module | None  # that the stack ends in, where its blocks leave their states unnormalized

@@ -27,12 +27,13 @@ _DIGITS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_DIGITS.split())}
 _ARTICLES = frozenset(["a", "an", "the"])
 _CONTRACTED = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll
-    how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't
-    she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd
-    something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've
-    we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
-    won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+    that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
+    weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll
+    why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 
 
@@ -107,8 +108,8 @@ def vqa_evaluate(questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """VQA's report on questions with ``question_id``, ``question_type``, ``answer_type``,
     ``answers`` and ``prediction``.
 
-    -> ``per_question``, ``overall``, ``per_question_type`` and ``per_answer_type``, percentages rounded to two digits; totals are made from
-    unrounded values.
+    -> ``per_question``, ``overall``, ``per_question_type`` and ``per_answer_type``, percentages
+    rounded to two digits; totals are made from unrounded values.
     """
     if not questions:
         raise InputError("no questions to evaluate")

@@ -17,7 +17,7 @@ are what leaves the block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,37 +39,38 @@ class Wiring:
 
     ``norm_before``: the input is N(d + r), else d. ``norm_after``: N(... + r) follows, else the
     adapter's result leaves as it is. ``residual``: "result" is d, "sum" is d + r before N, "input"
-    is what the adapter reads. ``parallel``: the input is r, and the adapter's result is added to d.
+    is what the adapter reads; ``residual_first``: it is added before the adapter's own last norm.
+    ``parallel``: the input is r, and the adapter's result is added to d.
     """
 
     norm_before: bool = False
     norm_after: bool = True
     residual: str = "result"
     parallel: bool = False
+    residual_first: bool = False
 
 
 class Adapter(nn.Module):
-    """``s · (W_up f(W_down norm(x)))``, with a gate and a norm where asked for. ``scaling``: a
-    number, or "learned" or "channel".
+    """``s · (W_up f(W_down norm(x)))``, with a gate and a norm at either end where asked for.
+    ``matrices``: W_down and W_up, see `projections`; ``scaling``: a number, or "learned" or
+    "channel".
     """
 
     def __init__(
         self,
-        size: int,
-        bottleneck: int,
+        matrices: tuple[nn.Linear, nn.Linear],
         activation_name: str,
         wiring: Wiring,
         *,
         scaling: float | str = 1.0,
         norms: tuple[bool, bool] = (False, False),
-        own_residual_first: bool = False,
         gate: bool = False,
         dropout: float = 0.0,
-        initialization: str = "bert",
     ) -> None:
         super().__init__()
+        size = matrices[0].in_features
         self.input_norm = nn.LayerNorm(size) if norms[0] else None
-        self.down, self.up = projections(size, bottleneck, initialization)
+        self.down, self.up = matrices
         self.output_norm = nn.LayerNorm(size) if norms[1] else None
         self.gate = nn.Linear(size, 1) if gate else None
         self.learned_scaling = (
@@ -77,7 +78,7 @@ class Adapter(nn.Module):
         )
         self.scaling = scaling if isinstance(scaling, float) else 1.0
         self.activation = activation(activation_name)
-        self.wiring, self.own_residual_first, self.dropout = wiring, own_residual_first, dropout
+        self.wiring, self.dropout = wiring, dropout
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         """What is this module's own."""
@@ -102,10 +103,10 @@ class Adapter(nn.Module):
             out = out * torch.sigmoid(self.gate(x)).mean(1, keepdim=True)
         if self.wiring.parallel:
             return out if self.output_norm is None else self.output_norm(out)
-        if self.own_residual_first:
+        if self.wiring.residual_first:
             out = out + residual
         out = out if self.output_norm is None else self.output_norm(out)
-        return out if self.own_residual_first else out + residual
+        return out if self.wiring.residual_first else out + residual
 
 
 class Drawn(nn.Linear):
@@ -149,18 +150,16 @@ def projections(size: int, bottleneck: int, how: str) -> tuple[nn.Linear, nn.Lin
     return Drawn(size, bottleneck, ways[0]), Drawn(bottleneck, size, ways[1])
 
 
-class AdapterFusion(nn.Module):
+class Fusion(nn.Module):
     """``Σ_i p_i W_v a_i + residual`` with ``p = softmax_i(W_q z · W_k a_i)``: attention over what
-    several adapters give for a token.
+    several adapters give for a token. ``matrices``: which of the three it has.
     """
 
     def __init__(
         self,
         size: int,
+        matrices: Collection[str] = ("query", "key", "value"),
         *,
-        query: bool = True,
-        key: bool = True,
-        value: bool = True,
         value_first: bool = True,
         query_before_norm: bool = False,
         residual_first: bool = False,
@@ -168,9 +167,9 @@ class AdapterFusion(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.query = nn.Linear(size, size) if query else None
-        self.key = nn.Linear(size, size) if key else None
-        self.value = Identical(size) if value else None
+        self.query = nn.Linear(size, size) if "query" in matrices else None
+        self.key = nn.Linear(size, size) if "key" in matrices else None
+        self.value = Identical(size) if "value" in matrices else None
         self.value_first, self.query_before_norm, self.residual_first = value_first, query_before_norm, residual_first
         self.temperature, self.dropout = temperature, dropout
 
@@ -245,7 +244,7 @@ class AdaptedNorm(JoiningNorm, Extension):
             ).sum(0)
         else:
             fusion = self.fusions[",".join(active)]
-            assert isinstance(fusion, AdapterFusion)
+            assert isinstance(fusion, Fusion)
             read, own = self.reads(last, x, result, before)
             query = result if fusion.query_before_norm and not last.wiring.parallel else read
             out = fusion(query, [self.adapter(name).bottleneck(read) for name in active], own)
@@ -281,7 +280,7 @@ def equal(x: Tensor, parts: int) -> Sequence[Tensor]:
     if x.shape[0] % parts:
         raise InputError(
             f"a batch of {x.shape[0]} can't be shared evenly by {parts} parallel adapters; "
-            "zoo.techniques.adapters.repeated makes one that can"
+            "zoo.techniques.adapters.technique.repeated makes one that can"
         )
     return x.chunk(parts)
 

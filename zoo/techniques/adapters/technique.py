@@ -104,13 +104,8 @@ class BottleneckAdapter(PlacedTechnique):
             adapter = fresh(self.adapter(weight.numel()), weight, model.config.initializer_range, generator)
             adapter.train(norm.training)
             if extend(norm, layers.AdaptedNorm):
-                norm.adapters, norm.fusions, norm.active, norm.how, norm.weights = (
-                    nn.ModuleDict(),
-                    nn.ModuleDict(),
-                    (),
-                    "stack",
-                    {},
-                )
+                norm.adapters, norm.fusions = nn.ModuleDict(), nn.ModuleDict()
+                norm.active, norm.how, norm.weights = (), "stack", {}
             norm.adapters[self.name] = adapter
             norm.active, norm.how = ((*norm.active, self.name) if norm.how == "stack" else (self.name,)), "stack"
         return None
@@ -118,19 +113,16 @@ class BottleneckAdapter(PlacedTechnique):
     def adapter(self, size: int) -> layers.Adapter:
         """One adapter for a stream of this width."""
         scaling = self.value("scaling", 1.0)
+        norm_before, parallel = self.value("norm_before", False), self.value("parallel", False)
+        bottleneck = max(1, int(size // self.reduction))
         return layers.Adapter(
-            size,
-            max(1, int(size // self.reduction)),
+            layers.projections(size, bottleneck, self.value("initialization", "bert")),
             self.value("activation", "relu"),
-            layers.Wiring(
-                self.value("norm_before", False), self.norm_after, self.residual, self.value("parallel", False)
-            ),
+            layers.Wiring(norm_before, self.norm_after, self.residual, parallel, self.own_residual_first),
             scaling=scaling if isinstance(scaling, str) else float(scaling),
             norms=(self.input_norm, self.output_norm),
-            own_residual_first=self.own_residual_first,
             gate=self.gate,
             dropout=self.dropout,
-            initialization=self.value("initialization", "bert"),
         )
 
 
@@ -230,11 +222,9 @@ class AdapterFusion(PlacedTechnique):
         for site, names in places:
             norm: Any = site.module
             weight = norm_weight(site)
-            fusion = layers.AdapterFusion(
+            fusion = layers.Fusion(
                 weight.numel(),
-                query=self.query,
-                key=self.key,
-                value=self.value,
+                [name for name in ("query", "key", "value") if getattr(self, name)],
                 value_first=self.value_first,
                 query_before_norm=self.query_before_norm,
                 residual_first=self.residual_first,

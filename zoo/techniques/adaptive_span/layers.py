@@ -1,7 +1,8 @@
 """Adaptive attention span (Sukhbaatar et al., 2019): each head learns how far it looks, and what
 nobody looks at is not computed.
 
-    m(d) = clamp((z · L - d) / R + 1, 0, 1)          d: how far back a key is, z in [0, 1] learned per head, L the longest span, R the ramp
+    m(d) = clamp((z · L - d) / R + 1, 0, 1)          d: how far back a key is, z in [0, 1] learned per head,
+                                                     L the longest span, R the ramp
     p    = softmax(scores) · m / (Σ softmax(scores) · m + 1e-8)
     loss = coefficient · L · mean(z)
 
@@ -29,7 +30,7 @@ from zoo.layers.masks import Mask, window
 STEP = 64  # the reference trims in steps of so many keys
 
 
-class Span(nn.Module):
+class AttentionSpan(nn.Module):
     """The spans z of the heads and what follows from them. ``limit``: L; ``ramp``: R;
     ``coefficient``: of the loss.
     """
@@ -119,15 +120,15 @@ class SpanAttention(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, span: int | Span, *, memory: int = 0, dropout: float = 0.0
+        self, hidden_size: int, num_heads: int, span: int | AttentionSpan, *, memory: int = 0, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.num_heads, self.head_size = num_heads, hidden_size // num_heads
         self.query, self.key, self.value, self.output = (
             nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4)
         )
-        self.span = span if isinstance(span, Span) else None
-        self.limit = span.limit if isinstance(span, Span) else span
+        self.span = span if isinstance(span, AttentionSpan) else None
+        self.limit = span.limit if isinstance(span, AttentionSpan) else span
         self.memory_key = nn.Parameter(torch.empty(num_heads, self.head_size, memory)) if memory else None
         self.memory_value = nn.Parameter(torch.empty(num_heads, memory, self.head_size)) if memory else None
         self.dropout = dropout
@@ -153,9 +154,8 @@ class SpanAttention(nn.Module):
             rearrange(y, "batch length (heads size) -> batch heads length size", heads=self.num_heads)
             for y in (self.query(x), self.key(rows), self.value(rows))
         )
-        k, v = (
-            y.unfold(2, length, 1)[:, :, :block] for y in (k, v)
-        )  # (batch, heads, block, head size, length): row i from i to i + length
+        # (batch, heads, block, head size, length): row i from i to i + length
+        k, v = (y.unfold(2, length, 1)[:, :, :block] for y in (k, v))
         scores = torch.einsum("bhqd,bhqdk->bhqk", q, k) + torch.einsum("bhqd,dk->bhqk", q, positions)
         if self.memory_key is not None:
             scale = math.sqrt(self.head_size)
@@ -233,35 +233,30 @@ class SpanLanguageModel(nn.Module):
         for block, cache in zip(self.blocks, caches, strict=True):
             assert isinstance(block, SpanBlock)
             span = block.attention.span
-            kept.append(
-                torch.cat([cache, x], 1)[
-                    :, -(self.limit if span is None else span.cache_size(self.adaptive_cache)) :
-                ].detach()
-            )
+            size = self.limit if span is None else span.cache_size(self.adaptive_cache)
+            kept.append(torch.cat([cache, x], 1)[:, -size:].detach())
             x = block(x, cache, self.key_positions)
         return self.output(F.dropout(x, self.dropout, self.training)).log_softmax(-1), kept
 
     def span_loss(self) -> Tensor:
         """The sum of the blocks' span losses."""
-        return torch.stack([part.loss() for part in self.modules() if isinstance(part, Span)]).sum()
+        return torch.stack([part.loss() for part in self.modules() if isinstance(part, AttentionSpan)]).sum()
 
 
 class SpanCore(DenseAttention):
     """The core of `Attention` with learned spans: weights m(|i - j|) after the softmax, prefixes in
     front at weight 1.
 
-    ``positions``: a learned score for each distance (heads share it, sides differ), where asked
-    for. Heads of like reach run together, and their blocks of queries meet only the keys within it,
-    so each short span takes less time, also beside a long one; under torch.compile and for
-    irregular masks all keys are met.
+    ``positions``: the size of the heads, where they are to have a learned score for each distance
+    (heads share it, sides differ). Heads of like reach run together, and their blocks of queries
+    meet only the keys within it, so each short span takes less time, also beside a long one; under
+    torch.compile and for irregular masks all keys are met.
     """
 
-    def __init__(
-        self, heads: int, head_size: int, limit: int, ramp: int, coefficient: float, start: float, positions: bool
-    ) -> None:
+    def __init__(self, span: AttentionSpan, positions: int | None = None) -> None:
         super().__init__()
-        self.span = Span(heads, limit, ramp, coefficient, start)
-        self.key_positions = nn.Parameter(torch.empty(2 * limit + 1, head_size)) if positions else None
+        self.span = span
+        self.key_positions = None if positions is None else nn.Parameter(torch.empty(2 * span.limit + 1, positions))
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
         if self.key_positions is not None:
@@ -270,23 +265,23 @@ class SpanCore(DenseAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         mask, bias, before, dropout = args.mask, args.bias, args.before, args.dropout
         length = q.shape[2]
-        regular = (
-            mask.dense is None
-            and mask.query_positions is None
-            and bias is None
-            and before is None
+        regular = mask.dense is None and mask.query_positions is None and bias is None and before is None
+        if (
+            regular
             and k.shape[2] == length
-        )
-        if regular and not args.wants_probabilities and q.device.type != "meta" and not torch.compiler.is_compiling():
+            and not args.wants_probabilities
+            and q.device.type != "meta"
+            and not torch.compiler.is_compiling()
+        ):
             groups = self.groups(length)
             if len(groups) > 1:
                 out = q.new_empty(q.shape[0], q.shape[1], length, v.shape[3])
                 for reach, heads in groups.items():
-                    out[:, heads] = self.near(q[:, heads], k[:, heads], v[:, heads], mask, dropout, reach, heads)
+                    out[:, heads] = self.near(q[:, heads], k[:, heads], v[:, heads], args, reach, heads)
                 return out
             ((reach, heads),) = groups.items()
             if reach < length:
-                return self.near(q, k, v, mask, dropout, reach, heads)
+                return self.near(q, k, v, args, reach, heads)
         rows, columns = self.places(mask, length, k.shape[2], q.device)
         distance = rows[:, :, None] - columns[:, None, :]  # (batch or 1, query, key)
         allowed = mask.allowed(length, k.shape[2], q.device)
@@ -356,19 +351,12 @@ class SpanCore(DenseAttention):
         return F.dropout(probabilities, dropout) @ v, probabilities
 
     def near(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        dropout: float,
-        reach: int,
-        heads: Sequence[int] | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, reach: int, heads: Sequence[int] | None = None
     ) -> Tensor:
         """Queries of some ``heads`` in blocks over the keys at most ``reach`` away; the softmax
         leaves out what has no weight.
         """
-        length, out = q.shape[2], []
+        length, mask, out = q.shape[2], args.mask, []
         joined = mask & window(reach)
         assert joined.pattern is not None
         ahead = 0 if mask.pattern is not None and mask.pattern.causal else reach
@@ -384,5 +372,7 @@ class SpanCore(DenseAttention):
             block = q[:, :, start:stop]
             add = None if self.key_positions is None else self.relative(block, distance)
             weight = self.weight(distance, heads)
-            out.append(self.attended(block, k[:, :, low:high], v[:, :, low:high], allowed, add, weight, dropout)[0])
+            out.append(
+                self.attended(block, k[:, :, low:high], v[:, :, low:high], allowed, add, weight, args.dropout)[0]
+            )
         return torch.cat(out, 2)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ConfigError, TechniqueError
+from zoo.errors import ConfigError
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model
-from zoo.techniques.adaptive_span.layers import Span, SpanCore
-from zoo.techniques.base import PlacedTechnique, cores, fresh, put_core
-from zoo.techniques.prefix.layers import plain
+from zoo.techniques.adaptive_span.layers import AttentionSpan, SpanCore
+from zoo.techniques.base import PlacedTechnique, fresh, plain_attentions, put_core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +39,16 @@ class AdaptiveSpan(PlacedTechnique):
             raise ConfigError(f"start={self.start} must lie in [0, 1]: it is a share of the limit")
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        found = cores(self, model)
-        for path, core in found:
-            if not plain(core):
-                raise TechniqueError(
-                    f"the attention at {path} has a {type(core).__name__} already; spans can't be put on top"
-                )
-        for path, _ in found:
-            attention = model.get_submodule(path)
-            heads, size = attention.num_heads, attention.head_size
-            core = SpanCore(heads, size, self.limit, self.ramp, self.coefficient, self.start, self.positions)  # type: ignore[arg-type]
-            like = attention.query.weight  # type: ignore[union-attr]
-            put_core(attention, fresh(core, like, model.config.initializer_range, generator))  # type: ignore[arg-type]
+        for attention in plain_attentions(self, model, "spans can't be put on top"):
+            span = AttentionSpan(attention.num_heads, self.limit, self.ramp, self.coefficient, self.start)
+            core = SpanCore(span, attention.head_size if self.positions else None)
+            put_core(attention, fresh(core, attention.query.weight, model.config.initializer_range, generator))
         return None
 
 
-def spans_of(model: nn.Module) -> list[Span]:
+def spans_of(model: nn.Module) -> list[AttentionSpan]:
     """Every learned span of a model."""
-    return [part for part in model.modules() if isinstance(part, Span)]
+    return [part for part in model.modules() if isinstance(part, AttentionSpan)]
 
 
 def span_loss(model: nn.Module) -> Tensor:

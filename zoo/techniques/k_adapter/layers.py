@@ -8,7 +8,7 @@ one adapter   W [h_last ; s]      several: W_t [W_1 [h_last ; s^1] ; W_2 [h_last
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.layers.blocks import bert_block
 from zoo.layers.extend import Extension
 from zoo.layers.masks import Mask
 from zoo.layers.padding import Padding
@@ -45,50 +44,19 @@ class Tap(nn.Module):
 
 
 class KnowledgeAdapter(nn.Module):
-    """One adapter: a `Tap` at each of the ``taps``. ``skip`` > 0: after every skip-th tap an
-    earlier result is added, counted as the reference counts (result number count / skip of the list
-    so far).
+    """One adapter: a `Tap` at each of the ``taps``, with an encoder of width ``size`` each. ``skip``
+    > 0: after every skip-th tap an earlier result is added, counted as the reference counts (result
+    number count / skip of the list so far).
     """
 
     def __init__(
-        self,
-        hidden_size: int,
-        taps: Sequence[int],
-        size: int,
-        *,
-        num_layers: int = 2,
-        num_heads: int = 12,
-        intermediate_size: int = 3072,
-        activation: str = "gelu",
-        norm_eps: float = 1e-5,
-        skip: int = 0,
-        dropout: float = 0.0,
+        self, hidden_size: int, taps: Sequence[int], size: int, encoder: Callable[[], Stack], skip: int = 0
     ) -> None:
         super().__init__()
         if skip and any(count // skip >= count for count in range(skip, len(taps) + 1, skip)):
             raise ConfigError(f"skip={skip} would add a result that is not there yet; 0 is off, 2 or more are possible")
         self.taps, self.skip = tuple(taps), skip
-        self.adapters = nn.ModuleList(
-            Tap(
-                hidden_size,
-                Stack(
-                    [
-                        bert_block(
-                            size,
-                            num_heads,
-                            intermediate_size,
-                            activation=activation,
-                            norm_eps=norm_eps,
-                            dropout=dropout,
-                            attention_dropout=dropout,
-                        )
-                        for _ in range(num_layers)
-                    ]
-                ),
-                size,
-            )
-            for _ in taps
-        )
+        self.adapters = nn.ModuleList(Tap(hidden_size, encoder(), size) for _ in taps)
 
     def results(self, hidden_states: Sequence[Tensor], mask: Mask) -> tuple[list[Tensor], Tensor]:
         """What each tap gives, and what leaves the adapter: (batch, length, hidden) each."""

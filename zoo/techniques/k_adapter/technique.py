@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from zoo.errors import ConfigError, TechniqueError
+from zoo.layers.blocks import bert_block
 from zoo.layers.extend import extend
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.stack import Stack
@@ -53,6 +54,22 @@ class KAdapter(Technique):
         if not self.names or len(set(self.names)) < len(self.names) or any("." in name for name in self.names):
             raise ConfigError(f"names must be different names without dots, at least one, got {self.names}")
 
+    def encoder(self) -> Stack:
+        """What runs at one tap."""
+        blocks = [
+            bert_block(
+                self.size,
+                self.num_heads,
+                self.intermediate_size,
+                activation=self.activation,
+                norm_eps=self.norm_eps,
+                dropout=self.dropout,
+                attention_dropout=self.dropout,
+            )
+            for _ in range(self.num_layers)
+        ]
+        return Stack(blocks)
+
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         if isinstance(model, WithKnowledge):
             raise TechniqueError("the model has knowledge adapters already; name all of them in one KAdapter")
@@ -69,21 +86,7 @@ class KAdapter(Technique):
         if any(not 0 <= tap <= depth for tap in taps):
             raise TechniqueError(f"taps={taps} must lie in 0..{depth}, the hidden states of {type(model).__name__}")
         hidden, like, std = model.hidden_size, next(model.parameters()), model.config.initializer_range
-        adapters = {
-            name: KnowledgeAdapter(
-                hidden,
-                taps,
-                self.size,
-                num_layers=self.num_layers,
-                num_heads=self.num_heads,
-                intermediate_size=self.intermediate_size,
-                activation=self.activation,
-                norm_eps=self.norm_eps,
-                skip=self.skip,
-                dropout=self.dropout,
-            )
-            for name in self.names
-        }
+        adapters = {name: KnowledgeAdapter(hidden, taps, self.size, self.encoder, self.skip) for name in self.names}
         part: Any = model
         extend(part, WithKnowledge)
         part.knowledge = fresh(nn.ModuleDict(adapters), like, std, generator).train(model.training)

@@ -15,9 +15,8 @@ from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.attention import Attention
 from zoo.layers.extend import own_class
 from zoo.models.base.model import Model
-from zoo.techniques.base import PlacedTechnique, fresh
+from zoo.techniques.base import PlacedTechnique, fresh, has_plain_core
 from zoo.techniques.long_short.layers import DynamicKernel, Gated, LearnedKernel, LocalConvolution, LongShortAttention
-from zoo.techniques.prefix.layers import plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class LongShortRange(PlacedTechnique):
         plans = []
         for site in sites:
             old: Any = site.module
-            if own_class(old) is not Attention or not plain(old.core):
+            if own_class(old) is not Attention or not has_plain_core(old):
                 raise TechniqueError(
                     f"{site.path} is a {own_class(old).__name__} of its own kind; it has no two halves of one width"
                 )

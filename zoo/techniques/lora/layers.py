@@ -1,10 +1,11 @@
 """Low-rank updates of a linear layer (LoRA; Hu et al., 2022) and learned rescaling around one (IA3;
 Liu et al., 2022).
 
-y = W x + b + s · B A dropout(x)            A (rank, in), B (out, rank); s = alpha / rank, or alpha / sqrt(rank)
-DoRA:  y = m ⊙ (W + s B A) x / ‖W + s B A‖ + b         the norm over inputs, one for each output, not differentiated
-gated: y = W x + b + g · B A x, g = mean over a text's positions of sigmoid(w · x + c)       UniPELT's (Mao et al., 2022), in place of s
-IA3:   y = l ⊙ (W x + b), or y = W (l ⊙ x) + b         at keys and values; behind the feed-forward's activation
+    LoRA:  y = W x + b + s · B A dropout(x)       A (rank, in), B (out, rank); s = alpha / rank or alpha / sqrt(rank)
+    DoRA:  y = m ⊙ (W + s B A) x / ‖W + s B A‖ + b     the norm over inputs, one for each output, not differentiated
+    gated: y = W x + b + g · B A x                in place of s, g is the mean over a text's positions of
+                                                  sigmoid(w · x + c): UniPELT's (Mao et al., 2022)
+    IA3:   y = l ⊙ (W x + b), or y = W (l ⊙ x) + b     at keys and values; behind the feed-forward's activation
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from zoo.layers.extend import Extension, extend, restore
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model, bare_model
 from zoo.models.base.sites import Site
-from zoo.techniques.base import PlacedTechnique, fresh
+from zoo.techniques.base import PlacedTechnique, fresh, parts_of
 from zoo.techniques.lora.layers import (
     GatedLowRank,
     InputRescaled,
@@ -176,7 +176,7 @@ def switch(model: nn.Module, names: Sequence[str] | None = None) -> None:
     """Let only the updates of these names act from here on, as from batch to batch; None = all of
     them. Saved files know of no switch.
     """
-    parts: list[Any] = [part for part in bare_model(model).modules() if isinstance(part, LowRankUpdated)]
+    parts = list(parts_of(model, LowRankUpdated).values())
     known = list(dict.fromkeys(name for part in parts for name in part.loras))
     if missing := [name for name in names or () if name not in known]:
         raise unknown("LoRA of this model", missing[0], known)
@@ -193,10 +193,7 @@ def merge(model: nn.Module, name: str | None = None) -> Mapping[str, Any]:
     """
     bare = bare_model(model)
     removed: dict[str, list[tuple[str, LowRank, torch.Tensor | None]]] = {}
-    parts: list[tuple[str, Any]] = [
-        (path, part) for path, part in bare.named_modules() if isinstance(part, LowRankUpdated)
-    ]
-    for path, part in parts:
+    for path, part in parts_of(bare, LowRankUpdated).items():
         for key in [k for k in part.loras if name in (None, k)]:
             update = part.loras[key]
             if (

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.layers.attention import AttentionArgs, DenseAttention
+from zoo.layers.attention import AttentionArgs
 from zoo.layers.extend import Extension, extend
 from zoo.layers.feed_forward import activation
 
@@ -87,8 +87,3 @@ class Prefixed(Extension):
         """Put the same prefixes in front of another core, which takes this one's place."""
         extend(core, Prefixed)
         core.prefixes = self.prefixes  # type: ignore[assignment]
-
-
-def plain(core: nn.Module) -> bool:
-    """Whether a core computes dense attention, prefixes aside."""
-    return type(core) is DenseAttention or (isinstance(core, Prefixed) and type(core).__bases__[1] is DenseAttention)

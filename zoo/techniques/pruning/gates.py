@@ -1,5 +1,5 @@
 """Learned gates (McCarley, Chakravarti, Sil, 2019; Louizos et al., 2018): which heads, feed-forward
-units and hidden numbers go.
+units and hidden dimensions go.
 
     zoo.apply(model, zoo.GatePruning(gates=("heads", "units", "hidden")))
     loss = output.loss + sum(weight[kind] * count for kind, count in gates.gate_penalty(model).items())
@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.extend import extend, restore
 from zoo.models.base.model import Model, bare_model
-from zoo.techniques.base import PlacedTechnique
+from zoo.techniques.base import PlacedTechnique, parts_of
 from zoo.techniques.pruning.masks import GatedInput, GatedOutput, HardConcrete
 from zoo.techniques.pruning.structured import check_attention, check_feed_forward, remove_heads, remove_units
-from zoo.techniques.pruning.width import Stream, remove_numbers
+from zoo.techniques.pruning.width import Stream, remove_dimensions
 
 GATES = ("heads", "units", "hidden")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatePruning(PlacedTechnique):
-    """A hard concrete gate for each head, each feed-forward unit, each number of the hidden width
+    """A hard concrete gate for each head, each feed-forward unit, each dimension of the hidden width
     ("heads", "units", "hidden"), learned under `gate_penalty`; `close_gates` then removes what is
     shut. ``streams`` and ``depths`` restrict the first two.
     """
@@ -83,12 +83,12 @@ def _norms(model: Model) -> dict[str, Any]:
 
 def gated_parts(model: nn.Module) -> dict[str, Any]:
     """The linear layers with gated inputs (heads and units), by path."""
-    return {path: part for path, part in bare_model(model).named_modules() if isinstance(part, GatedInput)}
+    return parts_of(model, GatedInput)
 
 
 def gated_norms(model: nn.Module) -> dict[str, Any]:
     """The norms with gated outputs, by path; all have one gate, ``own_gate``."""
-    return {path: part for path, part in bare_model(model).named_modules() if isinstance(part, GatedOutput)}
+    return parts_of(model, GatedOutput)
 
 
 def gate_penalty(model: nn.Module) -> dict[str, Tensor]:
@@ -107,11 +107,11 @@ def gate_penalty(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def close_gates(model: nn.Module) -> None:
-    """Remove the heads, units and hidden numbers whose gate is shut, and put the other gates'
+    """Remove the heads, units and hidden dimensions whose gate is shut, and put the other gates'
     values into the matrix or norm beside them.
 
     Without hidden gates the smaller model gives what the gated one gave in eval mode; with them the
-    norms have fewer numbers to take their statistics over. It is recorded as `HeadPruning`,
+    norms have fewer dimensions to take their statistics over. It is recorded as `HeadPruning`,
     `FeedForwardPruning` and `WidthPruning`.
     """
     bare = bare_model(model)
@@ -120,7 +120,7 @@ def close_gates(model: nn.Module) -> None:
     gone = (norms[0].own_gate.eval()() == 0).nonzero().flatten().tolist() if norms else []
     if norms and len(gone) == len(norms[0].own_gate.scores):
         raise TechniqueError(
-            "the gate of every hidden number is shut, so that no model is left; weigh the penalty less"
+            "the gate of every hidden dimension is shut, so that no model is left; weigh the penalty less"
         )
     for path, part in gated_parts(bare).items():
         gate = part.gate.eval()()
@@ -141,4 +141,4 @@ def close_gates(model: nn.Module) -> None:
     remove_heads(bare, shut[0])
     remove_units(bare, shut[1])
     if gone:
-        remove_numbers(model, gone)
+        remove_dimensions(model, gone)

@@ -3,14 +3,15 @@ prune by it.
 
 With ξ a factor on each head's context, ξ = 1:
 
-    "position"   I = Σ over positions of |context · dL/dcontext|      the absolute value at each position, as the authors' code takes it
+    "position"   I = Σ over positions of |context · dL/dcontext|      as the authors' code takes it
     "batch"      I = Σ over batches of |dL/dξ|                        the absolute value once a batch
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,32 +41,26 @@ def head_importance(
     loss: Callable[[Any], Tensor] = lambda output: output.loss,
     *,
     form: str = "position",
-    masked: Mapping[str, Iterable[int]] | None = None,
     mask: Mapping[str, Tensor] | None = None,
     by_layer: bool = True,
-    scaled: bool = False,
-    last_by_rows: bool = False,
-    summed_gradients: bool = False,
+    as_published: bool = False,
     entropy: bool = False,
 ) -> HeadScores:
-    """Run the batches and see how much each head matters.
+    """Run the batches and see how much each head matters, for each real token.
 
-    loss: from the model's output. masked: heads that are switched off meanwhile, or ``mask``: a
-    factor for each head. by_layer: divide each layer by its L2 norm. scaled: then bring all to [0,
-    1]. Everything is divided by the number of real tokens, the last layer, with ``last_by_rows``,
-    by that of rows, as the authors' code does. summed_gradients: Hugging Face's script never clears
-    the factors' gradient between batches, so that each batch adds the absolute value of the sum so
+    loss: from the model's output. mask: a factor for each head, 0 = off meanwhile, see `head_mask`.
+    by_layer: divide each layer by its L2 norm. as_published: count as the code of each form does:
+    that for "position" divides the last layer by rows in place of tokens, that for "batch" never
+    clears the factors' gradient between batches, so that each adds the absolute value of the sum so
     far.
     """
     check_choice("form", form, ("position", "batch"))
     attentions = {site.path: site.module for site in HeadPruning().parts(bare_model(model))}
-    factors = _factors(attentions, masked, mask)
+    factors = {path: factor.requires_grad_() for path, factor in head_mask(model, {}, mask).items()}
     totals = {path: torch.zeros(len(factor), dtype=torch.float64) for path, factor in factors.items()}
-    spreads = {path: torch.zeros(len(factor), dtype=torch.float64) for path, factor in factors.items()}
+    spreads = {path: torch.zeros_like(total) for path, total in totals.items()}
     tokens = rows = 0.0
-    was = model.training
-    model.eval()
-    try:
+    with _evaluated(model):
         for batch in batches:
             with _Watched(attentions, factors) as contexts, torch.enable_grad():
                 output = model(**batch, **({"output_attentions": True} if entropy else {}))
@@ -77,32 +72,44 @@ def head_importance(
                         totals[path] += (y.detach() * y.grad).sum(-1).abs().flatten(0, -2).sum(0).double().cpu()
                 else:
                     totals[path] += factors[path].grad.abs().double().cpu()  # type: ignore[union-attr]
-            mask_ = batch.get("attention_mask")
-            real = mask_ if mask_ is not None else torch.ones_like(batch["input_ids"])
+            given = batch.get("attention_mask")
+            real = given if given is not None else torch.ones_like(batch["input_ids"])
             tokens, rows = tokens + float(real.sum()), rows + len(real)
             if entropy:
-                for path, map_ in zip(
-                    attentions, (output.encoded if hasattr(output, "encoded") else output).attentions, strict=True
-                ):
-                    spreads[path] += _entropy(map_.detach() * factors[path].detach()[:, None, None], real)
-            if not summed_gradients:
+                maps = getattr(output, "encoded", output).attentions
+                for path, probabilities in zip(attentions, maps, strict=True):
+                    weighed = probabilities.detach() * factors[path].detach()[:, None, None]
+                    spreads[path] += _entropy(weighed, real)
+            if not (as_published and form == "batch"):
                 for factor in factors.values():
                     factor.grad = None
-    finally:
-        model.zero_grad()
-        model.train(was)
     if not tokens:
         raise TechniqueError("there were no batches to see importance in")
     scores = {path: total / tokens for path, total in totals.items()}
-    if last_by_rows:
+    if as_published and form == "position":
         last = list(scores)[-1]
         scores[last] = totals[last] / rows
     if by_layer:
         scores = {path: score / (score.norm() + 1e-20) for path, score in scores.items()}
-    if scaled:
-        low, high = (float(f(torch.cat(list(scores.values())))) for f in (torch.min, torch.max))
-        scores = {path: (score - low) / (high - low) for path, score in scores.items()}
     return HeadScores(scores, {path: spread / tokens for path, spread in spreads.items()} if entropy else None)
+
+
+def scaled(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scores of all layers together brought to [0, 1]."""
+    low, high = (float(f(torch.cat(list(scores.values())))) for f in (torch.min, torch.max))
+    return {path: (score - low) / (high - low) for path, score in scores.items()}
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Without dropout, and without a gradient left behind."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.zero_grad()
+        model.train(was)
 
 
 def width_importance(
@@ -111,7 +118,7 @@ def width_importance(
     loss: Callable[[Any], Tensor] = lambda output: output.loss,
     width: str = "hidden_size",
 ) -> Tensor:
-    """How much the loss feels each number of the hidden width: I = Σ over batches of |dL/dγ|, γ = 1
+    """How much the loss feels each dimension of the hidden width: I = Σ over batches of |dL/dγ|, γ = 1
     one factor for the whole network behind every norm (McCarley et al., 2019, "gain"). Behind a
     norm dL/dγ = w · dL/dw + b · dL/db, so that nothing is put in. -> (width) float64.
     """
@@ -119,9 +126,7 @@ def width_importance(
     if not norms:
         raise TechniqueError(f"no norm of {type(bare_model(model)).__name__} has the width {width}")
     total: Tensor | None = None
-    was = model.training
-    model.eval()
-    try:
+    with _evaluated(model):
         for batch in batches:
             with torch.enable_grad():
                 loss(model(**batch)).backward()
@@ -129,25 +134,24 @@ def width_importance(
             gain = torch.stack([part.double().cpu() for part in parts]).sum(0).abs()
             total = gain if total is None else total + gain
             model.zero_grad()
-    finally:
-        model.zero_grad()
-        model.train(was)
     if total is None:
         raise TechniqueError("there were no batches to see importance in")
     return total
 
 
-def _factors(
-    attentions: Mapping[str, Any], masked: Mapping[str, Iterable[int]] | None, mask: Mapping[str, Tensor] | None
+def head_mask(
+    model: nn.Module, off: Mapping[str, Iterable[int]], mask: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
+    """A factor for each head, by its attention's path: 1, or that of ``mask``; 0 where it is
+    ``off``.
+    """
     factors = {}
-    for path, attention in attentions.items():
+    for site in HeadPruning().parts(bare_model(model)):
+        attention: Any = site.module
         like = attention.output.weight
-        factor = torch.ones(attention.num_heads, dtype=like.dtype, device=like.device)
-        if mask is not None:
-            factor = mask[path].to(factor).clone()
-        factor[list((masked or {}).get(path, ()))] = 0
-        factors[path] = factor.requires_grad_()
+        factor = like.new_ones(attention.num_heads) if mask is None else mask[site.path].to(like).clone()
+        factor[list(off.get(site.path, ()))] = 0
+        factors[site.path] = factor
     return factors
 
 
@@ -184,12 +188,12 @@ def masked_heads(model: nn.Module, heads: Mapping[str, Iterable[int]]) -> _Watch
     would give.
     """
     attentions = {site.path: site.module for site in HeadPruning().parts(bare_model(model))}
-    return _Watched(attentions, _factors(attentions, heads, None))
+    return _Watched(attentions, head_mask(model, heads))
 
 
-def _entropy(map_: Tensor, real: Tensor) -> Tensor:
+def _entropy(p: Tensor, real: Tensor) -> Tensor:
     """Σ over real queries of -Σ p ln p, (batch, heads, query, key) -> (heads,)."""
-    rows = -torch.special.xlogy(map_, map_).sum(-1)  # (batch, heads, query)
+    rows = -torch.special.xlogy(p, p).sum(-1)  # (batch, heads, query)
     return torch.einsum("bhq,bq->h", rows.double(), real.double()).cpu()
 
 

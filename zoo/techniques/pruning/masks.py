@@ -3,9 +3,10 @@ Louizos et al., 2018).
 
     y = (M ⊙ W) x + b        the bias is never masked
 
-    top        M = 1 for the n largest scores of the matrix                                          movement pruning
-    threshold  M = score > t, or sigmoid(score) > t; at least int(0.005 · size) + 1 stay           soft movement pruning
-    l0         M = clamp(s (r - l) + l, 0, 1), s = sigmoid((log u - log(1 - u) + score) / b)         u uniform while training, absent after
+    top        M = 1 for the n largest scores of the matrix                               movement pruning
+    threshold  M = score > t, or sigmoid(score) > t; int(0.005 · size) + 1 stay at least  soft movement pruning
+    l0         M = clamp(s (r - l) + l, 0, 1), s = sigmoid((log u - log(1 - u) + score) / b)
+               u uniform while training, absent after
 
 For the first two the gradient passes straight through the comparison: dL/dscore = dL/dM = dL/d(M ⊙
 W) ⊙ W, also where M = 0.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.extend import Extension
+from zoo.techniques.straight_through import straight_through
 
 LEFT, RIGHT, TEMPERATURE = -0.1, 1.1, 2 / 3  # l, r and b of the hard concrete distribution
 
@@ -30,11 +32,6 @@ def top_mask(scores: Tensor, count: int) -> Tensor:
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[scores.detach().flatten().argsort(descending=True, stable=True)[:count]] = True
     return mask.view(scores.shape)
-
-
-def straight_through(mask: Tensor, scores: Tensor) -> Tensor:
-    """The mask's values with the identity's gradient for the scores."""
-    return mask.to(scores.dtype) + (scores - scores.detach())
 
 
 class Scores(nn.Module):
@@ -70,7 +67,7 @@ class TopScores(Scores):
     """Movement pruning: the share ``threshold`` of the matrix with the largest scores stays."""
 
     def forward(self) -> Tensor:
-        return straight_through(top_mask(self.scores, int(self.threshold * self.scores.numel())), self.scores)
+        return straight_through(self.scores, top_mask(self.scores, int(self.threshold * self.scores.numel())))
 
 
 class AboveThreshold(Scores):
@@ -85,7 +82,7 @@ class AboveThreshold(Scores):
         least = int(0.005 * mask.numel()) + 1
         if int(mask.sum()) < least:
             mask = self.scores > self.scores.detach().flatten().kthvalue(max(mask.numel() - least, 1)).values
-        return straight_through(mask, self.scores)
+        return straight_through(self.scores, mask)
 
 
 class SigmoidAboveThreshold(AboveThreshold):
@@ -125,7 +122,7 @@ class HardConcrete(Scores):
         return TEMPERATURE * math.log(-LEFT / RIGHT)
 
 
-class Masked(Extension):
+class MaskedLayer(Extension):
     """A linear layer or a table under a fixed mask. What `state_dict` gives is the masked weight,
     so a file holds zeros and no mask, and loading takes the zeros as the mask.
     """
@@ -152,7 +149,7 @@ class Masked(Extension):
             self.mask = (state_dict[f"{prefix}weight"] != 0).to(self.weight.device)
 
 
-class Scored(Extension):
+class ScoredLayer(Extension):
     """A linear layer under a mask that scores decide."""
 
     gate: Scores

@@ -24,7 +24,7 @@ from zoo.layers.attention import Attention
 from zoo.layers.stack import Stack
 from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
-from zoo.techniques.base import PlacedTechnique, Technique
+from zoo.techniques.base import PlacedTechnique, Technique, all_but, apply_chosen
 from zoo.techniques.pruning.weights import check_share
 
 
@@ -56,7 +56,7 @@ class StructuredPruning(PlacedTechnique):
         raise NotImplementedError
 
     def cut(self, part: Any, keep: Tensor) -> None:
-        """Keep these heads or units, by their sorted numbers."""
+        """Keep these heads or units, in their order."""
         raise NotImplementedError
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
@@ -77,7 +77,9 @@ class StructuredPruning(PlacedTechnique):
             )
         for path, count in wanted.items():
             part, size = sites[path].module, self.size(sites[path].module)
-            if on_meta(part):
+            if self.chosen is not None:
+                keep = self.chosen[path]
+            elif on_meta(part):
                 keep = torch.arange(count)
             else:
                 keep = self.sizes_by_magnitude(part).argsort(descending=True, stable=True)[:count].sort().values
@@ -111,7 +113,12 @@ class HeadPruning(StructuredPruning):
         return value.sqrt() * output.sqrt()
 
     def cut(self, part: Any, keep: Tensor) -> None:
-        cut_heads(part, keep)
+        size = part.head_size
+        rows = (keep[:, None] * size + torch.arange(size)).flatten()
+        for linear in (part.query, part.key, part.value):
+            _rows(linear, rows)
+        _columns(part.output, rows)
+        part.num_heads = len(keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +141,8 @@ class FeedForwardPruning(StructuredPruning):
         return up.square().sum(1).sqrt() * down.square().sum(0).sqrt()
 
     def cut(self, part: Any, keep: Tensor) -> None:
-        cut_units(part, keep)
+        _rows(part.up, keep)
+        _columns(part.down, keep)
 
 
 class Gone(nn.Module):
@@ -214,85 +222,40 @@ def check_feed_forward(site: Site) -> None:
             )
 
 
+def _take(tensor: Tensor, axis: int, keep: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().index_select(axis, keep.to(tensor.device)), tensor.requires_grad)
+
+
 def _rows(linear: nn.Linear, keep: Tensor) -> None:
-    linear.weight = nn.Parameter(
-        linear.weight.detach()[keep.to(linear.weight.device)].clone(), linear.weight.requires_grad
-    )
+    linear.weight, linear.out_features = _take(linear.weight, 0, keep), len(keep)
     if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.detach()[keep.to(linear.bias.device)].clone(), linear.bias.requires_grad)
-    linear.out_features = len(keep)
+        linear.bias = _take(linear.bias, 0, keep)
 
 
 def _columns(linear: nn.Linear, keep: Tensor) -> None:
-    linear.weight = nn.Parameter(
-        linear.weight.detach()[:, keep.to(linear.weight.device)].clone(), linear.weight.requires_grad
-    )
-    linear.in_features = len(keep)
+    linear.weight, linear.in_features = _take(linear.weight, 1, keep), len(keep)
 
 
-def cut_heads(attention: Any, keep: Tensor) -> None:
-    """Leave these heads of an attention, in their order."""
-    size = attention.head_size
-    rows = (keep[:, None] * size + torch.arange(size)).flatten()
-    for linear in (attention.query, attention.key, attention.value):
-        _rows(linear, rows)
-    _columns(attention.output, rows)
-    attention.num_heads = len(keep)
-
-
-def cut_units(feed_forward: Any, keep: Tensor) -> None:
-    """Leave these units of a feed-forward part, in their order."""
-    _rows(feed_forward.up, keep)
-    _columns(feed_forward.down, keep)
-
-
-def _remove(
-    model: nn.Module,
-    kind: type[HeadPruning] | type[FeedForwardPruning],
-    gone: Mapping[str, Iterable[int]],
-    **fields: Any,
-) -> None:
+def _remove(model: nn.Module, technique: StructuredPruning, gone: Mapping[str, Iterable[int]]) -> None:
     bare = bare_model(model)
-    technique = kind(**fields)
-    sites = {site.path: site for site in technique.parts(bare)}
-    numbers = {path: sorted(set(some)) for path, some in gone.items() if len(list(some))}
-    for path, some in numbers.items():
-        if path not in sites:
-            raise unknown(f"part for {kind.__name__}", path, sites)
-        size = technique.size(sites[path].module)
-        if some[0] < 0 or some[-1] >= size:
-            raise TechniqueError(f"{path} has the numbers 0..{size - 1}, got {some}")
-    if not numbers:
-        return
-    keeps = {
-        path: torch.tensor(
-            [n for n in range(technique.size(sites[path].module)) if n not in set(some)], dtype=torch.int64
-        )
-        for path, some in numbers.items()
-    }
-    final = kind(paths=tuple(keeps), counts=tuple(len(keep) for keep in keeps.values()), **fields)
-    by_part = {id(sites[path].module): keep for path, keep in keeps.items()}
-
-    class Chosen(kind):  # type: ignore[misc, valid-type]
-        """The same technique, which keeps what was chosen in place of the largest."""
-
-        def sizes_by_magnitude(self, part: Any) -> Tensor:
-            marks = torch.zeros(self.size(part))
-            marks[by_part[id(part)]] = 1
-            return marks
-
-    Chosen(**{name: getattr(final, name) for name in final.field_names()}).apply(bare)
-    bare.techniques = (*bare.techniques[:-1], final)
-    bare.changes = (*bare.changes[:-1], replace(bare.changes[-1], technique=str(final)))  # type: ignore[assignment, misc, index, type-var]
+    sites, keep = {site.path: site for site in technique.parts(bare)}, {}
+    for path, some in gone.items():
+        if out := list(some):
+            if path not in sites:
+                raise unknown(f"part for {type(technique).__name__}", path, sites)
+            keep[path] = all_but(technique.size(sites[path].module), out, path)
+    if keep:
+        counts = tuple(len(kept) for kept in keep.values())
+        apply_chosen(replace(technique, paths=tuple(keep), counts=counts), bare, keep)
 
 
 def remove_heads(model: nn.Module, heads: Mapping[str, Iterable[int]], role: str = "self-attention") -> None:
     """Remove chosen heads, by the path of their attention; recorded as a `HeadPruning`."""
-    _remove(model, HeadPruning, heads, roles=(role,))
+    _remove(model, HeadPruning(roles=(role,)), heads)
 
 
 def remove_units(model: nn.Module, units: Mapping[str, Iterable[int]]) -> None:
     """Remove chosen feed-forward units, by the path of their part; recorded as a
     `FeedForwardPruning`.
     """
-    _remove(model, FeedForwardPruning, units)
+    _remove(model, FeedForwardPruning(), units)

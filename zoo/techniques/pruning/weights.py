@@ -3,15 +3,15 @@ rounds with rewinding, or before training.
 
 The functions below work on a model that one of the techniques was applied to.
 
-    zoo.apply(model, zoo.WeightPruning(sparsity=0.5))                    # the smallest half of each matrix
-    pruning.remask(model, pruning.magnitudes(model), pruning.cubic_sparsity(step, ...), "across")   # gradually, while training
-    pruning.prune_more(model, 0.1); pruning.rewind(model, start)         # a round of the lottery ticket
-    pruning.bake(model)            # zeros in an ordinary model: any layout takes it
+    zoo.apply(model, zoo.WeightPruning(sparsity=0.5))     # the smallest half of each matrix
+    weights.remask(model, weights.magnitudes(model), weights.cubic_sparsity(step, ...), "across")   # while training
+    weights.prune_more(model, 0.1); weights.rewind(model, start)         # a round of the lottery ticket
+    weights.bake(model)            # zeros in an ordinary model: any layout takes it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,13 @@ from zoo.layers.extend import extend, restore
 from zoo.layers.feed_forward import check_choice
 from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
-from zoo.techniques.base import PlacedTechnique
+from zoo.techniques.base import PlacedTechnique, parts_of
 from zoo.techniques.lora.technique import LINEAR_ROLES
 from zoo.techniques.pruning.masks import (
     AboveThreshold,
     HardConcrete,
-    Masked,
-    Scored,
+    MaskedLayer,
+    ScoredLayer,
     Scores,
     SigmoidAboveThreshold,
     TopScores,
@@ -75,7 +75,7 @@ class WeightPruning(PlacedTechnique):
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         for site in plain_weights(self, model, self.roles):
             part: Any = site.module
-            extend(part, Masked)
+            extend(part, MaskedLayer)
             part.register_buffer("mask", torch.ones_like(part.weight, dtype=torch.bool), persistent=False)
         return None
 
@@ -160,18 +160,18 @@ def add_scores(sites: Sequence[Site], kind: type[Scores], start: float, threshol
             gate = kind(tuple(part.weight.shape), start, threshold)
         gate.scores.data = gate.scores.data.to(part.weight.dtype)
         gate.train(part.training)
-        extend(part, Scored)
+        extend(part, ScoredLayer)
         part.gate = gate
 
 
-def masked_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def masked_parts(model: nn.Module) -> list[tuple[str, Any]]:
     """The parts under fixed masks, by path."""
-    return ((path, part) for path, part in bare_model(model).named_modules() if isinstance(part, Masked))
+    return list(parts_of(model, MaskedLayer).items())
 
 
-def scored_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def scored_parts(model: nn.Module) -> list[tuple[str, Any]]:
     """The parts under learned masks, by path."""
-    return ((path, part) for path, part in bare_model(model).named_modules() if isinstance(part, Scored))
+    return list(parts_of(model, ScoredLayer).items())
 
 
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
@@ -297,7 +297,7 @@ def threshold_at(
 
 def set_threshold(model: nn.Module, threshold: float) -> None:
     """Give every learned mask this threshold (for "top": the share that stays)."""
-    parts = list(scored_parts(model))
+    parts = scored_parts(model)
     if not parts:
         raise TechniqueError(f"{type(bare_model(model)).__name__} has no scores; apply zoo.MovementPruning first")
     for _, part in parts:
@@ -322,12 +322,12 @@ def fix_masks(model: nn.Module) -> None:
     weights. Training may go on under them.
     """
     bare = bare_model(model)
-    for _, part in list(scored_parts(bare)):
+    for _, part in scored_parts(bare):
         gate = part.gate.eval()()
         part.weight.mul_(gate)
         del part.gate
-        restore(part, Scored)
-        extend(part, Masked)
+        restore(part, ScoredLayer)
+        extend(part, MaskedLayer)
         part.register_buffer("mask", gate > 0, persistent=False)
     bare.techniques = tuple(
         WeightPruning(sparsity=0.0, roles=t.roles, streams=t.streams, depths=t.depths)
@@ -346,8 +346,8 @@ def bake(model: nn.Module) -> None:
     if on_meta(bare):
         raise TechniqueError("a model on the meta device has no weights to write the masks into")
     fix_masks(bare)
-    for _, part in list(masked_parts(bare)):
+    for _, part in masked_parts(bare):
         part.weight.mul_(part.mask)
         del part.mask
-        restore(part, Masked)
+        restore(part, MaskedLayer)
     bare.techniques = tuple(t for t in bare.techniques if not isinstance(t, WeightPruning))

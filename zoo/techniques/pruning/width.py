@@ -1,17 +1,17 @@
-"""Hidden width: numbers of the residual stream go, in every part that reads or writes it (McCarley,
+"""Hidden width: dimensions of the residual stream go, in every part that reads or writes it (McCarley,
 Chakravarti, Sil, 2019).
 
     zoo.apply(model, zoo.WidthPruning(kept=0.75))                    # three quarters stay, by the matrices' norms
     score = importance.width_importance(model, batches, loss)        # or by what the loss feels
-    width.remove_numbers(model, score.argsort()[:192].tolist())
+    width.remove_dimensions(model, score.argsort()[:192].tolist())
 
-One set of numbers is kept through the whole model: rows and columns of tables, projections, norms,
+One set of dimensions is kept through the whole model: rows and columns of tables, projections, norms,
 pooler and heads. Which axes of which tensors run along the stream is seen by building the model
 once more, on the meta device, with the width doubled. Inside an attention the heads keep their
 size, inside a feed-forward part the units theirs.
 
 A norm behind takes its mean and variance over what is left. So the smaller model is not the one
-with these numbers silenced, except where norms are only scales and shifts (MobileBERT); train it
+with these dimensions silenced, except where norms are only scales and shifts (MobileBERT); train it
 further.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from zoo.errors import ConfigError, TechniqueError
 from zoo.layers.attention import Attention
 from zoo.layers.feed_forward import FeedForward
-from zoo.models.base.model import Model, bare_model, on_meta
-from zoo.techniques.base import Technique
+from zoo.models.base.model import bare_model, on_meta
+from zoo.techniques.base import Technique, all_but, apply_chosen
+from zoo.techniques.blueprint import Blueprint
 from zoo.techniques.pruning.weights import check_share
 
 Axes = Mapping[str, tuple[int, ...]]
@@ -42,16 +43,14 @@ BEFORE = (
 
 @dataclass(frozen=True, kw_only=True)
 class WidthPruning(Technique):
-    """Keep a share of the hidden width, or exactly ``count`` numbers; those whose rows and columns
+    """Keep a share of the hidden width, or exactly ``count`` dimensions; those whose rows and columns
     have the larger norms. ``width``: the config's name for it ("image_hidden_size" for a picture's
-    stream). `remove_numbers` removes chosen ones.
+    stream). `remove_dimensions` removes chosen ones.
     """
 
     kept: float = 0.75
     count: int | None = None
     width: str = "hidden_size"
-
-    chosen: ClassVar[Tensor | None] = None  # the numbers to keep, sorted, where somebody chose
 
     def check(self) -> None:
         check_share("kept", self.kept)
@@ -65,11 +64,11 @@ class WidthPruning(Technique):
         if count >= size:
             raise TechniqueError(f"{self.width} is {size} wide, of which {count} stay: nothing would go")
         if self.chosen is not None:
-            keep = self.chosen
+            keep = self.chosen[self.width]
         elif on_meta(model):
             keep = torch.arange(count)
         else:
-            keep = found.norms_of_numbers().argsort(descending=True, stable=True)[:count].sort().values
+            keep = found.norms_of_dimensions().argsort(descending=True, stable=True)[:count].sort().values
         found.cut(keep)
         bare_model(model).pruned_widths = {**bare_model(model).pruned_widths, self.width: count}
         return [f"{self.width}: {count} of {size} stay"]
@@ -96,9 +95,10 @@ class Stream:
                 f"the hidden width is pruned before other techniques change the parts; this model has {other}"
             )
         size = getattr(bare.config, width)
-        plain = _twin(model, {width: size})
+        blueprint = replace(Blueprint.of(model), techniques=())
+        plain = blueprint.on_meta()
         try:
-            wide = _twin(model, {width: 2 * size})
+            wide = replace(blueprint, config=bare.config.replace(**{width: 2 * size})).on_meta()
         except ConfigError as error:
             raise TechniqueError(f"the {width} of {type(bare).__name__} hangs on other sizes: {error}") from error
         axes: dict[str, tuple[int, ...]] = {}
@@ -111,7 +111,7 @@ class Stream:
                     continue
                 if (narrow, doubled) != (size, 2 * size):
                     raise TechniqueError(
-                        f"axis {axis} of {name} is {narrow}, several hidden widths, whose numbers can't be told apart"
+                        f"axis {axis} of {name} is {narrow}, several hidden widths whose dimensions can't be told apart"
                     )
                 along.append(axis)
             if along and name in own:
@@ -144,8 +144,8 @@ class Stream:
                 found[path] = part
         return found
 
-    def norms_of_numbers(self) -> Tensor:
-        """Σ over matrices of ||rows or columns of the number||² / ||matrix||²: each matrix has one
+    def norms_of_dimensions(self) -> Tensor:
+        """Σ over matrices of ||rows or columns of the dimension||² / ||matrix||²: each matrix has one
         vote. -> (width).
         """
         total = torch.zeros(self.size, dtype=torch.float64)
@@ -160,7 +160,7 @@ class Stream:
 
     @torch.no_grad()
     def cut(self, keep: Tensor) -> None:
-        """Leave these numbers, in their order, in every tensor and in the sizes that parts
+        """Leave these dimensions, in their order, in every tensor and in the sizes that parts
         remember.
         """
         size = getattr(bare_model(self.model).config, self.width)
@@ -174,22 +174,16 @@ class Stream:
                 made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
             setattr(self.model.get_submodule(path), leaf, made[id(tensor)])
         parts, doubled = dict(self.model.named_modules()), dict(self.wide.named_modules())
-        for path, part in self.plain.named_modules():
-            mine: Any = parts.get(path)
-            if isinstance(mine, nn.Linear):
-                mine.out_features, mine.in_features = mine.weight.shape
-            elif type(mine) is type(part) and not isinstance(part, Attention):
-                for key, value in vars(part).items():
+        for path, plain in self.plain.named_modules():
+            part: Any = parts.get(path)
+            if isinstance(part, nn.Linear):
+                part.out_features, part.in_features = part.weight.shape
+            elif type(part) is type(plain) and not isinstance(plain, Attention):
+                for key, value in vars(plain).items():
                     if (value, getattr(doubled[path], key)) == (size, 2 * size):
-                        setattr(mine, key, len(keep))
+                        setattr(part, key, len(keep))
                     elif (value, getattr(doubled[path], key)) == ((size,), (2 * size,)):
-                        setattr(mine, key, (len(keep),))
-
-
-def _twin(model: nn.Module, widths: Mapping[str, int]) -> nn.Module:
-    twin: Any = model
-    made: nn.Module = twin.twin(bare_model(model).config.replace(**widths))
-    return made
+                        setattr(part, key, (len(keep),))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -212,18 +206,11 @@ def _inner_axes(model: nn.Module) -> set[tuple[str, int]]:
     return found
 
 
-def remove_numbers(model: nn.Module, numbers: Iterable[int], width: str = "hidden_size") -> None:
-    """Remove chosen numbers of the hidden width; recorded as a `WidthPruning`."""
-    size, gone = Stream.of(model, width).size, sorted(set(numbers))
-    if gone and (gone[0] < 0 or gone[-1] >= size):
-        raise TechniqueError(f"{width} has the numbers 0..{size - 1}, got {gone}")
-    if len(gone) == size:
-        raise TechniqueError(f"all {size} numbers of {width} would go")
-    if not gone:
-        return
-    technique = WidthPruning(count=size - len(gone), width=width)
-    out = set(gone)
-    object.__setattr__(technique, "chosen", torch.tensor([number for number in range(size) if number not in out]))
-    technique.apply(model)
-    bare: Model = bare_model(model)
-    bare.techniques = (*bare.techniques[:-1], replace(technique))  # without what was chosen: the tensors say it
+def remove_dimensions(model: nn.Module, dimensions: Iterable[int], width: str = "hidden_size") -> None:
+    """Remove chosen dimensions of the hidden width; recorded as a `WidthPruning`."""
+    size, gone = Stream.of(model, width).size, list(dimensions)
+    keep = all_but(size, gone, width)
+    if not len(keep):
+        raise TechniqueError(f"all {size} dimensions of {width} would go")
+    if gone:
+        apply_chosen(WidthPruning(count=len(keep), width=width), model, {width: keep})

@@ -1,5 +1,4 @@
-"""Rounding to few bits: grids, rounding that lets gradients through, weights that are stored as
-packed codes.
+"""Rounding to few bits: grids, rounding that lets gradients through, and codes packed into bytes.
 
     symmetric   s = max|w| / (2^(b-1) - 1),   q = round(w / s) in -(2^(b-1) - 1) .. 2^(b-1) - 1,   w ≈ s q
     min-max     s = (max w - min w) / (2^b - 1),   q = round((w - min w) / s) in 0 .. 2^b - 1,   w ≈ s q + min w
@@ -11,16 +10,13 @@ row. Ties go to the even code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
-from zoo.inference.int8 import Int8Linear
-from zoo.layers.embeddings import check_ids
-from zoo.layers.extend import Extension
+from zoo.techniques.straight_through import straight_through
 
 
 @dataclass(frozen=True)
@@ -62,11 +58,11 @@ class Grid:
         """
         grouped = weight.detach().reshape(self.groups(weight.shape), -1)
         if self.symmetric:
-            step = grouped.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny * 256) / self.top
+            step = _positive(grouped.abs().amax(1)) / self.top
             codes = torch.round(grouped / step[:, None]).clamp(-self.top, self.top)
             return codes.view_as(weight), step, None
         low, high = grouped.aminmax(dim=1)
-        step = (high - low).clamp(min=torch.finfo(weight.dtype).tiny * 256) / self.top
+        step = _positive(high - low) / self.top
         codes = torch.round((grouped - low[:, None]) / step[:, None]).clamp(0, self.top)
         return codes.view_as(weight), step, low
 
@@ -80,14 +76,13 @@ class Grid:
         return straight_through(weight, self.values(*self.codes(weight)))
 
 
+def _positive(x: Tensor) -> Tensor:
+    return x.clamp(min=torch.finfo(x.dtype).tiny * 256)
+
+
 def divisor(size: int, most: int) -> int:
     """The largest divisor of ``size`` that is at most ``most``."""
     return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
-
-
-def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
-    """``rounded`` forward, ``x`` backward."""
-    return rounded.detach() + (x - x.detach())  # exactly ``rounded``: the difference is zero
 
 
 def symmetric_rounding(x: Tensor, largest: Tensor, bits: int = 8) -> Tensor:
@@ -105,16 +100,12 @@ def range_rounding(x: Tensor, low: Tensor, high: Tensor, bits: int = 8, *, zero:
     """
     if zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
-    step = (high - low).clamp(min=torch.finfo(x.dtype).tiny * 256) / (2**bits - 1)
+    step = _positive(high - low) / (2**bits - 1)
     if zero:
         low = torch.round(low / step) * step
         high = low + step * (2**bits - 1)
     inside = torch.minimum(torch.maximum(x, low), high)
     return straight_through(inside, torch.round((inside.detach() - low) / step) * step + low)
-
-
-# --- packed codes
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -136,364 +127,6 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if 8 % bits == 0:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
         return (packed[..., None] >> shifts & (2**bits - 1)).flatten(1)[:, :count]
-    single = (packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1).flatten(1)[
-        :, : count * bits
-    ]
-    return (single.unflatten(1, (count, bits)) << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(
-        2, dtype=torch.uint8
-    )
-
-
-class _Coded(nn.Module):
-    """A matrix as packed ``codes`` (rows, bytes), with ``step`` and, min-max, ``low`` of each
-    group.
-    """
-
-    codes: Tensor
-    step: Tensor
-    low: Tensor | None
-
-    def __init__(self, weight: Tensor, grid: Grid) -> None:
-        nn.Module.__init__(self)
-        self.grid, self.shape = grid, tuple(weight.shape)
-        codes, step, low = grid.codes(weight.detach())
-        self.register_buffer("codes", pack(codes + grid.top if grid.symmetric else codes, grid.bits))
-        self.register_buffer("step", step)
-        self.register_buffer("low", low)
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        """Random weights, rounded."""
-        weight = torch.empty(self.shape, dtype=self.step.dtype, device=self.step.device).normal_(
-            0, std, generator=generator
-        )
-        codes, step, low = self.grid.codes(weight.clamp(-2 * std, 2 * std))
-        self.codes.copy_(pack(codes + self.grid.top if self.grid.symmetric else codes, self.grid.bits))
-        self.step.copy_(step)
-        if low is not None:
-            assert self.low is not None
-            self.low.copy_(low)
-        if self._parameters.get("bias") is not None:
-            self._parameters["bias"].zero_()  # type: ignore[union-attr]
-
-    @property
-    def weight(self) -> Tensor:
-        """The whole matrix, made anew each time."""
-        return self._values(self.codes, self.step, self.low)
-
-    def _values(self, packed: Tensor, step: Tensor, low: Tensor | None) -> Tensor:
-        codes = unpack(packed, self.grid.bits, self.shape[1]).to(step.dtype)
-        return self.grid.values(codes - self.grid.top if self.grid.symmetric else codes, step, low)
-
-    def extra_repr(self) -> str:
-        return f"{self.shape[0]}, {self.shape[1]}, bits={self.grid.bits}, groups={len(self.step)}"
-
-
-class CodedLinear(_Coded, nn.Linear):  # type: ignore[misc, override]
-    """A linear layer with few-bit weights: they are written out in floating point for each product.
-    The bias stays as it was.
-    """
-
-    def __init__(self, linear: nn.Linear, grid: Grid) -> None:
-        super().__init__(linear.weight, grid)
-        self.out_features, self.in_features = self.shape
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return F.linear(x, self.weight.to(x.dtype), self.bias)
-
-
-class CodedEmbedding(_Coded):
-    """A table with few-bit rows; only the rows asked for are written out."""
-
-    def __init__(self, table: nn.Embedding, grid: Grid) -> None:
-        super().__init__(table.weight, grid)
-        self.num_embeddings, self.embedding_dim = self.shape
-        self.padding_idx = table.padding_idx
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(...) int -> (..., width)."""
-        if ids.dim() == 2:
-            check_ids(ids, self.num_embeddings, "ids")
-        flat = ids.reshape(-1)
-        rows, groups = self.num_embeddings, len(self.step)
-        if groups >= rows:  # whole groups in a row
-            which = (flat[:, None] * (groups // rows) + torch.arange(groups // rows, device=flat.device)).flatten()
-        else:
-            which = flat // (rows // groups)
-        values = self._values(self.codes[flat], self.step[which], None if self.low is None else self.low[which])
-        return values.view(*ids.shape, self.embedding_dim)
-
-
-# --- training on a grid
-# -------------------------------------------------------------------------------------------------------------------
-
-
-class OnGrid(Extension):
-    """A part whose ``weight`` is always seen on ``grid``; the parameter below it stays in floating
-    point and learns.
-    """
-
-    grid: Grid
-
-    def rest(self) -> Any:
-        """The parameter itself."""
-        return self._parameters["weight"]
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        return self.grid.rounded(self.rest())
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        from zoo.layers.init import truncated_normal
-
-        truncated_normal(self.rest(), std, generator)
-        if self._parameters.get("bias") is not None:
-            self._parameters["bias"].zero_()  # type: ignore[union-attr]
-
-
-class Calls(nn.Module):
-    """How often a part was called while training; ``start_step``: from which call on it is
-    rounded.
-    """
-
-    step: Tensor
-
-    def __init__(self, start_step: int) -> None:
-        super().__init__()
-        self.start_step = start_step
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        self.step.zero_()
-
-
-class LateTable(OnGrid):
-    """A table that is on its grid from training call ``start_step`` on, and in eval."""
-
-    calls: Calls
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        rounded = self.grid.rounded(self.rest())
-        return torch.where(self.calls.step < self.calls.start_step, self.rest(), rounded) if self.training else rounded
-
-    def forward(self, ids: Tensor) -> Tensor:
-        rows: Tensor = super().forward(ids)
-        if self.training:
-            self.calls.step.add_(1)
-        return rows
-
-
-class MovingRange(nn.Module):
-    """The largest absolute value of what passes, followed while training: ``t <- t - (1 - decay)(t
-    - max|x|)``, first of all max|x|.
-
-    It is moved before the tensor is rounded. Calls before ``start_step`` only count. Until the
-    first update there is no range and tensors pass as they are. With ``dynamic`` each tensor's own
-    largest is taken and nothing is followed.
-    """
-
-    largest: Tensor
-    step: Tensor
-
-    def __init__(self, bits: int = 8, decay: float = 0.9999, start_step: int = 0, *, dynamic: bool = False) -> None:
-        super().__init__()
-        self.bits, self.decay, self.start_step, self.dynamic = bits, decay, start_step, dynamic
-        self.register_buffer("largest", torch.zeros(()))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        self.largest.zero_()
-        self.step.zero_()
-
-    @property
-    def top(self) -> int:
-        """The largest code."""
-        return 2 ** (self.bits - 1) - 1
-
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Follow one training call."""
-        if not self.dynamic:
-            now = x.detach().abs().amax().to(self.largest.dtype)
-            moved = torch.where(
-                self.step == self.start_step, now, self.largest - (1 - self.decay) * (self.largest - now)
-            )
-            self.largest.copy_(torch.where(self.step < self.start_step, self.largest, moved))
-        self.step.add_(1)
-
-    def range_of(self, x: Tensor) -> Tensor:
-        """The largest value that is meant for ``x``, a scalar; 0 = none known."""
-        return x.detach().abs().amax() if self.dynamic else self.largest.to(x.dtype, copy=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.observe(x)
-        largest = self.range_of(x)
-        return torch.where(largest > 0, symmetric_rounding(x, torch.where(largest > 0, largest, 1.0), self.bits), x)
-
-
-class LowHighRange(nn.Module):
-    """Lowest and highest value of what passes, followed while training by ``momentum``; frozen in
-    eval; no gradient for what is cut.
-
-    zero: 0 is exactly on the grid. Until the first update there is no range and tensors pass as
-    they are.
-    """
-
-    low: Tensor
-    high: Tensor
-    step: Tensor
-
-    def __init__(self, bits: int = 8, momentum: float = 0.9, *, zero: bool = False) -> None:
-        super().__init__()
-        self.bits, self.momentum, self.zero = bits, momentum, zero
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        self.low.zero_()
-        self.high.zero_()
-        self.step.zero_()
-
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Follow one training call."""
-        for known, now in zip((self.low, self.high), x.detach().aminmax(), strict=True):
-            now = now.to(known.dtype)
-            known.copy_(torch.where(self.step == 0, now, self.momentum * known + (1 - self.momentum) * now))
-        self.step.add_(1)
-
-    def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
-        """counted: the values that the range is taken from, where not all of ``x`` are meant
-        (masked scores).
-        """
-        if self.training:
-            self.observe(x if counted is None else counted)
-        low, high = self.low.to(x.dtype, copy=True), self.high.to(x.dtype, copy=True)  # a shared part moves them again
-        return torch.where(self.step > 0, range_rounding(x, low, high, self.bits, zero=self.zero), x)
-
-
-class OnGridLinear(OnGrid):
-    """A linear layer with weights on a grid, inputs rounded by ``input_range`` and, where wanted,
-    outputs by ``output_range``.
-    """
-
-    input_range: nn.Module
-    output_range: nn.Module | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(self.input_range(x))  # type: ignore[misc]
-        return y if self.output_range is None else self.output_range(y)
-
-
-class SymmetricLinear(OnGrid):
-    """The same with one symmetric range for inputs and one for outputs (Q8BERT): in eval it
-    computes what its integers compute, the bias rounded to 32 bits of the product's step. Training
-    calls before the inputs' ``start_step`` run in floating point.
-    """
-
-    input_range: MovingRange
-    output_range: MovingRange | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias: Tensor | None = self.bias  # type: ignore[assignment]
-        early = self.input_range.step < self.input_range.start_step  # before this call is counted
-        rounded = self.input_range(x)
-        if bias is not None and not self.training:
-            bias = torch.where(self.input_range.range_of(x) > 0, self.bias_step(x) * self.bias_codes(x), bias)
-        y = F.linear(rounded, self.weight, bias)
-        y = y if self.output_range is None else self.output_range(y)
-        if self.training and self.input_range.start_step:
-            y = torch.where(early, F.linear(x, self.rest(), bias), y)
-        return y
-
-    def bias_step(self, x: Tensor) -> Tensor:
-        """The step of the integer product, with a range of 1 where none is known."""
-        largest = self.input_range.range_of(x)
-        _, step, _ = self.grid.codes(self.rest())
-        return step[0] * torch.where(largest > 0, largest, 1.0) / self.input_range.top
-
-    def bias_codes(self, x: Tensor) -> Tensor:
-        """The bias in 32-bit integers, as floats."""
-        assert isinstance(self.bias, Tensor)
-        return torch.round(self.bias.detach() / self.bias_step(x)).clamp(-(2.0**31) + 1, 2.0**31 - 1)
-
-
-class Int8StaticLinear(nn.Module):
-    """The integers of a layer trained with moving ranges: one step for the weights, one for the
-    inputs, the bias in 32 bits.
-
-    ``y = (q_w q_x + q_b) s_w s_x``, then rounded to the outputs' range where it was trained so.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    weight_step: Tensor
-    input_largest: Tensor
-    output_largest: Tensor | None
-
-    def __init__(self, linear: Any) -> None:
-        super().__init__()
-        raw = linear.rest()
-        self.out_features, self.in_features = raw.shape
-        self.top, self.output_top = (
-            linear.input_range.top,
-            0 if linear.output_range is None else linear.output_range.top,
-        )
-        codes, step, _ = linear.grid.codes(raw)
-        self.register_buffer("weight", codes.to(torch.int8))
-        self.register_buffer("weight_step", step[0].float())
-        self.register_buffer("input_largest", linear.input_range.largest.float())
-        ranged = linear.output_range
-        self.register_buffer("output_largest", None if ranged is None else ranged.largest.float())
-        bias = None
-        if linear.bias is not None:
-            joint = self.weight_step * self.input_largest / self.top
-            limit = 2.0**31 - 1
-            bias = torch.round(linear.bias.detach().double() / joint).clamp(-limit, limit).to(torch.int32)
-        self.register_buffer("bias", bias)
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        """Random weights and a range of one for what enters and leaves."""
-        _random_int8(self.weight, self.weight_step, std, generator)
-        for range_ in (self.input_largest, self.output_largest):
-            if range_ is not None:
-                range_.fill_(1)
-        if self.bias is not None:
-            self.bias.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), like x."""
-        rows = x.reshape(-1, self.in_features).float()
-        codes = torch.round(rows * (self.top / self.input_largest)).clamp(-self.top, self.top).to(torch.int8)
-        if not rows.shape[0]:
-            return x.new_zeros(*x.shape[:-1], self.out_features)
-        product = torch._int_mm(codes, self.weight.t()) if self.in_features > 1 else codes.int() * self.weight.int().t()
-        whole = product if self.bias is None else product + self.bias
-        y = whole.float() * (self.weight_step * (self.input_largest / self.top))
-        if self.output_largest is not None:
-            scale = self.output_top / self.output_largest
-            y = torch.round(y * scale).clamp(-self.output_top, self.output_top) / scale
-        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
-
-
-def _random_int8(weight: Tensor, step: Tensor, std: float, generator: torch.Generator | None) -> None:
-    drawn = torch.empty(weight.shape, device=weight.device).normal_(0, 1, generator=generator).clamp(-2, 2)
-    weight.copy_(torch.round(drawn * 63.5).to(torch.int8))
-    step.fill_(std / 63.5)
-
-
-def int8_of(linear: Any) -> nn.Module:
-    """The executing form of a linear layer: of one trained with moving ranges its own integers, of
-    any other ones made now.
-    """
-    if isinstance(linear, SymmetricLinear):
-        if not linear.input_range.dynamic:
-            return Int8StaticLinear(linear)
-        codes, step, _ = linear.grid.codes(OnGrid.rest(linear))
-        bias = None if linear.bias is None else linear.bias.detach().float()  # type: ignore[operator]
-        return Int8Linear(codes.to(torch.int8), step.float().expand(len(codes)).contiguous(), bias)
-    return Int8Linear.from_linear(linear)
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    single = (packed[..., None] >> places & 1).flatten(1)[:, : count * bits].unflatten(1, (count, bits))
+    return (single << places[:bits]).sum(2, dtype=torch.uint8)

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from zoo.layers.attention import AttentionArgs, DenseAttention, visible
 from zoo.layers.extend import Extension
-from zoo.techniques.quantization.grids import straight_through
+from zoo.techniques.quantization.trained import LowHigh
+from zoo.techniques.straight_through import straight_through
 
 ERF_A, ERF_B = -0.2888, -1.769
 ERF_SHIFT, EXP_SHIFT = 14, 30
@@ -47,40 +48,22 @@ def symmetric_codes(x: Tensor, step: Tensor, bits: int) -> Tensor:
 
 
 UNKNOWN = 8.0
-EDGE = 1e-5  # the published code's ranges start this wide and the first call's is added
 
 
-class QuantAct(nn.Module):
+class QuantAct(LowHigh):
     """Round to ``bits`` by a range that follows what passes while training (first call: its own;
     then by ``momentum``). Before any training call the range ends at `UNKNOWN`.
     """
 
-    low: Tensor
-    high: Tensor
-    step: Tensor
+    margin = 1e-5  # the published code's ranges start this wide and the first call's is added
 
     def __init__(self, bits: int = 8, momentum: float = 0.95) -> None:
-        super().__init__()
-        self.bits, self.momentum = bits, momentum
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
-        self.low.zero_()
-        self.high.zero_()
-        self.step.zero_()
+        super().__init__(bits, momentum)
 
     def scale(self, x: Tensor, unknown: Tensor | float = UNKNOWN) -> Tensor:
         """The step of the range; ``unknown``: where it ends as long as none is known."""
         if self.training:
-            with torch.no_grad():
-                for known, now, edge in zip((self.low, self.high), x.detach().aminmax(), (-EDGE, EDGE), strict=True):
-                    now = now.to(known.dtype)
-                    known.copy_(
-                        torch.where(self.step == 0, now + edge, self.momentum * known + (1 - self.momentum) * now)
-                    )
-                self.step.add_(1)
+            self.observe(x)
         seen = torch.maximum(self.low.abs(), self.high.abs()).to(x.dtype)
         largest = torch.where(self.step > 0, seen, unknown)
         return largest.clamp(min=1e-8) / (2 ** (self.bits - 1) - 1)
@@ -201,7 +184,6 @@ def int_layer_norm(x: Tensor, step: Tensor, weight: Tensor, bias: Tensor, shift:
 
 
 # --- as parts of a model
-# ------------------------------------------------------------------------------------------------------------------
 
 
 class IntegerLinear(Extension):

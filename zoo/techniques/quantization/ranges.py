@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from zoo.layers.attention import AttentionArgs, DenseAttention, visible
 from zoo.layers.extend import Extension
-from zoo.techniques.quantization.grids import LowHighRange
+from zoo.techniques.quantization.trained import LowHighRange
 
 
 class RangedCore(DenseAttention):

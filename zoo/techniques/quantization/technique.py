@@ -1,8 +1,10 @@
 """Quantisation as techniques: training on a grid (Q8BERT, Q-BERT, FullyQT), and weights stored and
 multiplied as integers.
 
-    train    zoo.Q8Bert(), zoo.QBert(bits=4), zoo.FullyQt()      weights in floating point, seen rounded; activations rounded to ranges
-    store  zoo.Int8(), zoo.WeightOnly(bits=4)  weights as integers in memory and in the file; of trained parts their own
+    train   zoo.Q8Bert(), zoo.QBert(bits=4), zoo.FullyQt()   weights in floating point, seen rounded; activations
+                                                             rounded to ranges
+    store   zoo.Int8(), zoo.WeightOnly(bits=4)               weights as integers in memory and in the file; of
+                                                             trained parts their own
 
 A linear layer is taken where it stands as a part of the model's blocks or embeddings; poolers and
 task heads stay in floating point.
@@ -10,7 +12,7 @@ task heads stay in floating point.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +20,28 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import TechniqueError
-from zoo.layers.attention import DenseAttention
 from zoo.layers.extend import extend
-from zoo.layers.feed_forward import check_choice
+from zoo.layers.feed_forward import ACTIVATIONS, check_choice
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model
 from zoo.models.base.sites import Site
-from zoo.techniques.base import PlacedTechnique, cores, put_core
-from zoo.techniques.quantization.grids import (
-    Calls,
-    CodedEmbedding,
-    CodedLinear,
-    Grid,
+from zoo.tasks.base import canonical_state
+from zoo.techniques.base import PlacedTechnique, plain_attentions, put_core
+from zoo.techniques.quantization.grids import Grid
+from zoo.techniques.quantization.integer import IntegerCore, IntegerLinear, IntegerNorm, IntGelu, QuantAct
+from zoo.techniques.quantization.ranges import RangedCore, RangedNorm
+from zoo.techniques.quantization.stored import CodedEmbedding, CodedLinear, int8_of
+from zoo.techniques.quantization.trained import (
+    CallCount,
     LateTable,
     LowHighRange,
     MovingRange,
     OnGrid,
     OnGridLinear,
     SymmetricLinear,
-    int8_of,
 )
-from zoo.techniques.quantization.integer import IntegerCore, IntegerLinear, IntegerNorm, IntGelu, QuantAct
-from zoo.techniques.quantization.ranges import RangedCore, RangedNorm
 
+ROUNDS = "rounding takes plain attention"
 TABLES = ("token-embedding", "position-embedding", "segment-embedding")
 
 
@@ -63,40 +64,43 @@ def linears(technique: PlacedTechnique, model: Model, *also: type) -> list[Site]
         elif isinstance(site.module, nn.Linear):
             raise TechniqueError(
                 f"{site.path} is a {kind.__name__}; {type(technique).__name__} takes plain linear layers: merge or "
-                "leave out what "
-                "was applied to it before"
+                "leave out what was applied to it before"
             )
     return list(found.values())
 
 
 def tables(technique: PlacedTechnique, model: Model, *also: type) -> list[Site]:
-    """The places of plain embedding tables; none where the technique is restricted to depths."""
-    if technique.depths:
-        return []
-    wanted = [
-        site
-        for site in model.sites()
-        if site.role in TABLES and (not technique.streams or site.stream in technique.streams)
-    ]
-    found = {id(s.module): s for s in wanted if type(s.module) is nn.Embedding or (also and isinstance(s.module, also))}
+    """The places of plain embedding tables (or of these kinds), each once; none where the technique
+    is restricted to depths.
+    """
+    sites = [site for site in model.sites() if site.role in TABLES and technique.wants(site) and not technique.depths]
+    found = {id(s.module): s for s in sites if type(s.module) is nn.Embedding or isinstance(s.module, also)}
     return list(found.values())
 
 
-def put_on_grid(part: nn.Module, kind: type, grid: Grid, **ranges: nn.Module | None) -> None:
+def norms_of(technique: PlacedTechnique, model: Model) -> list[Any]:
+    """The plain layer norms in the wanted places, each once."""
+    sites = [site for site in model.sites() if site.role.endswith("-norm") and type(site.module) is nn.LayerNorm]
+    return list({id(site.module): site.module for site in sites if technique.wants(site)}.values())
+
+
+def put_on_grid(part: Any, kind: type, grid: Grid, **ranges: nn.Module | None) -> None:
     """Extend a layer or table to be seen on a grid, with the ranges of what enters and leaves
     it.
     """
     like = part.weight
-    assert isinstance(like, Tensor)
     extend(part, kind)
-    part.grid = grid  # type: ignore[assignment]
+    part.grid = grid
     for name, module in ranges.items():
-        part.add_module(name, None if module is None else placed(module, like).train(part.training))
+        part.add_module(name, None if module is None else placed(module, like, part))
 
 
-def placed(module: nn.Module, like: Tensor) -> nn.Module:
-    """A part without weights of its own on the device and in the dtype of ``like``."""
-    return module.to_empty(device="meta") if like.is_meta else module.to(like.device, like.dtype)
+def placed(module: nn.Module, like: Tensor, part: nn.Module) -> nn.Module:
+    """What has no weights of its own, on the device and in the dtype of ``like``, in the mode of
+    the ``part`` it is for.
+    """
+    module = module.to_empty(device="meta") if like.is_meta else module.to(like.device, like.dtype)
+    return module.train(part.training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,7 @@ class Q8Bert(PlacedTechnique):
     def on_embedding(self, table: nn.Module) -> None:
         """Do it to one table."""
         if self.start_step:
-            put_on_grid(table, LateTable, Grid(self.bits), calls=Calls(self.start_step))
+            put_on_grid(table, LateTable, Grid(self.bits), calls=CallCount(self.start_step))
         else:
             put_on_grid(table, OnGrid, Grid(self.bits))
 
@@ -205,23 +209,21 @@ class FullyQt(PlacedTechnique):
         Grid(self.bits, symmetric=False)
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        sites, attention = linears(self, model), cores(self, model)
-        check_dense(self, attention)
+        sites, attentions = linears(self, model), plain_attentions(self, model, ROUNDS, prefixes=False)
         found, norms = tables(self, model) if self.embeddings else [], norms_of(self, model)
-        like = sites[0].module.weight
-        assert isinstance(like, Tensor)
+        like: Any = sites[0].module.weight
         grid = Grid(self.bits, symmetric=False, rows=0)
         for site in sites:
             ranges = (LowHighRange(self.bits, self.momentum) for _ in range(2))
             put_on_grid(site.module, OnGridLinear, grid, input_range=next(ranges), output_range=next(ranges))
         for site in found:
             put_on_grid(site.module, OnGrid, grid)
-        for path, _ in attention:
-            put_core(model.get_submodule(path), placed(RangedCore(self.bits, self.momentum), like))
+        for attention in attentions:
+            put_core(attention, placed(RangedCore(self.bits, self.momentum), like, attention))
         for norm in norms:
             extend(norm, RangedNorm)
-            norm.ranges = placed(RangedNorm.new_ranges(self.bits, self.momentum), like).train(norm.training)
-        return (f"{len(sites)} linear layers, {len(found)} tables, {len(attention)} attentions, {len(norms)} norms",)
+            norm.ranges = placed(RangedNorm.new_ranges(self.bits, self.momentum), like, norm)
+        return (f"{len(sites)} linear layers, {len(found)} tables, {len(attentions)} attentions, {len(norms)} norms",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +242,8 @@ class IBert(PlacedTechnique):
     momentum: float = 0.95
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        from zoo.layers.feed_forward import ACTIVATIONS
-
-        sites, attention, norms = linears(self, model), cores(self, model), norms_of(self, model)
-        check_dense(self, attention)
+        sites, norms = linears(self, model), norms_of(self, model)
+        attentions = plain_attentions(self, model, ROUNDS, prefixes=False)
         feed_forwards = [site for site in self.places(model, "feed-forward") if hasattr(site.module, "activation")]
         known = {ACTIVATIONS["gelu"]: True, ACTIVATIONS["relu"]: False}
         for site in feed_forwards:
@@ -251,24 +251,23 @@ class IBert(PlacedTechnique):
                 raise TechniqueError(
                     f"{site.path} has an activation for which I-BERT gives no integers; it has GELU (erf) and ReLU"
                 )
-        like = sites[0].module.weight
-        assert isinstance(like, Tensor)
-        act = lambda bits: QuantAct(bits, self.momentum)  # noqa: E731
+        like: Any = sites[0].module.weight
         for site in sites:
-            extend(site.module, IntegerLinear)
-            site.module.bits = self.bits  # type: ignore[assignment]
-            site.module.act = placed(act(self.activation_bits), like).train(site.module.training)
-        for path, _ in attention:
-            put_core(model.get_submodule(path), placed(IntegerCore(self.activation_bits, self.momentum), like))
+            linear: Any = site.module
+            extend(linear, IntegerLinear)
+            linear.bits, linear.act = self.bits, placed(QuantAct(self.activation_bits, self.momentum), like, linear)
+        for attention in attentions:
+            put_core(attention, placed(IntegerCore(self.activation_bits, self.momentum), like, attention))
         for site in feed_forwards:
-            if known[site.module.activation]:  # type: ignore[index]
-                del site.module.activation
-                site.module.activation = placed(IntGelu(act(self.gelu_bits)), like).train(site.module.training)
+            part: Any = site.module
+            if known[part.activation]:
+                del part.activation
+                part.activation = placed(IntGelu(QuantAct(self.gelu_bits, self.momentum)), like, part)
         for norm in norms:
             extend(norm, IntegerNorm)
-            norm.act = placed(act(self.norm_bits), like).train(norm.training)
-            norm.register_buffer("shift", torch.zeros((), device=like.device, dtype=like.dtype))
-        return (f"{len(sites)} linear layers, {len(attention)} attentions, {len(norms)} norms",)
+            norm.act = placed(QuantAct(self.norm_bits, self.momentum), like, norm)
+            norm.register_buffer("shift", like.new_zeros(()))
+        return (f"{len(sites)} linear layers, {len(attentions)} attentions, {len(norms)} norms",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,8 +296,7 @@ class Int8(PlacedTechnique):
         for site in sites:
             site.replace(int8_of(site.module).train(site.module.training))
         for site in found:
-            trained = site.module.grid if isinstance(site.module, OnGrid) else None
-            replace_table(site, trained or Grid(8, rows=0))
+            put_codes(site, CodedEmbedding, Grid(8, rows=0))
         return (f"{len(sites)} linear layers and {len(found)} tables in int8",)
 
 
@@ -323,58 +321,18 @@ class WeightOnly(PlacedTechnique):
         sites, found = linears(self, model, OnGridLinear), tables(self, model, OnGrid) if self.embeddings else []
         plain = Grid(self.bits, symmetric=self.symmetric, rows=0, block=self.block)
         for site in sites:
-            linear: Any = site.module
-            grid = linear.grid if isinstance(linear, OnGridLinear) else plain
-            if isinstance(linear, OnGridLinear):
-                linear = detached(linear)
-            site.replace(CodedLinear(linear, grid).train(site.module.training))
+            put_codes(site, CodedLinear, plain)
         for site in found:
-            replace_table(site, site.module.grid if isinstance(site.module, OnGrid) else plain)
+            put_codes(site, CodedEmbedding, plain)
         return (f"{len(sites)} linear layers and {len(found)} tables in {self.bits} bits",)
 
 
-class Bare:
-    """The parameters of a layer that is seen on a grid."""
-
-    def __init__(self, weight: Tensor, bias: Any, padding_idx: int | None = None) -> None:
-        self.weight, self.bias, self.padding_idx = weight, bias, padding_idx
-
-
-def detached(part: Any) -> Any:
-    """A trained layer's own parameters, without its grid."""
-    return Bare(part.rest(), part._parameters.get("bias"), getattr(part, "padding_idx", None))
-
-
-def replace_table(site: Site, grid: Grid) -> None:
-    """Put a table's codes in its place."""
-    table: Any = site.module
-    site.replace(CodedEmbedding(detached(table) if isinstance(table, OnGrid) else table, grid).train(table.training))
-
-
-def check_dense(technique: PlacedTechnique, attention: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse attention whose core is another technique's."""
-    for path, core in attention:
-        if type(core) is not DenseAttention:
-            raise TechniqueError(
-                f"the attention at {path} has a {type(core).__name__} already; {type(technique).__name__} rounds plain "
-                "attention"
-            )
-
-
-def norms_of(technique: PlacedTechnique, model: Model) -> list[Any]:
-    """The plain layer norms in the wanted places."""
-    sites = [site for site in model.sites() if site.role.endswith("-norm") and type(site.module) is nn.LayerNorm]
-    chosen = [
-        site
-        for site in sites
-        if (not technique.streams or site.stream in technique.streams)
-        and (not technique.depths or set(site.depths) & set(technique.depths))
-    ]
-    return list({id(site.module): site.module for site in chosen}.values())
+def put_codes(site: Site, kind: type[CodedLinear | CodedEmbedding], grid: Grid) -> None:
+    """Put a part's codes in its place, on the grid that it was trained on if it was."""
+    part: Any = site.module
+    site.replace(kind(part, part.grid if isinstance(part, OnGrid) else grid).train(part.training))
 
 
 def stored_bytes(model: nn.Module) -> int:
     """The bytes of a model's tensors as `zoo.save` writes them."""
-    from zoo.tasks.base import canonical_state
-
     return sum(tensor.numel() * tensor.element_size() for tensor in canonical_state(model).values())

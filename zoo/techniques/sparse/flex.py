@@ -1,7 +1,9 @@
 """Sparse attention on a GPU, through torch.nn.attention.flex_attention: the kernel skips whole
 blocks of pairs that a pattern leaves out.
 
-    mask_mod(b, h, i, j) = the pattern of head h allows (i, j), and key j of row b is real;  keys in front of the row are seen by everyone
+    mask_mod(b, h, i, j) = the pattern of head h allows (i, j), and key j of row b is real
+
+Keys in front of the row are seen by everyone.
 
 The result is that of `sparse_attention`. On CUDA both the kernel and the making of the block mask
 are compiled, so no n x n tensor is made; anywhere else they run as they are written, in n², which
@@ -75,12 +77,8 @@ def block_mask(
     """
     if mask.keys is None and mask.pattern is None:
         return _of_patterns(patterns, length, heads, extra, device)
-    rules = tuple(_joined(sparsity.pattern, mask.pattern) for sparsity in patterns)
+    rules = tuple(s.pattern if mask.pattern is None else s.pattern & mask.pattern for s in patterns)
     return _built(rules, length, heads, mask.keys, extra, device)
-
-
-def _joined(mine: Pattern, other: Pattern | None) -> Pattern:
-    return mine if other is None else mine & other
 
 
 @functools.lru_cache(maxsize=32)

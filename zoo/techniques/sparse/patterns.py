@@ -51,10 +51,9 @@ class Sparsity:
             )
         if self.stride and other.stride and self.stride != other.stride:
             raise ConfigError(f"two strides can't be joined, got {self.stride} and {other.stride}")
-        one, two = self.columns, other.columns
-        mine, theirs = self.pattern, other.pattern
+        one, two, name = self.columns, other.columns, f"{self.pattern.name} | {other.pattern.name}"
         return Sparsity(
-            Pattern(partial(_either, mine.rule, theirs.rule), f"{mine.name} | {theirs.name}"),
+            Pattern(partial(_either, self.pattern.rule, other.pattern.rule), name),
             max(self.left, other.left),
             max(self.right, other.right),
             self.stretch or other.stretch,

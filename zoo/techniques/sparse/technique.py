@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.errors import ConfigError, TechniqueError
+from zoo.errors import ConfigError
 from zoo.layers.feed_forward import check_choice
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model
-from zoo.techniques.base import PlacedTechnique, cores, put_core
-from zoo.techniques.prefix.layers import plain
+from zoo.techniques.base import PlacedTechnique, plain_attentions, put_core
 from zoo.techniques.sparse.layers import SparseAttention
 from zoo.techniques.sparse.patterns import Sparsity, fixed, local, strided, windowed
 
@@ -38,16 +37,10 @@ class SparseTechnique(PlacedTechnique):
         raise NotImplementedError
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
-        sites = cores(self, model)
-        for path, core in sites:
-            if not plain(core):
-                raise TechniqueError(
-                    f"the attention at {path} has a {type(core).__name__} already; it can't be made sparse on top"
-                )
-        for place, (path, _) in enumerate(sites):
-            attention = model.get_submodule(path)
-            put_core(attention, SparseAttention(*self.patterns(attention.num_heads, place)))  # type: ignore[arg-type]
-        return (f"{len(sites)} attentions",)
+        attentions = plain_attentions(self, model, "it can't be made sparse on top")
+        for place, attention in enumerate(attentions):
+            put_core(attention, SparseAttention(*self.patterns(attention.num_heads, place)))
+        return (f"{len(attentions)} attentions",)
 
 
 @dataclass(frozen=True, kw_only=True)

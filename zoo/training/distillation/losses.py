@@ -1,10 +1,9 @@
 """Losses by which a student learns from a teacher. Teachers get no gradient.
 
-softened   T² KL(softmax(t / T) || softmax(s / T))                            Hinton et al.; mean over positions
-DistilBERT  a_ce softened + a_mlm words + a_clm next words + a_mse ||s - t||² + a_cos (1 - cos(h_s,
-h_t)) MobileBERT  layer by layer, each in its own phase of training: feature maps, attention maps,
-feature means and variances
-MiniLM      KL(R_teacher || R_student) of relations R = softmax(A Aᵀ / sqrt(d_r)) between queries, keys and values of one layer
+softened    T² KL(softmax(t / T) || softmax(s / T))       Hinton et al.; mean over positions
+MobileBERT  feature maps, attention maps, means and variances, layer by layer
+MiniLM      KL(R_teacher || R_student) of relations R = softmax(A Aᵀ / sqrt(d_r)) between
+            queries, keys and values of one layer
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import TaskError
-from zoo.tasks.losses import token_cross_entropy
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -32,60 +30,15 @@ def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-# --- DistilBERT
-# ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DistilBertWeights:
-    """How much each term counts (the readme's values); a term of weight 0 is not computed."""
-
-    divergence: float = 5.0
-    masked_lm: float = 2.0
-    causal_lm: float = 0.0
-    logits: float = 0.0
-    cosine: float = 1.0
-    temperature: float = 2.0
-    labelled_only: bool = False  # compare word distributions at labelled places alone
-
-
-def distilbert_losses(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    student_hidden: Tensor,
-    teacher_hidden: Tensor,
-    attention_mask: Tensor,
-    labels: Tensor,
-    weights: DistilBertWeights = DistilBertWeights(),
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """DistilBERT's objective and its unweighted terms by the names of `DistilBertWeights`.
-
-    Logits (batch, length, vocabulary); the *last* hidden states (batch, length, hidden);
-    attention_mask (batch, length), 1 = real; labels (batch, length), -100 = left out. The cosine
-    counts every real token, whatever ``labelled_only`` says.
+def squared_distance(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """``||teacher - student||²`` of the logits themselves, summed over classes, mean over all else:
+    DistilBERT's. The temperature plays no part.
     """
-    _same_shape(student_logits, teacher_logits, "logits")
-    _same_shape(student_hidden, teacher_hidden, "hidden states")
-    real = attention_mask.bool()
-    chosen = labels > -1 if weights.labelled_only else real
-    student, teacher = student_logits[chosen], teacher_logits[chosen].detach()  # (places, vocabulary)
-    terms: dict[str, Tensor] = {}
-    if weights.divergence:
-        terms["divergence"] = softened_divergence(student, teacher, weights.temperature)
-    if weights.masked_lm:
-        terms["masked_lm"] = token_cross_entropy(student_logits, labels)
-    if weights.causal_lm:
-        terms["causal_lm"] = token_cross_entropy(student_logits[:, :-1], labels[:, 1:])
-    if weights.logits:
-        terms["logits"] = F.mse_loss(student, teacher, reduction="sum") / student.shape[0]
-    if weights.cosine:
-        mine, theirs = student_hidden[real], teacher_hidden[real].detach()
-        terms["cosine"] = F.cosine_embedding_loss(mine, theirs, torch.ones(len(mine), device=mine.device))
-    return _weighted({name: getattr(weights, name) for name in terms}, terms), terms
+    _same_shape(student, teacher, "logits")
+    return (student - teacher.detach()).square().sum(-1).mean()
 
 
 # --- MobileBERT
-# ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -146,8 +99,8 @@ def transfer_losses(
         student, teacher = student_hidden[layer + 1], teacher_hidden[layer + 1].detach()
         _same_shape(student, teacher, f"hidden states of layer {layer}")
         shape = student.shape[-1:]
-        mine, theirs = F.layer_norm(student, shape, eps=1e-12), F.layer_norm(teacher, shape, eps=1e-12)
-        sums["feature_map"].append(gate * (mine - theirs).square().mean())
+        difference = F.layer_norm(student, shape, eps=1e-12) - F.layer_norm(teacher, shape, eps=1e-12)
+        sums["feature_map"].append(gate * difference.square().mean())
         maps = teacher_scores[layer].detach().softmax(-1) * student_scores[layer].log_softmax(-1)
         sums["attention"].append(gate * -maps.sum(-1).mean())
         held = teacher if same_layer else everywhere
@@ -165,12 +118,6 @@ def soft_word_labels(labels: Tensor, teacher_logits: Tensor, truth: float = 0.5)
     return truth * one_hot + (1 - truth) * teacher_logits.detach().softmax(-1)
 
 
-def _weighted(weights: Mapping[str, float], terms: Mapping[str, Tensor]) -> Tensor:
-    if not terms:
-        raise TaskError("every weight is 0, so there is nothing to learn; give at least one term a weight")
-    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-
-
 def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
     if student.shape != teacher.shape:
         raise TaskError(
@@ -179,13 +126,9 @@ def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
 
 
 # --- MiniLM
-# ------------------------------------------------------------------------------------------------------------------
 
 RELATIONS_V2 = {("query", "query"): 1 / 3, ("key", "key"): 1 / 3, ("value", "value"): 1 / 3}
-RELATIONS_V1 = {
-    ("query", "key"): 1.0,
-    ("value", "value"): 1.0,
-}  # attention and value relations; heads as many as the models have
+RELATIONS_V1 = {("query", "key"): 1.0, ("value", "value"): 1.0}  # in as many heads as the models have
 
 
 def projections(block: nn.Module, layer_input: Tensor) -> dict[str, Tensor]:
@@ -238,7 +181,6 @@ def _relations(a: Tensor, b: Tensor, num_heads: int, real: Tensor) -> Tensor:
 
 
 # --- TinyBERT
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -257,8 +199,8 @@ def score_loss(student: Tensor, teacher: Tensor) -> Tensor:
     both sides adds nothing, but is counted.
     """
     _same_shape(student, teacher, "attention scores")
-    mine, theirs = (x.masked_fill(x <= -100, 0) for x in (student, teacher.detach()))
-    return F.mse_loss(mine, theirs)
+    student, teacher = (scores.masked_fill(scores <= -100, 0) for scores in (student, teacher.detach()))
+    return F.mse_loss(student, teacher)
 
 
 def uniform_layers(student: int, teacher: int) -> tuple[int, ...]:
@@ -272,7 +214,6 @@ def uniform_layers(student: int, teacher: int) -> tuple[int, ...]:
 
 
 # --- patient knowledge distillation
-# -------------------------------------------------------------------------------------------------------
 
 
 def patience_loss(student: Tensor, teacher: Tensor, *, normalize: bool = True) -> Tensor:

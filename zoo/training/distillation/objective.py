@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import TaskError
-from zoo.training.distillation.observe import observe
-from zoo.training.distillation.terms import Call, Pairs, Sizes, Term
+from zoo.training.distillation.activations import activations_of
+from zoo.training.distillation.terms import Comparison, DistillationTerm, LayerPairs, Profile
 
 
 class Distillation(nn.Module):
@@ -32,11 +32,14 @@ class Distillation(nn.Module):
     agree.
     """
 
+    teacher: Any
+    student: Any
+
     def __init__(
         self,
         teacher: nn.Module,
         student: nn.Module,
-        terms: Sequence[Term],
+        terms: Sequence[DistillationTerm],
         *,
         stream: str = "text",
         tokenizers: tuple[Any, Any] | None = None,
@@ -46,31 +49,30 @@ class Distillation(nn.Module):
         if not terms:
             raise TaskError("a distillation needs at least one term, e.g. zoo.SoftTargets(temperature=2.0)")
         for term in terms:
-            if not isinstance(term, Term):
+            if not isinstance(term, DistillationTerm):
                 raise TaskError(f"a term is an object like zoo.SoftTargets(temperature=2.0), got {term!r}")
-        object.__setattr__(
-            self, "teacher", teacher
-        )  # neither is a part of this module: each is saved and moved by its owner
-        object.__setattr__(self, "student", student)
+        for role, model in (("teacher", teacher), ("student", student)):  # no parts of this module: their owners' own
+            object.__setattr__(self, role, model)
         self.terms, self.stream = tuple(terms), stream
         same_vocabulary(teacher, student, tokenizers)
         self.projections = nn.ModuleDict()
-        self.pairs: list[Pairs] = []
-        sizes = Sizes(student, teacher, stream)
+        self.pairs: list[LayerPairs] = []
         like = next(student.parameters())
         for number, term in enumerate(self.terms):
-            pairs, maps = term.prepare(sizes)
+            pairs, maps = term.prepare(Profile(student, stream), Profile(teacher, stream))
             self.pairs.append(pairs)
-            for name, module in maps.items():
+            for name, linear in maps.items():
                 key = name if name == "shared" else f"{number}_{name}"
                 if key not in self.projections:
-                    _draw(module, generator)
-                    self.projections[key] = module.to(like.device, like.dtype)
+                    with torch.no_grad():
+                        linear.weight.normal_(0, linear.in_features**-0.5, generator=generator)
+                        linear.bias.zero_()
+                    self.projections[key] = linear.to(like.device, like.dtype)
         self.needs = frozenset(need for term in self.terms for need in term.needs)
 
     def trained(self) -> Iterator[nn.Parameter]:
         """What an optimizer should have: the student's parameters and the maps'."""
-        yield from self.student.parameters()  # type: ignore[union-attr, operator]
+        yield from self.student.parameters()
         yield from self.parameters()
 
     def forward(
@@ -81,27 +83,23 @@ class Distillation(nn.Module):
 
         -> the loss, and each part before its weight, without gradient.
         """
-        how: dict[str, Any] = {
-            "stream": self.stream,
-            "attentions": "attentions" in self.needs,
-            "projected": "projected" in self.needs,
-        }
-        teacher: nn.Module = self.teacher  # type: ignore[assignment]
-        was = teacher.training
-        teacher.eval()
+        kept: dict[str, Any] = {name: name in self.needs for name in ("attentions", "projected")}
+        was = self.teacher.training
+        self.teacher.eval()
         try:
             with torch.no_grad():
-                theirs = observe(teacher, batch, **how)
+                teacher = activations_of(self.teacher, batch, stream=self.stream, **kept)
         finally:
-            teacher.train(was)
-        mine = observe(self.student, batch, **{**how, **labels})
+            self.teacher.train(was)
+        student = activations_of(self.student, batch, stream=self.stream, **kept, **labels)  # type: ignore[arg-type]
         total, parts = [], {}
         for number, (term, pairs) in enumerate(zip(self.terms, self.pairs, strict=True)):
-            maps = nn.ModuleDict()
-            for key, module in self.projections.items():
-                if key == "shared" or key.startswith(f"{number}_"):
-                    maps[key.removeprefix(f"{number}_")] = module
-            for name, (weight, value) in term.losses(Call(mine, theirs, labels, maps, step, pairs)).items():
+            maps = {
+                key.removeprefix(f"{number}_"): module
+                for key, module in self.projections.items()
+                if key == "shared" or key.startswith(f"{number}_")
+            }
+            for name, (weight, value) in term.losses(Comparison(student, teacher, labels, maps, step, pairs)).items():
                 parts[name if name not in parts else f"{name}_{number}"] = value.detach()
                 total.append(weight * value)
         return torch.stack(total).sum(), parts
@@ -113,26 +111,14 @@ def same_vocabulary(teacher: Any, student: Any, tokenizers: tuple[Any, Any] | No
     if sizes[0] != sizes[1]:
         raise TaskError(
             f"the teacher's vocabulary has {sizes[0]} tokens and the student's {sizes[1]}: the same ids must mean the "
-            "same tokens to both; "
-            "give the student the teacher's vocab_size and tokenizer, or trim both alike by zoo.trim_vocabulary"
+            "same tokens to both; give the student the teacher's vocab_size and tokenizer, or trim both alike by "
+            "zoo.trim_vocabulary"
         )
     if tokenizers is not None:
-        theirs, mine = (tokenizer.backend.get_vocab() for tokenizer in tokenizers)
-        if differing := [token for token in theirs if mine.get(token) != theirs[token]]:
+        of_teacher, of_student = (tokenizer.backend.get_vocab() for tokenizer in tokenizers)
+        if differing := [token for token in of_teacher if of_student.get(token) != of_teacher[token]]:
             token = differing[0]
             raise TaskError(
-                f"{len(differing)} tokens have other ids in the two vocabularies, e.g. {token!r}: {theirs[token]} for "
-                "the teacher, "
-                f"{mine.get(token)} for the student"
+                f"{len(differing)} tokens have other ids in the two vocabularies, e.g. {token!r}: {of_teacher[token]} "
+                f"for the teacher, {of_student.get(token)} for the student"
             )
-
-
-def _draw(module: nn.Module, generator: torch.Generator | None) -> None:
-    assert isinstance(module, nn.Linear)
-    with torch.no_grad():
-        module.weight.normal_(0, module.in_features**-0.5, generator=generator)
-        module.bias.zero_()
-
-
-# --- recipes
-# ------------------------------------------------------------------------------------------------------------------

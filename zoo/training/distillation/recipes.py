@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from zoo.training.distillation.terms import (
     AttentionScores,
+    DistillationTerm,
     Embeddings,
     HiddenStates,
     LastStates,
@@ -15,12 +16,11 @@ from zoo.training.distillation.terms import (
     Patience,
     Relations,
     SoftTargets,
-    Term,
     Transfer,
 )
 
 
-def distilbert_terms() -> list[Term]:
+def distilbert_terms() -> list[DistillationTerm]:
     """DistilBERT's triple loss: 5 softened divergence at T = 2, 2 masked words, 1 cosine of the
     last states; for masked-LM models.
     """
@@ -29,7 +29,7 @@ def distilbert_terms() -> list[Term]:
 
 def pkd_terms(
     temperature: float = 10.0, alpha: float = 0.5, beta: float = 100.0, layers: Layers = "skip"
-) -> list[Term]:
+) -> list[DistillationTerm]:
     """BERT-PKD: ``(1 - α) hard + α soft + β patience``."""
     return [
         SoftTargets(temperature=temperature, weight=alpha, hard_weight=1 - alpha, form="averaged"),
@@ -37,7 +37,7 @@ def pkd_terms(
     ]
 
 
-def tinybert_stages(temperature: float = 1.0) -> tuple[list[Term], list[Term]]:
+def tinybert_stages(temperature: float = 1.0) -> tuple[list[DistillationTerm], list[DistillationTerm]]:
     """TinyBERT's two stages: first embeddings, states and attention scores through one shared map,
     then the prediction.
     """
@@ -48,14 +48,14 @@ def tinybert_stages(temperature: float = 1.0) -> tuple[list[Term], list[Term]]:
     )
 
 
-def pretrained_distillation_terms(temperature: float = 1.0) -> list[Term]:
+def pretrained_distillation_terms(temperature: float = 1.0) -> list[DistillationTerm]:
     """PD (Turc et al., 2019): soft labels alone, for a student that was pre-trained as a small
     model before.
     """
     return [SoftTargets(temperature=temperature)]
 
 
-RECIPES: dict[str, Callable[[], tuple[list[Term], ...]]] = {
+RECIPES: dict[str, Callable[[], tuple[list[DistillationTerm], ...]]] = {
     "soft-targets": lambda: ([SoftTargets(temperature=2.0, weight=0.5, hard_weight=0.5)],),
     "distilbert": lambda: (distilbert_terms(),),
     "pkd-skip": lambda: (pkd_terms(),),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from zoo.errors import TaskError
-from zoo.tasks.base import canonical_state
-from zoo.techniques.blueprint import Blueprint
+from zoo.techniques.blueprint import rebuilt
 
 
 def student_of(teacher: Any, layers: Sequence[int], **overrides: Any) -> Any:
@@ -25,15 +23,13 @@ def student_of(teacher: Any, layers: Sequence[int], **overrides: Any) -> Any:
     if not layers or not all(0 <= layer < bare.config.num_layers for layer in layers):
         raise TaskError(f"layers must be some of 0..{bare.config.num_layers - 1}, got {layers}")
     config = bare.config.replace(num_layers=len(layers), **overrides)
-    student = replace(Blueprint.of(teacher), config=config).drawn(dtype=bare.dtype)
-    source, target = canonical_state(teacher), canonical_state(student)
-    with torch.no_grad():
-        for name, tensor in target.items():
-            own = re.sub(r"^encoder\.blocks\.(\d+)\.", lambda match: f"encoder.blocks.{layers[int(match[1])]}.", name)
-            if own not in source or source[own].shape != tensor.shape:
-                raise TaskError(
-                    f"the student's {name} {tuple(tensor.shape)} has no like in the teacher; its layers are not all "
-                    "alike"
-                )
-            tensor.copy_(source[own])
-    return student.to(bare.device)
+
+    def fill(name: str, new: Tensor, source: Mapping[str, Tensor]) -> Tensor:
+        own = re.sub(r"^encoder\.blocks\.(\d+)\.", lambda match: f"encoder.blocks.{layers[int(match[1])]}.", name)
+        if own not in source or source[own].shape != new.shape:
+            raise TaskError(
+                f"the student's {name} {tuple(new.shape)} has no like in the teacher; its layers are not all alike"
+            )
+        return source[own]
+
+    return rebuilt(teacher, config, fill).train()

@@ -1,0 +1,121 @@
+"""From a located source to an opened checkpoint that knows which model it is of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoints.description import class_of_maps, described, targets_of
+from zoo.checkpoints.files import embedding_options, foreign_config, read_description
+from zoo.checkpoints.locate import record_of
+from zoo.checkpoints.opened import Opened
+from zoo.errors import CheckpointError
+from zoo.formats.opening import opened
+from zoo.maps import layouts
+from zoo.registry import variants as registry
+from zoo.registry.records import Record
+from zoo.techniques.blueprint import Blueprint
+
+
+@dataclass(frozen=True)
+class Checkpoint(Opened):
+    """An opened checkpoint and the ``blueprint`` of the model that it holds.
+
+    ``shown``: its name in messages. ``differs``: config fields in which it differs from the variant
+    that the user named, (variant's, checkpoint's).
+    """
+
+    _: KW_ONLY
+    source: Any  # the file or folder, or the tensors in memory
+    shown: str
+    blueprint: Blueprint
+    hints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def hints_for(self, task: str | None) -> Mapping[str, Any]:
+        """The options that a task should take, as far as something beside the tensors says them."""
+        if self.keymap is not None and task == "sentence-embedding":
+            return embedding_options(self.source)
+        return self.hints.get(task or "", {})
+
+    def targets(self) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of ours that the whole file must give, with every head that it has."""
+        stored = {name: info.shape for name, info in self.plan(inspect=True).outputs.items()}
+        return targets_of(self.blueprint, stored)
+
+
+@contextmanager
+def open_checkpoint(
+    source: Any,
+    *,
+    name: str | None = None,
+    record: Record | None = None,
+    layout: str | Path | None = None,
+    config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    shown: str | None = None,
+) -> Iterator[Checkpoint]:
+    """Open a file, a folder or a dict of tensors, in our layout or a foreign one.
+
+    name: the variant that it should be of, with a tag or without. record: what is on record of
+    these files. layout: None = recognised; or a map file. config: the foreign config, where none
+    lies beside the source.
+    """
+    shown = shown or ("tensors in memory" if isinstance(source, Mapping) else str(source))
+    variant = None if name is None else registry.resolve(name)[0]
+    description = None if isinstance(source, Mapping) else read_description(Path(source))
+    with opened(source) as archive:
+        if description is not None and layout in (None, layouts.OURS):
+            blueprint = described(description, Path(source))
+            if variant is not None and variant.model_class() is not blueprint.model_class:
+                raise CheckpointError(f"{source} holds a {description['class']}, not a {name}")
+            yield Checkpoint(
+                archive,
+                None,
+                blueprint.config.to_dict(),
+                source=source,
+                shown=shown,
+                blueprint=blueprint,
+                hints=description.get("hints", {}),
+                differs=_differences(name, blueprint.config),
+            )
+            return
+        foreign = foreign_config(source, config if config is not None else record.config if record else None)
+        foreign = layouts.own_config(archive) if foreign is None else foreign
+        if foreign is None and name is not None and registry.split(name)[1]:  # "name.tag": what is on record of it
+            known = record_of(name)
+            if isinstance(known.config, Mapping):
+                foreign, record = dict(known.config), known
+        recorded = record.layout if record is not None else None
+        keymap = layouts.load(layout or recorded or layouts.recognise(archive, foreign))
+        if variant is not None and variant.maps != keymap.family:
+            raise CheckpointError(
+                f"{shown} is a {keymap.family} (layout {keymap.layout}), not a {variant.maps} like {variant.name}"
+            )
+        model_class = class_of_maps(keymap.family) if variant is None else variant.model_class()
+        found = model_class.Config.from_dict(keymap.config_forward(foreign or {}, archive.tensors))
+        yield Checkpoint(
+            archive,
+            keymap,
+            found.to_dict(),
+            foreign,
+            sha256=None if record is None else record.sha256,
+            source=source,
+            shown=shown,
+            blueprint=Blueprint(model_class, found, None if variant is None else variant.name),
+            differs=_differences(name, found),
+        )
+
+
+def _differences(name: str | None, found: Any) -> dict[str, tuple[Any, Any]]:
+    """The fields, free ones excepted, in which a checkpoint's config differs from the named
+    variant's: (variant's, checkpoint's).
+    """
+    if name is None:
+        return {}
+    named, names = registry.config(name), set(found.field_names()) - found.free_fields()
+    pairs = {key: (getattr(named, key), getattr(found, key)) for key in found.field_names() if key in names}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

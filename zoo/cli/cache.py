@@ -1,0 +1,74 @@
+"""`zoo cache list | verify | prune`: what was fetched."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zoo.cli.shared import Json, print_json, print_table
+
+app = typer.Typer(help="What was fetched: list, verify, prune.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List what lies in the cache."""
+    from zoo.checkpoints.fetching.cache import Cache
+
+    entries = Cache().entries()
+    if as_json:
+        print_json(
+            [
+                {"source": e.source, "name": e.name, "revision": e.revision, "bytes": e.bytes, "folder": str(e.folder)}
+                for e in entries
+            ]
+        )
+        return
+    print_table(
+        "cache",
+        ["source", "name", "MB", "fetched"],
+        [[e.source, e.name or "", f"{e.bytes / 1e6:.1f}", e.fetched] for e in entries],
+    )
+
+
+@app.command("verify")
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these; all if left out.")] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove what is damaged, so that it is fetched again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hash everything again and compare. Exit code 1 where something is damaged."""
+    from zoo.checkpoints.fetching.cache import Cache
+
+    found = Cache().verify(names or (), drop=drop)
+    if as_json:
+        print_json([{"source": v.entry.source, "problems": list(v.problems)} for v in found])
+    else:
+        for v in found:
+            print(
+                f"{'damaged' if v.problems else 'ok     '} {v.entry.source}"
+                + "".join(f"\n        {p}" for p in v.problems)
+            )
+    if any(v.problems for v in found):
+        raise SystemExit(1)
+
+
+@app.command("prune")
+def prune(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,
+    older_than_days: Annotated[float | None, typer.Option(help="Only what was fetched longer ago.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove left-overs, and of what was fetched only what you name."""
+    from zoo.checkpoints.fetching.cache import Cache
+
+    gone = Cache().prune(names or (), older_than_days=older_than_days, everything=everything, dry_run=dry_run)
+    if as_json:
+        print_json([{"path": str(p.path), "bytes": p.bytes, "reason": p.reason} for p in gone])
+        return
+    for p in gone:
+        print(f"{'would remove' if dry_run else 'removed'} {p.path} ({p.bytes / 1e6:.1f} MB): {p.reason}")
+    print(f"{sum(p.bytes for p in gone) / 1e6:.1f} MB")

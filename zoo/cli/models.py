@@ -1,0 +1,149 @@
+"""`zoo list | info | create | matrix`: the registered models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import zoo
+from zoo.cli.shared import Json, Task, print_json, print_table, tokenizer_of
+
+
+def list_(
+    pattern: Annotated[str, typer.Argument(help="Shell wildcards, like '*bert*'.")] = "*",
+    pillar: Annotated[
+        str | None, typer.Option(help="foundation, lightweight, knowledge-enhanced, cross-modal or cross-lingual.")
+    ] = None,
+    streams: Annotated[int | None, typer.Option(help="1 or 2.")] = None,
+    fusion: Annotated[str | None, typer.Option(help="How streams meet, e.g. co-attention.")] = None,
+    family: Annotated[str | None, typer.Option()] = None,
+    task: Annotated[str | None, typer.Option(help="Only models that this task fits.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Names with the tag of each public checkpoint.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List registered models."""
+    names = zoo.list_models(
+        pattern, pillar=pillar, streams=streams, fusion=fusion, family=family, task=task, pretrained=pretrained
+    )
+    if as_json:
+        print_json(names)
+        return
+    print("\n".join(names)) if names else print("no model matches", file=sys.stderr)
+
+
+def info(name: str, as_json: Json = False) -> None:
+    """Show what is known of a model: sizes, parameters, inputs, tasks, checkpoints."""
+    found = zoo.info(name)
+    if as_json:
+        print_json(found)
+        return
+    print(f"{found['name']}: {found['title']}\n{found['paper']}")
+    print(
+        f"pillar {found['pillar']}, {found['streams']} stream(s), fusion {found['fusion']}"
+        + (f"\n{found['notes']}" if found["notes"] else "")
+    )
+    parts = ", ".join(f"{part} {count:,}" for part, count in found["parameters_by_part"].items())
+    print(f"parameters: {found['parameters']:,} ({parts})")
+    print("inputs: " + ", ".join(found["inputs"]))
+    print("tasks: " + ", ".join(found["tasks"]))
+    if found["schedule"]:
+        from zoo.layers.schedule import draw
+
+        print(draw(zoo.config(name).schedule))
+    for rule, reason in found["exceptions"].items():
+        print(f"exception to {rule}: {reason}")
+    print_table("config", ["field", "value"], [[k, str(v)] for k, v in found["config"].items()])
+    if found["checkpoints"]:
+        rows = [
+            [
+                tag + (" (default)" if tag == found["default_tag"] else ""),
+                "\n".join(c["sources"]),
+                str(c["layout"]),
+                str(c["licence"]),
+                c["verified"],
+            ]
+            for tag, c in found["checkpoints"].items()
+        ]
+        print_table("checkpoints", ["tag", "sources, in order", "layout", "licence", "proof"], rows)
+        by_features: dict[str, list[str]] = {}
+        for tag, c in found["checkpoints"].items():
+            by_features.setdefault(c["features"], []).append(tag)
+        for features, tags in by_features.items():
+            if features:
+                print(f"trained on features of {features}: {', '.join(tags)}")
+
+
+def create(
+    name: str,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the model into this folder.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="With the public checkpoint's weights.")] = False,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Weights from this file, folder or hub:org/name.")
+    ] = None,
+    init_from: Annotated[str | None, typer.Option(help="Another family's checkpoint that starts what it can.")] = None,
+    task: Task = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="A config field or task option, name=value. Repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For random weights.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Build a model, with random or trained weights, and save it where asked."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    model = zoo.create(
+        name,
+        pretrained=source or pretrained,
+        init_from=init_from,
+        task=task,
+        generator=generator,
+        **_overrides(override),
+    )
+    result: dict[str, Any] = {
+        "name": name,
+        "task": task,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype),
+    }
+    if out is not None:
+        tokenizer = tokenizer_of(source or name) if pretrained or source else None
+        result["saved"] = str(zoo.save(model, out, tokenizer))
+    if as_json:
+        print_json(result)
+        return
+    print(f"{name}{f' for {task}' if task else ''}: {result['parameters']:,} parameters, {result['dtype']}")
+    if model.load_report is not None:
+        print(model.load_report)
+    if out is not None:
+        print(f"saved in {result['saved']}")
+
+
+def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is not name=value")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def matrix(as_json: Json = False) -> None:
+    """Show which technique goes onto which family, and why not."""
+    from zoo.techniques.matrix import cells, table
+
+    found = cells()
+    if as_json:
+        print_json({"cells": found})
+    else:
+        print(table(found))

@@ -1,0 +1,157 @@
+"""Pre-training objectives: the terms that a family declares (`Model.pretraining`), one of them or all together.
+
+loss = sum over the terms of  weight · loss(head(what is read), labels)
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.errors import InputError, TaskError
+from zoo.layers import Padding
+from zoo.models.base.model import Model
+from zoo.models.base.outputs import TaskOutput
+from zoo.registry.inputs import INPUTS, LABELS
+from zoo.registry.tasks import TASKS, TaskSpec
+from zoo.registry.terms import TERMS, Term
+from zoo.tasks.base import TaskModel
+from zoo.tasks.losses import IGNORED, LOSSES, OPTION_CHECKS
+
+
+def terms_of(task: str, model_class: Any) -> tuple[Term, ...]:
+    """The terms that a task trains: the one of its name, or all that the family declares."""
+    declared: tuple[Term, ...] = model_class.pretraining
+    if task == "pretraining":
+        return declared
+    name, offers = TASKS[task].term, set(model_class.offers)
+    found = next(term for term in (*declared, *TERMS) if term.name == name and offers.issuperset(term.reads))
+    return (replace(found, optional=False, only_where=None),)  # alone, every row given counts
+
+
+class Objective(TaskModel):
+    """One term or several over one pass. A single term's labels may be called ``labels``, and its
+    scores are ``logits``.
+
+    What a term writes to says `Term.output`: ``prediction_logits`` (batch, length, vocabulary),
+    ``seq_relationship_logits`` and ``sop_logits`` (batch, 2), ``region_logits`` (batch, regions,
+    target), else ``scores[name]``; zeros at padding. A term whose labels are left out has no loss;
+    labels at padded positions, and those that are -100, do not count.
+    """
+
+    def __init__(self, model: Model, heads: Mapping[str, nn.Module], options: Mapping[str, Any], terms: Any) -> None:
+        super().__init__(model, heads, options)
+        self.terms: tuple[Term, ...] = tuple(terms)
+        self.alone = len(self.terms) == 1
+        own = {name for term in self.terms for name in term.arguments} | ({"labels"} if self.alone else set())
+        self.kept = own - set(self.names)  # arguments that the model below does not read
+        self.foreign = frozenset(LABELS) - own - set(self.names)
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
+        terms = [t for t in terms_of(task, type(model)) if not t.optional or getattr(model.config, "pooler", True)]
+        for term in terms:
+            if term.loss in OPTION_CHECKS:
+                OPTION_CHECKS[term.loss](options)
+        heads = {term.head_name: model.heads[term.head_name](model.config) for term in terms if term.head_name}
+        return cls(model, heads, options, terms)
+
+    @classmethod
+    def pooled(cls, spec: TaskSpec, model_class: Any, config: Any) -> bool:
+        reading = [t for t in terms_of(spec.name, model_class) if any(model_class.offers[r].pooled for r in t.reads)]
+        return any(not term.optional for term in reading) or (bool(reading) and config.pooler)
+
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        return tuple(term.head_name for term in terms_of(spec.name, model_class) if term.head_name)
+
+    @classmethod
+    def spec_of(cls, spec: TaskSpec, model_class: Any) -> TaskSpec:
+        own = {name: value for term in terms_of(spec.name, model_class) for name, value in term.options.items()}
+        return replace(spec, options={**spec.options, **own})
+
+    def forward(self, *inputs: Tensor, **named: Any) -> TaskOutput:
+        """The model's inputs, and each term's labels with what its head and its loss read besides
+        (`zoo.registry.terms`).
+        """
+        given = self.given(inputs, named)
+        for name in self.foreign.intersection(given):
+            if given.pop(name) is not None:
+                lacks = ", ".join(t.head_name for t in TERMS if name in t.arguments)
+                terms = ", ".join(term.name for term in self.terms)
+                raise InputError(f"{name} was given, but this model has no {lacks} head; it trains {terms}")
+        below = {name: value for name, value in given.items() if name not in self.kept}
+        if any(term.layer and not self._last(term) for term in self.terms):
+            below["output_hidden_states"] = True
+        encoded = self.model(**below)
+        losses: dict[str, Tensor] = {}
+        fields: dict[str, Tensor] = {}
+        scores: dict[str, Tensor] = {}
+        for term in self.terms:
+            labels = self._labels(term, given)
+            missing = [name for name in term.takes if self._taken(name, given) is None]
+            if missing:
+                if labels is not None:
+                    meaning = (LABELS.get(missing[0]) or INPUTS[missing[0]]).meaning
+                    raise InputError(f"{term.labels} were given without {missing[0]}: {meaning}")
+                continue
+            found, padding = self.score(term, given, encoded)
+            if isinstance(found, Mapping):  # by source
+                scores |= {name: part.scores for name, part in found.items()}
+            elif term.output:
+                fields[term.output] = found
+            elif not self.alone:
+                scores[term.name] = found
+            if self.alone and isinstance(found, Tensor):
+                fields["logits"] = found
+            if labels is not None or not term.labels:
+                losses |= self.loss(term, found, labels, padding, given, encoded)
+        total: Any = sum(losses.values()) if losses else None
+        return TaskOutput(total, losses, encoded=encoded, scores=scores, **fields)
+
+    def loss(
+        self, term: Term, scores: Any, labels: Any, padding: Padding | None, given: Mapping[str, Any], encoded: Any
+    ) -> dict[str, Tensor]:
+        """The term's loss by its name; a model with several sources gives one for each."""
+        real = None if padding is None else padding.real
+        part = self.model.offers[term.reads[0]].part
+        length = None if part is None else part(encoded)
+        if length is not None and labels is not None:
+            if labels.dim() != 2 or labels.shape[1] not in (length, scores.shape[1]):
+                wanted = f"(batch, positions) of {length} or {scores.shape[1]} positions"
+                raise TaskError(f"{term.labels} must be {wanted}, got {tuple(labels.shape)}")
+            scores, real = scores[:, : labels.shape[1]], None if real is None else real[:, : labels.shape[1]]
+        if term.only_where is not None and labels is not None:
+            name, value = term.only_where
+            if given.get(name) is None:
+                raise InputError(f"the loss {term.name!r} counts where {name} is {value}; give {name} too")
+            others = given[name].flatten() != value
+            labels = labels.masked_fill(others.unflatten(0, (-1, *[1] * (labels.dim() - 1))), IGNORED)
+        beside = {name: self._beside(name, given) for name in term.loss_takes}
+        name = term.labels if given.get(term.labels) is not None else "labels"
+        found = _loss(term.loss)(name, scores, labels, real, beside)
+        weight = self.options[term.weight] if isinstance(term.weight, str) else term.weight
+        by_name = found if isinstance(found, Mapping) else {term.name: found}
+        return {name: loss if weight == 1 else weight * loss for name, loss in by_name.items()}
+
+    def _labels(self, term: Term, given: Mapping[str, Any]) -> Any:
+        own = given.get(term.labels)
+        return given.get("labels") if own is None and self.alone else own
+
+    def _beside(self, name: str, given: Mapping[str, Any]) -> Any:
+        """What a loss reads besides its labels: of the call, of the options or of the config."""
+        if given.get(name) is not None:
+            return given[name]
+        return self.options.get(name, getattr(self.config, name, None))
+
+
+def _loss(name: str) -> Any:
+    """A loss by its key, or by ``"module:function"``."""
+    if ":" not in name:
+        return LOSSES[name]
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
