@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,7 +58,7 @@ class DroppedFeedForward(FeedForward):
         super().__init__(hidden_size, intermediate_size, activation_name)
         self.output_dropout = output_dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
         return F.dropout(super().forward(x), self.output_dropout, self.training)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,8 +38,9 @@ class MaskedLMHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """(..., hidden) and the token table (vocabulary, output size) -> (..., vocabulary)."""
+    def forward(
+        self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary output_size"]
+    ) -> Float[Tensor, "*rows vocabulary"]:
         x = self.norm(self.activation(self.dense(hidden)))
         return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
 
@@ -56,6 +58,7 @@ class TableHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """(..., hidden) and the token table (vocabulary, hidden) -> (..., vocabulary)."""
+    def forward(
+        self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary hidden"]
+    ) -> Float[Tensor, "*rows vocabulary"]:
         return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, TechniqueError
@@ -162,15 +163,15 @@ class VisionLanguageModel(Model):
         """
         raise NotImplementedError
 
-    def answer_vector(self, given: Mapping[str, Any], encoded: Any) -> Tensor:
-        """What an answer is read from, (batch, size)."""
+    def answer_vector(self, given: Mapping[str, Any], encoded: Any) -> Float[Tensor, "batch size"]:
+        """What an answer is read from."""
         return need_pooler(encoded)
 
 
-def before_last(states: Tensor, real: Tensor | None) -> Tensor:
-    """The state of the last but one real token, (batch, length, hidden) -> (batch, hidden): the
-    word before the closing [SEP].
-    """
+def before_last(
+    states: Float[Tensor, "batch length hidden"], real: Bool[Tensor, "batch length"] | None
+) -> Float[Tensor, "batch hidden"]:
+    """The state of the last but one real token: the word before the closing [SEP]."""
     if real is None:
         return states[:, -2]
     counted = real.cumsum(1)  # 1, 2, ... along the real tokens
@@ -179,7 +180,7 @@ def before_last(states: Tensor, real: Tensor | None) -> Tensor:
     return states.gather(1, where[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)
 
 
-def need_pooler(encoded: Encoded | Streams) -> Tensor:
+def need_pooler(encoded: Encoded | Streams) -> Float[Tensor, "batch pooled"]:
     """The pooled output, or an InputError that says why there is none."""
     if encoded.pooler_output is None:
         raise InputError(
