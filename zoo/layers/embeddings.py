@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -132,6 +133,29 @@ class TextEmbeddings(nn.Module):
         if position_ids.shape[0] != 1 or position_ids.shape[1] != tokens.shape[1]:
             same_shape(position_ids, tokens, "position_ids")
         return self.position(position_ids)
+
+
+class EmbeddingSizes(Protocol):
+    """What `text_embeddings_of` reads from a config; most text models' configs have these fields."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+    @property
+    def num_segments(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+
+
+def text_embeddings_of(c: EmbeddingSizes) -> TextEmbeddings:
+    """BERT's embeddings at the sizes of a config."""
+    norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+    return TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
 
 
 class FactorizedTable(nn.Embedding):
