@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.errors import InputError, TechniqueError
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.init import initialise
-from zoo.layers.padding import Padding, packing_enabled
+from zoo.layers.padding import Padding, packing_enabled, padding_like
 from zoo.models.base.config import Config
 from zoo.models.base.outputs import Encoded, Joint, Streams
 from zoo.models.base.sites import Site, _sites
@@ -105,8 +105,7 @@ class Model(nn.Module):
         mask, lengths = given.get(name), given.get(count)
         if reading.mask is not None:
             mask, lengths = reading.mask(self, given, encoded)
-        grid = (states.shape[0], states.shape[1])
-        return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name, device=states.device)
+        return padding_like(states, mask, lengths, pack=pack, name=name)
 
     @property
     def hidden_size(self) -> int:
