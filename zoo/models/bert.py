@@ -22,7 +22,7 @@ from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import masked_lm_of
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
-from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, Term
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, PretrainingTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Bert(TextEncoder):
         "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
-    pretraining: ClassVar[tuple[Term, ...]] = (MASKED_LM, NEXT_SENTENCE)
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = (MASKED_LM, NEXT_SENTENCE)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)

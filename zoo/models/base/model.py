@@ -20,7 +20,7 @@ from zoo.models.base.config import Config
 from zoo.models.base.outputs import Encoded, Joint, Streams
 from zoo.models.base.sites import Site, _sites
 from zoo.registry.inputs import INPUTS, Input, InputTable
-from zoo.registry.terms import Term
+from zoo.registry.terms import PretrainingTerm
 from zoo.registry.variants import TEXT_INPUTS
 
 HeadFactory = Callable[[Any], nn.Module]
@@ -68,7 +68,7 @@ class Model(nn.Module):
     reads_first: ClassVar[frozenset[str]] = frozenset()
     offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
     """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
-    pretraining: ClassVar[tuple[Term, ...]] = ()  # the terms of its objective
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
     own_inputs: ClassVar[tuple[Input, ...]] = ()  # rows for `inputs` that the common table lacks
     input_table: ClassVar[InputTable] = INPUTS  # the common table with them
     # common properties that the paper's own model breaks, each with its reason
