@@ -211,7 +211,8 @@ def scores(family: Family, model: Any, data: Data, pictures: Pictures) -> Tensor
     found = []
     for row in data.ids(pictures.names):
         words = torch.tensor([row])
-        matching = model.match(model.model(words if family.broadcasts else words.expand(len(pictures), -1), **seen))
+        encoded = model.model(words if family.broadcasts else words.expand(len(pictures), -1), **seen)
+        matching = model.heads["image_text_matching"](encoded.pooler_output)
         found.append(matching[:, family.match] - matching[:, 1 - family.match])
     return torch.stack(found)
 

@@ -20,10 +20,6 @@ from zoo.techniques.base import Technique, technique_class
 PACKAGE = Path(zoo.__file__).parent
 
 
-STILL_SHARED = {"MaskedLM", "MultipleChoice", "Pretraining", "SpanMasking"}
-"""Names that two rooms still give to two classes; the set may only shrink."""
-
-
 def test_a_class_has_its_public_name_for_itself():
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -31,8 +27,7 @@ def test_a_class_has_its_public_name_for_itself():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name].append(str(path.relative_to(PACKAGE)))
     assert len(found) > 400
-    twins = {name: files for name, files in found.items() if len(files) > 1}
-    assert {name: files for name, files in twins.items() if name not in STILL_SHARED} == {}
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}
 
 
 def test_the_names_of_zoo_are_the_same_to_users_to_dir_and_to_type_checkers():

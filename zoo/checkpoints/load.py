@@ -46,8 +46,8 @@ class LoadReport:
         lines += [f"  left out {name}: {why}" for name, why in self.left_out.items()]
         lines += [f"  starts at random: {name}" for name in self.random]
         lines += [
-            f"  {name}: this checkpoint has {theirs!r} where the variant has {ours!r}"
-            for name, (ours, theirs) in self.differs.items()
+            f"  {name}: this checkpoint has {stored!r} where the variant has {named!r}"
+            for name, (named, stored) in self.differs.items()
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 

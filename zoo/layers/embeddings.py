@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -134,6 +135,29 @@ class TextEmbeddings(nn.Module):
         return self.position(position_ids)
 
 
+class EmbeddingSizes(Protocol):
+    """What `text_embeddings_of` reads from a config; most text models' configs have these fields."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+    @property
+    def num_segments(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+
+
+def text_embeddings_of(c: EmbeddingSizes) -> TextEmbeddings:
+    """BERT's embeddings at the sizes of a config."""
+    norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+    return TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
+
+
 class FactorizedTable(nn.Embedding):
     """``(E P)[t]``: a narrow table and what widens it. `table` is the product, which tied decoders
     read.
@@ -159,7 +183,7 @@ class NarrowTable(nn.Embedding):
 
     def __init__(self, num_embeddings: int, size: int, projection: nn.Linear) -> None:
         super().__init__(num_embeddings, size)
-        object.__setattr__(self, "widen", projection)  # borrowed, see `zoo.layers.sharing`
+        object.__setattr__(self, "widen", projection)  # borrowed, not registered twice
 
     @property
     def table(self) -> Float[Tensor, "vocabulary output_size"]:

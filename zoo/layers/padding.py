@@ -223,6 +223,20 @@ def _reorder(stream: Padding, order: tuple[int, ...], counts: Sequence[int], dev
     return Packed(old.index[moved], order, lengths, stream.grid, positions)
 
 
+def padding_like(
+    states: Tensor,
+    mask: Tensor | None,
+    lengths: Sequence[int] | None = None,
+    *,
+    pack: bool = True,
+    name: str = "attention_mask",
+    ranks: Tensor | None = None,
+) -> Padding:
+    """The padding of states (batch, length, ...), planned on their device: see `Padding.of`."""
+    grid = (states.shape[0], states.shape[1])
+    return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name, device=states.device, ranks=ranks)
+
+
 def carried(
     x: Shaped[Tensor, "*rows size"], source: Padding | None, target: Padding | None
 ) -> Shaped[Tensor, "*target_rows size"]:

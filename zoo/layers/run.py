@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo.layers.masks import Mask, Pattern, cross_mask
 from zoo.layers.outputs import Encoded
-from zoo.layers.padding import Padding, together
+from zoo.layers.padding import Padding, padding_like, together
 from zoo.layers.trace import Trace
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ class Run:
         name: str = "attention_mask",
         ranks: Int[Tensor, "batch length"] | None = None,
     ) -> None:
-        grid = (x.shape[0], x.shape[1])
-        padding = Padding.of(
-            attention_mask, grid, lengths=lengths, pack=not attentions, name=name, device=x.device, ranks=ranks
-        )
+        padding = padding_like(x, attention_mask, lengths, pack=not attentions, name=name, ranks=ranks)
         self._start(x, padding, Trace(hidden_states, attentions))
 
     def _start(self, x: Float[Tensor, "batch length hidden"], padding: Padding, trace: Trace) -> None:
@@ -77,8 +74,7 @@ class Run:
         wants = self.trace.hidden_states is not None, self.trace.wants_attentions
         x, pack = change(x), packed is not None or real is None
         new = Run.__new__(Run)
-        grid = (x.shape[0], x.shape[1])
-        new._start(x, Padding.of(real, grid, lengths=lengths, pack=pack, device=x.device), Trace(*wants))
+        new._start(x, padding_like(x, real, lengths, pack=pack), Trace(*wants))
         new._earlier = self
         return new
 

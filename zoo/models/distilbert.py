@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from zoo.layers import Attention, EncoderBlock, FeedForward, ReluPooler, Stack, TextEmbeddings
 from zoo.layers.feed_forward import check_activation
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
 
@@ -65,9 +65,7 @@ class DroppedFeedForward(FeedForward):
 class DistilBert(TextEncoder):
     Config = DistilBertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
     }
     inputs = ("input_ids", "attention_mask", "position_ids")
 

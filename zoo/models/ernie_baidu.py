@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from zoo.errors import InputError
 from zoo.layers import Encoded, FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.embeddings import check_ids, same_shape
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.models.base.config import check_positive
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
@@ -94,9 +94,7 @@ class ErnieEmbeddings(TextEmbeddings):
 class Ernie(TextEncoder):
     Config = ErnieConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     pretraining = (MASKED_LM, NEXT_SENTENCE)

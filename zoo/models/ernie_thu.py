@@ -34,13 +34,13 @@ from zoo.layers import (
     FirstTokenPooler,
     Run,
     Stack,
-    TextEmbeddings,
     activation,
     bert_block_of,
     post_norm,
+    text_embeddings_of,
 )
 from zoo.layers.feed_forward import check_choice
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads
 from zoo.models.base.model import Reading
@@ -183,9 +183,7 @@ class MaskedEntityHead(nn.Module):
 class ErnieThu(TextEncoder):
     Config = ErnieThuConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
         "masked_entity": MaskedEntityHead,
     }
@@ -201,10 +199,7 @@ class ErnieThu(TextEncoder):
     def __init__(self, config: ErnieThuConfig) -> None:
         super().__init__(config)
         c = config
-        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
-        )
+        self.embeddings = text_embeddings_of(c)
         kinds = c.layer_types + ("sim",) * (c.num_layers - len(c.layer_types))
         self.encoder = EntityStack([self._block(kind, c) for kind in kinds])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None

@@ -11,7 +11,7 @@ of the text:
 
 Two sources: Wikipedia (after block 9, E = 300, margin loss) and WordNet (after block 10, E = 200,
 softmax; an entity is a frozen vector and its part of speech, projected). Candidates come with the
-text: `Candidates`, from `zoo.data.knowledge.candidate_mentions`.
+text: `Candidates`, from `zoo.data.knowledge.lexicon.candidate_mentions`.
 
 Traps: a span's last token is included. Norms of the KAR have eps 1e-5, those of its blocks 1e-12.
 The null entity is the table's raw row. A text without mentions is changed too: it looks at one
@@ -39,12 +39,12 @@ from zoo.layers import (
     Mask,
     Run,
     Stack,
-    TextEmbeddings,
     bert_block,
     post_norm,
+    text_embeddings_of,
 )
 from zoo.layers.feed_forward import check_choice
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads, check_positive, free
 from zoo.models.base.model import Reading
@@ -286,9 +286,7 @@ def _block(
 class KnowBert(TextEncoder):
     Config = KnowBertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     offers = {**TextEncoder.offers, "entities": Reading(lambda e: e.links), "mentions": Reading(lambda e: e.links)}
@@ -299,10 +297,7 @@ class KnowBert(TextEncoder):
     def __init__(self, config: KnowBertConfig) -> None:
         super().__init__(config)
         c = config
-        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
-        )
+        self.embeddings = text_embeddings_of(c)
         blocks = [
             _block(c, c.hidden_size, c.num_heads, c.intermediate_size, c.activation, c.norm_eps)
             for _ in range(c.num_layers)

@@ -49,7 +49,7 @@ from zoo.layers import (
 )
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
-from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
+from zoo.layers.heads import AnswerHead, RegionHead, masked_lm_of
 from zoo.layers.padding import carried
 from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import Config, check_heads, check_positive, free
@@ -286,9 +286,7 @@ def image_block(c: ViLBertConfig) -> nn.Module:
 class ViLBert(VisionLanguageModel):
     Config = ViLBertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "masked_region": lambda c: RegionHead(c.image_hidden_size, c.region_target_size, c.activation, c.norm_eps),
         "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
     }

@@ -30,7 +30,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.layers import FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.feed_forward import check_activation
-from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
+from zoo.layers.heads import RegionToPhraseHead, masked_lm_of
 from zoo.layers.padding import Part, first_columns, joined
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.model import VisionLanguageModel, before_last
@@ -132,9 +132,7 @@ class JointEmbeddings(TextEmbeddings):
 class VisualBert(VisionLanguageModel):
     Config = VisualBertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "image_text_matching": lambda c: nn.Linear(c.hidden_size, 2),
         "region_to_phrase": lambda c: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads),
     }

@@ -48,7 +48,7 @@ from zoo.layers.init import truncated_normal
 from zoo.layers.shapes import Bias, Rows
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
-from zoo.registry.terms import MASKED_LM, Term
+from zoo.registry.terms import MASKED_LM, PretrainingTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class Xlm(TextEncoder):
     Config = XlmConfig
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "language_ids", "position_ids")
     heads = {"masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings)}
-    pretraining: ClassVar[tuple[Term, ...]] = (MASKED_LM,)
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = (MASKED_LM,)
 
     def __init__(self, config: XlmConfig) -> None:
         super().__init__(config)

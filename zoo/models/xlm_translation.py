@@ -29,7 +29,7 @@ from zoo.models.base.config import free
 from zoo.models.base.model import Reading
 from zoo.models.base.outputs import Seq2Seq
 from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
-from zoo.registry.terms import Term
+from zoo.registry.terms import PretrainingTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class XlmTranslation(Xlm):
         "masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
     }
     offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
-    pretraining: ClassVar[tuple[Term, ...]] = ()  # two pre-trained models start it
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # two pre-trained models start it
 
     def __init__(self, config: XlmTranslationConfig) -> None:
         super().__init__(config)

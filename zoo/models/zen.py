@@ -6,7 +6,7 @@ that occur in the text.
 
 M[t, j] = 1 where n-gram j covers character t. The sum is not divided, no norm follows it, and past
 the n-gram encoder's last layer its states are added again in every layer.
-`zoo.data.knowledge.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator`
+`zoo.data.knowledge.ngrams.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator`
 makes the batch.
 
 Traps: the scripts that fine-tuned the released models handed over neither masks nor segments:
@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
-from zoo.layers import Encoded, EncoderBlock, FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
+from zoo.layers import Encoded, EncoderBlock, FirstTokenPooler, Run, Stack, bert_block_of, text_embeddings_of
 from zoo.layers.embeddings import check_ids, same_shape
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_positive
 from zoo.models.base.outputs import WithEntities
@@ -100,9 +100,7 @@ class ZenStack(Stack):
 class Zen(TextEncoder):
     Config = ZenConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     pretraining = (MASKED_LM, NEXT_SENTENCE)
@@ -113,10 +111,7 @@ class Zen(TextEncoder):
     def __init__(self, config: ZenConfig) -> None:
         super().__init__(config)
         c = config
-        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
-        )
+        self.embeddings = text_embeddings_of(c)
         self.encoder = ZenStack([self._block(c) for _ in range(c.num_layers)])
         self.ngram_embeddings = NGramEmbeddings(c)
         self.ngram_encoder = Stack([self._block(c) for _ in range(c.num_ngram_layers)]) if c.num_ngram_layers else None

@@ -84,7 +84,9 @@ SPECS = (
     _spec("token-classification", "text", "text:TokenClassification", "a label for each token", num_labels=2),
     _spec("question-answering", "text", "text:QuestionAnswering", "the span that answers a question"),
     _spec("multiple-choice", "pooled", "text:MultipleChoice", "the right one of several texts"),
-    _spec("multiple-choice", "fused", "vision:MultipleChoice", "the right one of several texts or pictures (VCR)"),
+    _spec(
+        "multiple-choice", "fused", "vision:VisionMultipleChoice", "the right one of several texts or pictures (VCR)"
+    ),
     _spec(
         "conditional-generation",
         "target",

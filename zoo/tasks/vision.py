@@ -172,11 +172,11 @@ class VisualQuestionAnswering(VisionTask):
         return TaskOutput(loss, {} if loss is None else {"answer": loss}, logits, encoded=encoded)
 
 
-class MultipleChoice(VisionTask, text.MultipleChoice):
+class VisionMultipleChoice(VisionTask, text.MultipleChoice):
     """The right one of several pairs of words and picture: ``logits`` (batch, choices)."""
 
 
-class Retrieval(MultipleChoice):
+class Retrieval(VisionMultipleChoice):
     """How well words and picture match: ``logits`` (batch,), or (batch, choices) for inputs with
     choices, of which training tells one.
     """

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from zoo.errors import InputError, TechniqueError
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.init import initialise
-from zoo.layers.padding import Padding, packing_enabled
+from zoo.layers.padding import Padding, packing_enabled, padding_like
 from zoo.models.base.config import Config
 from zoo.models.base.outputs import Encoded, Joint, Streams
 from zoo.models.base.sites import Site, _sites
 from zoo.registry.inputs import INPUTS, Input, InputTable
-from zoo.registry.terms import Term
+from zoo.registry.terms import PretrainingTerm
 from zoo.registry.variants import TEXT_INPUTS
 
 HeadFactory = Callable[[Any], nn.Module]
@@ -68,7 +68,7 @@ class Model(nn.Module):
     reads_first: ClassVar[frozenset[str]] = frozenset()
     offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
     """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
-    pretraining: ClassVar[tuple[Term, ...]] = ()  # the terms of its objective
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
     own_inputs: ClassVar[tuple[Input, ...]] = ()  # rows for `inputs` that the common table lacks
     input_table: ClassVar[InputTable] = INPUTS  # the common table with them
     # common properties that the paper's own model breaks, each with its reason
@@ -105,8 +105,7 @@ class Model(nn.Module):
         mask, lengths = given.get(name), given.get(count)
         if reading.mask is not None:
             mask, lengths = reading.mask(self, given, encoded)
-        grid = (states.shape[0], states.shape[1])
-        return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name, device=states.device)
+        return padding_like(states, mask, lengths, pack=pack, name=name)
 
     @property
     def hidden_size(self) -> int:

@@ -47,10 +47,10 @@ def matthews_correlation(predictions: Tensor, labels: Tensor) -> float:
     """
     _same_length(predictions, labels)
     classes = torch.cat([predictions, labels]).unique()
-    ours = (predictions[:, None] == classes).double()  # (examples, classes)
-    theirs = (labels[:, None] == classes).double()
-    covariance = len(labels) * (ours * theirs).sum() - ours.sum(0) @ theirs.sum(0)
-    spread = [len(labels) ** 2 - side.sum(0).square().sum() for side in (ours, theirs)]
+    predicted = (predictions[:, None] == classes).double()  # (examples, classes)
+    expected = (labels[:, None] == classes).double()
+    covariance = len(labels) * (predicted * expected).sum() - predicted.sum(0) @ expected.sum(0)
+    spread = [len(labels) ** 2 - side.sum(0).square().sum() for side in (predicted, expected)]
     return float(covariance / (spread[0] * spread[1]).sqrt()) if spread[0] * spread[1] > 0 else 0.0
 
 
@@ -127,13 +127,13 @@ def answer_f1(
     """F1 of the two bags of words. Two empty answers score 0 (SQuAD 1.1, MLQA), or 1 with
     ``empty_matches`` (SQuAD 2.0).
     """
-    ours, theirs = normalize(prediction).split(), normalize(answer).split()
-    if empty_matches and not (ours and theirs):
-        return float(ours == theirs)
-    common = sum((Counter(ours) & Counter(theirs)).values())
+    predicted, expected = normalize(prediction).split(), normalize(answer).split()
+    if empty_matches and not (predicted and expected):
+        return float(predicted == expected)
+    common = sum((Counter(predicted) & Counter(expected)).values())
     if not common:
         return 0.0
-    precision, recall = common / len(ours), common / len(theirs)
+    precision, recall = common / len(predicted), common / len(expected)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -310,11 +310,11 @@ def span_scores(predictions: Sequence[Sequence[str]], labels: Sequence[Sequence[
     """
     if [len(sentence) for sentence in predictions] != [len(sentence) for sentence in labels]:
         raise InputError("predictions and labels must have the same sentences of the same lengths")
-    ours = {(number, span) for number, sentence in enumerate(predictions) for span in tag_spans(sentence)}
-    theirs = {(number, span) for number, sentence in enumerate(labels) for span in tag_spans(sentence)}
-    correct = len(ours & theirs)
-    precision = correct / len(ours) if ours else 0.0
-    recall = correct / len(theirs) if theirs else 0.0
+    predicted = {(number, span) for number, sentence in enumerate(predictions) for span in tag_spans(sentence)}
+    expected = {(number, span) for number, sentence in enumerate(labels) for span in tag_spans(sentence)}
+    correct = len(predicted & expected)
+    precision = correct / len(predicted) if predicted else 0.0
+    recall = correct / len(expected) if expected else 0.0
     f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
     return {"precision": precision, "recall": recall, "f1": f1}
 

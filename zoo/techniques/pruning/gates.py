@@ -64,7 +64,7 @@ class GatePruning(PlacedTechnique):
             extend(norm, GatedOutput)
             if number == 0:
                 norm.gate = self._gate(norm, len(norm.weight))
-            object.__setattr__(norm, "own_gate", norms[0].gate)  # one for all, see `zoo.layers.sharing`
+            object.__setattr__(norm, "own_gate", norms[0].gate)  # one for all, see `zoo.techniques.sharing`
         return None
 
     def _gate(self, part: Any, size: int) -> HardConcrete:
