@@ -29,6 +29,8 @@ RESULT = inspect.Parameter("result", inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 def install() -> None:
     """Check whatever is imported from the rooms from here on."""
+    if jaxtyping.config.jaxtyping_disable:
+        return
     assert not any(name.startswith(ROOMS) for name in sys.modules), "zoo was imported before the check of shapes"
     sys.meta_path.insert(0, Finder())
 

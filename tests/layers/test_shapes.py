@@ -19,6 +19,8 @@ from tests import shapes
 from zoo.errors import InputError
 from zoo.layers import FeedForward
 
+pytestmark = pytest.mark.skipif(jaxtyping.config.jaxtyping_disable, reason="the check of shapes is switched off")
+
 
 class Transposed(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
