@@ -294,11 +294,19 @@ def test_an_xlm_tokenizer_goes_out_as_its_own_files(tmp_path):
     from zoo.checkpoints.companions import write_tokenizer
     from zoo.tokenization import load_tokenizer
 
-    write_tokenizer(load_tokenizer(tmp_path / "from"), tmp_path / "from", {"max_positions": 16})
+    write_tokenizer(load_tokenizer(tmp_path / "from"), tmp_path / "from", 16)
     described = json.loads((tmp_path / "from" / "tokenizer_config.json").read_text())
     assert (described["tokenizer_class"], described["model_max_length"]) == ("XLMTokenizer", 16)
     assert json.loads((tmp_path / "from" / "vocab.json").read_text()) == {t: n for n, t in enumerate(vocabulary)}
     assert (tmp_path / "from" / "merges.txt").read_text().splitlines() == ["a b</w>"]
+
+
+@pytest.mark.parametrize(("name", "longest"), [("bert-base", 16), ("roberta-base", 14)])
+def test_a_tokenizer_without_a_length_takes_the_models(name, longest, tmp_path):
+    zoo.save(tiny("sentence-embedding", name), tmp_path / "ours", word_pieces(None))
+    zoo.convert(tmp_path / "ours", tmp_path / "theirs", to=MODELS[name])
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs").model_max_length == longest
+    assert json.loads((tmp_path / "theirs" / "sentence_bert_config.json").read_text())["max_seq_length"] == longest
 
 
 def test_without_a_tokenizer_the_report_says_so(tmp_path):

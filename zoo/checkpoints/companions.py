@@ -55,21 +55,21 @@ def write_companions(checkpoint: Checkpoint, keymap: KeyMap, folder: Path) -> li
     """The files beside a converted checkpoint's tensors. -> remarks on what they can't say."""
     if "architectures" not in keymap.config.task:
         return []  # not a layout of those libraries
-    source = folder_of(checkpoint.source)
-    tokenizer, notes = None, list[str]()
+    source, config = folder_of(checkpoint.source), checkpoint.blueprint.config
+    longest, notes = getattr(config, "longest", getattr(config, "max_positions", None)), list[str]()
     if source is not None and (source / SAVED_BACKEND).is_file():
         tokenizer = load_tokenizer(source)
-        notes += write_tokenizer(tokenizer, folder, checkpoint.config)
+        longest = tokenizer.max_length or longest
+        notes += write_tokenizer(tokenizer, folder, longest)
     else:
         notes.append(f"no {SAVED_BACKEND} lies beside the source, so no tokenizer was written")
     own = checkpoint.blueprint.task == "sentence-embedding"
     if options := checkpoint.blueprint.options if own else checkpoint.hints_for("sentence-embedding"):
-        longest = tokenizer.max_length if tokenizer is not None else None
-        write_modules(folder, options, checkpoint.config, longest)
+        write_modules(folder, options, config.hidden_size, longest)
     return notes
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> list[str]:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None) -> list[str]:
     """A tokenizer as transformers reads it: ``tokenizer.json`` and the generic class that takes it as
     it is; for XLM, whose words are made before, its own class and files.
     """
@@ -79,7 +79,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any
         tokens |= {"bos_token": "<s>", "eos_token": "</s>"}
     about: dict[str, Any] = {"tokenizer_class": FAST_TOKENIZER, "model_input_names": list(tokenizer.inputs), **tokens}
     about["clean_up_tokenization_spaces"] = False
-    if (longest := tokenizer.max_length or config.get("max_positions")) is not None:
+    if longest is not None:
         about["model_max_length"] = longest
     notes = []
     if step.name == "xlm":
@@ -103,7 +103,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any
     return notes
 
 
-def write_modules(folder: Path, options: Mapping[str, Any], config: Mapping[str, Any], longest: int | None) -> None:
+def write_modules(folder: Path, options: Mapping[str, Any], size: int, longest: int | None) -> None:
     """A sentence encoder as sentence-transformers reads it: the model, its pooling, its norm."""
     kinds = ["Transformer", "Pooling", *(["Normalize"] if options.get("normalize", True) else [])]
     modules = [
@@ -116,11 +116,10 @@ def write_modules(folder: Path, options: Mapping[str, Any], config: Mapping[str,
         for place, kind in enumerate(kinds)
     ]
     chosen = options.get("pooling", "mean")
-    pooling = {"word_embedding_dimension": config["hidden_size"]}
+    pooling: dict[str, Any] = {"word_embedding_dimension": size}
     pooling |= {key: own == chosen for own, key in POOLING_KEYS.items()}
     _write_json(folder / "modules.json", modules)
     _write_json(folder / "1_Pooling" / "config.json", {**pooling, "pooling_mode_mean_sqrt_len_tokens": False})
-    longest = longest or config.get("max_positions")  # type: ignore[assignment]
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
 
 
