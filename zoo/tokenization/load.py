@@ -15,7 +15,13 @@ import tokenizers
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
 from zoo.tokenization.files import guarded, parse_json, read_json_object, read_text, read_vocab_json, read_vocab_lines
-from zoo.tokenization.sentencepiece_file import CONTROL, USER_DEFINED, read_sentencepiece, rules_of
+from zoo.tokenization.sentencepiece_file import (
+    CONTROL,
+    USER_DEFINED,
+    SentencePieceModel,
+    read_sentencepiece,
+    rules_of,
+)
 from zoo.tokenization.tokenizer import (
     KNOWN_INPUTS,
     SAVED_BACKEND,
@@ -43,7 +49,8 @@ def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) ->
     ``spec`` has one key that names the kind and its file or files (relative to the folder), and
     options beside it: ``{"json": "tokenizer.json"}``, ``{"wordpiece": "vocab.txt", "lower_case":
     True}``, ``{"smiles": "vocab.txt"}``, ``{"sentencepiece": "spiece.model", "rules": "albert" |
-    "xlm-roberta" | "plain"}``, ``{"bpe": ["vocab.json", "merges.txt"], "rules": "gpt2" | "roberta"
+    "rembert" | "xlm-roberta" | "mbart" | "mbart-50" | "plain"}``, mBART's with ``"language":
+    "ro_RO"`` for the language of the texts, ``{"bpe": ["vocab.json", "merges.txt"], "rules": "gpt2" | "roberta"
     | "clip"}``, with ``"dict": "dict.txt"`` for fairseq's id order, ``{"clip":
     "bpe_simple_vocab_16e6.txt.gz"}``, ``{"fairseq": "dict.txt", "level": "word" | "character"}``,
     ``{"xlm": {"vocab": "vocab.json", "merges": "merges.txt"}, "language": "en"}`` or ``{"xlm":
@@ -84,6 +91,13 @@ class Hints:
             raise CheckpointError(
                 f"{self.folder / 'tokenizer_config.json'}: {name} must be true, false or null, got {value!r}"
             )
+        return value
+
+    def word(self, name: str) -> str | None:
+        """A string of tokenizer_config.json; None where it is absent or null."""
+        value = self.tokenizer_config.get(name)
+        if value is not None and not isinstance(value, str):
+            raise CheckpointError(f"{self.folder / 'tokenizer_config.json'}: {name} must be a string, got {value!r}")
         return value
 
     def token(self, role: str) -> str | None:
@@ -226,38 +240,51 @@ def from_smiles(folder: Path, name: object, options: dict[str, Any], hints: Hint
     )
 
 
-SENTENCEPIECE_RULES = ("plain", "albert", "xlm-roberta")
+# the rules for a .model, and the options that go with each
+SENTENCEPIECE_RULES = {
+    "plain": {"frame", "special"},
+    "albert": {"lower_case", "keep_accents", "digit_comma", "special"},
+    "rembert": {"lower_case", "keep_accents", "special"},
+    "xlm-roberta": set(),
+    "mbart": {"language"},
+    "mbart-50": {"language"},
+}
+
+
+def sentencepiece_rules(model: SentencePieceModel, name: str, hints: Hints) -> str:
+    """The rules that the files beside a .model, its own pieces or its name speak for."""
+    if hints.speaks_of("mbart", "mbart50"):
+        # fairseq's order puts one piece in front; mBART-50 has 52 languages and <mask> behind
+        fifty = hints.config.get("vocab_size") == len(model.pieces) + 1 + 52 + 1
+        return "mbart-50" if hints.speaks_of("mbart50") or fifty else "mbart"
+    for family in ("albert", "rembert"):
+        if hints.speaks_of(family):
+            return family
+    if hints.speaks_of("xlm-roberta", "xlm-roberta-xl", "xlmroberta") or name == "sentencepiece.bpe.model":
+        return "xlm-roberta"
+    fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
+    return "plain" if hints.family or not fixed.issuperset({"[CLS]", "[SEP]", "[MASK]"}) else "albert"
 
 
 def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
     path = inside(folder, name, "sentencepiece")
     switches = dict.fromkeys(("lower_case", "keep_accents", "digit_comma"), (bool,))
-    options = take(options, {**COMMON, **switches, "rules": (str,), "frame": (str,)}, "sentencepiece")
+    words = dict.fromkeys(("rules", "frame", "language"), (str,))
+    options = take(options, {**COMMON, **switches, **words}, "sentencepiece")
     model = read_sentencepiece(path)
-    fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
-    rules = options.get("rules")
-    if rules is None:
-        if hints.speaks_of("albert"):
-            rules = "albert"
-        elif hints.speaks_of("xlm-roberta", "xlmroberta") or path.name == "sentencepiece.bpe.model":
-            rules = "xlm-roberta"
-        elif hints.family or not fixed.issuperset({"[CLS]", "[SEP]", "[MASK]"}):
-            rules = "plain"
-        else:
-            rules = "albert"
+    rules = options.get("rules") or sentencepiece_rules(model, path.name, hints)
     if rules not in SENTENCEPIECE_RULES:
         raise unknown("rules for a sentencepiece tokenizer", rules, SENTENCEPIECE_RULES)
-    only = {
-        "albert": {"lower_case", "keep_accents", "digit_comma", "special"},
-        "plain": {"frame", "special"},
-        "xlm-roberta": set(),
-    }[rules]
-    for option in ("lower_case", "keep_accents", "digit_comma", "frame", "special"):
-        if option in options and option not in only:
+    for option in options:
+        if option not in SENTENCEPIECE_RULES[rules] | {"rules", "max_length"}:
             raise ConfigError(f"the option {option} does not go with the rules {rules!r} of a sentencepiece tokenizer")
     max_length = options.get("max_length", hints.max_length)
     if rules == "xlm-roberta":
         return sentence_piece.xlm_roberta(model, max_length=max_length)
+    if rules.startswith("mbart"):
+        language = options.get("language") or hints.word("src_lang") or "en_XX"
+        fifty = rules == "mbart-50"
+        return sentence_piece.mbart(model, language=language, fifty=fifty, max_length=max_length)
     default = replace(roles_among(model.pieces.__contains__), unk=model.pieces[model.unk_id])
     special = special_of(options, default, hints)
     if rules == "plain":
@@ -265,6 +292,14 @@ def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hint
         special = replace(special, **dict.fromkeys(absent), pad_id=None)
         return sentence_piece.plain(model, frame=options.get("frame", "none"), special=special, max_length=max_length)
     lower, keep = hints.flag("do_lower_case"), hints.flag("keep_accents")
+    if rules == "rembert":
+        return sentence_piece.rembert(
+            model,
+            lower_case=options.get("lower_case", bool(lower)),
+            keep_accents=options.get("keep_accents", True if keep is None else keep),
+            special=special,
+            max_length=max_length,
+        )
     return sentence_piece.albert(
         model,
         lower_case=options.get("lower_case", True if lower is None else lower),
