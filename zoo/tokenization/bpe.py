@@ -93,13 +93,18 @@ def bpe_model(
 
 
 def gpt2(
-    vocab: Mapping[str, int], merges: Sequence[Merge], *, max_length: int | None = None, what: str = "the vocabulary"
+    vocab: Mapping[str, int],
+    merges: Sequence[Merge],
+    *,
+    add_prefix_space: bool = False,
+    max_length: int | None = None,
+    what: str = "the vocabulary",
 ) -> Tokenizer:
     """GPT-2: bytes as letters, merged inside words that keep the blank before them; nothing is
-    added around a text.
+    added around a text. ``add_prefix_space``: the first word is one like the others.
     """
     backend = tokenizers.Tokenizer(bpe_model(vocab, merges, what))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     end = "<|endoftext|>" if "<|endoftext|>" in vocab else None
@@ -112,16 +117,17 @@ def roberta(
     vocab: Mapping[str, int],
     merges: Sequence[Merge],
     *,
+    add_prefix_space: bool = False,
     special: SpecialTokens = ROBERTA_SPECIAL,
     max_length: int | None = None,
     what: str = "the vocabulary",
 ) -> Tokenizer:
     """RoBERTa: GPT-2's pieces in another id order; <s> a </s>, or <s> a </s></s> b </s>, without
-    segments.
+    segments. ``add_prefix_space``: the first word is one like the others.
     """
     special = present(vocab, special, what)
     backend = tokenizers.Tokenizer(bpe_model(vocab, merges, what))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = roberta_frame(special, vocab)
     add_special(backend, special, mask_takes_space=True)

@@ -15,6 +15,7 @@ import tokenizers
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
 from zoo.tokenization.files import guarded, parse_json, read_json_object, read_text, read_vocab_json, read_vocab_lines
+from zoo.tokenization.hints import ROLE_NAMES, Hints, add_tokens, apply_options, roles_among
 from zoo.tokenization.sentencepiece_file import (
     CONTROL,
     USER_DEFINED,
@@ -32,15 +33,7 @@ from zoo.tokenization.tokenizer import (
     Tokenizer,
 )
 
-MAX_SANE_LENGTH = 1_000_000  # configs write "no limit" as 10^30
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-ROLE_NAMES = {
-    "pad": ("[PAD]", "<pad>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-    "unk": ("[UNK]", "<unk>"),
-}
 
 
 def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -68,71 +61,16 @@ def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) ->
     if len(kinds) != 1:
         raise ConfigError(f"a tokenizer spec names one kind of {', '.join(sorted(KINDS))}; got {dict(spec)!r}")
     options = {key: value for key, value in spec.items() if key != kinds[0]}
-    return KINDS[kinds[0]](folder, spec[kinds[0]], options, hints)
+    tokenizer = KINDS[kinds[0]](folder, spec[kinds[0]], options, hints)
+    if not (kinds[0] == "json" and saved_by_us(folder, spec["json"])):
+        add_tokens(tokenizer, hints)
+        tokenizer.truncation_side = hints.truncation_side or tokenizer.truncation_side
+    return tokenizer
 
 
-class Hints:
-    """What the JSON files beside a vocabulary say about it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.tokenizer_config = self._read("tokenizer_config.json")
-        self.special_map = self._read("special_tokens_map.json")
-        self.config = self._read("config.json")
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        return read_json_object(path) if path.is_file() else {}
-
-    def flag(self, name: str) -> bool | None:
-        """A switch of tokenizer_config.json; None where it is absent or null."""
-        value = self.tokenizer_config.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise CheckpointError(
-                f"{self.folder / 'tokenizer_config.json'}: {name} must be true, false or null, got {value!r}"
-            )
-        return value
-
-    def word(self, name: str) -> str | None:
-        """A string of tokenizer_config.json; None where it is absent or null."""
-        value = self.tokenizer_config.get(name)
-        if value is not None and not isinstance(value, str):
-            raise CheckpointError(f"{self.folder / 'tokenizer_config.json'}: {name} must be a string, got {value!r}")
-        return value
-
-    def token(self, role: str) -> str | None:
-        for source in (self.tokenizer_config, self.special_map):
-            value = source.get(f"{role}_token")
-            if isinstance(value, Mapping):
-                value = value.get("content")
-            if isinstance(value, str):
-                return value
-        return None
-
-    def special(self, default: SpecialTokens) -> SpecialTokens:
-        return SpecialTokens(
-            **{role: self.token(role) or getattr(default, role) for role in ROLE_NAMES}, pad_id=default.pad_id
-        )
-
-    @property
-    def family(self) -> str:
-        """The model_type of config.json, empty where there is none."""
-        value = self.config.get("model_type")
-        return value if isinstance(value, str) else ""
-
-    def speaks_of(self, *families: str) -> bool:
-        """Whether model_type is one of the families, or the class of the tokenizer is named after
-        one.
-        """
-        kind = str(self.tokenizer_config.get("tokenizer_class", "")).lower()
-        return self.family in families or kind.removesuffix("fast").removesuffix("tokenizer") in families
-
-    @property
-    def max_length(self) -> int | None:
-        value = self.tokenizer_config.get("model_max_length")
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_SANE_LENGTH:
-            return value
-        return None
+def saved_by_us(folder: Path, name: object) -> bool:
+    """Whether ``Tokenizer.save`` wrote the tokenizer.json and what stands beside it."""
+    return name == SAVED_BACKEND and (folder / SAVED_EXTRAS).is_file()
 
 
 def recognise(path: Path, hints: Hints) -> dict[str, Any]:
@@ -202,12 +140,6 @@ def special_of(options: dict[str, Any], default: SpecialTokens, hints: Hints) ->
     return SpecialTokens(**{role: named.get(role, getattr(found, role)) for role in known})
 
 
-def roles_among(known: Callable[[str], bool]) -> SpecialTokens:
-    """The usual special tokens that a vocabulary knows."""
-    found: dict[str, Any] = {role: next(filter(known, names), None) for role, names in ROLE_NAMES.items()}
-    return SpecialTokens(**found)
-
-
 COMMON: dict[str, tuple[type, ...]] = {"special": (Mapping,), "max_length": (int,)}  # type: ignore[type-abstract]
 
 
@@ -273,6 +205,9 @@ def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hint
     options = take(options, {**COMMON, **switches, **words}, "sentencepiece")
     model = read_sentencepiece(path)
     rules = options.get("rules") or sentencepiece_rules(model, path.name, hints)
+    space = hints.flag("add_prefix_space")
+    if space is not None and rules in ("albert", "rembert", "xlm-roberta"):
+        model = replace(model, add_dummy_prefix=space)
     if rules not in SENTENCEPIECE_RULES:
         raise unknown("rules for a sentencepiece tokenizer", rules, SENTENCEPIECE_RULES)
     for option in options:
@@ -343,10 +278,11 @@ def from_bpe(folder: Path, names: object, options: dict[str, Any], hints: Hints)
         vocab = bpe.reorder(vocab, symbols, options["dict"])
     if rules == "clip":
         return bpe.clip(vocab, merges, max_length=max_length or bpe.CLIP_LENGTH, what=str(path))
+    space = bool(hints.flag("add_prefix_space"))
     if rules == "gpt2":
-        return bpe.gpt2(vocab, merges, max_length=max_length, what=str(path))
+        return bpe.gpt2(vocab, merges, add_prefix_space=space, max_length=max_length, what=str(path))
     special = special_of(options, bpe.ROBERTA_SPECIAL, hints)
-    return bpe.roberta(vocab, merges, special=special, max_length=max_length, what=str(path))
+    return bpe.roberta(vocab, merges, add_prefix_space=space, special=special, max_length=max_length, what=str(path))
 
 
 def from_clip(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
@@ -396,11 +332,14 @@ def from_json(folder: Path, name: object, options: dict[str, Any], hints: Hints)
     for table in charsmaps_of(backend):  # a forged table is met here and not in the middle of a text
         rules_of(table)
     extras_path = folder / SAVED_EXTRAS
-    if extras_path.is_file() and path.name == SAVED_BACKEND:
+    if saved_by_us(folder, name):
         return from_saved(backend, read_json_object(extras_path), extras_path, options)
+    apply_options(backend, hints)
     known = roles_among(lambda token: backend.token_to_id(token) is not None)
     special, max_length = special_of(options, known, hints), options.get("max_length", hints.max_length)
-    return Tokenizer(backend, special=special, inputs=inputs_of(backend, hints), max_length=max_length)
+    side = "left" if (backend.truncation or {}).get("direction") == "left" else "right"
+    inputs = inputs_of(backend, hints)
+    return Tokenizer(backend, special=special, inputs=inputs, max_length=max_length, truncation_side=side)
 
 
 def charsmaps_of(backend: tokenizers.Tokenizer) -> list[bytes]:
@@ -481,7 +420,17 @@ def from_saved(
         pre_step = PRE_STEPS[name](step_options, backend)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the pre-step {name!r} cannot be built from its options: {error!r}") from error
-    return Tokenizer(backend, special=SpecialTokens(**special), pre_step=pre_step, inputs=inputs, max_length=max_length)
+    side = extras.get("truncation_side", "right")
+    if side not in ("left", "right"):
+        raise CheckpointError(f"{path}: truncation_side must be 'left' or 'right', got {side!r}")
+    return Tokenizer(
+        backend,
+        special=SpecialTokens(**special),
+        pre_step=pre_step,
+        inputs=inputs,
+        max_length=max_length,
+        truncation_side=side,
+    )
 
 
 KINDS: dict[str, Callable[[Path, object, dict[str, Any], Hints], Tokenizer]] = {
