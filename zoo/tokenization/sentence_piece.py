@@ -7,15 +7,16 @@ blank is put in front. All of it is honored here.
 
 The results equal those of the ``sentencepiece`` library, but for these gaps:
 
-- control pieces (``<s>``, ``[MASK]``) and user-defined symbols that the normalizer would change are
-  recognised inside a text, which then goes on as if it began anew; the library never sees them in a
-  text;
+- control pieces (``<s>``, ``[MASK]``) are recognised inside a text, which then goes on as if it
+  began anew; the library never sees them in a text;
 - the table is applied once by the library; here the ``Precompiled`` normalizer follows the exact
   step, so where a replacement and the next character together match again ("\ufb01" + circumflex ->
   "fi" + circumflex -> "f\u00ee") it is applied twice. This is the cause of all 102 differences in
   20,000 strings drawn from odd characters; text in 532 languages holds none;
 - unigram: where two cuts score alike to seven digits, single precision (the library) and double
   precision may prefer different ones: 2 of 61,576 paragraphs;
+- BPE with user-defined symbols: a word that is spelled as an unused, byte or unknown piece is that
+  piece where the library cuts it;
 - BPE: where two ways to build the same piece overlap, the library takes the leftmost and
   ``tokenizers`` the one listed first: none seen.
 """
@@ -167,10 +168,12 @@ def normalizer_of(
     """The model's own table between the steps ``before`` and ``after``, its treatment of blanks,
     and the blank in front.
     """
-    steps = list(before)
+    symbols = changed_symbols(model)
+    steps = [*before, *(normalizers.Replace(symbol, stand_in(number)) for number, symbol in enumerate(symbols))]
     if model.charsmap:
         make = lambda: normalizers.Precompiled(model.charsmap)  # noqa: E731
         steps.append(guarded(f"{model.what}: the normalizer's table is broken", CheckpointError, make))
+    steps += [normalizers.Replace(stand_in(number), symbol) for number, symbol in enumerate(symbols)]
     steps += [*after, normalizers.Replace(" ", SPACE)]
     if model.remove_extra_whitespaces:
         steps.append(normalizers.Replace(tokenizers.Regex(f"^{SPACE}+|{SPACE}+$"), ""))
@@ -178,6 +181,32 @@ def normalizer_of(
     if model.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     return normalizers.Sequence(steps)
+
+
+# --- user-defined symbols
+
+# 16 digits of the codes that stand for symbols while the table is applied: no characters, and never any
+DIGITS = [chr(0xFDD8 + digit) for digit in range(16)]
+END = "\ufdd7"
+
+
+def user_symbols(model: SentencePieceModel) -> list[str]:
+    """The user-defined symbols, the longest first: at each place of a text the longest is taken."""
+    found = [piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED]
+    return sorted(found, key=lambda piece: (-len(piece), piece))
+
+
+def changed_symbols(model: SentencePieceModel) -> list[str]:
+    """Those that hold something which the table would change."""
+    if not model.charsmap:
+        return []
+    starts = {key[0] for key in model.rules if key}
+    return [symbol for symbol in user_symbols(model) if starts & set(symbol)]
+
+
+def stand_in(number: int) -> str:
+    """A code for a symbol, which no text holds and no table changes."""
+    return "".join(DIGITS[int(digit, 16)] for digit in f"{number:x}") + END
 
 
 # --- the tokenizer
@@ -236,6 +265,7 @@ def build(
             f"{model.what} writes blanks behind words (treat_whitespace_as_suffix), which is not supported"
         )
     algorithm: models.Model
+    symbols = user_symbols(model) if model.algorithm != UNIGRAM else []
     problem = f"{model.what} is no usable model"
     if model.algorithm == UNIGRAM:
         algorithm = guarded(
@@ -246,14 +276,25 @@ def build(
         algorithm = guarded(
             problem,
             CheckpointError,
-            lambda: models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=model.byte_fallback),
+            lambda: models.BPE(
+                ids,
+                merges,
+                unk_token=unk,
+                fuse_unk=True,
+                byte_fallback=model.byte_fallback,
+                ignore_merges=any(len(symbol) > 1 for symbol in symbols),  # no merges lead to a symbol, it is a word
+            ),
         )
     backend = tokenizers.Tokenizer(algorithm)
     backend.normalizer = normalizer_of(model, before, after)
     # a piece never reaches over the start of a word in ordinary models: cutting there changes nothing and numbers
     # the words
     by_word = SPACE in model.pieces and not any(SPACE in piece[1:] for piece in model.pieces)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=by_word)
+    words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=by_word)
+    backend.pre_tokenizer = words
+    if symbols:
+        either = tokenizers.Regex("|".join(f"(?:{_literal(symbol)})" for symbol in symbols))
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(either, behavior="isolated"), words])
     steps: list[Any] = [decoders.Replace(SPACE, " ")]
     if model.byte_fallback:
         steps.append(decoders.ByteFallback())
@@ -266,22 +307,12 @@ def build(
     for piece, kind in zip(model.pieces, model.types, strict=True):
         if kind == CONTROL:
             backend.add_special_tokens([tokenizers.AddedToken(piece, special=True, normalized=False)])
-        elif kind == USER_DEFINED and not _plain_symbol(piece, model, backend):
-            backend.add_tokens([tokenizers.AddedToken(piece, special=False, normalized=False)])
     return backend
 
 
-def _plain_symbol(piece: str, model: SentencePieceModel, backend: tokenizers.Tokenizer) -> bool:
-    """Whether the model alone finds a user-defined symbol: the normalizer leaves it, and BPE need
-    not build it.
-    """
-    normalized = guarded(
-        f"{model.what}: the normalizer's table is broken",
-        CheckpointError,
-        lambda: backend.normalizer.normalize_str(piece),
-    )
-    kept = normalized.removeprefix(SPACE) == piece.removeprefix(SPACE)
-    return kept and (model.algorithm == UNIGRAM or len(piece) == 1)
+def _literal(text: str) -> str:
+    """The text as a regular expression of the tokenizers library."""
+    return "".join(f"\\x{{{ord(character):x}}}" for character in text)
 
 
 # --- families
