@@ -133,6 +133,9 @@ def test_tokens_added_to_a_sentencepiece_model_stand_whole_in_a_text(tmp_path):
         ("added_tokens.json", {"\ud800": FIRST}, "Unicode"),
         ("tokenizer_config.json", {"added_tokens_decoder": []}, "must be an object"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": "a"}}, "the id 'x'"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: "a"}}, "the id '999"),
+        ("tokenizer_config.json", {"extra_special_tokens": [["<e1>"]]}, "must be a string"),
+        ("special_tokens_map.json", {"additional_special_tokens": {"a": {"content": None}}}, "must be a string"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"30": {"content": 3}}}, "must be a string"),
         ("tokenizer_config.json", {"additional_special_tokens": "<e1>"}, "must be a list"),
         ("tokenizer_config.json", {"truncation_side": "middle"}, "'left' or 'right', got 'middle'"),
@@ -147,6 +150,13 @@ def test_odd_files_beside_a_vocabulary_are_refused_by_name(bert, name, content, 
     with pytest.raises(CheckpointError, match=says) as error:
         load_tokenizer(bert)
     assert name in str(error.value)
+
+
+def test_tens_of_thousands_of_added_tokens_are_added_at_once(bert):
+    write(bert, "added_tokens.json", {f"<e{number}>": FIRST + number for number in range(20_000)})
+    tokenizer = load_tokenizer(bert)
+    assert tokenizer.encode("the<e19999>cat").ids == [2, 5, FIRST + 19_999, 6, 3]
+    assert tokenizer.vocab_size == FIRST + 20_000
 
 
 def test_a_vocabulary_with_a_token_twice_has_no_room_for_others(bert):

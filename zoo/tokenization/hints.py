@@ -118,7 +118,7 @@ class Hints:
         extra = [(config, token) for token in self._extra(self.tokenizer_config, config)]
         if "added_tokens_decoder" in self.tokenizer_config:
             for index, token in self._object(self.tokenizer_config, "added_tokens_decoder", config).items():
-                if not index.isdecimal():
+                if not index.isdecimal() or len(index) > 9:
                     raise CheckpointError(f"{self.folder / config}: added_tokens_decoder has the id {index!r}")
                 numbered[self._id(int(index), config)] = (self._token(token, config, False), int(index), config)
         else:
@@ -183,7 +183,8 @@ def roles_among(known: Callable[[str], bool]) -> SpecialTokens:
 def add_tokens(tokenizer: Tokenizer, hints: Hints) -> None:
     """Let the tokens that the files add be recognised in a text, each under its id."""
     backend, step, last = tokenizer.backend, tokenizer.pre_step, tokenizer.vocab_size - 1
-    names: list[str] = []
+    tokens: dict[str, tokenizers.AddedToken] = {}
+    ids: dict[str, int] = {}  # of those that the vocabulary lacks
     for token, index, name in hints.added():
         content, place = token.content, hints.folder / name
         known = backend.token_to_id(content)
@@ -191,9 +192,8 @@ def add_tokens(tokenizer: Tokenizer, hints: Hints) -> None:
             raise CheckpointError(f"{place} gives {content!r} the id {index}, the vocabulary gives it {known}")
         if isinstance(step, (DigitComma, LongestMatch)):  # their normalizer puts a blank in front of all it is given
             token = _as_written(token)
-        names.append(content)
-        if known is not None:
-            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        tokens[content] = token
+        if known is not None or content in ids:
             continue
         last += 1
         if index not in (None, last):
@@ -206,19 +206,23 @@ def add_tokens(tokenizer: Tokenizer, hints: Hints) -> None:
                 f"{place} adds {content!r}, which the step {step.name!r} of this tokenizer would change to "
                 f"{step(content)!r} before it is looked for"
             )
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-        if backend.token_to_id(content) != last:
-            raise CheckpointError(
-                f"{place} adds {content!r} as {last}, which can't be: the vocabulary has fewer tokens than ids "
-                "(a token stands in it twice, or an id has none)"
-            )
+        ids[content] = last
+    if not tokens:
+        return
+    backend.add_tokens(list(tokens.values()))
+    wrong = next((content for content, index in ids.items() if backend.token_to_id(content) != index), None)
+    if wrong is not None:
+        raise CheckpointError(
+            f"{hints.folder}: the added token {wrong!r} can't have the id {ids[wrong]}: the vocabulary has fewer "
+            "tokens than ids (a token stands in it twice, or an id has none)"
+        )
     del tokenizer.vocab_size
-    if isinstance(step, LongestMatch) and names:
-        tokenizer.pre_step = LongestMatch(step.rules, {*step.keep, *names})
+    if isinstance(step, LongestMatch):
+        tokenizer.pre_step = LongestMatch(step.rules, {*step.keep, *tokens})
     found = hints.special(roles_among(lambda token: backend.token_to_id(token) is not None))
     for role in ("pad", "mask"):
         token = getattr(found, role)
-        if names and getattr(tokenizer.special, role) is None and token in names:
+        if getattr(tokenizer.special, role) is None and token in tokens:
             tokenizer.special = replace(tokenizer.special, **{role: token})
 
 
