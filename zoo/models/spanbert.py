@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,10 +61,13 @@ class SpanBoundaryHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(self, hidden: Tensor, pairs: Tensor, table: Tensor) -> Tensor:
-        """hidden (batch, length, hidden), pairs (batch, spans, 2) the boundaries' places, table
-        (vocabulary, hidden) -> (batch, spans, places, vocabulary).
-        """
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch length hidden"],
+        pairs: Int[Tensor, "batch spans 2"],
+        table: Float[Tensor, "vocabulary hidden"],
+    ) -> Float[Tensor, "batch spans places vocabulary"]:
+        """pairs: the places of the spans' boundaries."""
         if pairs.dim() != 3 or pairs.shape[0] != hidden.shape[0] or pairs.shape[2] != 2 or pairs.is_floating_point():
             raise InputError(
                 f"pairs must be ({hidden.shape[0]}, spans, 2) whole numbers, got {tuple(pairs.shape)} of {pairs.dtype}"
@@ -78,7 +83,7 @@ class SpanBoundaryHead(nn.Module):
                 )
         width = hidden.shape[2]
         ends = hidden.gather(1, pairs.flatten(1).unsqueeze(2).expand(-1, -1, width))  # (batch, 2 · spans, hidden)
-        ends = ends.unflatten(1, (-1, 2)).flatten(2).unsqueeze(2)  # (batch, spans, 1, 2 · hidden)
+        ends = rearrange(ends, "batch (spans ends) hidden -> batch spans 1 (ends hidden)", ends=2)
         places = self.position.weight.expand(*ends.shape[:2], -1, -1)  # (batch, spans, places, position size)
         x = torch.cat([ends.expand(-1, -1, places.shape[2], -1), places], 3)
         x = self.first_norm(self.activation(self.first(x)))
