@@ -240,6 +240,18 @@ def test_mbart_puts_its_languages_where_transformers_puts_them(fairseq_file, tmp
     assert load_tokenizer(tmp_path / "saved").encode("The river").ids == theirs("The river")["input_ids"]
 
 
+@pytest.mark.parametrize("space", [True, False])
+def test_the_blank_in_front_of_a_text_follows_the_config_beside(fairseq_file, tmp_path, space):
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(fairseq_file.read_bytes())
+    said = {"tokenizer_class": "XLMRobertaTokenizer", "add_prefix_space": space}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said), encoding="utf-8")
+    theirs, ours = transformers.XLMRobertaTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    for text in ("The", "river", "größere"):  # of several words transformers joins all without the option
+        assert ours.encode(text).ids == theirs(text)["input_ids"]
+    assert (ours.encode("river").tokens[1][0] == "▁") is space
+    assert "▁" in "".join(ours.encode("The river").tokens)
+
+
 def test_mbart_50_is_told_by_its_vocabulary_and_a_strange_language_refused(fairseq_file, tmp_path):
     (tmp_path / "sentencepiece.bpe.model").write_bytes(fairseq_file.read_bytes())
     pieces = len(read_sentencepiece(fairseq_file).pieces)
