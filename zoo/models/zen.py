@@ -65,13 +65,12 @@ class NGramEmbeddings(nn.Module):
 
     def forward(self, ngram_ids: Tensor, ngram_token_type_ids: Tensor | None) -> Tensor:
         """(batch, n-grams) int each -> (batch, n-grams, hidden); segments default to 0."""
-        check_ids(ngram_ids, self.token.num_embeddings, "ngram_ids")
-        grams = self.token(ngram_ids)  # (batch, n-grams, hidden)
+        grams = self.token(check_ids(ngram_ids, self.token.num_embeddings, "ngram_ids"))  # (batch, n-grams, hidden)
         if ngram_token_type_ids is None:
             return self.dropout(self.norm(grams + self.segment.weight[0]))
         same_shape(ngram_token_type_ids, grams, "ngram_token_type_ids")
-        check_ids(ngram_token_type_ids, self.segment.num_embeddings, "ngram_token_type_ids")
-        return self.dropout(self.norm(grams + self.segment(ngram_token_type_ids)))
+        segments = check_ids(ngram_token_type_ids, self.segment.num_embeddings, "ngram_token_type_ids")
+        return self.dropout(self.norm(grams + self.segment(segments)))
 
 
 class ZenStack(Stack):
