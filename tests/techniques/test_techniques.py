@@ -30,8 +30,10 @@ from zoo.techniques.adapters.layers import Coupling
 from zoo.techniques.adaptive_span.layers import AttentionSpan, SpanCore
 from zoo.techniques.adaptive_span.technique import clamp_spans, span_loss, spans_of
 from zoo.techniques.lora import technique as lora
+from zoo.techniques.lora.layers import LowRank
 from zoo.techniques.matrix import EXAMPLES, refusal
 from zoo.techniques.prefix import technique as prefix
+from zoo.techniques.pruning.weights import bake
 from zoo.techniques.sharing import factors
 from zoo.techniques.sparse import flex
 from zoo.techniques.sparse.flex import block_mask, flex_sparse_attention
@@ -187,6 +189,128 @@ def test_merging_lora_changes_no_result_and_unmerging_gives_the_weights_back(dor
     assert not model.techniques
     lora.unmerge(model, merged)
     assert same(model.state_dict(), weights)
+
+
+PAIRED = zoo.LoRA(rank=2, name="paired", roles=("attention-query", "attention-value", *lora.LINEAR_ROLES[4:]))
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["on-top", "below"])
+@pytest.mark.parametrize("technique", EXAMPLES)
+def test_a_merge_beside_any_technique_is_exact_or_refused_before_anything_changes(technique, first, tmp_path):
+    model = build("bert", small_config("bert"), seed=1)
+    techniques = (PAIRED, *EXAMPLES[technique]) if first else (*EXAMPLES[technique], PAIRED)
+    try:
+        zoo.apply(model, *techniques, generator=seeded())
+    except TechniqueError:
+        return
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            noise = torch.randn(parameter.shape, generator=seeded(number), dtype=parameter.dtype)
+            parameter.add_(0.2 * noise)
+    model.eval()
+    wanted, tensors = run(model), copy.deepcopy(model.state_dict())
+    without_update = copy.deepcopy(model)
+    for part in without_update.modules():
+        if isinstance(part, LowRank):
+            part.up.data.zero_()
+    assert not same(run(without_update), wanted, 1e-3), "the update acts"
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "whole"))), wanted)
+    try:
+        merged, refused = lora.merge(model, "paired"), ""
+    except TechniqueError as error:
+        merged, refused = None, str(error)
+    if merged is None:
+        assert "can't be merged" in refused
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
+        assert same(run(model), wanted, 0)
+        assert model.techniques == techniques
+        return
+    assert not any(".paired." in name for name in model.state_dict())
+    assert same(run(model), wanted, 1e-9)
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "merged"))), wanted, 1e-9)
+    lora.unmerge(model, merged)
+    assert model.techniques == techniques
+    assert same(run(model), wanted, 1e-9)
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "again"))), wanted, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("techniques", "says"),
+    [
+        ([zoo.WeightOnly(bits=4, block=8), zoo.LoRA()], "is a CodedLinear, whose weight is rounded, packed"),
+        ([zoo.WeightPruning(sparsity=0.5), zoo.LoRA()], "MaskedLayer, which the layer was before"),
+        ([zoo.IA3(), zoo.LoRA()], "Rescaled, which the layer was before"),
+        ([zoo.LoRA(name="a"), zoo.LoRA(name="b", dora=True)], "a DoRA's norm depends on the weight.*'a', 'b'"),
+        ([zoo.LoRA(), zoo.LoRA(name="deep", roles=("feed-forward-down",), bias=True)], "has a bias or a gate"),
+    ],
+)
+def test_a_merge_that_would_change_the_result_is_refused_saying_why(techniques, says):
+    model = bert()
+    zoo.apply(model, *techniques, generator=seeded())
+    randomised(model, 4)
+    wanted = run(model)
+    with pytest.raises(TechniqueError, match=says):
+        lora.merge(model)
+    assert same(run(model), wanted, 0)
+    assert model.techniques == tuple(techniques)
+
+
+def test_a_merge_beside_a_dora_or_of_what_is_switched_off_or_unknown_is_refused():
+    model = bert()
+    zoo.apply(model, zoo.LoRA(name="a"), zoo.LoRA(name="b", dora=True), generator=seeded())
+    with pytest.raises(TechniqueError, match="DoRA"):
+        lora.merge(model, "a")
+    model = bert()
+    zoo.apply(model, zoo.LoRA(name="a"), zoo.LoRA(name="b"), generator=seeded())
+    lora.switch(model, ["a"])
+    with pytest.raises(TechniqueError, match=r"'b' at .* switched off"):
+        lora.merge(model)
+    lora.merge(model, "a")
+    with pytest.raises(UnknownNameError, match="'a'"):
+        lora.merge(model, "a")
+
+
+def test_a_weight_that_another_part_reads_is_not_merged_into():
+    model = bert()
+    attention = model.encoder.blocks[0].attention
+    attention.key.weight = attention.query.weight
+    zoo.apply(model, zoo.LoRA(roles=("attention-query",)), generator=seeded())
+    with pytest.raises(TechniqueError, match="another part reads the same weight"):
+        lora.merge(model)
+
+
+def test_a_merge_into_half_precision_rounds_the_sum_once():
+    model = bert()
+    zoo.apply(model, zoo.LoRA(rank=3, alpha=5), generator=seeded())
+    randomised(model, 4).bfloat16()
+    part = model.encoder.blocks[0].attention.query
+    update = part.loras["default"]
+    wanted = part.weight.double() + 5 / 3 * update.up.double() @ update.down.double()
+    lora.merge(model)
+    torch.testing.assert_close(part.weight, wanted.bfloat16(), rtol=2**-8, atol=0)
+    assert (part.weight != wanted.bfloat16()).double().mean() < 0.01
+
+
+def test_unmerging_after_the_layer_became_something_else_is_refused():
+    model = bert()
+    zoo.apply(model, zoo.LoRA(), generator=seeded())
+    merged = lora.merge(model)
+    zoo.apply(model, zoo.IA3(), generator=seeded())
+    wanted = run(model)
+    with pytest.raises(TechniqueError, match="is a RescaledLinear now"):
+        lora.unmerge(model, merged)
+    assert same(run(model), wanted, 0)
+
+
+@pytest.mark.parametrize("technique", [zoo.WeightPruning(sparsity=0.5), zoo.MovementPruning(threshold=0.5)], ids=str)
+def test_masks_below_an_update_are_not_half_baked(technique):
+    model = bert()
+    zoo.apply(model, technique, zoo.LoRA(), generator=seeded())
+    randomised(model, 4)
+    wanted = run(model)
+    with pytest.raises(TechniqueError, match="LowRankUpdated"):
+        bake(model)
+    assert same(run(model), wanted, 0)
 
 
 def test_loras_add_up_and_are_switched_from_batch_to_batch():
