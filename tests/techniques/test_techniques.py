@@ -738,6 +738,74 @@ def test_the_biases_that_peft_trained_along_are_read():
     assert torch.equal(other.encoder.blocks[1].attention.query.bias, bias)
 
 
+@pytest.mark.parametrize("library", ["peft", "adapters"])
+@pytest.mark.parametrize(
+    "technique",
+    sorted(set(EXAMPLES) - {"LongShortRange", "Sharing", "Theseus", "LayerPruning"}),  # other layers
+)
+def test_a_library_s_lora_goes_onto_every_base_that_ours_goes_onto(technique, library, tmp_path):
+    lora_of = zoo.LoRA(rank=2, alpha=5, name="theirs", roles=("attention-query", "feed-forward-down"))
+    plain = zoo.apply(bert(), lora_of, generator=seeded())
+    for number, (_, parameter) in enumerate(new_tensors(plain)):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=seeded(number), dtype=parameter.dtype))
+    updates = {name: tensor for name, tensor in plain.state_dict().items() if ".theirs." in name}
+    folder = foreign.save_adapter(plain, tmp_path / library, library=library)
+
+    direct, loaded = (zoo.apply(bert(), *EXAMPLES[technique], generator=seeded()) for _ in range(2))
+    try:
+        zoo.apply(direct, lora_of)
+    except TechniqueError as error:
+        with pytest.raises(TechniqueError, match=re.escape(str(error)[-40:])):
+            foreign.load_adapter(loaded, folder, name="theirs")
+        return
+    if any(direct.state_dict()[name].shape != tensor.shape for name, tensor in updates.items()):
+        with pytest.raises(CheckpointError, match=r"has A .* and B .*; the layer here"):
+            foreign.load_adapter(loaded, folder, name="theirs")
+        return
+    direct.load_state_dict({**direct.state_dict(), **updates})
+    foreign.load_adapter(loaded, folder, name="theirs")
+    assert same(run(loaded), run(direct))
+    assert not same(run(loaded), run(zoo.apply(bert(), *EXAMPLES[technique], generator=seeded())), 1e-3)
+    again = foreign.save_adapter(loaded, tmp_path / "again", library=library, name="theirs")
+    stored, written = (foreign._tensors(place, foreign.ADAPTER_FILES) for place in (folder, again))
+    assert all(torch.equal(stored[key], written[key]) for key in stored)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"init_lora_weights": "pissa"}, "'pissa': this adapter belongs to a base that lost its principal part"),
+        ({"init_lora_weights": "pissa_niter_16"}, r"lost its principal part \(PiSSA\).*path_initial_model"),
+        ({"init_lora_weights": "olora"}, "OLoRA"),
+        ({"init_lora_weights": "OLoRA"}, "OLoRA"),
+        ({"init_lora_weights": "corda"}, "CorDA"),
+        ({"init_lora_weights": "loftq"}, "LoftQ"),
+        ({"init_lora_weights": "lora_ga"}, "LoRA-GA"),
+        ({"init_lora_weights": "somehow"}, "'somehow' is not known here"),
+        ({"alora_invocation_tokens": [5, 6]}, r"\[5, 6\]: an activated LoRA"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    ],
+)
+def test_a_peft_adapter_of_another_base_or_meaning_is_refused_before_anything_changes(options, says):
+    from zoo.checkpoints.adapters.peft import to_peft
+
+    tensors, config = to_peft(zoo.apply(bert(), zoo.LoRA(rank=2), generator=seeded()))
+    other = bert()
+    names = list(other.state_dict())
+    with pytest.raises(TechniqueError, match=says):
+        foreign.load_adapter(other, tensors, {**config, **options})
+    assert list(other.state_dict()) == names
+    assert not other.techniques
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal"])
+def test_a_peft_adapter_that_started_on_the_plain_base_is_taken(start):
+    from zoo.checkpoints.adapters.peft import to_peft
+
+    tensors, config = to_peft(zoo.apply(bert(), zoo.LoRA(rank=2), generator=seeded()))
+    foreign.load_adapter(bert(), tensors, {**config, "init_lora_weights": start, "alora_invocation_tokens": None})
+
+
 def test_what_means_something_else_in_peft_is_refused(tmp_path):
     for family, technique, why in (
         ("bert", zoo.PrefixTuning(length=2, bottleneck=None), "positions"),
