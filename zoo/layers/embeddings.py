@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError, unknown
+from zoo.layers.padding import at_hand
 
 
 def check_ids(ids: Tensor, table: int, name: str) -> Tensor:
@@ -26,9 +27,7 @@ def check_ids(ids: Tensor, table: int, name: str) -> Tensor:
         raise InputError(f"{name} must be (batch, length), got {tuple(ids.shape)}")
     if ids.dtype not in (torch.int64, torch.int32):
         ids = ids.long()
-    if torch.compiler.is_compiling() or ids.device.type == "meta" or ids.numel() == 0:
-        return ids
-    if ids.device.type == "cpu":  # on an accelerator the look-up itself asserts, without a wait
+    if at_hand(ids):  # on an accelerator the look-up itself asserts, without a wait
         low, high = (int(v) for v in ids.aminmax())
         if low < 0 or high >= table:
             raise InputError(f"{name} must lie in 0..{table - 1}, got {low if low < 0 else high}")
@@ -209,7 +208,7 @@ def check_features(features: Tensor, batch: int, width: int, name: str) -> None:
         raise InputError(
             f"{name} must be (batch, regions, width) = ({batch}, any, {width}), got {tuple(features.shape)}{hint}"
         )
-    if torch.compiler.is_compiling() or features.device.type != "cpu" or features.numel() == 0:
+    if not at_hand(features):
         return
     for end in features.detach().aminmax():  # both are NaN where one value is
         if not bool(end.isfinite()):

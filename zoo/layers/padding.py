@@ -44,6 +44,13 @@ def packing_enabled() -> bool:
     return not torch.compiler.is_compiling() and _PACKING.get()
 
 
+def at_hand(x: Tensor) -> bool:
+    """Whether the values of a tensor may be looked at: on the CPU and not under torch.compile or torch.export, so that
+    no accelerator is waited for.
+    """
+    return x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
+
+
 @dataclass(frozen=True)
 class Packed:
     """Where the real tokens of a (batch, length) grid went: rows in ``order``, each row's tokens in their own order.
@@ -193,7 +200,7 @@ def check_lengths(firsts: Tensor, real: Tensor, name: str, lengths_name: str = "
     """
     if real.shape != firsts.shape:
         raise InputError(f"{name} must be (batch, length) = {tuple(firsts.shape)}, got {tuple(real.shape)}")
-    if real.device.type != "cpu" or torch.compiler.is_compiling() or torch.equal(real, firsts):
+    if not at_hand(real) or torch.equal(real, firsts):
         return
     row = int((real != firsts).any(1).int().argmax())
     raise InputError(
@@ -226,7 +233,7 @@ def as_bool(mask: Tensor, name: str = "attention_mask") -> Tensor:
 
 def _ends(mask: Tensor) -> tuple[float, float] | None:
     """The least and the largest value, None where nobody looks at values."""
-    if mask.device.type != "cpu" or torch.compiler.is_compiling() or mask.numel() == 0 or mask.is_complex():
+    if mask.is_complex() or not at_hand(mask):
         return None
     low, high = mask.aminmax() if mask.dtype in _REDUCED else mask.long().aminmax()
     return low.item(), high.item()

@@ -63,10 +63,15 @@ class SpanBoundaryHead(nn.Module):
         """hidden (batch, length, hidden), pairs (batch, spans, 2) the boundaries' places, table
         (vocabulary, hidden) -> (batch, spans, places, vocabulary).
         """
+        if not isinstance(pairs, Tensor):
+            raise InputError(f"pairs must be a tensor (batch, spans, 2) of whole numbers, got {type(pairs).__name__}")
+        if pairs.is_complex() or pairs.dtype == torch.bool:
+            raise InputError(f"pairs must be whole numbers, the boundaries' places, got {pairs.dtype}")
         if pairs.dim() != 3 or pairs.shape[0] != hidden.shape[0] or pairs.shape[2] != 2 or pairs.is_floating_point():
             raise InputError(
                 f"pairs must be ({hidden.shape[0]}, spans, 2) whole numbers, got {tuple(pairs.shape)} of {pairs.dtype}"
             )
+        pairs = pairs.long()
         if (
             not torch.compiler.is_compiling() and pairs.device.type == "cpu" and pairs.numel()
         ):  # elsewhere the look-up itself asserts

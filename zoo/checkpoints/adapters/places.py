@@ -92,7 +92,7 @@ class Places:
         }
         for key, shape in stored.items():
             if key not in state and key.rpartition(".")[0] in parts:
-                infos[key] = Info(shape, DTYPE_NAMES[self.model.dtype])
+                infos[key] = Info(shape, DTYPE_NAMES[bare.dtype])
         return self.keymap.back(infos, bare.config.to_dict())
 
     @cached_property
