@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from zoo.errors import ConfigError, InputError, TaskError
 
 IGNORED = -100
+FAR = -10_000.0  # what a padded place scores where places compete; finite, so that losses over all places stay so
 PROBLEM_TYPES = ("regression", "single-label", "multi-label")
 
 

@@ -18,6 +18,7 @@ from zoo.models.base.outputs import TaskOutput
 from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel, along
 from zoo.tasks.losses import (
+    FAR,
     check_labels,
     classification_loss,
     label_tensor,
@@ -82,7 +83,9 @@ def places_of(positions: Tensor, name: str) -> Tensor:
 
 
 class QuestionAnswering(TaskModel):
-    """``W h_t + b`` with two outputs: is this the answer's first token, is it the last."""
+    """``W h_t + b`` with two outputs: is this the answer's first token, is it the last. Places compete,
+    so padding scores `FAR` below the others and not zero: an argmax over a batch never lands there.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
@@ -92,13 +95,16 @@ class QuestionAnswering(TaskModel):
         self, *inputs: Tensor, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **named: Any
     ) -> TaskOutput:
         """start_positions, end_positions (batch,) int; outside the text = left out -> start_logits,
-        end_logits (batch, length), zeros at padding, which the loss does not count among the places
+        end_logits (batch, length), `FAR` at padding, which the loss does not count among the places
         of an answer.
         """
         given = self.given(inputs, named)
         encoded = self.model(**given)
         padding = self.model.padding_of("text", given, encoded, pack=False)
-        start, end = padding.unpack(self.heads["question_answering"](encoded.last_hidden_state)).unbind(-1)
+        scores = padding.unpack(self.heads["question_answering"](encoded.last_hidden_state))  # (batch, length, 2)
+        if padding.real is not None:
+            scores = scores.masked_fill(~padding.real.unsqueeze(2), FAR)
+        start, end = scores.unbind(-1)
         loss = None
         if (start_positions is None) != (end_positions is None):
             raise InputError("give both start_positions and end_positions, or neither")

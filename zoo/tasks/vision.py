@@ -24,6 +24,7 @@ from zoo.registry.tasks import TaskSpec
 from zoo.tasks import text
 from zoo.tasks.base import TaskModel, along, with_an_axis
 from zoo.tasks.losses import (
+    FAR,
     binary_loss,
     check_labels,
     classification_loss,
@@ -34,9 +35,6 @@ from zoo.tasks.losses import (
     widened,
 )
 
-FAR = (
-    -10_000.0
-)  # added to the score of a padded region, as the systems do; finite, so that losses over all regions stay so
 FORMS = ("linear", "mlp", "transform", "weight-normed")
 SHOWN_BY = {
     "weight": "linear",
