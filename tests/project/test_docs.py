@@ -4,6 +4,7 @@ inside the repository leads somewhere.
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -22,6 +23,14 @@ SNIPPETS = [
     for page in PAGES
     for n, code in enumerate(SNIPPET.findall(page.read_text(encoding="utf-8")))
 ]
+PROSE = [  # pages and code; the changelog names what is no more
+    *(page for page in PAGES if page.name != "CHANGELOG.md"),
+    *(path for room in ("zoo", "tests", "benchmarks", "examples", "docs") for path in (ROOT / room).rglob("*.py")),
+    *(path for room in ("zoo", "weights") for path in (ROOT / room).rglob("*.toml")),
+]
+NAME = re.compile(r"`(zoo(?:\.[A-Za-z_]\w*)+)(?![\w.]*\*)")
+FILE = re.compile(r"\b(?:zoo|tests|benchmarks|examples|docs|weights)/[\w./-]+\.(?:py|toml|md)\b")
+NO_NAMES = {"zoo.sparse"}  # a key of a file's metadata
 ILLUSTRATIONS = ("my_package", "self.encoder")  # what shows a place in a file, or a package that nobody has
 
 
@@ -79,3 +88,38 @@ def test_the_commands_of_the_readme_are_real():
             [sys.executable, "-m", "zoo", command, "--help"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, command
+
+
+def test_every_name_of_zoo_in_pages_and_docstrings_is_there():
+    said = {(name, path) for path in PROSE for name in NAME.findall(path.read_text(encoding="utf-8"))}
+    assert len(said) > 150
+    lost = sorted(
+        f"{path.relative_to(ROOT)}: {name}" for name, path in said if name not in NO_NAMES and not resolves(name)
+    )
+    assert not lost, "\n".join(lost)
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute or annotated field of what it leads to."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:count]))
+        except ImportError:
+            continue
+        for part in parts[count:]:
+            if not hasattr(value, part):
+                return part in getattr(value, "__annotations__", {})
+            value = getattr(value, part)
+        return True
+    return False
+
+
+def test_every_file_that_pages_and_docstrings_name_is_there():
+    lost = sorted(
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in PROSE
+        for name in set(FILE.findall(path.read_text(encoding="utf-8")))
+        if not (ROOT / name).exists()
+    )
+    assert not lost, "\n".join(lost)

@@ -25,7 +25,7 @@ from zoo.models.base.outputs import Encoded, Joint, Streams
 from zoo.models.bert import BertConfig
 from zoo.registry.inputs import Input
 from zoo.registry.tasks import TASKS, fitting
-from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_REGION, MASKED_WORDS, Term
+from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_REGION, MASKED_WORDS, PretrainingTerm
 from zoo.registry.variants import TEXT_INPUTS
 from zoo.tasks.base import canonical_state, offers_of_class
 
@@ -129,7 +129,7 @@ class Writer(VisionLanguageModel):
     }
     pretraining = (
         MASKED_WORDS,
-        Term(
+        PretrainingTerm(
             name="next_word", reads=("words",), labels="next_words", takes=("token_table",), loss="tokens", weight=0.5
         ),
         MASKED_REGION,
@@ -213,8 +213,8 @@ class Towers(Model):
         "image_vector": Reading(lambda e: e.image.pooler_output),
     }
     pretraining = (
-        Term(name="image_text_contrastive", reads=("text_vector", "image_vector"), loss="contrastive"),
-        Term(
+        PretrainingTerm(name="image_text_contrastive", reads=("text_vector", "image_vector"), loss="contrastive"),
+        PretrainingTerm(
             name="spread",
             reads=("text_vector", "text_vector"),
             loss="tests.tasks.test_new_families:uniformity",

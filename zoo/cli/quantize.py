@@ -17,7 +17,7 @@ def quantize(
     source: Annotated[str, typer.Argument(help="A pretrained name, a file or a folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     bits: Annotated[
-        int, typer.Option(help="8: int8 products. Fewer: packed weights, written out for each product.", min=2, max=8)
+        int, typer.Option(help="8: int8 arithmetic. Fewer: packed weights, unpacked for each use.", min=2, max=8)
     ] = 8,
     block: Annotated[int, typer.Option(min=1, help="Below 8 bits: how many weights share a range.")] = 32,
     embeddings: Annotated[bool, typer.Option(help="The tables too.")] = True,

@@ -24,7 +24,7 @@ KNOWBERT_SPECIAL = ("@@PADDING@@", "@@UNKNOWN@@", "@@MASK@@", "@@NULL@@")
 
 Found = Sequence[tuple[tuple[int, int], Sequence[Candidate]]]
 """Of one text: spans of words (first, last), and what each may mean, as
-`zoo.data.knowledge.candidate_mentions` finds them.
+`zoo.data.knowledge.lexicon.candidate_mentions` finds them.
 """
 
 

@@ -23,7 +23,7 @@ K_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENT]", "[SUB]"
 
 
 class Lookup(Protocol):
-    """What a sentence tree asks a graph: `zoo.data.knowledge.KnowledgeGraph` has it."""
+    """What a sentence tree asks a graph: `zoo.data.knowledge.graph.KnowledgeGraph` has it."""
 
     def values(
         self, subject: str, *, predicate: bool = True, limit: int | None = None, joiner: str = ""

@@ -1,5 +1,5 @@
-"""Products in int8: weights with a scale for each output, activations with a scale for each row,
-found as they come.
+"""Matrix multiplication in int8: weights with a scale for each output, activations with a scale for
+each row, quantized dynamically.
 
     s_x = max_j |x_j| / 127,   q_x = round(x / s_x)                         for each row x
     y   = s_x · s_w · (q_w q_x) + b,   s_w = max_j |w_j| / 127              for each row w of W
@@ -42,8 +42,8 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, 
 
 @functools.cache
 def compiled(function: Any) -> Any:
-    """A function of this module in fused passes around its integer products, for any number of
-    rows. Needs a C++ compiler.
+    """A function of this module with everything around its integer multiplication fused, for any
+    number of rows. Needs a C++ compiler.
     """
     return torch.compile(function, dynamic=True, fullgraph=True)
 

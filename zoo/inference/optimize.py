@@ -40,12 +40,12 @@ def optimize(model: Any, dtype: str | torch.dtype = "float32", *, compile: bool 
     ``model`` stays as it is.
 
     dtype: "float32", "bfloat16" or "int8" (or torch's). Every linear layer in the model's blocks
-    gets its weights laid out once for oneDNN, and takes the activation behind it into the same
-    pass. "bfloat16": weights and states in bfloat16. "int8": those layers' products in int8, each
-    row of activations and each output of weights with a scale of its own; the rest in bfloat16
-    where the processor has it, in float32 where not. compile: fuse what stands around the products
-    by torch.compile; with "int8" only there, so that packing goes on, otherwise the whole model,
-    which then runs padded. The copy knows no gradient and can't be saved.
+    gets its weights in oneDNN's layout once and is fused with the activation after it. "bfloat16":
+    weights and states in bfloat16. "int8": those layers multiply in int8, with a scale for each row
+    of activations and each output of weights; the rest is in bfloat16 where the processor has it,
+    else in float32. compile: torch.compile fuses what stands around the multiplications; with "int8"
+    only there, so that packing still works, otherwise the whole model, which then runs padded. The
+    copy has no gradients and can't be saved.
 
     Raises InputError where the model is not on the CPU, for a dtype that it doesn't know, or where
     torch lacks oneDNN.
@@ -125,9 +125,9 @@ def _linears(model: Any, int8: bool, compile_them: bool) -> str:
         )
         if joins and all(isinstance(linear, Int8Linear) for linear in (part.query, part.key, part.value)):
             site.replace(JoinedAttention(part))
-    kind = "int8 products" if int8 else "oneDNN products"
+    kind = "int8" if int8 else "oneDNN"
     around = ", torch.compile around them" if int8 and compile_them else ""
-    return f"{count} linear layers as {kind}, {fused} with their activation{around}"
+    return f"{count} linear layers in {kind}, {fused} fused with their activation{around}"
 
 
 def _attention(model: Any) -> str:
@@ -137,4 +137,4 @@ def _attention(model: Any) -> str:
         if site.role == "attention-core" and type(site.module) is DenseAttention:
             site.replace(ShortAttention())
             count += 1
-    return f"{count} attentions by two batched products where they are short"
+    return f"{count} attentions by two batched matrix multiplications where they are short"

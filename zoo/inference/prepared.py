@@ -1,7 +1,7 @@
-"""Parts for inference on a CPU: products whose weights are laid out once for oneDNN, with bias and
-activation in the same pass.
+"""Parts for inference on a CPU: linear layers whose weights are in oneDNN's layout, fused with bias
+and activation.
 
-They compute what the parts they stand for compute, to rounding, and know no gradient.
+They compute what the parts they replace compute, up to rounding, and have no gradients.
 `zoo.optimize` puts them in place.
 """
 
@@ -30,15 +30,11 @@ FUSED = {
     "sigmoid": ("sigmoid", ""),
     "silu": ("swish", ""),
 }
-"""Activations that oneDNN applies to a product before it is written: our name to its attribute and
-algorithm.
-"""
+"""Activations that oneDNN fuses with a matrix multiplication: our name to its attribute and algorithm."""
 
 
 class PackedWeight:
-    """A weight in oneDNN's own layout, which only its products can read. Copies of a model share
-    it.
-    """
+    """A weight in oneDNN's own layout, which only oneDNN can read. Copies of a model share it."""
 
     _numbers = itertools.count()
     _all: ClassVar[weakref.WeakValueDictionary[int, PackedWeight]] = weakref.WeakValueDictionary()
@@ -107,9 +103,9 @@ def _(x: Tensor, bias: Tensor | None, number: int, out_features: int, attribute:
 
 
 class ShortAttention(DenseAttention):
-    """The same by two batched products and a softmax where that beats the fused kernel, which
-    splits its work for long inputs and has no bfloat16 products on most CPUs: one sequence at a
-    time in float32, and in bfloat16 from ``shortest`` keys on.
+    """The same by two batched matrix multiplications and a softmax where that beats the fused
+    kernel, which splits its work for long inputs and does not multiply in bfloat16 on most CPUs: one
+    sequence at a time in float32, and in bfloat16 from ``shortest`` keys on.
     """
 
     longest = 512

@@ -2,7 +2,7 @@
 
 from zoo.layers.attention import Attention, AttentionArgs, AttentionCore
 from zoo.layers.blocks import CoAttentionBlock, DecoderBlock, EncoderBlock, Side, bert_block, bert_block_of
-from zoo.layers.embeddings import TextEmbeddings
+from zoo.layers.embeddings import TextEmbeddings, text_embeddings_of
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, activation
 from zoo.layers.masks import Mask, Pattern, causal, cross_mask, prefix, window
 from zoo.layers.outputs import Encoded
@@ -52,5 +52,6 @@ __all__ = [
     "post_norm",
     "pre_norm",
     "prefix",
+    "text_embeddings_of",
     "window",
 ]

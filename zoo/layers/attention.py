@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ from zoo.errors import InputError
 from zoo.layers.kernels.explicit import explicit_attention
 from zoo.layers.kernels.fused import fused_attention
 from zoo.layers.masks import Mask
+from zoo.layers.shapes import Allowed, Bias, Front, Keys, Queries, Seen
 from zoo.layers.trace import Trace
 
 
@@ -29,40 +31,37 @@ from zoo.layers.trace import Trace
 class AttentionArgs:
     """What an attention core is told besides queries, keys and values.
 
-    ``mask``: who may look at whom. ``bias``: additive (1 or batch, heads or 1, query, key). ``trace`` keeps the
-    probabilities where somebody asked. ``dropout``: the rate on the probabilities. ``before``: keys and values
-    (1 or batch, heads, n, head size) that stand in front of the real ones and that every query sees.
+    ``mask``: who may look at whom. ``bias`` is added to the scores. ``trace`` keeps the probabilities where somebody
+    asked. ``dropout``: the rate on the probabilities. ``before``: keys and values that stand in front of the real ones
+    and that every query sees.
     """
 
     mask: Mask
-    bias: Tensor | None = None
+    bias: Bias | None = None
     trace: Trace | None = None
     dropout: float = 0.0
-    before: tuple[Tensor, Tensor] | None = None
+    before: tuple[Front, Front] | None = None
 
     @property
     def wants_probabilities(self) -> bool:
         return self.trace is not None and self.trace.wants_attentions
 
-    def keep(self, probabilities: Tensor) -> None:
-        """Hand the probabilities (batch, heads, query, key) to whoever asked."""
+    def keep(self, probabilities: Float[Tensor, "batch heads query key"]) -> None:
+        """Hand the probabilities to whoever asked."""
         if self.trace is not None:
             self.trace.keep(probabilities)
 
 
 class AttentionCore(Protocol):
-    """What stands between the projections of `Attention`: one dense rectangle in, one out.
+    """What stands between the projections of `Attention`: one dense rectangle in, one out."""
 
-    q (batch, heads, query, head size), k and v (batch, heads, key, head size) -> (batch, heads, query, head size).
-    """
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor: ...
+    def __call__(self, q: Queries, k: Keys, v: Keys, args: AttentionArgs) -> Queries: ...
 
 
 class DenseAttention(nn.Module):
     """Every query over every key that the mask allows: the core of `Attention` by default. It has no parameters."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+    def forward(self, q: Queries, k: Keys, v: Keys, args: AttentionArgs) -> Queries:
         scale, causal = 1 / math.sqrt(q.shape[-1]), is_plain_causal(q, k, args)
         k, v, allowed, bias = visible(q, k, v, args, causal=causal)
         if args.wants_probabilities:
@@ -72,15 +71,15 @@ class DenseAttention(nn.Module):
         return fused_attention(q, k, v, allowed, bias, scale, args.dropout, causal)
 
 
-def is_plain_causal(q: Tensor, k: Tensor, args: AttentionArgs) -> bool:
+def is_plain_causal(q: Queries, k: Keys, args: AttentionArgs) -> bool:
     """Whether the rectangle is causal and nothing else, so that a kernel's own causal form serves."""
     alone = args.bias is None and args.before is None and not args.wants_probabilities
     return alone and args.mask.plain_causal and q.shape[2] == k.shape[2]
 
 
 def visible(
-    q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, *, causal: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    q: Queries, k: Keys, v: Keys, args: AttentionArgs, *, causal: bool = False
+) -> tuple[Seen, Seen, Tensor | None, Tensor | None]:
     """Keys and values with those that stand in front, who may look at them, and the bias: all of it for one rectangle.
 
     ``causal``: the kernel masks by itself, so nothing is made of the mask.
@@ -92,11 +91,9 @@ def visible(
 
 
 def in_front(
-    before: tuple[Tensor, Tensor], k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Keys and values that everyone sees in front of (batch, heads, length, head size), with columns
-    for them in mask and bias.
-    """
+    before: tuple[Front, Front], k: Keys, v: Keys, allowed: Allowed | None, bias: Bias | None
+) -> tuple[Seen, Seen, Tensor | None, Tensor | None]:
+    """Keys and values that everyone sees in front of the others, with columns for them in mask and bias."""
     n = before[0].shape[2]
     k, v = (
         torch.cat([extra.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2)
@@ -146,18 +143,15 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        query: Float[Tensor, "*rows hidden"],
+        key: Float[Tensor, "*key_rows key_size"],
+        value: Float[Tensor, "*key_rows value_size"],
         mask: Mask,
-        bias: Tensor | None = None,
+        bias: Bias | None = None,
         trace: Trace | None = None,
-    ) -> Tensor:
-        """query (batch, length, hidden), key and value (batch, key length, key size) -> like query.
-
-        Packed rows of both pass too.
-        ``bias``: additive (1, heads or 1, query, key), or one for each row where the batch is not packed. ``trace``
-        keeps the probabilities where somebody asked.
+    ) -> Float[Tensor, "*rows output_size"]:
+        """``bias`` is added to the scores, one for all rows where the batch is packed. ``trace`` keeps
+        the probabilities where somebody asked.
         """
         q = self.query(query).unflatten(-1, (self.num_heads, self.head_size))  # (batch, length, heads, head size), or
         k = self.key(key).unflatten(-1, (self.num_heads, self.head_size))  # (tokens, heads, head size) when packed
@@ -165,18 +159,27 @@ class Attention(nn.Module):
         return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None
-    ) -> Tensor:
-        """What the core makes of (batch, length, heads, head size) each, or of their packed rows -> like ``q``."""
+        self,
+        q: Float[Tensor, "*rows heads size"],
+        k: Float[Tensor, "*key_rows heads size"],
+        v: Float[Tensor, "*key_rows heads size"],
+        mask: Mask,
+        bias: Bias | None = None,
+        trace: Trace | None = None,
+    ) -> Float[Tensor, "*rows heads size"]:
+        """What the core makes of projected queries, keys and values, packed or not."""
         args = AttentionArgs(mask, bias, trace, self.dropout if self.training else 0.0)
         return attended(self.core, q, k, v, args)
 
 
-def attended(core: AttentionCore, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-    """Run a core on each dense rectangle of a batch and join what it gives.
-
-    q, k, v (batch, length, heads, head size), or packed (tokens, heads, head size) -> like ``q``.
-    """
+def attended(
+    core: AttentionCore,
+    q: Float[Tensor, "*rows heads size"],
+    k: Float[Tensor, "*key_rows heads size"],
+    v: Float[Tensor, "*key_rows heads size"],
+    args: AttentionArgs,
+) -> Float[Tensor, "*rows heads size"]:
+    """Run a core on each dense rectangle of a batch, packed or not, and join what it gives."""
     if not args.mask.packed:
         return core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), args).transpose(1, 2)
     if args.bias is not None and args.bias.dim() == 4 and args.bias.shape[0] != 1:

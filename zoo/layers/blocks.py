@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.layers.attention import Attention
 from zoo.layers.feed_forward import FeedForward
 from zoo.layers.masks import Mask
 from zoo.layers.residual import Residual, post_norm
 from zoo.layers.run import Run
+from zoo.layers.shapes import Bias, Rows, SourceRows
 from zoo.layers.trace import Trace
 
 
@@ -45,8 +46,7 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.residual = residual
 
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        """(batch, length, hidden) or packed (tokens, hidden) -> the same shape."""
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
         x = self.residual(x, lambda y: self.attention(y, y, y, mask, bias, trace), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
@@ -78,10 +78,7 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.residual = residual
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Tensor:
-        """x (batch, length, hidden), memory (batch, source length, memory size), or both packed ->
-        like x.
-        """
+    def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Rows:
         across = None if trace is None else trace.across()
         x = self.residual(x, lambda y: self.attention(y, y, y, mask, None, trace), self.attention_norm, self.dropout)
         x = self.residual(
@@ -168,14 +165,14 @@ class Side(nn.Module):
         self.feed_forward, self.feed_forward_norm = feed_forward, feed_forward_norm
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, x: Tensor, other: Tensor, residual: Residual, run: Run, other_run: Run) -> Tensor:
+    def attend(self, x: Rows, other: SourceRows, residual: Residual, run: Run, other_run: Run) -> Rows:
         """Look at the other stream; the maps are kept among the cross-attentions of this one."""
         mask, trace = run.looking_at(other_run), run.trace.across()
         return residual(
             x, lambda y: self.attention(y, other, other, mask, None, trace), self.attention_norm, self.dropout
         )
 
-    def feed(self, x: Tensor, residual: Residual) -> Tensor:
+    def feed(self, x: Rows, residual: Residual) -> Rows:
         return residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
 
@@ -193,8 +190,7 @@ class CoAttentionBlock(nn.Module):
             self.add_module(name, side)
         (self.one, self.other), self.residual = sides, residual
 
-    def forward(self, x: Tensor, y: Tensor, x_run: Run, y_run: Run) -> tuple[Tensor, Tensor]:
-        """x (batch, length, size), y (batch, other length, other size), or both packed -> the same."""
+    def forward(self, x: Rows, y: SourceRows, x_run: Run, y_run: Run) -> tuple[Rows, SourceRows]:
         one, other = self.get_submodule(self.one), self.get_submodule(self.other)
         new_x = one.attend(x, y, self.residual, x_run, y_run)  # type: ignore[operator]
         new_y = other.attend(y, x, self.residual, y_run, x_run)  # type: ignore[operator]

@@ -7,8 +7,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,20 +84,20 @@ class TextEmbeddings(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """input_ids, token_type_ids, position_ids (batch, length) int; or inputs_embeds (batch,
-        length, embedding) for the token part
-        -> (batch, length, hidden). Segments default to 0, positions to 0, 1, ..."""
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+    ) -> Float[Tensor, "batch length hidden"]:
+        """inputs_embeds: the token part, in place of input_ids. Segments default to 0, positions to 0, 1, ..."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, embedding)
         x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
         x = self.dropout(self.norm(x))
         return x if self.projection is None else self.projection(x)
 
-    def tokens(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def tokens(
+        self, input_ids: Int[Tensor, "batch length"] | None, inputs_embeds: Float[Tensor, "batch length size"] | None
+    ) -> Float[Tensor, "batch length size"]:
         """The token part, from ids or as given."""
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError(
@@ -116,8 +118,10 @@ class TextEmbeddings(nn.Module):
             )
         return inputs_embeds
 
-    def segments(self, token_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
-        """The segment part (batch or 1, length, embedding)."""
+    def segments(
+        self, token_type_ids: Int[Tensor, "batch length"] | None, tokens: Float[Tensor, "batch length size"]
+    ) -> Float[Tensor, "*grid hidden"] | float:
+        """The segment part, of each token or of all."""
         if self.segment is None:
             if token_type_ids is None:
                 return 0.0
@@ -130,8 +134,10 @@ class TextEmbeddings(nn.Module):
         same_shape(token_type_ids, tokens, "token_type_ids")
         return self.segment(check_ids(token_type_ids, self.segment.num_embeddings, "token_type_ids"))
 
-    def positions(self, position_ids: Tensor | None, tokens: Tensor) -> Tensor:
-        """The position part (batch or 1, length, embedding)."""
+    def positions(
+        self, position_ids: Int[Tensor, "*#batch length"] | None, tokens: Float[Tensor, "batch length size"]
+    ) -> Float[Tensor, "*#batch length hidden"]:
+        """The position part, of each text or of all."""
         if position_ids is None:
             return self.position.weight[self.first_position : self.first_position + tokens.shape[1]]
         if isinstance(position_ids, Tensor) and position_ids.dim() == 1:
@@ -140,6 +146,29 @@ class TextEmbeddings(nn.Module):
         if position_ids.shape[0] != 1 or position_ids.shape[1] != tokens.shape[1]:
             same_shape(position_ids, tokens, "position_ids")
         return self.position(position_ids)
+
+
+class EmbeddingSizes(Protocol):
+    """What `text_embeddings_of` reads from a config; most text models' configs have these fields."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+    @property
+    def num_segments(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+
+
+def text_embeddings_of(c: EmbeddingSizes) -> TextEmbeddings:
+    """BERT's embeddings at the sizes of a config."""
+    norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
+    return TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
 
 
 class FactorizedTable(nn.Embedding):
@@ -153,11 +182,10 @@ class FactorizedTable(nn.Embedding):
         self.embedding_dim = output_size  # as seen from outside
 
     @property
-    def table(self) -> Tensor:
-        """(vocabulary, output size)."""
+    def table(self) -> Float[Tensor, "vocabulary output_size"]:
         return self.projection(self.weight)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Int[Tensor, "*ids"]) -> Float[Tensor, "*ids output_size"]:
         return self.projection(super().forward(input_ids))
 
 
@@ -171,8 +199,8 @@ class NarrowTable(nn.Embedding):
         object.__setattr__(self, "widen", projection)  # borrowed, not registered twice
 
     @property
-    def table(self) -> Tensor:
-        """(vocabulary, output size), as a head of full width reads it."""
+    def table(self) -> Float[Tensor, "vocabulary output_size"]:
+        """As a head of full width reads it."""
         return self.weight @ self.widen.weight.T
 
 
@@ -217,7 +245,7 @@ def check_features(features: Tensor, batch: int, width: int, name: str) -> None:
             )
 
 
-Languages = Tensor | str | int | Sequence[str | int]
+Languages = Int[Tensor, "_batch _length"] | str | int | Sequence[str | int]
 
 
 class LanguageEmbedding(nn.Embedding):
@@ -234,17 +262,20 @@ class LanguageEmbedding(nn.Embedding):
         width = std if self.std is None else self.std
         nn.init.trunc_normal_(self.weight, 0, width, -2 * width, 2 * width, generator=generator)
 
-    def forward(self, language_ids: Languages | None, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        """``language_ids``: (batch, length) int, or a name or id, or one for each text; tokens
-        (batch, length, size) -> like tokens.
+    def forward(  # type: ignore[override]
+        self, language_ids: Languages | None, tokens: Float[Tensor, "batch length size"]
+    ) -> Float[Tensor, "batch length size"]:
+        """``language_ids``: for each token, or a name or id, or one for each text.
 
         Raises InputError where none is given, UnknownNameError for a name that is not among
         ``names``.
         """
         return super().forward(self.ids(language_ids, tokens))
 
-    def ids(self, language_ids: Languages | None, tokens: Tensor) -> Tensor:
-        """Ids (batch, length) from whatever form they were given in."""
+    def ids(
+        self, language_ids: Languages | None, tokens: Float[Tensor, "batch length size"]
+    ) -> Int[Tensor, "batch length"]:
+        """Ids from whatever form they were given in."""
         batch, length = tokens.shape[:2]
         if language_ids is None:
             raise InputError(
@@ -323,6 +354,5 @@ class SinusoidalPositions(nn.Module):
         angle = position / 10_000 ** (2 * (column // 2) / size)  # (rows, size)
         self.weight.copy_(torch.where(column % 2 == 0, angle.sin(), angle.cos()))
 
-    def forward(self, position_ids: Tensor) -> Tensor:
-        """(batch, length) int -> (batch, length, size)."""
+    def forward(self, position_ids: Int[Tensor, "#batch length"]) -> Float[Tensor, "#batch length size"]:
         return F.embedding(position_ids, self.weight)

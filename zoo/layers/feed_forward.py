@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import unknown
 
 
-def quick_gelu(x: Tensor) -> Tensor:
+def quick_gelu(x: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
     """x · sigmoid(1.702 x): OpenAI CLIP's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
 
@@ -60,8 +61,7 @@ class FeedForward(nn.Module):
         self.activation = activation(activation_name)
         self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden) -> (..., hidden)."""
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
         inner = self.activation(self.up(x))  # (..., intermediate)
         return self.down(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.layers.padding import Packed, Padding
+from zoo.layers.shapes import Allowed
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,18 @@ def prefix(length: int) -> Pattern:
 class Mask:
     """Who may look at whom. Everything is optional; a bare `Mask()` lets everyone see everyone.
 
-    ``keys`` (batch, key) bool: the real keys. ``dense`` (batch, query, key) bool. ``pattern``: a rule
-    on positions. With ``query_rows`` and ``key_rows`` both streams come packed. ``query_positions``,
-    ``key_positions`` (batch, length): the columns tokens came from, where a packed rectangle's are
-    not 0..length-1. Join two by ``&``.
+    ``keys``: the real keys. ``pattern``: a rule on positions. With ``query_rows`` and ``key_rows`` both streams come
+    packed. ``query_positions``/``key_positions``: the columns tokens came from, where a packed rectangle's are not
+    0..length-1. Join two by ``&``.
     """
 
-    keys: Tensor | None = None
-    dense: Tensor | None = None
+    keys: Bool[Tensor, "batch key"] | None = None
+    dense: Bool[Tensor, "batch query key"] | None = None
     pattern: Pattern | None = None
     query_rows: Packed | None = None
     key_rows: Packed | None = None
-    query_positions: Tensor | None = field(default=None, repr=False)
-    key_positions: Tensor | None = field(default=None, repr=False)
+    query_positions: Int[Tensor, "batch query"] | None = field(default=None, repr=False)
+    key_positions: Int[Tensor, "batch key"] | None = field(default=None, repr=False)
 
     def __and__(self, other: Mask | Pattern) -> Mask:
         if isinstance(other, Pattern):
@@ -95,11 +96,8 @@ class Mask:
     def packed(self) -> bool:
         return self.query_rows is not None
 
-    def allowed(self, query: int, key: int, device: torch.device) -> Tensor | None:
-        """Bool (batch or 1, 1, query, key), True = may look; None where everyone may.
-
-        For dense rectangles, not for packed rows.
-        """
+    def allowed(self, query: int, key: int, device: torch.device) -> Allowed | None:
+        """True = may look; None where everyone may. For dense rectangles, not for packed rows."""
         parts: list[Tensor] = []
         if self.keys is not None:
             parts.append(self.keys[:, None, None, :])
@@ -118,10 +116,10 @@ class Mask:
             allowed = allowed & part
         return allowed
 
-    def bias_at(self, bias: Tensor, query: int, key: int) -> Tensor:
-        """The part of an additive (1, heads, query, key) bias that belongs to this rectangle,
-        (1 or batch, heads, query, key).
-        """
+    def bias_at(
+        self, bias: Float[Tensor, "rows heads longest_query longest_key"], query: int, key: int
+    ) -> Float[Tensor, "#batch heads query key"]:
+        """The part of an additive bias that belongs to this rectangle."""
         if self.query_positions is None and self.key_positions is None:
             return bias[..., :query, :key]
         device = bias.device
@@ -176,7 +174,7 @@ class Rectangle:
     mask: Mask | None
 
 
-def _cut(positions: Tensor | None, where: slice, rows: int) -> Tensor | None:
+def _cut(positions: Int[Tensor, "tokens"] | None, where: slice, rows: int) -> Int[Tensor, "rows length"] | None:
     return None if positions is None else positions[where].unflatten(0, (rows, -1))
 
 
@@ -209,5 +207,5 @@ def cross_mask(query: Padding, key: Padding) -> Mask:
     )
 
 
-def _ranked(rows: Packed, ranks: Tensor | None) -> Packed:
+def _ranked(rows: Packed, ranks: Int[Tensor, "batch length"] | None) -> Packed:
     return rows if ranks is None else replace(rows, positions=ranks.flatten()[rows.index])

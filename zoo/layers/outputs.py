@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -55,13 +56,12 @@ def _flatten_with_keys(result: Any) -> tuple[list[tuple[pytree.KeyEntry, Any]], 
 class Encoded(Output):
     """One stream after its encoder.
 
-    ``last_hidden_state`` (batch, length, hidden), zeros at padded positions; ``pooler_output``
-    (batch, hidden) where the model has a pooler. On request ``hidden_states``: what enters the
-    first block, then what leaves each block, all (batch, length, hidden); and ``attentions``: per
-    block the probabilities (batch, heads, query, key), zeros for queries and keys that are padding.
+    ``last_hidden_state``: zeros at padded positions. ``pooler_output``: where the model has a
+    pooler. On request ``hidden_states``: what enters the first block, then what leaves each block;
+    and ``attentions``: per block the probabilities, zeros for queries and keys that are padding.
     """
 
-    last_hidden_state: Tensor
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    last_hidden_state: Float[Tensor, "batch length hidden"]
+    pooler_output: Float[Tensor, "batch pooled"] | None = None
+    hidden_states: tuple[Float[Tensor, "_batch _length _hidden"], ...] | None = None
+    attentions: tuple[Float[Tensor, "_batch _heads query key"], ...] | None = None

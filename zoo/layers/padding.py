@@ -14,6 +14,7 @@ from numbers import Integral
 from types import TracebackType
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.errors import InputError
@@ -55,23 +56,21 @@ def at_hand(x: Tensor) -> bool:
 class Packed:
     """Where the real tokens of a (batch, length) grid went: rows in ``order``, each row's tokens in their own order.
 
-    ``index`` (tokens,) int64 into the flattened grid; ``lengths`` real tokens per row, in ``order``;
-    ``positions`` (tokens,) the column each token came from, or None where every row's tokens stand at
-    0..length-1.
+    ``index`` into the flattened grid; ``lengths``: real tokens per row, in ``order``; ``positions``: the column each
+    token came from, or None where every row's tokens stand at 0..length-1.
     """
 
-    index: Tensor
+    index: Int[Tensor, "tokens"]
     order: tuple[int, ...]
     lengths: tuple[int, ...]
     grid: tuple[int, int]
-    positions: Tensor | None = None
+    positions: Int[Tensor, "tokens"] | None = None
 
-    def pack(self, x: Tensor) -> Tensor:
-        """(batch, length, ...) -> (tokens, ...)."""
+    def pack(self, x: Shaped[Tensor, "batch length *size"]) -> Shaped[Tensor, "tokens *size"]:
         return x.flatten(0, 1).index_select(0, self.index)
 
-    def unpack(self, x: Tensor) -> Tensor:
-        """(tokens, ...) -> (batch, length, ...), zeros at padding."""
+    def unpack(self, x: Shaped[Tensor, "tokens *size"]) -> Shaped[Tensor, "batch length *size"]:
+        """Zeros at padding."""
         batch, length = self.grid
         out = x.new_zeros(batch * length, *x.shape[1:])
         return out.index_copy(0, self.index, x).unflatten(0, (batch, length))
@@ -83,20 +82,20 @@ class Packed:
         positions = None if self.positions is None else self.positions.to(device, non_blocking=True)
         return replace(self, index=self.index.to(device, non_blocking=True), positions=positions)
 
-    def real(self) -> Tensor:
-        """(batch, length) bool, True where a token came from."""
+    def real(self) -> Bool[Tensor, "batch length"]:
+        """True where a token came from."""
         return self.unpack(torch.ones(self.index.shape, dtype=torch.bool, device=self.index.device))
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Which positions are real. ``real`` (batch, length) bool, True = a real token, or None where all are."""
+    """Which positions are real. ``real``: True = a real token, or None where all are."""
 
-    real: Tensor | None
+    real: Bool[Tensor, "batch length"] | None
     grid: tuple[int, int]
     packed: Packed | None = None
-    visible: Tensor | None = None  # (batch, query, key) bool, where the user gave a matrix
-    ranks: Tensor | None = None  # (batch, length) int that patterns compare in place of columns
+    visible: Bool[Tensor, "batch query key"] | None = None  # where the user gave a matrix
+    ranks: Int[Tensor, "batch length"] | None = None  # that patterns compare in place of columns
 
     @classmethod
     def of(
@@ -108,7 +107,7 @@ class Padding:
         pack: bool = True,
         name: str = "attention_mask",
         device: torch.device | None = None,
-        ranks: Tensor | None = None,
+        ranks: Int[Tensor, "batch length"] | None = None,
     ) -> Padding:
         """Check a user's ``attention_mask`` and plan the packing.
 
@@ -148,26 +147,26 @@ class Padding:
         where = _rows(real if firsts is None else firsts)
         return cls(None if where is None else here, grid, None if where is None else where.to(device), ranks=ranks)
 
-    def pack(self, x: Tensor) -> Tensor:
+    def pack(self, x: Shaped[Tensor, "batch length *size"]) -> Shaped[Tensor, "*rows"]:
         """Packed rows where the batch is packed, else ``x`` as it is."""
         return x if self.packed is None else self.packed.pack(x)
 
-    def unpack(self, x: Tensor) -> Tensor:
-        """Back to (batch, length, ...), zeros at padding whether packed or not."""
+    def unpack(self, x: Shaped[Tensor, "*rows"]) -> Shaped[Tensor, "batch length *size"]:
+        """Zeros at padding whether packed or not."""
         if self.packed is not None:
             return self.packed.unpack(x)
         return x if self.real is None else x.masked_fill(~self.real.unflatten(1, (-1, *[1] * (x.dim() - 2))), 0)
 
-    def first(self, x: Tensor) -> Tensor:
-        """The first real token of each row of (batch, length, hidden) -> (batch, hidden)."""
+    def first(self, x: Float[Tensor, "batch length hidden"]) -> Float[Tensor, "batch hidden"]:
+        """The first real token of each row."""
         if self.real is None or (self.packed is not None and self.packed.positions is None):
             return x[:, 0]
         where = self.real.int().argmax(1)  # the first True; 0 for a row of padding, which holds zeros
         return x.gather(1, where[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
 
 
-def first_columns(lengths: Sequence[int], grid: tuple[int, int], name: str = "lengths") -> Tensor:
-    """(batch, length) bool on the CPU, True for the first ``lengths[i]`` columns of row i."""
+def first_columns(lengths: Sequence[int], grid: tuple[int, int], name: str = "lengths") -> Bool[Tensor, "batch length"]:
+    """On the CPU, True for the first ``lengths[i]`` columns of row i."""
     batch, length = grid
     if not isinstance(lengths, Iterable):
         raise InputError(f"{name} must be {batch} numbers from 0 to {length}, got {lengths!r}")
@@ -180,7 +179,7 @@ def first_columns(lengths: Sequence[int], grid: tuple[int, int], name: str = "le
     return torch.arange(length, device="cpu") < torch.tensor(list(lengths), device="cpu").unsqueeze(1)
 
 
-def _rows(real: Tensor) -> Packed | None:
+def _rows(real: Bool[Tensor, "batch length"]) -> Packed | None:
     """Order the rows by length and number their real tokens; None where nothing is padding."""
     batch, length = real.shape
     counts = real.sum(1).tolist()
@@ -293,7 +292,23 @@ def _reorder(stream: Padding, order: tuple[int, ...], counts: Sequence[int], dev
     return Packed(old.index[moved], order, lengths, stream.grid, positions)
 
 
-def carried(x: Tensor, source: Padding | None, target: Padding | None) -> Tensor:
+def padding_like(
+    states: Tensor,
+    mask: Tensor | None,
+    lengths: Sequence[int] | None = None,
+    *,
+    pack: bool = True,
+    name: str = "attention_mask",
+    ranks: Tensor | None = None,
+) -> Padding:
+    """The padding of states (batch, length, ...), planned on their device: see `Padding.of`."""
+    grid = (states.shape[0], states.shape[1])
+    return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name, device=states.device, ranks=ranks)
+
+
+def carried(
+    x: Shaped[Tensor, "*rows size"], source: Padding | None, target: Padding | None
+) -> Shaped[Tensor, "*target_rows size"]:
     """The states of one stream at the places of another on the same grid, zeros where the source has none.
 
     ``x``: rows as ``source`` packs them -> rows as ``target`` does; None stands for the (batch, length, ...) grid
@@ -324,10 +339,8 @@ class Part:
         return firsts
 
 
-def joined(*parts: Part) -> Tensor | None:
-    """What is real of streams laid one behind the other, (batch, total length) bool; None where all
-    is.
-    """
+def joined(*parts: Part) -> Bool[Tensor, "batch total_length"] | None:
+    """What is real of streams laid one behind the other; None where all is."""
     given = [part.given() for part in parts]
     said = next((mask for mask in reversed(given) if mask is not None), None)  # says where the joint one lies
     if said is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.layers.padding import Padding
@@ -11,16 +12,17 @@ from zoo.layers.padding import Padding
 class Pooler(nn.Module):
     """The first real token's state as it is: ELECTRA, MobileBERT. The base of the others."""
 
-    def forward(self, hidden: Tensor, padding: Padding) -> Tensor:
-        """States (batch, length, hidden) and which of them are real -> (batch, output size)."""
+    def forward(
+        self, hidden: Float[Tensor, "batch length hidden"], padding: Padding
+    ) -> Float[Tensor, "batch output_size"]:
         return self.transform(self.choose(hidden, padding))
 
-    def choose(self, hidden: Tensor, padding: Padding) -> Tensor:
-        """The state that is read, (batch, hidden)."""
+    def choose(self, hidden: Float[Tensor, "batch length hidden"], padding: Padding) -> Float[Tensor, "batch hidden"]:
+        """The state that is read."""
         return padding.first(hidden)
 
-    def transform(self, state: Tensor) -> Tensor:
-        """What is made of it, (batch, output size)."""
+    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
+        """What is made of it."""
         return state
 
 
@@ -31,23 +33,24 @@ class FirstTokenPooler(Pooler):
         super().__init__()
         self.dense = nn.Linear(hidden_size, output_size or hidden_size)
 
-    def transform(self, state: Tensor) -> Tensor:
+    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
         return torch.tanh(self.dense(state))
 
 
 class ReluPooler(FirstTokenPooler):
     """``relu(W h_first + b)``: DistilBERT, and ViLBERT's vector of one stream."""
 
-    def transform(self, state: Tensor) -> Tensor:
+    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
         return torch.relu(self.dense(state))
 
 
-def pool(hidden: Tensor, real: Tensor | None, mode: str) -> Tensor:
+def pool(
+    hidden: Float[Tensor, "batch length hidden"], real: Bool[Tensor, "batch length"] | None, mode: str
+) -> Float[Tensor, "batch hidden"]:
     """Sentence vector by ``mode``: "mean" or "max" over the real tokens, "cls", the first one, or
     "last".
 
-    hidden (batch, length, hidden); real (batch, length) bool, True = a real token, or None where
-    all are -> (batch, hidden). A row without a real token gives zeros.
+    real: True = a real token, or None where all are. A row without a real token gives zeros.
     """
     if real is None:
         real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from zoo.layers.shapes import Rows
+
 Op = Callable[[Tensor], Tensor]
 Residual = Callable[[Tensor, Op, Op, Op], Tensor]
 
@@ -17,22 +19,22 @@ class JoiningNorm(nn.Module):
     bottleneck adapters need it.
     """
 
-    def post_norm(self, x: Tensor, result: Tensor) -> Tensor:
+    def post_norm(self, x: Rows, result: Rows) -> Rows:
         """In place of ``norm(x + result)``."""
         raise NotImplementedError
 
-    def pre_norm(self, x: Tensor, result: Tensor) -> Tensor:
+    def pre_norm(self, x: Rows, result: Rows) -> Rows:
         """In place of ``x + result``."""
         raise NotImplementedError
 
 
-def post_norm(x: Tensor, op: Op, norm: Op, dropout: Op) -> Tensor:
+def post_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:
     """``norm(x + dropout(op(x)))``: the original Transformer, BERT and most of its descendants."""
     result = dropout(op(x))
     return norm.post_norm(x, result) if isinstance(norm, JoiningNorm) else norm(x + result)
 
 
-def pre_norm(x: Tensor, op: Op, norm: Op, dropout: Op) -> Tensor:
+def pre_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:
     """``x + dropout(op(norm(x)))``: GPT-2, mBART, XLM-R XL."""
     result = dropout(op(norm(x)))
     return norm.pre_norm(x, result) if isinstance(norm, JoiningNorm) else x + result

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.layers.masks import Mask, Pattern, cross_mask
 from zoo.layers.outputs import Encoded
-from zoo.layers.padding import Padding, together
+from zoo.layers.padding import Padding, padding_like, together
 from zoo.layers.trace import Trace
 
 if TYPE_CHECKING:
@@ -28,43 +29,40 @@ Pooler = Callable[[Tensor, Padding], Tensor]  # states (batch, length, hidden) a
 
 
 class Run:
-    """One stream's pass. ``x`` (batch, length, hidden) is what enters; lives for one call.
+    """One stream's pass. ``x`` is what enters; lives for one call.
 
     attention_mask: (batch, length), 1/True = a real token, or (batch, query, key), 1/True = query may look at key.
     lengths: real tokens per row where each row is real tokens first. name: what the mask is called in messages.
-    ranks: (batch, length) int that patterns compare in place of columns: with ``causal()``, 0 for what everybody
+    ranks: what patterns compare in place of columns: with ``causal()``, 0 for what everybody
     sees and 1, 2, ... for words that are written one after the other.
     """
 
     def __init__(
         self,
-        x: Tensor,
+        x: Float[Tensor, "batch length hidden"],
         attention_mask: Tensor | None = None,
         lengths: Sequence[int] | None = None,
         hidden_states: bool = False,
         attentions: bool = False,
         *,
         name: str = "attention_mask",
-        ranks: Tensor | None = None,
+        ranks: Int[Tensor, "batch length"] | None = None,
     ) -> None:
-        grid = (x.shape[0], x.shape[1])
-        padding = Padding.of(
-            attention_mask, grid, lengths=lengths, pack=not attentions, name=name, device=x.device, ranks=ranks
-        )
+        padding = padding_like(x, attention_mask, lengths, pack=not attentions, name=name, ranks=ranks)
         self._start(x, padding, Trace(hidden_states, attentions))
 
-    def _start(self, x: Tensor, padding: Padding, trace: Trace) -> None:
+    def _start(self, x: Float[Tensor, "batch length hidden"], padding: Padding, trace: Trace) -> None:
         self.x, self.padding, self.trace = x, padding, trace
         self._earlier: Run | None = None  # the pass that this one goes on from, with other rows
         self._masks: dict[int, Mask] = {}
 
-    def beside(self, x: Tensor) -> Run:
+    def beside(self, x: Float[Tensor, "batch length hidden"]) -> Run:
         """A run of another stream over the same grid, packed alike."""
         other = Run.__new__(Run)
         other._start(x, self.padding, Trace(self.trace.hidden_states is not None, self.trace.wants_attentions))
         return other
 
-    def repeated(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Run:
+    def repeated(self, x: Float[Tensor, "batch length hidden"], change: Callable[[Tensor], Tensor]) -> Run:
         """The pass goes on with other rows: ``change`` takes (batch, ...) to (new batch, ...)."""
         padding, packed = self.padding, self.padding.packed
         lengths = None
@@ -76,8 +74,7 @@ class Run:
         wants = self.trace.hidden_states is not None, self.trace.wants_attentions
         x, pack = change(x), packed is not None or real is None
         new = Run.__new__(Run)
-        grid = (x.shape[0], x.shape[1])
-        new._start(x, Padding.of(real, grid, lengths=lengths, pack=pack, device=x.device), Trace(*wants))
+        new._start(x, padding_like(x, real, lengths, pack=pack), Trace(*wants))
         new._earlier = self
         return new
 
@@ -89,8 +86,8 @@ class Run:
         pattern: Pattern | None = None,
         *,
         norm: nn.Module | None = None,
-    ) -> Tensor:
-        """What a stack, or a single block, makes of the states; ``norm``: that it ends in. (batch, length, hidden)."""
+    ) -> Float[Tensor, "batch length hidden"]:
+        """What a stack, or a single block, makes of the states; ``norm``: that it ends in."""
         mask = self.mask if pattern is None else self.mask & pattern
 
         return self._ended(stack(self.enter(), mask, None, self.trace), norm)
@@ -102,15 +99,15 @@ class Run:
         pattern: Pattern | None = None,
         *,
         norm: nn.Module | None = None,
-    ) -> Tensor:
-        """What a decoder makes of the states while it looks at ``source``'s. (batch, length, hidden)."""
+    ) -> Float[Tensor, "batch length hidden"]:
+        """What a decoder makes of the states while it looks at ``source``'s."""
         self.padding, source.padding = together(self.padding, source.padding)
         memory, mask = source.padding.pack(source.x), self.mask if pattern is None else self.mask & pattern
 
         x = decoder(self.enter(), memory, mask, self.looking_at(source), self.trace)
         return self._ended(x, norm)
 
-    def enter(self) -> Tensor:
+    def enter(self) -> Float[Tensor, "*rows hidden"]:
         """The states as blocks take them: rows of real tokens, or (batch, length, hidden) where the
         batch is not packed. What enters the first block is kept.
         """
@@ -119,11 +116,11 @@ class Run:
             self.trace.hidden(x)
         return x
 
-    def leave(self, x: Tensor) -> Tensor:
-        """Back to (batch, length, hidden), zeros at padding."""
+    def leave(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "batch length hidden"]:
+        """The states as callers take them, zeros at padding."""
         return self.padding.unpack(x)
 
-    def encoded(self, x: Tensor, pooler: Pooler | None = None) -> Encoded:
+    def encoded(self, x: Float[Tensor, "batch length hidden"], pooler: Pooler | None = None) -> Encoded:
         """The result of a stream: states, pooled vector, and what was asked for besides."""
         pooled = None if pooler is None else pooler(x, self.padding)
         return Encoded(x, pooled, self.hidden_states, self.attentions)
@@ -142,10 +139,8 @@ class Run:
         return self._masks[id(other)]
 
     @property
-    def hidden_states(self) -> tuple[Tensor, ...] | None:
-        """What entered and what left each block, (batch, length, hidden) with zeros at padding; None if
-        nobody asked.
-        """
+    def hidden_states(self) -> tuple[Float[Tensor, "_batch _length _hidden"], ...] | None:
+        """What entered and what left each block, zeros at padding; None if nobody asked."""
         states = self.trace.hidden_states
         if states is None:
             return None
@@ -153,13 +148,13 @@ class Run:
         return (*earlier, *(self.padding.unpack(x) for x in states))
 
     @property
-    def attentions(self) -> tuple[Tensor, ...] | None:
-        """The self-attention probabilities (batch, heads, query, key), zeros for padding; None if nobody asked."""
+    def attentions(self) -> tuple[Float[Tensor, "_batch _heads query key"], ...] | None:
+        """The self-attention probabilities, zeros for padding; None if nobody asked."""
         earlier = None if self._earlier is None else self._earlier.attentions
         return self._maps(self.trace.attentions, earlier)
 
     @property
-    def cross_attentions(self) -> tuple[Tensor, ...] | None:
+    def cross_attentions(self) -> tuple[Float[Tensor, "_batch _heads query key"], ...] | None:
         """The probabilities of attention to other streams; None if nobody asked."""
         return self._maps(self.trace.cross_attentions, None)
 
@@ -170,7 +165,7 @@ class Run:
         kept = maps if real is None else [map_.masked_fill(~real[:, None, :, None], 0) for map_ in maps]
         return (*(earlier or ()), *kept)
 
-    def _ended(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+    def _ended(self, x: Float[Tensor, "*rows hidden"], norm: nn.Module | None) -> Float[Tensor, "batch length hidden"]:
         """What leaves a stack; where it ends in a norm, the last state that is kept is normalized."""
         states = self.trace.hidden_states
         if states is not None and states[-1] is not x:  # a single block keeps nothing itself
@@ -205,12 +200,16 @@ class Runs(Mapping[str, Run]):
     def __len__(self) -> int:
         return len(self._runs)
 
-    def through(self, schedule: Schedule, steps: slice = slice(None)) -> dict[str, Tensor]:
-        """What a schedule, or some ``steps`` of it, makes of the streams: each (batch, length, its size)."""
+    def through(
+        self, schedule: Schedule, steps: slice = slice(None)
+    ) -> dict[str, Float[Tensor, "_batch _length _size"]]:
+        """What a schedule, or some ``steps`` of it, makes of the streams."""
         made = schedule({name: run.enter() for name, run in self.items()}, self, steps)
         return {name: self[name].padding.unpack(x) for name, x in made.items()}
 
-    def repeated(self, x: Mapping[str, Tensor], change: Mapping[str, Callable[[Tensor], Tensor]]) -> Runs:
+    def repeated(
+        self, x: Mapping[str, Float[Tensor, "_batch _length _size"]], change: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> Runs:
         """The passes go on with ``x``, and where ``change`` names a stream with other rows."""
         return Runs({name: run.repeated(x[name], change.get(name, _same)) for name, run in self.items()})
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
@@ -119,11 +120,9 @@ class Schedule(nn.Module):
             yield f"{step.part}.{step.index}", step.writes
 
     def forward(
-        self, states: Mapping[str, Tensor], runs: Mapping[str, Run], steps: slice = slice(None)
-    ) -> dict[str, Tensor]:
-        """Each stream (batch, length, its size), or packed rows, -> the same. ``steps``: the part of
-        the schedule to run.
-        """
+        self, states: Mapping[str, Float[Tensor, "... _size"]], runs: Mapping[str, Run], steps: slice = slice(None)
+    ) -> dict[str, Float[Tensor, "... _size"]]:
+        """``steps``: the part of the schedule to run."""
         states = dict(states)
         for step in self.steps[steps]:
             block, reads = self.block(step), step.reads

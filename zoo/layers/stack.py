@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.errors import ConfigError
 from zoo.layers.masks import Mask
+from zoo.layers.shapes import Bias, Rows
 from zoo.layers.trace import Trace
 
 
@@ -28,8 +29,7 @@ class Stack(nn.Module):
         if unused := sorted(set(range(len(blocks))) - set(self.plan)):
             raise ConfigError(f"the plan {self.plan} never runs block {', '.join(map(str, unused))}; leave it out")
 
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        """(batch, length, hidden) or packed (tokens, hidden) -> the same shape."""
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
         for index in self.plan:
             block = self.blocks[index]
             x = block(x, mask, bias, trace)

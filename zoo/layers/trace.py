@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -20,13 +21,13 @@ class Trace:
     def wants_attentions(self) -> bool:
         return self.attentions is not None
 
-    def hidden(self, x: Tensor) -> None:
+    def hidden(self, x: Float[Tensor, "*rows hidden"]) -> None:
         """Keep what enters or leaves a block."""
         if self.hidden_states is not None:
             self.hidden_states.append(x)
 
-    def keep(self, probabilities: Tensor) -> None:
-        """Keep one attention map (batch, heads, query, key)."""
+    def keep(self, probabilities: Float[Tensor, "batch heads query key"]) -> None:
+        """Keep one attention map."""
         if self.attentions is not None:
             self.attentions.append(probabilities)
 

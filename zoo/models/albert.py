@@ -22,7 +22,7 @@ from torch import nn
 from zoo.errors import ConfigError
 from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.feed_forward import check_activation
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.registry.terms import MASKED_LM, SENTENCE_ORDER
@@ -69,9 +69,7 @@ class AlbertConfig(Config):
 class Albert(TextEncoder):
     Config = AlbertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": lambda c: masked_lm_of(c, c.embedding_size),
         "sentence_order": lambda c: nn.Linear(c.hidden_size, 2),
     }
     pretraining = (MASKED_LM, SENTENCE_ORDER)

@@ -17,12 +17,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, bert_block_of
+from zoo.layers import FirstTokenPooler, Stack, bert_block_of, text_embeddings_of
 from zoo.layers.feed_forward import check_activation
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
-from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, Term
+from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, PretrainingTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +62,14 @@ class BertConfig(Config):
 class Bert(TextEncoder):
     Config = BertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
-    pretraining: ClassVar[tuple[Term, ...]] = (MASKED_LM, NEXT_SENTENCE)
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = (MASKED_LM, NEXT_SENTENCE)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         c = config
-        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
-        )
+        self.embeddings = text_embeddings_of(c)
         self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers import Attention, EncoderBlock, FeedForward, ReluPooler, Stack, TextEmbeddings
 from zoo.layers.feed_forward import check_activation
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
 
@@ -57,16 +58,14 @@ class DroppedFeedForward(FeedForward):
         super().__init__(hidden_size, intermediate_size, activation_name)
         self.output_dropout = output_dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
         return F.dropout(super().forward(x), self.output_dropout, self.training)
 
 
 class DistilBert(TextEncoder):
     Config = DistilBertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
     }
     inputs = ("input_ids", "attention_mask", "position_ids")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.layers import Pooler, Stack, TextEmbeddings, activation, bert_block_of
@@ -67,8 +68,7 @@ class ReplacedTokenHead(nn.Module):
         self.output = nn.Linear(hidden_size, 1)
         self.activation = activation(activation_name)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) -> (...)."""
+    def forward(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
         return self.output(self.activation(self.dense(hidden))).squeeze(-1)
 
 

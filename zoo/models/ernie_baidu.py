@@ -19,12 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.layers import Encoded, FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.embeddings import check_ids, same_shape
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.models.base.config import check_positive
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.bert import BertConfig
@@ -55,15 +56,13 @@ class ErnieEmbeddings(TextEmbeddings):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        task_type_ids: Tensor | None = None,
-    ) -> Tensor:
-        """As `TextEmbeddings`, and ``task_type_ids`` (batch, length), or (batch,) with one for each
-        text -> (batch, length, hidden).
-        """
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+        task_type_ids: Int[Tensor, "batch *length"] | None = None,
+    ) -> Float[Tensor, "batch length hidden"]:
+        """As `TextEmbeddings`, and ``task_type_ids``, one for each token or for each text."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         x = (
             tokens
@@ -73,8 +72,10 @@ class ErnieEmbeddings(TextEmbeddings):
         )
         return self.dropout(self.norm(x))
 
-    def tasks(self, task_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
-        """The task's part (batch or 1, length or 1, hidden)."""
+    def tasks(
+        self, task_type_ids: Int[Tensor, "batch *length"] | None, tokens: Float[Tensor, "batch length hidden"]
+    ) -> Float[Tensor, "*grid hidden"] | float:
+        """The task's part, of each token or of all."""
         if self.task is None:
             if task_type_ids is not None:
                 raise InputError(
@@ -92,9 +93,7 @@ class ErnieEmbeddings(TextEmbeddings):
 class Ernie(TextEncoder):
     Config = ErnieConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     pretraining = (MASKED_LM, NEXT_SENTENCE)
@@ -110,18 +109,18 @@ class Ernie(TextEncoder):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        task_type_ids: Tensor | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+        task_type_ids: Int[Tensor, "batch *length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """As `TextEncoder`, and ``task_type_ids`` (batch, length) or (batch,) int, 0 where left
+        """As `TextEncoder`, and ``task_type_ids``, one for each token or for each text, 0 where left
         out; a 1.0 model refuses them.
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, task_type_ids)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
@@ -33,13 +34,13 @@ from zoo.layers import (
     FirstTokenPooler,
     Run,
     Stack,
-    TextEmbeddings,
     activation,
     bert_block_of,
     post_norm,
+    text_embeddings_of,
 )
 from zoo.layers.feed_forward import check_choice
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.layers.padding import as_bool, carried
 from zoo.models.base.config import check_heads
 from zoo.models.base.model import Reading
@@ -83,8 +84,9 @@ class FusionFeedForward(FeedForward):
         self.entity_up = nn.Linear(entity_size, intermediate_size)
         self.entity_down = nn.Linear(intermediate_size, entity_size)
 
-    def forward(self, text: Tensor, entity: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """(..., hidden), (..., entity size) -> the same."""
+    def forward(  # type: ignore[override]
+        self, text: Float[Tensor, "*rows hidden"], entity: Float[Tensor, "*rows entity_size"]
+    ) -> tuple[Float[Tensor, "*rows hidden"], Float[Tensor, "*rows entity_size"]]:
         inner = self.activation(self.up(text) + self.entity_up(entity))  # (..., intermediate)
         return self.down(inner), self.entity_down(inner)
 
@@ -103,7 +105,9 @@ class FusionBlock(nn.Module):
         self.entity_feed_forward_norm = nn.LayerNorm(c.entity_size, c.norm_eps)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, text: Tensor, entity: Tensor, words: Run, mentions: Run) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, text: Float[Tensor, "*rows hidden"], entity: Float[Tensor, "*rows entity_size"], words: Run, mentions: Run
+    ) -> tuple[Float[Tensor, "*rows hidden"], Float[Tensor, "*rows entity_size"]]:
         """text and entity: rows of one grid, as ``words`` packs them -> the same."""
         text = post_norm(
             text, lambda y: self.attention(y, y, y, words.mask, None, words.trace), self.attention_norm, self.dropout
@@ -114,7 +118,7 @@ class FusionBlock(nn.Module):
         new_text = post_norm(text, lambda _: new_text, self.feed_forward_norm, self.dropout)
         return new_text, self.entity_feed_forward_norm(entity + self.dropout(new_entity))
 
-    def known(self, entity: Tensor, mentions: Run) -> Tensor:
+    def known(self, entity: Float[Tensor, "*rows entity_size"], mentions: Run) -> Float[Tensor, "*rows entity_size"]:
         """The entities as the fusion reads them, zeros where none is mentioned: as they come."""
         return entity
 
@@ -127,7 +131,7 @@ class AggregatorBlock(FusionBlock):
         self.entity_attention = Attention(c.entity_size, c.entity_heads, dropout=c.attention_dropout)
         self.entity_attention_norm = nn.LayerNorm(c.entity_size, c.norm_eps)
 
-    def known(self, entity: Tensor, mentions: Run) -> Tensor:
+    def known(self, entity: Float[Tensor, "*rows entity_size"], mentions: Run) -> Float[Tensor, "*rows entity_size"]:
         return post_norm(
             entity,
             lambda y: self.entity_attention(y, y, y, mentions.mask, None, mentions.trace),
@@ -139,8 +143,10 @@ class AggregatorBlock(FusionBlock):
 class EntityStack(Stack):
     """A stack through which entities travel beside the text; BERT's own blocks let them pass."""
 
-    def beside(self, words: Run, entities: Run, mentions: Run) -> tuple[Tensor, Tensor]:
-        """What it makes of text and entities, each (batch, length, its size)."""
+    def beside(
+        self, words: Run, entities: Run, mentions: Run
+    ) -> tuple[Float[Tensor, "batch length hidden"], Float[Tensor, "batch length entity_size"]]:
+        """What it makes of text and entities."""
         text, entity = words.enter(), entities.enter()  # rows of one grid, packed alike
         for index in self.plan:
             block = self.blocks[index]
@@ -164,8 +170,9 @@ class MaskedEntityHead(nn.Module):
         self.norm = nn.LayerNorm(c.entity_size, c.norm_eps)
         self.activation = activation(c.activation)
 
-    def forward(self, hidden: Tensor, candidates: Tensor) -> Tensor:
-        """(..., hidden) and (candidates, entity size) -> (..., candidates)."""
+    def forward(
+        self, hidden: Float[Tensor, "*rows hidden"], candidates: Float[Tensor, "candidates entity_size"]
+    ) -> Float[Tensor, "*rows candidates"]:
         if candidates.dim() != 2 or candidates.shape[1] != self.dense.out_features:
             raise InputError(
                 f"entity_candidates must be (candidates, {self.dense.out_features}), got {tuple(candidates.shape)}"
@@ -176,9 +183,7 @@ class MaskedEntityHead(nn.Module):
 class ErnieThu(TextEncoder):
     Config = ErnieThuConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
         "masked_entity": MaskedEntityHead,
     }
@@ -194,10 +199,7 @@ class ErnieThu(TextEncoder):
     def __init__(self, config: ErnieThuConfig) -> None:
         super().__init__(config)
         c = config
-        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
-        )
+        self.embeddings = text_embeddings_of(c)
         kinds = c.layer_types + ("sim",) * (c.num_layers - len(c.layer_types))
         self.encoder = EntityStack([self._block(kind, c) for kind in kinds])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
@@ -210,21 +212,21 @@ class ErnieThu(TextEncoder):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        entity_embeds: Tensor | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+        entity_embeds: Float[Tensor, "batch length entity_size"] | None = None,
         entity_mask: Tensor | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> WithEntities:
-        """As `TextEncoder`, and ``entity_embeds`` (batch, length, entity size), zeros where no
-        entity is mentioned; ``entity_mask`` (batch, length), 1/True = one is. Left out: no
-        entities; a mask is made from the vectors that are not zero and each row's first real token.
+        """As `TextEncoder`, and ``entity_embeds``, zeros where no entity is mentioned; ``entity_mask``
+        (batch, length), 1/True = one is. Left out: no entities; a mask is made from the vectors that
+        are not zero and each row's first real token.
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
         kept = output_hidden_states, output_attentions
@@ -235,10 +237,10 @@ class ErnieThu(TextEncoder):
         text, beside = words.encoded(x, self.pooler), entities.encoded(entity)
         return WithEntities(**vars(text), entity=replace(beside, attentions=mentions.attentions))
 
-    def entities(self, entity_embeds: Tensor | None, entity_mask: Tensor | None, words: Run) -> tuple[Tensor, Tensor]:
-        """The entities' vectors (batch, length, entity size), zeros at padding, and where they
-        stand (batch, length) bool.
-        """
+    def entities(
+        self, entity_embeds: Float[Tensor, "batch length entity_size"] | None, entity_mask: Tensor | None, words: Run
+    ) -> tuple[Float[Tensor, "batch length entity_size"], Bool[Tensor, "batch length"]]:
+        """The entities' vectors, zeros at padding, and where they stand."""
         x, padding = words.x, words.padding
         shape = (*padding.grid, self.config.entity_size)
         if entity_embeds is None:

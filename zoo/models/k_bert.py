@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
@@ -102,8 +103,7 @@ class StandardDeviationNorm(nn.Module):
         self.weight.fill_(1)
         self.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., size) -> (..., size)."""
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
         centred = x - x.mean(-1, keepdim=True)
         deviation = (
             torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
@@ -114,7 +114,9 @@ class StandardDeviationNorm(nn.Module):
 class KBertEmbeddings(TextEmbeddings):
     """BERT's, with segment 0 for padding: a text without segments is all first sentence (1)."""
 
-    def segments(self, token_type_ids: Tensor | None, tokens: Tensor) -> Tensor | float:
+    def segments(
+        self, token_type_ids: Int[Tensor, "batch length"] | None, tokens: Float[Tensor, "batch length size"]
+    ) -> Float[Tensor, "*grid hidden"] | float:
         if token_type_ids is None and self.segment is not None:
             return self.segment.weight[min(1, self.segment.num_embeddings - 1)]
         return super().segments(token_type_ids, tokens)
@@ -137,7 +139,7 @@ class KBertPooler(FirstTokenPooler):
         super().__init__(hidden_size)
         self.reads = reads
 
-    def choose(self, hidden: Tensor, padding: Padding) -> Tensor:
+    def choose(self, hidden: Float[Tensor, "batch length hidden"], padding: Padding) -> Float[Tensor, "batch hidden"]:
         return pool(hidden, padding.real, self.reads)
 
 

@@ -11,7 +11,7 @@ of the text:
 
 Two sources: Wikipedia (after block 9, E = 300, margin loss) and WordNet (after block 10, E = 200,
 softmax; an entity is a frozen vector and its part of speech, projected). Candidates come with the
-text: `Candidates`, from `zoo.data.knowledge.candidate_mentions`.
+text: `Candidates`, from `zoo.data.knowledge.lexicon.candidate_mentions`.
 
 Traps: a span's last token is included. Norms of the KAR have eps 1e-5, those of its blocks 1e-12.
 The null entity is the table's raw row. A text without mentions is changed too: it looks at one
@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,12 +39,12 @@ from zoo.layers import (
     Mask,
     Run,
     Stack,
-    TextEmbeddings,
     bert_block,
     post_norm,
+    text_embeddings_of,
 )
 from zoo.layers.feed_forward import check_choice
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_heads, check_positive, free
 from zoo.models.base.model import Reading
@@ -155,8 +156,7 @@ class ProjectedEntities(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.part.zero_()
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids of any shape -> (..., entity size)."""
+    def forward(self, ids: Int[Tensor, "*ids"]) -> Float[Tensor, "*ids entity_size"]:
         both = torch.cat([self.vectors(ids), self.part_of_speech(F.embedding(ids, self.part[:, None]).squeeze(-1))], -1)
         return self.dropout(self.projection(both))
 
@@ -186,10 +186,10 @@ class EntityLinker(nn.Module):
         if self.knowledge.loss == "margin":
             self.null.zero_()
 
-    def pool(self, words: Tensor, spans: Tensor) -> Tensor:
-        """words (batch, length, entity size), spans (batch, spans, 2), last included -> (batch,
-        spans, entity size); zeros for no span.
-        """
+    def pool(
+        self, words: Float[Tensor, "batch length entity_size"], spans: Int[Tensor, "batch spans 2"]
+    ) -> Float[Tensor, "batch spans entity_size"]:
+        """A span's last word is included; zeros for no span."""
         place = torch.arange(words.shape[1], device=words.device)
         inside = (
             (place >= spans[:, :, :1]) & (place <= spans[:, :, 1:]) & (spans[:, :, :1] >= 0)
@@ -198,10 +198,17 @@ class EntityLinker(nn.Module):
         weights = scores.masked_fill(~inside, torch.finfo(scores.dtype).min).softmax(2).masked_fill(~inside, 0)
         return weights @ words
 
-    def forward(self, words: Tensor, candidates: Candidates, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """words (batch, length, entity size) -> the spans' vectors and the entities' (batch, spans,
-        entity size), and scores (batch, spans, candidates).
-        """
+    def forward(
+        self,
+        words: Float[Tensor, "batch length entity_size"],
+        candidates: Candidates,
+        seen: Bool[Tensor, "batch spans"],
+    ) -> tuple[
+        Float[Tensor, "batch spans entity_size"],
+        Float[Tensor, "batch spans entity_size"],
+        Float[Tensor, "batch spans candidates"],
+    ]:
+        """The spans' vectors, the entities', and the candidates' scores."""
         spans = Run(self.span_norm(self.pool(words, candidates.spans)), seen, name="candidates")
         s = spans.through(self.span_encoder)  # (batch, spans, entity size)
         c = self.entity_norm(self.entities(candidates.ids))  # (batch, spans, candidates, entity size)
@@ -212,8 +219,10 @@ class EntityLinker(nn.Module):
         scores = scored.masked_fill(candidates.ids == 0, MASKED)
         return s, self.mix(scores, c), scores
 
-    def mix(self, scores: Tensor, c: Tensor) -> Tensor:
-        """The candidates' vectors weighted by their scores -> (batch, spans, entity size)."""
+    def mix(
+        self, scores: Float[Tensor, "batch spans candidates"], c: Float[Tensor, "batch spans candidates entity_size"]
+    ) -> Float[Tensor, "batch spans entity_size"]:
+        """The candidates' vectors weighted by their scores."""
         if self.knowledge.loss != "margin":
             return torch.einsum("bsc,bsce->bse", scores.softmax(2), c)
         low = scores < self.knowledge.threshold
@@ -236,7 +245,9 @@ class Recontextualization(nn.Module):
         self.output_norm = nn.LayerNorm(c.hidden_size, 1e-5)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, candidates: Candidates, run: Run) -> tuple[Tensor, Links]:
+    def forward(
+        self, x: Float[Tensor, "*rows hidden"], candidates: Candidates, run: Run
+    ) -> tuple[Float[Tensor, "*rows hidden"], Links]:
         """x: rows as ``run`` packs them -> the same, and what was linked."""
         words = carried(self.linker.projection(x), run.padding, None)  # (batch, length, entity size)
         there = candidates.spans[:, :, 0] >= 0
@@ -275,9 +286,7 @@ def _block(
 class KnowBert(TextEncoder):
     Config = KnowBertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     offers = {**TextEncoder.offers, "entities": Reading(lambda e: e.links), "mentions": Reading(lambda e: e.links)}
@@ -288,10 +297,7 @@ class KnowBert(TextEncoder):
     def __init__(self, config: KnowBertConfig) -> None:
         super().__init__(config)
         c = config
-        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
-        )
+        self.embeddings = text_embeddings_of(c)
         blocks = [
             _block(c, c.hidden_size, c.num_heads, c.intermediate_size, c.activation, c.norm_eps)
             for _ in range(c.num_layers)
@@ -302,11 +308,11 @@ class KnowBert(TextEncoder):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
         entity_candidates: Mapping[str, Candidates] | None = None,
         *,
         lengths: Sequence[int] | None = None,

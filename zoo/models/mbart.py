@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +45,7 @@ from zoo.layers import (
 )
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
+from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.model import Model, Reading
 from zoo.models.base.outputs import Seq2Seq
@@ -103,10 +105,13 @@ class PlacedTokens(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.scale, self.longest = c.token_scale, c.max_positions
 
-    def place(self, tokens: Tensor, position_ids: Tensor | None, name: str) -> Tensor:
-        """tokens (batch, length, hidden), position_ids (batch or 1, length) int from 0, or None for
-        0, 1, ... -> like tokens.
-        """
+    def place(
+        self,
+        tokens: Float[Tensor, "batch length hidden"],
+        position_ids: Int[Tensor, "*#batch length"] | None,
+        name: str,
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Tokens at their positions, 0, 1, ... where none are given."""
         length = tokens.shape[1]
         if length == 0:
             raise InputError("the text has no token: its length is 0; give one at least, padding if need be")
@@ -133,14 +138,15 @@ class MbartEmbeddings(PlacedTokens):
         super().__init__(c)
         self.token = nn.Embedding(c.vocab_size, c.hidden_size)
 
-    def look_up(self, input_ids: Tensor | None, name: str) -> Tensor:
-        """(batch, length) int -> (batch, length, hidden), not scaled."""
+    def look_up(self, input_ids: Int[Tensor, "batch length"] | None, name: str) -> Float[Tensor, "batch length hidden"]:
+        """The rows of the table, not scaled."""
         if input_ids is None:
             raise InputError(f"{name} is missing")
         return self.token(check_ids(input_ids, self.token.num_embeddings, name))
 
-    def forward(self, input_ids: Tensor | None, position_ids: Tensor | None = None) -> Tensor:
-        """(batch, length) int -> (batch, length, hidden)."""
+    def forward(
+        self, input_ids: Int[Tensor, "batch length"] | None, position_ids: Int[Tensor, "*#batch length"] | None = None
+    ) -> Float[Tensor, "batch length hidden"]:
         return self.place(self.look_up(input_ids, "input_ids"), position_ids, "position_ids")
 
 
@@ -181,10 +187,8 @@ class MbartDecoder(nn.Module):
         self.blocks = nn.ModuleList(decoder_block(c) for _ in range(c.decoder_num_layers))
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace) -> Tensor:
-        """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like
-        x, before the final norm.
-        """
+    def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace) -> Rows:
+        """The states before the final norm."""
         for block in self.blocks:
             x = block(x, memory, mask, memory_mask, trace)
             trace.hidden(x)
@@ -206,8 +210,9 @@ class LanguageModelHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """(..., hidden) and the token table (vocabulary, hidden) -> (..., vocabulary)."""
+    def forward(
+        self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary hidden"]
+    ) -> Float[Tensor, "*rows vocabulary"]:
         return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)
 
 
@@ -233,24 +238,24 @@ class Mbart(Model):
         self.decoder = MbartDecoder(config)
 
     @property
-    def output_table(self) -> Tensor:
-        """The token table that word scores are taken with, (vocabulary, hidden)."""
+    def output_table(self) -> Float[Tensor, "vocabulary hidden"]:
+        """The token table that word scores are taken with."""
         return self.embeddings.token.weight
 
-    def decoder_inputs(self, labels: Tensor) -> Tensor:
-        """What the decoder reads where the labels (batch, length) are to follow: their last token,
-        then all but the last place.
+    def decoder_inputs(self, labels: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
+        """What the decoder reads where the labels are to follow: their last token, then all but the
+        last place.
         """
         return shift_right(labels, self.config.pad_token_id)
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        decoder_input_ids: Int[Tensor, "batch target_length"] | None = None,
         decoder_attention_mask: Tensor | None = None,
-        decoder_position_ids: Tensor | None = None,
+        decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
@@ -258,10 +263,9 @@ class Mbart(Model):
     ) -> Seq2Seq:
         """Encode a batch of sources, and decode their targets as far as they are given.
 
-        input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same
-        shapes, 1/True = a real token; positions from 0; lengths: real tokens of each source, where
-        they stand first. -> the decoder's states (batch, target length, hidden), the encoder's
-        under ``encoder``; the last of the hidden states is the normalized result.
+        Masks like the ids, 1/True = a real token; positions from 0; lengths: real tokens of each
+        source, where they stand first. The result holds the decoder's states, the encoder's under
+        ``encoder``; the last of the hidden states is the normalized result.
         """
         shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         encoded = self.encode(input_ids, attention_mask, position_ids, lengths=lengths, **shown)
@@ -278,34 +282,32 @@ class Mbart(Model):
 
     def encode(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """The source's states (batch, length, hidden), normalized."""
+        """The source's states, normalized."""
         x = self.embeddings(input_ids, position_ids)  # (batch, length, hidden)
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
         return run.encoded(run.through(self.encoder, norm=self.norm))
 
     def decode(
         self,
-        decoder_input_ids: Tensor | None,
-        memory: Tensor,
+        decoder_input_ids: Int[Tensor, "batch target_length"] | None,
+        memory: Float[Tensor, "batch length hidden"],
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        decoder_position_ids: Tensor | None = None,
+        decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Seq2Seq:
-        """What the decoder makes of ``memory``, the encoder's states (batch, length, hidden);
-        ``attention_mask`` is the source's.
-        """
+        """What the decoder makes of ``memory``, the encoder's states; ``attention_mask`` is the source's."""
         tokens = self.embeddings.look_up(decoder_input_ids, "decoder_input_ids")
         x = self.decoder.embeddings.place(tokens, decoder_position_ids, "decoder_position_ids")
         kept = output_hidden_states, output_attentions
@@ -315,9 +317,10 @@ class Mbart(Model):
         return Seq2Seq(x, target.hidden_states, target.attentions, target.cross_attentions)
 
 
-def shift_right(labels: Tensor, pad_token_id: int, start_token_id: int | None = None) -> Tensor:
-    """``[start, labels without the last place]``, (batch, length) int, with padding where labels
-    are -100.
+def shift_right(
+    labels: Int[Tensor, "batch length"], pad_token_id: int, start_token_id: int | None = None
+) -> Int[Tensor, "batch length"]:
+    """``[start, labels without the last place]``, with padding where labels are -100.
 
     start_token_id None: each row's own last token that is no padding comes to the front (mBART: the
     language code, or </s>) and, in a row that is shorter than the longest, stands at its end too.

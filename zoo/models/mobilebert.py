@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,6 +46,7 @@ from zoo.layers import (
     post_norm,
 )
 from zoo.layers.feed_forward import check_activation, check_choice, identity
+from zoo.layers.shapes import Bias, Rows
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE
@@ -125,14 +127,12 @@ class NoNorm(nn.Module):
         self.weight.fill_(1)
         self.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
         return torch.addcmul(self.bias, x, self.weight)
 
 
-def trigram(tokens: Tensor) -> Tensor:
-    """``[e_{t+1}; e_t; e_{t-1}]``, zeros beyond the ends: (batch, length, embedding) -> (batch,
-    length, 3 · embedding).
-    """
+def trigram(tokens: Float[Tensor, "batch length embedding"]) -> Float[Tensor, "batch length 3*embedding"]:
+    """``[e_{t+1}; e_t; e_{t-1}]``, zeros beyond the ends."""
     following, previous = F.pad(tokens[:, 1:], (0, 0, 0, 1)), F.pad(tokens[:, :-1], (0, 0, 1, 0))
     return torch.cat([following, tokens, previous], dim=2)
 
@@ -158,12 +158,11 @@ class MobileBertEmbeddings(TextEmbeddings):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """As `TextEmbeddings`; inputs_embeds (batch, length, embedding_size)."""
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+    ) -> Float[Tensor, "batch length hidden"]:
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, embedding)
         x = self.context(tokens)  # (batch, length, 3 · embedding)
         x = x if self.projection is None else self.projection(x)  # (batch, length, hidden)
@@ -180,7 +179,7 @@ class Bottleneck(nn.Module):
         self.dense = nn.Linear(size, output_size)
         self.norm = norm
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows bottleneck"]:
         return self.norm(self.dense(x))
 
 
@@ -211,12 +210,13 @@ class StackedBlock(nn.Module):
     def new_attention(self, c: MobileBertConfig) -> Attention:
         return Attention(c.inner_size, c.num_heads, dropout=c.attention_dropout)
 
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        """(batch, length, hidden) or packed (tokens, hidden) -> the same shape."""
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
         a = post_norm(x, lambda y: self.attention(y, y, y, mask, bias, trace), self.attention_norm, self.dropout)
         return self.feed(a, self.dropout)
 
-    def feed(self, a: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
+    def feed(
+        self, a: Float[Tensor, "*rows hidden"], dropout: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "*rows hidden"]:
         """The feed-forwards, one after the other; dropout only at the last."""
         for feed_forward, norm in zip(self.inner_feed_forwards, self.inner_feed_forward_norms, strict=True):
             a = post_norm(a, feed_forward, norm, identity)
@@ -239,7 +239,7 @@ class BottleneckBlock(StackedBlock):
             c.hidden_size, c.num_heads, head_size=head_size, output_size=c.bottleneck_size, dropout=c.attention_dropout
         )
 
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
         r = self.input_bottleneck(x)  # (..., bottleneck)
         query, value = self.attended(x, r)
         a = post_norm(
@@ -248,7 +248,9 @@ class BottleneckBlock(StackedBlock):
         out = self.output_bottleneck
         return post_norm(x, lambda _: out.dense(self.feed(a, identity)), out.norm, self.dropout)  # (..., hidden)
 
-    def attended(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    def attended(
+        self, x: Float[Tensor, "*rows hidden"], r: Float[Tensor, "*rows bottleneck"]
+    ) -> tuple[Float[Tensor, "*rows query_size"], Float[Tensor, "*rows value_size"]]:
         """What query and key read, and what value reads."""
         return x, x
 
@@ -259,7 +261,9 @@ class NarrowAttentionBlock(BottleneckBlock):
     def new_attention(self, c: MobileBertConfig) -> Attention:
         return Attention(c.bottleneck_size, c.num_heads, dropout=c.attention_dropout)
 
-    def attended(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    def attended(
+        self, x: Float[Tensor, "*rows hidden"], r: Float[Tensor, "*rows bottleneck"]
+    ) -> tuple[Float[Tensor, "*rows query_size"], Float[Tensor, "*rows value_size"]]:
         return r, r
 
 
@@ -281,7 +285,9 @@ class SharedKeyQueryBlock(BottleneckBlock):
             dropout=c.attention_dropout,
         )
 
-    def attended(self, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    def attended(
+        self, x: Float[Tensor, "*rows hidden"], r: Float[Tensor, "*rows bottleneck"]
+    ) -> tuple[Float[Tensor, "*rows query_size"], Float[Tensor, "*rows value_size"]]:
         return self.key_query_bottleneck(x), x
 
 
@@ -307,8 +313,9 @@ class SplitMaskedLMHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """(..., hidden) and the token table (vocabulary, embedding) -> (..., vocabulary)."""
+    def forward(
+        self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary embedding"]
+    ) -> Float[Tensor, "*rows vocabulary"]:
         x = self.norm(self.activation(self.dense(hidden)))
         words = F.linear(
             x[..., : self.embedding_size], table if self.decoder is None else self.decoder.weight, self.bias

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
@@ -86,11 +87,11 @@ class RobertaEmbeddings(TextEmbeddings):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+    ) -> Float[Tensor, "batch length hidden"]:
         """As `TextEmbeddings`; without ids (inputs_embeds) every place counts as a token."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         if tokens.shape[1] > (longest := self.longest - self.first_position):
@@ -102,10 +103,10 @@ class RobertaEmbeddings(TextEmbeddings):
         x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
         return self.dropout(self.norm(x))
 
-    def count(self, input_ids: Tensor | None, tokens: Tensor) -> Tensor:
-        """``pad + #{s <= t : x_s is not padding}``, behind a prefix so much further, and ``pad`` at
-        padding: (batch or 1, length) int.
-        """
+    def count(
+        self, input_ids: Int[Tensor, "batch length"] | None, tokens: Float[Tensor, "batch length hidden"]
+    ) -> Int[Tensor, "#batch length"]:
+        """``pad + #{s <= t : x_s is not padding}``, behind a prefix so much further, and ``pad`` at padding."""
         if input_ids is None:
             return torch.arange(1, 1 + tokens.shape[1], device=tokens.device)[None] + self.first_position + self.padding
         real = (input_ids != self.padding).long()

@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,10 +61,13 @@ class SpanBoundaryHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(self, hidden: Tensor, pairs: Tensor, table: Tensor) -> Tensor:
-        """hidden (batch, length, hidden), pairs (batch, spans, 2) the boundaries' places, table
-        (vocabulary, hidden) -> (batch, spans, places, vocabulary).
-        """
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch length hidden"],
+        pairs: Integer[Tensor, "batch spans 2"],
+        table: Float[Tensor, "vocabulary hidden"],
+    ) -> Float[Tensor, "batch spans places vocabulary"]:
+        """pairs: the places of the spans' boundaries."""
         if not isinstance(pairs, Tensor):
             raise InputError(f"pairs must be a tensor (batch, spans, 2) of whole numbers, got {type(pairs).__name__}")
         if pairs.is_complex() or pairs.dtype == torch.bool:
@@ -83,7 +88,7 @@ class SpanBoundaryHead(nn.Module):
                 )
         width = hidden.shape[2]
         ends = hidden.gather(1, pairs.flatten(1).unsqueeze(2).expand(-1, -1, width))  # (batch, 2 · spans, hidden)
-        ends = ends.unflatten(1, (-1, 2)).flatten(2).unsqueeze(2)  # (batch, spans, 1, 2 · hidden)
+        ends = rearrange(ends, "batch (spans ends) hidden -> batch spans 1 (ends hidden)", ends=2)
         places = self.position.weight.expand(*ends.shape[:2], -1, -1)  # (batch, spans, places, position size)
         x = torch.cat([ends.expand(-1, -1, places.shape[2], -1), places], 3)
         x = self.first_norm(self.activation(self.first(x)))

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,21 +81,25 @@ class TransE(nn.Module):
             built.load_state_dict(plan.run(archive.read), strict=True)
         return built
 
-    def distance(self, heads: Tensor, relations: Tensor, tails: Tensor) -> Tensor:
-        """``|| h + r - t ||_p``; ids (n,), or of shapes that broadcast -> distances of the joint
-        shape.
-        """
+    def distance(
+        self, heads: Int[Tensor, "*#facts"], relations: Int[Tensor, "*#facts"], tails: Int[Tensor, "*#facts"]
+    ) -> Float[Tensor, "*facts"]:
+        """``|| h + r - t ||_p``."""
         h, r, t = self.vectors(heads, relations, tails)
         if self.config.normalize:
             h, r, t = (F.normalize(x, dim=-1) for x in (h, r, t))
         return torch.linalg.vector_norm(h + r - t, ord=self.config.p_norm, dim=-1)
 
-    def forward(self, heads: Tensor, relations: Tensor, tails: Tensor) -> Tensor:
-        """The distance, or ``margin - distance`` where there is a margin; ids as for `distance`."""
+    def forward(
+        self, heads: Int[Tensor, "*#facts"], relations: Int[Tensor, "*#facts"], tails: Int[Tensor, "*#facts"]
+    ) -> Float[Tensor, "*facts"]:
+        """The distance, or ``margin - distance`` where there is a margin."""
         distance = self.distance(heads, relations, tails)
         return distance if self.config.margin is None else self.config.margin - distance
 
-    def vectors(self, heads: Tensor, relations: Tensor, tails: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def vectors(
+        self, heads: Int[Tensor, "*#facts"], relations: Int[Tensor, "*#facts"], tails: Int[Tensor, "*#facts"]
+    ) -> tuple[Float[Tensor, "*#facts size"], Float[Tensor, "*#facts size"], Float[Tensor, "*#facts size"]]:
         """The three vectors of each fact, as they are stored."""
         for ids, count, name in (
             (heads, self.config.num_entities, "heads"),
@@ -103,13 +109,15 @@ class TransE(nn.Module):
             check_ids(ids.reshape(1, -1), count, name)
         return self.entities(heads), self.relations(relations), self.entities(tails)
 
-    def regularization(self, heads: Tensor, relations: Tensor, tails: Tensor) -> Tensor:
+    def regularization(
+        self, heads: Int[Tensor, "*#facts"], relations: Int[Tensor, "*#facts"], tails: Int[Tensor, "*#facts"]
+    ) -> Float[Tensor, ""]:
         """The mean of the squares of the three vectors, as they are stored."""
         h, r, t = self.vectors(heads, relations, tails)
         return (h.square().mean() + r.square().mean() + t.square().mean()) / 3
 
 
-def _weights(scores: Tensor, temperature: float | None) -> Tensor | None:
+def _weights(scores: Float[Tensor, "n k"], temperature: float | None) -> Float[Tensor, "n k"] | None:
     """Self-adversarial weights (Sun et al., 2019): the harder a negative, the more it counts; no
     gradient.
     """
@@ -125,8 +133,8 @@ class MarginLoss:
     margin: float = 6.0
     temperature: float | None = None
 
-    def __call__(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """distances (n, 1) and (n, k) -> a number."""
+    def __call__(self, positive: Float[Tensor, "n 1"], negative: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
+        """Of distances."""
         weights = _weights(-negative, self.temperature)
         hinge = (positive - negative).clamp(min=-self.margin)
         return (hinge.mean() if weights is None else (weights * hinge).sum(-1).mean()) + self.margin
@@ -140,8 +148,8 @@ class SigmoidLoss:
 
     temperature: float | None = None
 
-    def __call__(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """scores (n, 1) and (n, k) -> a number."""
+    def __call__(self, positive: Float[Tensor, "n 1"], negative: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
+        """Of scores."""
         weights = _weights(negative, self.temperature)
         unlikely = F.logsigmoid(-negative)
         return (
@@ -161,8 +169,8 @@ class SoftplusLoss:
 
     temperature: float | None = None
 
-    def __call__(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """scores (n, 1) and (n, k) -> a number."""
+    def __call__(self, positive: Float[Tensor, "n 1"], negative: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
+        """Of scores."""
         weights = _weights(negative, self.temperature)
         wrong = F.softplus(negative)
         return (
@@ -170,31 +178,31 @@ class SoftplusLoss:
         ) / 2
 
 
-def split_scores(scores: Tensor, positives: int) -> tuple[Tensor, Tensor]:
-    """Scores of n positives, then k blocks of n negatives -> (n, 1) and (n, k)."""
+def split_scores(scores: Float[Tensor, "all"], positives: int) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n k"]]:
+    """Scores of n positives, then k blocks of n negatives, taken apart."""
     if scores.dim() != 1 or positives < 1 or len(scores) % positives or len(scores) == positives:
         raise InputError(
             f"{positives} positives and whole blocks of as many negatives must make up the scores, got "
             f"{tuple(scores.shape)}"
         )
-    blocks = scores.unflatten(0, (-1, positives)).T
+    blocks = rearrange(scores, "(blocks n) -> n blocks", n=positives)
     return blocks[:, :1], blocks[:, 1:]
 
 
 def corrupted(
-    triples: Tensor,
+    triples: Int[Tensor, "n 3"],
     num_entities: int,
     negatives: int,
     *,
     known: Collection[tuple[int, int, int]] = (),
     generator: torch.Generator | None = None,
     rounds: int = 20,
-) -> Tensor:
-    """``negatives`` blocks of the triples (n, 3: head, relation, tail), each with its head or its
-    tail, by a coin, made another entity.
+) -> Int[Tensor, "made 3"]:
+    """``negatives`` blocks of the triples (head, relation, tail), each with its head or its tail, by
+    a coin, made another entity.
 
     ``known``: facts that are no negatives; what hits one is drawn again, for ``rounds`` rounds at
-    most. -> (negatives · n, 3)
+    most.
     """
     made = triples.repeat(negatives, 1)
     column = torch.where(torch.rand(len(made), generator=generator) < 0.5, 0, 2)
@@ -210,9 +218,11 @@ def corrupted(
 
 
 @torch.no_grad()
-def ranks(model: TransE, triples: Tensor, known: Collection[tuple[int, int, int]] = ()) -> Tensor:
+def ranks(
+    model: TransE, triples: Int[Tensor, "n 3"], known: Collection[tuple[int, int, int]] = ()
+) -> Int[Tensor, "n 2"]:
     """The rank of the true tail, then of the true head, among all entities (1 = best), other
-    ``known`` facts left out: (n, 2).
+    ``known`` facts left out.
     """
     everyone = torch.arange(model.config.num_entities)
     found = []
@@ -229,7 +239,7 @@ def ranks(model: TransE, triples: Tensor, known: Collection[tuple[int, int, int]
     return torch.tensor(found).reshape(-1, 2)
 
 
-def link_scores(ranked: Tensor) -> dict[str, float]:
+def link_scores(ranked: Int[Tensor, "n 2"]) -> dict[str, float]:
     """Mean rank, mean reciprocal rank, and the share of ranks within 1, 3 and 10."""
     values = ranked.flatten().double()
     hits = {f"hits@{k}": float((values <= k).double().mean()) for k in (1, 3, 10)}

@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from einops import repeat
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
@@ -47,8 +49,9 @@ from zoo.layers import (
 )
 from zoo.layers.embeddings import check_features, check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
-from zoo.layers.heads import AnswerHead, MaskedLMHead, RegionHead
+from zoo.layers.heads import AnswerHead, RegionHead, masked_lm_of
 from zoo.layers.padding import carried
+from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.model import Reading, VisionLanguageModel, need_pooler
 from zoo.models.base.outputs import Streams
@@ -153,8 +156,10 @@ class TaskEmbeddings(TextEmbeddings):
         super().__init__(c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout)
         self.task = nn.Embedding(c.num_tasks, c.hidden_size) if c.num_tasks else None
 
-    def with_task(self, x: Tensor, task_type_ids: Tensor | None) -> Tensor:
-        """The sums (batch, length, hidden) -> (batch, length or length + 1, hidden)."""
+    def with_task(
+        self, x: Float[Tensor, "batch length hidden"], task_type_ids: Int[Tensor, "#batch ..."] | None
+    ) -> Float[Tensor, "batch longer hidden"]:
+        """The sums, a token longer where the model has task tokens."""
         if self.task is None:
             if task_type_ids is not None:
                 raise InputError("this model has no task tokens (config.num_tasks = 0); leave task_type_ids out")
@@ -180,8 +185,9 @@ class RegionEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """(batch, regions, visual size), (batch, regions, box size) -> (batch, regions, hidden)."""
+    def forward(
+        self, features: Float[Tensor, "batch regions visual_size"], boxes: Float[Tensor, "batch regions box_size"]
+    ) -> Float[Tensor, "batch regions hidden"]:
         dtype = self.features.weight.dtype
         return self.dropout(self.norm(self.features(features.to(dtype)) + self.boxes(boxes.to(dtype))))
 
@@ -196,9 +202,9 @@ class GatedAttention(Attention):
         self.query_gate = nn.Linear(gate_size, hidden_size)
         self.key_gate = nn.Linear(gate_size, hidden_size)
 
-    def gated(self, x: Tensor, summary: Tensor, run: Run) -> Tensor:
-        """x (batch, length, hidden) or packed rows, summary (batch, gate size) -> like x."""
-
+    def gated(
+        self, x: Float[Tensor, "*rows hidden"], summary: Float[Tensor, "batch gate_size"], run: Run
+    ) -> Float[Tensor, "*rows hidden"]:
         def along_rows(gate: Tensor) -> Tensor:
             each = (1 + torch.sigmoid(gate)).unsqueeze(1)  # (batch, 1, hidden)
             return carried(each.expand(*run.padding.grid, -1), None, run.padding)
@@ -216,10 +222,7 @@ class GatedBlock(EncoderBlock):
 
     attention: GatedAttention
 
-    def forward(self, x: Tensor, other: Tensor, run: Run, other_run: Run) -> Tensor:  # type: ignore[override]
-        """x (batch, length, hidden), other (batch, other length, gate size), or both packed -> like
-        x.
-        """
+    def forward(self, x: Rows, other: SourceRows, run: Run, other_run: Run) -> Rows:  # type: ignore[override]
         mean = pool(carried(other, other_run.padding, None), other_run.padding.real, "mean")  # (batch, gate size)
         x = self.residual(x, lambda y: self.attention.gated(y, mean, run), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
@@ -283,9 +286,7 @@ def image_block(c: ViLBertConfig) -> nn.Module:
 class ViLBert(VisionLanguageModel):
     Config = ViLBertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "masked_region": lambda c: RegionHead(c.image_hidden_size, c.region_target_size, c.activation, c.norm_eps),
         "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
     }
@@ -325,15 +326,15 @@ class ViLBert(VisionLanguageModel):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        visual_features: Tensor | None = None,
-        visual_boxes: Tensor | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+        visual_features: Float[Tensor, "pictures regions visual_size"] | None = None,
+        visual_boxes: Float[Tensor, "pictures regions box_size"] | None = None,
         visual_mask: Tensor | None = None,
-        task_type_ids: Tensor | None = None,
+        task_type_ids: Int[Tensor, "#batch ..."] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         visual_lengths: Sequence[int] | None = None,
@@ -343,10 +344,9 @@ class ViLBert(VisionLanguageModel):
     ) -> Streams:
         """Encode texts and the regions of their pictures.
 
-        visual_features: (batch, regions, visual size). visual_boxes: (batch, regions, box size),
-        see `zoo.data.regions.regions`. visual_mask: (batch, regions), 1/True = a real region. task_type_ids:
-        (batch,) int, for models with task tokens. One text with many pictures runs through its own
-        first blocks once. all_pairs: every text with every picture, (texts · pictures) rows,
+        visual_boxes: see `zoo.data.regions.regions`. visual_mask: (pictures, regions), 1/True = a real
+        region. task_type_ids: for models with task tokens. One text with many pictures runs through
+        its own first blocks once. all_pairs: every text with every picture, (texts · pictures) rows,
         pictures varying fastest. lengths, visual_lengths: real tokens and regions per row, where
         these stand first.
         """
@@ -379,8 +379,10 @@ class ViLBert(VisionLanguageModel):
             cross_attentions=both_ways(runs["text"].cross_attentions, runs["image"].cross_attentions),
         )
 
-    def fused(self, text: Tensor, image: Tensor) -> Tensor:
-        """The product or the sum of the pooled vectors, (batch, co hidden)."""
+    def fused(
+        self, text: Float[Tensor, "batch pooled"], image: Float[Tensor, "batch pooled"]
+    ) -> Float[Tensor, "batch pooled"]:
+        """The product or the sum of the pooled vectors."""
         return text * image if self.config.fusion == "mul" else text + image
 
     def paired(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
@@ -391,9 +393,11 @@ class ViLBert(VisionLanguageModel):
         meet = next((i for i, step in enumerate(steps) if len(step.writes) > 1), len(steps))
         x = runs.through(self.encoder, slice(meet))
         texts, pictures = x["text"].shape[0], x["image"].shape[0]
-        change: dict[str, Callable[[Tensor], Tensor]] = {"text": lambda y: y.repeat_interleave(pictures, 0)}
+        change: dict[str, Callable[[Tensor], Tensor]] = {
+            "text": lambda y: repeat(y, "texts ... -> (texts pictures) ...", pictures=pictures)
+        }
         if all_pairs:
-            change["image"] = lambda y: y.repeat(texts, *[1] * (y.dim() - 1))
+            change["image"] = lambda y: repeat(y, "pictures ... -> (texts pictures) ...", texts=texts)
         runs = runs.repeated(x, change)
         return runs, runs.through(self.encoder, slice(meet, None))
 

@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
 from zoo.layers import FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
 from zoo.layers.embeddings import check_features, check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
-from zoo.layers.heads import MaskedLMHead, RegionToPhraseHead
+from zoo.layers.heads import RegionToPhraseHead, masked_lm_of
 from zoo.layers.padding import Part, joined
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.model import VisionLanguageModel, before_last
@@ -91,15 +92,23 @@ class JointEmbeddings(TextEmbeddings):
         self.visual_position = nn.Embedding(c.max_positions, c.hidden_size)  # only row 0 is ever used
         self.default_segment = c.visual_segment
 
-    def join(self, text: Tensor, features: Tensor | None, segments: Tensor | None, alignment: Tensor | None) -> Tensor:
-        """The text's sum (batch, length, hidden) and the regions' features -> (batch, length +
-        regions, hidden).
-        """
+    def join(
+        self,
+        text: Float[Tensor, "batch length hidden"],
+        features: Float[Tensor, "batch regions visual_size"] | None,
+        segments: Int[Tensor, "batch regions"] | None,
+        alignment: Int[Tensor, "batch regions words"] | None,
+    ) -> Float[Tensor, "batch joint_length hidden"]:
+        """The text's sum, then the regions'."""
         parts = [text] if features is None else [text, self.regions(features, segments, alignment)]
         return self.dropout(self.norm(torch.cat(parts, 1)))
 
-    def regions(self, features: Tensor, segments: Tensor | None, alignment: Tensor | None) -> Tensor:
-        """(batch, regions, visual size) -> (batch, regions, hidden)."""
+    def regions(
+        self,
+        features: Float[Tensor, "batch regions visual_size"],
+        segments: Int[Tensor, "batch regions"] | None,
+        alignment: Int[Tensor, "batch regions words"] | None,
+    ) -> Float[Tensor, "batch regions hidden"]:
         x = (
             self.visual_projection(features.to(self.visual_projection.weight.dtype)) + self.visual_position.weight[0]
         )  # (batch, regions, hidden)
@@ -112,10 +121,8 @@ class JointEmbeddings(TextEmbeddings):
             )
         return x if alignment is None else x + self.aligned(alignment)
 
-    def aligned(self, alignment: Tensor) -> Tensor:
-        """Mean of the positions of each region's words, (batch, regions, words) with -1 = no word
-        -> (batch, regions, hidden).
-        """
+    def aligned(self, alignment: Int[Tensor, "batch regions words"]) -> Float[Tensor, "batch regions hidden"]:
+        """Mean of the positions of each region's words, -1 = no word."""
         name = "image_text_alignment"
         if not isinstance(alignment, Tensor) or alignment.dim() != 3:
             got = tuple(alignment.shape) if isinstance(alignment, Tensor) else type(alignment).__name__
@@ -130,9 +137,7 @@ class JointEmbeddings(TextEmbeddings):
 class VisualBert(VisionLanguageModel):
     Config = VisualBertConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "image_text_matching": lambda c: nn.Linear(c.hidden_size, 2),
         "region_to_phrase": lambda c: RegionToPhraseHead(c.hidden_size, c.hidden_size // c.num_heads),
     }
@@ -152,15 +157,15 @@ class VisualBert(VisionLanguageModel):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        visual_features: Tensor | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+        visual_features: Float[Tensor, "batch regions visual_size"] | None = None,
         visual_mask: Tensor | None = None,
-        visual_token_type_ids: Tensor | None = None,
-        image_text_alignment: Tensor | None = None,
+        visual_token_type_ids: Int[Tensor, "batch regions"] | None = None,
+        image_text_alignment: Int[Tensor, "batch regions words"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         visual_lengths: Sequence[int] | None = None,
@@ -170,11 +175,10 @@ class VisualBert(VisionLanguageModel):
         """Encode texts and the regions of their pictures; the result holds the text's positions
         first, then the regions'.
 
-        visual_features: (batch, regions, visual size), or None for text alone. visual_mask: (batch,
-        regions), 1/True = a real region. visual_token_type_ids: (batch, regions) int, where None
-        means ``config.visual_segment``. image_text_alignment: (batch, regions, words) int, the
-        places of a region's words in the text, -1 = none. visual_lengths: real regions per row,
-        where these stand first. The other arguments are BERT's.
+        visual_features: None for text alone. visual_mask: (batch, regions), 1/True = a real region.
+        visual_token_type_ids: None means ``config.visual_segment``. image_text_alignment: the places
+        of a region's words in the text, -1 = none. visual_lengths: real regions per row, where these
+        stand first. The other arguments are BERT's.
         """
         text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         text = text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
@@ -206,8 +210,8 @@ class VisualBert(VisionLanguageModel):
         lengths: Sequence[int] | None,
         visual_lengths: Sequence[int] | None,
     ) -> Tensor | None:
-        """What is real of text and regions as one (batch, length + regions) bool; None where all
-        is. On the CPU where lengths say it.
+        """What is real of text and regions as one mask (batch, length + regions); None where all is. On
+        the CPU where lengths say it.
         """
         if regions is None:
             if not (visual_mask is None and visual_lengths is None):
@@ -221,7 +225,7 @@ class VisualBert(VisionLanguageModel):
         text = Part(grid, attention_mask, lengths, "attention_mask", "lengths")
         return joined(text, Part((grid[0], regions), visual_mask, visual_lengths, "visual_mask", "visual_lengths"))
 
-    def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Tensor:
+    def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Float[Tensor, "batch hidden"]:
         """The word before the closing [SEP], where the authors put a [MASK]."""
         real = self.padding_of("words", given, encoded).real
         return before_last(encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length])

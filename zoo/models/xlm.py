@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
@@ -44,9 +45,10 @@ from zoo.layers.embeddings import LanguageEmbedding, Languages, SinusoidalPositi
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import TableHead
 from zoo.layers.init import truncated_normal
+from zoo.layers.shapes import Bias, Rows
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
-from zoo.registry.terms import MASKED_LM, Term
+from zoo.registry.terms import MASKED_LM, PretrainingTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +125,13 @@ class XlmEmbeddings(TextEmbeddings):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
         language_ids: Languages | None = None,
-    ) -> Tensor:
-        """As `TextEmbeddings`, and ``language_ids`` as `LanguageEmbedding` takes them -> (batch,
-        length, hidden).
-        """
+    ) -> Float[Tensor, "batch length hidden"]:
+        """As `TextEmbeddings`, and ``language_ids`` as `LanguageEmbedding` takes them."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         x = tokens + self.positions(position_ids, tokens) + self.segments(token_type_ids, tokens)
         if self.language is None:
@@ -141,7 +141,7 @@ class XlmEmbeddings(TextEmbeddings):
         return self.dropout(self.norm(x))
 
 
-def zero_padding(x: Tensor, mask: Mask) -> Tensor:
+def zero_padding(x: Rows, mask: Mask) -> Rows:
     """``1[real] · x``: rows of padding become zeros. A packed batch has none of them."""
     return x if mask.keys is None else x.masked_fill(~mask.keys.unsqueeze(2), 0)
 
@@ -149,7 +149,7 @@ def zero_padding(x: Tensor, mask: Mask) -> Tensor:
 class XlmBlock(EncoderBlock):
     """BERT's block, after which rows of padding are zeros."""
 
-    def forward(self, x: Tensor, mask: Mask, bias: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
         return zero_padding(super().forward(x, mask, bias, trace), mask)
 
 
@@ -168,7 +168,7 @@ class Xlm(TextEncoder):
     Config = XlmConfig
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "language_ids", "position_ids")
     heads = {"masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings)}
-    pretraining: ClassVar[tuple[Term, ...]] = (MASKED_LM,)
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = (MASKED_LM,)
 
     def __init__(self, config: XlmConfig) -> None:
         super().__init__(config)
@@ -178,19 +178,19 @@ class Xlm(TextEncoder):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
         language_ids: Languages | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """As `TextEncoder`, and ``language_ids``: (batch, length) int, or a language's name or id,
-        or one for each text.
+        """As `TextEncoder`, and ``language_ids``: for each token, or a language's name or id, or one for
+        each text.
 
         A model that tells languages apart refuses to run without them; another takes them and warns
         that it ignores them. There are no segments: token_type_ids other than 0 are refused.

@@ -18,16 +18,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.layers import Attention, DecoderBlock, Encoded, FeedForward, Mask, Run, Trace, causal
 from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
+from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import free
 from zoo.models.base.model import Reading
 from zoo.models.base.outputs import Seq2Seq
 from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
-from zoo.registry.terms import Term
+from zoo.registry.terms import PretrainingTerm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class XlmTranslationConfig(XlmConfig):
 class XlmDecoderBlock(DecoderBlock):
     """The original Transformer's decoder block, after which rows of padding are zeros."""
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Tensor:
+    def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Rows:
         return zero_padding(super().forward(x, memory, mask, memory_mask, trace), mask)
 
 
@@ -73,10 +75,7 @@ class XlmDecoder(nn.Module):
         self.embeddings = XlmEmbeddings(c)
         self.blocks = nn.ModuleList(decoder_block(c) for _ in range(c.num_layers))
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Mask, memory_mask: Mask, trace: Trace) -> Tensor:
-        """x (batch, length, hidden), memory (batch, source length, hidden), or both packed -> like
-        x.
-        """
+    def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace) -> Rows:
         x = zero_padding(x, mask)
         for block in self.blocks:
             x = block(x, memory, mask, memory_mask, trace)
@@ -101,36 +100,35 @@ class XlmTranslation(Xlm):
         "masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
     }
     offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
-    pretraining: ClassVar[tuple[Term, ...]] = ()  # two pre-trained models start it
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # two pre-trained models start it
 
     def __init__(self, config: XlmTranslationConfig) -> None:
         super().__init__(config)
         self.decoder = XlmDecoder(config)
 
     @property
-    def output_table(self) -> Tensor:
-        """The token table that word scores are taken with, (vocabulary, hidden)."""
+    def output_table(self) -> Float[Tensor, "vocabulary hidden"]:
+        """The token table that word scores are taken with."""
         return self.decoder.embeddings.token.weight
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
         language_ids: Languages | None = None,
-        position_ids: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        decoder_input_ids: Int[Tensor, "batch target_length"] | None = None,
         decoder_attention_mask: Tensor | None = None,
         decoder_language_ids: Languages | None = None,
-        decoder_position_ids: Tensor | None = None,
+        decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Seq2Seq:
         """Encode a batch of sources, and decode their translations as far as they are given.
 
-        input_ids (batch, length), decoder_input_ids (batch, target length) int; masks of the same
-        shapes, 1/True = a real token; languages as `Xlm` takes them. -> the decoder's states
-        (batch, target length, hidden), the encoder's under ``encoder``.
+        Masks like the ids, 1/True = a real token; languages as `Xlm` takes them. The result holds the
+        decoder's states, the encoder's under ``encoder``.
         """
         shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         encoded = self.encode(input_ids, attention_mask, language_ids, position_ids, **shown)
@@ -147,10 +145,10 @@ class XlmTranslation(Xlm):
 
     def encode(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
         language_ids: Languages | None = None,
-        position_ids: Tensor | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
         *,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -168,19 +166,17 @@ class XlmTranslation(Xlm):
 
     def decode(
         self,
-        decoder_input_ids: Tensor | None,
-        memory: Tensor,
+        decoder_input_ids: Int[Tensor, "batch target_length"] | None,
+        memory: Float[Tensor, "batch length hidden"],
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         decoder_language_ids: Languages | None = None,
-        decoder_position_ids: Tensor | None = None,
+        decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Seq2Seq:
-        """What the second makes of ``memory``, the encoder's states (batch, length, hidden);
-        ``attention_mask`` is the source's.
-        """
+        """What the second makes of ``memory``, the encoder's states; ``attention_mask`` is the source's."""
         x = self.decoder.embeddings(decoder_input_ids, None, decoder_position_ids, None, decoder_language_ids)
         kept = output_hidden_states, output_attentions
         source = Run(memory, attention_mask, None, *kept)

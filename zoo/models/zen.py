@@ -6,7 +6,7 @@ that occur in the text.
 
 M[t, j] = 1 where n-gram j covers character t. The sum is not divided, no norm follows it, and past
 the n-gram encoder's last layer its states are added again in every layer.
-`zoo.data.knowledge.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator`
+`zoo.data.knowledge.ngrams.NGramLexicon` finds the n-grams, `zoo.data.knowledge_batches.NGramCollator`
 makes the batch.
 
 Traps: the scripts that fine-tuned the released models handed over neither masks nor segments:
@@ -20,12 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
-from zoo.layers import Encoded, EncoderBlock, FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
+from zoo.layers import Encoded, EncoderBlock, FirstTokenPooler, Run, Stack, bert_block_of, text_embeddings_of
 from zoo.layers.embeddings import check_ids, same_shape
-from zoo.layers.heads import MaskedLMHead
+from zoo.layers.heads import masked_lm_of
 from zoo.layers.padding import carried
 from zoo.models.base.config import check_positive
 from zoo.models.base.outputs import WithEntities
@@ -63,8 +64,10 @@ class NGramEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, ngram_ids: Tensor, ngram_token_type_ids: Tensor | None) -> Tensor:
-        """(batch, n-grams) int each -> (batch, n-grams, hidden); segments default to 0."""
+    def forward(
+        self, ngram_ids: Int[Tensor, "batch ngrams"], ngram_token_type_ids: Int[Tensor, "batch ngrams"] | None
+    ) -> Float[Tensor, "batch ngrams hidden"]:
+        """Segments default to 0."""
         grams = self.token(check_ids(ngram_ids, self.token.num_embeddings, "ngram_ids"))  # (batch, n-grams, hidden)
         if ngram_token_type_ids is None:
             return self.dropout(self.norm(grams + self.segment.weight[0]))
@@ -76,10 +79,10 @@ class NGramEmbeddings(nn.Module):
 class ZenStack(Stack):
     """The character encoder, to each of whose layers n-grams are added."""
 
-    def beside(self, words: Run, ngrams: Run, ngram_encoder: Stack | None, cover: Tensor) -> tuple[Tensor, Tensor]:
-        """What it makes of text and n-grams, each (batch, its length, hidden). ``cover`` (batch,
-        length, n-grams): 1 where an n-gram covers a character.
-        """
+    def beside(
+        self, words: Run, ngrams: Run, ngram_encoder: Stack | None, cover: Float[Tensor, "batch length ngrams"]
+    ) -> tuple[Float[Tensor, "batch length hidden"], Float[Tensor, "batch ngrams hidden"]]:
+        """What it makes of text and n-grams. ``cover``: 1 where an n-gram covers a character."""
         x, grams = words.enter(), ngrams.enter()
         plan = () if ngram_encoder is None else ngram_encoder.plan
         for layer, index in enumerate(self.plan):
@@ -96,9 +99,7 @@ class ZenStack(Stack):
 class Zen(TextEncoder):
     Config = ZenConfig
     heads = {
-        "masked_lm": lambda c: MaskedLMHead(
-            c.hidden_size, c.hidden_size, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings
-        ),
+        "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     pretraining = (MASKED_LM, NEXT_SENTENCE)
@@ -109,10 +110,7 @@ class Zen(TextEncoder):
     def __init__(self, config: ZenConfig) -> None:
         super().__init__(config)
         c = config
-        norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(
-            c.vocab_size, c.hidden_size, c.max_positions, c.num_segments, norm, dropout=c.dropout
-        )
+        self.embeddings = text_embeddings_of(c)
         self.encoder = ZenStack([self._block(c) for _ in range(c.num_layers)])
         self.ngram_embeddings = NGramEmbeddings(c)
         self.ngram_encoder = Stack([self._block(c) for _ in range(c.num_ngram_layers)]) if c.num_ngram_layers else None
@@ -124,24 +122,23 @@ class Zen(TextEncoder):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        ngram_ids: Tensor | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
+        ngram_ids: Int[Tensor, "batch ngrams"] | None = None,
         ngram_positions: Tensor | None = None,
         ngram_mask: Tensor | None = None,
-        ngram_token_type_ids: Tensor | None = None,
+        ngram_token_type_ids: Int[Tensor, "batch ngrams"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Encoded:
-        """As `TextEncoder`, and the n-grams of each text: ``ngram_ids`` and
-        ``ngram_token_type_ids`` (batch, n-grams) int, ``ngram_positions`` (batch, length, n-grams),
-        1/True where one covers a character, ``ngram_mask`` (batch, n-grams), 1/True = real. The
-        result's ``entity`` is the n-grams' stream; without n-grams the model is a BERT.
+        """As `TextEncoder`, and the n-grams of each text: ``ngram_positions`` (batch, length,
+        n-grams), 1/True where one covers a character, ``ngram_mask`` (batch, n-grams), 1/True = real.
+        The result's ``entity`` is the n-grams' stream; without n-grams the model is a BERT.
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
         kept = output_hidden_states, output_attentions
@@ -159,7 +156,7 @@ class Zen(TextEncoder):
         return WithEntities(**vars(words.encoded(x, self.pooler)), entity=ngrams.encoded(grams))
 
 
-def covered(ngram_positions: Tensor | None, shape: tuple[int, int, int]) -> Tensor:
+def covered(ngram_positions: Tensor | None, shape: tuple[int, int, int]) -> Bool[Tensor, "batch length ngrams"]:
     """The matrix of who covers whom, checked."""
     if ngram_positions is None or tuple(ngram_positions.shape) != shape:
         got = None if ngram_positions is None else tuple(ngram_positions.shape)
@@ -170,9 +167,9 @@ def covered(ngram_positions: Tensor | None, shape: tuple[int, int, int]) -> Tens
     return ngram_positions != 0
 
 
-def valid_first(hidden: Tensor, valid: Tensor) -> Tensor:
-    """The states (batch, length, hidden) of ``valid`` tokens moved to the front of their row, in
-    their order, zeros behind them.
+def valid_first(hidden: Float[Tensor, "batch length hidden"], valid: Tensor) -> Float[Tensor, "batch length hidden"]:
+    """The states of ``valid`` tokens moved to the front of their row, in their order, zeros behind
+    them.
     """
     order = (~valid.bool()).to(torch.int8).argsort(dim=1, stable=True)
     moved = hidden.gather(1, order.unsqueeze(2).expand(-1, -1, hidden.shape[2]))

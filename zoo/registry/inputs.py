@@ -15,7 +15,7 @@ from dataclasses import dataclass
 class Input:
     """An argument. ``axes``: the names of its axes, "batch" first, () for what is no tensor.
 
-    ``masks`` and ``counts``: the axis whose real positions it tells, as a mask (1/True = real) or as numbers of a
+    ``masks`` and ``counts``: the axis whose real positions it tells, as a mask (1/True = real) or as a count of a
     row's first positions. ``dims``: how many axes it may have besides, where a caller may give fewer or more.
     ``example``: what stands for it where nobody gives one, "ids", "random", "0" or "1"; "" = it can
     be left out; ``where``: only of a config in which this field is true. Axes that are sizes bear the
@@ -58,7 +58,7 @@ def _text(prefix: str, axis: str, which: str) -> tuple[Input, ...]:
             f"{prefix}language_ids",
             rows,
             "int, or a name",
-            f"XLM's languages{which}",
+            f"ids or names of the languages{which} (XLM)",
             dims=(1,),
             example="0",
             where="tells_languages",
@@ -121,7 +121,7 @@ _INPUTS = (
         "visual_boxes",
         ("batch", "regions", "box size"),
         "float",
-        "boxes, in the numbers that the model reads: `Regions.for_model(config)` makes all three",
+        "boxes, encoded to the model's width; `Regions.for_model(config)` makes features, boxes and mask",
         example="random",
     ),
     Input("visual_mask", ("batch", "regions"), "int or bool", "1/True = a real region", masks="regions", example="1"),
@@ -169,7 +169,7 @@ _LABELS = (
         "match_labels",
         ("batch",),
         "int",
-        "do words and picture belong together; which number says yes is on the model's page",
+        "do words and picture belong together; which label means yes is on the model's page",
     ),
     Input("pairs", ("batch", "spans", "2"), "int", "SpanBERT: the places of each span's outer neighbors"),
     Input("pair_labels", ("batch", "spans", "places"), "int", "SpanBERT: the span's words, -100 = left out"),
@@ -189,7 +189,7 @@ _LABELS = (
     Input(
         "region_targets", ("batch", "regions", "size"), "float", "what it was: the detector's classes, or its feature"
     ),
-    Input("negatives", ("batch", "regions", "number"), "int", "contrastive targets: numbers of wrong regions"),
+    Input("negatives", ("batch", "regions", "number"), "int", "contrastive targets: indexes of wrong regions"),
     Input("phrase_positions", ("batch", "phrases"), "int", "the place of each phrase in the text, -1 = padding"),
     Input("start_positions", ("batch",), "int", "first token of an answer; outside the text = left out"),
     Input("end_positions", ("batch",), "int", "last token of an answer; outside the text = left out"),

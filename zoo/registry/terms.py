@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
+class PretrainingTerm:
     """One term. ``name`` stands in ``losses``; the head is called the same unless ``head`` says otherwise, "" = the
     model itself gives the scores.
 
@@ -52,9 +52,9 @@ class Term:
         return tuple(n for n in (self.labels, *self.takes, *self.loss_takes) if n)
 
 
-def masked_words(reads: str) -> Term:
+def masked_words(reads: str) -> PretrainingTerm:
     """The words behind the masks."""
-    return Term(
+    return PretrainingTerm(
         name="masked_lm",
         reads=(reads,),
         labels="labels",
@@ -66,14 +66,14 @@ def masked_words(reads: str) -> Term:
 
 MASKED_LM = masked_words("text")
 MASKED_WORDS = masked_words("words")
-NEXT_SENTENCE = Term(
+NEXT_SENTENCE = PretrainingTerm(
     name="next_sentence",
     reads=("pooled",),
     labels="next_sentence_label",
     loss="rows",
     output="seq_relationship_logits",
 )
-SENTENCE_ORDER = Term(
+SENTENCE_ORDER = PretrainingTerm(
     name="sentence_order",
     reads=("pooled",),
     labels="sentence_order_label",
@@ -81,8 +81,8 @@ SENTENCE_ORDER = Term(
     output="sop_logits",
     dropout="dropout",
 )
-REPLACED_TOKEN = Term(name="replaced_token", reads=("text",), labels="labels", loss="binary-tokens")
-SPAN_BOUNDARY = Term(
+REPLACED_TOKEN = PretrainingTerm(name="replaced_token", reads=("text",), labels="labels", loss="binary-tokens")
+SPAN_BOUNDARY = PretrainingTerm(
     name="span_boundary",
     reads=("text",),
     labels="pair_labels",
@@ -94,14 +94,14 @@ SPAN_BOUNDARY = Term(
     grid=True,
     options={"span_loss_weight": 1.0},
 )
-MASKED_ENTITY = Term(
+MASKED_ENTITY = PretrainingTerm(
     name="masked_entity",
     reads=("text",),
     labels="entity_labels",
     takes=("entity_candidates",),
     loss="tokens",
 )
-ENTITY_LINKING = Term(
+ENTITY_LINKING = PretrainingTerm(
     name="entity_linking",
     reads=("mentions",),
     head="",
@@ -109,7 +109,7 @@ ENTITY_LINKING = Term(
     loss="linking",
     loss_takes=("entity_candidates", "knowledge"),
 )
-MASKED_REGION = Term(
+MASKED_REGION = PretrainingTerm(
     name="masked_region",
     reads=("regions",),
     labels="region_labels",
@@ -118,7 +118,7 @@ MASKED_REGION = Term(
     output="region_logits",
     options={"region_target": "classes", "num_negatives": 128},
 )
-IMAGE_TEXT_MATCHING = Term(
+IMAGE_TEXT_MATCHING = PretrainingTerm(
     name="image_text_matching",
     reads=("fused",),
     labels="match_labels",
@@ -126,7 +126,7 @@ IMAGE_TEXT_MATCHING = Term(
     output="seq_relationship_logits",
     dropout="matching_dropout",
 )
-LANGUAGE_MODEL = Term(
+LANGUAGE_MODEL = PretrainingTerm(
     name="language_model",
     reads=("target",),
     labels="labels",
@@ -135,7 +135,7 @@ LANGUAGE_MODEL = Term(
     output="prediction_logits",
 )
 
-TERMS: tuple[Term, ...] = (
+TERMS: tuple[PretrainingTerm, ...] = (
     MASKED_LM,
     MASKED_WORDS,
     NEXT_SENTENCE,

@@ -19,7 +19,7 @@ from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
 from zoo.models.base.model import Model
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
-from zoo.registry.terms import Term
+from zoo.registry.terms import PretrainingTerm
 
 
 class TaskModel(nn.Module):
@@ -110,7 +110,7 @@ class TaskModel(nn.Module):
         """A call's arguments by name."""
         return dict(zip(self.names, inputs, strict=False)) | dict(named)
 
-    def score(self, term: Term, given: Mapping[str, Any], encoded: Any) -> tuple[Any, Padding | None]:
+    def score(self, term: PretrainingTerm, given: Mapping[str, Any], encoded: Any) -> tuple[Any, Padding | None]:
         """What a term's head makes of what it reads, zeros at padding, and which of it is real."""
         model, taken = self.model, [self._taken(name, given) for name in term.takes]
         states = [model.offers[what].read(encoded) for what in term.reads]
@@ -127,7 +127,7 @@ class TaskModel(nn.Module):
             return head(*states, *taken), padding
         return padding.unpack(head(padding.pack(states[0]), *taken)), padding
 
-    def _last(self, term: Term) -> bool:
+    def _last(self, term: PretrainingTerm) -> bool:
         layers = self.config.num_layers
         return bool(getattr(self.config, term.layer) % layers == layers - 1)
 

@@ -395,7 +395,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "linking": _linking,
     "contrastive": _contrastive,
 }
-"""By the key that `zoo.registry.terms.Term.loss` names."""
+"""By the key that `zoo.registry.terms.PretrainingTerm.loss` names."""
 
 
 def check_region_target(options: Mapping[str, Any]) -> None:

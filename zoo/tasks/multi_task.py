@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
@@ -131,7 +132,7 @@ class MultiTask(VisionTask):
                 continue
             if name == "visual_reasoning":
                 if len(pooled) % 2 == 0:
-                    scores[name] = part(pooled.unflatten(0, (-1, 2)).flatten(1))
+                    scores[name] = part(rearrange(pooled, "(batch pair) size -> batch (pair size)", pair=2))
             elif name == "grounding":
                 scores[name] = region_scores(part, self.dropout(encoded.image.last_hidden_state), real)
             elif name == "token_score":

@@ -18,14 +18,14 @@ from zoo.models.base.model import Model
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.inputs import INPUTS, LABELS
 from zoo.registry.tasks import TASKS, TaskSpec
-from zoo.registry.terms import TERMS, Term
+from zoo.registry.terms import TERMS, PretrainingTerm
 from zoo.tasks.base import TaskModel
 from zoo.tasks.losses import IGNORED, LOSSES, OPTION_CHECKS, label_tensor
 
 
-def terms_of(task: str, model_class: Any) -> tuple[Term, ...]:
+def terms_of(task: str, model_class: Any) -> tuple[PretrainingTerm, ...]:
     """The terms that a task trains: the one of its name, or all that the family declares."""
-    declared: tuple[Term, ...] = model_class.pretraining
+    declared: tuple[PretrainingTerm, ...] = model_class.pretraining
     if task == "pretraining":
         return declared
     name, offers = TASKS[task].term, set(model_class.offers)
@@ -37,7 +37,7 @@ class Objective(TaskModel):
     """One term or several over one pass. A single term's labels may be called ``labels``, and its
     scores are ``logits``.
 
-    What a term writes to says `Term.output`: ``prediction_logits`` (batch, length, vocabulary),
+    What a term writes to says `PretrainingTerm.output`: ``prediction_logits`` (batch, length, vocabulary),
     ``seq_relationship_logits`` and ``sop_logits`` (batch, 2), ``region_logits`` (batch, regions,
     target), else ``scores[name]``; zeros at padding. A term whose labels are left out has no loss;
     labels at padded positions, and those that are -100, do not count.
@@ -45,7 +45,7 @@ class Objective(TaskModel):
 
     def __init__(self, model: Model, heads: Mapping[str, nn.Module], options: Mapping[str, Any], terms: Any) -> None:
         super().__init__(model, heads, options)
-        self.terms: tuple[Term, ...] = tuple(terms)
+        self.terms: tuple[PretrainingTerm, ...] = tuple(terms)
         self.alone = len(self.terms) == 1
         own = {name for term in self.terms for name in term.arguments} | ({"labels"} if self.alone else set())
         self.kept = own - set(self.names)  # arguments that the model below does not read
@@ -114,7 +114,13 @@ class Objective(TaskModel):
         return TaskOutput(total, losses, encoded=encoded, scores=scores, **fields)
 
     def loss(
-        self, term: Term, scores: Any, labels: Any, padding: Padding | None, given: Mapping[str, Any], encoded: Any
+        self,
+        term: PretrainingTerm,
+        scores: Any,
+        labels: Any,
+        padding: Padding | None,
+        given: Mapping[str, Any],
+        encoded: Any,
     ) -> dict[str, Tensor]:
         """The term's loss by its name; a model with several sources gives one for each."""
         real = None if padding is None else padding.real
@@ -138,7 +144,7 @@ class Objective(TaskModel):
         by_name = found if isinstance(found, Mapping) else {term.name: found}
         return {name: loss if weight == 1 else weight * loss for name, loss in by_name.items()}
 
-    def _labels(self, term: Term, given: Mapping[str, Any]) -> Any:
+    def _labels(self, term: PretrainingTerm, given: Mapping[str, Any]) -> Any:
         own, name = given.get(term.labels), term.labels
         if own is None and self.alone:
             own, name = given.get("labels"), "labels"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -147,7 +148,7 @@ class VisualReasoning(Classification):
             return super().forward(*inputs, labels=labels, **named)
         given, _ = along(self.model, self.given(inputs, named), "pictures", 2)
         encoded = self.model(**given)
-        joined = need_pooler(encoded).unflatten(0, (-1, 2)).flatten(1)  # (batch, 2 · size)
+        joined = rearrange(need_pooler(encoded), "(batch pair) size -> batch (pair size)", pair=2)
         return self.judged(joined, labels, encoded)
 
 

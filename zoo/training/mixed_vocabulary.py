@@ -61,7 +61,7 @@ class MixedVocabulary:
 
     @property
     def starts(self) -> Tensor:
-        """(size,) bool: pieces that begin a word, for `zoo.data.masking.WholeWordMasking`."""
+        """(size,) bool: pieces that begin a word, for `zoo.data.collate.WholeWordMasking`."""
         starts = torch.zeros(self.size, dtype=torch.bool)
         for piece, index in self._joint.items():
             starts[index] = not piece.startswith("##")

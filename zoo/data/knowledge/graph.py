@@ -67,7 +67,7 @@ class KnowledgeGraph:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> KnowledgeGraph:
-        """Triples from a file or folder that `zoo.data.knowledge.read_triples` knows: .spo, .tsv,
+        """Triples from a file or folder that `zoo.data.knowledge.readers.read_triples` knows: .spo, .tsv,
         .nt, or WordNet's folder.
 
         ``cache``: a folder for the arrays; where it holds those of this very file (by size and

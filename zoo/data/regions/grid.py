@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,7 +74,7 @@ def grid_regions(images: Tensor, network: nn.Module, *, size: int | None = 224) 
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     boxes = torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], -1).flatten(0, 1)  # (cells, 4)
     return Regions(
-        grid.flatten(2).transpose(1, 2).cpu(),
+        rearrange(grid, "batch channels rows columns -> batch (rows columns) channels").cpu(),
         boxes.expand(len(images), -1, -1),
         torch.tensor([float(width), float(height)]).expand(len(images), -1),
         format="normalised",

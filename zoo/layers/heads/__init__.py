@@ -2,7 +2,7 @@
 
 from zoo.layers.heads.classifiers import AnswerHead, ClassificationHead, ScaledHead, ScaledLinear, TransformHead
 from zoo.layers.heads.regions import RegionHead, RegionToPhraseHead
-from zoo.layers.heads.words import MaskedLMHead, TableHead
+from zoo.layers.heads.words import MaskedLMHead, TableHead, masked_lm_of
 
 __all__ = [
     "AnswerHead",
@@ -14,4 +14,5 @@ __all__ = [
     "ScaledLinear",
     "TableHead",
     "TransformHead",
+    "masked_lm_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -18,8 +19,7 @@ class ClassificationHead(nn.Module):
         self.activation = activation(activation_name)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden) -> (..., labels)."""
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows labels"]:
         return self.output(self.dropout(self.activation(self.dense(x))))
 
 
@@ -35,8 +35,7 @@ class AnswerHead(nn.Module):
         self.output = nn.Linear(hidden_size, num_labels)
         self.activation = activation(activation_name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., input) -> (..., labels)."""
+    def forward(self, x: Float[Tensor, "*rows input_size"]) -> Float[Tensor, "*rows labels"]:
         return self.output(self.norm(self.activation(self.dense(x))))
 
 
@@ -52,8 +51,7 @@ class TransformHead(nn.Module):
         self.output = nn.Linear(input_size, num_labels)
         self.activation = activation(activation_name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., input) -> (..., labels)."""
+    def forward(self, x: Float[Tensor, "*rows input_size"]) -> Float[Tensor, "*rows labels"]:
         return self.output(self.norm(self.activation(self.transform(x))))
 
 
@@ -73,8 +71,7 @@ class ScaledLinear(nn.Module):
         self.gain.copy_(self.direction.norm())
         self.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., input) -> (..., output)."""
+    def forward(self, x: Float[Tensor, "*rows input_size"]) -> Float[Tensor, "*rows output_size"]:
         return F.linear(x, self.direction * (self.gain / self.direction.norm()), self.bias)
 
 
@@ -89,6 +86,5 @@ class ScaledHead(nn.Module):
         self.output = ScaledLinear(hidden_size, num_labels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., input) -> (..., labels)."""
+    def forward(self, x: Float[Tensor, "*rows input_size"]) -> Float[Tensor, "*rows labels"]:
         return self.output(self.dropout(F.relu(self.dense(x))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.layers.feed_forward import activation
@@ -20,8 +21,7 @@ class RegionHead(nn.Module):
         self.decoder = nn.Linear(hidden_size, target_size)
         self.activation = activation(activation_name)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) -> (..., target)."""
+    def forward(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows target_size"]:
         return self.decoder(self.norm(self.activation(self.dense(hidden))))
 
 
@@ -36,6 +36,7 @@ class RegionToPhraseHead(nn.Module):
         self.key = nn.Linear(hidden_size, head_size)
         self.scale = head_size**-0.5
 
-    def forward(self, phrases: Tensor, regions: Tensor) -> Tensor:
-        """(batch, phrases, hidden), (batch, regions, hidden) -> (batch, phrases, regions)."""
+    def forward(
+        self, phrases: Float[Tensor, "batch phrases hidden"], regions: Float[Tensor, "batch regions hidden"]
+    ) -> Float[Tensor, "batch phrases regions"]:
         return torch.einsum("bph,brh->bpr", self.query(phrases), self.key(regions)) * self.scale

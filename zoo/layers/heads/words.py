@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,10 +40,34 @@ class MaskedLMHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """(..., hidden) and the token table (vocabulary, output size) -> (..., vocabulary)."""
+    def forward(
+        self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary output_size"]
+    ) -> Float[Tensor, "*rows vocabulary"]:
         x = self.norm(self.activation(self.dense(hidden)))
         return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
+
+
+class WordPredictorSizes(Protocol):
+    """What `masked_lm_of` reads from a config; most text models' configs have these fields."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def tie_word_embeddings(self) -> bool: ...
+
+
+def masked_lm_of(c: WordPredictorSizes, embedding_size: int | None = None) -> MaskedLMHead:
+    """`MaskedLMHead` at the sizes of a config; ``embedding_size``: of the token table where it is
+    narrower than the model.
+    """
+    width = c.hidden_size if embedding_size is None else embedding_size
+    return MaskedLMHead(c.hidden_size, width, c.vocab_size, c.activation, c.norm_eps, tied=c.tie_word_embeddings)
 
 
 class TableHead(nn.Module):
@@ -56,6 +83,7 @@ class TableHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """(..., hidden) and the token table (vocabulary, hidden) -> (..., vocabulary)."""
+    def forward(
+        self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary hidden"]
+    ) -> Float[Tensor, "*rows vocabulary"]:
         return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)

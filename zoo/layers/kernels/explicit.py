@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.layers.shapes import Allowed, Bias, Keys, Queries
+
 
 def explicit_attention(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float, dropout: float
-) -> tuple[Tensor, Tensor]:
-    """``softmax(q kᵀ · scale + bias) v``, and the probabilities.
-
-    query, key, value (batch, heads, length, head size); allowed broadcastable bool (batch, heads, query, key),
-    True = may look; bias additive.
-    """
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    allowed: Allowed | None,
+    bias: Bias | None,
+    scale: float,
+    dropout: float,
+) -> tuple[Queries, Float[Tensor, "batch heads query key"]]:
+    """``softmax(q kᵀ · scale + bias) v``, and the probabilities; allowed: True = may look."""
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale
     if bias is not None:
         scores = scores + bias

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
+
+from zoo.layers.shapes import Allowed, Bias, Keys, Queries
 
 
 def fused_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    allowed: Allowed | None,
+    bias: Bias | None,
     scale: float,
     dropout: float,
     causal: bool,
-) -> Tensor:
+) -> Queries:
     """As `explicit_attention`, without probabilities. ``causal``: key <= query, given instead of ``allowed``."""
     if allowed is None or bias is not None:
         add = bias if allowed is None or bias is None else bias.masked_fill(~allowed, -torch.inf)

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, TechniqueError
 from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.init import initialise
-from zoo.layers.padding import Padding, packing_enabled
+from zoo.layers.padding import Padding, packing_enabled, padding_like
 from zoo.models.base.config import Config
 from zoo.models.base.outputs import Encoded, Joint, Streams
 from zoo.models.base.sites import Site, _sites
 from zoo.registry.inputs import INPUTS, Input, InputTable
-from zoo.registry.terms import Term
+from zoo.registry.terms import PretrainingTerm
 from zoo.registry.variants import TEXT_INPUTS
 
 HeadFactory = Callable[[Any], nn.Module]
@@ -67,7 +68,7 @@ class Model(nn.Module):
     reads_first: ClassVar[frozenset[str]] = frozenset()
     offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
     """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
-    pretraining: ClassVar[tuple[Term, ...]] = ()  # the terms of its objective
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
     own_inputs: ClassVar[tuple[Input, ...]] = ()  # rows for `inputs` that the common table lacks
     input_table: ClassVar[InputTable] = INPUTS  # the common table with them
     # common properties that the paper's own model breaks, each with its reason
@@ -104,8 +105,7 @@ class Model(nn.Module):
         mask, lengths = given.get(name), given.get(count)
         if reading.mask is not None:
             mask, lengths = reading.mask(self, given, encoded)
-        grid = (states.shape[0], states.shape[1])
-        return Padding.of(mask, grid, lengths=lengths, pack=pack, name=name, device=states.device)
+        return padding_like(states, mask, lengths, pack=pack, name=name)
 
     @property
     def hidden_size(self) -> int:
@@ -162,15 +162,15 @@ class VisionLanguageModel(Model):
         """
         raise NotImplementedError
 
-    def answer_vector(self, given: Mapping[str, Any], encoded: Any) -> Tensor:
-        """What an answer is read from, (batch, size)."""
+    def answer_vector(self, given: Mapping[str, Any], encoded: Any) -> Float[Tensor, "batch size"]:
+        """What an answer is read from."""
         return need_pooler(encoded)
 
 
-def before_last(states: Tensor, real: Tensor | None) -> Tensor:
-    """The state of the last but one real token, (batch, length, hidden) -> (batch, hidden): the
-    word before the closing [SEP].
-    """
+def before_last(
+    states: Float[Tensor, "batch length hidden"], real: Bool[Tensor, "batch length"] | None
+) -> Float[Tensor, "batch hidden"]:
+    """The state of the last but one real token: the word before the closing [SEP]."""
     if real is None:
         return states[:, -2]
     counted = real.cumsum(1)  # 1, 2, ... along the real tokens
@@ -179,7 +179,7 @@ def before_last(states: Tensor, real: Tensor | None) -> Tensor:
     return states.gather(1, where[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)
 
 
-def need_pooler(encoded: Encoded | Streams) -> Tensor:
+def need_pooler(encoded: Encoded | Streams) -> Float[Tensor, "batch pooled"]:
     """The pooled output, or an InputError that says why there is none."""
     if encoded.pooler_output is None:
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.layers.embeddings import TextEmbeddings
@@ -29,11 +30,11 @@ class TextEncoder(Model):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+        position_ids: Int[Tensor, "*#batch length"] | None = None,
+        inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
         output_hidden_states: bool = False,
@@ -41,11 +42,10 @@ class TextEncoder(Model):
     ) -> Encoded:
         """Encode a batch of texts.
 
-        input_ids, token_type_ids, position_ids: (batch, length) int. attention_mask: (batch,
-        length), 1/True = a real token, or (batch, query, key), 1/True = query may look at key.
-        inputs_embeds: (batch, length, embedding) in place of input_ids. lengths: real tokens per
-        row, where each row is real tokens first and padding after. Raises InputError for float
-        masks, wrong shapes, ids outside their table, too long a text.
+        attention_mask: (batch, length), 1/True = a real token, or (batch, query, key), 1/True =
+        query may look at key. inputs_embeds: in place of input_ids. lengths: real tokens per row,
+        where each row is real tokens first and padding after. Raises InputError for float masks,
+        wrong shapes, ids outside their table, too long a text.
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)

@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -149,8 +150,10 @@ class SpanAttention(nn.Module):
         length = positions.shape[1]  # positions that a query looks at
         if rows.shape[1] != length + block:
             raise InputError(f"the cache must hold {length} positions, got {rows.shape[1] - block}")
-        q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (batch, heads, block, head size)
-        k, v = (linear(rows).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for linear in (self.key, self.value))
+        q, k, v = (
+            rearrange(y, "batch length (heads size) -> batch heads length size", heads=self.num_heads)
+            for y in (self.query(x), self.key(rows), self.value(rows))
+        )
         # (batch, heads, block, head size, length): row i from i to i + length
         k, v = (y.unfold(2, length, 1)[:, :, :block] for y in (k, v))
         scores = torch.einsum("bhqd,bhqdk->bhqk", q, k) + torch.einsum("bhqd,dk->bhqk", q, positions)
@@ -171,7 +174,7 @@ class SpanAttention(nn.Module):
         out = torch.einsum("bhqk,bhqdk->bhqd", F.dropout(probabilities, self.dropout, self.training), v)
         if own is not None and self.memory_value is not None:
             out = out + torch.einsum("bhqn,hnd->bhqd", own, self.memory_value * math.sqrt(self.memory_value.shape[1]))
-        return self.output(out.transpose(1, 2).flatten(2))
+        return self.output(rearrange(out, "batch heads length size -> batch length (heads size)"))
 
 
 class SpanBlock(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.errors import ConfigError
 from zoo.layers.extend import Extension
 from zoo.layers.masks import Mask
-from zoo.layers.padding import Padding
+from zoo.layers.padding import padding_like
 from zoo.layers.stack import Stack
 
 
@@ -104,8 +104,7 @@ class WithKnowledge(Extension):
         encoded = super().forward(*inputs, output_hidden_states=True, **named)
         last = encoded.last_hidden_state
         given = inputs[1] if len(inputs) > 1 else named.get("attention_mask")
-        grid = (last.shape[0], last.shape[1])
-        padding = Padding.of(given, grid, lengths=named.get("lengths"), pack=False, device=last.device)
+        padding = padding_like(last, given, named.get("lengths"), pack=False)
         mask = Mask(keys=padding.real)
         results = {name: adapter(encoded.hidden_states, mask) for name, adapter in self.knowledge.items()}
         fused = padding.unpack(self.knowledge_fusion(last, results))

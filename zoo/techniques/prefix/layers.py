@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,8 +77,8 @@ class Prefixed(Extension):
         for prefix, start in self.prefixes:
             found = prefix.part(start, heads * (key_size + value_size))  # (n, keys and values)
             key, value = found.split([heads * key_size, heads * value_size], 1)
-            keys.append(key.unflatten(1, (heads, key_size)).transpose(0, 1)[None])  # (1, heads, n, head size)
-            values.append(value.unflatten(1, (heads, value_size)).transpose(0, 1)[None])
+            keys.append(rearrange(key, "n (heads size) -> 1 heads n size", heads=heads))
+            values.append(rearrange(value, "n (heads size) -> 1 heads n size", heads=heads))
         front = (torch.cat(keys, 2), torch.cat(values, 2))
         out: Tensor = super().forward(q, k, v, replace(args, before=front))
         return out

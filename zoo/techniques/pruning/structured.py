@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import reduce
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, TechniqueError, unknown
@@ -106,9 +107,10 @@ class HeadPruning(StructuredPruning):
         return int(part.num_heads)
 
     def sizes_by_magnitude(self, part: Any) -> Tensor:
-        value = part.value.weight.detach().unflatten(0, (part.num_heads, part.head_size))
-        output = part.output.weight.detach().unflatten(1, (part.num_heads, part.head_size))
-        return value.square().sum((1, 2)).sqrt() * output.square().sum((0, 2)).sqrt()
+        value, output = part.value.weight.detach().square(), part.output.weight.detach().square()
+        value = reduce(value, "(heads size) hidden -> heads", "sum", heads=part.num_heads)
+        output = reduce(output, "hidden (heads size) -> heads", "sum", heads=part.num_heads)
+        return value.sqrt() * output.sqrt()
 
     def cut(self, part: Any, keep: Tensor) -> None:
         size = part.head_size

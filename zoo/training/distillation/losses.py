@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -174,7 +175,7 @@ def _relations(a: Tensor, b: Tensor, num_heads: int, real: Tensor) -> Tensor:
     """Log relations (batch, heads, length, length); those to padding hold the smallest number."""
     if a.shape[2] % num_heads:
         raise TaskError(f"{num_heads} relation heads do not divide the hidden size {a.shape[2]}")
-    a, b = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (a, b))  # (batch, heads, length, hidden / heads)
+    a, b = (rearrange(x, "batch length (heads size) -> batch heads length size", heads=num_heads) for x in (a, b))
     scores = a @ b.transpose(2, 3) / a.shape[3] ** 0.5
     return scores.masked_fill(~real[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
 
