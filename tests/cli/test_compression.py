@@ -110,6 +110,39 @@ def test_another_size_gets_the_teachers_vocabulary(command, lines, tmp_path):
     assert zoo.load(tmp_path / "student").config.vocab_size == len(WORDS)
 
 
+def test_a_student_folder_with_another_vocabulary_is_refused(command, lines, tmp_path):
+    teacher = saved(tmp_path / "teacher", "sequence-classification")
+    same = saved(tmp_path / "same", "sequence-classification")
+    bare = saved(tmp_path / "bare", "sequence-classification", with_tokenizer=False)
+    other = saved(tmp_path / "other", "sequence-classification")
+    text = (other / "tokenizer.json").read_text(encoding="utf-8")
+    assert '"cat"' in text
+    swapped = text.replace('"cat"', '"?"').replace('"dog"', '"cat"').replace('"?"', '"dog"')
+    (other / "tokenizer.json").write_text(swapped, encoding="utf-8")
+    given = "distill", teacher, lines, tmp_path / "out", "--steps", 1, "--student"
+    code, _, err = command(*given, other)
+    assert code == 1
+    assert "2 tokens have other ids in the two vocabularies" in err
+    assert not (tmp_path / "out").exists()
+    code, _, err = command(*given, bare)
+    assert code == 0, err
+    assert "no tokenizer was read from" in err
+    code, _, err = command(*given, same)
+    assert (code, err.strip()) == (0, "")
+
+
+def test_a_student_folder_that_reads_texts_otherwise_is_refused(command, lines, tmp_path):
+    teacher = saved(tmp_path / "teacher", "sequence-classification")
+    other = saved(tmp_path / "other", "sequence-classification")
+    described = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    described["normalizer"] = {"type": "Replace", "pattern": {"String": "cat"}, "content": "dog"}
+    (other / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    code, _, err = command("distill", teacher, lines, tmp_path / "out", "--steps", 1, "--student", other)
+    assert code == 1
+    assert "have one vocabulary and read" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_distill_says_what_is_missing(command, lines, tmp_path):
     teacher = saved(tmp_path / "teacher", "sequence-classification")
     assert command("distill", teacher, lines, tmp_path / "out")[0] == 2

@@ -8,13 +8,14 @@ import functools
 import json
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import zoo
 from tests import oracle
-from tests.strategies import build, families, family, small_config, tasks_of
+from tests.strategies import build, families, family, small_batch, small_config, states, tasks_of
 from zoo.errors import CheckpointError, ConfigError, InputError, TaskError, UnknownNameError, ZooError
 
 SMALL = {
@@ -522,3 +523,130 @@ def test_saving_onto_a_file_is_refused_and_a_failed_save_leaves_nothing(tmp_path
     with pytest.raises(RuntimeError):
         zoo.save(model(), tmp_path / "new", Broken())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+# -- masks, lengths and types over all families ------------------------------------------------------------------------
+
+
+def _masks(given: Any) -> list[str]:
+    return [mask for mask in given.streams if mask in given.inputs]
+
+
+@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda real: (~real).long() * -10_000, "looks additive.*== 0"),
+        (lambda real: (~real).int() * -10_000, "looks additive.*== 0"),
+        (lambda real: (~real).float() * -10_000.0, "float32, which looks additive.*== 0"),
+        (lambda real: torch.zeros(real.shape).masked_fill(~real, -torch.inf), "looks additive.*== 0"),
+        (lambda real: real.float(), r"float32, which holds 1 at real tokens.*\.bool\(\)"),
+        (lambda real: real.double(), r"float64, which holds 1 at real tokens.*\.bool\(\)"),
+        (lambda real: real.long() * 2, "from 0 to 2.*may mean either"),
+        (lambda real: real.to(torch.uint8) * 255, "from 0 to 255"),
+        (lambda real: real.float() * 0.5, "float32, which may mean either"),
+        (lambda real: real.to(torch.complex64), "complex64"),
+        (lambda real: real.tolist(), "must be a tensor, got list"),
+    ],
+)
+def test_only_masks_of_0_and_1_pass_and_others_are_told_which_way_round_they_are(name, change, says):
+    batch = small_batch(name)
+    masks = _masks(batch)
+    assert masks
+    for mask in masks:
+        given = batch.inputs[mask].bool().clone()
+        given.view(len(given), -1)[0, -1] = False  # something is padding
+        with pytest.raises(InputError, match=f"{mask} .*{says}"):
+            _small_model(name)(**{**batch.inputs, mask: change(given)})
+
+
+def test_a_float_mask_of_ones_alone_is_not_taken_for_an_additive_one():
+    with pytest.raises(InputError, match=r"pass `attention_mask\.bool\(\)`"):
+        model()(IDS, attention_mask=torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+def test_narrow_integers_give_what_int64_gives(name, dtype, request):
+    if dtype == torch.uint8:  # jaxtyping's Int leaves unsigned ones out
+        jaxtyping.config.update("jaxtyping_disable", True)
+        request.addfinalizer(functools.partial(jaxtyping.config.update, "jaxtyping_disable", False))
+    batch = small_batch(name)
+    narrow = {key: value if value.is_floating_point() else value.to(dtype) for key, value in batch.inputs.items()}
+    if dtype == torch.uint8:  # -1 stands for none in some
+        narrow = {key: batch.inputs[key] if (batch.inputs[key] < 0).any() else value for key, value in narrow.items()}
+    ours = _small_model(name)
+    wanted, got = states(name, ours(**batch.inputs)), states(name, ours(**narrow))
+    assert all(torch.equal(wanted[key], got[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.complex128, torch.float16], ids=str)
+def test_ids_that_are_no_integers_are_refused_by_name(name, dtype):
+    batch = small_batch(name)
+    integers = [
+        key
+        for key, value in batch.inputs.items()
+        if not (value.is_floating_point() or value.dtype == torch.bool or key.endswith("mask"))
+    ]
+    for key in integers:
+        with pytest.raises(InputError, match=r"must hold integers, got torch|must be a tensor"):
+            _small_model(name)(**{**batch.inputs, key: batch.inputs[key].to(dtype)})
+        with pytest.raises(ZooError):
+            _small_model(name)(**{**batch.inputs, key: batch.inputs[key].tolist()})
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_text_without_a_token_is_refused(name):
+    batch = small_batch(name)
+    empty = {key: value[:, :0] if value.dim() > 1 else value for key, value in batch.inputs.items()}
+    with pytest.raises(InputError, match=r"length is 0|must be"):
+        _small_model(name)(**empty)
+
+
+@pytest.mark.parametrize("name", ["bert", "visualbert", "vilbert"])
+def test_lengths_that_contradict_the_mask_are_refused(name):
+    ours, batch = _small_model(name), small_batch(name)
+    rows, length = batch.inputs["input_ids"].shape
+    mask = torch.arange(length)[None] < torch.tensor([length - 1] * rows)[:, None]
+    given = {**batch.inputs, "attention_mask": mask}
+    taken = states(name, ours(**given, lengths=[length - 1] * rows))
+    assert all(torch.equal(taken[key], value) for key, value in states(name, ours(**given)).items())
+    for wrong in ([length] * rows, [length - 1] * (rows - 1) + [length - 2]):
+        with pytest.raises(InputError, match="lengths and attention_mask contradict each other in row"):
+            ours(**given, lengths=wrong)
+    for wrong, says in (([1.5] * rows, "whole numbers"), (3, "got 3")):
+        with pytest.raises(InputError, match=says):
+            ours(**given, lengths=wrong)
+    holes = mask.clone()
+    holes[0, 0] = False
+    with pytest.raises(InputError, match="contradict each other in row 0"):
+        ours(**{**given, "attention_mask": holes}, lengths=[length - 2] + [length - 1] * (rows - 1))
+
+
+def test_lengths_that_contradict_a_matrix_are_refused():
+    matrix = torch.ones(2, 3, 3, dtype=torch.bool)
+    model()(IDS, attention_mask=matrix, lengths=[3, 3])
+    with pytest.raises(InputError, match="contradict each other in row 1"):
+        model()(IDS, attention_mask=matrix, lengths=[3, 2])
+
+
+@pytest.mark.parametrize("name", ["vilbert", "visualbert"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_regions_that_are_not_finite_are_refused(name, value):
+    batch = small_batch(name)
+    for key in ("visual_features", "visual_boxes"):
+        if key in batch.inputs:
+            broken = batch.inputs[key].clone()
+            broken.view(-1)[-1] = value
+            with pytest.raises(InputError, match=f"{key} must be finite"):
+                _small_model(name)(**{**batch.inputs, key: broken})
+
+
+def test_no_value_of_a_mask_is_read_under_compile():
+    from zoo.layers.padding import as_bool
+
+    read = torch.compile(as_bool, backend="eager", fullgraph=True)
+    assert read(torch.tensor([[2, 0]])).tolist() == [[True, False]]
+    with pytest.raises(InputError):
+        as_bool(torch.tensor([[2, 0]]))

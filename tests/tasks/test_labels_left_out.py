@@ -217,3 +217,18 @@ def test_a_term_for_matched_pairs_counts_no_others(monkeypatch):
     plain = case("vilbert", "pretraining")[0]
     assert relative(told, plain(**given, labels=kept).losses["masked_lm"]) <= EXACT
     assert relative(told, plain(**given, labels=labels["labels"]).losses["masked_lm"]) > 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n, t in PAIRS if t == "question-answering"])
+def test_no_padded_place_is_the_best_answer(name):
+    model, batch, given, _ = case(name, "question-answering")
+    with torch.no_grad():
+        model.heads["question_answering"].bias.fill_(-50)  # zero would beat every real place
+    real = batch.real()
+    assert not real.all()
+    for packed in (True, False):
+        with zoo.packing(packed):
+            out = model.eval()(**given)
+        for scores in (out.start_logits, out.end_logits):
+            assert real.gather(1, scores.argmax(1, keepdim=True)).all()
+            assert float(scores.softmax(1)[~real].sum()) == 0

@@ -30,8 +30,10 @@ from zoo.techniques.adapters.layers import Coupling
 from zoo.techniques.adaptive_span.layers import AttentionSpan, SpanCore
 from zoo.techniques.adaptive_span.technique import clamp_spans, span_loss, spans_of
 from zoo.techniques.lora import technique as lora
+from zoo.techniques.lora.layers import LowRank
 from zoo.techniques.matrix import EXAMPLES, refusal
 from zoo.techniques.prefix import technique as prefix
+from zoo.techniques.pruning.weights import bake
 from zoo.techniques.sharing import factors
 from zoo.techniques.sparse import flex
 from zoo.techniques.sparse.flex import block_mask, flex_sparse_attention
@@ -185,6 +187,128 @@ def test_merging_lora_changes_no_result_and_unmerging_gives_the_weights_back(dor
     assert not model.techniques
     lora.unmerge(model, merged)
     assert same(model.state_dict(), weights)
+
+
+PAIRED = zoo.LoRA(rank=2, name="paired", roles=("attention-query", "attention-value", *lora.LINEAR_ROLES[4:]))
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["on-top", "below"])
+@pytest.mark.parametrize("technique", EXAMPLES)
+def test_a_merge_beside_any_technique_is_exact_or_refused_before_anything_changes(technique, first, tmp_path):
+    model = build("bert", small_config("bert"), seed=1)
+    techniques = (PAIRED, *EXAMPLES[technique]) if first else (*EXAMPLES[technique], PAIRED)
+    try:
+        zoo.apply(model, *techniques, generator=seeded())
+    except TechniqueError:
+        return
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            noise = torch.randn(parameter.shape, generator=seeded(number), dtype=parameter.dtype)
+            parameter.add_(0.2 * noise)
+    model.eval()
+    wanted, tensors = run(model), copy.deepcopy(model.state_dict())
+    without_update = copy.deepcopy(model)
+    for part in without_update.modules():
+        if isinstance(part, LowRank):
+            part.up.data.zero_()
+    assert not same(run(without_update), wanted, 1e-3), "the update acts"
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "whole"))), wanted)
+    try:
+        merged, refused = lora.merge(model, "paired"), ""
+    except TechniqueError as error:
+        merged, refused = None, str(error)
+    if merged is None:
+        assert "can't be merged" in refused
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
+        assert same(run(model), wanted, 0)
+        assert model.techniques == techniques
+        return
+    assert not any(".paired." in name for name in model.state_dict())
+    assert same(run(model), wanted, 1e-9)
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "merged"))), wanted, 1e-9)
+    lora.unmerge(model, merged)
+    assert model.techniques == techniques
+    assert same(run(model), wanted, 1e-9)
+    assert same(run(zoo.load(zoo.save(model, tmp_path / "again"))), wanted, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("techniques", "says"),
+    [
+        ([zoo.WeightOnly(bits=4, block=8), zoo.LoRA()], "is a CodedLinear, whose weight is rounded, packed"),
+        ([zoo.WeightPruning(sparsity=0.5), zoo.LoRA()], "MaskedLayer, which the layer was before"),
+        ([zoo.IA3(), zoo.LoRA()], "Rescaled, which the layer was before"),
+        ([zoo.LoRA(name="a"), zoo.LoRA(name="b", dora=True)], "a DoRA's norm depends on the weight.*'a', 'b'"),
+        ([zoo.LoRA(), zoo.LoRA(name="deep", roles=("feed-forward-down",), bias=True)], "has a bias or a gate"),
+    ],
+)
+def test_a_merge_that_would_change_the_result_is_refused_saying_why(techniques, says):
+    model = bert()
+    zoo.apply(model, *techniques, generator=seeded())
+    randomised(model, 4)
+    wanted = run(model)
+    with pytest.raises(TechniqueError, match=says):
+        lora.merge(model)
+    assert same(run(model), wanted, 0)
+    assert model.techniques == tuple(techniques)
+
+
+def test_a_merge_beside_a_dora_or_of_what_is_switched_off_or_unknown_is_refused():
+    model = bert()
+    zoo.apply(model, zoo.LoRA(name="a"), zoo.LoRA(name="b", dora=True), generator=seeded())
+    with pytest.raises(TechniqueError, match="DoRA"):
+        lora.merge(model, "a")
+    model = bert()
+    zoo.apply(model, zoo.LoRA(name="a"), zoo.LoRA(name="b"), generator=seeded())
+    lora.switch(model, ["a"])
+    with pytest.raises(TechniqueError, match=r"'b' at .* switched off"):
+        lora.merge(model)
+    lora.merge(model, "a")
+    with pytest.raises(UnknownNameError, match="'a'"):
+        lora.merge(model, "a")
+
+
+def test_a_weight_that_another_part_reads_is_not_merged_into():
+    model = bert()
+    attention = model.encoder.blocks[0].attention
+    attention.key.weight = attention.query.weight
+    zoo.apply(model, zoo.LoRA(roles=("attention-query",)), generator=seeded())
+    with pytest.raises(TechniqueError, match="another part reads the same weight"):
+        lora.merge(model)
+
+
+def test_a_merge_into_half_precision_rounds_the_sum_once():
+    model = bert()
+    zoo.apply(model, zoo.LoRA(rank=3, alpha=5), generator=seeded())
+    randomised(model, 4).bfloat16()
+    part = model.encoder.blocks[0].attention.query
+    update = part.loras["default"]
+    wanted = part.weight.double() + 5 / 3 * update.up.double() @ update.down.double()
+    lora.merge(model)
+    torch.testing.assert_close(part.weight, wanted.bfloat16(), rtol=2**-8, atol=0)
+    assert (part.weight != wanted.bfloat16()).double().mean() < 0.01
+
+
+def test_unmerging_after_the_layer_became_something_else_is_refused():
+    model = bert()
+    zoo.apply(model, zoo.LoRA(), generator=seeded())
+    merged = lora.merge(model)
+    zoo.apply(model, zoo.IA3(), generator=seeded())
+    wanted = run(model)
+    with pytest.raises(TechniqueError, match="is a RescaledLinear now"):
+        lora.unmerge(model, merged)
+    assert same(run(model), wanted, 0)
+
+
+@pytest.mark.parametrize("technique", [zoo.WeightPruning(sparsity=0.5), zoo.MovementPruning(threshold=0.5)], ids=str)
+def test_masks_below_an_update_are_not_half_baked(technique):
+    model = bert()
+    zoo.apply(model, technique, zoo.LoRA(), generator=seeded())
+    randomised(model, 4)
+    wanted = run(model)
+    with pytest.raises(TechniqueError, match="LowRankUpdated"):
+        bake(model)
+    assert same(run(model), wanted, 0)
 
 
 def test_loras_add_up_and_are_switched_from_batch_to_batch():
@@ -610,6 +734,74 @@ def test_the_biases_that_peft_trained_along_are_read():
     other = bert()
     foreign.load_adapter(other, {**tensors, f"{at}.base_layer.bias": bias}, {**config, "bias": "lora_only"})
     assert torch.equal(other.encoder.blocks[1].attention.query.bias, bias)
+
+
+@pytest.mark.parametrize("library", ["peft", "adapters"])
+@pytest.mark.parametrize(
+    "technique",
+    sorted(set(EXAMPLES) - {"LongShortRange", "Sharing", "Theseus", "LayerPruning"}),  # other layers
+)
+def test_a_library_s_lora_goes_onto_every_base_that_ours_goes_onto(technique, library, tmp_path):
+    lora_of = zoo.LoRA(rank=2, alpha=5, name="theirs", roles=("attention-query", "feed-forward-down"))
+    plain = zoo.apply(bert(), lora_of, generator=seeded())
+    for number, (_, parameter) in enumerate(new_tensors(plain)):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=seeded(number), dtype=parameter.dtype))
+    updates = {name: tensor for name, tensor in plain.state_dict().items() if ".theirs." in name}
+    folder = foreign.save_adapter(plain, tmp_path / library, library=library)
+
+    direct, loaded = (zoo.apply(bert(), *EXAMPLES[technique], generator=seeded()) for _ in range(2))
+    try:
+        zoo.apply(direct, lora_of)
+    except TechniqueError as error:
+        with pytest.raises(TechniqueError, match=re.escape(str(error)[-40:])):
+            foreign.load_adapter(loaded, folder, name="theirs")
+        return
+    if any(direct.state_dict()[name].shape != tensor.shape for name, tensor in updates.items()):
+        with pytest.raises(CheckpointError, match=r"has A .* and B .*; the layer here"):
+            foreign.load_adapter(loaded, folder, name="theirs")
+        return
+    direct.load_state_dict({**direct.state_dict(), **updates})
+    foreign.load_adapter(loaded, folder, name="theirs")
+    assert same(run(loaded), run(direct))
+    assert not same(run(loaded), run(zoo.apply(bert(), *EXAMPLES[technique], generator=seeded())), 1e-3)
+    again = foreign.save_adapter(loaded, tmp_path / "again", library=library, name="theirs")
+    stored, written = (foreign._tensors(place, foreign.ADAPTER_FILES) for place in (folder, again))
+    assert all(torch.equal(stored[key], written[key]) for key in stored)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"init_lora_weights": "pissa"}, "'pissa': this adapter belongs to a base that lost its principal part"),
+        ({"init_lora_weights": "pissa_niter_16"}, r"lost its principal part \(PiSSA\).*path_initial_model"),
+        ({"init_lora_weights": "olora"}, "OLoRA"),
+        ({"init_lora_weights": "OLoRA"}, "OLoRA"),
+        ({"init_lora_weights": "corda"}, "CorDA"),
+        ({"init_lora_weights": "loftq"}, "LoftQ"),
+        ({"init_lora_weights": "lora_ga"}, "LoRA-GA"),
+        ({"init_lora_weights": "somehow"}, "'somehow' is not known here"),
+        ({"alora_invocation_tokens": [5, 6]}, r"\[5, 6\]: an activated LoRA"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    ],
+)
+def test_a_peft_adapter_of_another_base_or_meaning_is_refused_before_anything_changes(options, says):
+    from zoo.checkpoints.adapters.peft import to_peft
+
+    tensors, config = to_peft(zoo.apply(bert(), zoo.LoRA(rank=2), generator=seeded()))
+    other = bert()
+    names = list(other.state_dict())
+    with pytest.raises(TechniqueError, match=says):
+        foreign.load_adapter(other, tensors, {**config, **options})
+    assert list(other.state_dict()) == names
+    assert not other.techniques
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal"])
+def test_a_peft_adapter_that_started_on_the_plain_base_is_taken(start):
+    from zoo.checkpoints.adapters.peft import to_peft
+
+    tensors, config = to_peft(zoo.apply(bert(), zoo.LoRA(rank=2), generator=seeded()))
+    foreign.load_adapter(bert(), tensors, {**config, "init_lora_weights": start, "alora_invocation_tokens": None})
 
 
 def test_what_means_something_else_in_peft_is_refused(tmp_path):

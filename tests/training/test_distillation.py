@@ -260,6 +260,45 @@ class Words:
         self.get_vocab = lambda: vocabulary
 
 
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "xlm-roberta"])
+def test_a_student_without_segments_learns_from_pairs_of_texts(family):
+    teacher = model()
+    student = build(family, small_config(family, num_segments=1), "sequence-classification", seed=1, num_labels=3)
+    pairs = {**batch(), "token_type_ids": torch.arange(24).reshape(4, 6) % 6 // 3}
+    assert pairs["token_type_ids"].any()
+    alone = {name: value for name, value in pairs.items() if name != "token_type_ids"}
+    terms = [zoo.SoftTargets(hard_weight=0.0)]
+    loss, _ = zoo.Distillation(teacher, student, terms)(pairs)
+    with torch.no_grad():
+        wanted, seen = teacher.eval()(**pairs).logits, student(**alone).logits
+        blind = teacher(**alone).logits
+    assert not torch.equal(wanted, blind), "the teacher has its segments"
+    temperature = terms[0].temperature
+    divergence = (wanted / temperature).softmax(-1) * (
+        (wanted / temperature).log_softmax(-1) - (seen / temperature).log_softmax(-1)
+    )
+    torch.testing.assert_close(loss, divergence.sum(-1).mean() * temperature**2)
+    reverse, _ = zoo.Distillation(student, teacher, terms)(pairs)  # and the other way round
+    assert float(reverse.detach()) > 0
+
+
+def test_a_student_may_have_inputs_of_its_own():
+    teacher, student = model(), model(seed=5)
+    pairs = {**batch(), "token_type_ids": torch.arange(24).reshape(4, 6) % 6 // 3}
+    alone = {name: value for name, value in pairs.items() if name != "token_type_ids"}
+    distillation = zoo.Distillation(teacher, student, [zoo.SoftTargets(hard_weight=0.0)])
+    found, _ = distillation(pairs, for_student={"token_type_ids": None})
+    with torch.no_grad():
+        rows = torch.stack([teacher.eval()(**pairs).logits, student(**alone).logits])
+    again, _ = zoo.Distillation(teacher, student, [zoo.SoftTargets(hard_weight=0.0)])(pairs)
+    assert float(found.detach()) != float(again.detach())
+    assert rows.isfinite().all()
+    shorter = {name: value[:, :5] for name, value in alone.items()}
+    distillation(pairs, for_student={**shorter, "token_type_ids": None})  # logits of a text have no places
+    with pytest.raises(TaskError, match=r"the student reads \(4, 5\) tokens and the teacher \(4, 6\)"):
+        zoo.Distillation(teacher, student, [zoo.HiddenStates()])(pairs, for_student={**shorter, "token_type_ids": None})
+
+
 def test_vocabularies_are_compared_token_by_token_where_given():
     teacher, student = model(), model(seed=1)
     zoo.Distillation(teacher, student, TERMS["soft"], tokenizers=(Words(a=0, b=1), Words(a=0, b=1)))

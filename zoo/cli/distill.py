@@ -14,11 +14,14 @@ import typer
 import zoo
 from zoo.cli.shared import Json, print_json
 from zoo.data.lines import written_lines
-from zoo.errors import ConfigError, TaskError, unknown
+from zoo.errors import ConfigError, TaskError, ZooError, unknown
 
 Layers = Annotated[str | None, typer.Option(help="The teacher's layers that become the student's, from 0: 1,3,5.")]
 Student = Annotated[
-    str | None, typer.Option(help="Another size, by a registered name or a folder; it gets the teacher's vocabulary.")
+    str | None,
+    typer.Option(
+        help="Another size: a registered name, which gets the teacher's vocabulary, or a folder, which must have it."
+    ),
 ]
 Recipe = Annotated[
     str | None,
@@ -65,6 +68,8 @@ def distill(
         if layers is None
         else student_of(source, [_number(part, "--layers") for part in layers.split(",")])
     )
+    if student is not None and Path(student).exists():
+        _same_ids(student, student_model, source, tokenizer, [text for text, _ in data])
     labelled = all(label is not None for _, label in data)
     name = recipe or _fitting(source, labelled)
     batches = _batches(
@@ -109,6 +114,31 @@ def _sized(name: str, teacher: Any, generator: Any) -> Any:
     if Path(name).exists():
         return zoo.load(name, task=task)
     return zoo.create(name, task=task, generator=generator, vocab_size=teacher.config.vocab_size, **options)
+
+
+def _same_ids(student: str, model: Any, teacher: Any, tokenizer: Any, texts: Sequence[str]) -> None:
+    """Refuse a student folder whose own tokenizer reads text otherwise than the teacher's: it would be
+    taught ids that mean other words to it.
+    """
+    from zoo.training.distillation.objective import same_vocabulary
+
+    try:
+        own = zoo.tokenizer(student)
+    except ZooError as error:
+        typer.echo(
+            f"note: no tokenizer was read from {student} ({error}); its ids are taken for the teacher's, whose "
+            "tokenizer is saved with the student",
+            err=True,
+        )
+        return
+    same_vocabulary(teacher, model, (tokenizer, own))
+    for text in texts:
+        theirs, mine = tokenizer.encode(text).ids, own.encode(text).ids
+        if theirs != mine:
+            raise TaskError(
+                f"the teacher's tokenizer and that of {student} have one vocabulary and read {text!r} otherwise: "
+                f"{theirs[:12]} and {mine[:12]}; give the student the teacher's tokenizer"
+            )
 
 
 def _fitting(teacher: Any, labelled: bool) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -14,23 +15,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError, unknown
+from zoo.layers.padding import at_hand
 
 
-def check_ids(ids: Tensor, table: int, name: str) -> None:
-    """Refuse ids that are not integers of shape (batch, length) inside the table. Values are not
-    looked at under compile or on meta.
+def check_ids(ids: Tensor, table: int, name: str) -> Tensor:
+    """The ids as a table takes them: integers of shape (batch, length) inside it, int64 where they
+    are narrower than int32. Others are refused; values are not looked at under compile or on meta.
     """
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype in (torch.bool, torch.complex64):
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"{name} must hold integers, got {got}")
     if ids.dim() != 2:
         raise InputError(f"{name} must be (batch, length), got {tuple(ids.shape)}")
-    if torch.compiler.is_compiling() or ids.device.type == "meta" or ids.numel() == 0:
-        return
-    if ids.device.type == "cpu":  # on an accelerator the look-up itself asserts, without a wait
+    if ids.dtype not in (torch.int64, torch.int32):
+        ids = ids.long()
+    if at_hand(ids):  # on an accelerator the look-up itself asserts, without a wait
         low, high = (int(v) for v in ids.aminmax())
         if low < 0 or high >= table:
             raise InputError(f"{name} must lie in 0..{table - 1}, got {low if low < 0 else high}")
+    return ids
+
+
+def check_embeds(embeds: Tensor, size: int, name: str = "inputs_embeds") -> None:
+    """Refuse what is not floats of shape (batch, length, size)."""
+    if not isinstance(embeds, Tensor) or not embeds.is_floating_point():
+        got = embeds.dtype if isinstance(embeds, Tensor) else type(embeds).__name__
+        raise InputError(f"{name} must be a float tensor, got {got}")
+    if embeds.dim() != 3 or embeds.shape[2] != size:
+        raise InputError(f"{name} must be (batch, length, {size}), got {tuple(embeds.shape)}")
 
 
 class TextEmbeddings(nn.Module):
@@ -93,12 +105,11 @@ class TextEmbeddings(nn.Module):
             )
         if inputs_embeds is None:
             assert input_ids is not None
-            check_ids(input_ids, self.token.num_embeddings, "input_ids")
-            inputs_embeds = self.token(input_ids)
-        elif inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.token.embedding_dim:
-            raise InputError(
-                f"inputs_embeds must be (batch, length, {self.token.embedding_dim}), got {tuple(inputs_embeds.shape)}"
-            )
+            inputs_embeds = self.token(check_ids(input_ids, self.token.num_embeddings, "input_ids"))
+        else:
+            check_embeds(inputs_embeds, self.token.embedding_dim)
+        if inputs_embeds.shape[1] == 0:
+            raise InputError("the text has no token: its length is 0; give one at least, padding if need be")
         limit = self.position.num_embeddings - self.first_position
         if inputs_embeds.shape[1] > limit:
             raise InputError(
@@ -112,14 +123,16 @@ class TextEmbeddings(nn.Module):
     ) -> Float[Tensor, "*grid hidden"] | float:
         """The segment part, of each token or of all."""
         if self.segment is None:
-            if token_type_ids is not None and not _all_zero(token_type_ids):
+            if token_type_ids is None:
+                return 0.0
+            same_shape(token_type_ids, tokens, "token_type_ids")
+            if not _all_zero(token_type_ids):
                 raise InputError("this model has no segments; leave token_type_ids out")
             return 0.0
         if token_type_ids is None:
             return self.segment.weight[0]
         same_shape(token_type_ids, tokens, "token_type_ids")
-        check_ids(token_type_ids, self.segment.num_embeddings, "token_type_ids")
-        return self.segment(token_type_ids)
+        return self.segment(check_ids(token_type_ids, self.segment.num_embeddings, "token_type_ids"))
 
     def positions(
         self, position_ids: Int[Tensor, "*#batch length"] | None, tokens: Float[Tensor, "batch length size"]
@@ -127,9 +140,9 @@ class TextEmbeddings(nn.Module):
         """The position part, of each text or of all."""
         if position_ids is None:
             return self.position.weight[self.first_position : self.first_position + tokens.shape[1]]
-        if position_ids.dim() == 1:
+        if isinstance(position_ids, Tensor) and position_ids.dim() == 1:
             position_ids = position_ids[None]
-        check_ids(position_ids, self.position.num_embeddings, "position_ids")
+        position_ids = check_ids(position_ids, self.position.num_embeddings, "position_ids")
         if position_ids.shape[0] != 1 or position_ids.shape[1] != tokens.shape[1]:
             same_shape(position_ids, tokens, "position_ids")
         return self.position(position_ids)
@@ -191,11 +204,13 @@ class NarrowTable(nn.Embedding):
         return self.weight @ self.widen.weight.T
 
 
-def same_shape(ids: Tensor, tokens: Tensor, name: str) -> None:
-    """Refuse ids whose (batch, length) is not the text's."""
+def same_shape(ids: Tensor, tokens: Tensor, name: str, what: str = "text") -> None:
+    """Refuse ids whose (batch, length) is not the text's, or the regions'."""
+    if not isinstance(ids, Tensor):
+        raise InputError(f"{name} must be a tensor of integers, got {type(ids).__name__}")
     if tuple(ids.shape) != tuple(tokens.shape[:2]):
         raise InputError(
-            f"{name} must be (batch, length) = {tuple(tokens.shape[:2])} like the text, got {tuple(ids.shape)}"
+            f"{name} must be (batch, length) = {tuple(tokens.shape[:2])} like the {what}, got {tuple(ids.shape)}"
         )
 
 
@@ -204,7 +219,9 @@ def _all_zero(ids: Tensor) -> bool:
 
 
 def check_features(features: Tensor, batch: int, width: int, name: str) -> None:
-    """Refuse features that are not floats of shape (batch, regions, width)."""
+    """Refuse features that are not finite floats of shape (batch, regions, width). Values are looked
+    at on the CPU, not under compile.
+    """
     if not isinstance(features, Tensor) or not features.is_floating_point():
         raise InputError(
             f"{name} must be a float tensor, got "
@@ -219,6 +236,13 @@ def check_features(features: Tensor, batch: int, width: int, name: str) -> None:
         raise InputError(
             f"{name} must be (batch, regions, width) = ({batch}, any, {width}), got {tuple(features.shape)}{hint}"
         )
+    if not at_hand(features):
+        return
+    for end in features.detach().aminmax():  # both are NaN where one value is
+        if not bool(end.isfinite()):
+            raise InputError(
+                f"{name} must be finite, also at padding, got {end.item()}; look at where the regions come from"
+            )
 
 
 Languages = Int[Tensor, "_batch _length"] | str | int | Sequence[str | int]
@@ -261,8 +285,7 @@ class LanguageEmbedding(nn.Embedding):
             )
         if isinstance(language_ids, Tensor):
             same_shape(language_ids, tokens, "language_ids")
-            check_ids(language_ids, self.num_embeddings, "language_ids")
-            return language_ids
+            return check_ids(language_ids, self.num_embeddings, "language_ids")
         each = [language_ids] if isinstance(language_ids, (str, int)) else list(language_ids)
         if len(each) not in (1, batch):
             raise InputError(
@@ -278,11 +301,16 @@ class LanguageEmbedding(nn.Embedding):
                 hint = f"(this model knows {self.known})"
                 raise unknown("language", language, self.names, hint)
             return self.names.index(language)
+        if not isinstance(language, Integral):
+            raise InputError(
+                "language_ids must be a tensor (batch, length), or a name or an id for all texts or for each, got "
+                f"{language!r}"
+            )
         if not 0 <= language < self.num_embeddings:
             raise InputError(
                 f"language_ids must lie in 0..{self.num_embeddings - 1}, got {language}; this model knows {self.known}"
             )
-        return language
+        return int(language)
 
     @property
     def known(self) -> str:

@@ -9,15 +9,23 @@ it stays.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 from torch import nn
+
+from zoo.errors import TechniqueError
 
 
 class Extension(nn.Module):
     """Base of what may be put in front of a part's own class. An extension makes its state in
     ``extend``, not in ``__init__``.
+
+    around: it changes only what enters or leaves the part and reads none of its tensors, so that a
+    weight below it may change.
     """
+
+    around: ClassVar[bool] = False
 
     def __reduce__(self) -> Any:  # the class made on the way has no name that pickle could look up
         extension, own = type(self).__bases__
@@ -43,12 +51,36 @@ def own_class(part: nn.Module) -> type:
     return cls
 
 
+def extensions(kind: type) -> list[type[Extension]]:
+    """The extensions of a class, the last that was put on first."""
+    found = []
+    while len(kind.__bases__) == 2 and issubclass(kind.__bases__[0], Extension):
+        found.append(kind.__bases__[0])
+        kind = kind.__bases__[1]
+    return found
+
+
+def without(kind: type, extension: type[Extension]) -> type:
+    """An extended class without one of its extensions, wherever it stands among them."""
+    first, own = kind.__bases__
+    return own if first is extension else extended_class(first, without(own, extension))
+
+
 def extend(part: nn.Module, extension: type[Extension]) -> bool:
     """Make ``part`` an instance of ``extension`` too; whether it was none before."""
     if isinstance(part, extension):
         return False
     part.__class__ = extended_class(extension, type(part))  # type: ignore[assignment, arg-type]
     return True
+
+
+def check_last(parts: Iterable[tuple[str, nn.Module]], extension: type[Extension]) -> None:
+    """Refuse to take an extension away where another was put on after it, before anything is done."""
+    for path, part in parts:
+        if (last := extensions(type(part))[0]) is not extension:
+            raise TechniqueError(
+                f"{path} is a {extension.__name__} below a {last.__name__}, which came after it; take that away first"
+            )
 
 
 def restore(part: nn.Module, extension: type[Extension]) -> None:

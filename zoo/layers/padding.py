@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextvars
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from types import TracebackType
 
 import torch
@@ -42,6 +43,13 @@ class packing:
 def packing_enabled() -> bool:
     """Whether a padded batch would be packed here: not when switched off, nor under torch.compile or torch.export."""
     return not torch.compiler.is_compiling() and _PACKING.get()
+
+
+def at_hand(x: Tensor) -> bool:
+    """Whether the values of a tensor may be looked at: on the CPU and not under torch.compile or torch.export, so that
+    no accelerator is waited for.
+    """
+    return x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,8 @@ class Padding:
         """Check a user's ``attention_mask`` and plan the packing.
 
         ``attention_mask``: (batch, length) or (batch, query, key), int or bool, 1/True = real, or may
-        look. ``lengths``: real tokens per row where every row is real tokens first, then padding.
+        look. ``lengths``: real tokens per row where every row is real tokens first, then padding;
+        together with a mask on the CPU both must say the same.
         ``pack=False`` keeps the padded form. ``device``: of what is packed, the mask's unless said.
         Planning reads where tokens stand: from the mask on the mask's device, from ``lengths`` on the
         CPU, so that no accelerator is waited for.
@@ -122,11 +131,16 @@ class Padding:
                 raise InputError(
                     f"{name} must be (batch, query, key) = {(batch, length, length)}, got {tuple(real.shape)}"
                 )
-            return cls(real.any(2) | real.any(1), grid, visible=real, ranks=ranks)
+            said = real.any(2) | real.any(1)
+            if firsts is not None:
+                check_lengths(firsts, said, name)
+            return cls(said, grid, visible=real, ranks=ranks)
         if tuple(real.shape) != (batch, length):
             raise InputError(
                 f"{name} must be (batch, length) = {(batch, length)} or (batch, query, key), got {tuple(real.shape)}"
             )
+        if firsts is not None and attention_mask is not None:
+            check_lengths(firsts, real, name)
         here = real if real.device == device else real.to(device, non_blocking=True)
         if not (pack and packing_enabled()) or "meta" in (real.device.type, device.type):
             return cls(here, grid, ranks=ranks)
@@ -154,8 +168,14 @@ class Padding:
 def first_columns(lengths: Sequence[int], grid: tuple[int, int], name: str = "lengths") -> Bool[Tensor, "batch length"]:
     """On the CPU, True for the first ``lengths[i]`` columns of row i."""
     batch, length = grid
-    if len(lengths) != batch or any(not 0 <= n <= length for n in lengths):
-        raise InputError(f"{name} must be {batch} numbers from 0 to {length}, got {list(lengths)}")
+    if not isinstance(lengths, Iterable):
+        raise InputError(f"{name} must be {batch} numbers from 0 to {length}, got {lengths!r}")
+    lengths = lengths.tolist() if isinstance(lengths, Tensor) else lengths
+    whole = torch.compiler.is_compiling() or all(isinstance(n, Integral) for n in lengths)
+    if not whole or len(lengths) != batch or any(not 0 <= n <= length for n in lengths):
+        raise InputError(
+            f"{name} must be {batch} {'' if whole else 'whole '}numbers from 0 to {length}, got {list(lengths)}"
+        )
     return torch.arange(length, device="cpu") < torch.tensor(list(lengths), device="cpu").unsqueeze(1)
 
 
@@ -173,17 +193,66 @@ def _rows(real: Bool[Tensor, "batch length"]) -> Packed | None:
     return Packed(index, order, tuple(counts[i] for i in order), (batch, length), None if straight else column)
 
 
+def check_lengths(firsts: Tensor, real: Tensor, name: str, lengths_name: str = "lengths") -> None:
+    """Refuse lengths, as `first_columns` reads them, that contradict the mask; (batch, length) bool
+    both. An accelerator's mask is not waited for, and nothing is read under compile.
+    """
+    if real.shape != firsts.shape:
+        raise InputError(f"{name} must be (batch, length) = {tuple(firsts.shape)}, got {tuple(real.shape)}")
+    if not at_hand(real) or torch.equal(real, firsts):
+        return
+    row = int((real != firsts).any(1).int().argmax())
+    raise InputError(
+        f"{lengths_name} and {name} contradict each other in row {row}: by {lengths_name} the first "
+        f"{int(firsts[row].sum())} are real, by {name} {real[row].nonzero().flatten().tolist()}; give one of the two, "
+        "or both alike"
+    )
+
+
 def as_bool(mask: Tensor, name: str = "attention_mask") -> Tensor:
-    """A user's 1/True = real mask as bool; additive float masks are refused by name."""
+    """A user's mask as bool: bool, or whole numbers 0 and 1 with 1 = real. Float and additive masks
+    are refused by name; values are looked at on the CPU, not under compile.
+    """
     if not isinstance(mask, Tensor):
         raise InputError(f"{name} must be a tensor, got {type(mask).__name__}")
-    if mask.is_floating_point():
-        raise InputError(
-            f"{name} is {mask.dtype}, which looks additive; pass 1/True for real tokens, e.g. `{name} == 0`"
-        )
+    if mask.is_floating_point() or mask.is_complex():
+        raise InputError(f"{name} is {mask.dtype}, which {_meant(mask, name)}")
     if mask.dim() not in (2, 3):
         raise InputError(f"{name} must be (batch, length) or (batch, query, key), got {tuple(mask.shape)}")
-    return mask if mask.dtype == torch.bool else mask != 0
+    if mask.dtype == torch.bool:
+        return mask
+    ends = _ends(mask)
+    if ends is not None and not (ends[0] >= 0 and ends[1] <= 1):
+        raise InputError(
+            f"{name} holds numbers from {int(ends[0])} to {int(ends[1])}, which {_meant(mask, name)}; only 0 and 1 are "
+            "taken"
+        )
+    return mask != 0
+
+
+def _ends(mask: Tensor) -> tuple[float, float] | None:
+    """The least and the largest value, None where nobody looks at values."""
+    if mask.is_complex() or not at_hand(mask):
+        return None
+    low, high = mask.aminmax() if mask.dtype in _REDUCED else mask.long().aminmax()
+    return low.item(), high.item()
+
+
+_REDUCED = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_REDUCED |= {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+
+def _meant(mask: Tensor, name: str) -> str:
+    """Which way round a mask that is refused seems to be, by its values, and what to pass for it."""
+    ends = _ends(mask)
+    if ends is not None and ends[0] <= 0 and ends[1] == 0:  # nobody masks everything
+        return f"looks additive: 0 at real tokens, less at padding; pass 1/True for real tokens, here `{name} == 0`"
+    if ends is not None and ends[0] >= 0 and ends[1] == 1 and bool(((mask == 0) | (mask == 1)).all()):
+        return f"holds 1 at real tokens, as it should, but as the wrong type; pass `{name}.bool()`"
+    return (
+        f"may mean either; pass 1/True for real tokens: `{name} == 0` where 0 stands at real tokens and less at "
+        f"padding (additive), `{name} != 0` where 0 stands at padding"
+    )
 
 
 def together(*streams: Padding) -> tuple[Padding, ...]:
@@ -261,7 +330,13 @@ class Part:
 
     def given(self) -> Tensor | None:
         """The user's word as a mask, on the CPU where lengths say it."""
-        return self.mask if self.lengths is None else first_columns(self.lengths, self.grid, self.lengths_name)
+        mask = None if self.mask is None else as_bool(self.mask, self.mask_name)
+        if self.lengths is None:
+            return mask
+        firsts = first_columns(self.lengths, self.grid, self.lengths_name)
+        if mask is not None:
+            check_lengths(firsts, mask, self.mask_name, self.lengths_name)
+        return firsts
 
 
 def joined(*parts: Part) -> Bool[Tensor, "batch total_length"] | None:

@@ -87,8 +87,7 @@ class ErnieEmbeddings(TextEmbeddings):
         if task_type_ids.dim() == 1:
             task_type_ids = task_type_ids[:, None].expand(-1, tokens.shape[1])
         same_shape(task_type_ids, tokens, "task_type_ids")
-        check_ids(task_type_ids, self.task.num_embeddings, "task_type_ids")
-        return self.task(task_type_ids)
+        return self.task(check_ids(task_type_ids, self.task.num_embeddings, "task_type_ids"))
 
 
 class Ernie(TextEncoder):

@@ -41,7 +41,7 @@ from zoo.layers import (
 )
 from zoo.layers.feed_forward import check_choice
 from zoo.layers.heads import masked_lm_of
-from zoo.layers.padding import carried
+from zoo.layers.padding import as_bool, carried
 from zoo.models.base.config import check_heads
 from zoo.models.base.model import Reading
 from zoo.models.base.outputs import WithEntities
@@ -256,10 +256,10 @@ class ErnieThu(TextEncoder):
             first = torch.arange(real.shape[1], device=x.device) == real.int().argmax(1, keepdim=True)
             mentioned = (entity_embeds != 0).any(2) | first
         else:
-            if entity_mask.is_floating_point() or tuple(entity_mask.shape) != padding.grid:
-                kind = f"{tuple(entity_mask.shape)} of {entity_mask.dtype}"
+            mentioned = as_bool(entity_mask, "entity_mask")
+            if tuple(mentioned.shape) != padding.grid:
                 raise InputError(
-                    f"entity_mask must be (batch, length) = {padding.grid}, 1/True = an entity stands here, got {kind}"
+                    f"entity_mask must be (batch, length) = {padding.grid}, 1/True = an entity stands here, got "
+                    f"{tuple(mentioned.shape)}"
                 )
-            mentioned = entity_mask != 0
         return entity_embeds.to(x.dtype).masked_fill(~real.unsqueeze(2), 0), mentioned & real

@@ -113,14 +113,17 @@ class PlacedTokens(nn.Module):
     ) -> Float[Tensor, "batch length hidden"]:
         """Tokens at their positions, 0, 1, ... where none are given."""
         length = tokens.shape[1]
+        if length == 0:
+            raise InputError("the text has no token: its length is 0; give one at least, padding if need be")
         if length > self.longest:
             raise InputError(
                 f"the text is {length} tokens long; this model has {self.longest} positions: cut it or split it"
             )
         if position_ids is None:
             position_ids = torch.arange(length, device=tokens.device)
-        position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
-        check_ids(position_ids, self.longest, name)
+        if isinstance(position_ids, Tensor) and position_ids.dim() == 1:
+            position_ids = position_ids[None]
+        position_ids = check_ids(position_ids, self.longest, name)
         if position_ids.shape[0] != 1 or position_ids.shape[1] != length:
             same_shape(position_ids, tokens, name)
         return self.dropout(self.norm(self.scale * tokens + self.position(position_ids + OFFSET)))
@@ -139,8 +142,7 @@ class MbartEmbeddings(PlacedTokens):
         """The rows of the table, not scaled."""
         if input_ids is None:
             raise InputError(f"{name} is missing")
-        check_ids(input_ids, self.token.num_embeddings, name)
-        return self.token(input_ids)
+        return self.token(check_ids(input_ids, self.token.num_embeddings, name))
 
     def forward(
         self, input_ids: Int[Tensor, "batch length"] | None, position_ids: Int[Tensor, "*#batch length"] | None = None

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,14 +64,19 @@ class SpanBoundaryHead(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "batch length hidden"],
-        pairs: Int[Tensor, "batch spans 2"],
+        pairs: Integer[Tensor, "batch spans 2"],
         table: Float[Tensor, "vocabulary hidden"],
     ) -> Float[Tensor, "batch spans places vocabulary"]:
         """pairs: the places of the spans' boundaries."""
+        if not isinstance(pairs, Tensor):
+            raise InputError(f"pairs must be a tensor (batch, spans, 2) of whole numbers, got {type(pairs).__name__}")
+        if pairs.is_complex() or pairs.dtype == torch.bool:
+            raise InputError(f"pairs must be whole numbers, the boundaries' places, got {pairs.dtype}")
         if pairs.dim() != 3 or pairs.shape[0] != hidden.shape[0] or pairs.shape[2] != 2 or pairs.is_floating_point():
             raise InputError(
                 f"pairs must be ({hidden.shape[0]}, spans, 2) whole numbers, got {tuple(pairs.shape)} of {pairs.dtype}"
             )
+        pairs = pairs.long()
         if (
             not torch.compiler.is_compiling() and pairs.device.type == "cpu" and pairs.numel()
         ):  # elsewhere the look-up itself asserts

@@ -170,7 +170,7 @@ class TaskEmbeddings(TextEmbeddings):
                 f"0..{self.task.num_embeddings - 1}"
             )
         ids = task_type_ids.reshape(-1, 1)
-        check_ids(ids, self.task.num_embeddings, "task_type_ids")
+        ids = check_ids(ids, self.task.num_embeddings, "task_type_ids")
         rows = self.task(ids).expand(x.shape[0], -1, -1)  # (batch, 1, hidden)
         return self.dropout(self.norm(torch.cat([x[:, :1], rows, x[:, 1:]], 1)))
 
@@ -357,6 +357,11 @@ class ViLBert(VisionLanguageModel):
         batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
         check_features(visual_features, batch, self.config.visual_size, "visual_features")
         check_features(visual_boxes, batch, self.config.box_size, "visual_boxes")
+        if visual_boxes.shape[1] != visual_features.shape[1]:
+            raise InputError(
+                f"visual_boxes must be one for each of the {visual_features.shape[1]} regions of visual_features, got "
+                f"{visual_boxes.shape[1]}"
+            )
         text = self.embeddings.with_task(text, task_type_ids)  # (batch, length, hidden), or a token longer
         image = self.image_embeddings(visual_features, visual_boxes)  # (batch, regions, image hidden)
         mask, lengths = self.with_task(attention_mask, lengths)

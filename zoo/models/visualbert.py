@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
 from zoo.layers import FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
-from zoo.layers.embeddings import check_features, check_ids
+from zoo.layers.embeddings import check_features, check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import RegionToPhraseHead, masked_lm_of
-from zoo.layers.padding import Part, first_columns, joined
+from zoo.layers.padding import Part, joined
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.model import VisionLanguageModel, before_last
 from zoo.models.base.outputs import Joint
@@ -115,17 +115,22 @@ class JointEmbeddings(TextEmbeddings):
         if segments is None:
             x = x + self.visual_segment.weight[self.default_segment]
         else:
-            check_ids(segments, self.visual_segment.num_embeddings, "visual_token_type_ids")
-            x = x + self.visual_segment(segments)
+            same_shape(segments, x, "visual_token_type_ids", "regions")
+            x = x + self.visual_segment(
+                check_ids(segments, self.visual_segment.num_embeddings, "visual_token_type_ids")
+            )
         return x if alignment is None else x + self.aligned(alignment)
 
     def aligned(self, alignment: Int[Tensor, "batch regions words"]) -> Float[Tensor, "batch regions hidden"]:
         """Mean of the positions of each region's words, -1 = no word."""
+        name = "image_text_alignment"
+        if not isinstance(alignment, Tensor) or alignment.dim() != 3:
+            got = tuple(alignment.shape) if isinstance(alignment, Tensor) else type(alignment).__name__
+            raise InputError(f"{name} must be a tensor of (batch, regions, words), got {got}")
         real = alignment >= 0
-        check_ids(alignment.clamp(min=0).flatten(1), self.position.num_embeddings, "image_text_alignment")
-        positions = self.position(alignment.clamp(min=0)).masked_fill(
-            ~real.unsqueeze(3), 0
-        )  # (batch, regions, words, hidden)
+        words = check_ids(alignment.clamp(min=0).flatten(1), self.position.num_embeddings, name)
+        positions = self.position(words.unflatten(1, alignment.shape[1:]))  # (batch, regions, words, hidden)
+        positions = positions.masked_fill(~real.unsqueeze(3), 0)
         return positions.sum(2) / real.sum(2, keepdim=True).clamp(min=1)
 
 
@@ -211,8 +216,8 @@ class VisualBert(VisionLanguageModel):
         if regions is None:
             if not (visual_mask is None and visual_lengths is None):
                 raise InputError("visual_mask was given without visual_features")
-            return attention_mask if lengths is None else first_columns(lengths, grid)
-        if attention_mask is not None and attention_mask.dim() == 3:
+            return Part(grid, attention_mask, lengths).given()
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 3:
             raise InputError(
                 "attention_mask must be (batch, length) here: a matrix can't say what words and regions see of each "
                 "other"

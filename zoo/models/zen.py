@@ -68,13 +68,12 @@ class NGramEmbeddings(nn.Module):
         self, ngram_ids: Int[Tensor, "batch ngrams"], ngram_token_type_ids: Int[Tensor, "batch ngrams"] | None
     ) -> Float[Tensor, "batch ngrams hidden"]:
         """Segments default to 0."""
-        check_ids(ngram_ids, self.token.num_embeddings, "ngram_ids")
-        grams = self.token(ngram_ids)  # (batch, n-grams, hidden)
+        grams = self.token(check_ids(ngram_ids, self.token.num_embeddings, "ngram_ids"))  # (batch, n-grams, hidden)
         if ngram_token_type_ids is None:
             return self.dropout(self.norm(grams + self.segment.weight[0]))
         same_shape(ngram_token_type_ids, grams, "ngram_token_type_ids")
-        check_ids(ngram_token_type_ids, self.segment.num_embeddings, "ngram_token_type_ids")
-        return self.dropout(self.norm(grams + self.segment(ngram_token_type_ids)))
+        segments = check_ids(ngram_token_type_ids, self.segment.num_embeddings, "ngram_token_type_ids")
+        return self.dropout(self.norm(grams + self.segment(segments)))
 
 
 class ZenStack(Stack):

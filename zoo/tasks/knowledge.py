@@ -13,7 +13,7 @@ from zoo.errors import TaskError
 from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
 from zoo.tasks.base import TaskModel
-from zoo.tasks.losses import binary_loss
+from zoo.tasks.losses import binary_loss, label_tensor
 
 
 def linked_entities(scores: Tensor, candidates: Candidates, threshold: float, null_id: int) -> Tensor:
@@ -44,6 +44,7 @@ class EntityTyping(TaskModel):
         logits = self.heads["entity_typing"](self.dropout(need_pooler(encoded)))
         loss = None
         if labels is not None:
+            labels = label_tensor(labels)
             if labels.shape != logits.shape:
                 raise TaskError(
                     f"labels must have shape {tuple(logits.shape)}, one number for each type, got {tuple(labels.shape)}"

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from zoo.errors import ConfigError, InputError, TaskError
 
 IGNORED = -100
+FAR = -10_000.0  # what a padded place scores where places compete; finite, so that losses over all places stay so
 PROBLEM_TYPES = ("regression", "single-label", "multi-label")
 
 
@@ -31,13 +32,32 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.0) ->
     ALBERT's TensorFlow code does (1e-5). Without any label the loss is zero and has a gradient of
     zeros.
     """
+    labels = counted_labels(labels)
     total = F.cross_entropy(widened(logits.flatten(0, -2)), labels.flatten(), ignore_index=-100, reduction="sum")
     count = (labels != -100).sum()
     return total / (count + epsilon if epsilon else count.clamp(min=1))
 
 
+def label_tensor(labels: Tensor, name: str = "labels") -> Tensor:
+    """Labels as losses take them: integers of whatever width as int64, bool and floats as they are.
+    What is no tensor, or complex, is refused.
+    """
+    if not isinstance(labels, Tensor):
+        raise TaskError(f"{name} must be a tensor, got {type(labels).__name__}; torch.tensor(...) makes one")
+    if labels.is_complex():
+        raise TaskError(f"{name} must hold integers or floats, got {labels.dtype}")
+    return labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
+
+
+def counted_labels(labels: Tensor) -> Tensor:
+    """The same with bool as 0 and 1, so that some may be -100."""
+    labels = label_tensor(labels)
+    return labels.long() if labels.dtype == torch.bool else labels
+
+
 def real_labels(labels: Tensor, real: Tensor | None) -> Tensor:
     """Labels with those at padding left out; ``real`` (batch, positions) bool, None = all."""
+    labels = counted_labels(labels)
     if real is None:
         return labels
     return labels.masked_fill(~real.unflatten(1, (-1, *[1] * (labels.dim() - 2))), IGNORED)
@@ -54,10 +74,14 @@ def check_labels(
     """Refuse labels of another shape, or integer ones outside 0..classes-1 (-100 excepted). Values
     are looked at on CPU only.
     """
+    labels = label_tensor(labels, name)
     if tuple(labels.shape) != shape:
         raise TaskError(f"{name} must have shape {shape}, got {tuple(labels.shape)}")
     if (integers or classes is not None) and labels.is_floating_point():
         raise TaskError(f"{name} must hold integers, got {labels.dtype}")
+    if classes is not None and labels.dtype == torch.bool:
+        check_truths(name, classes)
+        return
     if classes is None or torch.compiler.is_compiling() or labels.device.type != "cpu":
         return
     real = labels[labels != IGNORED]
@@ -67,10 +91,19 @@ def check_labels(
         )
 
 
+def check_truths(name: str, classes: int) -> None:
+    """Refuse bool labels of more than two classes."""
+    if classes > 2:
+        raise TaskError(f"{name} must hold integers from 0 to {classes - 1}, got torch.bool, which tells two apart")
+
+
 def token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, name: str = "labels") -> Tensor:
     """`token_cross_entropy` over the real positions: logits (batch, positions, classes), labels
     (batch, positions).
     """
+    labels = label_tensor(labels, name)
+    if labels.dtype == torch.bool:
+        check_truths(name, logits.shape[-1])
     if labels.shape != logits.shape[:-1]:
         check_labels(labels, tuple(logits.shape[:-1]), name)
     labels = real_labels(labels, real)
@@ -88,7 +121,7 @@ def binary_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: fl
     """Mean binary cross-entropy over the labels that count, of the shape of the logits; ``epsilon``
     is added to their number, as ELECTRA's TensorFlow code does (1e-6).
     """
-    logits = widened(logits)
+    logits, labels = widened(logits), label_tensor(labels)
     counted = labels != IGNORED if real is None else (labels != IGNORED) & real.bool()
     wanted = torch.where(counted, labels, 0).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
@@ -100,6 +133,7 @@ def binary_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: fl
 
 def span_boundary_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """The sum over the labels that are not -100, divided by their number plus one."""
+    labels = counted_labels(labels)
     total = F.cross_entropy(widened(scores).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
     return total / ((labels != -100).sum() + 1)
 
@@ -135,6 +169,7 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
 
     ``problem_type``: "regression", "single-label", "multi-label", or None, see `problem_of`.
     """
+    labels = label_tensor(labels)
     problem_type = problem_of(logits, labels, problem_type)
     if problem_type == "regression":
         outputs = widened(logits).squeeze(-1)
@@ -155,7 +190,7 @@ def span_loss(
     """
     length = start_logits.shape[1]
     parts = []
-    for logits, at in ((start_logits, start), (end_logits, end)):
+    for logits, at in ((start_logits, label_tensor(start)), (end_logits, label_tensor(end))):
         outside = (at < 0) | (at >= length)
         if real is not None:
             outside = outside | ~real.gather(1, at.clamp(0, length - 1)[:, None]).squeeze(1)
@@ -175,6 +210,7 @@ def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, *, red
         raise TaskError(f"smoothing={smoothing} must lie in [0, 1)")
     if reduction not in ("mean", "sum"):
         raise TaskError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    labels = counted_labels(labels)
     real = labels != -100
     surprise = -widened(logits)[real].log_softmax(-1)  # (labels, V)
     right = surprise.gather(1, labels[real][:, None]).sum()
@@ -191,7 +227,7 @@ def soft_answer_loss(logits: Tensor, labels: Tensor, kind: str = "bce", real: Te
     KL divergence from the softmax; both are means over the rows with an answer that counts: none
     that is -100, none that is not ``real`` (batch, answers).
     """
-    logits = widened(logits)
+    logits, labels = widened(logits), label_tensor(labels)
     counted = labels != IGNORED if real is None else (labels != IGNORED) & real
     wanted = torch.where(counted, labels, 0).to(logits.dtype)
     if kind == "kl":
@@ -303,9 +339,9 @@ def _rows(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside
 
 
 def _spans(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
-    check_labels(labels, tuple(scores.shape[:3]), name)
+    check_labels(labels, tuple(scores.shape[:3]), name, scores.shape[3] if labels.dtype == torch.bool else None)
     if real is not None:  # both neighbors of a real span are
-        ends = real.gather(1, beside["pairs"].flatten(1)).unflatten(1, (-1, 2))
+        ends = real.gather(1, beside["pairs"].long().flatten(1)).unflatten(1, (-1, 2))
         labels = real_labels(labels, ends.all(2))
     check_labels(labels, tuple(scores.shape[:3]), name, scores.shape[3])
     return span_boundary_loss(scores, labels)
@@ -313,6 +349,7 @@ def _spans(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, besid
 
 def _regions(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
     targets = beside["region_targets"]
+    targets = None if targets is None else label_tensor(targets, "region_targets")
     if targets is None:
         raise InputError("region_labels say which regions count; give region_targets too: what they were")
     return region_loss(
@@ -335,6 +372,7 @@ def _linking(
         candidates = (beside["entity_candidates"] or {}).get(source)
         if candidates is None:
             raise InputError(f"{name} were given for {source!r} without its entity_candidates")
+        entities = label_tensor(entities, f"{name}[{source!r}]")
         check_labels(entities, tuple(candidates.spans.shape[:2]), name)
         gold = real_labels(entities, candidates.spans[:, :, 0] >= 0)
         said = beside["knowledge"][source]

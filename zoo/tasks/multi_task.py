@@ -20,7 +20,7 @@ from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel
-from zoo.tasks.losses import binary_loss, row_loss, soft_answer_loss
+from zoo.tasks.losses import binary_loss, label_tensor, row_loss, soft_answer_loss
 from zoo.tasks.vision import SHOWN_BY, VisionTask, region_scores
 
 HEADS = (
@@ -167,10 +167,12 @@ def multi_task_loss(
     (pointing). image_text_retrieval: scores (batch · options,), labels (batch,) the right option.
     visual_reasoning, visual_entailment: (batch, classes), one-hot.
     """
+    labels = label_tensor(labels)
     if head in ("visual_question_answering", "gqa"):
         return soft_answer_loss(scores, labels)
     if head == "grounding":
         if candidates is not None:
+            candidates = label_tensor(candidates, "candidates")
             scores, real = scores.gather(1, candidates), None if real is None else real.gather(1, candidates)
         return soft_answer_loss(scores, labels, real=real)
     if head == "image_text_retrieval":

@@ -20,7 +20,7 @@ from zoo.registry.inputs import INPUTS, LABELS
 from zoo.registry.tasks import TASKS, TaskSpec
 from zoo.registry.terms import TERMS, PretrainingTerm
 from zoo.tasks.base import TaskModel
-from zoo.tasks.losses import IGNORED, LOSSES, OPTION_CHECKS
+from zoo.tasks.losses import IGNORED, LOSSES, OPTION_CHECKS, label_tensor
 
 
 def terms_of(task: str, model_class: Any) -> tuple[PretrainingTerm, ...]:
@@ -135,7 +135,7 @@ class Objective(TaskModel):
             name, value = term.only_where
             if given.get(name) is None:
                 raise InputError(f"the loss {term.name!r} counts where {name} is {value}; give {name} too")
-            others = given[name].flatten() != value
+            others = label_tensor(given[name], name).flatten() != value
             labels = labels.masked_fill(others.unflatten(0, (-1, *[1] * (labels.dim() - 1))), IGNORED)
         beside = {name: self._beside(name, given) for name in term.loss_takes}
         name = term.labels if given.get(term.labels) is not None else "labels"
@@ -145,8 +145,10 @@ class Objective(TaskModel):
         return {name: loss if weight == 1 else weight * loss for name, loss in by_name.items()}
 
     def _labels(self, term: PretrainingTerm, given: Mapping[str, Any]) -> Any:
-        own = given.get(term.labels)
-        return given.get("labels") if own is None and self.alone else own
+        own, name = given.get(term.labels), term.labels
+        if own is None and self.alone:
+            own, name = given.get("labels"), "labels"
+        return own if own is None or isinstance(own, Mapping) else label_tensor(own, name)
 
     def _beside(self, name: str, given: Mapping[str, Any]) -> Any:
         """What a loss reads besides its labels: of the call, of the options or of the config."""

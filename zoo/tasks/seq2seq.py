@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.tasks.losses import label_tensor
 from zoo.tasks.objective import Objective
 
 
@@ -23,7 +24,7 @@ class ConditionalGeneration(Objective):
         given = super().given(inputs, named)
         labels = given.get("labels")
         if labels is not None and given.get("decoder_input_ids") is None and hasattr(self.model, "decoder_inputs"):
-            given["decoder_input_ids"] = self.model.decoder_inputs(labels)  # type: ignore[operator]
+            given["decoder_input_ids"] = self.model.decoder_inputs(label_tensor(labels))  # type: ignore[operator]
         return given
 
     def predict(self, hidden: Tensor) -> Tensor:

@@ -7,16 +7,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.errors import ConfigError, InputError
+from zoo.errors import ConfigError, InputError, TaskError
 from zoo.layers.pooler import pool
 from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel, along
-from zoo.tasks.losses import check_labels, classification_loss, problem_of, row_loss, span_loss, token_loss
+from zoo.tasks.losses import (
+    FAR,
+    check_labels,
+    classification_loss,
+    label_tensor,
+    problem_of,
+    row_loss,
+    span_loss,
+    token_loss,
+)
 
 
 class SequenceClassification(TaskModel):
@@ -36,6 +46,7 @@ class SequenceClassification(TaskModel):
         logits = self.heads["sequence_classification"](self.dropout(vector))  # (batch, classes)
         loss = None
         if labels is not None:
+            labels = label_tensor(labels)
             kind = problem_of(logits, labels, self.options["problem_type"])
             wide = kind == "multi-label" or (kind == "regression" and logits.shape[1] > 1)
             shape = tuple(logits.shape) if wide else (logits.shape[0],)
@@ -64,8 +75,17 @@ class TokenClassification(TaskModel):
         return TaskOutput(loss, {} if loss is None else {"classification": loss}, logits, encoded=encoded)
 
 
+def places_of(positions: Tensor, name: str) -> Tensor:
+    """Places in the text, (batch,) int64, from (batch,) or (batch, 1)."""
+    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+        raise TaskError(f"{name} must hold integers, got {positions.dtype}")
+    return label_tensor(positions, name).flatten()
+
+
 class QuestionAnswering(TaskModel):
-    """``W h_t + b`` with two outputs: is this the answer's first token, is it the last."""
+    """``W h_t + b`` with two outputs: is this the answer's first token, is it the last. Places compete,
+    so padding scores `FAR` below the others and not zero: an argmax over a batch never lands there.
+    """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
@@ -75,20 +95,25 @@ class QuestionAnswering(TaskModel):
         self, *inputs: Tensor, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **named: Any
     ) -> TaskOutput:
         """start_positions, end_positions (batch,) int; outside the text = left out -> start_logits,
-        end_logits (batch, length), zeros at padding, which the loss does not count among the places
+        end_logits (batch, length), `FAR` at padding, which the loss does not count among the places
         of an answer.
         """
         given = self.given(inputs, named)
         encoded = self.model(**given)
         padding = self.model.padding_of("text", given, encoded, pack=False)
-        start, end = padding.unpack(self.heads["question_answering"](encoded.last_hidden_state)).unbind(-1)
+        scores = padding.unpack(self.heads["question_answering"](encoded.last_hidden_state))  # (batch, length, 2)
+        if padding.real is not None:
+            scores = scores.masked_fill(~padding.real.unsqueeze(2), FAR)
+        start, end = scores.unbind(-1)
         loss = None
         if (start_positions is None) != (end_positions is None):
             raise InputError("give both start_positions and end_positions, or neither")
         if start_positions is not None and end_positions is not None:
+            start_positions = places_of(start_positions, "start_positions")
+            end_positions = places_of(end_positions, "end_positions")
             for name, places in (("start_positions", start_positions), ("end_positions", end_positions)):
-                check_labels(places.flatten(), (start.shape[0],), name, integers=True)
-            loss = span_loss(start, end, start_positions.flatten(), end_positions.flatten(), padding.real)
+                check_labels(places, (start.shape[0],), name, integers=True)
+            loss = span_loss(start, end, start_positions, end_positions, padding.real)
         return TaskOutput(
             loss, {} if loss is None else {"span": loss}, start_logits=start, end_logits=end, encoded=encoded
         )

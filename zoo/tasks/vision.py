@@ -25,18 +25,17 @@ from zoo.registry.tasks import TaskSpec
 from zoo.tasks import text
 from zoo.tasks.base import TaskModel, along, with_an_axis
 from zoo.tasks.losses import (
+    FAR,
     binary_loss,
     check_labels,
     classification_loss,
+    label_tensor,
     real_labels,
     row_loss,
     soft_answer_loss,
     widened,
 )
 
-FAR = (
-    -10_000.0
-)  # added to the score of a padded region, as the systems do; finite, so that losses over all regions stay so
 FORMS = ("linear", "mlp", "transform", "weight-normed")
 SHOWN_BY = {
     "weight": "linear",
@@ -106,6 +105,7 @@ class Classification(VisionTask):
         logits = head(self.dropout(vector))
         if labels is None:
             return TaskOutput(logits=logits, encoded=encoded)
+        labels = label_tensor(labels)
         if labels.is_floating_point():
             check_labels(labels, tuple(logits.shape), "labels")
         else:
@@ -164,6 +164,7 @@ class VisualQuestionAnswering(VisionTask):
         model: Any = self.model
         logits = self.heads["visual_question_answering"](self.dropout(model.answer_vector(given, encoded)))
         loss = None
+        labels = None if labels is None else label_tensor(labels)
         if labels is not None and labels.is_floating_point():
             check_labels(labels, tuple(logits.shape), "labels")
             loss = soft_answer_loss(logits, labels, str(model.answer_loss))
@@ -214,6 +215,7 @@ class Grounding(VisionTask):
         logits = region_scores(self.heads["grounding"], self.dropout(encoded.image.last_hidden_state), real)
         if labels is None:
             return TaskOutput(logits=logits, encoded=encoded)
+        labels = label_tensor(labels)
         if labels.is_floating_point():
             check_labels(labels, tuple(logits.shape), "labels")
             loss = soft_answer_loss(logits, labels, "bce", real)
@@ -246,6 +248,7 @@ class RegionToPhrase(VisionTask):
         given = self.given(inputs, named)
         encoded = self.model(**given)
         states, regions = encoded.text.last_hidden_state, encoded.image.last_hidden_state
+        phrase_positions = label_tensor(phrase_positions, "phrase_positions")
         places = phrase_positions.clamp(min=0)
         phrases = states.gather(1, places.unsqueeze(2).expand(-1, -1, states.shape[2]))  # (batch, phrases, hidden)
         logits = self.heads["region_to_phrase"](phrases, regions)

@@ -16,6 +16,7 @@ from zoo.checkpoints.adapters.places import (
     Places,
     Written,
     bare_name,
+    check_update,
     chosen,
     copy_into,
     fill_prefix,
@@ -39,6 +40,16 @@ TASK_TYPES = {
     "conditional-generation": "SEQ_2_SEQ_LM",
 }
 PEFT_PREFIX = "base_model.model."
+MOVED_BASES = {
+    "pissa": "lost its principal part (PiSSA)",
+    "olora": "lost the part that an orthonormal start stands for (OLoRA)",
+    "corda": "lost the part that a context-oriented start stands for (CorDA)",
+    "lora_ga": "lost the part that a gradient-aligned start stands for (LoRA-GA)",
+    "loftq": "was quantized together with the adapter (LoftQ)",
+}
+"""Starts of a LoRA for which peft changes the weights below it, and what it does to them."""
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
+"""Starts whose update is zero, so that the base stays as it is."""
 
 
 def to_peft(model: nn.Module, name: str | None = None, layout: str | None = None) -> Written:
@@ -220,12 +231,10 @@ def from_peft(
     kind = str(config["peft_type"]).rpartition(".")[2].upper()
     if kind not in ("LORA", "IA3", "PREFIX_TUNING"):
         raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA, IA3 and PREFIX_TUNING are")
+    _check_options(config)
     if kind == "PREFIX_TUNING":
         _apply_prefix(model, name, config, {key: tensor for key, tensor in tensors.items() if "prompt_e" in key})
         tensors = {key: tensor for key, tensor in tensors.items() if "prompt_e" not in key}
-    for option in ("layer_replication", "use_qalora", "use_bdlora"):
-        if config.get(option):
-            raise TechniqueError(f"peft's {option}={config[option]!r} is not known here")
     places = Places(model, layout)
     state = {bare_name(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
     updates: dict[str, dict[str, Tensor]] = {}
@@ -255,6 +264,39 @@ def from_peft(
     return model
 
 
+def _check_options(config: Mapping[str, Any]) -> None:
+    """Refuse what makes an adapter mean something else than ``W x + s B A x`` on the plain base."""
+    start = config.get("init_lora_weights", True)
+    name = str(start).lower()
+    if moved := next((what for word, what in MOVED_BASES.items() if name.startswith(word)), None):
+        raise TechniqueError(
+            f"init_lora_weights={start!r}: this adapter belongs to a base that {moved}, and on the plain base it "
+            "would be wrong. In peft, save it with save_pretrained(folder, path_initial_model_for_weight_conversion="
+            "...), which makes a LoRA of the plain base of it; where the model here has the changed weights already, "
+            "pass the config with init_lora_weights=True"
+        )
+    if not isinstance(start, bool) and start is not None and name not in PLAIN_STARTS:
+        raise TechniqueError(
+            f"peft's init_lora_weights={start!r} is not known here: it may have changed the base that the adapter "
+            f"belongs to; true, false, {', '.join(PLAIN_STARTS)} are known not to"
+        )
+    if config.get("alora_invocation_tokens"):
+        raise TechniqueError(
+            f"alora_invocation_tokens={config['alora_invocation_tokens']!r}: an activated LoRA (aLoRA) acts only "
+            "behind these tokens of a text; here a LoRA acts on every token, which would be another model"
+        )
+    for option in (
+        "layer_replication",
+        "use_qalora",
+        "use_bdlora",
+        "arrow_config",
+        "monteclora_config",
+        "velora_config",
+    ):
+        if config.get(option):
+            raise TechniqueError(f"peft's {option}={config[option]!r} is not known here")
+
+
 def _apply_loras(
     model: nn.Module, name: str, config: Mapping[str, Any], updates: Mapping[str, tuple[str, Mapping[str, Tensor]]]
 ) -> None:
@@ -264,6 +306,9 @@ def _apply_loras(
     groups: dict[tuple[int, float], dict[str, Mapping[str, Tensor]]] = {}
     patterns = config.get("alpha_pattern") or {}
     for path, (place, parts) in updates.items():
+        layer = bare_model(model).get_submodule(place)
+        if isinstance(layer, nn.Linear):  # others are refused by the technique
+            check_update(parts.get("lora_A"), parts.get("lora_B"), layer.in_features, layer.out_features, path)
         own = (alpha for pattern, alpha in patterns.items() if _named(path, pattern))
         key = parts["lora_A"].shape[0], float(next(own, config.get("lora_alpha", 8)))
         groups.setdefault(key, {})[place] = parts

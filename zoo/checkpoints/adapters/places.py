@@ -72,15 +72,27 @@ class Places:
 
     @cached_property
     def plan(self) -> Plan:
-        """How the model's own tensors, without what techniques added, go into the layout."""
+        """How the model's own tensors, without what techniques added, go into the layout. A tensor
+        that a technique stores otherwise, as packed integers, counts as it was.
+        """
         bare = bare_model(self.model)
-        added = {key for change in getattr(bare, "changes", ()) for key in change.added}
+        own: set[str] = set()
+        added: set[str] = set()
+        stored: dict[str, tuple[int, ...]] = {}
+        for change in getattr(bare, "changes", ()):
+            own |= set(change.removed) - added  # what another technique added is not the model's own
+            stored |= {key: shape for key, shape in change.removed.items() if key in own}
+            added |= set(change.added) - own
         state = {bare_name(self.model, key): tensor for key, tensor in self.model.state_dict().items()}
+        parts = dict(bare.named_modules())
         infos = {
             key: Info(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype])
             for key, tensor in state.items()
             if key not in added and not key.endswith(".magnitude")
         }
+        for key, shape in stored.items():
+            if key not in state and key.rpartition(".")[0] in parts:
+                infos[key] = Info(shape, DTYPE_NAMES[bare.dtype])
         return self.keymap.back(infos, bare.config.to_dict())
 
     @cached_property
@@ -165,12 +177,25 @@ def prefixed_sites(bare: Any, library: str) -> list[Site]:
     return sites
 
 
+def check_update(down: Tensor | None, up: Tensor | None, in_features: int, out_features: int, shown: str) -> None:
+    """Refuse the matrices of a LoRA, (rank, in) and (out, rank), that don't fit its layer."""
+    if down is None or up is None:
+        raise CheckpointError(f"{shown} has no {'A' if down is None else 'B'}; a LoRA is B A, both matrices of a layer")
+    wanted = (down.shape[0], in_features), (out_features, down.shape[0])
+    if (tuple(down.shape), tuple(up.shape)) != wanted:
+        raise CheckpointError(
+            f"{shown} has A {tuple(down.shape)} and B {tuple(up.shape)}; the layer here, of {in_features} inputs and "
+            f"{out_features} outputs, takes {wanted[0]} and {wanted[1]}: is it of another size, or pruned?"
+        )
+
+
 @torch.no_grad()
 def fill_update(
     update: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
 ) -> None:
     """Set the matrices of a LoRA."""
     assert isinstance(update, LowRank)
+    check_update(down, up, update.down.shape[1], update.up.shape[0], "the adapter's update")
     update.down.copy_(down)
     update.up.copy_(up)
     if magnitude is not None and update.magnitude is not None:

@@ -105,7 +105,7 @@ class TaskOutput(Output):
     given) and the head's results.
 
     ``logits`` (batch, classes) or (batch, length, classes); spans as ``start_logits``,
-    ``end_logits`` (batch, length); pre-training heads as ``prediction_logits`` (batch, length,
+    ``end_logits`` (batch, length), -10,000 at padding; pre-training heads as ``prediction_logits`` (batch, length,
     vocabulary), ``region_logits`` (batch, regions, classes), ``seq_relationship_logits`` and
     ``sop_logits`` (batch, 2); ``embedding`` (batch, hidden). ``scores``: where one task has several
     heads, each head's logits by its name. ``encoded`` is what the model below returned.

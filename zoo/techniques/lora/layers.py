@@ -130,6 +130,7 @@ def row_norms(weight: Tensor, update: LowRank) -> Tensor:
 class Rescaled(Extension):
     """A linear layer whose outputs are multiplied by learned vectors."""
 
+    around = True
     rescalings: nn.ModuleDict
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +143,7 @@ class Rescaled(Extension):
 class InputRescaled(Extension):
     """A linear layer whose inputs are multiplied by learned vectors."""
 
+    around = True
     input_rescalings: nn.ModuleDict
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ W.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 
 from zoo.errors import TechniqueError, unknown
-from zoo.layers.extend import Extension, extend, restore
+from zoo.layers.embeddings import NarrowTable
+from zoo.layers.extend import Extension, extend, extensions, own_class, without
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model, bare_model
 from zoo.models.base.sites import Site
@@ -187,40 +189,92 @@ def switch(model: nn.Module, names: Sequence[str] | None = None) -> None:
 @torch.no_grad()
 def merge(model: nn.Module, name: str | None = None) -> Mapping[str, Any]:
     """Add the updates to the weights they belong to and take them away: no cost at inference, and
-    any converter takes the model again.
+    any converter takes the model again. The model gives what it gave, but for the rounding of the
+    sum to the weights' dtype.
 
-    name: one update's; None = all. -> what `unmerge` needs, by path.
+    name: one update's; None = all. -> what `unmerge` needs, by path. Raises TechniqueError where a
+    merge would change what the model gives, before anything is changed.
     """
     bare = bare_model(model)
-    removed: dict[str, list[tuple[str, LowRank, torch.Tensor | None]]] = {}
-    for path, part in parts_of(bare, LowRankUpdated).items():
-        for key in [k for k in part.loras if name in (None, k)]:
-            update = part.loras[key]
-            if (
-                isinstance(update, GatedLowRank)
-                or update.up_bias is not None
-                or (update.magnitude is not None and (update.whole or len(part.loras) > 1))
-            ):
+    updated = parts_of(bare, LowRankUpdated)
+    parts = {path: (part, [key for key in part.loras if name in (None, key)]) for path, part in updated.items()}
+    known = list(dict.fromkeys(key for part in updated.values() for key in part.loras))
+    if name is not None and name not in known:
+        raise unknown("LoRA of this model", name, known)
+    readers = _readers(model)
+    for path, (part, keys) in parts.items():
+        for key in keys:
+            if reason := _unmergeable(part, key, readers):
                 raise TechniqueError(
-                    f"the update {key!r} at {path} can't be merged: it has a bias or a gate, or its norm depends on "
-                    "other updates"
+                    f"the update {key!r} at {path} can't be merged: {reason}. Nothing was changed; the model runs and "
+                    "is saved with its updates as well"
                 )
+    removed: dict[str, list[tuple[str, LowRank, torch.Tensor | None]]] = {}
+    kinds: dict[str, type] = {}
+    for path, (part, keys) in parts.items():
+        kinds[path] = type(part)
+        for key in keys:
+            update = part.loras[key]
             before = part.weight.clone() if update.magnitude is not None else None
-            if update.magnitude is not None:
-                share = update.magnitude / row_norms(part.weight, update)
-                part.weight.copy_((part.weight + update.delta()) * share[:, None])
-            else:
-                part.weight.add_(update.delta())
+            part.weight.copy_(_merged(part.weight, update))
             removed.setdefault(path, []).append((key, update, before))
             del part.loras[key]
             part.active_loras = tuple(k for k in part.active_loras if k != key)
         if not len(part.loras):
             del part.loras
             del part.active_loras
-            restore(part, LowRankUpdated)
-    gone = tuple(t for t in bare.techniques if isinstance(t, LoRA) and name in (None, t.name))
-    bare.techniques = tuple(t for t in bare.techniques if t not in gone)
-    return {"parts": removed, "techniques": gone}
+            part.__class__ = without(type(part), LowRankUpdated)
+    old = bare.techniques
+    gone = tuple(t for t in old if isinstance(t, LoRA) and name in (None, t.name))
+    bare.techniques = tuple(t for t in old if t not in gone)
+    return {"parts": removed, "techniques": gone, "kinds": kinds, "order": old}
+
+
+def _merged(weight: torch.Tensor, update: LowRank) -> torch.Tensor:
+    """``W + s B A``, of a DoRA in its norm; summed in float32 where the weights are narrower, so that
+    it is rounded once.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    total = weight.to(wide) + update.scale * (update.up.to(wide) @ update.down.to(wide))
+    if update.magnitude is None:
+        return total
+    return total * (update.magnitude / row_norms(weight, update)).to(wide)[:, None]
+
+
+def _readers(model: nn.Module) -> Counter[int]:
+    """How many parts read each parameter, by its identity."""
+    count = Counter(id(p) for part in model.modules() for p in part._parameters.values() if p is not None)
+    count.update(id(part.widen.weight) for part in model.modules() if isinstance(part, NarrowTable))
+    return count
+
+
+def _unmergeable(part: Any, key: str, readers: Mapping[int, int]) -> str | None:
+    """Why the sum of a layer's weight and this update would not do what both do, or None."""
+    update, kinds, own = part.loras[key], extensions(type(part)), own_class(part)
+    here = kinds.index(LowRankUpdated)
+    below, above = kinds[here + 1 :], [kind for kind in kinds[:here] if not kind.around]
+    if (
+        isinstance(update, GatedLowRank)
+        or update.up_bias is not None
+        or (update.magnitude is not None and update.whole)
+    ):
+        return "it has a bias or a gate, or a magnitude that scales the bias too, which no weight can hold"
+    if len(part.loras) > 1 and any(other.magnitude is not None for other in part.loras.values()):
+        return f"a DoRA's norm depends on the weight below it, and there are {', '.join(map(repr, part.loras))} here"
+    if key not in part.active_loras:
+        return "it is switched off, so that the model runs without it; switch it on first"
+    if below:
+        names = " and ".join(kind.__name__ for kind in below)
+        return f"{names}, which the layer was before the update came, would act on the update too"
+    if above:
+        return f"{above[0].__name__}, which the layer became after the update came, reads the weight without it"
+    if own.forward is not nn.Linear.forward or "weight" not in part._parameters:  # type: ignore[attr-defined]
+        return f"the layer is a {own.__name__}, whose weight is rounded, packed or made from others"
+    if not part.weight.is_floating_point():
+        return f"the weight is stored as {part.weight.dtype}"
+    if readers[id(part.weight)] > 1:
+        return "another part reads the same weight without the update"
+    return None
 
 
 @torch.no_grad()
@@ -229,10 +283,25 @@ def unmerge(model: nn.Module, merged: Mapping[str, Any]) -> None:
     the weights are the old ones.
     """
     bare = bare_model(model)
+    for path in merged["parts"]:
+        kind, now = merged["kinds"][path], type(bare.get_submodule(path))
+        if now not in (kind, without(kind, LowRankUpdated)):
+            raise TechniqueError(
+                f"{path} was a {kind.__name__} when its updates were merged and is a {now.__name__} now, so that they "
+                "can't be put back where they stood; take away first what came since"
+            )
     for path, updates in merged["parts"].items():
         part: Any = bare.get_submodule(path)
         for _, update, before in reversed(updates):
             part.weight.copy_(part.weight - update.delta() if before is None else before)
+        if not isinstance(part, LowRankUpdated):
+            part.__class__ = merged["kinds"][path]
+            part.loras, part.active_loras = nn.ModuleDict(), ()
         for key, update, _ in updates:
             add_update(part, key, update)
-    bare.techniques = (*bare.techniques, *merged["techniques"])
+    order, techniques = merged["order"], list(bare.techniques)
+    for number in reversed(range(len(order))):
+        if order[number] in merged["techniques"]:  # before those that came after it
+            later = [place for place, technique in enumerate(techniques) if technique in order[number + 1 :]]
+            techniques.insert(min(later, default=len(techniques)), order[number])
+    bare.techniques = tuple(techniques)

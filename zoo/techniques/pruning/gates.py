@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, TechniqueError
-from zoo.layers.extend import extend, restore
+from zoo.layers.extend import check_last, extend, restore
 from zoo.models.base.model import Model, bare_model
 from zoo.techniques.base import PlacedTechnique, parts_of
 from zoo.techniques.pruning.masks import GatedInput, GatedOutput, HardConcrete
@@ -115,6 +115,8 @@ def close_gates(model: nn.Module) -> None:
     `FeedForwardPruning` and `WidthPruning`.
     """
     bare = bare_model(model)
+    check_last(gated_parts(bare).items(), GatedInput)
+    check_last(gated_norms(bare).items(), GatedOutput)
     shut: dict[int, dict[str, list[int]]] = {0: {}, 1: {}}
     norms = list(gated_norms(bare).values())
     gone = (norms[0].own_gate.eval()() == 0).nonzero().flatten().tolist() if norms else []

@@ -175,6 +175,7 @@ class GatedInput(Extension):
     output, units in front of a feed-forward's.
     """
 
+    around = True
     gate: HardConcrete
     span: int
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, TechniqueError
-from zoo.layers.extend import extend, restore
+from zoo.layers.extend import check_last, extend, restore
 from zoo.layers.feed_forward import check_choice
 from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
@@ -323,6 +323,7 @@ def fix_masks(model: nn.Module) -> None:
     weights. Training may go on under them.
     """
     bare = bare_model(model)
+    check_last(scored_parts(bare), ScoredLayer)
     for _, part in scored_parts(bare):
         gate = part.gate.eval()()
         part.weight.mul_(gate)
@@ -346,6 +347,7 @@ def bake(model: nn.Module) -> None:
     bare = bare_model(model)
     if on_meta(bare):
         raise TechniqueError("a model on the meta device has no weights to write the masks into")
+    check_last(masked_parts(bare), MaskedLayer)
     fix_masks(bare)
     for _, part in masked_parts(bare):
         part.weight.mul_(part.mask)

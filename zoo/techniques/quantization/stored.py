@@ -83,7 +83,7 @@ class CodedEmbedding(_Coded):
     def forward(self, ids: Tensor) -> Tensor:
         """(...) int -> (..., width)."""
         if ids.dim() == 2:
-            check_ids(ids, self.num_embeddings, "ids")
+            ids = check_ids(ids, self.num_embeddings, "ids")
         flat = ids.reshape(-1)
         rows, groups = self.num_embeddings, len(self.step)
         if groups >= rows:  # whole groups in a row

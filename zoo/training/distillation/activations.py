@@ -63,10 +63,12 @@ def activations_of(
     **labels: Tensor,
 ) -> Activations:
     """Run ``model`` on those tensors of ``batch`` that it reads, and keep what passed. ``labels``
-    are for a task model.
+    are for a task model. A model that tells no segments apart, as RoBERTa, reads none.
     """
     bare = getattr(model, "model", model)
     given = {name: value for name, value in batch.items() if name in bare.inputs or name == "lengths"}
+    if getattr(bare.config, "num_segments", 2) < 2:
+        given.pop("token_type_ids", None)
     layers = attention_layers(bare, stream) if projected else []
     with _recorded(layers) as records:
         output = model(**given, **labels, output_hidden_states=True, output_attentions=attentions)

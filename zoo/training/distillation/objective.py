@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo.errors import TaskError
 from zoo.training.distillation.activations import activations_of
-from zoo.training.distillation.terms import Comparison, DistillationTerm, LayerPairs, Profile
+from zoo.training.distillation.terms import Comparison, DistillationTerm, LayerPairs, Profile, SoftTargets
 
 
 class Distillation(nn.Module):
@@ -76,10 +76,17 @@ class Distillation(nn.Module):
         yield from self.parameters()
 
     def forward(
-        self, batch: Mapping[str, Tensor], *, step: int = 0, **labels: Tensor
+        self,
+        batch: Mapping[str, Tensor],
+        *,
+        step: int = 0,
+        for_student: Mapping[str, Tensor | None] | None = None,
+        **labels: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: inputs by name; each model takes those that it reads. labels: the task's, by its
-        names. step: for progressive terms.
+        """batch: inputs by name; each model takes those that it reads, so that a student without
+        segments gets none. for_student: inputs that are others for the student, None = left out;
+        where layers are compared the tokens must stand at the same places. labels: the task's, by its names. step: for
+        progressive terms.
 
         -> the loss, and each part before its weight, without gradient.
         """
@@ -91,7 +98,14 @@ class Distillation(nn.Module):
                 teacher = activations_of(self.teacher, batch, stream=self.stream, **kept)
         finally:
             self.teacher.train(was)
-        student = activations_of(self.student, batch, stream=self.stream, **kept, **labels)  # type: ignore[arg-type]
+        own = {name: value for name, value in {**batch, **(for_student or {})}.items() if value is not None}
+        student = activations_of(self.student, own, stream=self.stream, **kept, **labels)  # type: ignore[arg-type]
+        read = [tuple(seen.encoded.last_hidden_state.shape[:2]) for seen in (student, teacher)]
+        if read[0] != read[1] and not all(isinstance(term, SoftTargets) for term in self.terms):
+            raise TaskError(
+                f"the student reads {read[0]} tokens and the teacher {read[1]}; their layers are compared place by "
+                "place, so for_student must have the batch's shape, except where SoftTargets stand alone"
+            )
         total, parts = [], {}
         for number, (term, pairs) in enumerate(zip(self.terms, self.pairs, strict=True)):
             maps = {

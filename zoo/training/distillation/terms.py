@@ -203,6 +203,10 @@ class SoftTargets(DistillationTerm):
             raise TaskError(f"{kinds} show no logits to compare")
         for name in names:
             student, teacher = (getattr(output, name) for output in outputs)
+            if student.shape != teacher.shape:
+                raise TaskError(
+                    f"{name} are {tuple(student.shape)} of the student, {tuple(teacher.shape)} of the teacher"
+                )
             if student.dim() == 3 and tuple(student.shape[:2]) == tuple(seen.student.real.shape):
                 labelled = self.labelled_only and "labels" in seen.labels
                 chosen = seen.labels["labels"] > -1 if labelled else seen.student.real
