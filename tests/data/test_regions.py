@@ -291,6 +291,16 @@ def test_tsv_dumps_are_read(tmp_path, columns):
     assert (report.pictures, report.fewest, report.most, report.widths) == (3, 1, 3, (4,))
 
 
+def test_a_tsv_dump_says_the_same_with_a_mark_other_ends_and_empty_lines(tmp_path):
+    path = tmp_path / "dump.tsv"
+    made = write_tsv(path, 6)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b" \r\n") + b"\r\n")
+    found = dict(read_regions(path, detector="bottom-up-attention"))
+    assert list(found) == list(made)
+    for name, regions in found.items():
+        same(regions, made[name], more=False)
+
+
 def test_a_broken_line_says_where_it_is_and_a_wrong_picture_which(tmp_path):
     path = tmp_path / "dump.tsv"
     write_tsv(path, 6)

@@ -161,10 +161,8 @@ def test_an_unknown_technique_in_a_file_is_refused(tmp_path):
         zoo.load(folder)
 
 
-def test_a_layout_without_names_for_new_tensors_is_refused_and_one_is_enough_for_patterns(tmp_path):
+def test_a_layout_without_names_for_new_tensors_is_refused(tmp_path):
     model = bert("masked-lm")
-    zoo.apply(model, zoo.SlidingWindow(radius=2))
-    zoo.convert(zoo.save(model, tmp_path / "sparse"), tmp_path / "foreign.safetensors", to="hf-bert")
     zoo.apply(model, zoo.LoRA())
     with pytest.raises(CheckpointError, match="merge"):
         zoo.convert(zoo.save(model, tmp_path / "lora"), tmp_path / "other.safetensors", to="hf-bert")

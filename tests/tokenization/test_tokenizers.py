@@ -162,6 +162,31 @@ def test_lower_casing_follows_the_config_beside_then_the_letters_of_the_vocabula
         assert load_tokenizer(tmp_path).encode("Hello").tokens[1:-1] == expected
 
 
+@pytest.mark.parametrize("behind", ["", " ", "\t ", " \r"])
+def test_blanks_behind_the_lines_of_a_vocabulary_are_none_of_its_tokens(tmp_path, behind):
+    tokens = [*SPECIALS, "hello", "the", "##re", "\u2028", "the", "world"]
+    (tmp_path / "vocab.txt").write_text(
+        "\ufeff" + "".join(f"{t}{behind}\n" for t in tokens), encoding="utf-8", newline=""
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("hello there world").ids == [2, 5, 9, 7, 10, 3]
+    assert (tokenizer.vocab_size, tokenizer.pad_token_id) == (11, 0)
+    assert tokenizer.token_to_id("\u2028") == 8  # a separator of Unicode that is an entry itself
+
+
+@pytest.mark.parametrize("behind", ["", " ", "\t", "\r"])
+def test_blanks_behind_merges_and_counts_change_nothing(tmp_path, behind):
+    (tmp_path / "dict.txt").write_text(
+        "".join(f"{w} 5{behind}\n" for w in ("a\u2028b", "the")), encoding="utf-8", newline=""
+    )
+    assert load_tokenizer(tmp_path).encode("the").ids == [0, 5, 2]
+    vocab = {token: index for index, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "abb"])}
+    (tmp_path / "vocab.json").write_text("\ufeff" + json.dumps(vocab), encoding="utf-8")
+    merges = "".join(line + behind + "\n" for line in ("#version: 0.2", "a b", "ab b"))
+    (tmp_path / "merges.txt").write_text("\ufeff" + merges, encoding="utf-8", newline="")
+    assert load_tokenizer(tmp_path).encode("abb").ids == [0, 7, 2]
+
+
 def test_special_tokens_absent_from_the_vocabulary_get_no_new_id(tmp_path):
     (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\nhello\n", encoding="utf-8")
     tokenizer = load_tokenizer(tmp_path)

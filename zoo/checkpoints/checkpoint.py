@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.description import class_of_maps, described, targets_of
-from zoo.checkpoints.files import embedding_options, foreign_config, read_description
+from zoo.checkpoints.files import embedding_options, foreign_config, head_options, read_description
 from zoo.checkpoints.locate import record_of
-from zoo.checkpoints.opened import Opened
+from zoo.checkpoints.opened import Opened, under_own_names
 from zoo.errors import CheckpointError
 from zoo.formats.opening import opened
 from zoo.maps import layouts
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
+from zoo.tasks.base import spec_of_class
 from zoo.techniques.blueprint import Blueprint
 
 
@@ -38,9 +39,13 @@ class Checkpoint(Opened):
 
     def hints_for(self, task: str | None) -> Mapping[str, Any]:
         """The options that a task should take, as far as something beside the tensors says them."""
-        if self.keymap is not None and task == "sentence-embedding":
+        if self.keymap is None:
+            return self.hints.get(task or "", {})
+        if task == "sentence-embedding":
             return embedding_options(self.source)
-        return self.hints.get(task or "", {})
+        if task is None:
+            return {}
+        return head_options(self.foreign, spec_of_class(task, self.blueprint.model_class).options)
 
     def targets(self) -> dict[str, tuple[int, ...]]:
         """The names and shapes of ours that the whole file must give, with every head that it has."""
@@ -67,8 +72,11 @@ def open_checkpoint(
     shown = shown or ("tensors in memory" if isinstance(source, Mapping) else str(source))
     variant = None if name is None else registry.resolve(name)[0]
     description = None if isinstance(source, Mapping) else read_description(Path(source))
+    if description is None and isinstance(config, Mapping) and "zoo_format" in config:
+        description, config = dict(config), None
     with opened(source) as archive:
         if description is not None and layout in (None, layouts.OURS):
+            archive = under_own_names(archive)
             blueprint = described(description, Path(source))
             if variant is not None and variant.model_class() is not blueprint.model_class:
                 raise CheckpointError(f"{source} holds a {description['class']}, not a {name}")
@@ -90,7 +98,14 @@ def open_checkpoint(
             if isinstance(known.config, Mapping):
                 foreign, record = dict(known.config), known
         recorded = record.layout if record is not None else None
-        keymap = layouts.load(layout or recorded or layouts.recognise(archive, foreign))
+        found_layout = layout or recorded or layouts.recognise(archive, foreign)
+        if found_layout == layouts.OURS:
+            raise CheckpointError(
+                f"{shown} is a state dict of the zoo without the description of its model.\n"
+                "Save the model with zoo.save(model, folder), or build it with zoo.create(...) and fill it with "
+                "model.load_state_dict(torch.load(file)); with the config.json of zoo.save beside it the file loads"
+            )
+        keymap = layouts.load(found_layout)
         if variant is not None and variant.maps != keymap.family:
             raise CheckpointError(
                 f"{shown} is a {keymap.family} (layout {keymap.layout}), not a {variant.maps} like {variant.name}"

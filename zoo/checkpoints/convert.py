@@ -15,9 +15,10 @@ from torch import Tensor
 
 from zoo.checkpoints import streaming as engine
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from zoo.checkpoints.companions import head_words, write_companions
 from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, class_of_maps, describe
 from zoo.checkpoints.fetching.cache import home, locked
-from zoo.checkpoints.files import embedding_options, read_description
+from zoo.checkpoints.files import read_description
 from zoo.checkpoints.locate import locate, narrowed
 from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
@@ -27,6 +28,7 @@ from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
 from zoo.registry.resources import VERSION
+from zoo.registry.tasks import TASKS
 from zoo.tokenization import load_tokenizer
 
 
@@ -79,7 +81,9 @@ def _forward(
 ) -> engine.Report:
     """A foreign checkpoint into a file, or a folder with its config and its tokenizer."""
     out, source = destination.path, checkpoint.source
-    hints = {"sentence-embedding": embedding} if (embedding := embedding_options(source)) else {}
+    heads = checkpoint.plan(inspect=True).heads
+    asked = ["sentence-embedding", *(task for head in sorted(heads) if (task := head.replace("_", "-")) in TASKS)]
+    hints = {task: options for task in asked if (options := checkpoint.hints_for(task))}
     description = describe(replace(checkpoint.blueprint, name=record.variant if record else None), hints)
     metadata = {"zoo.description": json.dumps(description, sort_keys=True)}
     to_file = out.suffix == ".safetensors"
@@ -95,16 +99,28 @@ def _forward(
 def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_run: bool) -> engine.Report:
     """A checkpoint of ours into a public layout."""
     source, blueprint = checkpoint.source, checkpoint.blueprint
-    if tensors := [technique for technique in blueprint.techniques if technique.adds_tensors]:
-        name = type(tensors[0]).__name__
-        raise CheckpointError(
-            f"{source} was saved with {name}, whose tensors {keymap.layout} has no names for; merge it or leave it out "
-            "first"
-        )
+    for technique in blueprint.techniques:
+        name = type(technique).__name__
+        if technique.adds_tensors:
+            raise CheckpointError(
+                f"{source} was saved with {name}, whose tensors {keymap.layout} has no names for; merge it or leave it "
+                "out first"
+            )
+        if not technique.only_values:
+            raise CheckpointError(
+                f"{source} was saved with {technique}, which changes the outputs and which {keymap.layout} cannot say; "
+                "save the model without it first"
+            )
     if class_of_maps(keymap.family) is not blueprint.model_class:
         name = blueprint.model_class.__name__
         raise CheckpointError(f"{source} holds a {name}; the layout {keymap.layout} is for {keymap.family}")
-    return engine.convert_back(checkpoint.archive, keymap, checkpoint.config, destination, dry_run=dry_run)
+    said, out, to_file = head_words(checkpoint, keymap), destination.path, destination.path.suffix == ".safetensors"
+    with staged(out, to_file, dry_run) as stage:
+        to = destination if to_file or dry_run else replace(destination, path=stage)
+        report = engine.convert_back(checkpoint.archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
+        notes = [] if to_file or dry_run else write_companions(checkpoint, keymap, stage)
+    files = report.files if to_file else tuple(out / file.name for file in report.files)
+    return replace(report, files=files, notes=(*report.notes, *notes))
 
 
 def _copy_tokenizer(path: Any, record: Record | None, stage: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,44 @@ def architectures_of(foreign: Mapping[str, Any] | None) -> tuple[str, ...]:
     return tuple(str(name) for name in named) if isinstance(named, list) else ()
 
 
+PROBLEM_TYPES = {  # the other library's word for the loss of a classifier -> ours
+    "regression": "regression",
+    "single_label_classification": "single-label",
+    "multi_label_classification": "multi-label",
+}
+
+
+def head_options(foreign: Mapping[str, Any] | None, known: Collection[str]) -> dict[str, Any]:
+    """What a foreign config says of its classifier, as far as a task has ``known`` options for it:
+    the labels' names and the kind of problem. LABEL_0, LABEL_1, ... are no names.
+    """
+    options: dict[str, Any] = {}
+    names = (foreign or {}).get("id2label")
+    if "labels" in known and isinstance(names, Mapping) and names:
+        numbered = {str(number): str(name) for number, name in names.items()}
+        if set(numbered) != {str(number) for number in range(len(numbered))}:
+            raise ConfigError(
+                f"id2label must number the labels from 0 to {len(numbered) - 1}, got {', '.join(numbered)}; leave it "
+                "out of the config, or mend it"
+            )
+        labels = [numbered[str(number)] for number in range(len(numbered))]
+        if labels != [f"LABEL_{number}" for number in range(len(labels))]:
+            options["labels"] = labels
+    stated = (foreign or {}).get("problem_type")
+    if "problem_type" in known and stated is not None:
+        if stated not in PROBLEM_TYPES:
+            raise ConfigError(f"problem_type is {stated!r} in the config; known are {', '.join(PROBLEM_TYPES)}")
+        options["problem_type"] = PROBLEM_TYPES[stated]
+    return options
+
+
+POOLING_KEYS = {  # a sentence encoder's pooling -> its switch in 1_Pooling/config.json
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "cls": "pooling_mode_cls_token",
+}
+
+
 def embedding_options(source: Any) -> dict[str, Any]:
     """How a sentence encoder's folder says that vectors are made (modules.json,
     1_Pooling/config.json); empty where it says nothing.
@@ -116,9 +154,13 @@ def embedding_options(source: Any) -> dict[str, Any]:
         )
     if "Pooling" in kinds:
         pooling = read_json(folder / kinds["Pooling"] / "config.json")
-        names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max", "pooling_mode_cls_token": "cls"}
-        chosen = [key for key, value in pooling.items() if key.startswith("pooling_mode") and value is True]
-        if len(chosen) != 1 or chosen[0] not in names:
-            raise CheckpointError(f"{folder}: pooling must be exactly one of {', '.join(names)}, got {chosen}")
-        options["pooling"] = names[chosen[0]]
+        if (named := pooling.get("pooling_mode")) is not None:  # as sentence-transformers writes it from 5.4 on
+            chosen = [str(mode) for mode in named] if isinstance(named, list) else [str(named)]
+        else:
+            names = {key: mode for mode, key in POOLING_KEYS.items()}
+            switched = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
+            chosen = [names.get(key, key) for key in switched]
+        if len(chosen) != 1 or chosen[0] not in POOLING_KEYS:
+            raise CheckpointError(f"{folder}: pooling must be exactly one of {', '.join(POOLING_KEYS)}, got {chosen}")
+        options["pooling"] = chosen[0]
     return options

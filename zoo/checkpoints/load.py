@@ -110,7 +110,10 @@ def filled(
     same_task = task in (None, saved.task)
     task = saved.task if same_task else task
     fields, given = split_overrides(overrides or {}, saved.model_class, task)
-    options = {**(saved.options if same_task else checkpoint.hints_for(task)), **given}
+    known = saved.options if same_task else checkpoint.hints_for(task)
+    if "num_labels" in given and "labels" not in given:  # the names are of the old labels
+        known = {name: value for name, value in known.items() if name != "labels"}
+    options = {**known, **given}
     config = overridden(saved.config, fields, shown)
     checkpoint = replace(checkpoint, config=config.to_dict(), overrides=tuple(fields))
     plan = checkpoint.plan(heads=heads_of_task(task, saved.model_class))

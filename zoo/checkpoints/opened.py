@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from zoo.formats.archive import Archive, Entry, TensorInfo
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, PlanStep, heads_of
+from zoo.maps.rules import COUNTS
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,22 @@ def _plan_of_ours(archive: Archive, targets: Mapping[str, object] | None, inspec
         raise CheckpointError(f"{archive.path}: {'; '.join(problems[:5])}")
     steps = tuple(PlanStep((name,), (name,), (tuple(info.shape),), (info.dtype,)) for name, info in names.items())
     return Plan(layouts.OURS, 1, steps, "", frozenset(heads), passengers=passengers, problems=tuple(problems))
+
+
+def under_own_names(archive: Archive) -> Archive:
+    """An archive of ours under the names of our files, where a module's state_dict was saved as it
+    is: ``model.`` of tasks, and what wrappers put into names, is taken off.
+    """
+    names = {name: layouts.own_name(name) for name in archive.tensors if name not in COUNTS}
+    if all(name == own for name, own in names.items()):
+        return archive
+    if len(set(names.values())) != len(names):
+        raise CheckpointError(f"{archive.path} holds two tensors of one name, with and without a wrapper's prefix")
+    entries = {
+        own: Entry(replace(entry.info, name=own), entry.load, entry.place)
+        for own, entry in ((names[name], entry) for name, entry in archive.entries.items() if name in names)
+    }
+    return Archive(archive.path, archive.format, entries, metadata=archive.metadata, files=archive.files)
 
 
 class Translated(Archive):

@@ -14,8 +14,9 @@ from zoo.checkpoints.staging import staged
 from zoo.errors import InputError
 from zoo.formats.sparse_tensors import packed
 from zoo.formats.writer import write_tensors
-from zoo.tasks.base import canonical_state
-from zoo.techniques.blueprint import Blueprint
+from zoo.models.base.model import Model, unwrapped
+from zoo.tasks.base import TaskModel, canonical_state
+from zoo.techniques.blueprint import Blueprint, WithHeads
 
 
 def save(
@@ -27,7 +28,7 @@ def save(
     sparse: bool = False,
 ) -> Path:
     """Write ``config.json`` and ``model.safetensors`` (and the tokenizer's files) into a folder,
-    all or nothing.
+    all or nothing. What torch wraps around a model (torch.compile, DataParallel) is left out.
 
     The files are written beside the folder and moved in when they are whole; a folder that exists
     is replaced file by file. Tensors stand under the canonical names, a task's heads under
@@ -35,7 +36,9 @@ def save(
     zeros are stored by their other values alone where that is smaller; `load` and every converter
     here read them. -> the folder.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), unwrapped(model)
+    if not isinstance(model, Model | TaskModel | WithHeads):
+        raise InputError(f"a model of the zoo is saved, got a {type(model).__name__}; pass the model inside of it")
     if getattr(model, "prepared", None) is not None:
         raise InputError(
             "this model was prepared by zoo.optimize and holds its weights in no form that can be saved; save the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from zoo.checkpoints.description import CONFIG_FILE
 from zoo.errors import InputError
+
+WEIGHTS = re.compile(r"^model(-.*\d{5}-of-\d{5})?\.safetensors(\.index\.json)?$")
 
 
 @contextmanager
@@ -33,10 +36,22 @@ def staged(out: Path, to_file: bool = False, dry_run: bool = False) -> Iterator[
 
 
 def publish(stage: Path, folder: Path) -> None:
-    """Move a finished folder into its place; where one is there, file by file, the config last."""
+    """Move a finished folder into its place; where one is there, file by file, the config last, and
+    without the weights that an older save split otherwise.
+    """
     os.chmod(stage, 0o755)
     if not folder.exists():
         os.replace(stage, folder)
         return
-    for path in sorted(stage.iterdir(), key=lambda p: p.name == CONFIG_FILE):
-        os.replace(path, folder / path.name)
+    new = {path.name: path for path in stage.iterdir()}
+    config = new.pop(CONFIG_FILE, None)
+    for name, path in sorted(new.items()):
+        if path.is_dir():
+            shutil.rmtree(folder / name, ignore_errors=True)
+        os.replace(path, folder / name)
+    if any(WEIGHTS.match(name) for name in new):
+        for path in folder.iterdir():
+            if WEIGHTS.match(path.name) and path.name not in new:
+                path.unlink()  # it would be read in place of the new ones, or beside them
+    if config is not None:
+        os.replace(config, folder / CONFIG_FILE)

@@ -147,13 +147,14 @@ def convert_back(
     *,
     heads: Collection[str] | None = None,
     ties: bool = False,
+    said: Mapping[str, object] | None = None,
     dry_run: bool = False,
 ) -> Report:
     """A file of ours into a public layout, with the config that the other library reads beside it
     where ``to`` is a folder.
 
-    ``ties`` writes stored copies too, as old files have them. What the layout implies without
-    storing is held against the tensors on the way.
+    ``ties`` writes stored copies too, as old files have them. ``said``: what the config says
+    besides. What the layout implies without storing is held against the tensors on the way.
     """
     started = time.perf_counter()
     folder = None if to.path.suffix == ".safetensors" else to.path
@@ -162,7 +163,7 @@ def convert_back(
     plan = keymap.back(archive.tensors, config, heads=heads, ties=ties)
     if unknown_passengers := passengers - {source for step in plan.steps for source in step.sources}:
         raise CheckpointError(f"{keymap.layout} has no place for the passenger {sorted(unknown_passengers)[0]!r}")
-    foreign = keymap.config_back(config, plan.heads)
+    foreign = {**keymap.config_back(config, plan.heads), **(said or {})}
     infos = _announced(plan, to.dtype)
     contract = checks.required(checks.check_way_back(keymap, config), keymap.layout)
     before = (checks.check_hash(archive, None), checks.check_plan(plan))

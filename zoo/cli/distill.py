@@ -13,6 +13,7 @@ import typer
 
 import zoo
 from zoo.cli.shared import Json, print_json
+from zoo.data.lines import written_lines
 from zoo.errors import ConfigError, TaskError, unknown
 
 Layers = Annotated[str | None, typer.Option(help="The teacher's layers that become the student's, from 0: 1,3,5.")]
@@ -87,11 +88,10 @@ def distill(
 
 def _lines(path: Path) -> Iterator[tuple[str, int | None]]:
     found = False
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            text, tab, label = line.rpartition("\t")
-            found = True
-            yield (text, _number(label, str(path))) if tab else (line, None)
+    for _, line in written_lines(path):
+        text, tab, label = line.rpartition("\t")
+        found = True
+        yield (text, _number(label, str(path))) if tab else (line, None)
     if not found:
         raise TaskError(f"{path} holds no text; write one on each line")
 

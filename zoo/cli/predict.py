@@ -22,7 +22,7 @@ def embed(
     """Print one vector for each text, or, without --json, how alike they are."""
     import torch
 
-    lines = [line.rstrip("\n") for line in sys.stdin] if texts == ["-"] else texts
+    lines = [line.rstrip("\r\n").removeprefix("\ufeff") for line in sys.stdin] if texts == ["-"] else texts
     encoder, tokenizer = zoo.load(model, task="sentence-embedding"), zoo.tokenizer(model)
     with torch.inference_mode():
         vectors = torch.cat(

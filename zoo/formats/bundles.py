@@ -19,6 +19,7 @@ from zoo.formats.archive import Archive, Entry
 from zoo.formats.buffers import BufferFile, Member
 from zoo.formats.limits import MIB, check_expansion, printable
 
+SINGLES = ("model.safetensors", "pytorch_model.bin")
 INDEXES = (".safetensors.index.json", ".bin.index.json")
 SUFFIXES: tuple[str, ...] = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".model", ".npz", ".npy")
 SUFFIXES += (".pdparams", ".pkl", ".onnx", ".pth.tar")
@@ -31,28 +32,24 @@ MAX_MEMBERS = 100_000
 MAX_TAR_RECORD = 4 * MIB
 RANK = re.compile(r"^mp_rank_(\d\d)(?:_model_states\.pt|/model_optim_rng\.pt|/model_states\.pt)$")
 
+ZERO = re.compile(r"^(zero|bf16_zero)_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt$")
+
 Bytes = Callable[[], memoryview]
 OpenOne = Callable[[str], Archive]  # the archive of one file of the bundle
 
 
 def choose(names: Iterable[str], what: str) -> str:
-    """The one checkpoint among the files: an index of shards before safetensors before torch files
-    before the rest.
+    """The one checkpoint among the files, in the order of transformers: ``model.safetensors``, an index
+    of its shards, ``pytorch_model.bin``, an index of its shards; then the rest.
     """
     names = list(names)
     shallow = min((name.count("/") for name in names if name.endswith((*INDEXES, ".index", *SUFFIXES))), default=0)
     here = [name for name in names if name.count("/") == shallow]
-    for suffix in INDEXES:
-        if found := [name for name in here if name.endswith(suffix)]:
+    for single, index in zip(SINGLES, INDEXES, strict=True):  # shards beside a single file are an older save's
+        if found := [name for name in here if name.rpartition("/")[2] == single]:
             return _only(found, what)
-    usual = [
-        name
-        for wanted in ("model.safetensors", "pytorch_model.bin")
-        for name in here
-        if name.rpartition("/")[2] == wanted
-    ]
-    if usual:
-        return usual[0]
+        if found := [name for name in here if name.endswith(index)]:
+            return _only(found, what)
     if found := [
         name
         for name in here
@@ -205,6 +202,26 @@ def zip_files(members: Mapping[str, Member]) -> dict[str, tuple[int, Bytes]]:
 def ranks(names: Iterable[str]) -> dict[int, str]:
     """The files of a Megatron checkpoint that was split over several GPUs, by rank."""
     return {int(found[1]): name for name in names if (found := RANK.match(name))}
+
+
+def refuse_shares(names: Iterable[str], path: Path) -> None:
+    """Refuse a folder in which each process of a training run wrote its share of each tensor."""
+    names = list(names)
+    if any(name.endswith(".distcp") for name in names):
+        raise CheckpointError(
+            f"{path} is a checkpoint of torch.distributed.checkpoint, in which each process wrote its share.\n"
+            f"Join them first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} model.pt"
+        )
+    if any(ZERO.match(name) for name in names) and not any(RANK.match(name) for name in names):
+        raise CheckpointError(
+            f"{path} is a checkpoint of DeepSpeed with ZeRO stage 3, in which each process wrote its share.\n"
+            "Join them first, with the script that DeepSpeed puts beside it: python zero_to_fp32.py . model.bin"
+        )
+    if "latest" in names and not any(name.endswith(SUFFIXES) for name in names):
+        raise CheckpointError(
+            f"{path} is the folder of a DeepSpeed run, with a folder for each checkpoint.\n"
+            "Open the one that its file 'latest' names, or join it: python zero_to_fp32.py . model.bin"
+        )
 
 
 def read_ranks(path: Path, files: Mapping[int, str], open_one: OpenOne) -> Archive:

@@ -124,6 +124,7 @@ def _open_bundle(path: Path, files: dict[str, tuple[int, bundles.Bytes]], group:
 def _open_folder(path: Path, group: str | None) -> Archive:
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     nested = sorted(file.relative_to(path).as_posix() for file in path.glob("mp_rank_*/*.pt"))
+    bundles.refuse_shares(names, path)
     if ranks := bundles.ranks([*names, *nested]):
         return bundles.read_ranks(path, ranks, lambda name: _open_file(path / name, group))
     for folder in (path, path / "params"):

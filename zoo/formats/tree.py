@@ -25,6 +25,7 @@ from zoo.formats.nodes import ArrayRef, Global, LongBytes, NumpyType, Refused, S
 
 WRAPPERS: tuple[str, ...] = ("model", "state_dict", "model_state_dict", "model_state", "module", "learnable")
 WRAPPERS += ("net", "network", "weights")
+WRAPPERS += ("model_ema", "ema_model", "ema", "ema_state_dict", "state_dict_ema", "swa_model", "swa_state_dict")
 MODULE_PARTS = ("_modules", "_parameters", "_buffers")
 MAX_REFUSED_SHOWN = 200
 MAX_REFUSED_NAMES = 2000

@@ -71,7 +71,7 @@ class ConfigMap:
     aliases: Mapping[str, str]  # old spelling -> key
     ignored: Mapping[str, str]  # key, or a pattern of keys -> why it says nothing about the model
     only: Mapping[str, tuple[tuple[object, ...], str]]  # key -> values that we can take, why no other
-    constants: Mapping[str, object]  # written on the way back, and held to where present
+    constants: Mapping[str, object]  # written on the way back, held to where present; the first of a list
     task: Mapping[str, str]  # key -> what it says about a task's head
     fixed: Mapping[str, object]  # field -> what this layout always means
     lost: Mapping[str, str]  # field -> why the layout can't carry it
@@ -170,10 +170,11 @@ class ConfigMap:
     def _check(self, key: str, value: object) -> None:
         """Refuse a key that makes no field where it is unknown or says what can't be converted."""
         if key in self.constants:
-            if not same(value, self.constants[key]):
+            constants = _listed(self.constants[key])
+            if not any(same(value, constant) for constant in constants):
                 raise ConfigError(
-                    f"layout {self.layout} is for {key}={self.constants[key]!r}, the config says {value!r}; name "
-                    "another layout"
+                    f"layout {self.layout} is for {key}={' or '.join(map(repr, constants))}, the config says "
+                    f"{value!r}; name another layout"
                 )
         elif key in self.only:
             accepted, reason = self.only[key]
@@ -202,7 +203,7 @@ class ConfigMap:
                     f"{self.layout} has no key for our field {field!r} (value {value!r}); closest: "
                     f"{', '.join(closest(field, self.fields))}"
                 )
-        foreign = dict(self.constants)
+        foreign = {key: _listed(constant)[0] for key, constant in self.constants.items()}
         for key, entry in self.entries.items():
             if entry.field in fields:
                 foreign[key] = entry.back(fields[entry.field], fields, self.layout)
@@ -225,6 +226,10 @@ class ConfigMap:
         model's config.
         """
         return {key: value for key, value in foreign.items() if key in self.task}
+
+
+def _listed(constant: object) -> list[object]:
+    return constant if isinstance(constant, list) else [constant]
 
 
 def _repeated(groups: Mapping[str, Iterable[str]]) -> Iterator[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -11,9 +12,12 @@ from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.formats.archive import Described
 from zoo.maps.key_map import KeyMap
 from zoo.maps.parsing import read_map
+from zoo.maps.rules import unwrapped
 from zoo.registry.resources import weights_folder
 
 TRANSFER = "transfer-"  # maps from one family's names to another's, for `init_from`; no layouts of files
+MAX_PARTS = 16  # prefixes of one file that are tried by themselves
+OWN_TABLE = "embeddings.token.weight"
 OURS = "zoo"  # the layout of files that we wrote
 
 
@@ -74,8 +78,11 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
     """
     if is_ours(archive):
         return OURS
-    verdicts = {layout: _verdict(load(path), archive, config) for layout, path in available().items()}
-    fitting = [layout for layout, reason in verdicts.items() if reason is None]
+    verdicts: dict[str, str | None] = {}
+    for below in (False, True):  # as the names are; then below a prefix that all of them share
+        verdicts = {layout: _verdict(load(path), archive, config, below) for layout, path in available().items()}
+        if fitting := [layout for layout, reason in verdicts.items() if reason is None]:
+            break
     outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # by the config, not names alone
     if len(fitting) == 1 or len(outright) == 1:
         return (outright or fitting)[0]
@@ -85,11 +92,47 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
         raise CheckpointError(
             f"the file fits several layouts: {', '.join(fitting)}; the config {said}, so name one with layout="
         )
+    if hint := _part_that_fits(archive, config):
+        raise CheckpointError(hint)
     sample = ", ".join(repr(name) for name in list(archive.tensors)[:3]) or "no tensors"
     reasons = "; ".join(f"{layout}: {reason}" for layout, reason in verdicts.items())
     raise CheckpointError(
         f"no known layout fits a file with {sample} and model_type={model_type!r}. Candidates were {reasons}. "
         "Name one with layout=, or pass a map of your own"
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some tensors of an archive."""
+
+    tensors: Mapping[str, Described]
+    metadata: Mapping[str, object]
+
+
+def _part_that_fits(archive: Listed, config: Mapping[str, object] | None) -> str:
+    """What to say of a file of which the tensors under one prefix are a checkpoint, and others stand
+    beside them: a wrapper with tensors of its own, or several models. Empty where it is neither.
+    """
+    parts: dict[str, dict[str, Described]] = {}
+    for name, info in archive.tensors.items():
+        parts.setdefault(name.partition(".")[0] + ".", {})[name] = info
+    fitting = []
+    for prefix, tensors in parts.items():
+        part = _Part(tensors, archive.metadata)
+        named = [layout for layout, path in available().items() if _verdict(load(path), part, config, True) is None]
+        if named and 1 < len(parts) <= MAX_PARTS:
+            fitting.append((prefix, " or ".join(named)))
+    if not fitting:
+        return ""
+    whole = "several models" if len(fitting) > 1 else "a model below a wrapper that has tensors of its own"
+    found = ", ".join(f"those under the prefix {prefix!r} are {layout}" for prefix, layout in fitting)
+    prefix, tensors = fitting[0][0], parts[fitting[0][0]]
+    beside = next(name for name in archive.tensors if name not in tensors)
+    return (
+        f"the file holds {whole}: {found}; beside them stands {beside!r}.\n"
+        f"Read the file, keep the tensors of one prefix, and pass them: zoo.load({{name: tensor for name, tensor in "
+        f"tensors.items() if name.startswith({prefix!r})}}, config=...)"
     )
 
 
@@ -119,14 +162,20 @@ def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
 
 def is_ours(archive: Listed) -> bool:
     """Whether the zoo wrote the file, or another wrote it under our names."""
-    return (
-        "zoo.description" in archive.metadata
-        or "zoo.content_sha256" in archive.metadata
-        or "embeddings.token.weight" in archive.tensors
-    )
+    if "zoo.description" in archive.metadata or "zoo.content_sha256" in archive.metadata:
+        return True
+    return any(name.endswith(OWN_TABLE) and own_name(name) == OWN_TABLE for name in archive.tensors)
 
 
-def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | None) -> str | None:
+def own_name(name: str) -> str:
+    """The name in our files of a tensor that a module's state_dict holds, wrapped or not."""
+    name = unwrapped(name)
+    while name.startswith(("module.", "model.")):
+        name = name.partition(".")[2]
+    return name
+
+
+def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | None, below: bool = False) -> str | None:
     """Why a layout does not fit, or None."""
     wanted = keymap.recognise
     if wanted.get("stated") and config is None:
@@ -143,12 +192,12 @@ def _verdict(keymap: KeyMap, archive: Listed, config: Mapping[str, object] | Non
             if key not in config:
                 return f"is for a config with {key!r}"
     if config is None or config.get("model_type") is None:
-        own = any(name.startswith(prefix) for prefix in keymap.prefixes if prefix for name in archive.tensors)
+        own = keymap.clean(archive.tensors, strict=False, below=below)[1] != ""
         if (wanted.get("stated") and "model_type" in wanted) or (wanted.get("marked") and not own):
             return (
                 f"is taken only where the config says model_type {' or '.join(map(repr, wanted.get('model_type', [])))}"
             )
-    lacking = keymap.fits(archive.tensors)
+    lacking = keymap.fits(archive.tensors, below)
     if lacking:
         first = lacking[0]
         return f"must not hold {first[1:]!r}" if first.startswith("!") else f"lacks {first!r}"

@@ -17,7 +17,7 @@ from zoo.errors import MapError, closest
 from zoo.maps.config_map import ConfigMap
 from zoo.maps.key_map import KeyMap
 from zoo.maps.ops import Op, parse
-from zoo.maps.rules import Drop, Make, MapLine, Passenger, Rule, Tie, exclusive
+from zoo.maps.rules import COUNTS, Drop, Make, MapLine, Passenger, Rule, Tie, exclusive
 from zoo.maps.templates import Condition, Index, Template
 from zoo.registry.resources import weights_folder
 
@@ -103,7 +103,7 @@ def parse_map(table: Mapping[str, Any], where: str) -> KeyMap:
         ties=ties,
         passengers=passengers,
         makes=makes,
-        drop_patterns=patterns,
+        drop_patterns=(*patterns, *COUNTS.items()),
         foreign_heads=foreign,
         architectures=architectures,
         by_source=_sources(entries, "" in prefixes, (*patterns, *foreign), where),

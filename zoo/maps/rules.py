@@ -14,6 +14,10 @@ from zoo.errors import CheckpointError
 from zoo.maps.ops import Op
 from zoo.maps.templates import Condition, Index, Template
 
+# parts that torch.compile, FSDP and activation checkpointing put into the names of what they wrap
+WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+COUNTS = {"n_averaged": "how many models were averaged"}  # stand beside the tensors of the wrapped model
+
 
 def holds(when: Iterable[Condition], config: Mapping[str, object]) -> bool:
     """Whether all conditions hold."""
@@ -131,26 +135,31 @@ class RuleSet:
         """The names without wrappers, prefix and old spellings: what the rules are written for."""
         return list(self.clean(tensors)[0])
 
-    def fits(self, tensors: Iterable[str]) -> list[str]:
+    def fits(self, tensors: Iterable[str], below: bool = False) -> list[str]:
         """The names that ``[recognise]`` asks for and the file lacks; with a ``!`` those that must
-        not be there. Empty: the layout fits.
+        not be there. Empty: the layout fits. ``below``: look below a prefix that all names share.
         """
-        names = self.clean(tensors, strict=False)[0]
+        names = self.clean(tensors, strict=False, below=below)[0]
         lacking = [key for key in self.recognise.get("keys", ()) if key not in names]
         return lacking + [f"!{key}" for key in self.recognise.get("absent", ()) if key in names]
 
-    def clean(self, tensors: Iterable[str], strict: bool = True) -> tuple[dict[str, tuple[str, bool]], str]:
+    def clean(
+        self, tensors: Iterable[str], strict: bool = True, below: bool = True
+    ) -> tuple[dict[str, tuple[str, bool]], str]:
         """Clean name -> (name in the file, had it the prefix?); and the prefix. ``strict`` refuses
-        two names that become one.
+        two names that become one. ``below``: where no name meets a rule, parts that all names begin
+        with are taken off.
         """
         originals = list(tensors)
-        short = originals
+        short = [unwrapped(name) for name in originals]
         changed = True
         while changed:
             changed = False
             for wrapper in self.wrappers:
-                if short and all(name.startswith(wrapper) and name != wrapper for name in short):
-                    short, changed = [name[len(wrapper) :] for name in short], True
+                if short and all(name.startswith(wrapper) and name != wrapper for name in short if name not in COUNTS):
+                    short, changed = [name.removeprefix(wrapper) for name in short], True
+        while below and (first := _shared_part(short)) and not self._known(short):
+            short = [name.removeprefix(first) for name in short]
         prefix = next((p for p in self.prefixes if p and any(name.startswith(p) for name in short)), "")
         cleaned: dict[str, tuple[str, bool]] = {}
         for original, name in zip(originals, short, strict=True):
@@ -165,6 +174,30 @@ class RuleSet:
                 )
             cleaned.setdefault(name, (original, within))
         return cleaned, prefix
+
+    def _known(self, names: Iterable[str]) -> bool:
+        """Whether the map has a line for one of the names, with or without a prefix of its own."""
+        for name in names:
+            for old, new in self.renames:
+                name = _replace_component(name, old, new)
+            short = {name.removeprefix(prefix) for prefix in self.prefixes}
+            if name not in COUNTS and any(self.by_source.find(one) for one in {name, *short}):
+                return True
+        return False
+
+
+def unwrapped(name: str) -> str:
+    """A name without the parts that wrappers of modules put into it."""
+    if "_orig_mod" not in name and "_wrapped_module" not in name:
+        return name
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+
+
+def _shared_part(names: Iterable[str]) -> str:
+    """The first part of all names, with its dot, or nothing where they differ in it."""
+    firsts = {name.partition(".")[:2] for name in names if name not in COUNTS}
+    first, dot = firsts.pop() if len(firsts) == 1 else ("", "")
+    return first + dot if dot else ""
 
 
 def _replace_component(name: str, old: str, new: str) -> str:

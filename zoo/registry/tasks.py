@@ -71,6 +71,7 @@ SPECS = (
         "a label for a text or pair",
         num_labels=2,
         problem_type=None,
+        labels=None,
     ),
     _spec(
         "sequence-classification",
@@ -79,9 +80,17 @@ SPECS = (
         "a label for a picture and its words",
         num_labels=2,
         problem_type=None,
+        labels=None,
         head=None,  # the head's form, None: the family's own; see zoo.tasks.vision
     ),
-    _spec("token-classification", "text", "text:TokenClassification", "a label for each token", num_labels=2),
+    _spec(
+        "token-classification",
+        "text",
+        "text:TokenClassification",
+        "a label for each token",
+        num_labels=2,
+        labels=None,
+    ),
     _spec("question-answering", "text", "text:QuestionAnswering", "the span that answers a question"),
     _spec("multiple-choice", "pooled", "text:MultipleChoice", "the right one of several texts"),
     _spec(
@@ -118,6 +127,7 @@ SPECS = (
         "vision:VisualQuestionAnswering",
         "an answer to a question about a picture, with soft scores",
         num_labels=3129,
+        labels=None,
         head=None,
     ),
     _spec(
@@ -126,6 +136,7 @@ SPECS = (
         "vision:VisualReasoning",
         "is a sentence true of two pictures (NLVR2)",
         num_labels=2,
+        labels=None,
         pairs=None,
         head=None,
     ),

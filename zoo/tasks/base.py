@@ -17,6 +17,7 @@ from zoo.errors import ConfigError, InputError, unknown
 from zoo.layers import Padding
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
+from zoo.maps.rules import unwrapped
 from zoo.models.base.model import Model
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import PretrainingTerm
@@ -196,14 +197,25 @@ def offers_of_class(model_class: Any) -> frozenset[str]:
 
 
 def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's options over its defaults; an unknown one is refused with the closest."""
+    """The task's options over its defaults; an unknown one is refused with the closest. ``labels``
+    alone say how many there are.
+    """
     for name in options:
         if name not in spec.options:
             raise unknown(f"option of the task {spec.name}", name, spec.options)
     merged = {**spec.options, **options}
     if "num_labels" in merged and (not isinstance(merged["num_labels"], int) or merged["num_labels"] < 1):
         raise ConfigError(f"num_labels must be an integer of at least 1, got {merged['num_labels']!r}")
-    return merged
+    if (labels := merged.get("labels")) is None:
+        return merged
+    if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
+        raise ConfigError(f"labels must be a list of the labels' names, in the order of their numbers, got {labels!r}")
+    if "num_labels" in options and len(labels) != options["num_labels"]:
+        raise ConfigError(
+            f"labels names {len(labels)} labels, num_labels={options['num_labels']}; give as many names, or leave "
+            "labels out"
+        )
+    return {**merged, "labels": list(labels), "num_labels": len(labels)}
 
 
 def with_an_axis(model: Model, given: Mapping[str, Any]) -> list[str]:
@@ -252,7 +264,7 @@ def along(model: Model, given: Mapping[str, Any], what: str, number: int | None 
 
 def canonical_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors under the names they have in files: the model's bare, a task's heads under
-    ``heads.``.
+    ``heads.``; without what torch.compile and other wrappers of parts put into them.
     """
     prefix = "model." if isinstance(module, TaskModel) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in module.state_dict().items()}
+    return {unwrapped(name).removeprefix(prefix): tensor for name, tensor in module.state_dict().items()}

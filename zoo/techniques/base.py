@@ -57,6 +57,7 @@ class Technique(Config):
     adds_tensors: ClassVar[bool] = (
         True  # or changes names and shapes: then a foreign layout has no place for the result
     )
+    only_values: ClassVar[bool] = False  # what it does stands in the values of the weights alone: any layout can say it
     chosen: ClassVar[Mapping[str, Tensor] | None] = None  # of a pruning technique: what stays, see `apply_chosen`
 
     def apply(self, model: M, generator: torch.Generator | None = None) -> M:

@@ -12,7 +12,15 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from zoo.errors import CheckpointError, missing_extra, unknown
-from zoo.tokenization.files import MAX_ENTRIES, MAX_FILE_BYTES, decode_utf8, guarded, read_bytes, read_lines
+from zoo.tokenization.files import (
+    MAX_ENTRIES,
+    MAX_FILE_BYTES,
+    decode_utf8,
+    guarded,
+    read_bytes,
+    read_lines,
+    split_lines,
+)
 from zoo.tokenization.tokenizer import KNOWN_INPUTS, SpecialTokens, Tokenizer
 from zoo.tokenization.wordpiece import add_special, bert_frame, present, roberta_frame
 
@@ -35,7 +43,7 @@ def parse_merges(lines: Sequence[str], what: str) -> list[Merge]:
     for number, line in enumerate(lines):
         if (number == 0 and "#version" in line) or not line.strip():
             continue
-        parts = line.split(" ")
+        parts = line.rstrip(" \t").split(" ")
         if len(parts) not in (2, 3) or not parts[0] or not parts[1]:
             raise CheckpointError(
                 f"{what}: line {number + 1} is {line[:80]!r}; a merge is two pieces with a blank between"
@@ -63,7 +71,7 @@ def read_gzip_lines(path: Path) -> list[str]:
             raise CheckpointError(f"{path} is a broken gzip file: {error}") from error
         if not unpacker.eof:
             raise CheckpointError(f"{path} ends too early, or unpacks to more than {MAX_FILE_BYTES:,} bytes")
-    return decode_utf8(data, str(path)).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return split_lines(decode_utf8(data, str(path)))
 
 
 def bpe_model(
@@ -85,13 +93,18 @@ def bpe_model(
 
 
 def gpt2(
-    vocab: Mapping[str, int], merges: Sequence[Merge], *, max_length: int | None = None, what: str = "the vocabulary"
+    vocab: Mapping[str, int],
+    merges: Sequence[Merge],
+    *,
+    add_prefix_space: bool = False,
+    max_length: int | None = None,
+    what: str = "the vocabulary",
 ) -> Tokenizer:
     """GPT-2: bytes as letters, merged inside words that keep the blank before them; nothing is
-    added around a text.
+    added around a text. ``add_prefix_space``: the first word is one like the others.
     """
     backend = tokenizers.Tokenizer(bpe_model(vocab, merges, what))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     end = "<|endoftext|>" if "<|endoftext|>" in vocab else None
@@ -104,16 +117,17 @@ def roberta(
     vocab: Mapping[str, int],
     merges: Sequence[Merge],
     *,
+    add_prefix_space: bool = False,
     special: SpecialTokens = ROBERTA_SPECIAL,
     max_length: int | None = None,
     what: str = "the vocabulary",
 ) -> Tokenizer:
     """RoBERTa: GPT-2's pieces in another id order; <s> a </s>, or <s> a </s></s> b </s>, without
-    segments.
+    segments. ``add_prefix_space``: the first word is one like the others.
     """
     special = present(vocab, special, what)
     backend = tokenizers.Tokenizer(bpe_model(vocab, merges, what))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = roberta_frame(special, vocab)
     add_special(backend, special, mask_takes_space=True)
@@ -127,6 +141,7 @@ def read_fairseq_dictionary(path: Path) -> list[str]:
     """The symbols of a ``dict.txt``, one ``symbol count`` a line, in file order."""
     symbols = []
     for number, line in enumerate(read_lines(path)):
+        line = line.rstrip(" \t")
         symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
         if not symbol or not count.lstrip("-").isdecimal():
             raise CheckpointError(

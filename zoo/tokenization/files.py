@@ -61,20 +61,23 @@ def read_lines(path: Path) -> list[str]:
     """Lines ended by LF, CR LF or CR (not by the other separators of Unicode, which vocabularies
     list as entries).
     """
-    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    lines = text.split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
+    lines = split_lines(read_text(path))
     if len(lines) > MAX_ENTRIES:
         raise CheckpointError(f"{path} has {len(lines):,} lines; more than {MAX_ENTRIES:,} is no vocabulary")
     return lines
 
 
+def split_lines(text: str) -> list[str]:
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_vocab_lines(path: Path) -> dict[str, int]:
     """One token a line, the id is the line number counted from 0; a token listed twice keeps its
-    last line, as in BERT's own reader.
+    last line and blanks behind a token are none of it, as in BERT's own reader. A line of blanks
+    alone stands for itself.
     """
-    vocab = {token: index for index, token in enumerate(read_lines(path))}
+    vocab = {(token.rstrip() or token.rstrip(" \t") or token): index for index, token in enumerate(read_lines(path))}
     if not vocab:
         raise CheckpointError(f"{path} is empty; a vocabulary has one token a line")
     return vocab

@@ -15,7 +15,14 @@ import tokenizers
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
 from zoo.tokenization.files import guarded, parse_json, read_json_object, read_text, read_vocab_json, read_vocab_lines
-from zoo.tokenization.sentencepiece_file import CONTROL, USER_DEFINED, read_sentencepiece, rules_of
+from zoo.tokenization.hints import ROLE_NAMES, Hints, add_tokens, apply_options, roles_among
+from zoo.tokenization.sentencepiece_file import (
+    CONTROL,
+    USER_DEFINED,
+    SentencePieceModel,
+    read_sentencepiece,
+    rules_of,
+)
 from zoo.tokenization.tokenizer import (
     KNOWN_INPUTS,
     SAVED_BACKEND,
@@ -26,15 +33,7 @@ from zoo.tokenization.tokenizer import (
     Tokenizer,
 )
 
-MAX_SANE_LENGTH = 1_000_000  # configs write "no limit" as 10^30
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-ROLE_NAMES = {
-    "pad": ("[PAD]", "<pad>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-    "unk": ("[UNK]", "<unk>"),
-}
 
 
 def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -43,7 +42,8 @@ def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) ->
     ``spec`` has one key that names the kind and its file or files (relative to the folder), and
     options beside it: ``{"json": "tokenizer.json"}``, ``{"wordpiece": "vocab.txt", "lower_case":
     True}``, ``{"smiles": "vocab.txt"}``, ``{"sentencepiece": "spiece.model", "rules": "albert" |
-    "xlm-roberta" | "plain"}``, ``{"bpe": ["vocab.json", "merges.txt"], "rules": "gpt2" | "roberta"
+    "rembert" | "xlm-roberta" | "mbart" | "mbart-50" | "plain"}``, mBART's with ``"language":
+    "ro_RO"`` for the language of the texts, ``{"bpe": ["vocab.json", "merges.txt"], "rules": "gpt2" | "roberta"
     | "clip"}``, with ``"dict": "dict.txt"`` for fairseq's id order, ``{"clip":
     "bpe_simple_vocab_16e6.txt.gz"}``, ``{"fairseq": "dict.txt", "level": "word" | "character"}``,
     ``{"xlm": {"vocab": "vocab.json", "merges": "merges.txt"}, "language": "en"}`` or ``{"xlm":
@@ -61,64 +61,16 @@ def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) ->
     if len(kinds) != 1:
         raise ConfigError(f"a tokenizer spec names one kind of {', '.join(sorted(KINDS))}; got {dict(spec)!r}")
     options = {key: value for key, value in spec.items() if key != kinds[0]}
-    return KINDS[kinds[0]](folder, spec[kinds[0]], options, hints)
+    tokenizer = KINDS[kinds[0]](folder, spec[kinds[0]], options, hints)
+    if not (kinds[0] == "json" and saved_by_us(folder, spec["json"])):
+        add_tokens(tokenizer, hints)
+        tokenizer.truncation_side = hints.truncation_side or tokenizer.truncation_side
+    return tokenizer
 
 
-class Hints:
-    """What the JSON files beside a vocabulary say about it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.tokenizer_config = self._read("tokenizer_config.json")
-        self.special_map = self._read("special_tokens_map.json")
-        self.config = self._read("config.json")
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        return read_json_object(path) if path.is_file() else {}
-
-    def flag(self, name: str) -> bool | None:
-        """A switch of tokenizer_config.json; None where it is absent or null."""
-        value = self.tokenizer_config.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise CheckpointError(
-                f"{self.folder / 'tokenizer_config.json'}: {name} must be true, false or null, got {value!r}"
-            )
-        return value
-
-    def token(self, role: str) -> str | None:
-        for source in (self.tokenizer_config, self.special_map):
-            value = source.get(f"{role}_token")
-            if isinstance(value, Mapping):
-                value = value.get("content")
-            if isinstance(value, str):
-                return value
-        return None
-
-    def special(self, default: SpecialTokens) -> SpecialTokens:
-        return SpecialTokens(
-            **{role: self.token(role) or getattr(default, role) for role in ROLE_NAMES}, pad_id=default.pad_id
-        )
-
-    @property
-    def family(self) -> str:
-        """The model_type of config.json, empty where there is none."""
-        value = self.config.get("model_type")
-        return value if isinstance(value, str) else ""
-
-    def speaks_of(self, *families: str) -> bool:
-        """Whether model_type is one of the families, or the class of the tokenizer is named after
-        one.
-        """
-        kind = str(self.tokenizer_config.get("tokenizer_class", "")).lower()
-        return self.family in families or kind.removesuffix("fast").removesuffix("tokenizer") in families
-
-    @property
-    def max_length(self) -> int | None:
-        value = self.tokenizer_config.get("model_max_length")
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_SANE_LENGTH:
-            return value
-        return None
+def saved_by_us(folder: Path, name: object) -> bool:
+    """Whether ``Tokenizer.save`` wrote the tokenizer.json and what stands beside it."""
+    return name == SAVED_BACKEND and (folder / SAVED_EXTRAS).is_file()
 
 
 def recognise(path: Path, hints: Hints) -> dict[str, Any]:
@@ -188,12 +140,6 @@ def special_of(options: dict[str, Any], default: SpecialTokens, hints: Hints) ->
     return SpecialTokens(**{role: named.get(role, getattr(found, role)) for role in known})
 
 
-def roles_among(known: Callable[[str], bool]) -> SpecialTokens:
-    """The usual special tokens that a vocabulary knows."""
-    found: dict[str, Any] = {role: next(filter(known, names), None) for role, names in ROLE_NAMES.items()}
-    return SpecialTokens(**found)
-
-
 COMMON: dict[str, tuple[type, ...]] = {"special": (Mapping,), "max_length": (int,)}  # type: ignore[type-abstract]
 
 
@@ -226,38 +172,54 @@ def from_smiles(folder: Path, name: object, options: dict[str, Any], hints: Hint
     )
 
 
-SENTENCEPIECE_RULES = ("plain", "albert", "xlm-roberta")
+# the rules for a .model, and the options that go with each
+SENTENCEPIECE_RULES = {
+    "plain": {"frame", "special"},
+    "albert": {"lower_case", "keep_accents", "digit_comma", "special"},
+    "rembert": {"lower_case", "keep_accents", "special"},
+    "xlm-roberta": set(),
+    "mbart": {"language"},
+    "mbart-50": {"language"},
+}
+
+
+def sentencepiece_rules(model: SentencePieceModel, name: str, hints: Hints) -> str:
+    """The rules that the files beside a .model, its own pieces or its name speak for."""
+    if hints.speaks_of("mbart", "mbart50"):
+        # fairseq's order puts one piece in front; mBART-50 has 52 languages and <mask> behind
+        fifty = hints.config.get("vocab_size") == len(model.pieces) + 1 + 52 + 1
+        return "mbart-50" if hints.speaks_of("mbart50") or fifty else "mbart"
+    for family in ("albert", "rembert"):
+        if hints.speaks_of(family):
+            return family
+    if hints.speaks_of("xlm-roberta", "xlm-roberta-xl", "xlmroberta") or name == "sentencepiece.bpe.model":
+        return "xlm-roberta"
+    fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
+    return "plain" if hints.family or not fixed.issuperset({"[CLS]", "[SEP]", "[MASK]"}) else "albert"
 
 
 def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
     path = inside(folder, name, "sentencepiece")
     switches = dict.fromkeys(("lower_case", "keep_accents", "digit_comma"), (bool,))
-    options = take(options, {**COMMON, **switches, "rules": (str,), "frame": (str,)}, "sentencepiece")
+    words = dict.fromkeys(("rules", "frame", "language"), (str,))
+    options = take(options, {**COMMON, **switches, **words}, "sentencepiece")
     model = read_sentencepiece(path)
-    fixed = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind in (CONTROL, USER_DEFINED)}
-    rules = options.get("rules")
-    if rules is None:
-        if hints.speaks_of("albert"):
-            rules = "albert"
-        elif hints.speaks_of("xlm-roberta", "xlmroberta") or path.name == "sentencepiece.bpe.model":
-            rules = "xlm-roberta"
-        elif hints.family or not fixed.issuperset({"[CLS]", "[SEP]", "[MASK]"}):
-            rules = "plain"
-        else:
-            rules = "albert"
+    rules = options.get("rules") or sentencepiece_rules(model, path.name, hints)
+    space = hints.flag("add_prefix_space")
+    if space is not None and rules in ("albert", "rembert", "xlm-roberta"):
+        model = replace(model, add_dummy_prefix=space)
     if rules not in SENTENCEPIECE_RULES:
         raise unknown("rules for a sentencepiece tokenizer", rules, SENTENCEPIECE_RULES)
-    only = {
-        "albert": {"lower_case", "keep_accents", "digit_comma", "special"},
-        "plain": {"frame", "special"},
-        "xlm-roberta": set(),
-    }[rules]
-    for option in ("lower_case", "keep_accents", "digit_comma", "frame", "special"):
-        if option in options and option not in only:
+    for option in options:
+        if option not in SENTENCEPIECE_RULES[rules] | {"rules", "max_length"}:
             raise ConfigError(f"the option {option} does not go with the rules {rules!r} of a sentencepiece tokenizer")
     max_length = options.get("max_length", hints.max_length)
     if rules == "xlm-roberta":
         return sentence_piece.xlm_roberta(model, max_length=max_length)
+    if rules.startswith("mbart"):
+        language = options.get("language") or hints.word("src_lang") or "en_XX"
+        fifty = rules == "mbart-50"
+        return sentence_piece.mbart(model, language=language, fifty=fifty, max_length=max_length)
     default = replace(roles_among(model.pieces.__contains__), unk=model.pieces[model.unk_id])
     special = special_of(options, default, hints)
     if rules == "plain":
@@ -265,6 +227,14 @@ def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hint
         special = replace(special, **dict.fromkeys(absent), pad_id=None)
         return sentence_piece.plain(model, frame=options.get("frame", "none"), special=special, max_length=max_length)
     lower, keep = hints.flag("do_lower_case"), hints.flag("keep_accents")
+    if rules == "rembert":
+        return sentence_piece.rembert(
+            model,
+            lower_case=options.get("lower_case", bool(lower)),
+            keep_accents=options.get("keep_accents", True if keep is None else keep),
+            special=special,
+            max_length=max_length,
+        )
     return sentence_piece.albert(
         model,
         lower_case=options.get("lower_case", True if lower is None else lower),
@@ -308,10 +278,11 @@ def from_bpe(folder: Path, names: object, options: dict[str, Any], hints: Hints)
         vocab = bpe.reorder(vocab, symbols, options["dict"])
     if rules == "clip":
         return bpe.clip(vocab, merges, max_length=max_length or bpe.CLIP_LENGTH, what=str(path))
+    space = bool(hints.flag("add_prefix_space"))
     if rules == "gpt2":
-        return bpe.gpt2(vocab, merges, max_length=max_length, what=str(path))
+        return bpe.gpt2(vocab, merges, add_prefix_space=space, max_length=max_length, what=str(path))
     special = special_of(options, bpe.ROBERTA_SPECIAL, hints)
-    return bpe.roberta(vocab, merges, special=special, max_length=max_length, what=str(path))
+    return bpe.roberta(vocab, merges, add_prefix_space=space, special=special, max_length=max_length, what=str(path))
 
 
 def from_clip(folder: Path, name: object, options: dict[str, Any], hints: Hints) -> Tokenizer:
@@ -361,11 +332,14 @@ def from_json(folder: Path, name: object, options: dict[str, Any], hints: Hints)
     for table in charsmaps_of(backend):  # a forged table is met here and not in the middle of a text
         rules_of(table)
     extras_path = folder / SAVED_EXTRAS
-    if extras_path.is_file() and path.name == SAVED_BACKEND:
+    if saved_by_us(folder, name):
         return from_saved(backend, read_json_object(extras_path), extras_path, options)
+    apply_options(backend, hints)
     known = roles_among(lambda token: backend.token_to_id(token) is not None)
     special, max_length = special_of(options, known, hints), options.get("max_length", hints.max_length)
-    return Tokenizer(backend, special=special, inputs=inputs_of(backend, hints), max_length=max_length)
+    side = "left" if (backend.truncation or {}).get("direction") == "left" else "right"
+    inputs = inputs_of(backend, hints)
+    return Tokenizer(backend, special=special, inputs=inputs, max_length=max_length, truncation_side=side)
 
 
 def charsmaps_of(backend: tokenizers.Tokenizer) -> list[bytes]:
@@ -446,7 +420,17 @@ def from_saved(
         pre_step = PRE_STEPS[name](step_options, backend)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the pre-step {name!r} cannot be built from its options: {error!r}") from error
-    return Tokenizer(backend, special=SpecialTokens(**special), pre_step=pre_step, inputs=inputs, max_length=max_length)
+    side = extras.get("truncation_side", "right")
+    if side not in ("left", "right"):
+        raise CheckpointError(f"{path}: truncation_side must be 'left' or 'right', got {side!r}")
+    return Tokenizer(
+        backend,
+        special=SpecialTokens(**special),
+        pre_step=pre_step,
+        inputs=inputs,
+        max_length=max_length,
+        truncation_side=side,
+    )
 
 
 KINDS: dict[str, Callable[[Path, object, dict[str, Any], Hints], Tokenizer]] = {

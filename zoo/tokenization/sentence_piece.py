@@ -7,15 +7,16 @@ blank is put in front. All of it is honored here.
 
 The results equal those of the ``sentencepiece`` library, but for these gaps:
 
-- control pieces (``<s>``, ``[MASK]``) and user-defined symbols that the normalizer would change are
-  recognised inside a text, which then goes on as if it began anew; the library never sees them in a
-  text;
+- control pieces (``<s>``, ``[MASK]``) are recognised inside a text, which then goes on as if it
+  began anew; the library never sees them in a text;
 - the table is applied once by the library; here the ``Precompiled`` normalizer follows the exact
   step, so where a replacement and the next character together match again ("\ufb01" + circumflex ->
   "fi" + circumflex -> "f\u00ee") it is applied twice. This is the cause of all 102 differences in
   20,000 strings drawn from odd characters; text in 532 languages holds none;
 - unigram: where two cuts score alike to seven digits, single precision (the library) and double
   precision may prefer different ones: 2 of 61,576 paragraphs;
+- BPE with user-defined symbols: a word that is spelled as an unused, byte or unknown piece is that
+  piece where the library cuts it;
 - BPE: where two ways to build the same piece overlap, the library takes the leftmost and
   ``tokenizers`` the one listed first: none seen.
 """
@@ -23,7 +24,10 @@ The results equal those of the ``sentencepiece`` library, but for these gaps:
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -164,10 +168,12 @@ def normalizer_of(
     """The model's own table between the steps ``before`` and ``after``, its treatment of blanks,
     and the blank in front.
     """
-    steps = list(before)
+    symbols = changed_symbols(model)
+    steps = [*before, *(normalizers.Replace(symbol, stand_in(number)) for number, symbol in enumerate(symbols))]
     if model.charsmap:
         make = lambda: normalizers.Precompiled(model.charsmap)  # noqa: E731
         steps.append(guarded(f"{model.what}: the normalizer's table is broken", CheckpointError, make))
+    steps += [normalizers.Replace(stand_in(number), symbol) for number, symbol in enumerate(symbols)]
     steps += [*after, normalizers.Replace(" ", SPACE)]
     if model.remove_extra_whitespaces:
         steps.append(normalizers.Replace(tokenizers.Regex(f"^{SPACE}+|{SPACE}+$"), ""))
@@ -175,6 +181,32 @@ def normalizer_of(
     if model.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     return normalizers.Sequence(steps)
+
+
+# --- user-defined symbols
+
+# 16 digits of the codes that stand for symbols while the table is applied: no characters, and never any
+DIGITS = [chr(0xFDD8 + digit) for digit in range(16)]
+END = "\ufdd7"
+
+
+def user_symbols(model: SentencePieceModel) -> list[str]:
+    """The user-defined symbols, the longest first: at each place of a text the longest is taken."""
+    found = [piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED]
+    return sorted(found, key=lambda piece: (-len(piece), piece))
+
+
+def changed_symbols(model: SentencePieceModel) -> list[str]:
+    """Those that hold something which the table would change."""
+    if not model.charsmap:
+        return []
+    starts = {key[0] for key in model.rules if key}
+    return [symbol for symbol in user_symbols(model) if starts & set(symbol)]
+
+
+def stand_in(number: int) -> str:
+    """A code for a symbol, which no text holds and no table changes."""
+    return "".join(DIGITS[int(digit, 16)] for digit in f"{number:x}") + END
 
 
 # --- the tokenizer
@@ -233,6 +265,7 @@ def build(
             f"{model.what} writes blanks behind words (treat_whitespace_as_suffix), which is not supported"
         )
     algorithm: models.Model
+    symbols = user_symbols(model) if model.algorithm != UNIGRAM else []
     problem = f"{model.what} is no usable model"
     if model.algorithm == UNIGRAM:
         algorithm = guarded(
@@ -243,14 +276,25 @@ def build(
         algorithm = guarded(
             problem,
             CheckpointError,
-            lambda: models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=model.byte_fallback),
+            lambda: models.BPE(
+                ids,
+                merges,
+                unk_token=unk,
+                fuse_unk=True,
+                byte_fallback=model.byte_fallback,
+                ignore_merges=any(len(symbol) > 1 for symbol in symbols),  # no merges lead to a symbol, it is a word
+            ),
         )
     backend = tokenizers.Tokenizer(algorithm)
     backend.normalizer = normalizer_of(model, before, after)
     # a piece never reaches over the start of a word in ordinary models: cutting there changes nothing and numbers
     # the words
     by_word = SPACE in model.pieces and not any(SPACE in piece[1:] for piece in model.pieces)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=by_word)
+    words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=by_word)
+    backend.pre_tokenizer = words
+    if symbols:
+        either = tokenizers.Regex("|".join(f"(?:{_literal(symbol)})" for symbol in symbols))
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(either, behavior="isolated"), words])
     steps: list[Any] = [decoders.Replace(SPACE, " ")]
     if model.byte_fallback:
         steps.append(decoders.ByteFallback())
@@ -263,26 +307,29 @@ def build(
     for piece, kind in zip(model.pieces, model.types, strict=True):
         if kind == CONTROL:
             backend.add_special_tokens([tokenizers.AddedToken(piece, special=True, normalized=False)])
-        elif kind == USER_DEFINED and not _plain_symbol(piece, model, backend):
-            backend.add_tokens([tokenizers.AddedToken(piece, special=False, normalized=False)])
     return backend
 
 
-def _plain_symbol(piece: str, model: SentencePieceModel, backend: tokenizers.Tokenizer) -> bool:
-    """Whether the model alone finds a user-defined symbol: the normalizer leaves it, and BPE need
-    not build it.
-    """
-    normalized = guarded(
-        f"{model.what}: the normalizer's table is broken",
-        CheckpointError,
-        lambda: backend.normalizer.normalize_str(piece),
-    )
-    kept = normalized.removeprefix(SPACE) == piece.removeprefix(SPACE)
-    return kept and (model.algorithm == UNIGRAM or len(piece) == 1)
+def _literal(text: str) -> str:
+    """The text as a regular expression of the tokenizers library."""
+    return "".join(f"\\x{{{ord(character):x}}}" for character in text)
 
 
 # --- families
 
+FAIRSEQ_FIXED = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+FAIRSEQ_SPECIAL = SpecialTokens(pad="<pad>", cls="<s>", sep="</s>", mask="<mask>", unk="<unk>")
+MBART_LANGUAGES = (
+    "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN", "it_IT",
+    "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO", "ru_RU", "si_LK",
+    "tr_TR", "vi_VN", "zh_CN",
+)  # fmt: skip
+# besides those above
+MBART_50_LANGUAGES = (
+    "af_ZA", "az_AZ", "bn_IN", "fa_IR", "he_IL", "hr_HR", "id_ID", "ka_GE", "km_KH", "mk_MK", "ml_IN",
+    "mn_MN", "mr_IN", "pl_PL", "ps_AF", "pt_XX", "sv_SE", "sw_KE", "ta_IN", "te_IN", "th_TH", "tl_XX",
+    "uk_UA", "ur_PK", "xh_ZA", "gl_ES", "sl_SI",
+)  # fmt: skip
 FRAMES = ("none", "bert", "roberta")
 
 
@@ -315,6 +362,33 @@ def plain(
     )
 
 
+def cleaning(lower_case: bool, keep_accents: bool, composed: bool) -> list[normalizers.Normalizer]:
+    """What ALBERT and RemBERT do to a text before the model's own table.
+
+    Accents are the marks that stand apart after NFKD and have a combining class: the vowel signs of
+    Hindi and its neighbors have none and stay, as in ALBERT's own code. ``composed``: what NFKD took
+    apart and no accent was is put together again, as a model's table does, which `Precompiled`,
+    going by clusters, does not.
+    """
+    steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if not keep_accents:
+        steps += [normalizers.NFKD(), normalizers.Replace(tokenizers.Regex(f"[{_accents()}]"), "")]
+    if lower_case:
+        steps.append(normalizers.Lowercase())
+    if composed and not keep_accents:
+        steps.append(normalizers.NFC())
+    return steps
+
+
+@cache
+def _accents() -> str:
+    """The characters that have a combining class, as the inside of a character class."""
+    combining = [unicodedata.combining(chr(place)) > 0 for place in range(sys.maxunicode + 1)]
+    edges = [place for place, (before, here) in enumerate(pairwise([False, *combining, False])) if before != here]
+    ranges = zip(edges[::2], edges[1::2], strict=True)
+    return "".join(f"\\x{{{start:x}}}-\\x{{{end - 1:x}}}" for start, end in ranges)
+
+
 def albert(
     model: SentencePieceModel,
     *,
@@ -327,19 +401,12 @@ def albert(
     """ALBERT: quotes of two signs made one, accents and case dropped, blanks joined, and only then
     the model; [CLS] a [SEP] b [SEP].
 
-    ``digit_comma``: see DigitComma. The table of the model needs no pre-step: hardly a cluster of
-    characters is left without accents.
+    ``digit_comma``: see DigitComma. The table of the model needs no pre-step: without accents, and with
+    the rest composed, hardly a cluster of characters is left.
     """
     ids = {piece: index for index, piece in enumerate(model.pieces)}
     special = present(ids, special, model.what)
-    before: list[normalizers.Normalizer] = [
-        normalizers.Replace("``", '"'),
-        normalizers.Replace("''", '"'),
-    ]
-    if not keep_accents:
-        before += [normalizers.NFKD(), normalizers.StripAccents()]
-    if lower_case:
-        before.append(normalizers.Lowercase())
+    before = cleaning(lower_case, keep_accents, composed=bool(model.charsmap))
     blanks = [normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Replace(tokenizers.Regex("^ | $"), "")]
     backend = build(model, vocabulary(model), model.unk_id, before=before, after=blanks, frame=bert_frame(special, ids))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -351,21 +418,73 @@ def albert(
     )
 
 
-def xlm_roberta(model: SentencePieceModel, *, max_length: int | None = None) -> Tokenizer:
-    """XLM-R: <s> <pad> </s> <unk> first, then the pieces behind the model's own three specials,
-    <mask> last; <s> a </s></s> b </s>.
+def fairseq_order(model: SentencePieceModel, behind: Sequence[str], rules: str) -> list[tuple[str, float]]:
+    """Pieces in fairseq's order: <s> <pad> </s> <unk> first, then those behind the model's own three
+    specials, then ``behind``.
     """
     if model.types[:3] != (UNKNOWN, CONTROL, CONTROL):
         raise CheckpointError(
-            f"{model.what} begins with the pieces {model.pieces[:3]}; the rules of XLM-R expect <unk>, <s> and </s>, "
+            f"{model.what} begins with the pieces {model.pieces[:3]}; the rules of {rules} expect <unk>, <s> and </s>, "
             "which they leave out"
         )
-    special = SpecialTokens(pad="<pad>", cls="<s>", sep="</s>", mask="<mask>", unk="<unk>")
-    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *vocabulary(model)[3:], ("<mask>", 0.0)]
-    if len({piece for piece, _ in vocab}) != len(vocab):
-        raise CheckpointError(f"{model.what} has a piece <pad> or <mask> of its own, which the rules of XLM-R add")
+    added = [(piece, 0.0) for piece in behind]
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *vocabulary(model)[3:], *added]
+    own = set(model.pieces[3:]) & {"<s>", "<pad>", "</s>", "<unk>", *behind}
+    if own:
+        raise CheckpointError(f"{model.what} has a piece {min(own)!r} of its own, which the rules of {rules} add")
+    return vocab
+
+
+def xlm_roberta(model: SentencePieceModel, *, max_length: int | None = None) -> Tokenizer:
+    """XLM-R: fairseq's order with <mask> last; <s> a </s></s> b </s>."""
+    vocab = fairseq_order(model, ["<mask>"], "XLM-R")
     ids = {piece: index for index, (piece, _) in enumerate(vocab)}
-    backend = build(model, vocab, 3, frame=roberta_frame(special, ids))
-    add_special(backend, special, mask_takes_space=True)
-    step = longest_match(model, keep=("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
-    return Tokenizer(backend, special=special, pre_step=step, inputs=KNOWN_INPUTS[:2], max_length=max_length)
+    backend = build(model, vocab, 3, frame=roberta_frame(FAIRSEQ_SPECIAL, ids))
+    add_special(backend, FAIRSEQ_SPECIAL, mask_takes_space=True)
+    step = longest_match(model, keep=FAIRSEQ_FIXED)
+    return Tokenizer(backend, special=FAIRSEQ_SPECIAL, pre_step=step, inputs=KNOWN_INPUTS[:2], max_length=max_length)
+
+
+def mbart(
+    model: SentencePieceModel, *, language: str = "en_XX", fifty: bool = False, max_length: int | None = None
+) -> Tokenizer:
+    """mBART: fairseq's order, then the languages, then <mask>; a b </s> language.
+
+    ``language``: that of the texts. ``fifty``: mBART-50, whose languages are 52 and whose frame is
+    language a b </s>. Segments are none; a pair is one text after the other.
+    """
+    languages = MBART_LANGUAGES + (MBART_50_LANGUAGES if fifty else ())
+    if language not in languages:
+        raise unknown("language of mBART", language, languages)
+    vocab = fairseq_order(model, [*languages, "<mask>"], "mBART")
+    ids = {piece: index for index, (piece, _) in enumerate(vocab)}
+    ends = ([language], ["</s>"]) if fifty else ([], ["</s>", language])
+    frame = processors.TemplateProcessing(
+        single=[*ends[0], "$A", *ends[1]],
+        pair=[*ends[0], "$A", "$B:0", *ends[1]],
+        special_tokens=[("</s>", ids["</s>"]), (language, ids[language])],
+    )
+    backend = build(model, vocab, 3, frame=frame)
+    add_special(backend, FAIRSEQ_SPECIAL, mask_takes_space=True)
+    backend.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in languages])
+    step = longest_match(model, keep=(*FAIRSEQ_FIXED, *languages))
+    return Tokenizer(backend, special=FAIRSEQ_SPECIAL, pre_step=step, inputs=KNOWN_INPUTS[:2], max_length=max_length)
+
+
+def rembert(
+    model: SentencePieceModel,
+    *,
+    lower_case: bool = False,
+    keep_accents: bool = True,
+    special: SpecialTokens,
+    max_length: int | None = None,
+) -> Tokenizer:
+    """RemBERT: quotes of two signs made one, and then the model, case and accents kept unless told
+    otherwise; [CLS] a [SEP] b [SEP].
+    """
+    ids = {piece: index for index, piece in enumerate(model.pieces)}
+    special = present(ids, special, model.what)
+    before = cleaning(lower_case, keep_accents, composed=bool(model.charsmap))
+    backend = build(model, vocabulary(model), model.unk_id, before=before, frame=bert_frame(special, ids))
+    add_special(backend, special)
+    return Tokenizer(backend, special=special, pre_step=longest_match(model), max_length=max_length)

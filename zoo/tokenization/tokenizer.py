@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,7 +72,8 @@ class Tokenizer:
 
     ``inputs`` names what a batch holds, so that ``model(**tokenizer(texts))`` works: families
     without segments get no token_type_ids. ``max_length`` is how many tokens the model takes (None:
-    not known); it is the default of ``max_length`` in a call.
+    not known); it is the default of ``max_length`` in a call. ``truncation_side``: which end a text
+    that is too long loses, "right" or "left".
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Tokenizer:
         pre_step: PreStep | None = None,
         inputs: Sequence[str] = KNOWN_INPUTS,
         max_length: int | None = None,
+        truncation_side: str = "right",
     ):
         # a tokenizer.json may carry its trainer's padding and truncation; both are arguments of a call here
         backend.no_padding()
@@ -94,6 +97,7 @@ class Tokenizer:
         self.pre_step: PreStep = pre_step or NoPreStep()
         self.inputs = tuple(inputs)
         self.max_length = max_length
+        self.truncation_side = truncation_side
         for role in ("pad", "cls", "sep", "mask", "unk"):
             token = getattr(special, role)
             if token is not None and backend.token_to_id(token) is None:
@@ -243,21 +247,19 @@ class Tokenizer:
                         "it or cut it"
                     )
                 keep_first, keep_second = _longest_first(*counts, room)
-                first.truncate(keep_first)
+                first.truncate(keep_first, direction=self.truncation_side)
                 if second is not None:
-                    second.truncate(keep_second)
+                    second.truncate(keep_second, direction=self.truncation_side)
         return guarded(
             "the special tokens cannot be added", InputError, lambda: self.backend.post_process(first, second, True)
         )
 
     # --- vocabulary
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: how many rows an embedding needs at least."""
-        if not hasattr(self, "_vocab_size"):
-            self._vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        return self._vocab_size
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def token_to_id(self, token: str) -> int | None:
         return self.backend.token_to_id(token)
@@ -311,6 +313,7 @@ class Tokenizer:
             "special": {role: value for role, value in asdict(self.special).items() if value is not None},
             "inputs": list(self.inputs),
             "max_length": self.max_length,
+            "truncation_side": self.truncation_side,
         }
         write_atomically(folder / SAVED_BACKEND, self.backend.to_str())
         write_atomically(folder / SAVED_EXTRAS, json.dumps(extras, ensure_ascii=False, indent=1, sort_keys=True) + "\n")

@@ -147,7 +147,7 @@ def read_original_vocabulary(path: Path) -> dict[str, int]:
     """
     vocab = {token: index for index, token in enumerate(FIRST)}
     for number, line in enumerate(read_lines(path)):
-        piece, _, count = line.rpartition(" ")
+        piece, _, count = line.rstrip(" \t").rpartition(" ")
         if not piece or not count.isdecimal():
             raise CheckpointError(f"{path}: line {number + 1} is {line[:80]!r}; a line is a piece, a blank and a count")
         if piece in FIRST:

@@ -19,7 +19,7 @@ from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.disk import write_atomically
 from zoo.formats.opening import open_archive
 from zoo.formats.writer import write_tensors
-from zoo.models.base.model import bare_model
+from zoo.models.base.model import bare_model, unwrapped
 from zoo.registry.renames import CLASSES
 from zoo.techniques.base import apply, new_tensors, recorded
 
@@ -44,6 +44,7 @@ def save_adapter(
     (and no heads), or for the fusion of adapters named like "a,b".
     """
     config: dict[str, Any]
+    model = unwrapped(model)
     if library == "peft":
         tensors, config = to_peft(model, name, layout)
         weights, config_file = "adapter_model.safetensors", "adapter_config.json"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zoo.data.lines import numbered_lines
 from zoo.errors import ConfigError, InputError, unknown
 
 CASINGS = ("exact", "lower", "title")
@@ -78,7 +79,10 @@ class EntityLexicon:
         of them count. Of a mention that stands twice the more frequent counts.
         """
         entries: dict[str, tuple[int, list[Candidate]]] = {}
-        for number, line in enumerate(_lines(path), 1):
+        lines = numbered_lines(path) if isinstance(path, (str, os.PathLike)) else enumerate(path, 1)
+        for number, line in lines:
+            if not line.strip():
+                continue
             mention, *rest = line.rstrip().split("\t")
             try:
                 frequency = int(rest[0])
@@ -113,17 +117,6 @@ class EntityLexicon:
             assert plain is not None
             return plain.candidates
         return title.candidates
-
-
-def _lines(path: str | os.PathLike[str] | Iterable[str]) -> Iterator[str]:
-    if isinstance(path, (str, os.PathLike)):
-        try:
-            with Path(path).open(encoding="utf-8") as file:
-                yield from file
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} can't be read as UTF-8 text: {error}") from error
-    else:
-        yield from path
 
 
 def _lowered(entries: Mapping[str, _Entry], limit: int) -> dict[str, tuple[Candidate, ...]]:

@@ -10,9 +10,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from zoo.data.lines import numbered_lines
 from zoo.errors import ConfigError, InputError
 
 
@@ -56,13 +56,8 @@ class NGramLexicon:
         the model's tokens.
         """
         if isinstance(path, (str, os.PathLike)):
-            try:
-                lines: Iterable[str] = Path(path).read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"{path} can't be read as UTF-8 text: {error}") from error
-        else:
-            lines = path
-        return cls([tokenize(line.rsplit(",", 1)[0]) for line in lines if line.strip()], **limits)
+            path = [line for _, line in numbered_lines(path)]
+        return cls([tokenize(line.rsplit(",", 1)[0]) for line in path if line.strip()], **limits)
 
     def __len__(self) -> int:
         return len(self.entries)

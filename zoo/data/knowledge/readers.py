@@ -3,7 +3,6 @@ N-Triples, WordNet's, OpenKE's; and the names of what they are about."""
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.data.lines import written_lines
 from zoo.errors import InputError, unknown
 
 Triple = tuple[str, str, str]
@@ -38,26 +38,11 @@ def read_triples(path: Path | str) -> Iterator[Triple]:
     return read_ntriples(path) if name.endswith((".nt", ".ntriples")) else read_tsv(path)
 
 
-def numbered_lines(path: Path | str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, .gz or not, with their numbers from 1."""
-    path = Path(path)
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.rstrip("\r\n")
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} can't be read as UTF-8 text: {error}") from error
-
-
 def read_tsv(path: Path | str) -> Iterator[Triple]:
     """``subject TAB predicate TAB object`` on each line; empty lines are passed over, any other
     line is an InputError with its number.
     """
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
+    for number, line in written_lines(path):
         parts = [part.strip() for part in line.split("\t")]
         if len(parts) != 3 or not all(parts):
             raise InputError(f"{path}, line {number}: a triple is subject TAB predicate TAB object, got {line[:80]!r}")
@@ -77,8 +62,8 @@ def read_ntriples(path: Path | str) -> Iterator[Triple]:
     (language and type left away), a blank node as ``_:name``; comments and empty lines are passed
     over.
     """
-    for number, line in numbered_lines(path):
-        if not line.strip() or line.lstrip().startswith("#"):
+    for number, line in written_lines(path):
+        if line.lstrip().startswith("#"):
             continue
         match = _NT_LINE.match(line)
         if match is None or match[1].startswith('"') or not match[2].startswith("<"):
@@ -159,7 +144,7 @@ def _synsets(path: Path) -> Iterator[tuple[int, list[str], list[tuple[str, int, 
     """(offset, words, (symbol, target, part) once per pair of synsets, gloss) of each line of a
     data file.
     """
-    for number, line in numbered_lines(path):
+    for number, line in written_lines(path):
         if line.startswith("  "):  # the licence
             continue
         data, _, gloss = line.partition("|")
@@ -183,7 +168,7 @@ def wordnet_senses(index: Path) -> dict[tuple[str, int], int]:
     senses: dict[tuple[str, int], int] = {}
     if not index.is_file():
         return senses
-    for number, line in numbered_lines(index):
+    for number, line in written_lines(index):
         if line.startswith("  "):
             continue
         fields = line.split()
@@ -215,9 +200,7 @@ def read_aliases(path: Path | str) -> dict[str, list[str]]:
 def _by_subject(path: Path | str, form: str, width: int | None) -> Iterator[tuple[str, list[str]]]:
     """(first field, the others) of lines whose first field stands in no line before."""
     lines: dict[str, int] = {}
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
+    for number, line in written_lines(path):
         subject, *rest = (part.strip() for part in line.split("\t"))
         rest = [part for part in rest if part]
         if not subject or not rest or (width is not None and len(rest) != width):
@@ -256,7 +239,8 @@ def read_openke_names(path: Path | str) -> dict[str, int]:
     names: dict[str, int] = {}
     count = None
     taken: set[int] = set()
-    for number, line in numbered_lines(path):
+    for number, line in written_lines(path):
+        line = line.rstrip()
         if count is None:
             count = _whole(line, path, number)
             continue
@@ -277,7 +261,7 @@ def read_openke_triples(path: Path | str) -> np.ndarray[Any, Any]:
     """
     rows: list[tuple[int, int, int]] = []
     count = None
-    for number, line in numbered_lines(path):
+    for number, line in written_lines(path):
         if count is None:
             count = _whole(line, path, number)
             continue
@@ -293,13 +277,15 @@ def read_openke_triples(path: Path | str) -> np.ndarray[Any, Any]:
 
 def read_vectors(path: Path | str) -> np.ndarray[Any, Any]:
     """``entity2vec.vec``: one vector a line, id k on line k + 1 -> float32 (rows, width)."""
-    rows = []
-    for number, line in numbered_lines(path):
+    rows: list[np.ndarray[Any, Any]] = []
+    for number, line in written_lines(path):
+        if number != len(rows) + 1:
+            raise InputError(f"{path}, line {len(rows) + 1} is empty; each line is a vector, that of the id before it")
         try:
             rows.append(np.array(line.split(), np.float32))
         except ValueError as error:
             raise InputError(f"{path}, line {number}: not a line of numbers: {line[:60]!r}") from error
-        if len(rows[-1]) != len(rows[0]) or not len(rows[-1]):
+        if len(rows[-1]) != len(rows[0]):
             raise InputError(f"{path}, line {number} has {len(rows[-1])} numbers, the first line {len(rows[0])}")
     return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from zoo.data.knowledge.lexicon import Candidate, EntityLexicon
-from zoo.data.knowledge.readers import numbered_lines, wordnet_parts, wordnet_senses, wordnet_synsets
+from zoo.data.knowledge.readers import wordnet_parts, wordnet_senses, wordnet_synsets
+from zoo.data.lines import written_lines
 from zoo.errors import InputError
 
 # how a sense key writes the part of speech; 5 is an adjective's satellite
@@ -112,7 +113,7 @@ def _counts(path: Path) -> dict[tuple[str, str, int], int]:
     counts: dict[tuple[str, str, int], int] = {}
     if not path.is_file():
         return counts
-    for number, line in numbered_lines(path):
+    for number, line in written_lines(path):
         try:
             key, sense, count = line.split()
             lemma, _, rest = key.rpartition("%")
@@ -127,6 +128,6 @@ def _counts(path: Path) -> dict[tuple[str, str, int], int]:
 def _exceptions(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Inflected word, its base forms."""
     if path.is_file():
-        for _, line in numbered_lines(path):
+        for _, line in written_lines(path):
             word, *bases = [part.replace("_", " ") for part in line.split()]
             yield word, bases

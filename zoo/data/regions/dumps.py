@@ -6,6 +6,7 @@ Nothing in them is run: pickles go through ``zoo.formats.pickles``.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def _tsv(path: Path) -> Iterator[Said]:
     """Tab-separated lines with base64 columns, 6 (bottom-up attention) or 10 (LXMERT)."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            cells = line.rstrip(b"\r\n").split(b"\t")
+            line = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").rstrip(b" \r\n")
+            if not line:
+                continue
+            cells = line.split(b"\t")
             columns = {len(c): c for c in (BUTD_COLUMNS, LXMERT_COLUMNS)}.get(len(cells))
             if columns is None:
                 raise CheckpointError(

@@ -188,6 +188,16 @@ def need_pooler(encoded: Encoded | Streams) -> Float[Tensor, "batch pooled"]:
     return encoded.pooler_output
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what torch wraps around one: torch.compile, DataParallel, FSDP,
+    AveragedModel, activation checkpointing.
+    """
+    names = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+    while (inner := next((part for name in names if (part := model._modules.get(name)) is not None), None)) is not None:
+        model = inner
+    return model
+
+
 def bare_model(model: nn.Module) -> Model:
     """The model itself, or the one inside a task model."""
     bare = model if isinstance(model, Model) else getattr(model, "model", None)

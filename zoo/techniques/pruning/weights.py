@@ -66,6 +66,7 @@ class WeightPruning(PlacedTechnique):
     roles: tuple[str, ...] = LINEAR_ROLES
 
     adds_tensors = False
+    only_values = True
 
     def check(self) -> None:
         check_share("sparsity", self.sparsity)

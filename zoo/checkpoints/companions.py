@@ -1,0 +1,133 @@
+"""What the Hugging Face libraries read beside a file's tensors: what the config says of the head, the
+tokenizer's files, a sentence encoder's modules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoints.checkpoint import Checkpoint
+from zoo.checkpoints.files import POOLING_KEYS, PROBLEM_TYPES, folder_of
+from zoo.checkpoints.locate import shapes_of
+from zoo.errors import ConfigError
+from zoo.formats.writer import writing
+from zoo.maps.key_map import KeyMap
+from zoo.maps.plans import heads_of
+from zoo.registry.tasks import TASKS
+from zoo.tasks.base import spec_of_class, task_class
+from zoo.tokenization import Tokenizer, load_tokenizer
+from zoo.tokenization.tokenizer import SAVED_BACKEND
+
+FAST_TOKENIZER = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is
+ROLES = ("pad", "cls", "sep", "mask", "unk")
+
+
+def head_words(checkpoint: Checkpoint, keymap: KeyMap) -> dict[str, object]:
+    """What a checkpoint of ours says of its classifier, in the words of a layout: id2label, label2id,
+    problem_type. Empty where it holds none, or several.
+    """
+    blueprint, sizes = checkpoint.blueprint, shapes_of(checkpoint.archive)
+    tasks = [head.replace("_", "-") for head in heads_of(sizes) & keymap.heads]
+    found = []
+    for task in (task for task in tasks if task in TASKS):
+        spec = spec_of_class(task, blueprint.model_class)
+        told = task_class(spec).options_from(sizes, spec, blueprint.config, blueprint.model_class)
+        if "labels" in spec.options and "num_labels" in told:
+            said = blueprint.options if task == blueprint.task else checkpoint.hints_for(task)
+            found.append((told["num_labels"], said))
+    if len(found) != 1:
+        return {}
+    (number, said), words = found[0], dict[str, object]()
+    names = said.get("labels") or [f"LABEL_{label}" for label in range(number)]
+    if len(names) != number:
+        raise ConfigError(f"{checkpoint.shown} names {len(names)} labels, its head has {number}; mend its config.json")
+    words["id2label"] = {str(label): name for label, name in enumerate(names)}
+    words["label2id"] = {name: label for label, name in enumerate(names)}
+    if said.get("problem_type") is not None:
+        words["problem_type"] = next(word for word, own in PROBLEM_TYPES.items() if own == said["problem_type"])
+    return {key: value for key, value in words.items() if key in keymap.config.task}
+
+
+def write_companions(checkpoint: Checkpoint, keymap: KeyMap, folder: Path) -> list[str]:
+    """The files beside a converted checkpoint's tensors. -> remarks on what they can't say."""
+    if "architectures" not in keymap.config.task:
+        return []  # not a layout of those libraries
+    source, config = folder_of(checkpoint.source), checkpoint.blueprint.config
+    longest, notes = getattr(config, "longest", getattr(config, "max_positions", None)), list[str]()
+    if source is not None and (source / SAVED_BACKEND).is_file():
+        tokenizer = load_tokenizer(source)
+        longest = tokenizer.max_length or longest
+        notes += write_tokenizer(tokenizer, folder, longest)
+    else:
+        notes.append(f"no {SAVED_BACKEND} lies beside the source, so no tokenizer was written")
+    own = checkpoint.blueprint.task == "sentence-embedding"
+    if options := checkpoint.blueprint.options if own else checkpoint.hints_for("sentence-embedding"):
+        write_modules(folder, options, config.hidden_size, longest)
+    return notes
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None) -> list[str]:
+    """A tokenizer as transformers reads it: ``tokenizer.json`` and the generic class that takes it as
+    it is; for XLM, whose words are made before, its own class and files.
+    """
+    step, special = tokenizer.pre_step, tokenizer.special
+    tokens = {f"{role}_token": getattr(special, role) for role in ROLES if getattr(special, role) is not None}
+    if (special.cls, special.sep) == ("<s>", "</s>"):
+        tokens |= {"bos_token": "<s>", "eos_token": "</s>"}
+    about: dict[str, Any] = {"tokenizer_class": FAST_TOKENIZER, "model_input_names": list(tokenizer.inputs), **tokens}
+    about["clean_up_tokenization_spaces"] = False
+    if longest is not None:
+        about["model_max_length"] = longest
+    notes = []
+    if step.name == "xlm":
+        options = step.options()
+        vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+        _write_json(folder / "vocab.json", vocabulary)
+        _write_text(folder / "merges.txt", "".join(f"{merge}\n" for merge in options["merges"]))  # type: ignore[attr-defined]
+        about |= {"tokenizer_class": "XLMTokenizer", "bos_token": "<s>"}
+        about["do_lowercase_and_remove_accent"] = options["lower_case"]
+        if special.cls != "<s>":
+            notes.append("the tokenizer's texts begin with </s>, those of transformers with <s>")
+    else:
+        _write_text(folder / SAVED_BACKEND, tokenizer.backend.to_str())
+        if step.name != "none":
+            notes.append(
+                f"the tokenizer's step {step.name!r} has no place in {SAVED_BACKEND}: transformers does without "
+                "it, and gives other ids where the step changes a text"
+            )
+    _write_json(folder / "special_tokens_map.json", tokens)
+    _write_json(folder / "tokenizer_config.json", about)
+    return notes
+
+
+def write_modules(folder: Path, options: Mapping[str, Any], size: int, longest: int | None) -> None:
+    """A sentence encoder as sentence-transformers reads it: the model, its pooling, its norm."""
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if options.get("normalize", True) else [])]
+    modules = [
+        {
+            "idx": place,
+            "name": str(place),
+            "path": "" if kind == "Transformer" else f"{place}_{kind}",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for place, kind in enumerate(kinds)
+    ]
+    chosen = options.get("pooling", "mean")
+    pooling: dict[str, Any] = {"word_embedding_dimension": size}
+    pooling |= {key: own == chosen for own, key in POOLING_KEYS.items()}
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "1_Pooling" / "config.json", {**pooling, "pooling_mode_mean_sqrt_len_tokens": False})
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
+
+
+def _write_json(path: Path, value: object) -> None:
+    _write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
