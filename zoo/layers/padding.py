@@ -293,13 +293,13 @@ def _reorder(stream: Padding, order: tuple[int, ...], counts: Sequence[int], dev
 
 
 def padding_like(
-    states: Tensor,
+    states: Float[Tensor, "batch length hidden"],
     mask: Tensor | None,
     lengths: Sequence[int] | None = None,
     *,
     pack: bool = True,
     name: str = "attention_mask",
-    ranks: Tensor | None = None,
+    ranks: Int[Tensor, "batch length"] | None = None,
 ) -> Padding:
     """The padding of states (batch, length, ...), planned on their device: see `Padding.of`."""
     grid = (states.shape[0], states.shape[1])
