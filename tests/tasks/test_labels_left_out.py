@@ -17,6 +17,7 @@ from tests.strategies import Batch, build, relative, small_batch, small_config
 from zoo.data.candidates import Candidates
 from zoo.registry import variants as registry
 from zoo.registry.tasks import SPECS
+from zoo.tasks.losses import span_loss
 
 WITHOUT_LOSS = ("sentence-embedding",)
 LINKING = ("entity-linking",)  # needs candidates, see below
@@ -232,3 +233,10 @@ def test_no_padded_place_is_the_best_answer(name):
         for scores in (out.start_logits, out.end_logits):
             assert real.gather(1, scores.argmax(1, keepdim=True)).all()
             assert float(scores.softmax(1)[~real].sum()) == 0
+
+
+def test_padding_does_not_compete_for_an_answer_whatever_it_scores():
+    scores, real = torch.tensor([[1.0, 2.0, 50.0]]), torch.tensor([[True, True, False]])
+    loss = span_loss(scores, scores, torch.tensor([0]), torch.tensor([1]), real)
+    alone = span_loss(scores[:, :2], scores[:, :2], torch.tensor([0]), torch.tensor([1]), None)
+    assert torch.equal(loss, alone)
