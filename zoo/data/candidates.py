@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zoo.data.knowledge.lexicon import Candidate, EntityTable
 from zoo.errors import ConfigError, InputError
+from zoo.layers.padding import at_hand
 
 KNOWBERT_SPECIAL = ("@@PADDING@@", "@@UNKNOWN@@", "@@MASK@@", "@@NULL@@")
 """The first rows of KnowBert's tables."""
@@ -149,7 +150,7 @@ class Candidates:
             raise InputError(
                 f"ids and priors must be (batch, spans, candidates) for spans {tuple(self.spans.shape)}, got {got}"
             )
-        if torch.compiler.is_compiling() or self.spans.device.type != "cpu":
+        if not at_hand(self.spans):
             return
         first, last = self.spans.unbind(2)
         wrong = (first >= 0) & ((last < first) | (last >= length))

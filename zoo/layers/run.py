@@ -49,18 +49,24 @@ class Run:
         ranks: Int[Tensor, "batch length"] | None = None,
     ) -> None:
         padding = padding_like(x, attention_mask, lengths, pack=not attentions, name=name, ranks=ranks)
-        self._start(x, padding, Trace(hidden_states, attentions))
+        self._set(x, padding, Trace(hidden_states, attentions), None)
 
-    def _start(self, x: Float[Tensor, "batch length hidden"], padding: Padding, trace: Trace) -> None:
+    def _set(
+        self, x: Float[Tensor, "batch length hidden"], padding: Padding, trace: Trace, earlier: Run | None
+    ) -> None:
         self.x, self.padding, self.trace = x, padding, trace
-        self._earlier: Run | None = None  # the pass that this one goes on from, with other rows
+        self._earlier = earlier  # the pass that this one goes on from, with other rows
         self._masks: dict[int, Mask] = {}
+
+    def _another(self, x: Float[Tensor, "batch length hidden"], padding: Padding, earlier: Run | None = None) -> Run:
+        """A run that keeps what this one keeps."""
+        run = Run.__new__(Run)
+        run._set(x, padding, Trace(self.trace.hidden_states is not None, self.trace.wants_attentions), earlier)
+        return run
 
     def beside(self, x: Float[Tensor, "batch length hidden"]) -> Run:
         """A run of another stream over the same grid, packed alike."""
-        other = Run.__new__(Run)
-        other._start(x, self.padding, Trace(self.trace.hidden_states is not None, self.trace.wants_attentions))
-        return other
+        return self._another(x, self.padding)
 
     def repeated(self, x: Float[Tensor, "batch length hidden"], change: Callable[[Tensor], Tensor]) -> Run:
         """The pass goes on with other rows: ``change`` takes (batch, ...) to (new batch, ...)."""
@@ -71,12 +77,8 @@ class Run:
                 torch.tensor([n for _, n in sorted(zip(packed.order, packed.lengths, strict=True))])
             ).tolist()
         real = None if padding.real is None else change(padding.real)
-        wants = self.trace.hidden_states is not None, self.trace.wants_attentions
         x, pack = change(x), packed is not None or real is None
-        new = Run.__new__(Run)
-        new._start(x, padding_like(x, real, lengths, pack=pack), Trace(*wants))
-        new._earlier = self
-        return new
+        return self._another(x, padding_like(x, real, lengths, pack=pack), earlier=self)
 
     # --- what a model calls -----------------------------------------------------------------------------------------
 
@@ -89,7 +91,6 @@ class Run:
     ) -> Float[Tensor, "batch length hidden"]:
         """What a stack, or a single block, makes of the states; ``norm``: that it ends in."""
         mask = self.mask if pattern is None else self.mask & pattern
-
         return self._ended(stack(self.enter(), mask, None, self.trace), norm)
 
     def across(
@@ -103,7 +104,6 @@ class Run:
         """What a decoder makes of the states while it looks at ``source``'s."""
         self.padding, source.padding = together(self.padding, source.padding)
         memory, mask = source.padding.pack(source.x), self.mask if pattern is None else self.mask & pattern
-
         x = decoder(self.enter(), memory, mask, self.looking_at(source), self.trace)
         return self._ended(x, norm)
 

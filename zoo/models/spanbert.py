@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError
 from zoo.layers import activation
+from zoo.layers.padding import at_hand
 from zoo.models.base.config import check_positive
 from zoo.models.bert import Bert, BertConfig
 from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, SPAN_BOUNDARY
@@ -77,9 +78,7 @@ class SpanBoundaryHead(nn.Module):
                 f"pairs must be ({hidden.shape[0]}, spans, 2) whole numbers, got {tuple(pairs.shape)} of {pairs.dtype}"
             )
         pairs = pairs.long()
-        if (
-            not torch.compiler.is_compiling() and pairs.device.type == "cpu" and pairs.numel()
-        ):  # elsewhere the look-up itself asserts
+        if at_hand(pairs):  # elsewhere the look-up itself asserts
             low, high = (int(place) for place in pairs.aminmax())
             if low < 0 or high >= hidden.shape[1]:
                 outside = low if low < 0 else high
