@@ -42,6 +42,7 @@ _WHERE = {
     "load": "zoo.checkpoints.load",
     "optimize": "zoo.inference.optimize",
     "packing": "zoo.layers.padding",
+    "pipeline": "zoo.api.pipeline",
     "register": "zoo.registry.variants",
     "save": "zoo.checkpoints.save",
     "tokenizer": "zoo.checkpoints.tokenizer",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # written from _WHERE by `python -m docs.generate`
     from zoo.api.create import create as create
     from zoo.api.info import info as info
     from zoo.api.info import inspect as inspect
+    from zoo.api.pipeline import pipeline as pipeline
     from zoo.checkpoints.convert import convert as convert
     from zoo.checkpoints.load import load as load
     from zoo.checkpoints.save import save as save

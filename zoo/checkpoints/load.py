@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from zoo.checkpoints.checks import Checks
 from zoo.checkpoints.convert import converted
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
+from zoo.checkpoints.tokenizer import tokenizer
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.layers.init import initialise, shapes_only
 from zoo.registry.records import Record
@@ -135,10 +138,20 @@ def filled(
     ready = {name if name.startswith("heads.") else prefix + name: t.to(device) for name, t in tensors.items()}
     module.load_state_dict(ready, strict=True, assign=True)
     module.requires_grad_(True)
+    if isinstance(module, TaskModel) and not isinstance(checkpoint.source, Mapping):
+        module.find_tokenizer = partial(tokenizer, _home(shown))
     module.load_report = LoadReport(  # type: ignore[assignment]
         shown, checkpoint.layout, left_out, random, checkpoint.differs, tuple(plan.notes), checks
     )
     return module.eval()
+
+
+def _home(shown: str) -> str:
+    """Where the files beside a checkpoint are to be found later: a name or source as it is, a path's
+    folder.
+    """
+    path = Path(shown).absolute()
+    return str(path.parent if path.is_file() else path) if path.exists() else shown
 
 
 def split_overrides(

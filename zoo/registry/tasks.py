@@ -106,7 +106,7 @@ SPECS = (
     _spec(
         "sentence-embedding",
         "text",
-        "text:SentenceEmbedding",
+        "sentences:SentenceEmbedding",
         "one vector for a text, for search and similarity",
         pooling="mean",
         normalize=True,

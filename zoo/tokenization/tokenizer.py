@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
 
@@ -151,14 +151,6 @@ class Tokenizer:
         with ``truncation=False``. ``padding`` is True (to the longest), "max_length" or False (all
         texts must then be equally long).
         """
-        import torch
-
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        pairs = None if pairs is None else [pairs] if isinstance(pairs, str) else list(pairs)
-        if not texts:
-            raise InputError("there are no texts; pass a text or a list with at least one")
-        if pairs is not None and len(pairs) != len(texts):
-            raise InputError(f"there are {len(texts)} texts and {len(pairs)} pairs; give each text its pair")
         if padding not in (True, False, "longest", "max_length"):
             raise InputError(f"padding={padding!r} is not known; it is True, 'max_length' or False")
         limit = self.max_length if max_length is None else max_length
@@ -166,39 +158,95 @@ class Tokenizer:
             raise InputError(
                 "padding='max_length' needs max_length, which this tokenizer does not know; pass max_length=..."
             )
+        encodings = self.encodings(
+            texts, pairs, max_length=max_length, truncation=truncation, language=language, pair_language=pair_language
+        )
+        lengths = [len(encoding.ids) for encoding in encodings]
+        if not padding and min(lengths) != max(lengths):
+            raise InputError(
+                f"the texts have from {min(lengths)} to {max(lengths)} tokens; without padding they must be equally "
+                "long"
+            )
+        batch = self.batch(encodings, limit if padding == "max_length" else None)
+        if return_lengths:
+            import torch
+
+            batch["lengths"] = torch.tensor(lengths, dtype=torch.int64)
+        return batch
+
+    def encodings(
+        self,
+        texts: str | Sequence[str],
+        pairs: str | Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        truncation: bool = True,
+        language: str | Sequence[str] | None = None,
+        pair_language: str | Sequence[str] | None = None,
+    ) -> list[tokenizers.Encoding]:
+        """Each text, or pair, with its special tokens, cut as in a call: for who wants to see lengths
+        or offsets before `batch` makes tensors.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        pairs = None if pairs is None else [pairs] if isinstance(pairs, str) else list(pairs)
+        if not texts:
+            raise InputError("there are no texts; pass a text or a list with at least one")
+        if pairs is not None and len(pairs) != len(texts):
+            raise InputError(f"there are {len(texts)} texts and {len(pairs)} pairs; give each text its pair")
+        limit = self.max_length if max_length is None else max_length
         languages = _one_each(language, len(texts), "language")
         pair_languages = languages if pair_language is None else _one_each(pair_language, len(texts), "pair_language")
-
         first = self._encode_parts(texts, languages)
         second = None if pairs is None else self._encode_parts(pairs, pair_languages)
-        encodings = [
+        return [
             self._assemble(encoding, None if second is None else second[row], limit, truncation, row)
             for row, encoding in enumerate(first)
         ]
 
+    def windows(
+        self, text: str, pair: str | None = None, *, overlap: int = 64, max_length: int | None = None
+    ) -> list[tokenizers.Encoding]:
+        """A long text in as many encodings as it takes, with its special tokens each; neighbors have
+        ``overlap`` tokens in common, or half of what fits. With a pair the first text stands whole in
+        each and the second is cut.
+        """
+        limit = self.max_length if max_length is None else max_length
+        first = self._encode_parts([text], [None])[0]
+        second = None if pair is None else self._encode_parts([pair], [None])[0]
+        if limit is None:
+            return [self._assemble(first, second, None, False, 0)]
+        cut, beside = (first, 0) if second is None else (second, len(first.ids))
+        room = limit - self.backend.num_special_tokens_to_add(second is not None) - beside
+        if room < min(len(cut.ids), 1):
+            kept = f"the first text of {beside} tokens and " if beside else ""
+            raise InputError(f"{kept}the special tokens leave no room for a text within max_length={limit}; shorten it")
+        cut.truncate(max(room, 0), min(overlap, max(room, 0) // 2), self.truncation_side)
+        parts = [cut, *cut.overflowing]
+        if self.truncation_side == "left":
+            parts.reverse()
+        pairs: list[tuple[Any, Any]] = [(part, None) if second is None else (first, part) for part in parts]
+        return [self._assemble(one, other, None, False, 0) for one, other in pairs]
+
+    def batch(self, encodings: Sequence[tokenizers.Encoding], width: int | None = None) -> dict[str, Tensor]:
+        """Tensors of (batch, length) of `encodings`, padded to the longest of them, or to ``width``."""
+        import torch
+
         lengths = [len(encoding.ids) for encoding in encodings]
-        width = limit if padding == "max_length" and limit is not None else max(lengths)
-        if not padding and min(lengths) != width:
-            raise InputError(
-                f"the texts have from {min(lengths)} to {width} tokens; without padding they must be equally long"
-            )
+        width = max(lengths) if width is None else width
         pad = self.pad_token_id
         if pad is None and min(lengths) != width:
             raise InputError("this tokenizer has no padding token; encode one text at a time, or texts of equal length")
 
         batch = {
-            "input_ids": torch.full((len(texts), width), pad or 0, dtype=torch.int64),
-            "attention_mask": torch.zeros((len(texts), width), dtype=torch.int64),
-            "token_type_ids": torch.zeros((len(texts), width), dtype=torch.int64),
+            "input_ids": torch.full((len(encodings), width), pad or 0, dtype=torch.int64),
+            "attention_mask": torch.zeros((len(encodings), width), dtype=torch.int64),
+            "token_type_ids": torch.zeros((len(encodings), width), dtype=torch.int64),
         }
         for row, encoding in enumerate(encodings):
             batch["input_ids"][row, : lengths[row]] = torch.tensor(encoding.ids, dtype=torch.int64)
             batch["attention_mask"][row, : lengths[row]] = 1
             batch["token_type_ids"][row, : lengths[row]] = torch.tensor(encoding.type_ids, dtype=torch.int64)
-        batch = {name: batch[name] for name in self.inputs}
-        if return_lengths:
-            batch["lengths"] = torch.tensor(lengths, dtype=torch.int64)
-        return batch
+        return {name: batch[name] for name in self.inputs}
 
     def _prepare(self, text: str, language: str | None) -> str:
         if not isinstance(text, str):

@@ -1,0 +1,147 @@
+"""Sentence embeddings: one vector for a text, and many texts at once as sentence-transformers
+encodes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.data.batches import like_lengths
+from zoo.errors import ConfigError, InputError
+from zoo.layers.pooler import pool
+from zoo.models.base.model import Model
+from zoo.models.base.outputs import TaskOutput
+from zoo.registry.tasks import TaskSpec
+from zoo.tasks.base import TaskModel
+
+
+class SentenceEmbedding(TaskModel):
+    """One vector for a text: its token states pooled over real tokens, then at length one where
+    ``normalize`` says so.
+    """
+
+    POOLINGS = ("mean", "max", "cls")
+
+    @classmethod
+    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
+        return ()
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
+        if options["pooling"] not in cls.POOLINGS:
+            raise ConfigError(f"pooling must be one of {', '.join(cls.POOLINGS)}, got {options['pooling']!r}")
+        return cls(model, {}, options)
+
+    def forward(self, *inputs: Tensor, **named: Any) -> TaskOutput:
+        """-> embedding (batch, hidden)."""
+        given = self.given(inputs, named)
+        encoded = self.model(**given)
+        real = self.model.padding_of("text", given, encoded, pack=False).real
+        vector = pool(encoded.last_hidden_state, real, self.options["pooling"])
+        return TaskOutput(
+            embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded
+        )
+
+    def encode(
+        self,
+        sentences: str | Iterable[Any],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        prompt: str | None = None,
+        **about: Any,
+    ) -> Any:
+        """The vectors of many texts, as ``SentenceTransformer.encode`` gives them: (texts, size) in
+        float32, or (size,) for a single str.
+
+        An array by default, ``convert_to_tensor`` a tensor on the model's device,
+        ``convert_to_numpy=False`` a list of tensors. ``prompt`` is put in front of every text. Texts
+        longer than the tokenizer's ``max_length`` are cut. The texts may also come as mteb hands them out, in
+        batches ``{"text": [...]}``; what mteb says ``about`` its task changes nothing.
+        """
+        if strange := about.keys() - MTEB_WORDS:
+            raise InputError(f"encode takes no {sorted(strange)[0]!r}; a model of the zoo does the same for every text")
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size!r}")
+        alone = isinstance(sentences, str)
+        texts: list[str] = [sentences] if isinstance(sentences, str) else list(texts_of(sentences))
+        vectors = self._vectors([(prompt or "") + text for text in texts], batch_size, bool(show_progress_bar))
+        vectors = F.normalize(vectors, dim=1) if normalize_embeddings else vectors
+        found: Any = vectors
+        if not convert_to_tensor:
+            found = vectors.cpu().numpy() if convert_to_numpy else list(vectors)
+        return found[0] if alone else found
+
+    def _vectors(self, texts: Sequence[str], batch_size: int, shown: bool) -> Tensor:
+        """(texts, hidden) float32, on the model's device."""
+        from rich.console import Console
+        from rich.progress import track
+
+        result = torch.zeros(len(texts), self.model.hidden_size, device=self.device)
+        if not texts:
+            return result
+        tokenizer, training = self.need_tokenizer(), self.training
+        encodings = tokenizer.encodings(texts)
+        batches = list(like_lengths([len(encoding.ids) for encoding in encodings], batch_size))
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for places in track(batches, "Batches", console=Console(stderr=True), disable=not shown):
+                    batch = tokenizer.batch([encodings[place] for place in places])
+                    made = self(**{name: tensor.to(self.device) for name, tensor in batch.items()}).embedding
+                    result[torch.tensor(places, device=self.device)] = made.float()
+        finally:
+            self.train(training)
+        return result
+
+    def get_embedding_dimension(self) -> int:
+        """The size of a vector, by the name that other libraries ask for."""
+        return self.model.hidden_size
+
+    get_sentence_embedding_dimension = get_embedding_dimension  # what sentence-transformers called it before 6.0
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """The cosines of each vector of the one with each of the other, (first, second)."""
+        return _unit(embeddings1) @ _unit(embeddings2).T
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """The cosine of each vector with the one at the same place, (texts,)."""
+        return (_unit(embeddings1) * _unit(embeddings2)).sum(-1)
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb asks of a model before it takes it."""
+        try:
+            from mteb.models.model_meta import ModelMeta
+        except ImportError as error:
+            raise AttributeError("mteb_model_meta needs the package mteb, which is not installed") from error
+        report = getattr(self, "load_report", None)
+        name = Path(report.source).name if report else "unnamed"
+        known = {"name": f"zoo/{name}", "embed_dim": self.model.hidden_size, "n_parameters": self.num_parameters()}
+        return ModelMeta.create_empty(overwrites={**known, "framework": ["PyTorch"], "similarity_fn_name": "cosine"})
+
+
+MTEB_WORDS = frozenset({"task_metadata", "hf_split", "hf_subset", "prompt_type", "task_name"})
+
+
+def texts_of(sentences: Iterable[Any]) -> Iterable[str]:
+    """Texts as they come, or out of batches that hold them as "text"."""
+    for item in sentences:
+        if isinstance(item, Mapping) and "text" in item:
+            yield from item["text"]
+        else:
+            yield item
+
+
+def _unit(vectors: Any) -> Tensor:
+    vectors = torch.as_tensor(vectors).float()
+    return F.normalize(vectors if vectors.dim() == 2 else vectors[None], dim=1)
