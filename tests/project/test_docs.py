@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,32 @@ def test_the_commands_of_the_readme_are_real():
             [sys.executable, "-m", "zoo", command, "--help"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, command
+
+
+def test_every_command_of_the_page_on_prediction_runs(tmp_path, monkeypatch, capsys):
+    from zoo.cli.app import main
+
+    text = (ROOT / "docs" / "prediction.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(SNIPPET.findall(text)[0], {"__name__": "snippet"})
+    (tmp_path / "texts.txt").write_text("a dog\na cat\n", encoding="utf-8")
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\na dog\ta cat\n", encoding="utf-8")
+    (tmp_path / "words.jsonl").write_text('{"words": ["a", "dog"]}\n', encoding="utf-8")
+    (tmp_path / "questions.jsonl").write_text('{"question": "where ?", "context": "on the mat"}\n', encoding="utf-8")
+    commands = re.findall(r"^zoo (.*)$", text, re.MULTILINE)
+    assert len(commands) == 12
+    for command in commands:
+        line, _, stdin = command.partition(" < ")
+        if stdin:
+            monkeypatch.setattr(sys, "stdin", (tmp_path / stdin).open(encoding="utf-8"))
+        monkeypatch.setattr(sys, "argv", ["zoo", *shlex.split(line)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        assert (stopped.value.code or 0, err) == (0, ""), command
+        assert out
+    written = {path.name for path in tmp_path.glob("*.*")}
+    assert written >= {"vectors.npy", "vectors.jsonl", "labelled.csv", "labelled.jsonl", "tagged.jsonl", "answers.csv"}
 
 
 def test_every_name_of_zoo_in_pages_and_docstrings_is_there():

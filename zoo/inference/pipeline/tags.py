@@ -55,7 +55,9 @@ class TokenClassificationPipeline(Pipeline):
 
     @classmethod
     def row_of(cls, values: Mapping[str, Any]) -> Any:
-        return tuple(values["words"]) if "words" in values else values["text"]
+        if (words := values.get("words")) is None:
+            return values["text"]
+        return tuple(words.split() if isinstance(words, str) else words)
 
     def pieces(self, rows: Sequence[Any]) -> list[list[tokenizers.Encoding]]:
         return [
