@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy
 
 from zoo.errors import InputError, missing_extra
-from zoo.formats.disk import UNFINISHED, sync, write_atomically
+from zoo.formats.disk import UNFINISHED, sync
 
 try:
     import fcntl
@@ -300,8 +300,18 @@ class ResultFile:
             os.fsync(self.file.fileno())
             size = os.fstat(self.file.fileno()).st_size
             said = {"rows": self.rows, "bytes": size, "digest": digest, "state": self.writing.state, "run": self.run}
-            write_atomically(self.record, json.dumps(said))
+            self._record(json.dumps(said))
         self.committed, self.digest = self.rows, digest
+
+    def _record(self, said: str) -> None:
+        """Replace the record by one rename, by way of a name that the next one takes again."""
+        fresh = self.record.with_name(self.record.name + UNFINISHED)
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(said)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, self.record)
+        sync(self.out.parent)
 
     def finish(self) -> None:
         """The part becomes the file."""

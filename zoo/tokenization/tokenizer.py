@@ -229,6 +229,7 @@ class Tokenizer:
 
     def batch(self, encodings: Sequence[tokenizers.Encoding], width: int | None = None) -> dict[str, Tensor]:
         """Tensors of (batch, length) of `encodings`, padded to the longest of them, or to ``width``."""
+        import numpy
         import torch
 
         lengths = [len(encoding.ids) for encoding in encodings]
@@ -237,16 +238,14 @@ class Tokenizer:
         if pad is None and min(lengths) != width:
             raise InputError("this tokenizer has no padding token; encode one text at a time, or texts of equal length")
 
-        batch = {
-            "input_ids": torch.full((len(encodings), width), pad or 0, dtype=torch.int64),
-            "attention_mask": torch.zeros((len(encodings), width), dtype=torch.int64),
-            "token_type_ids": torch.zeros((len(encodings), width), dtype=torch.int64),
-        }
-        for row, encoding in enumerate(encodings):
-            batch["input_ids"][row, : lengths[row]] = torch.tensor(encoding.ids, dtype=torch.int64)
-            batch["attention_mask"][row, : lengths[row]] = 1
-            batch["token_type_ids"][row, : lengths[row]] = torch.tensor(encoding.type_ids, dtype=torch.int64)
-        return {name: batch[name] for name in self.inputs}
+        ids = numpy.full((len(encodings), width), pad or 0, dtype=numpy.int64)
+        segments = numpy.zeros((len(encodings), width), dtype=numpy.int64)
+        for row, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
+            ids[row, :length] = encoding.ids
+            segments[row, :length] = encoding.type_ids
+        real = (numpy.arange(width) < numpy.array(lengths)[:, None]).astype(numpy.int64)
+        batch = {"input_ids": ids, "attention_mask": real, "token_type_ids": segments}
+        return {name: torch.from_numpy(batch[name]) for name in self.inputs}
 
     def _prepare(self, text: str, language: str | None) -> str:
         if not isinstance(text, str):
