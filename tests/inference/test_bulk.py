@@ -13,7 +13,7 @@ from zoo.data.tables import read_rows
 from zoo.errors import InputError, MissingExtraError
 from zoo.inference import bulk
 from zoo.inference.bulk import joined, write_results
-from zoo.inference.results import ResultFile, kept_rows
+from zoo.inference.results import ResultFile, json_of, kept_rows
 
 ARROW = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 FORMATS = ["jsonl", "csv", "tsv", "npy", pytest.param("parquet", marks=ARROW)]
@@ -196,3 +196,18 @@ def test_parquet_keeps_numbers_and_says_nested_results_in_json(tmp_path):
             lambda rows: ({"x": [1, "a"][n]} for n in rows),
             run={},
         )
+
+
+def test_json_lines_hold_what_no_file_could():
+    assert json_of({"a": numpy.float32(0.5), "b": numpy.array([1, 2])}) == '{"a": 0.5, "b": [1, 2]}'
+    assert json_of([float("nan"), {"x": float("-inf")}, 1.5]) == '[null, {"x": null}, 1.5]'
+    assert json_of(["\ud800", "é"]) == '["\\ud800", "\\u00e9"]'
+    assert json_of("é") == '"é"'
+
+
+def test_half_a_surrogate_pair_goes_through_jsonl_alone(tmp_path):
+    rows = [{"n": 0, "text": "\ud800"}]
+    write_results(tmp_path / "out.jsonl", rows, lambda row: 0, lambda rows: ({"x": 1} for _ in rows), run={})
+    assert list(read_rows(tmp_path / "out.jsonl")) == [{**rows[0], "x": 1}]
+    with pytest.raises(InputError, match="half of a surrogate pair; write jsonl"):
+        write_results(tmp_path / "out.csv", rows, lambda row: 0, lambda rows: ({"x": 1} for _ in rows), run={})

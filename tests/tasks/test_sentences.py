@@ -113,7 +113,8 @@ def test_the_tokenizer_is_found_where_the_weights_were(folder, monkeypatch, tmp_
 
 
 def test_windows_begin_small_and_batches_hold_like_lengths():
-    assert [len(window) for window in windows(range(100), 3, most=4)] == [3, 6, 12, 12, 12, 12, 12, 12, 12, 7]
-    assert [row for window in windows(range(100), 3, most=4) for row in window] == list(range(100))
+    assert [len(window) for window in windows(range(100), 3, most=12)] == [3, 6, 12, 12, 12, 12, 12, 12, 12, 7]
+    assert [row for window in windows(range(100), 3, most=12) for row in window] == list(range(100))
     assert list(like_lengths([3, 9, 1, 9, 5], 2)) == [[1, 3], [4, 0], [2]]
     assert list(windows([], 3)) == []
+    assert [len(window) for window in windows(range(100), 40, most=12)] == [40, 40, 20]

@@ -221,10 +221,14 @@ def target(out: Path | None, vectors: bool = False) -> None:
         check_target(out, vectors)
 
 
+MODEL_FILES = (".safetensors", ".bin", ".pt", ".h5", ".npz", ".onnx", ".model", ".json", ".txt")
+
+
 def stamp(source: str) -> list[Any]:
     """What tells a model that lies in a folder or file from another at the same place: names, sizes
     and times of its files.
     """
     path = Path(source)
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    return [[file.name, (state := file.stat()).st_size, state.st_mtime_ns] for file in files if file.is_file()]
+    own = [file for file in files if file.is_file() and file.name.endswith(MODEL_FILES) and ".part" not in file.name]
+    return [[file.name, (state := file.stat()).st_size, state.st_mtime_ns] for file in own]

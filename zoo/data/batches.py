@@ -10,18 +10,20 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-WINDOW = 64
-"""The most batches that are sorted together: enough that the rows of a batch differ by a token or two."""
+ROWS = 2048
+"""The most rows that are sorted together, where a batch is no larger: enough that those of a batch
+differ by a token or two, and little to hold.
+"""
 
 
-def windows(rows: Iterable[Item], batch_size: int, most: int = WINDOW) -> Iterator[list[Item]]:
-    """The rows in their order, cut into lists: first one batch, so that somebody who waits sees
-    something soon, then each twice as long as the last, up to ``most`` batches.
+def windows(rows: Iterable[Item], batch_size: int, most: int = ROWS) -> Iterator[list[Item]]:
+    """The rows in their order, cut into lists of whole batches: first one batch, so that somebody who
+    waits sees something soon, then each twice as long as the last, up to ``most`` rows.
     """
     remaining, count = iter(rows), 1
     while window := list(islice(remaining, count * batch_size)):
         yield window
-        count = min(2 * count, most)
+        count = min(2 * count, max(1, most // batch_size))
 
 
 def like_lengths(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

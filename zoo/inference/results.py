@@ -12,7 +12,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ except ImportError:  # no such locks on this system
     fcntl = None  # type: ignore[assignment]
 
 Row = Mapping[str, Any]
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Writing:
@@ -202,8 +205,26 @@ def check_target(out: Path, vectors: bool = True) -> str:
 
 
 def json_of(value: Any) -> str:
-    """A value on one line of JSON; arrays as lists, what JSON can't say as text."""
-    return json.dumps(value, ensure_ascii=False, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x))
+    """A value on one line of JSON: arrays as lists, NaN and infinity as null, what JSON can't say as
+    text, and halves of surrogate pairs, which no file can hold, as escapes.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:  # NaN or infinity
+        text = json.dumps(_finite(json.loads(json.dumps(value, default=_plain))), ensure_ascii=False)
+    return text if text.isascii() or not SURROGATES.search(text) else json.dumps(json.loads(text))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_columns(row: Row, columns: Sequence[str]) -> None:
@@ -331,3 +352,7 @@ class ResultFile:
             yield
         except OSError as error:
             raise InputError(f"{self.out} can't be written: {error.strerror or error}") from error
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{self.out} can't be written: a text holds half of a surrogate pair; write jsonl"
+            ) from error

@@ -4,7 +4,8 @@ encodes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.data.batches import like_lengths
+from zoo.data.batches import like_lengths, windows
 from zoo.errors import ConfigError, InputError
 from zoo.layers.pooler import pool
 from zoo.models.base.model import Model
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel
+from zoo.tokenization import Tokenizer
 
 
 class SentenceEmbedding(TaskModel):
@@ -74,6 +76,8 @@ class SentenceEmbedding(TaskModel):
             raise InputError(f"batch_size must be at least 1, got {batch_size!r}")
         alone = isinstance(sentences, str)
         texts: list[str] = [sentences] if isinstance(sentences, str) else list(texts_of(sentences))
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise InputError(f"encode takes texts (str), got {wrong[0]!r:.80}")
         vectors = self._vectors([(prompt or "") + text for text in texts], batch_size, bool(show_progress_bar))
         vectors = F.normalize(vectors, dim=1) if normalize_embeddings else vectors
         found: Any = vectors
@@ -90,18 +94,34 @@ class SentenceEmbedding(TaskModel):
         if not texts:
             return result
         tokenizer, training = self.need_tokenizer(), self.training
-        encodings = tokenizer.encodings(texts)
-        batches = list(like_lengths([len(encoding.ids) for encoding in encodings], batch_size))
         self.eval()
         try:
             with torch.inference_mode():
-                for places in track(batches, "Batches", console=Console(stderr=True), disable=not shown):
-                    batch = tokenizer.batch([encodings[place] for place in places])
+                shown_batches = track(
+                    self._batches(tokenizer, texts, batch_size),
+                    "Batches",
+                    total=math.ceil(len(texts) / batch_size),
+                    console=Console(stderr=True),
+                    disable=not shown,
+                )
+                for places, batch in shown_batches:
                     made = self(**{name: tensor.to(self.device) for name, tensor in batch.items()}).embedding
                     result[torch.tensor(places, device=self.device)] = made.float()
         finally:
             self.train(training)
         return result
+
+    def _batches(
+        self, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """The texts' places and tensors, longest first: sorted by characters, then in each window, which is
+        all that is tokenized at once, by tokens.
+        """
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        for window in windows(order, batch_size):
+            encodings = tokenizer.encodings([texts[place] for place in window])
+            for chosen in like_lengths([len(encoding.ids) for encoding in encodings], batch_size):
+                yield [window[one] for one in chosen], tokenizer.batch([encodings[one] for one in chosen])
 
     def get_embedding_dimension(self) -> int:
         """The size of a vector, by the name that other libraries ask for."""
