@@ -212,6 +212,15 @@ def test_a_stopped_command_says_what_it_kept_and_goes_on(command, monkeypatch, t
     assert numpy.load("v.npy").shape == (40, 8)
 
 
+def test_an_engine_has_a_name_and_only_ray_an_address(command, tmp_path):
+    assert command("embed", "dog", "--engine", "rya")[0] == 2
+    code, _, err = command("embed", "dog", "--address", "host:6379")
+    assert (code, "--address is for --engine ray" in err) == (1, True)
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    code, _, err = command("embed", "d/e")
+    assert (code, "d/e is a folder" in err) == (1, True)
+
+
 def test_what_cant_be_written_is_said_before_anything_is_loaded(command, monkeypatch):
     monkeypatch.setattr("zoo.api.pipeline.load", lambda *_, **__: pytest.fail("it was loaded"))
     for arguments, words in (

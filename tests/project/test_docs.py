@@ -101,7 +101,8 @@ def test_every_command_of_the_page_on_prediction_runs(tmp_path, monkeypatch, cap
     (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\na dog\ta cat\n", encoding="utf-8")
     (tmp_path / "words.jsonl").write_text('{"words": ["a", "dog"]}\n', encoding="utf-8")
     (tmp_path / "questions.jsonl").write_text('{"question": "where ?", "context": "on the mat"}\n', encoding="utf-8")
-    commands = re.findall(r"^zoo (.*)$", text, re.MULTILINE)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^zoo (.*)$", "".join(blocks), re.MULTILINE)
     assert len(commands) == 12
     for command in commands:
         line, _, stdin = command.partition(" < ")

@@ -11,8 +11,23 @@ from typing import Annotated, Any
 
 import typer
 
-import zoo
-from zoo.cli.rows import BatchSize, Column, Dtype, Job, ModelName, Out, Reader, Source, Texts, counted, stamp, target
+from zoo.cli.rows import (
+    Address,
+    BatchSize,
+    Column,
+    Dtype,
+    Engine,
+    Job,
+    Making,
+    ModelName,
+    Out,
+    Reader,
+    Source,
+    Texts,
+    counted,
+    stamp,
+    target,
+)
 from zoo.cli.shared import Json, print_json, print_table
 from zoo.errors import InputError
 
@@ -30,15 +45,18 @@ def classify(
     scores: Annotated[bool, typer.Option("--scores", help="Keep the score of every label.")] = False,
     batch_size: BatchSize = 32,
     dtype: Dtype = "float32",
+    engine: Engine = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Label texts, or pairs of texts."""
     target(out)
     source = Source.of(texts)
-    pipeline = zoo.pipeline("sequence-classification", model, dtype=dtype, batch_size=batch_size)
+    making = Making("sequence-classification", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
+    pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column, "pair": pair_column})
     shape = _kept(lambda result: result if scores or result.keys() == {"scores"} else _without(result, "scores"))
-    job = Job(source, reader, _run(pipeline, model, dtype, reader, scores=scores), shape)
+    job = Job(source, reader, making, _run(making, reader, scores=scores), shape)
     _deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
 
 
@@ -50,16 +68,19 @@ def tag(
     words_column: Annotated[str | None, typer.Option(help="The column that holds lists of words.")] = None,
     batch_size: BatchSize = 32,
     dtype: Dtype = "float32",
+    engine: Engine = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Label the words of texts, and name the entities."""
     target(out)
     source = Source.of(texts)
-    pipeline = zoo.pipeline("token-classification", model, dtype=dtype, batch_size=batch_size)
+    making = Making("token-classification", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
+    pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column, "words": words_column})
     if not reader.columns.names:
         raise InputError(f"no column of {', '.join(source.header)} holds texts or words; name one by --column")
-    job = Job(source, reader, _run(pipeline, model, dtype, reader), _kept())
+    job = Job(source, reader, making, _run(making, reader), _kept())
     _deliver(job, out, as_json, _tag_table)
 
 
@@ -72,6 +93,8 @@ def ask(
     question_column: Annotated[str | None, typer.Option(help="The column that holds each text's question.")] = None,
     batch_size: BatchSize = 32,
     dtype: Dtype = "float32",
+    engine: Engine = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Find the words of a text that answer a question."""
@@ -79,10 +102,11 @@ def ask(
     source = Source.of(texts)
     if question is None and source.header == ("text",) and question_column is None:
         raise InputError("what is asked of the texts? Give --question, or a file with a column of questions")
-    pipeline = zoo.pipeline("question-answering", model, dtype=dtype, batch_size=batch_size)
+    making = Making("question-answering", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
+    pipeline = making()
     named = {"context": column, "question": question_column}
     reader = Reader.of(pipeline, source.header, named, question=question)
-    job = Job(source, reader, _run(pipeline, model, dtype, reader, question=question), _kept())
+    job = Job(source, reader, making, _run(making, reader, question=question), _kept())
     _deliver(job, out, as_json, _answer_table)
 
 
@@ -98,16 +122,19 @@ def embed(
     column: Column = None,
     batch_size: BatchSize = 32,
     dtype: Dtype = "float32",
+    engine: Engine = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Turn each text into a vector; a few texts on a terminal are compared."""
     target(out, vectors=True)
     source = Source.of(texts)
-    pipeline = zoo.pipeline("sentence-embedding", model, dtype=dtype, batch_size=batch_size)
+    making = Making("sentence-embedding", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
+    pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column})
     alone = out is not None and out.suffix.lower() == ".npy"
     shape: Shape = (lambda row, result: dict(result)) if alone else _kept()
-    job = Job(source, reader, _run(pipeline, model, dtype, reader), shape)
+    job = Job(source, reader, making, _run(making, reader), shape)
     if source.spoken and as_json and out is None:
         print_json({"model": model, "embeddings": [result["embedding"].tolist() for _, result in job.results()]})
         return
@@ -127,17 +154,20 @@ def fill_mask(
     column: Column = None,
     batch_size: BatchSize = 8,
     dtype: Dtype = "float32",
+    engine: Engine = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Fill the masks of texts."""
     target(out)
     source = Source.of(texts)
-    pipeline: Any = zoo.pipeline("fill-mask", model, dtype=dtype, batch_size=batch_size, top=top)
+    making = Making("fill-mask", model, {"dtype": dtype, "batch_size": batch_size, "top": top}, engine, address)
+    pipeline = making()
     for text in texts if source.spoken else ():
         if pipeline.mask not in text:
             raise InputError(f"{text!r} holds no mask token; write {pipeline.mask} where a word is missing")
     reader = Reader.of(pipeline, source.header, {"text": column})
-    job = Job(source, reader, _run(pipeline, model, dtype, reader, top=top), _kept())
+    job = Job(source, reader, making, _run(making, reader, top=top), _kept())
     if source.spoken and as_json and out is None:
         found = [result["masks"] for _, result in job.results()]
         print_json(found[0] if len(found) == 1 else found)
@@ -145,12 +175,13 @@ def fill_mask(
     _deliver(job, out, as_json, _mask_tables)
 
 
-def _run(pipeline: Any, model: str, dtype: str, reader: Reader, **options: Any) -> dict[str, Any]:
+def _run(making: Making, reader: Reader, **options: Any) -> dict[str, Any]:
+    """What the results depend on besides the rows; neither the size of batches nor the engine."""
     return {
-        "task": pipeline.task,
-        "model": model,
-        "model files": stamp(model),
-        "dtype": dtype,
+        "task": making.task,
+        "model": making.model,
+        "model files": stamp(making.model),
+        "dtype": making.options["dtype"],
         "columns": reader.columns.names,
         **options,
     }

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+import zoo
 from zoo.data.lines import numbered_lines
 from zoo.data.tables import Columns, find_columns, format_of, read_rows
-from zoo.errors import InputError
+from zoo.errors import InputError, unknown
 
 Texts = Annotated[
     list[str],
@@ -35,7 +36,11 @@ Column = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts that the model reads at once.")]
 Dtype = Annotated[str, typer.Option(help="In which the model computes: float32, bfloat16 or int8.")]
 
+Engine = Annotated[str, typer.Option(help="Where the model runs: local, or ray, on a cluster of Ray (extra ray).")]
+Address = Annotated[str | None, typer.Option(help="The Ray cluster's address; without it one is started here.")]
+
 STDIN = "-"
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,11 @@ class Source:
         """What a command's arguments name: texts, files or standard input."""
         files = [text for text in texts if text == STDIN or Path(text).is_file()]
         if not files:
+            words = "if these very words are meant, give them on standard input (-)"
             if lost := [text for text in texts if format_of(text) and not any(c.isspace() for c in text)]:
-                raise InputError(
-                    f"there is no file {lost[0]!r}; if these very words are meant, give them on standard input (-)"
-                )
+                raise InputError(f"there is no file {lost[0]!r}; {words}")
+            if folders := [text for text in texts if "/" in text and Path(text).is_dir()]:
+                raise InputError(f"{folders[0]} is a folder; give files of rows, or texts; {words}")
             return cls(({"text": text} for text in texts), True, len(texts), ("text",))
         if len(files) < len(texts):
             other = next(text for text in texts if text not in files)
@@ -143,6 +149,37 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Making:
+    """How a command's pipeline is made, here or in another process: the options of `zoo.pipeline`, and
+    the engine that it runs on.
+    """
+
+    task: str
+    model: str
+    options: Mapping[str, Any]
+    engine: str = "local"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if self.address is not None and self.engine == "local":
+            raise InputError("--address is for --engine ray")
+
+    def __call__(self) -> Any:
+        """The pipeline."""
+        return zoo.pipeline(self.task, self.model, **self.options)
+
+    def runs(self, pipeline: Any) -> Callable[[Iterator[Any]], Iterator[Mapping[str, Any]]]:
+        """From rows to results: a ``pipeline`` that was made, or its like on Ray."""
+        if self.engine == "local":
+            return pipeline.stream  # type: ignore[no-any-return]
+        from zoo.inference.ray import on_ray
+
+        return on_ray(self, address=self.address)
+
+
+@dataclass(frozen=True)
 class Job:
     """A command's work: rows of a source, through a pipeline, to wherever they go.
 
@@ -152,6 +189,7 @@ class Job:
 
     source: Source
     reader: Reader
+    making: Making
     run: Mapping[str, Any]
     shape: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
@@ -159,7 +197,7 @@ class Job:
         """Each row with its result."""
         from zoo.inference.bulk import results
 
-        return results(self.source.rows, self.reader, self.reader.pipeline.stream)
+        return results(self.source.rows, self.reader, self.making.runs(self.reader.pipeline))
 
     def print_rows(self) -> None:
         """Print rows with their results as lines of JSON, as they are made."""
@@ -201,7 +239,7 @@ class Job:
                 out,
                 self.source.rows,
                 self.reader,
-                self.reader.pipeline.stream,
+                self.making.runs(self.reader.pipeline),
                 run=self.run,
                 shape=self.shape,
                 progress=lambda done: bar.update(shown, completed=done),
