@@ -17,12 +17,12 @@ from zoo.cli.rows import (
     Column,
     Dtype,
     Engine,
-    Job,
     Making,
     ModelName,
     Out,
+    Prediction,
     Reader,
-    Source,
+    RowSource,
     Texts,
     counted,
     stamp,
@@ -51,12 +51,12 @@ def classify(
 ) -> None:
     """Label texts, or pairs of texts."""
     target(out)
-    source = Source.of(texts)
+    source = RowSource.of(texts)
     making = Making("sequence-classification", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
     pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column, "pair": pair_column})
     shape = _kept(lambda result: result if scores or result.keys() == {"scores"} else _without(result, "scores"))
-    job = Job(source, reader, making, _run(making, reader, scores=scores), shape)
+    job = Prediction(source, reader, making, _run(making, reader, scores=scores), shape)
     _deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
 
 
@@ -74,13 +74,13 @@ def tag(
 ) -> None:
     """Label the words of texts, and name the entities."""
     target(out)
-    source = Source.of(texts)
+    source = RowSource.of(texts)
     making = Making("token-classification", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
     pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column, "words": words_column})
     if not reader.columns.names:
         raise InputError(f"no column of {', '.join(source.header)} holds texts or words; name one by --column")
-    job = Job(source, reader, making, _run(making, reader), _kept())
+    job = Prediction(source, reader, making, _run(making, reader), _kept())
     _deliver(job, out, as_json, _tag_table)
 
 
@@ -99,14 +99,14 @@ def ask(
 ) -> None:
     """Find the words of a text that answer a question."""
     target(out)
-    source = Source.of(texts)
+    source = RowSource.of(texts)
     if question is None and source.header == ("text",) and question_column is None:
         raise InputError("what is asked of the texts? Give --question, or a file with a column of questions")
     making = Making("question-answering", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
     pipeline = making()
     named = {"context": column, "question": question_column}
     reader = Reader.of(pipeline, source.header, named, question=question)
-    job = Job(source, reader, making, _run(making, reader, question=question), _kept())
+    job = Prediction(source, reader, making, _run(making, reader, question=question), _kept())
     _deliver(job, out, as_json, _answer_table)
 
 
@@ -128,13 +128,13 @@ def embed(
 ) -> None:
     """Turn each text into a vector; a few texts on a terminal are compared."""
     target(out, vectors=True)
-    source = Source.of(texts)
+    source = RowSource.of(texts)
     making = Making("sentence-embedding", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
     pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column})
     alone = out is not None and out.suffix.lower() == ".npy"
     shape: Shape = (lambda row, result: dict(result)) if alone else _kept()
-    job = Job(source, reader, making, _run(making, reader), shape)
+    job = Prediction(source, reader, making, _run(making, reader), shape)
     if source.spoken and as_json and out is None:
         print_json({"model": model, "embeddings": [result["embedding"].tolist() for _, result in job.results()]})
         return
@@ -160,14 +160,14 @@ def fill_mask(
 ) -> None:
     """Fill the masks of texts."""
     target(out)
-    source = Source.of(texts)
+    source = RowSource.of(texts)
     making = Making("fill-mask", model, {"dtype": dtype, "batch_size": batch_size, "top": top}, engine, address)
     pipeline = making()
     for text in texts if source.spoken else ():
         if pipeline.mask not in text:
             raise InputError(f"{text!r} holds no mask token; write {pipeline.mask} where a word is missing")
     reader = Reader.of(pipeline, source.header, {"text": column})
-    job = Job(source, reader, making, _run(making, reader, top=top), _kept())
+    job = Prediction(source, reader, making, _run(making, reader, top=top), _kept())
     if source.spoken and as_json and out is None:
         found = [result["masks"] for _, result in job.results()]
         print_json(found[0] if len(found) == 1 else found)
@@ -198,7 +198,7 @@ def _without(result: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key != name}
 
 
-def _deliver(job: Job, out: Path | None, as_json: bool, table: Callable[[Sequence[Any]], None]) -> None:
+def _deliver(job: Prediction, out: Path | None, as_json: bool, table: Callable[[Sequence[Any]], None]) -> None:
     """Into the file; else a few texts of the command itself as a table on a terminal, or as one JSON
     document; else a line of JSON for each row, as it is made.
     """

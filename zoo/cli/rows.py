@@ -44,7 +44,7 @@ ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Rows to predict on. ``spoken``: the texts stand in the command itself. ``total``: how many rows
     there are, where that is known.
     """
@@ -55,7 +55,7 @@ class Source:
     header: Sequence[str] = ()
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> Source:
+    def of(cls, texts: Sequence[str]) -> RowSource:
         """What a command's arguments name: texts, files or standard input."""
         files = [text for text in texts if text == STDIN or Path(text).is_file()]
         if not files:
@@ -180,14 +180,14 @@ class Making:
 
 
 @dataclass(frozen=True)
-class Job:
+class Prediction:
     """A command's work: rows of a source, through a pipeline, to wherever they go.
 
     ``run``: what the results depend on besides the rows, for who resumes. ``shape``: what is
     kept of a row and its result.
     """
 
-    source: Source
+    source: RowSource
     reader: Reader
     making: Making
     run: Mapping[str, Any]
