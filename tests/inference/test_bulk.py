@@ -118,6 +118,25 @@ def test_the_part_of_another_run_or_of_other_rows_is_not_gone_on_with(tmp_path):
     assert write(out, Engine()) == 50
 
 
+@pytest.mark.parametrize("said", ["", "[]", '{"rows": 8, "bytes": "many"}', "\ud800".encode("utf-8", "surrogatepass")])
+def test_a_damaged_record_is_named(said, tmp_path):
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        write(out, Engine(stop=20))
+    (tmp_path / "out.jsonl.part.json").write_bytes(said if isinstance(said, bytes) else said.encode())
+    with pytest.raises(InputError, match=r"out\.jsonl\.part\.json is damaged; remove it and out\.jsonl\.part"):
+        write(out, Engine())
+
+
+def test_a_record_without_its_part_is_of_no_account(tmp_path):
+    out = tmp_path / "out.csv"
+    with pytest.raises(KeyboardInterrupt):
+        write(out, Engine(stop=20))
+    (tmp_path / "out.csv.part").unlink()
+    engine = Engine()
+    assert (write(out, engine), engine.done) == (50, 50)
+
+
 def test_two_writers_of_one_file_are_kept_apart(tmp_path):
     out = tmp_path / "out.jsonl"
     with ResultFile(out, {}), pytest.raises(InputError, match="another process is writing"):

@@ -283,11 +283,15 @@ class ResultFile:
         """What the record says of the part; nothing where there is none, or none of this file."""
         try:
             said = json.loads(self.record.read_text(encoding="utf-8"))
-            known = isinstance(said, dict) and os.fstat(self.file.fileno()).st_size >= int(said["bytes"]) > 0
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             return {}
-        if not known:
-            return {}
+        except (OSError, ValueError):
+            said = None
+        kinds = {"rows": int, "bytes": int, "digest": str, "state": dict, "run": dict}
+        if not isinstance(said, dict) or not all(isinstance(said.get(name), kind) for name, kind in kinds.items()):
+            raise InputError(f"{self.record} is damaged; remove it and {self.part.name} to begin anew")
+        if not os.fstat(self.file.fileno()).st_size >= said["bytes"] > 0:
+            return {}  # of a part that is no more
         for name in {*self.run, *said["run"]}:
             if self.run.get(name) != said["run"].get(name):
                 raise InputError(
