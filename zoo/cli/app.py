@@ -10,7 +10,7 @@ from collections.abc import Callable
 import typer
 
 import zoo
-from zoo.cli import bench, cache, checkpoints, distill, export, models, predict, prune, quantize, regions
+from zoo.cli import bench, cache, checkpoints, distill, export, finetune, models, predict, prune, quantize, regions
 from zoo.errors import UnknownNameError, ZooError
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fetch": checkpoints.fetch,
     "embed": predict.embed,
     "fill-mask": predict.fill_mask,
+    "finetune": finetune.finetune,
+    "evaluate": finetune.evaluate,
     "distill": distill.distill,
     "prune": prune.prune,
     "quantize": quantize.quantize,

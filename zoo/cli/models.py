@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, Task, print_json, print_table, tokenizer_of
+from zoo.cli.shared import Json, Task, overrides_of, print_json, print_table, tokenizer_of
 
 
 def list_(
@@ -104,7 +103,7 @@ def create(
         init_from=init_from,
         task=task,
         generator=generator,
-        **_overrides(override),
+        **overrides_of(override),
     )
     result: dict[str, Any] = {
         "name": name,
@@ -123,19 +122,6 @@ def create(
         print(model.load_report)
     if out is not None:
         print(f"saved in {result['saved']}")
-
-
-def _overrides(pairs: list[str] | None) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair!r} is not name=value")
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return values
 
 
 def matrix(as_json: Json = False) -> None:

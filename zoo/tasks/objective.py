@@ -111,7 +111,7 @@ class Objective(TaskModel):
             if labels is not None or not term.labels:
                 losses |= self.loss(term, found, labels, padding, given, encoded)
         total: Any = sum(losses.values()) if losses else None
-        return TaskOutput(total, losses, encoded=encoded, scores=scores, **fields)
+        return TaskOutput(total, losses=losses, encoded=encoded, scores=scores, **fields)
 
     def loss(
         self,

@@ -1,0 +1,136 @@
+"""Rows of a table, read for a task; a model's figures over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.data.tables import Columns, Row, find_columns, read_rows
+from zoo.errors import InputError
+from zoo.models.base.model import bare_model, unwrapped
+from zoo.tasks.base import spec_of_class
+from zoo.training.supervision import Supervision, supervision_of
+
+Table = str | os.PathLike[str] | Iterable[Row]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows as a task reads them, all in memory; `batches` forms them by an order."""
+
+    supervision: Supervision
+    rows: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, order: Sequence[int], size: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+        """Examples and their batch, ``size`` at a time."""
+        for start in range(0, len(order), size):
+            chosen = [self.rows[place] for place in order[start : start + size]]
+            yield chosen, self.supervision.batch(chosen)
+
+    def by_size(self) -> list[int]:
+        """The longest first: what is padded together is of like length."""
+        sizes = [self.supervision.size(row) for row in self.rows]
+        return sorted(range(len(self.rows)), key=lambda place: -sizes[place])
+
+
+def table_of(table: Table, task: str, columns: Mapping[str, str] | None = None) -> tuple[list[Row], Columns]:
+    """The rows of a file (or those given) and where they keep what the task needs."""
+    where = os.fspath(table) if isinstance(table, str | os.PathLike) else "the table"
+    rows: list[Row] = list(read_rows(where)) if isinstance(table, str | os.PathLike) else list(table)
+    if not rows:
+        raise InputError(f"{where} holds no rows")
+    reader = supervision_of(task)
+    return rows, find_columns(rows[0], reader.needed, reader.optional, columns)
+
+
+def task_options(table: Table, task: str, columns: Mapping[str, str] | None = None, **options: Any) -> dict[str, Any]:
+    """What the task's rows say of its options, beside those given: ``labels`` and ``num_labels``, the
+    kind of problem. For ``zoo.create(name, task=task, **task_options("train.tsv", task))``.
+    """
+    rows, found = table_of(table, task, columns)
+    return supervision_of(task).options_of(rows, found, options)
+
+
+def examples_of(
+    table: Table, model: Any, tokenizer: Any, columns: Mapping[str, str] | None = None, max_length: int | None = None
+) -> Examples:
+    """Rows as a task model reads them."""
+    inner: Any = unwrapped(model)
+    task = getattr(inner, "task", "")
+    rows, found = table_of(table, task, columns)
+    if tokenizer is None:
+        raise InputError("rows of text need the model's tokenizer: pass tokenizer=zoo.tokenizer(NAME or FOLDER)")
+    spec = spec_of_class(task, type(bare_model(inner)))
+    supervision = supervision_of(task)(tokenizer, found, {**spec.options, **inner.options}, max_length)
+    examples: list[Any] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            examples.extend(supervision.examples(row))
+        except InputError as error:
+            raise InputError(f"row {number}: {error}") from error
+    return Examples(supervision, examples)
+
+
+def evaluate(
+    model: Any,
+    table: Table | Examples,
+    *,
+    tokenizer: Any = None,
+    columns: Mapping[str, str] | None = None,
+    batch_size: int = 64,
+    max_length: int | None = None,
+    precision: str = "float32",
+) -> dict[str, float]:
+    """The task's figures over rows: a file (csv, tsv, jsonl, parquet, txt) or dicts.
+
+    ``columns``: {"text": "sentence"} where a column isn't called as public tables call it. What is
+    drawn at random (masks) is the same each time. -> metrics by name, ``loss`` among them: the mean
+    over batches.
+    """
+    examples = table if isinstance(table, Examples) else examples_of(table, model, tokenizer, columns, max_length)
+    was, device = model.training, next(model.parameters()).device
+    model.eval()
+    results: list[Any] = []
+    losses: list[tuple[float, int]] = []
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]), autocast(device, precision):
+            torch.manual_seed(0)
+            for chosen, batch in examples.batches(examples.by_size(), batch_size):
+                batch = moved(batch, device)
+                loss, output = examples.supervision.run(model, batch)
+                losses.append((float(loss), len(chosen)))
+                results.extend(examples.supervision.results(output, batch, chosen))
+    finally:
+        model.train(was)
+    mean = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+    return {"loss": mean} | examples.supervision.figures(results)
+
+
+def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch's tensors on the model's device."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """bfloat16 where it is asked for."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` batches; the last may be shorter."""
+    source = iter(batches)
+    while group := list(islice(source, size)):
+        yield group
