@@ -13,6 +13,7 @@ import typer
 import zoo
 from zoo.cli.shared import Json, overrides_of, print_json, print_table
 from zoo.errors import ConfigError, InputError
+from zoo.registry.techniques import TECHNIQUES
 
 Table = Annotated[Path, typer.Option(help="Rows to learn from: csv, tsv, jsonl, parquet or txt.")]
 Column = Annotated[
@@ -31,6 +32,9 @@ def finetune(
     technique: Annotated[
         list[str] | None, typer.Option(help="A technique to train with: lora:rank=8. Repeatable, in order.")
     ] = None,
+    train_base: Annotated[
+        bool, typer.Option("--train-base", help="Train the model too where a technique is trained alone, as LoRA is.")
+    ] = False,
     override: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="A config field or task option, name=value. Repeatable.")
     ] = None,
@@ -59,6 +63,7 @@ def finetune(
     """Fine-tune a model on rows of a table, and keep the best one."""
     import torch
 
+    from zoo.techniques.base import freeze_all_but
     from zoo.techniques.spelled import technique_of
     from zoo.training import fit, task_options
     from zoo.training.loop import FOLDER
@@ -71,6 +76,8 @@ def finetune(
     torch.manual_seed(seed)  # of a head that the source lacks
     model = _model(source, wanted, random, generator, options)
     zoo.apply(model, *chosen, generator=generator)
+    if not train_base and any(TECHNIQUES[type(each).__name__].alone for each in chosen):
+        freeze_all_but(model)
     encoder = zoo.tokenizer(tokenizer or source)
     settings: dict[str, Any] = {
         "epochs": epochs,

@@ -11,15 +11,17 @@ _WHERE = {
     "Settings": "zoo.training.settings",
     "evaluate": "zoo.training.evaluation",
     "fit": "zoo.training.loop",
+    "for_trainer": "zoo.training.trainer",
     "task_options": "zoo.training.evaluation",
 }
-__all__ = ["Settings", "evaluate", "fit", "task_options"]
+__all__ = ["Settings", "evaluate", "fit", "for_trainer", "task_options"]
 
 if TYPE_CHECKING:
     from zoo.training.evaluation import evaluate as evaluate
     from zoo.training.evaluation import task_options as task_options
     from zoo.training.loop import fit as fit
     from zoo.training.settings import Settings as Settings
+    from zoo.training.trainer import for_trainer as for_trainer
 
 
 def __getattr__(name: str) -> Any:
