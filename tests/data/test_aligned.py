@@ -1,5 +1,7 @@
 """Words and passages as tokens: every token leads back to where it came from."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +55,7 @@ def test_windows_cover_the_passage_and_lead_back_to_its_characters(tokenizer, as
                 seen[offset] = token
     assert seen == dict(zip(whole.offsets, whole.ids, strict=True))
     beside = [[o for o in w.offsets if o is not None] for w in windows]
-    for before, after in zip(beside, beside[1:], strict=False):
+    for before, after in pairwise(beside):
         room = max(map(len, beside))
         assert len(set(before) & set(after)) == min(stride, room - 1)
 

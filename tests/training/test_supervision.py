@@ -10,7 +10,11 @@ import random
 import pytest
 import torch
 
-from tests.training.test_loop import SIZES, model_for, tokenizer  # noqa: F401
+import zoo
+from tests.strategies import randomised, small_config
+from tests.training.test_loop import model_for, tokenizer  # noqa: F401
+from zoo.data.regions.files import save_regions
+from zoo.data.regions.regions import Regions
 from zoo.data.tables import find_columns
 from zoo.errors import InputError, TaskError
 from zoo.registry.tasks import TASKS
@@ -197,3 +201,58 @@ def test_kinds_of_classification_have_their_own_figures(labels, expected, tokeni
     assert set(before) == expected
     fit(model, rows, tokenizer=tokenizer, steps=20, batch_size=12, lr=1e-2)
     assert evaluate(model, rows, tokenizer=tokenizer)["loss"] < before["loss"]
+
+
+def pictures(count: int = 12, width: int = 6):
+    """Regions whose first feature says which half of the pictures they are of."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for number in range(count):
+        regions = 2 + number % 3
+        features = torch.rand(regions, width, generator=generator)
+        features[:, 0] = 4.0 * (number % 2)
+        boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0]] * regions)
+        found[f"p{number}"] = Regions(features, boxes, (10.0, 10.0))
+    return found
+
+
+SEEN = {
+    "visual-question-answering": {"answer": lambda n: ["yes"] * 9 + ["no"] if n % 2 else ["no"] * 10},
+    "visual-entailment": {"label": lambda n: ("entailment", "contradiction")[n % 2]},
+    "visual-reasoning": {"label": lambda n: n % 2, "image2": lambda n: f"p{n}"},
+    "sequence-classification": {"label": lambda n: ("a", "b")[n % 2]},
+}
+
+
+@pytest.mark.parametrize("task", SEEN)
+@pytest.mark.parametrize("name", ["visualbert-base", "vilbert-base"])
+def test_pictures_are_learned_with_their_regions(name, task, tokenizer):  # noqa: F811
+    rows = [
+        {"question": "w1 w2", "image_id": f"p{n}"} | {column: value(n) for column, value in SEEN[task].items()}
+        for n in range(12)
+    ]
+    options = task_options(rows, task, pictured=True)
+    if task == "visual-reasoning":
+        options["pairs"] = True
+    family = name.partition("-")[0]
+    config = small_config(family, vocab_size=45, visual_size=6, max_positions=24)
+    model = randomised(zoo.create(name, task=task, **config.to_dict(), **options), scale=0.3)
+    given = {"tokenizer": tokenizer, "regions": pictures()}
+    before = evaluate(model, rows, **given)
+    fit(model, rows, steps=25, batch_size=12, lr=1e-2, **given)
+    after = evaluate(model, rows, **given)
+    assert after["loss"] < 0.9 * before["loss"], (before, after)
+    assert after["accuracy"] > 0.75, (before, after)
+    with pytest.raises(InputError, match="pass regions="):
+        evaluate(model, rows, tokenizer=tokenizer)
+    with pytest.raises(InputError, match="'p11' among them"):
+        evaluate(model, rows, tokenizer=tokenizer, regions={n: r for n, r in pictures().items() if n != "p11"})
+
+
+def test_regions_are_read_from_a_dump(tokenizer, tmp_path):  # noqa: F811
+    save_regions(tmp_path / "regions.safetensors", pictures())
+    rows = [{"text": "w1", "image": f"p{n}", "label": n % 2} for n in range(4)]
+    config = small_config("visualbert", vocab_size=45, visual_size=6, max_positions=24)
+    options = task_options(rows, "sequence-classification", pictured=True)
+    model = zoo.create("visualbert-base", task="sequence-classification", **config.to_dict(), **options)
+    figures = evaluate(model, rows, tokenizer=tokenizer, regions=tmp_path / "regions.safetensors")
+    assert figures == pytest.approx(evaluate(model, rows, tokenizer=tokenizer, regions=pictures()))

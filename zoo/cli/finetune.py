@@ -16,6 +16,9 @@ from zoo.errors import ConfigError, InputError
 from zoo.registry.techniques import TECHNIQUES
 
 Table = Annotated[Path, typer.Option(help="Rows to learn from: csv, tsv, jsonl, parquet or txt.")]
+RegionDump = Annotated[
+    Path | None, typer.Option(help="A dump of regions, which the rows' pictures stand in: TSV, LMDB, HDF5, npz, ...")
+]
 Column = Annotated[
     list[str] | None, typer.Option("--column", help="Which column holds what: text=sentence. Repeatable.")
 ]
@@ -29,6 +32,7 @@ def finetune(
     task: Annotated[str | None, typer.Option(help="What to learn; a folder may say it.")] = None,
     held_out: Annotated[Path | None, typer.Option("--eval", help="Rows to choose the best model by.")] = None,
     column: Column = None,
+    regions: RegionDump = None,
     technique: Annotated[
         list[str] | None, typer.Option(help="A technique to train with: lora:rank=8. Repeatable, in order.")
     ] = None,
@@ -71,7 +75,7 @@ def finetune(
     chosen = [technique_of(spelled) for spelled in technique or ()]
     columns, options = _pairs(column, "--column"), overrides_of(override)
     wanted = task or _task_of(source)
-    options = {**options, **task_options(train, wanted, columns, **_labels(options))}
+    options = {**options, **task_options(train, wanted, columns, pictured=regions is not None, **_labels(options))}
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # of a head that the source lacks
     model = _model(source, wanted, random, generator, options)
@@ -104,7 +108,8 @@ def finetune(
         events.append(writer(out / FOLDER / "tensorboard"))
 
     def told(row: Mapping[str, Any]) -> None:
-        for event in (bar, *events):
+        bar(row)
+        for event in events:
             event(row)
 
     with _Bar(quiet=as_json) as bar:
@@ -114,6 +119,7 @@ def finetune(
             held_out,
             tokenizer=encoder,
             columns=columns,
+            regions=regions,
             out=out,
             resume=resume,
             on_event=told,
@@ -151,6 +157,7 @@ def evaluate(
     rows: Annotated[Path, typer.Argument(help="csv, tsv, jsonl, parquet or txt.")],
     task: Annotated[str | None, typer.Option(help="Where the folder doesn't say.")] = None,
     column: Column = None,
+    regions: RegionDump = None,
     tokenizer: Annotated[str | None, typer.Option(help="A name or folder, where the source has none.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 arithmetic.")] = False,
@@ -166,6 +173,7 @@ def evaluate(
         rows,
         tokenizer=zoo.tokenizer(tokenizer or source),
         columns=_pairs(column, "--column"),
+        regions=regions,
         batch_size=batch_size,
         max_length=max_length,
         precision="bfloat16" if bf16 else "float32",

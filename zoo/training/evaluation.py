@@ -14,9 +14,10 @@ from torch import Tensor
 
 from zoo.data.tables import Columns, Row, find_columns, read_rows
 from zoo.errors import InputError
-from zoo.models.base.model import bare_model, unwrapped
+from zoo.models.base.model import VisionLanguageModel, bare_model, unwrapped
 from zoo.tasks.base import spec_of_class
 from zoo.training.supervision import Supervision, supervision_of
+from zoo.training.supervision.pictures import Pictured
 
 Table = str | os.PathLike[str] | Iterable[Row]
 
@@ -43,42 +44,59 @@ class Examples:
         return sorted(range(len(self.rows)), key=lambda place: -sizes[place])
 
 
-def table_of(table: Table, task: str, columns: Mapping[str, str] | None = None) -> tuple[list[Row], Columns]:
-    """The rows of a file (or those given) and where they keep what the task needs."""
-    where = os.fspath(table) if isinstance(table, str | os.PathLike) else "the table"
-    rows: list[Row] = list(read_rows(where)) if isinstance(table, str | os.PathLike) else list(table)
-    if not rows:
-        raise InputError(f"{where} holds no rows")
-    reader = supervision_of(task)
-    return rows, find_columns(rows[0], reader.needed, reader.optional, columns)
+@dataclass(frozen=True)
+class TableReader:
+    """How rows are read. ``columns``: {"text": "sentence"} where a column isn't called as public tables
+    call it. ``max_length``: tokens. ``regions``: the dump that the rows' pictures stand in, or a
+    mapping from their names to Regions.
+    """
+
+    tokenizer: Any = None
+    columns: Mapping[str, str] | None = None
+    max_length: int | None = None
+    regions: Any = None
+
+    def rows(self, table: Table, task: str, pictured: bool) -> tuple[list[Row], Columns]:
+        """The rows of a file (or those given) and where they keep what the task needs."""
+        where = os.fspath(table) if isinstance(table, str | os.PathLike) else "the table"
+        rows: list[Row] = list(read_rows(where)) if isinstance(table, str | os.PathLike) else list(table)
+        if not rows:
+            raise InputError(f"{where} holds no rows")
+        supervision = supervision_of(task, pictured)
+        return rows, find_columns(rows[0], supervision.needed, supervision.optional, self.columns)
+
+    def examples(self, table: Table, model: Any) -> Examples:
+        """Rows as a task model reads them."""
+        inner: Any = unwrapped(model)
+        bare = bare_model(inner)
+        task, pictured = getattr(inner, "task", ""), isinstance(bare, VisionLanguageModel)
+        rows, found = self.rows(table, task, pictured)
+        if self.tokenizer is None:
+            raise InputError("rows of text need the model's tokenizer: pass tokenizer=zoo.tokenizer(NAME or FOLDER)")
+        options = {**spec_of_class(task, type(bare)).options, **inner.options}
+        supervision = supervision_of(task, pictured)(self.tokenizer, found, options, self.max_length)
+        if isinstance(supervision, Pictured):
+            if self.regions is None:
+                raise InputError("rows about pictures need their regions: pass regions=, a dump such as features.h5")
+            supervision.look(self.regions, bare.config, rows)
+        examples: list[Any] = []
+        for number, row in enumerate(rows, 1):
+            try:
+                examples.extend(supervision.examples(row))
+            except InputError as error:
+                raise InputError(f"row {number}: {error}") from error
+        return Examples(supervision, examples)
 
 
-def task_options(table: Table, task: str, columns: Mapping[str, str] | None = None, **options: Any) -> dict[str, Any]:
+def task_options(
+    table: Table, task: str, columns: Mapping[str, str] | None = None, *, pictured: bool = False, **options: Any
+) -> dict[str, Any]:
     """What the task's rows say of its options, beside those given: ``labels`` and ``num_labels``, the
     kind of problem. For ``zoo.create(name, task=task, **task_options("train.tsv", task))``.
+    ``pictured``: the rows are about pictures.
     """
-    rows, found = table_of(table, task, columns)
-    return supervision_of(task).options_of(rows, found, options)
-
-
-def examples_of(
-    table: Table, model: Any, tokenizer: Any, columns: Mapping[str, str] | None = None, max_length: int | None = None
-) -> Examples:
-    """Rows as a task model reads them."""
-    inner: Any = unwrapped(model)
-    task = getattr(inner, "task", "")
-    rows, found = table_of(table, task, columns)
-    if tokenizer is None:
-        raise InputError("rows of text need the model's tokenizer: pass tokenizer=zoo.tokenizer(NAME or FOLDER)")
-    spec = spec_of_class(task, type(bare_model(inner)))
-    supervision = supervision_of(task)(tokenizer, found, {**spec.options, **inner.options}, max_length)
-    examples: list[Any] = []
-    for number, row in enumerate(rows, 1):
-        try:
-            examples.extend(supervision.examples(row))
-        except InputError as error:
-            raise InputError(f"row {number}: {error}") from error
-    return Examples(supervision, examples)
+    rows, found = TableReader(columns=columns).rows(table, task, pictured)
+    return supervision_of(task, pictured).options_of(rows, found, options)
 
 
 def evaluate(
@@ -87,17 +105,18 @@ def evaluate(
     *,
     tokenizer: Any = None,
     columns: Mapping[str, str] | None = None,
+    regions: Any = None,
     batch_size: int = 64,
     max_length: int | None = None,
     precision: str = "float32",
 ) -> dict[str, float]:
     """The task's figures over rows: a file (csv, tsv, jsonl, parquet, txt) or dicts.
 
-    ``columns``: {"text": "sentence"} where a column isn't called as public tables call it. What is
-    drawn at random (masks) is the same each time. -> metrics by name, ``loss`` among them: the mean
-    over batches.
+    columns, regions, max_length: see `TableReader`. What is drawn at random (masks) is the same each
+    time. -> metrics by name, ``loss`` among them: the mean over batches.
     """
-    examples = table if isinstance(table, Examples) else examples_of(table, model, tokenizer, columns, max_length)
+    reader = TableReader(tokenizer, columns, max_length, regions)
+    examples = table if isinstance(table, Examples) else reader.examples(table, model)
     was, device = model.training, next(model.parameters()).device
     model.eval()
     results: list[Any] = []

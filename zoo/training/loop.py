@@ -30,7 +30,7 @@ from zoo.checkpoints.load import load
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.formats.disk import write_atomically
 from zoo.models.base.model import unwrapped
-from zoo.training.evaluation import Examples, Table, autocast, evaluate, examples_of, grouped, moved
+from zoo.training.evaluation import Examples, Table, TableReader, autocast, evaluate, grouped, moved
 from zoo.training.fine_tuning import layerwise_groups_of
 from zoo.training.optimizers import clip_gradients, decay_groups
 from zoo.training.settings import Settings
@@ -60,6 +60,7 @@ def fit(
     *,
     tokenizer: Any = None,
     columns: Mapping[str, str] | None = None,
+    regions: Any = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_event: Event | None = None,
@@ -70,8 +71,8 @@ def fit(
 
     train: a file of rows (csv, tsv, jsonl, parquet, txt), rows as dicts, or a DataLoader (any sized
     iterable) of batches that ``model(**batch)`` takes, labels among them. evaluate: rows again, after
-    each epoch or every ``evaluate_every`` updates. columns: {"text": "sentence"} where a column isn't
-    called as in public tables. out: a folder; the best model is there as `zoo.save` writes it, at any
+    each epoch or every ``evaluate_every`` updates. tokenizer, columns, regions: how rows are read, see
+    `TableReader`. out: a folder; the best model is there as `zoo.save` writes it, at any
     time, and below ``training/`` the log as CSV. resume: go on where ``out`` says that a run stopped.
     settings: the fields of `Settings`.
 
@@ -83,8 +84,9 @@ def fit(
     if not getattr(inner, "task", ""):
         raise TaskError("a bare model has no loss; build or load it with task=..., such as sequence-classification")
     device = next(model.parameters()).device
-    data = _Data.of(train, model, tokenizer, columns, chosen)
-    held_out = None if evaluate is None else examples_of(evaluate, model, tokenizer, columns, chosen.max_length)
+    reader = TableReader(tokenizer, columns, chosen.max_length, regions)
+    data = _Data.of(train, model, reader, chosen)
+    held_out = None if evaluate is None else reader.examples(evaluate, model)
     run = _Run(model, chosen, data, held_out, None if out is None else Path(out), tokenizer, on_event)
     torch.manual_seed(chosen.seed)
     if resume and run.resumed():
@@ -110,9 +112,9 @@ class _Data:
     run: Callable[[Any, Any], tuple[Tensor, Any]]
 
     @classmethod
-    def of(cls, train: Any, model: Any, tokenizer: Any, columns: Any, chosen: Settings) -> _Data:
+    def of(cls, train: Any, model: Any, reader: TableReader, chosen: Settings) -> _Data:
         if isinstance(train, str | os.PathLike) or _are_rows(train):
-            examples = examples_of(train, model, tokenizer, columns, chosen.max_length)
+            examples = reader.examples(train, model)
 
             def drawn(epoch: int) -> Iterator[Any]:
                 generator = torch.Generator().manual_seed(chosen.seed * 1_000_003 + epoch)

@@ -19,16 +19,23 @@ SUPERVISIONS: Mapping[str, str] = {
     "sentence-embedding": "embedding:Similarity",
     "conditional-generation": "words:Generation",
 }
-"""By task, the module and the class in this folder."""
+PICTURED: Mapping[str, str] = {
+    "sequence-classification": "pictures:Pictured",
+    "visual-entailment": "pictures:Pictured",
+    "visual-reasoning": "pictures:PairsOfPictures",
+    "visual-question-answering": "pictures:Questions",
+}
+"""By task, the module and the class in this folder: over texts, and over pictures with their texts."""
 
 
-def supervision_of(task: str) -> type[Supervision]:
-    """The class that reads rows for a task."""
-    if task not in SUPERVISIONS:
+def supervision_of(task: str, pictured: bool = False) -> type[Supervision]:
+    """The class that reads rows for a task; ``pictured``: of a model that reads regions."""
+    known = PICTURED if pictured else SUPERVISIONS
+    if task not in known:
         raise TaskError(
             f"{task or 'a model without a task'} learns from batches, not from rows of a table; tasks that do: "
-            f"{', '.join(SUPERVISIONS)}"
+            f"{', '.join(known)}"
         )
-    module, _, name = SUPERVISIONS[task].partition(":")
+    module, _, name = known[task].partition(":")
     found: type[Supervision] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return found
