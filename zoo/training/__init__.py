@@ -12,14 +12,16 @@ _WHERE = {
     "evaluate": "zoo.training.evaluation",
     "fit": "zoo.training.loop",
     "for_trainer": "zoo.training.trainer",
+    "shard": "zoo.training.parallel",
     "task_options": "zoo.training.evaluation",
 }
-__all__ = ["Settings", "evaluate", "fit", "for_trainer", "task_options"]
+__all__ = ["Settings", "evaluate", "fit", "for_trainer", "shard", "task_options"]
 
 if TYPE_CHECKING:
     from zoo.training.evaluation import evaluate as evaluate
     from zoo.training.evaluation import task_options as task_options
     from zoo.training.loop import fit as fit
+    from zoo.training.parallel import shard as shard
     from zoo.training.settings import Settings as Settings
     from zoo.training.trainer import for_trainer as for_trainer
 

@@ -32,10 +32,16 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
-        """Examples and their batch, ``size`` at a time."""
+    def batches(
+        self, order: Sequence[int], size: int, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+        """Examples and their batch, ``size`` at a time. ``share``: of every batch the part of this
+        process, (its number, how many there are); one that would get nothing takes the first example.
+        """
+        number, count = share
         for start in range(0, len(order), size):
-            chosen = [self.rows[place] for place in order[start : start + size]]
+            batch = [self.rows[place] for place in order[start : start + size]]
+            chosen = batch[number::count] or batch[:1]
             yield chosen, self.supervision.batch(chosen)
 
     def by_size(self) -> list[int]:

@@ -6,7 +6,8 @@ it. `transformers.Trainer`, accelerate and Lightning train the same models.
 An update: the gradients of ``accumulate`` batches are averaged, clipped, and AdamW takes a step at the
 schedule's rate. The order of the rows is drawn from the seed and the number of the epoch; dropout from
 torch's generator. Both are written down with the weights and the optimizer's state, so that a killed
-run goes on with the curve it would have had.
+run goes on with the curve it would have had. In several processes (torchrun) each takes its share of
+every batch, and a model in DistributedDataParallel learns what it would learn in one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -33,6 +35,7 @@ from zoo.models.base.model import unwrapped
 from zoo.training.evaluation import Examples, Table, TableReader, autocast, evaluate, grouped, moved
 from zoo.training.fine_tuning import layerwise_groups_of
 from zoo.training.optimizers import clip_gradients, decay_groups
+from zoo.training.parallel import gathered, is_share, mean_over_processes, rank, world
 from zoo.training.settings import Settings
 from zoo.training.state import State, read_state, write_state
 
@@ -80,7 +83,7 @@ def fit(
     ConfigError for settings that make no sense.
     """
     chosen = Settings.of(settings)
-    inner = unwrapped(model)
+    inner: Any = unwrapped(model)
     if not getattr(inner, "task", ""):
         raise TaskError("a bare model has no loss; build or load it with task=..., such as sequence-classification")
     device = next(model.parameters()).device
@@ -88,7 +91,7 @@ def fit(
     data = _Data.of(train, model, reader, chosen)
     held_out = None if evaluate is None else reader.examples(evaluate, model)
     run = _Run(model, chosen, data, held_out, None if out is None else Path(out), tokenizer, on_event)
-    torch.manual_seed(chosen.seed)
+    torch.manual_seed(chosen.seed + rank())
     if resume and run.resumed():
         return run.report
     model.train()
@@ -119,7 +122,7 @@ class _Data:
             def drawn(epoch: int) -> Iterator[Any]:
                 generator = torch.Generator().manual_seed(chosen.seed * 1_000_003 + epoch)
                 order = torch.randperm(len(examples), generator=generator).tolist()
-                return (batch for _, batch in examples.batches(order, chosen.batch_size))
+                return (batch for _, batch in examples.batches(order, chosen.batch_size, (rank(), world())))
 
             return cls(drawn, math.ceil(len(examples) / chosen.batch_size), examples.supervision.run)
         try:
@@ -162,13 +165,16 @@ class _Run:
         self.out, self.tokenizer, self.on_event = out, tokenizer, on_event
         self.per_epoch = math.ceil(data.count / chosen.accumulate)
         self.total = chosen.steps or chosen.epochs * self.per_epoch
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.inner: Any = unwrapped(model)
+        self.parameters = {name: p for name, p in self.inner.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigError("no parameter is trained; all of them are frozen")
+        if any(is_share(p) for p in self.parameters.values()):
+            raise ConfigError("fit trains whole copies of a model; one in shares takes a loop of its own, see the docs")
         groups = (
             decay_groups(self.parameters.items(), chosen.weight_decay)
             if chosen.layer_decay == 1
-            else layerwise_groups_of(unwrapped(model), chosen.lr, chosen.layer_decay, chosen.weight_decay)
+            else layerwise_groups_of(self.inner, chosen.lr, chosen.layer_decay, chosen.weight_decay)
         )
         self.optimizer = torch.optim.AdamW(groups, lr=chosen.lr, fused=_fused(self.parameters.values()))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -196,11 +202,13 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         device = next(iter(self.parameters.values())).device
-        for batch in group:
-            with autocast(device, self.chosen.precision):
-                loss, _ = self.data.run(self.model, batch)
-            (loss / len(group)).backward()
+        for number, batch in enumerate(group, 1):
+            with self._alone(number < len(group)):
+                with autocast(device, self.chosen.precision):
+                    loss, _ = self.data.run(self.model, batch)
+                (loss / len(group)).backward()
             total += float(loss.detach()) / len(group)
+        total = mean_over_processes(total, device)
         if not math.isfinite(total):
             raise ConfigError(f"the loss is {total} at update {self.step + 1}; a lower lr or float32 may help")
         if self.chosen.clip:
@@ -227,7 +235,7 @@ class _Run:
             self.report.history.append(row)
             self._log(row)
         if self.out is not None and not last and (self.step % chosen.save_every == 0 if chosen.save_every else due):
-            write_state(self.out / FOLDER, self._state())
+            self._write_state()
 
     def _evaluated(self, row: Mapping[str, Any]) -> dict[str, float]:
         assert self.held_out is not None
@@ -248,9 +256,16 @@ class _Run:
         self.report.stopped_early = self.chosen.patience is not None and self.since_best >= self.chosen.patience
         return found
 
+    def _alone(self, more: bool) -> Any:
+        """Gradients of a batch that more follow in the same update wait for the others, where the model
+        (DistributedDataParallel) shares them out.
+        """
+        model: Any = self.model
+        return model.no_sync() if more and hasattr(model, "no_sync") else nullcontext()
+
     def _kept(self) -> dict[str, Tensor]:
         """What training changes: trained parameters and buffers."""
-        return {**self.parameters, **dict(self.model.named_buffers())}
+        return {**self.parameters, **dict(self.inner.named_buffers())}
 
     def finish(self) -> None:
         """The best weights back into the model, and the model to disk."""
@@ -261,17 +276,16 @@ class _Run:
         else:
             self._save()
         self.model.eval()
-        if self.out is not None:
-            write_state(self.out / FOLDER, self._state(finished=True))
+        self._write_state(finished=True)
 
     def _save(self) -> None:
-        if self.out is not None:
-            saving.save(self.model, self.out, self.tokenizer)
+        if self.out is not None and rank() == 0:
+            saving.save(self.inner, self.out, self.tokenizer)
 
     def _log(self, row: Mapping[str, Any]) -> None:
         if self.on_event is not None:
             self.on_event({**row, "total": self.total})
-        if self.out is None:
+        if self.out is None or rank():
             return
         path = self.out / FOLDER / "log.csv"
         if path.exists() and set(row) <= set(self.columns):
@@ -285,7 +299,13 @@ class _Run:
         writer.writerows(self.report.history)
         write_atomically(path, text.getvalue(), durable=False)
 
-    def _state(self, finished: bool = False) -> State:
+    def _write_state(self, finished: bool = False) -> None:
+        if self.out is not None:
+            state = self._state(finished)  # of every process: their generators
+            if rank() == 0:
+                write_state(self.out / FOLDER, state)
+
+    def _state(self, finished: bool) -> State:
         about = {
             "step": self.step,
             "since_best": self.since_best,
@@ -302,9 +322,9 @@ class _Run:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for number, held in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in held.items()}
-        tensors["generator"] = torch.get_rng_state()
+        tensors |= {f"generator.{n}": state for n, state in enumerate(gathered(torch.get_rng_state()))}
         if torch.cuda.is_available():
-            tensors["cuda_generator"] = torch.cuda.get_rng_state()
+            tensors |= {f"cuda.{n}": state for n, state in enumerate(gathered(torch.cuda.get_rng_state()))}
         return State(about, tensors)
 
     def resumed(self) -> bool:
@@ -322,9 +342,8 @@ class _Run:
         self.report = Fitted(**about["report"])
         with torch.no_grad():
             if about["finished"]:
-                inner: Any = unwrapped(self.model)
-                trained = load(str(self.out), task=inner.task).state_dict()
-                for name, tensor in inner.state_dict().items():
+                trained = load(str(self.out), task=self.inner.task).state_dict()
+                for name, tensor in self.inner.state_dict().items():
                     tensor.copy_(trained[name])
                 self.model.eval()
                 return True
@@ -338,9 +357,10 @@ class _Run:
                 _, number, key = name.split(".", 2)
                 held["state"].setdefault(int(number), {})[key] = tensor
         self.optimizer.load_state_dict(held)
-        torch.set_rng_state(state.tensors["generator"])
-        if torch.cuda.is_available() and "cuda_generator" in state.tensors:
-            torch.cuda.set_rng_state(state.tensors["cuda_generator"])
+        if f"generator.{rank()}" in state.tensors:  # with more processes than before the new ones begin anew
+            torch.set_rng_state(state.tensors[f"generator.{rank()}"])
+        if torch.cuda.is_available() and f"cuda.{rank()}" in state.tensors:
+            torch.cuda.set_rng_state(state.tensors[f"cuda.{rank()}"])
         return False
 
 
