@@ -124,12 +124,37 @@ def create(
         print(f"saved in {result['saved']}")
 
 
-def matrix(as_json: Json = False) -> None:
+def matrix(
+    family: Annotated[str, typer.Option(help="Families by pattern, such as '*bert'.")] = "*",
+    technique: Annotated[str, typer.Option(help="Techniques by pattern, such as '*pruning'.")] = "*",
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole as a Markdown table.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show which technique goes onto which family, and why not."""
-    from zoo.techniques.matrix import cells, table
+    from zoo.techniques.matrix import cells, lines, matching, table
 
-    found = cells()
+    found = cells(*matching(family, technique))
     if as_json:
         print_json({"cells": found})
-    else:
+    elif markdown:
         print(table(found))
+    else:
+        print("\n".join(lines(found)))
+
+
+def diff(
+    left: Annotated[str, typer.Argument(help="A name, a file or a folder.")],
+    right: Annotated[str, typer.Argument(help="The same.")],
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two models or checkpoints: sizes, sharing, objective, parameters by
+    part, values.
+    """
+    from dataclasses import asdict
+
+    found = zoo.diff(left, right)
+    if as_json:
+        print_json({**asdict(found), "same": found.same})
+    else:
+        print(f"{left} | {right}")
+        print(found)
