@@ -24,16 +24,43 @@ def list_(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Names with the tag of each public checkpoint.")
     ] = False,
+    names_there: Annotated[
+        bool, typer.Option("--aliases", help="Each checkpoint with what the hub calls it, which is taken too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List registered models."""
     names = zoo.list_models(
-        pattern, pillar=pillar, streams=streams, fusion=fusion, family=family, task=task, pretrained=pretrained
+        pattern,
+        pillar=pillar,
+        streams=streams,
+        fusion=fusion,
+        family=family,
+        task=task,
+        pretrained=pretrained or names_there,
     )
+    if names_there:
+        _print_aliases(names, as_json)
+        return
     if as_json:
         print_json(names)
         return
     print("\n".join(names)) if names else print("no model matches", file=sys.stderr)
+
+
+def _print_aliases(names: list[str], as_json: bool) -> None:
+    from zoo.registry.records import aliases
+
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for alias, name in aliases().items():
+        if name in found:
+            found[name].append(alias)
+    if as_json:
+        print_json(found)
+        return
+    width = max((len(name) for name in names), default=0)
+    for name, known in found.items():
+        print(f"{name:{width}}  {', '.join(known)}".rstrip())
 
 
 def info(name: str, as_json: Json = False) -> None:
