@@ -66,11 +66,15 @@ def main() -> None:
     failed = []
     for python in arguments.pythons:
         inside = environment(python, arguments.lowest, arguments.into.resolve())
-        shown = subprocess.run([str(inside), "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True)
+        shown = subprocess.run(
+            [str(inside), "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True
+        )
         known = {name.lower().replace("-", "_") for name in floors()}
         lines = [line for line in shown.stdout.split() if line.split("==")[0].lower().replace("-", "_") in known]
         command = [str(inside), "-m", "pytest", "-q", *pytest]
-        ran = subprocess.run(command, cwd=HOME, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True)
+        ran = subprocess.run(
+            command, cwd=HOME, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True
+        )
         print(ran.stdout[-6000:] if ran.returncode else "", end="")
         last = (ran.stdout.strip() or ran.stderr.strip() or "no output").splitlines()[-1]
         print(f"{python}: {last.strip('= ')}\n  {', '.join(lines)}", flush=True)

@@ -34,6 +34,7 @@ _WHERE = {
     "config": "zoo.registry.variants",
     "convert": "zoo.checkpoints.convert",
     "create": "zoo.api.create",
+    "diff": "zoo.api.diff",
     "export": "zoo.inference.export",
     "generate": "zoo.inference.generate",
     "info": "zoo.api.info",
@@ -56,6 +57,7 @@ __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:  # written from _WHERE by `python -m docs.generate`
     from zoo.api.create import create as create
+    from zoo.api.diff import diff as diff
     from zoo.api.info import info as info
     from zoo.api.info import inspect as inspect
     from zoo.api.pipeline import pipeline as pipeline

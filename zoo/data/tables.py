@@ -25,8 +25,11 @@ Row = Mapping[str, Any]
 LONGEST_CELL = 64 << 20  # characters; one unclosed quote would otherwise swallow a file
 
 NAMES: Mapping[str, tuple[str, ...]] = {
-    "text": ("text", "sentence", "sentence1", "premise", "question1", "review", "content", "source", "sent1"),
-    "pair": ("pair", "text_pair", "text2", "sentence2", "hypothesis", "question2", "second", "sent2"),
+    "text": (
+        *("text", "text1", "sentence1", "premise", "question1", "sent1", "question", "sentence"),
+        *("caption", "review", "content", "source", "expression"),
+    ),
+    "pair": ("pair", "text_pair", "text2", "sentence2", "hypothesis", "question2", "sent2", "sentence", "second"),
     "label": ("label", "labels", "class", "category", "gold", "gold_label", "target", "score", "sentiment"),
     "words": ("words", "tokens"),
     "tags": ("tags", "ner_tags", "pos_tags", "labels", "label"),
@@ -35,6 +38,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "answer": ("answer", "answers", "answer_text"),
     "start": ("start", "answer_start"),
     "choices": ("choices", "endings", "options"),
+    "image2": ("image2", "image_2", "right_image", "second_image"),
     "image": ("image", "image_id", "img_id", "picture", "img"),
     "id": ("id", "qid", "question_id", "guid", "index"),
     "source": ("source", "text", "document", "article", "input"),
