@@ -16,6 +16,7 @@ from zoo.inference.pipeline import (
     TokenClassificationPipeline,
 )
 from zoo.inference.pipeline.answers import best_span
+from zoo.inference.pipeline.tags import grouped, stripped
 from zoo.tokenization.wordpiece import wordpiece
 
 WORDS = [
@@ -196,6 +197,20 @@ def test_a_tuple_of_words_is_taken_as_it_is(tokenizer):
     assert [[word["label"] for word in row["words"]] for row in found] == [["O", "LOC", "LOC", None], ["LOC"]]
     assert [e["text"] for e in found[0]["entities"]] == ["new york"]  # runs of one label, where none is prefixed
     assert [e["label"] for e in found[0]["entities"]] == ["LOC"]
+
+
+def test_a_blank_that_is_a_piece_by_itself_begins_its_word():
+    """As in training, where the label stands at the word's first piece."""
+    text = "ab  cd"
+    assert [stripped(text, *place) for place in ((0, 2), (2, 5), (3, 4), (4, 6), (2, 3), (1, 1))] == [
+        *((0, 2), (4, 5), (4, 5), (4, 6), (3, 3), (1, 1)),
+    ]
+    pieces = [(0, 2), (3, 4), (4, 5), (5, 6)]  # "ab", "▁", "c", "d"
+    encoding = SimpleNamespace(offsets=pieces, sequence_ids=[0] * 4, word_ids=[0, 1, 1, 1])
+    tag = TokenClassificationPipeline(ByToken("token-classification", None, ["O", "B-X"]), SimpleNamespace())
+    judged = tag._judged(text, [encoding], [torch.eye(4)])
+    assert [(piece.start, piece.end, piece.scores.index(1)) for piece in judged] == [(0, 2, 0), (4, 5, 1), (5, 6, 3)]
+    assert [len(group) for group in grouped(text, judged)] == [1, 2]
 
 
 def test_labels_without_an_outside_make_no_entities(tokenizer):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tokenizers
 import torch
 
 from zoo.data.spans import tag_spans
+from zoo.data.tables import cells
 from zoo.errors import InputError
 from zoo.inference.pipeline.base import Pipeline, Result, label_names
 
@@ -57,7 +58,7 @@ class TokenClassificationPipeline(Pipeline):
     def row_of(cls, values: Mapping[str, Any]) -> Any:
         if (words := values.get("words")) is None:
             return values["text"]
-        return tuple(words.split() if isinstance(words, str) else words)
+        return tuple(cells(words))
 
     def pieces(self, rows: Sequence[Any]) -> list[list[tokenizers.Encoding]]:
         return [
@@ -98,7 +99,9 @@ class TokenClassificationPipeline(Pipeline):
             own = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
             for number, place in enumerate(own):
                 start, end = stripped(text, *encoding.offsets[place])
-                if start < end and start not in here:  # a character of several pieces: the first
+                if start in here:  # a character of several pieces: the first answers for it
+                    here[start] = replace(here[start], end=max(end, here[start].end))
+                elif start < end:
                     seen = min(number, len(own) - 1 - number)
                     here[start] = Piece(start, end, encoding.word_ids[place], seen, scores[place].tolist())
             for start, piece in here.items():
@@ -108,9 +111,18 @@ class TokenClassificationPipeline(Pipeline):
 
 
 def stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """The part of a span that is not blank; an empty one where all is."""
-    inner = text[start:end]
-    return start + len(inner) - len(inner.lstrip()), end - len(inner) + len(inner.rstrip())
+    """A piece's place without blanks; that of a blank alone, as a "▁" by itself has it, is the character behind it,
+    since it begins that word.
+    """
+    if start == end:
+        return start, end
+    while start < end and text[start].isspace():
+        start += 1
+    if start == end:
+        return (start, start + 1) if end < len(text) and not text[end].isspace() else (start, end)
+    while text[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def grouped(text: str, pieces: Sequence[Piece]) -> list[list[Piece]]:
