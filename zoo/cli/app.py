@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": checkpoints.convert,
     "verify": checkpoints.verify,
     "fetch": checkpoints.fetch,
+    "push": checkpoints.push,
     "embed": predict.embed,
     "fill-mask": predict.fill_mask,
     "finetune": finetune.finetune,
