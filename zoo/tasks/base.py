@@ -101,6 +101,21 @@ class TaskModel(nn.Module):
         return self.model.packing
 
     @property
+    def techniques(self) -> tuple[Any, ...]:
+        """What was applied to the model, in order."""
+        return self.model.techniques
+
+    @property
+    def changes(self) -> tuple[Any, ...]:
+        """What techniques changed, in order."""
+        return tuple(getattr(self.model, "changes", ()))
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the model's hidden states."""
+        return self.model.hidden_size
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 
