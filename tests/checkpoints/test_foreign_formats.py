@@ -1,0 +1,107 @@
+"""Formats that other frameworks write, from a file with all of a model's tensors to its outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import zoo
+from tests.api.test_create import tiny
+from zoo.errors import CheckpointError
+
+Tensors = dict[str, torch.Tensor]
+IDS = torch.arange(5, 15)[None]
+
+
+@pytest.fixture
+def theirs(tmp_path) -> tuple[Any, Tensors, dict[str, Any]]:
+    """A model, its tensors in the layout hf-bert, their config."""
+    model = tiny("masked-lm")
+    zoo.convert(zoo.save(model, tmp_path / "ours"), tmp_path / "theirs", to="hf-bert")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    return model, load_file(tmp_path / "theirs" / "model.safetensors"), config
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(IDS).logits
+    return found
+
+
+# --- ONNX with integers behind a Gather
+
+TABLE = "bert.embeddings.word_embeddings.weight"
+
+
+def quantized(table: np.ndarray[Any, Any], columns: bool) -> tuple[np.ndarray[Any, Any], ...]:
+    """uint8 numbers, scale and zero point of a table: one for all of it, or for each column."""
+    low, high = (table.min(0), table.max(0)) if columns else (table.min(), table.max())
+    scale = ((high - low) / 255).astype(np.float32)
+    zero = np.round(-low / scale).astype(np.uint8)
+    return np.clip(np.round(table / scale) + zero, 0, 255).astype(np.uint8), scale, zero
+
+
+def onnx_file(path: Path, tensors: Tensors, behind: str, columns: bool = False) -> np.ndarray[Any, Any]:
+    """All tensors as initialisers, the word table in integers. -> the table that the graph computes."""
+    onnx = pytest.importorskip("onnx")
+    helper, array = onnx.helper, onnx.numpy_helper.from_array
+    integers, scale, zero = quantized(tensors[TABLE].numpy(), columns)
+    if behind == "Mul":
+        scale = 2 * scale  # around zero
+        integers, zero = np.round(tensors[TABLE].numpy() / scale).astype(np.int8), np.zeros_like(zero, np.int8)
+    stored = [array(value.numpy(), name) for name, value in tensors.items() if name != TABLE]
+    stored += [array(integers, TABLE + "_quantized")]
+    nodes = [helper.make_node("Gather", [TABLE + "_quantized", "input_ids"], ["rows"], axis=0)]
+    ends = {"axis": -1} if columns else {}
+    if behind == "constants":
+        nodes += [helper.make_node("Constant", [], [n], value=array(v)) for n, v in (("s", scale), ("z", zero))]
+        nodes += [helper.make_node("DequantizeLinear", ["rows", "s", "z"], ["words"], **ends)]
+    elif behind == "Mul":
+        stored += [array(scale, "s")]
+        nodes += [helper.make_node("Cast", ["rows"], ["floats"], to=1), helper.make_node("Mul", ["floats", "s"], ["w"])]
+    elif behind == "nothing":
+        nodes += [helper.make_node("Cast", ["rows"], ["words"], to=1)]
+    else:
+        stored += [array(scale, "s"), array(zero, "z")]
+        nodes += [helper.make_node("Unsqueeze", ["rows", "axes"], ["wide"])] if behind == "Unsqueeze" else []
+        start = "wide" if behind == "Unsqueeze" else "rows"
+        nodes += [helper.make_node("DequantizeLinear", [start, "s", "z"], ["words"], **ends)]
+        if behind == "both":  # a tied decoder makes floats of the same integers
+            nodes += [helper.make_node("DequantizeLinear", [TABLE + "_quantized", "s", "z"], ["whole"], axis=1)]
+    graph = helper.make_graph(nodes, "g", [], [], stored)
+    onnx.save(helper.make_model(graph), path)
+    return ((integers.astype(np.float32) - zero.astype(np.float32)) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("behind", ["DequantizeLinear", "Unsqueeze", "constants", "Mul", "both"])
+@pytest.mark.parametrize("columns", [False, True], ids=["one scale", "a scale for each column"])
+def test_a_table_of_integers_behind_a_gather_is_made_floats(behind, columns, theirs, tmp_path):
+    _, tensors, config = theirs
+    table = onnx_file(tmp_path / "model.onnx", tensors, behind, columns)
+    wanted = zoo.load({**tensors, TABLE: torch.from_numpy(table)}, config=config, task="masked-lm")
+    loaded = zoo.load(tmp_path / "model.onnx", config=config, task="masked-lm")
+    found = loaded.model.embeddings.token.weight
+    assert found.dtype == torch.float32
+    assert torch.equal(found.detach(), torch.from_numpy(table))
+    assert float((found - tensors[TABLE]).abs().max()) < 0.001
+    assert torch.equal(logits(loaded), logits(wanted))
+    report = zoo.convert(tmp_path / "model.onnx", tmp_path / "out.safetensors", config=config)
+    assert report.checks.ok
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out.safetensors").values()} == {torch.float32}
+
+
+def test_integers_that_nothing_makes_floats_are_refused(theirs, tmp_path):
+    _, tensors, config = theirs
+    onnx_file(tmp_path / "model.onnx", tensors, "nothing")
+    for call in (
+        lambda: zoo.load(tmp_path / "model.onnx", config=config),
+        lambda: zoo.inspect(tmp_path / "model.onnx"),
+    ):
+        with pytest.raises(CheckpointError, match=r"quantised weights .*word_embeddings.*'Gather'.*export the model"):
+            call()
