@@ -17,18 +17,22 @@ LARGEST_CONFIG = 64 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, with errors that name it."""
+    """A JSON object from a file, with or without a byte order mark, with errors that name it."""
+    value = _json_value(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _json_value(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             raise CheckpointError(f"{path} is {path.stat().st_size:,} bytes long; a config is not")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def folder_of(source: Any) -> Path | None:
@@ -140,10 +144,10 @@ def embedding_options(source: Any) -> dict[str, Any]:
     folder = folder_of(source)
     if folder is None or not (folder / "modules.json").is_file():
         return {}
+    modules = _json_value(folder / "modules.json")
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / 'modules.json'} does not list modules with a type and a path: {error!r}"
         ) from error

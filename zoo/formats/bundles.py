@@ -87,7 +87,7 @@ def configs(files: Mapping[str, tuple[int, Bytes]], chosen: str) -> dict[str, st
             and len(texts) < 32
         ):
             try:
-                texts[file] = str(data(), "utf-8")
+                texts[file] = str(data(), "utf-8-sig")
             except UnicodeDecodeError as error:
                 raise CheckpointError(f"the config file {printable(file)!r} is not UTF-8") from error
     return texts
