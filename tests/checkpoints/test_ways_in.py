@@ -13,6 +13,8 @@ import zoo
 from tests.api.test_create import same, tiny
 from tests.checkpoints.test_ways_out import word_pieces
 from zoo.checkpoints.adapters.files import load_adapter, save_adapter
+from zoo.errors import ConfigError
+from zoo.maps import layouts
 
 transformers = pytest.importorskip("transformers")
 
@@ -53,3 +55,29 @@ def test_configs_of_adapters_with_a_byte_order_mark_are_read(library, tmp_path):
         wanted, plain = model.eval()(ids).logits, tiny("masked-lm").eval()(ids).logits
         assert not torch.allclose(wanted, plain, atol=1e-6)
         assert torch.equal(loaded.eval()(ids).logits, wanted)
+
+
+# --- position_embedding_type
+
+LAYOUTS = {
+    "bert-base": "hf-bert", "albert-base": "hf-albert", "distilbert-base": "hf-distilbert",
+    "electra-small": "hf-electra", "ernie-1-base-chinese": "hf-ernie", "rembert": "hf-rembert",
+    "roberta-base": "hf-roberta", "spanbert-base": "hf-spanbert", "xlm-roberta-base": "hf-xlm-roberta",
+    "xlm-roberta-xl": "hf-xlm-roberta-xl", "visualbert-base": "hf-visualbert", "mobilebert-base": "hf-mobilebert",
+    "mbart-large-cc25": "hf-mbart", "xlm-mlm-en-2048": "hf-xlm", "k-bert-base": "hf-bert-for-k-bert",
+}  # fmt: skip
+SILENT = {"hf-distilbert", "hf-rembert", "hf-visualbert", "hf-mobilebert", "hf-mbart", "hf-xlm"}  # have no such key
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_positions_are_absolute_on_the_way_out_and_in_and_others_are_refused(name, tmp_path):
+    layout = LAYOUTS[name]
+    keymap = layouts.load(layout)
+    config = keymap.config_back({**zoo.config(name).to_dict(), **keymap.config.fixed})
+    assert config.get("position_embedding_type") == (None if layout in SILENT else "absolute")
+    wanted = keymap.config_forward(config)
+    assert keymap.config_forward({**config, "position_embedding_type": "absolute"}) == wanted
+    assert keymap.config_forward({**config, "position_embedding_type": None}) == wanted
+    for other in ("relative_key", "relative_key_query", "rotary", 1):
+        with pytest.raises(ConfigError, match=f"'position_embedding_type' is {other!r}; only 'absolute'"):
+            keymap.config_forward({**config, "position_embedding_type": other})
