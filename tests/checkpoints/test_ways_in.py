@@ -4,7 +4,9 @@ the modules of a sentence encoder.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,3 +83,105 @@ def test_positions_are_absolute_on_the_way_out_and_in_and_others_are_refused(nam
     for other in ("relative_key", "relative_key_query", "rotary", 1):
         with pytest.raises(ConfigError, match=f"'position_embedding_type' is {other!r}; only 'absolute'"):
             keymap.config_forward({**config, "position_embedding_type": other})
+
+
+# --- the task
+
+SIZES = {
+    "vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+    "max_position_embeddings": 18,
+}  # fmt: skip
+IDS = torch.arange(5, 15)[None]
+CLASSES = {
+    "BertForSequenceClassification": "sequence-classification",
+    "RobertaForSequenceClassification": "sequence-classification",
+    "DistilBertForSequenceClassification": "sequence-classification",
+    "BertForTokenClassification": "token-classification",
+    "ElectraForTokenClassification": "token-classification",
+    "AlbertForQuestionAnswering": "question-answering",
+    "BertForMultipleChoice": "multiple-choice",
+}
+
+
+def saved(name: str, folder: Path, **more: Any) -> Any:
+    """A tiny model of a class of transformers, in a folder."""
+    torch.manual_seed(0)
+    theirs = getattr(transformers, name)
+    sizes = SIZES
+    if name.startswith("Distil"):
+        sizes = {
+            "vocab_size": 40,
+            "dim": 8,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 12,
+            "max_position_embeddings": 18,
+        }
+    model = theirs(theirs.config_class(**sizes, **more)).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def ways(folder: Path) -> dict[str, Any]:
+    """A model by each way in that names no task: read, converted, converted to one file."""
+    zoo.convert(folder, folder / "ours")
+    zoo.convert(folder, folder / "ours.safetensors")
+    return {str(path): zoo.load(path) for path in (folder, folder / "ours", folder / "ours.safetensors")}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_task_of_a_foreign_model_is_kept(name, tmp_path):
+    labels = {} if "Question" in name or "Choice" in name else {"id2label": {0: "a", 1: "b", 2: "c"}}
+    theirs = saved(name, tmp_path, **labels)
+    ids = IDS[:, None].expand(1, 3, -1) if "Choice" in name else IDS
+    with torch.no_grad():
+        wanted = theirs(ids)
+        for ours in ways(tmp_path).values():
+            assert ours.task == CLASSES[name]
+            found = ours(ids)
+            for part in ("start_logits", "end_logits") if "Question" in name else ("logits",):
+                assert torch.allclose(getattr(found, part), getattr(wanted, part), atol=1e-5)
+            assert not ours.load_report.random
+            assert not ours.load_report.notes
+            if labels:
+                assert ours.options["labels"] == ["a", "b", "c"]
+    assert zoo.load(tmp_path, task="masked-lm").task == "masked-lm"
+    names = {"Bert": "bert-base", "Albert": "albert-base", "Roberta": "roberta-base", "Electra": "electra-small"}
+    if own := names.get(name.partition("For")[0]):
+        assert getattr(zoo.create(own, pretrained=tmp_path), "task", None) is None
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "BertForPreTraining"])
+def test_heads_of_pretraining_wait_until_they_are_asked_for(name, tmp_path):
+    saved(name, tmp_path)
+    for ours in ways(tmp_path).values():
+        assert type(ours).__name__ == "Bert"
+        assert not ours.load_report.notes
+
+
+@pytest.mark.parametrize(
+    ("said", "note"),
+    [
+        ("BertForSequenceClassification", "the file has no such head"),
+        ("BertForQuestionAnswering", "the file has no such head"),
+        ("BertForJokeDetection", "no head like that of BertForJokeDetection"),
+    ],
+)
+def test_a_head_that_is_only_named_is_told(said, note, tmp_path):
+    saved("BertForMaskedLM", tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": [said]}))
+    report = zoo.convert(tmp_path, tmp_path / "ours")
+    assert len(report.notes) == 1
+    assert note in report.notes[0]
+    loaded = zoo.load(tmp_path)
+    assert type(loaded).__name__ == type(zoo.load(tmp_path / "ours")).__name__ == "Bert"
+    assert note in str(loaded.load_report)
+
+
+def test_a_sentence_encoder_is_one_without_being_asked(tmp_path):
+    model = tiny("sentence-embedding", pooling="cls", normalize=False)
+    zoo.convert(zoo.save(model, tmp_path / "first"), tmp_path / "theirs", to="hf-bert")
+    for ours in ways(tmp_path / "theirs").values():
+        assert ours.task == "sentence-embedding"
+        assert (ours.options["pooling"], ours.options["normalize"]) == ("cls", False)

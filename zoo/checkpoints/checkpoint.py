@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.description import class_of_maps, described, targets_of
-from zoo.checkpoints.files import embedding_options, foreign_config, head_options, read_description
+from zoo.checkpoints.files import architectures_of, embedding_options, foreign_config, head_options, read_description
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.opened import Opened, under_own_names
 from zoo.errors import CheckpointError
@@ -18,6 +18,7 @@ from zoo.formats.opening import opened
 from zoo.maps import layouts
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
+from zoo.registry.tasks import TASKS
 from zoo.tasks.base import spec_of_class
 from zoo.techniques.blueprint import Blueprint
 
@@ -46,6 +47,32 @@ class Checkpoint(Opened):
         if task is None:
             return {}
         return head_options(self.foreign, spec_of_class(task, self.blueprint.model_class).options)
+
+    def kept_task(self) -> tuple[str | None, str]:
+        """The task that a foreign checkpoint was trained for, as far as what lies beside the tensors
+        says it and its head is there; and what to say where it is not. Heads that the family trains
+        its models with are no such task: they are there for whoever asks for them.
+        """
+        if self.keymap is None:
+            return self.blueprint.task, ""
+        if embedding_options(self.source):
+            return "sentence-embedding", ""
+        named, model_class = architectures_of(self.foreign), self.blueprint.model_class
+        known = [name for name in named if name in self.keymap.architectures]
+        heads = {head for name in known for head in self.keymap.architectures[name]} - set(model_class.heads)
+        present = self.plan(inspect=True).heads if heads else frozenset()
+        tasks = [task for head in sorted(heads & present) if (task := head.replace("_", "-")) in TASKS]
+        if len(tasks) == 1:
+            return tasks[0], ""
+        if heads:
+            return (
+                None,
+                f"the config says {', '.join(known)}, but the file has no such head; the model comes without it",
+            )
+        strange = [name for name in named if name not in known and "For" in name]
+        if strange and not known:
+            return None, f"the zoo has no head like that of {', '.join(strange)}; the model comes without it"
+        return None, ""
 
     def targets(self) -> dict[str, tuple[int, ...]]:
         """The names and shapes of ours that the whole file must give, with every head that it has."""

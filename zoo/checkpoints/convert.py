@@ -29,6 +29,7 @@ from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
 from zoo.registry.resources import VERSION
 from zoo.registry.tasks import TASKS
+from zoo.tasks.base import spec_of_class, task_class
 from zoo.tokenization import load_tokenizer
 
 
@@ -73,18 +74,28 @@ def convert(
         with open_checkpoint(path, record=record, layout=own_map or layout, config=config) as checkpoint:
             if checkpoint.keymap is None:
                 raise CheckpointError(f"{path} is in our layout already; to leave it, name a layout with to=")
-            return _forward(checkpoint, record, destination, dry_run)
+            return _forward(checkpoint, record, destination, dry_run, checkpoint.kept_task())
 
 
 def _forward(
-    checkpoint: Checkpoint, record: Record | None, destination: Destination, dry_run: bool = False
+    checkpoint: Checkpoint,
+    record: Record | None,
+    destination: Destination,
+    dry_run: bool = False,
+    kept: tuple[str | None, str] = (None, ""),
 ) -> engine.Report:
-    """A foreign checkpoint into a file, or a folder with its config and its tokenizer."""
+    """A foreign checkpoint into a file, or a folder with its config and its tokenizer. ``kept``: the
+    task that it is for, and a note.
+    """
     out, source = destination.path, checkpoint.source
     heads = checkpoint.plan(inspect=True).heads
     asked = ["sentence-embedding", *(task for head in sorted(heads) if (task := head.replace("_", "-")) in TASKS)]
     hints = {task: options for task in asked if (options := checkpoint.hints_for(task))}
-    description = describe(replace(checkpoint.blueprint, name=record.variant if record else None), hints)
+    kept_task, note = kept
+    blueprint = replace(checkpoint.blueprint, name=record.variant if record else None)
+    if kept_task is not None:
+        blueprint = replace(blueprint, task=kept_task, options=_options(checkpoint, kept_task))
+    description = describe(blueprint, hints)
     metadata = {"zoo.description": json.dumps(description, sort_keys=True)}
     to_file = out.suffix == ".safetensors"
     with staged(out, to_file, dry_run) as stage:
@@ -93,7 +104,16 @@ def _forward(
         if not dry_run and not to_file:
             (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             _copy_tokenizer(source, record, stage)
+    report = replace(report, notes=(*report.notes, *([note] if note else [])))
     return report if to_file else replace(report, files=tuple(out / file.name for file in report.files))
+
+
+def _options(checkpoint: Checkpoint, task: str) -> dict[str, Any]:
+    """The options of a task's head as the tensors and the config of a foreign checkpoint show them."""
+    model_class, config = checkpoint.blueprint.model_class, checkpoint.blueprint.config
+    spec = spec_of_class(task, model_class)
+    sizes = {name: info.shape for name, info in checkpoint.plan(inspect=True).outputs.items()}
+    return {**task_class(spec).options_from(sizes, spec, config, model_class), **checkpoint.hints_for(task)}
 
 
 def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_run: bool) -> engine.Report:

@@ -67,12 +67,17 @@ def load(
 
     layout: a public key layout, None = recognised from config and keys. config: the foreign config,
     verbatim (a dict or a JSON file), where the source has none beside it. task: the head wanted; a
-    folder that `save` wrote knows its own. Loading is strict: a missing, extra or mis-shaped tensor
+    folder that `save` wrote knows its own, a foreign one where its config names the class of a
+    classifier or the like, or modules.json a sentence encoder. Loading is strict: a missing, extra or mis-shaped tensor
     is a CheckpointError, except heads nobody asked for and the asked-for head where the checkpoint
     lacks it; ``model.load_report`` names both.
     """
     with open_to_load(source, layout=layout, config=config) as checkpoint:
-        return filled(checkpoint, task, overrides, device=device, dtype=dtype)
+        kept, note = checkpoint.kept_task() if task is None else (task, "")
+        model = filled(checkpoint, kept, overrides, device=device, dtype=dtype)
+    if note:
+        model.load_report = replace(model.load_report, notes=(*model.load_report.notes, note))
+    return model
 
 
 @contextmanager
