@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import zoo
 from tests.api.test_create import same, tiny
-from tests.checkpoints.test_ways_out import word_pieces
+from tests.checkpoints.test_ways_out import PIECES, word_pieces
 from zoo.checkpoints.adapters.files import load_adapter, save_adapter
-from zoo.errors import ConfigError
+from zoo.errors import CheckpointError, ConfigError
 from zoo.maps import layouts
+from zoo.tokenization import wordpiece
 
 transformers = pytest.importorskip("transformers")
 
@@ -185,3 +187,157 @@ def test_a_sentence_encoder_is_one_without_being_asked(tmp_path):
     for ours in ways(tmp_path / "theirs").values():
         assert ours.task == "sentence-embedding"
         assert (ours.options["pooling"], ours.options["normalize"]) == ("cls", False)
+
+
+# --- a sentence encoder's modules
+
+
+def encoder(folder: Path, modules: list[tuple[str, dict[str, Any], dict[str, torch.Tensor]]], old: bool) -> Any:
+    """A folder as sentence-transformers writes it, by hand. -> its model of transformers."""
+    model = saved("BertModel", folder)
+    place = "sentence_transformers.models." if old else "sentence_transformers.sentence_transformer.modules.x."
+    pooling = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False} if old else {"pooling_mode": "mean"}
+    listed = [("Transformer", "", {}, {}), ("Pooling", "1_Pooling", pooling, {})]
+    listed += [(kind, f"{number}_{kind}", *rest) for number, (kind, *rest) in enumerate(modules, 2)]
+    written = [{"idx": n, "name": str(n), "path": p, "type": place + kind} for n, (kind, p, _, _) in enumerate(listed)]
+    (folder / "modules.json").write_text(json.dumps(written))
+    for _, path, config, tensors in listed[1:]:
+        (folder / path).mkdir()
+        if config or not old:
+            (folder / path / "config.json").write_text(json.dumps(config))
+        if tensors and old:
+            torch.save(tensors, folder / path / "pytorch_model.bin")
+        elif tensors:
+            save_file(tensors, folder / path / "model.safetensors")
+    return model
+
+
+def dense(size_in: int, size: int, seed: int, activation: str, bias: bool = True, **more: Any) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"linear.weight": torch.randn(size, size_in, generator=generator)}
+    tensors |= {"linear.bias": torch.randn(size, generator=generator)} if bias else {}
+    if more.get("use_residual") and size != size_in:
+        tensors["residual.weight"] = torch.randn(size, size_in, generator=generator)
+    named = f"torch.nn.modules.{'linear' if activation == 'Identity' else 'activation'}.{activation}"
+    config = {"in_features": size_in, "out_features": size, "bias": bias, "activation_function": named, **more}
+    return "Dense", config, tensors
+
+
+NORM = ("LayerNorm", {"dimension": 6}, {"norm.weight": torch.arange(6.0) / 3, "norm.bias": torch.ones(6)})
+NORMALIZE: Any = ("Normalize", {}, {})
+
+
+def encoded(model: Any, ids: torch.Tensor, modules: Any) -> torch.Tensor:
+    """The mean of the states, through the modules, by formula."""
+    x = model(ids).last_hidden_state.mean(1)
+    for kind, config, tensors in modules:
+        if kind == "Dense":
+            y = x @ tensors["linear.weight"].T + tensors.get("linear.bias", 0.0)
+            y = getattr(torch.nn, config["activation_function"].rsplit(".", 1)[-1])()(y)
+            own = x @ tensors["residual.weight"].T if "residual.weight" in tensors else x
+            x = y + own if config.get("use_residual") else y
+        elif kind == "LayerNorm":
+            x = torch.nn.functional.layer_norm(x, (6,), tensors["norm.weight"], tensors["norm.bias"], 1e-5)
+        elif kind == "Normalize":
+            x = x / x.norm(dim=1, keepdim=True)
+    return x
+
+
+ENCODERS: dict[str, Any] = {
+    "a dense layer": [dense(8, 6, 1, "Tanh")],
+    "dense, norm, normalized": [dense(8, 6, 1, "GELU"), NORM, NORMALIZE],
+    "two of a kind": [
+        dense(8, 6, 1, "ReLU"),
+        ("Dropout", {"dropout": 0.3}, {}),
+        dense(6, 4, 2, "Identity", bias=False),
+    ],
+    "residual": [dense(8, 8, 1, "SiLU", use_residual=True), dense(8, 5, 2, "Sigmoid", use_residual=True), NORMALIZE],
+}
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["old", "new"])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_layers_behind_the_pooling_are_read_and_written(kind, old, tmp_path):
+    modules = ENCODERS[kind]
+    theirs = encoder(tmp_path / "theirs", modules, old)
+    with torch.no_grad():
+        wanted = encoded(theirs, IDS, modules)
+        zoo.convert(tmp_path / "theirs", tmp_path / "ours")
+        zoo.convert(tmp_path / "ours", tmp_path / "back", to="hf-bert")
+        zoo.save(zoo.load(tmp_path / "theirs"), tmp_path / "saved")
+        zoo.convert(tmp_path / "saved", tmp_path / "back of saved", to="hf-bert")
+        for name in ("theirs", "ours", "back", "saved", "back of saved"):
+            found = zoo.load(tmp_path / name)
+            assert not found.load_report.random
+            assert torch.allclose(found(IDS).embedding, wanted, atol=1e-6)
+            assert zoo.verify(tmp_path / name).ok
+    for number, (module, config, tensors) in enumerate(modules, 2):
+        path = tmp_path / "back" / f"{number}_{module}"
+        if module != "Normalize":
+            assert json.loads((path / "config.json").read_text()) == {**config}
+        if tensors:
+            stored = load_file(path / "model.safetensors")
+            assert stored.keys() == tensors.keys()
+            assert all(torch.equal(stored[key], tensors[key]) for key in tensors)
+    bare = zoo.create("bert-base", pretrained=tmp_path / "theirs")
+    assert any("Dense" in name for name in bare.load_report.left_out)
+    with pytest.raises(CheckpointError, match=r"folders of their own.*\n.*hf-"):
+        zoo.convert(tmp_path / "ours", tmp_path / "file.safetensors", to="hf-bert")
+
+
+@pytest.mark.parametrize(
+    ("modules", "says"),
+    [
+        ([("WeightedLayerPooling", {}, {})], "WeightedLayerPooling"),
+        ([NORMALIZE, dense(8, 6, 1, "Tanh")], "Normalize, Dense"),
+        ([dense(8, 6, 1, "Hardshrink")], "Hardshrink"),
+        ([dense(8, 6, 1, "Tanh", module_input_name="token_embeddings")], "module_input_name 'token_embeddings'"),
+        ([dense(8, 6, 1, "Tanh", gate=2)], "'gate': 2"),
+        ([("Dense", dense(8, 6, 1, "Tanh")[1], {})], "holds none of model.safetensors, pytorch_model.bin"),
+        ([("Dense", dense(8, 6, 1, "Tanh")[1], dense(8, 7, 1, "Tanh")[2])], "heads.sentence_embedding.0.linear"),
+    ],
+)
+def test_modules_that_the_task_has_no_word_for_are_refused(modules, says, tmp_path):
+    encoder(tmp_path / "theirs", modules, old=False)
+    for call in (
+        lambda: zoo.load(tmp_path / "theirs"),
+        lambda: zoo.load(tmp_path / "theirs", task="sentence-embedding"),
+        lambda: zoo.convert(tmp_path / "theirs", tmp_path / "ours"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            call()
+    if modules[0][2] and modules[0][1].get("out_features") != 6:
+        assert type(zoo.create("bert-base", pretrained=tmp_path / "theirs")).__name__ == "Bert"
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc", "a/../../b"])
+def test_modules_do_not_lead_out_of_their_folder(path, tmp_path):
+    encoder(tmp_path / "theirs", [dense(8, 6, 1, "Tanh")], old=False)
+    listed = json.loads((tmp_path / "theirs" / "modules.json").read_text())
+    listed[2]["path"] = path
+    (tmp_path / "theirs" / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(CheckpointError, match="leads out of its folder"):
+        zoo.load(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("cased", [True, False])
+def test_a_sentence_encoder_lowers_its_texts_where_it_says_so(cased, tmp_path):
+    zoo.save(tiny(), tmp_path / "ours", word_pieces() if not cased else cased_pieces())
+    zoo.convert(tmp_path / "ours", tmp_path / "theirs", to="hf-bert")
+    texts, config = ["A DOG", "the Cat [MASK] É"], tmp_path / "theirs" / "sentence_bert_config.json"
+    lowered = [text.lower().replace("[mask]", "[MASK]") for text in texts]
+    plain = zoo.tokenizer(tmp_path / "theirs")
+    wanted = plain(lowered)["input_ids"]
+    assert torch.equal(plain(texts)["input_ids"], wanted) != cased
+    config.write_text(json.dumps({"max_seq_length": 12, "do_lower_case": True}))
+    tokenizer = zoo.tokenizer(tmp_path / "theirs")
+    assert torch.equal(tokenizer(texts)["input_ids"], wanted)
+    tokenizer.save(tmp_path / "again")
+    assert torch.equal(zoo.tokenizer(tmp_path / "again")(texts)["input_ids"], wanted)
+    config.write_text(json.dumps({"do_lower_case": "yes"}))
+    with pytest.raises(CheckpointError, match="do_lower_case must be true, false or null, got 'yes'"):
+        zoo.tokenizer(tmp_path / "theirs")
+
+
+def cased_pieces() -> Any:
+    return wordpiece.wordpiece({piece: n for n, piece in enumerate(PIECES)}, lower_case=False, max_length=12)

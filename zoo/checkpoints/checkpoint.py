@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.description import class_of_maps, described, targets_of
-from zoo.checkpoints.files import architectures_of, embedding_options, foreign_config, head_options, read_description
+from zoo.checkpoints.files import architectures_of, foreign_config, head_options, read_description
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.opened import Opened, under_own_names
+from zoo.checkpoints.sentence_modules import embedding_options, with_modules
 from zoo.errors import CheckpointError
 from zoo.formats.opening import opened
 from zoo.maps import layouts
@@ -74,10 +75,12 @@ class Checkpoint(Opened):
             return None, f"the zoo has no head like that of {', '.join(strange)}; the model comes without it"
         return None, ""
 
-    def targets(self) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of ours that the whole file must give, with every head that it has."""
+    def targets(self, blueprint: Blueprint | None = None) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of ours that the whole file must give, with every head that it has, for
+        this ``blueprint`` or the checkpoint's own.
+        """
         stored = {name: info.shape for name, info in self.plan(inspect=True).outputs.items()}
-        return targets_of(self.blueprint, stored)
+        return targets_of(blueprint or self.blueprint, stored)
 
 
 @contextmanager
@@ -139,11 +142,13 @@ def open_checkpoint(
             )
         model_class = class_of_maps(keymap.family) if variant is None else variant.model_class()
         found = model_class.Config.from_dict(keymap.config_forward(foreign or {}, archive.tensors))
+        archive, modules = with_modules(archive, source)
         yield Checkpoint(
             archive,
             keymap,
             found.to_dict(),
             foreign,
+            modules=modules,
             sha256=None if record is None else record.sha256,
             source=source,
             shown=shown,

@@ -20,6 +20,7 @@ from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FIL
 from zoo.checkpoints.fetching.cache import home, locked
 from zoo.checkpoints.files import read_description
 from zoo.checkpoints.locate import locate, narrowed
+from zoo.checkpoints.sentence_modules import without_layers
 from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
 from zoo.errors import CheckpointError, InputError, ZooError
@@ -100,7 +101,7 @@ def _forward(
     to_file = out.suffix == ".safetensors"
     with staged(out, to_file, dry_run) as stage:
         to = replace(destination, path=out if to_file else stage / WEIGHTS_FILE)
-        report = engine.convert(checkpoint, checkpoint.targets(), to, dry_run=dry_run, metadata=metadata)
+        report = engine.convert(checkpoint, checkpoint.targets(blueprint), to, dry_run=dry_run, metadata=metadata)
         if not dry_run and not to_file:
             (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             _copy_tokenizer(source, record, stage)
@@ -135,10 +136,16 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
         name = blueprint.model_class.__name__
         raise CheckpointError(f"{source} holds a {name}; the layout {keymap.layout} is for {keymap.family}")
     said, out, to_file = head_words(checkpoint, keymap), destination.path, destination.path.suffix == ".safetensors"
+    archive, layers = without_layers(checkpoint.archive)
+    if layers and (to_file or "architectures" not in keymap.config.task):
+        raise CheckpointError(
+            f"{source} is a sentence encoder with layers behind its pooling, which stand in folders of their own.\n"
+            "Name a folder, and a layout hf-* of the Hugging Face libraries, whose sentence-transformers reads them"
+        )
     with staged(out, to_file, dry_run) as stage:
         to = destination if to_file or dry_run else replace(destination, path=stage)
-        report = engine.convert_back(checkpoint.archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
-        notes = [] if to_file or dry_run else write_companions(checkpoint, keymap, stage)
+        report = engine.convert_back(archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
+        notes = [] if to_file or dry_run else write_companions(checkpoint, keymap, stage, layers, to.dtype)
     files = report.files if to_file else tuple(out / file.name for file in report.files)
     return replace(report, files=files, notes=(*report.notes, *notes))
 

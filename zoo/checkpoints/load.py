@@ -124,7 +124,7 @@ def filled(
     plan = checkpoint.plan(heads=heads_of_task(task, saved.model_class))
     sizes = {name: info.shape for name, info in plan.outputs.items()}
     module, random = _fitted(replace(saved, config=config, task=task, options=options), sizes, shown)
-    if random and same_task and not given:
+    if random and not given and (same_task or any(name in sizes for name in random)):
         raise CheckpointError(f"{shown}: {random[0]} is missing or of another shape, though the config promises it")
     wanted = canonical_state(module).keys() - set(random)
     left_out = dict(plan.left_out)
