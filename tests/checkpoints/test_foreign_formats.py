@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import zoo
-from tests.api.test_create import tiny
+from tests.api.test_create import same, tiny
 from zoo.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
@@ -105,3 +105,84 @@ def test_integers_that_nothing_makes_floats_are_refused(theirs, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=r"quantised weights .*word_embeddings.*'Gather'.*export the model"):
             call()
+
+
+# --- TensorFlow
+
+
+def number(value: int) -> bytes:
+    """A varint."""
+    out = b""
+    while value >= 0x80:
+        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
+    return out + bytes([value])
+
+
+def field(tag: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return number(tag << 3) + number(value)
+    return number(tag << 3 | 2) + number(len(value)) + value
+
+
+def masked_crc(data: bytes) -> bytes:
+    """CRC-32C, bit by bit, as TensorFlow stores it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def write_tensorflow(prefix: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    """``prefix.index`` and one shard, as `tf.train.Saver` writes them."""
+    shard, records = b"", {b"": field(1, 1)}
+    for name, array in sorted(arrays.items()):
+        raw = np.ascontiguousarray(array).tobytes()
+        shape = b"".join(field(2, field(1, size)) for size in array.shape)
+        about = field(1, {"float32": 1, "int64": 9}[str(array.dtype)]) + field(2, shape)
+        about += field(4, len(shard)) + field(5, len(raw)) + number(6 << 3 | 5) + masked_crc(raw)
+        shard, records[name.encode()] = shard + raw, about
+
+    out = b""
+
+    def block(entries: dict[bytes, bytes]) -> bytes:
+        nonlocal out
+        body = b"".join(b"\0" + number(len(k)) + number(len(v)) + k + v for k, v in sorted(entries.items()))
+        body += bytes(4) + (1).to_bytes(4, "little")
+        handle = number(len(out)) + number(len(body))
+        out += body + b"\0" + masked_crc(body + b"\0")
+        return handle
+
+    data, nothing = block(records), block({})
+    index = block({max(records): data})
+    out += (nothing + index).ljust(40, b"\0") + 0xDB4775248B80FB57.to_bytes(8, "little")
+    prefix.with_name(prefix.name + ".index").write_bytes(out)
+    prefix.with_name(prefix.name + ".data-00000-of-00001").write_bytes(shard)
+
+
+@pytest.fixture
+def google(tmp_path) -> tuple[Any, dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """A model, its variables in the layout tf-bert with what an optimizer left, their config."""
+    model = tiny("pretraining", activation="gelu_tanh")
+    report = zoo.convert(zoo.save(model, tmp_path / "tf ours"), tmp_path / "tf.safetensors", to="tf-bert")
+    arrays = {name: tensor.numpy() for name, tensor in load_file(tmp_path / "tf.safetensors").items()}
+    arrays |= {name + "/adam_m": np.zeros_like(array) for name, array in list(arrays.items())[:3]}
+    return model, {**arrays, "global_step": np.array(7)}, dict(report.foreign_config)
+
+
+@pytest.mark.parametrize("scope", ["", "module/", "model/", "model/module/", "tower_0/bert_model/", "bert/"])
+@pytest.mark.parametrize("typed", [True, False])
+def test_variables_under_any_scope_are_read(scope, typed, google, tmp_path):
+    model, arrays, config = google
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_tensorflow(folder / "model.ckpt-7", {scope + n if "/" in n else n: array for n, array in arrays.items()})
+    (folder / "bert_config.json").write_text(json.dumps({**config, **({"model_type": "bert"} if typed else {})}))
+    for source in (folder, folder / "model.ckpt-7", folder / "model.ckpt-7.index", str(folder / "model.ckpt-7")):
+        loaded = zoo.load(source, task="pretraining")
+        assert loaded.load_report.layout == "tf-bert"
+        assert same(loaded, model)
+    zoo.convert(folder / "model.ckpt-7", tmp_path / "out")
+    assert same(zoo.load(tmp_path / "out", task="pretraining"), model)

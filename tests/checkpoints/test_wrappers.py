@@ -45,6 +45,8 @@ WRAPPED = {
     "a script's own name": under("student."),
     "several names": under("net.backbone.model."),
     "a name that the layout has too": under("encoder."),
+    "the layout's own prefix once more": under("bert."),
+    "wrappers and prefixes mixed": under("module._orig_mod.model.bert."),
     "EMA": under("ema_model.module."),
     "numbers": under("0.auto_model."),
 }
