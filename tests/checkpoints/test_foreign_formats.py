@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,158 @@ def test_variables_under_any_scope_are_read(scope, typed, google, tmp_path):
         assert same(loaded, model)
     zoo.convert(folder / "model.ckpt-7", tmp_path / "out")
     assert same(zoo.load(tmp_path / "out", task="pretraining"), model)
+
+
+# --- Keras and Flax
+
+
+def named(name: str, tensor: torch.Tensor, words: dict[str, str]) -> tuple[list[str], np.ndarray[Any, Any]]:
+    """A tensor's path and array there: dense matrices lie transposed under a name of their own."""
+    *path, last = name.split(".")
+    if last == "bias":
+        return [*path, words["bias" if "LayerNorm" not in path else "shift"]], tensor.numpy()
+    if "LayerNorm" in path:
+        return [*path, words["norm"]], tensor.numpy()
+    if path[-1].endswith("_embeddings"):
+        return [*path, words.get(path[-1], words["table"])], tensor.numpy()
+    return [*path, "kernel"], np.ascontiguousarray(tensor.numpy().T)
+
+
+def keras_file(path: Path, tensors: Tensors, model: str, top: str = "", **how: Any) -> None:
+    h5py = pytest.importorskip("h5py")
+    words = {"bias": "bias", "shift": "beta", "norm": "gamma", "table": "embeddings", "word_embeddings": "weight"}
+    with h5py.File(path, "w") as file:
+        for name, tensor in tensors.items():
+            parts, array = named(name, tensor, words)
+            place = re.sub(r"/layer/(\d+)/", r"/layer_._\1/", "/".join(parts))
+            place = place.replace("cls/", "mlm___cls/") if place.startswith("cls/") else place
+            layer = place.partition("/")[0]
+            group = file.require_group(f"{top}{layer}")
+            group.create_dataset(f"{model}/{place}:0", data=array, **how)
+
+
+def packed(value: Any, chunk: int) -> bytes:
+    """MessagePack, with arrays as Flax writes them."""
+    if isinstance(value, dict):
+        body = b"".join(packed(key, chunk) + packed(part, chunk) for key, part in value.items())
+        return (bytes([0x80 | len(value)]) if len(value) < 16 else b"\xde" + len(value).to_bytes(2, "big")) + body
+    if isinstance(value, str):
+        return b"\xd9" + bytes([len(value)]) + value.encode()
+    if isinstance(value, bool):
+        return b"\xc3" if value else b"\xc2"
+    if isinstance(value, int):
+        return b"\xce" + value.to_bytes(4, "big")
+    if value.size > chunk:
+        pieces = [value.reshape(-1)[start : start + chunk] for start in range(0, value.size, chunk)]
+        shape, chunks = (dict(zip(map(str, range(len(x))), x, strict=True)) for x in (value.shape, pieces))
+        return packed({"__msgpack_chunked_array__": True, "shape": shape, "chunks": chunks}, chunk)
+    raw = value.tobytes()
+    body = b"\x93" + bytes([0x90 | value.ndim]) + b"".join(packed(int(size), chunk) for size in value.shape)
+    body += packed(str(value.dtype), chunk) + b"\xc6" + len(raw).to_bytes(4, "big") + raw
+    return b"\xc9" + len(body).to_bytes(4, "big") + b"\x01" + body
+
+
+def flax_file(path: Path, tensors: Tensors, chunk: int = 1 << 20, state: bool = False) -> None:
+    words = {"bias": "bias", "shift": "bias", "norm": "scale", "table": "embedding"}
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        parts, array = named(name, tensor, words)
+        place = tree
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+        place[parts[-1]] = array
+    path.write_bytes(packed({"step": 7, "params": tree} if state else tree, chunk))
+
+
+WRITERS: dict[str, Any] = {
+    "keras": lambda path, tensors: keras_file(path, tensors, "tf_bert_for_masked_lm"),
+    "keras, packed": lambda path, tensors: keras_file(
+        path, tensors, "tf_bert_for_masked_lm_1", compression="gzip", shuffle=True
+    ),
+    "keras, a whole model": lambda path, tensors: keras_file(path, tensors, "tf_bert_for_masked_lm", "model_weights/"),
+    "flax": flax_file,
+    "flax, in chunks": lambda path, tensors: flax_file(path, tensors, chunk=50),
+    "flax, a training state": lambda path, tensors: flax_file(path, tensors, state=True),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_weights_of_keras_and_flax_are_read(writer, theirs, tmp_path):
+    model, tensors, config = theirs
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    file = folder / ("tf_model.h5" if writer.startswith("keras") else "flax_model.msgpack")
+    WRITERS[writer](file, tensors)
+    for source in (folder, file):
+        loaded = zoo.load(source, task="masked-lm")
+        assert loaded.load_report.layout == "hf-bert"
+        assert same(loaded, model)
+    report = zoo.convert(folder, tmp_path / "out")
+    assert report.checks.ok
+    assert same(zoo.load(tmp_path / "out", task="masked-lm"), model)
+    assert zoo.inspect(folder)["format"] == writer.partition(",")[0]
+    torch.save({name: tensor * 2 for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
+    assert not same(zoo.load(folder, task="masked-lm"), model)  # torch's own file is read first, as in transformers
+
+
+def test_an_hdf5_file_does_not_lead_outside(theirs, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    _, tensors, config = theirs
+    (tmp_path / "secret").write_bytes(bytes(range(64)) * 8)
+    name = "bert/tf_bert_model/bert/embeddings/position_embeddings/embeddings:0"
+
+    def external(file: Any) -> None:
+        file.create_dataset(name, (16, 8), "f4", external=[(str(tmp_path / "secret"), 0, 512)])
+
+    def elsewhere(file: Any) -> None:
+        file[name] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
+
+    def soft(file: Any) -> None:
+        file[name] = h5py.SoftLink("/bert/tf_bert_model/bert/embeddings/word_embeddings/weight:0")
+
+    def virtual(file: Any) -> None:
+        layout = h5py.VirtualLayout((16, 8), "f4")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (16, 8))
+        file.create_virtual_dataset(name, layout)
+
+    def circle(file: Any) -> None:
+        file["bert/again"] = file["bert"]
+
+    def bomb(file: Any) -> None:
+        file.create_dataset(name, (1 << 20, 1 << 10), "f4", chunks=(1 << 10, 1 << 10), compression="gzip")
+
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.ones((16, 8), np.float32)
+    for change, says in (
+        (external, "stored in other files"), (elsewhere, "a link to something elsewhere"),
+        (soft, "a link to something elsewhere"), (virtual, "stored in other files"), (circle, "deeper than 24"),
+        (bomb, "would grow"),
+    ):  # fmt: skip
+        keras_file(tmp_path / "tf_model.h5", tensors, "tf_bert_model")
+        with h5py.File(tmp_path / "tf_model.h5", "a") as file:
+            if name in file and change is not circle:
+                del file[name]
+            change(file)
+        with pytest.raises(CheckpointError, match=says):
+            zoo.load(tmp_path / "tf_model.h5", config=config)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: data[:-9], "truncated|needs .* bytes"),
+        (lambda data: data + b"\xc0", "1 bytes behind its end"),
+        (lambda data: data.replace(b"float32", b"object1"), "dtype 'object1'"),
+        (lambda data: b"\x81\xa1a" + b"\x91" * 200 + b"\xc0" * 9, "nested deeper"),
+        (lambda data: b"\x81\xa1a\xdd\xff\xff\xff\xff" + b"\xc0" * 99, "truncated"),
+        (lambda data: b"\x82\xa1a\xc0\xa1a\xc0" + b"\xc0" * 9, "'a' twice"),
+        (lambda data: b"\x81\xa1a\xc1" + b"\xc0" * 9, "0xc1"),
+    ],
+)
+def test_damaged_flax_files_are_refused(damage, says, theirs, tmp_path):
+    _, tensors, config = theirs
+    flax_file(tmp_path / "flax_model.msgpack", tensors)
+    (tmp_path / "flax_model.msgpack").write_bytes(damage((tmp_path / "flax_model.msgpack").read_bytes()))
+    with pytest.raises(CheckpointError, match=says):
+        zoo.load(tmp_path / "flax_model.msgpack", config=config)

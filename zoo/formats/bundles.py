@@ -23,6 +23,7 @@ SINGLES = ("model.safetensors", "pytorch_model.bin")
 INDEXES = (".safetensors.index.json", ".bin.index.json")
 SUFFIXES: tuple[str, ...] = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".model", ".npz", ".npy")
 SUFFIXES += (".pdparams", ".pkl", ".onnx", ".pth.tar")
+OTHERS = ("tf_model.h5", "flax_model.msgpack")  # taken where nothing else is there
 NOT_MODELS = re.compile(
     r"^(training_args|trainer_state|optim|sched|scaler|random_states|rng_state)|(spiece|sentencepiece|spm|bpe|30k-clean).*\.model$"
 )
@@ -56,9 +57,10 @@ def choose(names: Iterable[str], what: str) -> str:
         if name.endswith(".index") and any(other.startswith(name[:-6] + ".data-") for other in here)
     ]:
         return _only(found, what)
-    return _only(
-        [name for name in here if name.endswith(SUFFIXES) and not NOT_MODELS.search(name.rpartition("/")[2])], what
-    )
+    found = [name for name in here if name.endswith(SUFFIXES) and not NOT_MODELS.search(name.rpartition("/")[2])]
+    if not found:
+        found = next(([one] for other in OTHERS for one in names if one.rpartition("/")[2] == other), [])
+    return _only(found, what)
 
 
 def _only(found: list[str], what: str) -> str:
@@ -67,7 +69,7 @@ def _only(found: list[str], what: str) -> str:
     if not found:
         raise CheckpointError(
             f"{what} holds no checkpoint that is known by its name; looked for names that end in "
-            f"{', '.join(SUFFIXES)}, .index"
+            f"{', '.join(SUFFIXES)}, .index, and for {' and '.join(OTHERS)}"
         )
     shown = ", ".join(printable(name, 80) for name in sorted(found)[:8])
     raise CheckpointError(f"{what} holds {len(found)} checkpoints: {shown}; name the file that is meant")

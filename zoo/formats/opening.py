@@ -11,6 +11,8 @@ from typing import Any
 from zoo.errors import CheckpointError
 from zoo.formats import (
     bundles,
+    flax_files,
+    keras_files,
     numpy_files,
     onnx_files,
     paddle_files,
@@ -88,6 +90,12 @@ def _open_data(
         return paddle_files.read_pickle(path, data, group)
     if onnx_files.is_onnx(data):
         return onnx_files.read(path, data, beside)
+    if keras_files.is_hdf5(data):
+        if nested:
+            raise CheckpointError(f"{path} holds the HDF5 file {printable(name)!r}; unpack it and open that file")
+        return keras_files.read(path)
+    if flax_files.is_flax(data):
+        return flax_files.read(path, data)
     if paddle_files.is_parameter(data):
         return Archive(path, "paddle", {name: paddle_files.parameter(path, name, data)})
     raise CheckpointError(
