@@ -17,6 +17,7 @@ from pathlib import Path
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive, Entry
 from zoo.formats.buffers import BufferFile, Member
+from zoo.formats.disk import plain_name
 from zoo.formats.limits import MIB, check_expansion, printable
 
 SINGLES = ("model.safetensors", "pytorch_model.bin")
@@ -31,6 +32,7 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 MAX_CONFIG = MIB
 MAX_MEMBERS = 100_000
 MAX_TAR_RECORD = 4 * MIB
+MAX_STEP = 200  # bytes of the name of a run's last checkpoint
 RANK = re.compile(r"^mp_rank_(\d\d)(?:_model_states\.pt|/model_optim_rng\.pt|/model_states\.pt)$")
 
 ZERO = re.compile(r"^(zero|bf16_zero)_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt$")
@@ -211,19 +213,32 @@ def refuse_shares(names: Iterable[str], path: Path) -> None:
     names = list(names)
     if any(name.endswith(".distcp") for name in names):
         raise CheckpointError(
-            f"{path} is a checkpoint of torch.distributed.checkpoint, in which each process wrote its share.\n"
-            f"Join them first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} model.pt"
+            f"{path} holds shares of torch.distributed.checkpoint without the .metadata that says which is which.\n"
+            "Copy the whole folder, hidden files too; or join it where it was written: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} model.pt"
         )
     if any(ZERO.match(name) for name in names) and not any(RANK.match(name) for name in names):
         raise CheckpointError(
             f"{path} is a checkpoint of DeepSpeed with ZeRO stage 3, in which each process wrote its share.\n"
             "Join them first, with the script that DeepSpeed puts beside it: python zero_to_fp32.py . model.bin"
         )
-    if "latest" in names and not any(name.endswith(SUFFIXES) for name in names):
+
+
+def latest_of(names: Iterable[str], path: Path) -> str:
+    """The folder of the last checkpoint in the folder of a DeepSpeed run, which its file ``latest``
+    names; empty for other folders.
+    """
+    names = list(names)
+    if "latest" not in names or any(name.endswith(SUFFIXES) for name in names):
+        return ""
+    written = (path / "latest").read_bytes()[: MAX_STEP + 1]
+    step = plain_name(str(written, "utf-8").strip(), path / "latest") if len(written) <= MAX_STEP else ""
+    if not (path / step).is_dir() or (path / step).is_symlink() or not step:
         raise CheckpointError(
-            f"{path} is the folder of a DeepSpeed run, with a folder for each checkpoint.\n"
-            "Open the one that its file 'latest' names, or join it: python zero_to_fp32.py . model.bin"
+            f"{path} is the folder of a DeepSpeed run whose file 'latest' names {printable(step)!r}, which is no "
+            "folder there.\nOpen the folder of one checkpoint, or join it: python zero_to_fp32.py . model.bin"
         )
+    return step
 
 
 def read_ranks(path: Path, files: Mapping[int, str], open_one: OpenOne) -> Archive:

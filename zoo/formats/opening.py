@@ -11,6 +11,7 @@ from typing import Any
 from zoo.errors import CheckpointError
 from zoo.formats import (
     bundles,
+    dcp_files,
     flax_files,
     keras_files,
     numpy_files,
@@ -131,6 +132,10 @@ def _open_bundle(path: Path, files: dict[str, tuple[int, bundles.Bytes]], group:
 
 def _open_folder(path: Path, group: str | None) -> Archive:
     names = sorted(file.name for file in path.iterdir() if file.is_file())
+    if dcp_files.METADATA in names and any(name.endswith(".distcp") for name in names):
+        return dcp_files.read(path)
+    if step := bundles.latest_of(names, path):
+        return _open_folder(path / step, group)
     nested = sorted(file.relative_to(path).as_posix() for file in path.glob("mp_rank_*/*.pt"))
     bundles.refuse_shares(names, path)
     if ranks := bundles.ranks([*names, *nested]):
