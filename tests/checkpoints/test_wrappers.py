@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,31 @@ def test_an_entry_of_a_training_file_is_read(entry, theirs, tmp_path):
     model, tensors, config = theirs
     torch.save({entry: tensors, "optimizer": {"step": torch.ones(3)}, "epoch": 3}, tmp_path / "file.pt")
     assert same(zoo.load(tmp_path / "file.pt", config=config, task="masked-lm"), model)
+
+
+@pytest.mark.parametrize(
+    ("entries", "read"),
+    [
+        (["ema", "model"], "model"),
+        (["swa_state_dict", "state_dict"], "state_dict"),
+        (["ema", "model_ema"], "model_ema"),
+        (["ema", "optimizer", "net"], "net"),
+    ],
+)
+def test_of_several_models_the_report_says_which_was_read(entries, read, theirs, tmp_path):
+    model, tensors, config = theirs
+    files = {name: {key: tensor * (name == read) for key, tensor in tensors.items()} for name in entries}
+    files["optimizer"] = {"step": torch.ones(3)}
+    torch.save(files, tmp_path / "file.pt")
+    (other,) = set(entries) - {read, "optimizer"}
+    note = f"{read!r} was read, and not {other!r}.*torch.load\\(FILE\\)\\[{other!r}\\]"
+    loaded = zoo.load(tmp_path / "file.pt", config=config, task="masked-lm")
+    assert same(loaded, model)
+    assert re.search(note, str(loaded.load_report))
+    report = zoo.convert(tmp_path / "file.pt", tmp_path / "out", config=config)
+    assert re.search(note, str(report))
+    alone = zoo.load(torch.load(tmp_path / "file.pt")[other], config=config, task="masked-lm")
+    assert not alone.load_report.notes
 
 
 def test_a_file_of_deepspeed_by_itself_is_read(theirs, tmp_path):
@@ -218,9 +244,36 @@ def test_a_state_dict_of_ours_is_read_with_its_description_and_else_refused(pref
     with pytest.raises(CheckpointError, match=r"state dict of the zoo without.*\n.*zoo.save.*load_state_dict"):
         zoo.load(tmp_path / "alone.pt", task=task)
     assert same(zoo.load(tmp_path / "alone.pt", config=description), model)
+    assert same(zoo.load(tmp_path / "alone.pt", config=tmp_path / "ours" / "config.json"), model)
+    assert "without the description" in zoo.inspect(tmp_path / "alone.pt")["why"]
     (tmp_path / "ours" / "model.safetensors").unlink()
     torch.save(under(prefix)(model.state_dict()), tmp_path / "ours" / "pytorch_model.bin")
     assert same(zoo.load(tmp_path / "ours"), model)
+
+
+@pytest.mark.parametrize("call", ["convert to", "load foreign", "convert foreign"])
+def test_our_own_layout_is_no_map(call, theirs, tmp_path):
+    model, tensors, config = theirs
+    calls = {
+        "convert to": lambda: zoo.convert(zoo.save(model, tmp_path / "saved"), tmp_path / "out", to="zoo"),
+        "load foreign": lambda: zoo.load(tensors, config=config, layout="zoo"),
+        "convert foreign": lambda: zoo.convert(tensors, tmp_path / "out", config=config, layout="zoo"),
+    }
+    with pytest.raises(CheckpointError, match=r"'zoo' is the layout of the zoo's own files.*hf-bert"):
+        calls[call]()
+
+
+def test_layouts_that_make_the_same_of_a_file_are_no_question(tmp_path):
+    model = tiny("pretraining", "visualbert-base", visual_size=6)
+    zoo.save(model, tmp_path / "ours")
+    report = zoo.convert(tmp_path / "ours", tmp_path / "theirs.safetensors", to="visualbert-original")
+    loaded = zoo.load(tmp_path / "theirs.safetensors", config=report.foreign_config, task="pretraining")
+    assert same(loaded, model)
+    answers = tiny("visual-question-answering", "visualbert-base", visual_size=6, num_labels=7)
+    zoo.convert(zoo.save(answers, tmp_path / "vqa"), tmp_path / "vqa.safetensors", to="visualbert-original")
+    said = dict(report.foreign_config)
+    with pytest.raises(CheckpointError, match="fits several layouts: mmf-visualbert, visualbert-original"):
+        zoo.load(tmp_path / "vqa.safetensors", config=said)  # whose classifier it is, they see differently
 
 
 def wrapped_models() -> dict[str, Any]:

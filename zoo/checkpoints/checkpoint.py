@@ -102,8 +102,8 @@ def open_checkpoint(
     shown = shown or ("tensors in memory" if isinstance(source, Mapping) else str(source))
     variant = None if name is None else registry.resolve(name)[0]
     description = None if isinstance(source, Mapping) else read_description(Path(source))
-    if description is None and isinstance(config, Mapping) and "zoo_format" in config:
-        description, config = dict(config), None
+    if description is None and config is not None and "zoo_format" in (said := foreign_config(source, config) or {}):
+        description, config = said, None
     with opened(source) as archive:
         if description is not None and layout in (None, layouts.OURS):
             archive = under_own_names(archive)
@@ -129,12 +129,8 @@ def open_checkpoint(
                 foreign, record = dict(known.config), known
         recorded = record.layout if record is not None else None
         found_layout = layout or recorded or layouts.recognise(archive, foreign)
-        if found_layout == layouts.OURS:
-            raise CheckpointError(
-                f"{shown} is a state dict of the zoo without the description of its model.\n"
-                "Save the model with zoo.save(model, folder), or build it with zoo.create(...) and fill it with "
-                "model.load_state_dict(torch.load(file)); with the config.json of zoo.save beside it the file loads"
-            )
+        if found_layout == layouts.OURS and layouts.is_ours(archive):
+            raise layouts.undescribed(shown)
         keymap = layouts.load(found_layout)
         if variant is not None and variant.maps != keymap.family:
             raise CheckpointError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo.checkpoints.files import architectures_of
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive, Entry, TensorInfo
+from zoo.formats.tree import WRAPPERS
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, PlanStep, head_of, heads_of, shape_of
@@ -50,7 +51,8 @@ class Opened:
         it is.
         """
         if self.keymap is None:
-            return _plan_of_ours(self.archive, targets, inspect)
+            plan = _plan_of_ours(self.archive, targets, inspect)
+            return replace(plan, notes=(*plan.notes, *self._other_models()))
         asked = set(heads_of(self.modules.values()))  # heads that the map knows nothing of
         plan = self.keymap.forward(
             {name: info for name, info in self.archive.tensors.items() if name not in self.modules},
@@ -61,6 +63,19 @@ class Opened:
             inspect=inspect,
         )
         return self._with_modules(plan, heads, targets, inspect)
+
+    def _other_models(self) -> list[str]:
+        """What to say of a training file with several models (the model and its average): which was
+        read.
+        """
+        group, others = self.archive.group, [name for name in WRAPPERS if name in self.archive.groups]
+        others = [name for name in others if name != group]
+        if not group or not others:
+            return []
+        return [
+            f"of the file's entries {group!r} was read, and not {' or '.join(map(repr, others))}; to read that, pass "
+            f"its tensors: zoo.load(torch.load(FILE)[{others[0]!r}], config=...)"
+        ]
 
     def _with_modules(
         self, plan: Plan, heads: Collection[str] | None, targets: Mapping[str, object] | None, inspect: bool
@@ -85,6 +100,7 @@ class Opened:
             steps=(*plan.steps, *steps),
             heads=plan.heads | heads_of(taken),
             left_out={**plan.left_out, **{name: f"head {head!r}, which nobody asked for" for name, head in left}},
+            notes=(*plan.notes, *self._other_models()),
             problems=(*plan.problems, *problems),
         )
 
