@@ -18,6 +18,7 @@ from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.layers.init import initialise, shapes_only
+from zoo.maps.plans import heads_of
 from zoo.registry.records import Record
 from zoo.registry.tasks import TASKS
 from zoo.tasks.base import TaskModel, canonical_state, spec_of_class, task_class
@@ -28,7 +29,8 @@ from zoo.techniques.blueprint import Blueprint
 class LoadReport:
     """What happened when weights were loaded; stands at ``model.load_report``.
 
-    ``left_out``: stored tensors that nobody asked for, each with its reason. ``random``: tensors of
+    ``left_out``: stored tensors that nobody asked for, each with its reason; ``left_heads``: the heads
+    among them. ``random``: tensors of
     the asked-for head that the checkpoint lacks. ``differs``: config fields in which the checkpoint
     differs from the named variant, (variant's, checkpoint's). ``checks``: what was checked on the way.
     """
@@ -40,6 +42,7 @@ class LoadReport:
     differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checks: Checks = field(default_factory=Checks)
+    left_heads: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"loaded from {self.source} (layout {self.layout})"]
@@ -140,8 +143,9 @@ def filled(
     ready = {name if name.startswith("heads.") else prefix + name: t.to(device) for name, t in tensors.items()}
     module.load_state_dict(ready, strict=True, assign=True)
     module.requires_grad_(True)
+    left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
-        shown, checkpoint.layout, left_out, random, checkpoint.differs, tuple(plan.notes), checks
+        shown, checkpoint.layout, left_out, random, checkpoint.differs, tuple(plan.notes), checks, left
     )
     return module.eval()
 

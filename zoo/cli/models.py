@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, Task, print_json, print_table, tokenizer_of
+from zoo.cli.shared import Json, Task, print_json, print_table, say_left_heads, tokenizer_of
 
 
 def list_(
@@ -113,6 +113,7 @@ def create(
         "dtype": str(model.dtype),
     }
     if out is not None:
+        say_left_heads(model, source or name)
         tokenizer = tokenizer_of(source or name) if pretrained or source else None
         result["saved"] = str(zoo.save(model, out, tokenizer))
     if as_json:
