@@ -310,6 +310,32 @@ def test_modules_that_the_task_has_no_word_for_are_refused(modules, says, tmp_pa
         assert type(zoo.create("bert-base", pretrained=tmp_path / "theirs")).__name__ == "Bert"
 
 
+def test_a_prompt_that_goes_before_each_text_is_told(tmp_path):
+    encoder(tmp_path / "theirs", [NORMALIZE], old=False)
+    said = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+    place = tmp_path / "theirs" / "config_sentence_transformers.json"
+    for task in (None, "sentence-embedding"):
+        place.write_text(json.dumps(said))
+        assert "puts 'query: ' in front of each text" in str(zoo.load(tmp_path / "theirs", task=task).load_report)
+        place.write_text(json.dumps({**said, "default_prompt_name": None}))
+        assert not zoo.load(tmp_path / "theirs", task=task).load_report.notes
+    place.write_text(json.dumps(said))
+    assert any("'query: '" in note for note in zoo.convert(tmp_path / "theirs", tmp_path / "ours").notes)
+
+
+def test_a_model_in_a_folder_of_its_own_is_refused_with_the_step_that_helps(tmp_path):
+    encoder(tmp_path / "theirs", [NORMALIZE], old=True)
+    listed = json.loads((tmp_path / "theirs" / "modules.json").read_text())
+    listed[0]["path"] = "0_Transformer"
+    (tmp_path / "theirs" / "0_Transformer").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "theirs" / name).rename(tmp_path / "theirs" / "0_Transformer" / name)
+    (tmp_path / "theirs" / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(CheckpointError, match=r"lies in its folder '0_Transformer'.*\n.*zoo.load"):
+        zoo.load(tmp_path / "theirs")
+    assert type(zoo.load(tmp_path / "theirs" / "0_Transformer")).__name__ == "Bert"
+
+
 @pytest.mark.parametrize("path", ["../outside", "/etc", "a/../../b"])
 def test_modules_do_not_lead_out_of_their_folder(path, tmp_path):
     encoder(tmp_path / "theirs", [dense(8, 6, 1, "Tanh")], old=False)

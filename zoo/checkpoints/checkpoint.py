@@ -13,7 +13,7 @@ from zoo.checkpoints.description import class_of_maps, described, targets_of
 from zoo.checkpoints.files import architectures_of, foreign_config, head_options, read_description
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.opened import Opened, under_own_names
-from zoo.checkpoints.sentence_modules import embedding_options, with_modules
+from zoo.checkpoints.sentence_modules import embedding_options, prompt_note, refuse_model_elsewhere, with_modules
 from zoo.errors import CheckpointError
 from zoo.formats.opening import opened
 from zoo.maps import layouts
@@ -57,7 +57,7 @@ class Checkpoint(Opened):
         if self.keymap is None:
             return self.blueprint.task, ""
         if embedding_options(self.source):
-            return "sentence-embedding", ""
+            return "sentence-embedding", prompt_note(self.source)
         named, model_class = architectures_of(self.foreign), self.blueprint.model_class
         known = [name for name in named if name in self.keymap.architectures]
         heads = {head for name in known for head in self.keymap.architectures[name]} - set(model_class.heads)
@@ -104,6 +104,7 @@ def open_checkpoint(
     description = None if isinstance(source, Mapping) else read_description(Path(source))
     if description is None and config is not None and "zoo_format" in (said := foreign_config(source, config) or {}):
         description, config = said, None
+    refuse_model_elsewhere(source)
     with opened(source) as archive:
         if description is not None and layout in (None, layouts.OURS):
             archive = under_own_names(archive)

@@ -76,7 +76,8 @@ def load(
     lacks it; ``model.load_report`` names both.
     """
     with open_to_load(source, layout=layout, config=config) as checkpoint:
-        kept, note = checkpoint.kept_task() if task is None else (task, "")
+        kept, note = checkpoint.kept_task() if task in (None, "sentence-embedding") else (task, "")
+        kept, note = (kept, note) if task in (None, kept) else (task, "")
         model = filled(checkpoint, kept, overrides, device=device, dtype=dtype)
     if note:
         model.load_report = replace(model.load_report, notes=(*model.load_report.notes, note))

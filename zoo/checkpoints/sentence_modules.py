@@ -82,6 +82,39 @@ def read_modules(source: Any) -> Modules | None:
     return Modules(options, tuple(places[2 : 2 + len(between)]))
 
 
+def prompt_note(source: Any) -> str:
+    """What to say where sentence-transformers puts words in front of each text by itself, which no
+    tokenizer does.
+    """
+    folder = folder_of(source)
+    path = None if folder is None else folder / "config_sentence_transformers.json"
+    said = read_json(path) if path is not None and path.is_file() else {}
+    name, prompts = said.get("default_prompt_name"), said.get("prompts")
+    prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
+    if not prompt:
+        return ""
+    return (
+        f"sentence-transformers puts {prompt!r} in front of each text (its prompt {name!r}); do the same to get its "
+        "vectors"
+    )
+
+
+def refuse_model_elsewhere(source: Any) -> None:
+    """Refuse a folder whose modules.json names another folder for the model, as old ones do."""
+    folder = folder_of(source)
+    if folder is None or not Path(source).is_dir() or not (folder / "modules.json").is_file():
+        return
+    written = json_value(folder / "modules.json")
+    first = written[0] if isinstance(written, list) and written else None
+    path = first.get("path") if isinstance(first, Mapping) else None
+    if isinstance(path, str) and path and (folder / safe_path(path)).is_dir():
+        raise CheckpointError(
+            f"{folder} is a sentence encoder whose model lies in its folder {path!r}.\n"
+            f"Move the files of {path} up beside modules.json and let its path there be empty; or load the model "
+            f"alone: zoo.load({str(folder / path)!r})"
+        )
+
+
 def _refusal(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(
         f"{folder}: the sentence encoder {what}; the zoo runs Transformer, Pooling, then any of "
