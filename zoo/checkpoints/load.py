@@ -17,6 +17,7 @@ from zoo.checkpoints.convert import converted
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.formats.archive import torch_dtype
 from zoo.layers.init import initialise, shapes_only
 from zoo.maps.plans import heads_of
 from zoo.registry.records import Record
@@ -62,7 +63,7 @@ def load(
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     task: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     **overrides: Any,
 ) -> Any:
     """Load a folder or file in our layout or a known foreign one, or a dict of tensors under
@@ -78,7 +79,7 @@ def load(
     with open_to_load(source, layout=layout, config=config) as checkpoint:
         kept, note = checkpoint.kept_task() if task in (None, "sentence-embedding") else (task, "")
         kept, note = (kept, note) if task in (None, kept) else (task, "")
-        model = filled(checkpoint, kept, overrides, device=device, dtype=dtype)
+        model = filled(checkpoint, kept, overrides, device=device, dtype=torch_dtype(dtype))
     if note:
         model.load_report = replace(model.load_report, notes=(*model.load_report.notes, note))
     return model

@@ -117,8 +117,8 @@ class Tokenizer:
         ``language`` is for families whose pre-step or frame knows languages (XLM, mBART);
         ``pair_language`` defaults to it.
         """
-        prepared = self._prepare(text, language)
-        prepared_pair = None if pair is None else self._prepare(pair, pair_language or language)
+        prepared = self.prepared(text, language)
+        prepared_pair = None if pair is None else self.prepared(pair, pair_language or language)
         frame = self._frame_of(language, pair_language)
         if frame is self.backend:
             encode = lambda: self.backend.encode(prepared, prepared_pair)  # noqa: E731
@@ -214,7 +214,8 @@ class Tokenizer:
             batch["lengths"] = torch.tensor(lengths, dtype=torch.int64)
         return batch
 
-    def _prepare(self, text: str, language: str | None) -> str:
+    def prepared(self, text: str, language: str | None = None) -> str:
+        """A text behind the family's own step: what `backend` encodes, and offsets refer to."""
         if not isinstance(text, str):
             raise InputError(f"a text must be a str, got {type(text).__name__}")
         try:
@@ -240,7 +241,7 @@ class Tokenizer:
         return self.frames.of(language)
 
     def _encode_parts(self, texts: Sequence[str], languages: Sequence[str | None]) -> list[tokenizers.Encoding]:
-        prepared = [self._prepare(text, language) for text, language in zip(texts, languages, strict=True)]
+        prepared = [self.prepared(text, language) for text, language in zip(texts, languages, strict=True)]
         return guarded(
             "the texts cannot be encoded",
             InputError,
