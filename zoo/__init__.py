@@ -44,6 +44,7 @@ _WHERE = {
     "optimize": "zoo.inference.optimize",
     "packing": "zoo.layers.padding",
     "pipeline": "zoo.api.pipeline",
+    "push_to_hub": "zoo.checkpoints.publishing",
     "register": "zoo.registry.variants",
     "save": "zoo.checkpoints.save",
     "tokenizer": "zoo.checkpoints.tokenizer",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # written from _WHERE by `python -m docs.generate`
     from zoo.api.pipeline import pipeline as pipeline
     from zoo.checkpoints.convert import convert as convert
     from zoo.checkpoints.load import load as load
+    from zoo.checkpoints.publishing import push_to_hub as push_to_hub
     from zoo.checkpoints.save import save as save
     from zoo.checkpoints.tokenizer import tokenizer as tokenizer
     from zoo.checkpoints.verify import verify as verify

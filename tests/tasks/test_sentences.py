@@ -118,3 +118,12 @@ def test_windows_begin_small_and_batches_hold_like_lengths():
     assert list(like_lengths([3, 9, 1, 9, 5], 2)) == [[1, 3], [4, 0], [2]]
     assert list(windows([], 3)) == []
     assert [len(window) for window in windows(range(100), 40, most=12)] == [40, 40, 20]
+
+
+def test_vectors_are_as_wide_as_the_last_layer(folder):
+    layers = [{"kind": "dense", "size": 6, "activation": "tanh"}, {"kind": "norm"}, {"kind": "dense", "size": 3}]
+    model = zoo.create("bert-base", task="sentence-embedding", layers=layers, max_positions=16, **TINY).eval()
+    model.tokenizer = zoo.tokenizer(folder)
+    wanted = torch.cat([model(**model.tokenizer([text])).embedding for text in TEXTS]).detach()
+    torch.testing.assert_close(torch.tensor(model.encode(TEXTS, batch_size=2)), wanted)
+    assert model.encode([]).shape == (0, 3) == (0, model.get_embedding_dimension())
