@@ -83,13 +83,15 @@ def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> d
     """
     declared = tuple(sorted(heads_of(stored) & set(blueprint.model_class.heads)))
     whole = blueprint if blueprint.task is not None else replace(blueprint, heads=declared)
-    targets = {name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta().state_dict().items()}
+    targets = {
+        name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta(len(stored)).state_dict().items()
+    }
     for head in sorted(heads_of(stored) - heads_of(targets)):
         prefix, factory = f"heads.{head}.", blueprint.model_class.heads.get(head)
         if factory is None:
             targets |= {name: shape for name, shape in stored.items() if name.startswith(prefix)}
         else:
-            with shapes_only():
+            with shapes_only(len(stored)):
                 part = factory(blueprint.config)
             targets |= {prefix + name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
     return targets

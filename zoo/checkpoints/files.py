@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError
+from zoo.formats.disk import read_regular
+from zoo.formats.limits import check_json
 
 CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json", "ernie_config.json")
-LARGEST_CONFIG = 64 << 20
+LARGEST_CONFIG = 16 << 20
+MOST_VALUES = 1_000_000  # in a config: it may name the labels of a large classifier
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, with errors that name it."""
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise CheckpointError(f"{path} is {path.stat().st_size:,} bytes long; a config is not")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = read_regular(path, LARGEST_CONFIG).decode("utf-8")
+        check_json(text, str(path), MOST_VALUES)
+        value = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:
@@ -141,7 +144,7 @@ def embedding_options(source: Any) -> dict[str, Any]:
     if folder is None or not (folder / "modules.json").is_file():
         return {}
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        modules = json.loads(read_regular(folder / "modules.json", LARGEST_CONFIG).decode("utf-8"))
         kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
         raise CheckpointError(

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from zoo.errors import CheckpointError
 from zoo.formats.limits import (
     LONG_VALUE,
+    MAX_COMPOUND_KEYS,
     MAX_CONTAINERS,
     MAX_INTEGER_BYTES,
     MAX_MEMO,
@@ -53,7 +54,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
-        self.containers = 0
+        self.containers = self.compound = 0
         self.refused: list[Refused] = []
 
     def run(self) -> Unpickled:
@@ -274,7 +275,11 @@ class _Machine:
 
     def usable(self, key: Any) -> bool:
         if hashable(key):
-            return True
+            if type(key) is not tuple:
+                return True
+            self.compound += 1
+            if self.compound <= MAX_COMPOUND_KEYS:
+                return True
         self.refuse(f"a key of type {type(key).__name__}" if not isinstance(key, Refused) else f"{key.name} as a key")
         return False
 

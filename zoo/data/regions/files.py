@@ -252,9 +252,10 @@ def _columns(regions: Regions) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def read_safetensors(path: Path | str) -> Iterator[Item]:
     """What `save_regions` wrote, in its order; what `Regions.save` wrote is one item without a
-    name.
+    name. The file is mapped while it is read, since it may be larger than memory; each picture is a
+    copy.
     """
-    with open_archive(Path(path)) as archive:
+    with open_archive(Path(path), mmap=True) as archive:
         about = described(archive)
         if "starts" not in archive.tensors:
             yield "", Regions.load(path)
@@ -269,7 +270,8 @@ def read_safetensors(path: Path | str) -> Iterator[Item]:
         sizes = parts.pop("image_size")
         for number, name in enumerate(names):
             cut = slice(starts[number], starts[number + 1])
-            yield name, Regions(**{part: v[cut] for part, v in parts.items()}, image_size=sizes[number], **about)
+            copies = {part: rows_of[cut].clone() for part, rows_of in parts.items()}
+            yield name, Regions(**copies, image_size=sizes[number].clone(), **about)
 
 
 # --- the command
