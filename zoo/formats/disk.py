@@ -10,6 +10,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from zoo.errors import CheckpointError
 from zoo.formats.limits import printable
@@ -103,6 +104,39 @@ def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) 
         raise
     if durable:
         sync(path.parent)
+
+
+class Target(io.RawIOBase):
+    """A file for a writer in C++, which would end the process where Python raises: what goes wrong is
+    kept for `check`, and what comes behind it is thrown away.
+    """
+
+    def __init__(self, file: io.BufferedIOBase):
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence) if self.error is None else 0
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def check(self) -> None:
+        """Raise what went wrong, the last bytes included."""
+        if self.error is not None:
+            raise self.error
+        self._file.flush()
 
 
 def safe_path(name: str) -> str:
