@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 import zoo
-from benchmarks import bombs
+from benchmarks import bombs, fuzz_readers
 from zoo.data.regions.files import read_regions
 from zoo.errors import CheckpointError
 from zoo.formats import lmdb_files
@@ -342,6 +342,19 @@ def test_a_damaged_lmdb_ends_in_an_error_and_never_the_process(tmp_path):
         except CheckpointError:
             refused += 1
     assert refused > 50
+
+
+# --- damage of every kind
+
+
+def test_damaged_files_of_any_kind_are_read_or_refused():
+    """A few of those that ``python -m benchmarks.fuzz_readers`` makes by the thousand."""
+    for package in ("h5py", "lmdb"):
+        pytest.importorskip(package)
+    report = fuzz_readers.run(200, 5, others=True, only=lambda name: name.startswith(("tokenizer", "regions", "know")))
+    assert report.crashes == []
+    assert report.deaths == []
+    assert report.outcomes["refused"] > 60
 
 
 # --- honest files within the bounds

@@ -9,6 +9,7 @@ the pages that hold a long value. Only the main database is read, with one value
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,9 +53,12 @@ def _opened(file: BinaryIO, path: Path) -> tuple[_Pages, int]:
         raise CheckpointError(f"{path} has pages of {size} bytes; a power of 2 from 512 to 65,536 was expected")
     second = _state(file, size)
     _, _, last, root, flags = max(first, second) if second is not None and second[1] == size else first
+    length = os.fstat(file.fileno()).st_size
+    if (root + 1) * size > length and root != NOTHING:
+        raise CheckpointError(f"{path} has {length:,} bytes, its tree begins at {root * size:,}: it is truncated")
     if flags & 4:
         raise CheckpointError(f"{path} keeps several values for a key, which is not read")
-    return _Pages(file, path, size, last), root
+    return _Pages(file, path, size, min(last, length // size)), root
 
 
 def _state(file: BinaryIO, place: int) -> tuple[int, int, int, int, int] | None:
@@ -78,15 +82,17 @@ class _Pages:
     size: int
     last: int
     seen: set[int] = field(default_factory=set)  # each page belongs to one place of the tree
+    taken: int = 0
 
     def broken(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {why}: the database is damaged")
+        return CheckpointError(f"{self.path}: {why}: the file is truncated or damaged")
 
     def take(self, number: int, count: int = 1) -> None:
         """Note that ``count`` pages from ``number`` on are used, here and nowhere else."""
         if not 2 <= number <= self.last or number + count - 1 > self.last:
             raise self.broken(f"page {number} is asked for, pages 2 to {self.last} are there")
-        if number in self.seen:
+        self.taken += count
+        if number in self.seen or self.taken > self.last:
             raise self.broken(f"page {number} is used twice")
         self.seen.add(number)
 
