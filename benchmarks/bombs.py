@@ -211,6 +211,31 @@ def _sparse(folder: Path, scale: int) -> Path:
     return path
 
 
+@bomb("safetensors: strange names, load", "load", 100_000, 3_000)
+@bomb("safetensors: strange names, inspect", "inspect", 100_000, -1, honest=True)
+def _strange_names(folder: Path, scale: int) -> Path:
+    made = bert(folder / "model")
+    file = made / "model.safetensors"
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    end = max(record["data_offsets"][1] for record in header.values())
+    for number in range(scale):
+        name = f"encoder.layer.{number}.atention.self.kuery.{number}.weight"
+        header[name] = {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}
+    file.write_bytes(safetensors(header, 0) + data[8 + size :])
+    return made
+
+
+@bomb("zip: members that look like indexes", "open", 40_000, 5_000)
+def _indexes(folder: Path, scale: int) -> Path:
+    with zipfile.ZipFile(folder / "m.zip", "w") as out:
+        for number in range(scale):
+            out.writestr(f"{number}.index", b"")
+            out.writestr(f"{number}.dat", b"")
+    return folder / "m.zip"
+
+
 @bomb("pickle: nested tuples as keys", "open", 560, honest=True)
 def _nested_keys(folder: Path, scale: int) -> Path:
     """Four levels of 64 times the same tuple, as the key of item after item."""
@@ -525,6 +550,13 @@ def _template(folder: Path, scale: int) -> Path:
 def _doubling(folder: Path, scale: int) -> Path:
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     return _tokenizer_json(folder, normalizer={"type": "Sequence", "normalizers": [step] * scale})
+
+
+@bomb("tokenizer: many added tokens", "tokenizer", 200_000, 5_000, honest=True)
+def _added_tokens(folder: Path, scale: int) -> Path:
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    (folder / "added_tokens.json").write_text(json.dumps({f"<t{i}>": i + 6 for i in range(scale)}))
+    return folder
 
 
 @bomb("tokenizer: padding to 10^10", "tokenizer", 10**10, honest=True)

@@ -15,10 +15,12 @@ import argparse
 import collections
 import contextlib
 import gzip
+import importlib
 import io
 import json
 import os
 import pickle
+import pkgutil
 import random
 import resource
 import shutil
@@ -40,6 +42,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+import zoo
 from benchmarks import fuzz_samples
 from benchmarks.fuzz_samples import Sample
 from zoo.errors import CheckpointError, ZooError
@@ -542,6 +545,10 @@ def run(
         for name, path in samples.items():
             if (outcome := attempt(path)) != "read":
                 raise AssertionError(f"the undamaged sample {name} is refused: {outcome}")
+        if others:  # what is imported when it is first needed is no doing of a file
+            for module in pkgutil.walk_packages(zoo.__path__, "zoo."):
+                if not module.name.endswith("__main__"):
+                    importlib.import_module(module.name)
         before = set(root.rglob("*"))
         for done in range(count):
             name, opened, file = rng.choice(by_name[rng.choice(list(by_name))] if others else victims)

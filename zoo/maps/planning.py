@@ -16,6 +16,7 @@ from zoo.maps.plans import Plan, PlanStep, head_of, heads_of, shape_of
 from zoo.maps.rules import Drop, MapLine, Passenger, Rule, RuleSet, Tie, holds
 from zoo.maps.templates import Bindings
 
+MAX_HINTS = 20  # problems that are told what is closest, which takes milliseconds each
 MAX_EXPECTED = 10_000  # tensors that one rule may need, where the file has fewer
 
 
@@ -295,11 +296,10 @@ class Forward(Planner):
             side = "without" if expected.bare else "with"
             hint = f"rule {expected.label!r} expects it {side} the prefix {self.prefix!r}"
         else:
-            near = closest(name, (t.text for rule in self.rules.rules for t in rule.sources))
-            hint = (
-                f"closest rules: {', '.join(repr(n) for n in near)}; add a rule, a drop with its reason, or a foreign "
-                "head to the map"
-            )
+            hint = "add a rule, a drop with its reason, or a foreign head to the map"
+            if len(self.problems) < MAX_HINTS:
+                near = closest(name, (t.text for rule in self.rules.rules for t in rule.sources))
+                hint = f"closest rules: {', '.join(repr(n) for n in near)}; {hint}"
         self.problems.append(f"{actual!r} meets no rule; {hint}")
         return None, {}
 

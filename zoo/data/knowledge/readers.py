@@ -165,6 +165,8 @@ def _synsets(path: Path) -> Iterator[tuple[int, list[str], list[tuple[str, int, 
         try:
             count = int(fields[3], 16)
             words = [re.sub(r"\((?:a|p|ip)\)$", "", word) for word in fields[4 : 4 + 2 * count : 2]]
+            if not words:
+                raise ValueError("no words")
             at = 4 + 2 * count
             pointers = [
                 (fields[i], int(fields[i + 1]), fields[i + 2]) for i in range(at + 1, at + 1 + 4 * int(fields[at]), 4)

@@ -159,9 +159,10 @@ def _vector(value: Any, count: int, dtype: numpy.dtype[Any]) -> Tensor | None:
     raw = _bytes(value)
     if raw is not None:
         size = len(raw) // max(count, 1)
-        value = numpy.frombuffer(
-            raw, {4: "<f4" if dtype.kind == "f" else "<i4", 8: "<f8" if dtype.kind == "f" else "<i8"}.get(size, dtype)
-        )
+        stored = numpy.dtype({4: f"<{dtype.kind}4", 8: f"<{dtype.kind}8"}.get(size, dtype))
+        if len(raw) % stored.itemsize:
+            raise CheckpointError(f"{len(raw)} bytes can't be {count} numbers")
+        value = numpy.frombuffer(raw, stored)
     array = numpy.asarray(_array(value)).reshape(-1)[:count]
     if len(array) < count:
         raise CheckpointError(f"expected {count} numbers, got {len(array)}")
