@@ -268,7 +268,7 @@ def _long_paths(folder: Path, scale: int) -> Path:
     return folder / "m.pt"
 
 
-@bomb("pickle: a tree of shared lists", "open", 30)
+@bomb("pickle: a tree of shared lists", "open", 30, -1)
 def _shared_lists(folder: Path, scale: int) -> Path:
     made = b"\x80\x02]q\x00"
     for level in range(scale):
@@ -298,7 +298,7 @@ def _strides(folder: Path, scale: int) -> Path:
     return folder / "m.pt"
 
 
-@bomb("npz: deflated zeros", "open", 40, 4)
+@bomb("npz: deflated zeros", "open", 40, 2)
 @bomb("npz: deflated zeros, as regions", "regions", 40, -1)
 def _zeros(folder: Path, scale: int) -> Path:
     path = folder / "m.npz"
@@ -311,7 +311,7 @@ def _zeros(folder: Path, scale: int) -> Path:
     return path
 
 
-@bomb("zip of checkpoints: deflated zeros", "open", 50, 3)
+@bomb("zip of checkpoints: deflated zeros", "open", 50, 2)
 def _zip(folder: Path, scale: int) -> Path:
     with zipfile.ZipFile(folder / "m.zip", "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("model.safetensors", safetensors({}, 0))
@@ -321,7 +321,7 @@ def _zip(folder: Path, scale: int) -> Path:
     return folder / "m.zip"
 
 
-@bomb("tar.gz: deflated zeros", "open", 9 << 30, 200 * MIB)
+@bomb("tar.gz: deflated zeros", "open", 9 << 30, 100 * MIB)
 def _targz(folder: Path, scale: int) -> Path:
     import tarfile
 

@@ -210,7 +210,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_loading_takes_the_model_and_its_largest_tensor(tmp_path):
-    sizes = {"vocab_size": 20_000, "hidden_size": 256, "num_heads": 4, "intermediate_size": 1024}
+    sizes = {"vocab_size": 10_000, "hidden_size": 256, "num_heads": 4, "intermediate_size": 1024}
     model = zoo.create("bert-base", num_layers=6, **sizes)
     zoo.save(model, tmp_path / "m")
     zoo.save(zoo.create("bert-base", num_layers=1, **{**sizes, "vocab_size": 20}), tmp_path / "small")
@@ -351,10 +351,10 @@ def test_damaged_files_of_any_kind_are_read_or_refused():
     """A few of those that ``python -m benchmarks.fuzz_readers`` makes by the thousand."""
     for package in ("h5py", "lmdb"):
         pytest.importorskip(package)
-    report = fuzz_readers.run(200, 5, others=True, only=lambda name: name.startswith(("tokenizer", "regions", "know")))
+    report = fuzz_readers.run(100, 5, others=True, only=lambda name: name.startswith(("tokenizer", "regions", "know")))
     assert report.crashes == []
     assert report.deaths == []
-    assert report.outcomes["refused"] > 60
+    assert report.outcomes["refused"] > 30
 
 
 # --- honest files within the bounds
