@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def is_index(path: Path) -> bool:
 
 def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
     """Open every shard that the index at ``path`` names; names must agree on both sides."""
-    index = load_json(read_regular(path, MAX_HEADER), str(path))
+    index = load_json(read_regular(path, MAX_HEADER).removeprefix(BOM_UTF8), str(path))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if (
         not isinstance(weight_map, dict)

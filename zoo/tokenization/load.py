@@ -25,7 +25,7 @@ from zoo.tokenization.files import (
     read_vocab_lines,
 )
 from zoo.tokenization.growth import check_growth
-from zoo.tokenization.hints import ROLE_NAMES, Hints, add_tokens, apply_options, roles_among
+from zoo.tokenization.hints import ROLE_NAMES, Hints, add_tokens, apply_options, lower_texts, roles_among
 from zoo.tokenization.sentencepiece_file import (
     CONTROL,
     USER_DEFINED,
@@ -75,6 +75,7 @@ def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) ->
     if not (kinds[0] == "json" and saved_by_us(folder, spec["json"])):
         add_tokens(tokenizer, hints)
         tokenizer.truncation_side = hints.truncation_side or tokenizer.truncation_side
+        lower_texts(tokenizer, hints)
     return tokenizer
 
 
