@@ -1,5 +1,6 @@
 """Fuzz every reader with damaged and hostile files: ``python -m benchmarks.fuzz_readers --count
-20000``.
+20000``. Checkpoint formats are here; configs, adapters, tokenizers, dumps of regions and knowledge
+in ``benchmarks.fuzz_samples``.
 
 Each file is a sample of some format with bits flipped, parts cut, doubled or exchanged, lengths
 replaced by lies, or a pickle put together from random opcodes and dangerous names. Opening it,
@@ -14,9 +15,12 @@ import argparse
 import collections
 import contextlib
 import gzip
+import importlib
 import io
 import json
+import os
 import pickle
+import pkgutil
 import random
 import resource
 import shutil
@@ -38,7 +42,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from zoo.errors import CheckpointError
+import zoo
+from benchmarks import fuzz_samples
+from benchmarks.fuzz_samples import Sample
+from zoo.errors import CheckpointError, ZooError
 from zoo.formats import tensorflow_files
 from zoo.formats.opening import open_archive
 
@@ -441,6 +448,7 @@ class Report:
     by_sample: collections.Counter[str] = field(default_factory=collections.Counter)
     caught_by_net: collections.Counter[str] = field(default_factory=collections.Counter)
     crashes: list[str] = field(default_factory=list)
+    deaths: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
     peak_growth: tuple[int, str] = (0, "")  # KiB
 
@@ -458,6 +466,36 @@ def attempt(path: Path, group: str | None = None) -> str:
     except CheckpointError as error:
         return str(error)
     return "read"
+
+
+def attempt_other(sample: Sample) -> str:
+    """Read a sample of another kind: ``"read"`` or the refusal."""
+    try:
+        sample.read(sample.path)
+    except ZooError as error:
+        return str(error)
+    return "read"
+
+
+def forked(attempted: Callable[[], str]) -> str:
+    """The same in a process of its own, which a library in C may end: ``"died"``, or ``"raw"`` and
+    what was raised.
+    """
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+            said = attempted()
+        except BaseException:
+            said = "raw " + traceback.format_exc()
+        os.write(sending, said.encode("utf-8", "replace")[:60_000])
+        os._exit(0)
+    os.close(sending)
+    with os.fdopen(receiving, "rb") as pipe:
+        said = pipe.read().decode("utf-8", "replace")
+    os.waitpid(child, 0)
+    return said or "died"
 
 
 def targets(samples: dict[str, Path]) -> list[tuple[str, Path, Path]]:
@@ -478,9 +516,13 @@ def run(
     seed: int,
     *,
     keep: Path | None = None,
+    others: bool = False,
+    only: Callable[[str], bool] = lambda name: True,
     progress: Callable[[int, Report], None] = lambda done, report: None,
 ) -> Report:
-    """Damage and open ``count`` files."""
+    """Damage and open ``count`` files; with ``others`` of every kind that is read, without them of
+    checkpoint formats. ``only``: which samples, by their names.
+    """
     rng = random.Random(seed)
     report = Report()
     watch = canary()
@@ -489,21 +531,46 @@ def run(
         root = Path(place)
         samples = build_samples(root / "samples")
         victims = targets(samples)
+        more = fuzz_samples.build(root / "others") if others else {}
+        for name, sample in more.items():
+            victims += [(name, sample.path, file) for file in sorted(sample.path.rglob("*")) if file.is_file()]
+            if (outcome := attempt_other(sample)) != "read":
+                raise AssertionError(f"the undamaged sample {name} is refused: {outcome}")
         content = {file: file.read_bytes() for _, _, file in victims}
-        others = list(content.values())
+        pool = list(content.values())
+        by_name: dict[str, list[tuple[str, Path, Path]]] = {}
+        for victim in victims:
+            if only(victim[0]):
+                by_name.setdefault(victim[0], []).append(victim)
         for name, path in samples.items():
             if (outcome := attempt(path)) != "read":
                 raise AssertionError(f"the undamaged sample {name} is refused: {outcome}")
+        if others:  # what is imported when it is first needed is no doing of a file
+            for module in pkgutil.walk_packages(zoo.__path__, "zoo."):
+                if not module.name.endswith("__main__"):
+                    importlib.import_module(module.name)
         before = set(root.rglob("*"))
         for done in range(count):
-            name, opened, file = rng.choice(victims)
-            data = damaged(rng, file.name, content[file], others)
+            name, opened, file = rng.choice(by_name[rng.choice(list(by_name))] if others else victims)
+            data = damaged(rng, file.name, content[file], pool)
             file.write_bytes(data)
             tensorflow_files.check_sum = checked if rng.random() < 0.5 else (lambda data, stored: None)
             peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
             try:
-                with watch.watching():
-                    outcome = attempt(opened, rng.choice((None, None, None, "")))
+                group = rng.choice((None, None, None, ""))
+                sample = more.get(name)
+                if sample is None:
+                    with watch.watching():
+                        outcome = attempt(opened, group)
+                elif sample.forked:
+                    outcome = forked(lambda sample=sample: attempt_other(sample))  # type: ignore[misc]
+                else:
+                    with watch.watching():
+                        outcome = attempt_other(sample)
+                if outcome == "died":
+                    report.deaths.append(f"{done} {name} {file.name}")
+                elif outcome.startswith("raw "):
+                    raise RuntimeError(outcome)
             except Exception:
                 outcome = "crash"
                 report.crashes.append(f"{done} {name} {file.name}\n{traceback.format_exc()}")
@@ -516,7 +583,7 @@ def run(
             if watch.caught:
                 report.crashes.append(f"{done} {name} {file.name}: the file made the process do {watch.caught[:3]}")
                 watch.caught.clear()
-            report.outcomes[outcome if outcome in ("read", "crash") else "refused"] += 1
+            report.outcomes[outcome if outcome in ("read", "crash", "died") else "refused"] += 1
             report.by_sample[name] += 1
             if "damaged or not a checkpoint (" in outcome:
                 report.caught_by_net[outcome.partition("damaged or not a checkpoint (")[2][:60]] += 1
@@ -534,6 +601,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for the files that crash a reader")
+    parser.add_argument("--checkpoints", action="store_true", help="checkpoint formats alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -546,12 +614,13 @@ def main() -> int:
                 flush=True,
             )
 
-    report = run(options.count, options.seed, keep=options.keep, progress=progress)
+    report = run(options.count, options.seed, keep=options.keep, others=not options.checkpoints, progress=progress)
     figures = SimpleNamespace(
         files=options.count,
         seed=options.seed,
         outcomes=dict(report.outcomes),
         crashes=len(report.crashes),
+        deaths=len(report.deaths),
         by_sample=dict(report.by_sample),
         explained_only_by_the_net=sum(report.caught_by_net.values()),
         seconds=round(time.perf_counter() - start, 1),
@@ -563,9 +632,11 @@ def main() -> int:
     print(json.dumps(vars(figures), indent=1))
     for line, times in report.caught_by_net.most_common(12):
         print(f"net: {times} x {line}")
-    for crash in report.crashes[:10]:
+    for crash in report.crashes[:60]:
         print(crash)
-    return 1 if report.crashes else 0
+    for death in report.deaths[:10]:
+        print(f"died: {death}")
+    return 1 if report.crashes or report.deaths else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ the machine.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -12,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,7 +32,7 @@ from hypothesis import strategies as st
 import zoo.checkpoints.fetching.downloads as downloads
 import zoo.checkpoints.fetching.fetch as fetching
 import zoo.checkpoints.fetching.hub as hub_files
-from tests.hub_server import Fault, HubServer, Repository, serving
+from tests.hub_server import Fault, HubServer, Repository, _Handler, serving
 from zoo.checkpoints.fetching.archives import extract
 from zoo.checkpoints.fetching.cache import Cache
 from zoo.checkpoints.fetching.downloads import download
@@ -335,6 +338,104 @@ def test_a_file_longer_than_announced_is_refused_by_its_hash(server: HubServer) 
     assert leftovers() == []
 
 
+def test_a_file_longer_than_announced_is_refused_without_a_hash(server: HubServer) -> None:
+    server.faults.append(Fault("model.bin", longer=-10, times=None))
+    with pytest.raises(FetchError, match="goes on after the 49,990 bytes"):
+        fetch(f"{server.url}/files/model.bin")
+    assert Cache().entries() == []
+
+
+@pytest.mark.parametrize("status", [201, 202, 203, 204, 205, 206, 207])
+def test_no_other_answer_than_200_is_a_whole_file(server: HubServer, status: int) -> None:
+    server.faults.append(Fault("model.bin", status=status, times=None))
+    with pytest.raises(FetchError, match=str(status)):
+        fetch(f"{server.url}/files/model.bin")
+    assert Cache().entries() == []
+
+
+def test_a_416_for_the_whole_file_is_no_file(server: HubServer) -> None:
+    server.faults.append(Fault("model.bin", status=416, headers={"Content-Range": "bytes */0"}, times=None))
+    with pytest.raises(FetchError, match="416"):
+        fetch(f"{server.url}/files/model.bin")
+
+
+def test_an_empty_file_is_refused_without_a_hash(server: HubServer) -> None:
+    server.files["/files/empty.bin"] = b""
+    with pytest.raises(FetchError, match="empty file"):
+        fetch(f"{server.url}/files/empty.bin")
+    assert fetch(f"{server.url}/files/empty.bin#sha256={hashlib.sha256(b'').hexdigest()}").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Fault("model.bin", body=b"new" * 20_000, headers={"ETag": '"another"'}),
+        Fault("model.bin", headers={"ETag": '"another"'}),
+        Fault("model.bin", headers={"ETag": ""}),
+        Fault("model.bin", body=b"new" * 20_000),
+    ],
+    ids=["other contents", "other mark", "no mark", "other length"],
+)
+def test_a_range_of_another_version_is_not_joined(server: HubServer, other: Fault, monkeypatch) -> None:
+    """A server that answers a range whatever If-Range says."""
+    mark = '"' + hashlib.sha1(CONTENT).hexdigest() + '"'
+    server.faults.append(Fault("model.bin", cut=20_000))
+    server.faults.append(other)
+    real = _Handler.content
+
+    def careless(self: Any, content: bytes, fault: Fault) -> None:
+        wanted = self.headers.get("Range", "")
+        if fault is not other or not wanted:
+            return real(self, content, fault)
+        start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        about = {"ETag": mark, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} | fault.headers
+        return self.send(206, content[start:], about, fault)
+
+    monkeypatch.setattr(_Handler, "content", careless)
+    assert fetch(f"{server.url}/files/model.bin").read_bytes() == CONTENT
+    assert server.asked("model.bin") == 3  # begun, gone on with in vain, begun anew
+
+
+def test_a_whole_part_is_taken_for_the_file_only_under_the_same_mark(server: HubServer, tmp_path: Path) -> None:
+    for mark in ('"another"', None):
+        (tmp_path / "f.incomplete").write_bytes(b"?" * len(CONTENT))
+        note = json.dumps({"url": "", "mark": mark, "total": len(CONTENT)})
+        (tmp_path / "f.incomplete.json").write_text(note)
+        download(f"{server.url}/files/model.bin", tmp_path / "f", patience=QUICK)
+        assert (tmp_path / "f").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", r"fewer than 1,000 a second \(in 2 tries\)"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nX-Long: ", "without getting further|bytes"),
+    ],
+    ids=["file", "header"],
+)
+def test_a_server_that_drips_is_given_up(tmp_path: Path, answer: bytes, said: str) -> None:
+    """A byte now and then is progress, but none that ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken, _ = listening.accept()
+                    with taken, contextlib.suppress(OSError):
+                        taken.sendall(answer)
+                        for _ in range(200):
+                            taken.sendall(b"x")
+                            time.sleep(0.02)
+
+        threading.Thread(target=drip, daemon=True).start()
+        started = time.monotonic()
+        patience = RetryLimits(timeout=2, tries=2, pause=0, window=0.3, rate=1000)
+        with pytest.raises(FetchError, match=said):
+            download(f"http://127.0.0.1:{listening.getsockname()[1]}/f", tmp_path / "f", patience=patience)
+        assert time.monotonic() - started < 3
+    assert not (tmp_path / "f").exists()
+
+
 def test_a_length_other_than_the_records_is_refused_before_downloading(server: HubServer) -> None:
     entry = entry_for(f"{server.url}/files/model.bin", config=None, bytes=123)
     with pytest.raises(FetchError, match="announces 50,000 bytes, expected 123"):
@@ -382,10 +483,11 @@ def test_a_redirect_is_followed_and_a_loop_is_not(server: HubServer) -> None:
     assert server.asked("/loop") <= 11
 
 
-def test_a_redirect_to_another_scheme_is_refused(server: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file://{}/secret", "ftp://127.0.0.1:1/x", "FTP://127.0.0.1:1/x", "data:,x"])
+def test_a_redirect_to_another_scheme_is_refused(server: HubServer, tmp_path: Path, place: str) -> None:
     (tmp_path / "secret").write_text("x")
-    server.faults.append(Fault("/moved", redirect=f"file://{tmp_path}/secret", times=None))
-    with pytest.raises(FetchError):
+    server.faults.append(Fault("/moved", redirect=place.format(tmp_path), times=None))
+    with pytest.raises(FetchError, match="not https; refused"):
         fetch(f"{server.url}/moved")
 
 

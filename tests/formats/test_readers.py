@@ -482,7 +482,8 @@ def five_gigabytes(path: Path, kind: str) -> Path:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's count of anonymous memory")
 @pytest.mark.parametrize("kind", ["safetensors", "legacy"])
-def test_a_file_of_five_gigabytes_opens_at_once_in_little_memory(tmp_path, kind):
+def test_a_file_of_five_gigabytes_opens_at_once_in_little_memory(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("zoo.formats.opening.stored_bytes", lambda path: path.stat().st_size)  # as if it had no holes
     path = five_gigabytes(tmp_path / "m.bin", kind)
     before, start = anonymous_memory(), time.perf_counter()
     with open_archive(path) as archive:

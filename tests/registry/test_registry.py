@@ -207,13 +207,20 @@ def test_an_entry_point_registers_its_models_when_they_are_first_listed(monkeypa
         zoo.unregister("plugged-bag")
 
 
-def test_a_broken_plug_in_warns_and_hides_nobody(monkeypatch):
+class Unforeseen(BaseException):
+    """What no `except Exception` catches."""
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("no such package"), SystemExit("no such package"), Unforeseen("no such package")]
+)
+def test_a_broken_plug_in_warns_and_hides_nobody(monkeypatch, error):
     class Point:
         name, value = "broken", "broken:register"
 
         @staticmethod
         def load():
-            raise ImportError("no such package")
+            raise error
 
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [Point()])
     monkeypatch.setattr(registry, "_loaded_entry_points", False)

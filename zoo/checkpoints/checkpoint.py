@@ -92,12 +92,13 @@ def open_checkpoint(
     layout: str | Path | None = None,
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     shown: str | None = None,
+    mmap: bool = False,
 ) -> Iterator[Checkpoint]:
     """Open a file, a folder or a dict of tensors, in our layout or a foreign one.
 
     name: the variant that it should be of, with a tag or without. record: what is on record of
     these files. layout: None = recognised; or a map file. config: the foreign config, where none
-    lies beside the source.
+    lies beside the source. mmap: tensors may show the mapped file, see `open_archive`.
     """
     shown = shown or ("tensors in memory" if isinstance(source, Mapping) else str(source))
     variant = None if name is None else registry.resolve(name)[0]
@@ -105,7 +106,7 @@ def open_checkpoint(
     if description is None and config is not None and "zoo_format" in (said := foreign_config(source, config) or {}):
         description, config = said, None
     refuse_model_elsewhere(source)
-    with opened(source) as archive:
+    with opened(source, mmap=mmap) as archive:
         if description is not None and layout in (None, layouts.OURS):
             archive = under_own_names(archive)
             blueprint = described(description, Path(source))

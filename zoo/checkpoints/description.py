@@ -85,7 +85,9 @@ def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> d
     bare = replace(blueprint, task=None, options={}, heads=declared)
     targets: dict[str, tuple[int, ...]] = {}
     for whole in [bare] if blueprint.task is None else [blueprint, bare]:
-        made = {name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta().state_dict().items()}
+        made = {
+            name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta(len(stored)).state_dict().items()
+        }
         # a converted file holds more than its task reads: a pooler, other heads
         targets |= {name: shape for name, shape in made.items() if not targets or name in stored}
     for head in sorted(heads_of(stored) - heads_of(targets)):
@@ -93,7 +95,7 @@ def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> d
         if factory is None:
             targets |= {name: shape for name, shape in stored.items() if name.startswith(prefix)}
         else:
-            with shapes_only():
+            with shapes_only(len(stored)):
                 part = factory(blueprint.config)
             targets |= {prefix + name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
     return targets

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError
+from zoo.formats.disk import read_regular
+from zoo.formats.limits import check_json
 
 CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json", "ernie_config.json")
-LARGEST_CONFIG = 64 << 20
+LARGEST_CONFIG = 16 << 20
+MOST_VALUES = 1_000_000  # in a config: it may name the labels of a large classifier
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -25,9 +28,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def json_value(path: Path) -> Any:
     """What a JSON file holds, an object or not."""
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise CheckpointError(f"{path} is {path.stat().st_size:,} bytes long; a config is not")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = read_regular(path, LARGEST_CONFIG).decode("utf-8-sig")
+        check_json(text, str(path), MOST_VALUES)
+        return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:

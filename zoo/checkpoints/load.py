@@ -67,6 +67,7 @@ def load(
     task: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    mmap: bool = False,
     **overrides: Any,
 ) -> Any:
     """Load a folder or file in our layout or a known foreign one, or a dict of tensors under
@@ -78,8 +79,14 @@ def load(
     classifier or the like, or modules.json a sentence encoder. Loading is strict: a missing, extra or mis-shaped tensor
     is a CheckpointError, except heads nobody asked for and the asked-for head where the checkpoint
     lacks it; ``model.load_report`` names both.
+
+    The model holds a copy of what is stored, made tensor by tensor. mmap: parameters show the file
+    instead, where its layout and ``dtype`` allow it: their bytes come in when they are used, and
+    several processes share them. The file then has to stay as it is while the model lives: written
+    over in place, it changes the model, and cut off, it ends the process (SIGBUS). A file that is
+    replaced by another of its name, as `save` does it, harms nobody.
     """
-    with open_to_load(source, layout=layout, config=config) as checkpoint:
+    with open_to_load(source, layout=layout, config=config, mmap=mmap) as checkpoint:
         kept, note = checkpoint.kept_task() if task in (None, "sentence-embedding") else (task, "")
         kept, note = (kept, note) if task in (None, kept) else (task, "")
         model = filled(checkpoint, kept, overrides, device=device, dtype=torch_dtype(dtype))
@@ -95,15 +102,16 @@ def open_to_load(
     name: str | None = None,
     layout: str | None = None,
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    mmap: bool = False,
 ) -> Iterator[Checkpoint]:
     """Open whatever names a checkpoint; a registered tag (or its record) is converted first, once.
-    ``name``: the variant that it should be of.
+    ``name``: the variant that it should be of. ``mmap`` as in `load`.
     """
     path, record = (None, source) if isinstance(source, Record) else locate(source)
     shown = source.name if isinstance(source, Record) else None if isinstance(source, Mapping) else str(source)
     if record is not None:
         path, name = converted(record), name or record.name
-    with open_checkpoint(path, name=name, layout=layout, config=config, shown=shown) as checkpoint:
+    with open_checkpoint(path, name=name, layout=layout, config=config, shown=shown, mmap=mmap) as checkpoint:
         yield checkpoint
 
 
@@ -191,12 +199,17 @@ def _fitted(
     """
     task, model_class, config, options = blueprint.task, blueprint.model_class, blueprint.config, blueprint.options
     pooled = any(name.startswith("pooler.") for name in sizes)
-    if task is None and not pooled and "pooler" in config.field_names() and _pooler_has_parameters(model_class, config):
+    if (
+        task is None
+        and not pooled
+        and "pooler" in config.field_names()
+        and _pooler_has_parameters(model_class, config, len(sizes))
+    ):
         config = config.replace(pooler=False)
     if task is not None:
         spec = spec_of_class(task, model_class)
         options = {**task_class(spec).options_from(sizes, spec, config, model_class), **options}
-    module = replace(blueprint, config=config, options=options).on_meta()
+    module = replace(blueprint, config=config, options=options).on_meta(len(sizes))
     random = []
     for target, tensor in canonical_state(module).items():
         if sizes.get(target) == tuple(tensor.shape):
@@ -209,9 +222,9 @@ def _fitted(
     return module, tuple(random)
 
 
-def _pooler_has_parameters(model_class: Any, config: Any) -> bool:
+def _pooler_has_parameters(model_class: Any, config: Any, stored: int) -> bool:
     """Whether a model's pooler is learned; MobileBERT's may be the bare first state."""
-    with shapes_only():
+    with shapes_only(stored):
         pooler = model_class(config).pooler
     return pooler is not None and next(pooler.parameters(), None) is not None
 

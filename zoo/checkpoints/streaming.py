@@ -186,7 +186,7 @@ def read(
     opened: Opened, plan: Plan, wanted: Set[str] | None = None, dtype: torch.dtype | str | None = None
 ) -> tuple[dict[str, Tensor], Checks]:
     """The tensors that a plan makes (only those ``wanted``), in memory, with the checks of a
-    conversion. They may show the mapped file until they are written to.
+    conversion.
     """
     if wanted is not None:
         plan = replace(plan, steps=tuple(step for step in plan.steps if not wanted.isdisjoint(step.targets)))

@@ -5,12 +5,18 @@ any system.
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from zoo.errors import InputError
+from zoo.errors import CheckpointError, InputError
+from zoo.formats.disk import open_regular
+from zoo.formats.limits import MIB, check_expansion
+
+LONGEST_LINE = 64 * MIB  # a line of a dump of regions has 1.2 MB
 
 
 def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
@@ -20,15 +26,40 @@ def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
     may stand inside a text.
     """
     path = Path(path)
-    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.rstrip("\n")
+        with open_regular(path) as stored:
+            source = cast(BinaryIO, _Unpacked(stored, path)) if path.suffix == ".gz" else stored
+            with io.TextIOWrapper(io.BufferedReader(cast(Any, source), MIB), encoding="utf-8-sig") as file:
+                number = 0
+                while line := file.readline(LONGEST_LINE):
+                    number += 1
+                    if len(line) == LONGEST_LINE:
+                        raise InputError(f"{path}, line {number} has more than {LONGEST_LINE:,} characters")
+                    yield number, line.rstrip("\n")
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} can't be read as UTF-8 text: {error}") from error
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzipped file unpacks to, as long as that looks honest."""
+
+    def __init__(self, stored: BinaryIO, path: Path):
+        self.source, self.what = gzip.GzipFile(fileobj=stored, mode="rb"), str(path)
+        self.size, self.given = path.stat().st_size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        data = self.source.read1(len(target))
+        target[: len(data)] = data
+        self.given += len(data)
+        check_expansion(self.what, self.given, self.size)
+        return len(data)
 
 
 def written_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:

@@ -56,7 +56,7 @@ class Archive:
     ``tensors`` is in file order. ``metadata`` is the plain data beside the tensors. ``refused``
     names what was met and not executed. ``groups`` are the top-level entries of a torch file that
     hold tensors; ``group`` is the one that ``tensors`` shows (``""``: the whole file under dotted
-    names). Reading keeps the file mapped: don't change the file while tensors of it live.
+    names). What is read holds a copy of its bytes, unless the archive was opened with ``mmap``.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class Archive:
         return MappingProxyType(self._entries)
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, contiguous, on the CPU; its memory is the mapped file where the file's layout
-        allows it.
+        """One tensor, contiguous, on the CPU, in memory of its own; or in the mapped file, where the
+        archive was opened so and the file's layout allows it.
 
-        Writing to it changes a private copy of the page, never the file.
+        Writing to it never reaches the file.
         """
         if self._closed:
             raise CheckpointError(f"{self.path} was closed; read {name!r} before leaving the with block")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import stat
+import os
 import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,28 +20,77 @@ import torch
 
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, TORCH_DTYPES
-from zoo.formats.limits import MAX_ZIP_DIRECTORY, check_expansion
+from zoo.formats.disk import CHUNK, open_regular
+from zoo.formats.inflating import inflate
+from zoo.formats.limits import MAX_ZIP_DIRECTORY, check_expansion, printable
 
 # a private map of a file larger than memory must not be refused
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_DEFLATE_CHUNK = 1 << 20
 
 
-def map_file(path: Path) -> memoryview:
-    """The whole file as writable private memory: pages come in when touched, and writing never
-    reaches the file.
+class FileMap(mmap.mmap):
+    """The bytes of a file, paged in when they are touched.
+
+    ``shown``: whether tensors may show these pages. Otherwise what makes a tensor is read from the
+    file into memory of its own, so that the file may change or shrink while the tensor lives, and
+    no page of a mapped file counts as memory of the process.
     """
-    with path.open("rb") as file:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path} is not a regular file")
+
+    path: Path
+    identity: tuple[int, int]  # device and inode: whether the path still names this file
+    address: int
+    shown: bool
+
+
+def map_file(path: Path, *, shown: bool = False) -> memoryview:
+    """The whole file as writable private memory: pages come in when touched, and writing never
+    reaches the file. ``shown``: whether tensors may show these pages, see `FileMap`.
+    """
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
         if status.st_size == 0:
             return memoryview(bytearray())
         if sys.platform == "win32":
-            return memoryview(mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_COPY))
-        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-        return memoryview(mmap.mmap(file.fileno(), status.st_size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+            made = FileMap(file.fileno(), status.st_size, access=mmap.ACCESS_COPY)
+        else:
+            flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+            made = FileMap(file.fileno(), status.st_size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    made.path, made.identity, made.shown = path, (status.st_dev, status.st_ino), shown
+    made.address = torch.frombuffer(made, dtype=torch.uint8, count=1).data_ptr()
+    return memoryview(made)
+
+
+def bytes_at(data: memoryview, offset: int, count: int) -> torch.Tensor:
+    """``count`` bytes of ``data`` as a tensor that shows them; of a file whose map is not to be
+    shown, as one that holds them.
+    """
+    source = data.obj
+    if not isinstance(source, FileMap) or source.shown:
+        return torch.frombuffer(data, dtype=torch.uint8, count=count, offset=offset)
+    start = torch.frombuffer(data, dtype=torch.uint8, count=1).data_ptr() - source.address + offset
+    out = torch.empty(count, dtype=torch.uint8)
+    target, done = out.numpy().data, 0
+    with suppress(OSError), open_regular(source.path) as file:
+        status = os.fstat(file.fileno())
+        if (status.st_dev, status.st_ino) == source.identity:
+            file.seek(start)
+            while done < count and (got := file.readinto(target[done:])):
+                done += got
+            if done < count:
+                raise CheckpointError(
+                    f"{source.path} was truncated while it was read: {status.st_size:,} bytes are left"
+                )
+            return out
+    if source.size() < start + count:  # the name is another file's by now, or nobody's: the map remains
+        raise CheckpointError(f"{source.path} was truncated while it was read: {source.size():,} bytes are left")
+    return out.copy_(torch.frombuffer(data, dtype=torch.uint8, count=count, offset=offset))
+
+
+def pieces(data: memoryview) -> Iterator[memoryview]:
+    """All of ``data``, piece by piece, as ``bytes_at`` gives it."""
+    for start in range(0, len(data), CHUNK):
+        yield bytes_at(data, start, min(CHUNK, len(data) - start)).numpy().data
 
 
 def tensor_at(
@@ -48,7 +98,8 @@ def tensor_at(
 ) -> torch.Tensor:
     """The tensor at byte ``offset`` of ``data``; strides count elements, ``None`` is row-major.
 
-    Shares memory with ``data`` unless the bytes are not aligned for the dtype.
+    Shares memory with ``data`` unless that is a file whose map is not to be shown (`bytes_at`), or
+    the bytes are not aligned for the dtype.
     """
     itemsize, torch_dtype = ITEM_SIZES[dtype], TORCH_DTYPES[dtype]
     numel = math.prod(shape)
@@ -64,7 +115,7 @@ def tensor_at(
         )
     if span < numel:
         check_expansion("a tensor whose strides overlap", numel * itemsize, span * itemsize)
-    raw = torch.frombuffer(data, dtype=torch.uint8, count=span * itemsize, offset=offset)
+    raw = bytes_at(data, offset, span * itemsize)
     if raw.data_ptr() % itemsize:
         raw = raw.clone()
     if dtype == "BOOL" and not bool((raw <= 1).all()):
@@ -110,12 +161,15 @@ class BufferFile(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside a zip: where its bytes lie and how large it says it is when unpacked."""
+    """A file inside a zip: where its bytes lie, how large it says it is when unpacked, and the
+    CRC-32 of that (None: the archive was written without).
+    """
 
     name: str
     data: memoryview
     size: int
     compressed: bool
+    checksum: int | None = None
 
     def head(self, count: int) -> memoryview:
         """Its first bytes, at most ``count``."""
@@ -124,40 +178,31 @@ class Member:
         return memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(self.data[: 4 * count + 1024], count))
 
     def open(self) -> memoryview:
-        """Its bytes: the mapped ones where stored, else unpacked into memory, never beyond the
-        announced size.
+        """Its bytes, held against their checksum: the mapped ones where stored, else unpacked into
+        memory, never beyond the announced size. Of a map that is to be shown nothing is read ahead,
+        and so nothing checked.
         """
+        shown = printable(self.name)
         if not self.compressed:
+            if not (isinstance(self.data.obj, FileMap) and self.data.obj.shown):
+                self._check(pieces(self.data), shown)
             return self.data
-        unpacked = inflate(self.data, self.size, wbits=-zlib.MAX_WBITS, what=f"member {self.name!r}")
+        unpacked = inflate(self.data, self.size, wbits=-zlib.MAX_WBITS, what=f"member {shown!r}")
         if len(unpacked) != self.size:
-            raise CheckpointError(f"member {self.name!r} unpacks to {len(unpacked)} bytes, announced are {self.size}")
+            raise CheckpointError(f"member {shown!r} unpacks to {len(unpacked)} bytes, announced are {self.size}")
+        self._check([unpacked], shown)
         return unpacked
 
-
-def inflate(data: memoryview, at_most: int, *, wbits: int, what: str) -> memoryview:
-    """Unpack a deflate stream, refusing what grows beyond ``at_most`` bytes or at the rate of a
-    bomb.
-    """
-    unpacker = zlib.decompressobj(wbits)
-    out = bytearray()
-    for start in range(0, len(data), _DEFLATE_CHUNK):
-        pending: bytes | memoryview = data[start : start + _DEFLATE_CHUNK]
-        while len(pending) and not unpacker.eof:
-            out += unpacker.decompress(pending, _DEFLATE_CHUNK)
-            pending = unpacker.unconsumed_tail
-            if len(out) > at_most:
-                raise CheckpointError(f"{what} unpacks to more than the {at_most} bytes announced")
-            check_expansion(what, len(out), len(data))
-        if unpacker.eof:
-            break
-    while not unpacker.eof and len(out) <= at_most:  # what the stream still holds back
-        more = unpacker.decompress(unpacker.unconsumed_tail, _DEFLATE_CHUNK)
-        if not more:
-            raise CheckpointError(f"{what} ends in the middle: the file is truncated")
-        out += more
-        check_expansion(what, len(out), len(data))
-    return memoryview(out)
+    def _check(self, parts: Iterable[memoryview], shown: str) -> None:
+        if self.checksum is None:
+            return
+        found = 0
+        for part in parts:
+            found = zlib.crc32(part, found)
+        if found != self.checksum:
+            raise CheckpointError(
+                f"member {shown!r} has checksum {found:#010x}, stored is {self.checksum:#010x}: the file is damaged"
+            )
 
 
 def zip_members(data: memoryview, what: str) -> dict[str, Member]:
@@ -170,6 +215,7 @@ def zip_members(data: memoryview, what: str) -> dict[str, Member]:
         raise CheckpointError(f"{what} is a damaged or truncated zip archive: {error}") from error
     members: dict[str, Member] = {}
     ranges: list[tuple[int, int, str]] = []
+    written = any(info.CRC for info in directory.infolist())  # torch may be told to leave them out
     for info in directory.infolist():
         if info.is_dir():
             continue
@@ -199,9 +245,11 @@ def zip_members(data: memoryview, what: str) -> dict[str, Member]:
         if compressed:
             check_expansion(f"{what}: member {info.filename!r}", info.file_size, info.compress_size)
         ranges.append((info.header_offset, end, info.filename))
-        members[info.filename] = Member(info.filename, data[start:end], info.file_size, compressed)
+        checksum = info.CRC if written else None
+        members[info.filename] = Member(info.filename, data[start:end], info.file_size, compressed, checksum)
     ranges.sort()
     for (_, end, first), (start, _, second) in pairwise(ranges):
         if start < end:
             raise CheckpointError(f"{what}: members {first!r} and {second!r} overlap")
+    check_expansion(f"{what}: its members", sum(member.size for member in members.values()), len(data))
     return members

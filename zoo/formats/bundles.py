@@ -53,11 +53,8 @@ def choose(names: Iterable[str], what: str) -> str:
             return _only(found, what)
         if found := [name for name in here if name.endswith(index)]:
             return _only(found, what)
-    if found := [
-        name
-        for name in here
-        if name.endswith(".index") and any(other.startswith(name[:-6] + ".data-") for other in here)
-    ]:
+    shards = {name[: place.start()] for name in here for place in re.finditer(re.escape(".data-"), name)}
+    if found := [name for name in here if name.endswith(".index") and name[:-6] in shards]:
         return _only(found, what)
     found = [name for name in here if name.endswith(SUFFIXES) and not NOT_MODELS.search(name.rpartition("/")[2])]
     if not found:

@@ -19,10 +19,12 @@ from zoo.errors import CheckpointError, ZooError
 
 MIB = 1 << 20
 MAX_HEADER = 16 * MIB  # a safetensors header, a shard index
+MAX_JSON_VALUES = 4_000_000  # a header of 16 MiB describes 130,000 tensors by 1,000,000 values
 MAX_ZIP_DIRECTORY = 8 * MIB  # a zip's list of members: about 80 bytes each
 MAX_OPCODES = 6_000_000  # XLM's three dictionaries of 200,000 words take about 2,000,000
 MAX_MEMO = 2_000_000
 MAX_CONTAINERS = 1_000_000  # lists, dicts, sets and refused objects that one pickle may create
+MAX_COMPOUND_KEYS = 2_000  # tuples as keys, whose hashes can be chosen to collide; others are left out
 MAX_TEXT = 16 * MIB  # one string that is plain data
 LONG_VALUE = 64 << 10  # longer strings and byte strings stay in the mapped file until they are wanted
 MAX_INTEGER_BYTES = 1024
@@ -80,6 +82,15 @@ def check_expansion(what: str, declared: int, stored: int) -> None:
             f"{what} would grow from {stored} to {declared} bytes; more than {MAX_RATIO} times is refused beyond "
             f"{FREE_EXPANSION} bytes"
         )
+
+
+def check_json(raw: bytes | str, what: str, at_most: int = MAX_JSON_VALUES) -> None:
+    """Refuse JSON of more than ``at_most`` values: two bytes of it can take a hundred of memory.
+    Counted are the signs that begin or part them, within strings too.
+    """
+    count = sum(raw.count(sign.encode()) if isinstance(raw, bytes) else raw.count(sign) for sign in "[{,")
+    if count > at_most:
+        raise CheckpointError(f"{what} is JSON of about {count:,} values; at most {at_most:,} are read")
 
 
 def printable(text: str, limit: int = 200) -> str:

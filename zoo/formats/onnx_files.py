@@ -25,12 +25,12 @@ from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import tensor_at
 from zoo.formats.disk import plain_name
 from zoo.formats.limits import MAX_DIMENSIONS, is_count, printable
-from zoo.formats.protobuf import fields, integers, message, number, signed, text
+from zoo.formats.protobuf import fields, integers, message, number, packed_integers, signed, text
 
 MAX_NODES = 200_000
 MAX_INPUTS = 1_000_000
+MAX_STEPS = 3_000_000  # from values to their users and on, while names are looked for; BERT takes about 2,000
 MAX_TENSORS = 100_000
-MAX_INTEGERS = 1 << 26
 DTYPES = {
     1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64", 12: "U32",
     13: "U64", 14: "C64", 15: "C128", 16: "BF16", 17: "F8_E4M3", 19: "F8_E5M2",
@@ -69,6 +69,13 @@ class _Value:
 class _Graph:
     nodes: list[_Node] = field(default_factory=list)
     values: dict[str, _Value] = field(default_factory=dict)
+    steps: int = 0
+
+    def step(self, count: int = 1) -> None:
+        """Count the work of looking for names: a graph may lead from each value to every node."""
+        self.steps += count
+        if self.steps > MAX_STEPS:
+            raise CheckpointError(f"the names of the graph's tensors take more than {MAX_STEPS:,} steps to find")
 
     def constants(self) -> dict[str, _Value]:
         """The values that stand in nodes and not among the initialisers."""
@@ -160,6 +167,7 @@ def _root(graph: _Graph) -> str:
     """
     for node in graph.nodes:
         for name in node.inputs:
+            graph.step()
             plain = _plain(name) if name in graph.values else None
             path = ".".join(part for part in node.name.split("/")[:-1] if part)
             if plain is not None and path.endswith(module := plain.rpartition(".")[0]):
@@ -174,6 +182,7 @@ def _named(
     graph.
     """
     for node in users[name]:
+        graph.step()
         if node.op not in PRODUCTS or len(node.inputs) < 2 or node.inputs[1] != name or len(value.info.shape) != 2:
             continue
         if node.op == "Gemm":
@@ -210,8 +219,10 @@ def _bias_name(node: _Node, users: dict[str, list[_Node]], graph: _Graph) -> str
     biases = list(node.inputs[2:3]) if node.op == "Gemm" else []
     outputs = list(node.outputs)
     for _ in range(4):
+        graph.step(sum(len(users[output]) for output in outputs))
         behind = [user for output in outputs for user in users[output]]
         biases += [name for user in behind if user.op == "Add" for name in user.inputs]
+        graph.step(len(biases))
         for name in biases:
             if name in graph.values and (plain := _plain(graph.values[name].name)) and plain.endswith(".bias"):
                 return plain.removesuffix("bias") + "weight"
@@ -454,13 +465,17 @@ def _from_lists(what: str, info: TensorInfo, lists: list[tuple[int, int | memory
         if info.dtype not in (stored, {"F32": "C64", "F64": "C128"}[stored]) or len(raw) != info.nbytes:
             raise CheckpointError(f"{what} of {info.dtype} {info.shape} holds {len(raw)} bytes of {stored}")
         return tensor_at(memoryview(raw), 0, info.dtype, info.shape)
-    numbers: list[int] = []
-    for tag, value in lists:
-        if tag in FIXED_FIELDS:
-            raise CheckpointError(f"{what} mixes integers and floats")
-        numbers += integers(value, MAX_INTEGERS)
-    if len(numbers) != info.numel:
-        raise CheckpointError(f"{what} of shape {info.shape} holds {len(numbers)} numbers")
+    if any(tag in FIXED_FIELDS for tag, _ in lists):
+        raise CheckpointError(f"{what} mixes integers and floats")
     size = ITEM_SIZES[info.dtype]
-    words = np.array([n & ((1 << (8 * size)) - 1) for n in numbers], dtype=f"<u{size}")
+    if size > 8:
+        raise CheckpointError(f"{what} of {info.dtype} is stored as integers")
+    words, count = np.empty(info.numel, f"<u{size}"), 0
+    for _, value in lists:
+        for part in packed_integers(value):
+            if count + len(part) <= len(words):
+                words[count : count + len(part)] = part.astype(words.dtype)
+            count += len(part)
+    if count != len(words):
+        raise CheckpointError(f"{what} of shape {info.shape} holds {count} numbers")
     return tensor_at(memoryview(bytearray(words.tobytes())), 0, info.dtype, info.shape)

@@ -24,8 +24,8 @@ from zoo.formats import (
 )
 from zoo.formats.archive import Archive, Entry, TensorInfo
 from zoo.formats.buffers import map_file, zip_members
-from zoo.formats.disk import plain_name
-from zoo.formats.limits import guarded, printable
+from zoo.formats.disk import plain_name, stored_bytes
+from zoo.formats.limits import check_expansion, guarded, printable
 from zoo.formats.memory import DictArchive
 
 __all__ = ["Archive", "Entry", "TensorInfo", "open_archive"]
@@ -33,7 +33,7 @@ __all__ = ["Archive", "Entry", "TensorInfo", "open_archive"]
 Neighbor = Callable[[str], memoryview | None]  # the bytes of a file beside the one being read
 
 
-def open_archive(path: Path | str, *, group: str | None = None) -> Archive:
+def open_archive(path: Path | str, *, group: str | None = None, mmap: bool = False) -> Archive:
     """Open a checkpoint file or folder; only names and shapes are read, except that gzipped and
     deflated data is unpacked into memory.
 
@@ -41,25 +41,36 @@ def open_archive(path: Path | str, *, group: str | None = None) -> Archive:
     TensorFlow checkpoint is named by its ``.index`` file or by its prefix. ``group`` chooses a
     top-level entry of a torch file (``"optimizer"``): ``None`` is the model's, ``""`` everything
     under dotted names.
+
+    ``mmap``: tensors show the mapped file where its layout allows it, instead of holding a copy.
+    The file must then neither change nor shrink while one of them lives: other bytes become other
+    weights, and missing ones end the process. What zip keeps checksums of is not checked.
     """
     path = Path(path)
     with guarded(str(path)):
-        if path.is_dir():
-            return _open_folder(path, group)
-        index = path.with_name(path.name + ".index")
-        if not path.exists() and index.exists():
-            path = index
-        if shards.is_index(path):
-            return shards.read(path, lambda shard: _open_file(shard, group))
-        return _open_file(path, group)
+        archive = _open(path, group, mmap)
+        announced = sum(info.nbytes for info in archive.tensors.values())
+        check_expansion(f"{path}: its tensors", announced, sum(stored_bytes(file) for file in archive.files))
+    return archive
 
 
-def _open_file(path: Path, group: str | None) -> Archive:
+def _open(path: Path, group: str | None, mmap: bool) -> Archive:
+    if path.is_dir():
+        return _open_folder(path, group, mmap)
+    index = path.with_name(path.name + ".index")
+    if not path.exists() and index.exists():
+        path = index
+    if shards.is_index(path):
+        return shards.read(path, lambda shard: _open_file(shard, group, mmap))
+    return _open_file(path, group, mmap)
+
+
+def _open_file(path: Path, group: str | None, mmap: bool) -> Archive:
     def beside(name: str) -> memoryview | None:
         file = path.with_name(plain_name(name, path))
-        return map_file(file) if file.is_file() else None
+        return map_file(file, shown=mmap) if file.is_file() else None
 
-    return _open_data(path, path.name, map_file(path), group, beside, nested=False)
+    return _open_data(path, path.name, map_file(path, shown=mmap), group, beside, nested=False)
 
 
 def _open_data(
@@ -130,22 +141,22 @@ def _open_bundle(path: Path, files: dict[str, tuple[int, bundles.Bytes]], group:
     )
 
 
-def _open_folder(path: Path, group: str | None) -> Archive:
+def _open_folder(path: Path, group: str | None, mmap: bool) -> Archive:
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     if dcp_files.METADATA in names and any(name.endswith(".distcp") for name in names):
         return dcp_files.read(path)
     if step := bundles.latest_of(names, path):
-        return _open_folder(path / step, group)
+        return _open_folder(path / step, group, mmap)
     nested = sorted(file.relative_to(path).as_posix() for file in path.glob("mp_rank_*/*.pt"))
     bundles.refuse_shares(names, path)
     if ranks := bundles.ranks([*names, *nested]):
-        return bundles.read_ranks(path, ranks, lambda name: _open_file(path / name, group))
+        return bundles.read_ranks(path, ranks, lambda name: _open_file(path / name, group, mmap))
     for folder in (path, path / "params"):
         if folder.is_dir() and paddle_files.is_folder(folder):
-            return paddle_files.read_folder(folder)
-    return open_archive(path / bundles.choose(names, str(path)), group=group)
+            return paddle_files.read_folder(folder, mmap=mmap)
+    return _open(path / bundles.choose(names, str(path)), group, mmap)
 
 
-def opened(source: Any) -> Any:
+def opened(source: Any, *, mmap: bool = False) -> Any:
     """An archive over a path, or over tensors in memory; a context manager."""
-    return DictArchive(source) if isinstance(source, Mapping) else open_archive(source)
+    return DictArchive(source) if isinstance(source, Mapping) else open_archive(source, mmap=mmap)

@@ -154,7 +154,7 @@ def is_folder(path: Path) -> bool:
     return any(is_parameter(map_file(file)) for file in files[:8])
 
 
-def read_folder(path: Path) -> Archive:
+def read_folder(path: Path, *, mmap: bool = False) -> Archive:
     """Every file of the folder that is a parameter, under the file's name; the names of other files
     are listed as refused.
     """
@@ -165,7 +165,7 @@ def read_folder(path: Path) -> Archive:
     if len(files) > MAX_FILES:
         raise CheckpointError(f"{path} holds {len(files)} files; at most {MAX_FILES} are read")
     for file in files:
-        data = map_file(file)
+        data = map_file(file, shown=mmap)
         if not is_parameter(data):
             refused.append(f"a file that is no paddle parameter at {printable(file.name)}")
             continue

@@ -35,15 +35,15 @@ def _known(*names: str) -> Callable[[Call], Call]:
     return enter
 
 
-def hashable(value: object, depth: int = 0) -> bool:
-    """Whether a value may be hashed: flat, not huge (hashing nested tuples recurses, integers can
-    be chosen to collide).
+def hashable(value: object) -> bool:
+    """Whether a value may be a key: plain and not huge, or a short flat tuple of such (hashing nested
+    tuples recurses, integers can be chosen to collide).
     """
     if value is None or type(value) in (str, bytes, bool, float):
         return True
     if type(value) is int:
         return abs(value) < 1 << 60
-    return type(value) is tuple and depth < 4 and len(value) <= 64 and all(hashable(v, depth + 1) for v in value)
+    return type(value) is tuple and len(value) <= 64 and all(type(v) is not tuple and hashable(v) for v in value)
 
 
 def _counts(value: object, what: str) -> tuple[int, ...]:
@@ -178,7 +178,7 @@ def _as_text(value: Any) -> Any:
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     if isinstance(pairs, dict):
         return dict(pairs)
-    return {key: value for key, value in pairs if hashable(key)}
+    return {key: value for key, value in pairs if hashable(key) and type(key) is not tuple}
 
 
 @_known("collections.defaultdict")
@@ -201,7 +201,7 @@ def _tuple(values: Any = ()) -> tuple[Any, ...]:
 
 @_known("builtins.set", "builtins.frozenset")
 def _set(values: Any = ()) -> set[Any]:
-    return {value for value in _sequence(values) if hashable(value)}
+    return {value for value in _sequence(values) if hashable(value) and type(value) is not tuple}
 
 
 @_known("_codecs.encode")

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from zoo.errors import CheckpointError
 from zoo.formats.limits import (
     LONG_VALUE,
+    MAX_COMPOUND_KEYS,
     MAX_CONTAINERS,
     MAX_INTEGER_BYTES,
     MAX_MEMO,
@@ -68,7 +69,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
-        self.containers = 0
+        self.containers = self.compound = 0
         self.refused: list[Refused] = []
 
     def run(self) -> Unpickled:
@@ -288,8 +289,14 @@ class _Machine:
         self.put_items(self.stack[-1], values)
 
     def usable(self, key: Any) -> bool:
-        if hashable(key) or (isinstance(key, Refused) and key.name in self.keys):
+        if isinstance(key, Refused) and key.name in self.keys:
             return True
+        if hashable(key):
+            if type(key) is not tuple:
+                return True
+            self.compound += 1
+            if self.compound <= MAX_COMPOUND_KEYS:
+                return True
         self.refuse(f"a key of type {type(key).__name__}" if not isinstance(key, Refused) else f"{key.name} as a key")
         return False
 

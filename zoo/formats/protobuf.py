@@ -7,12 +7,16 @@ messages.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from zoo.errors import CheckpointError
 
 Field = tuple[int, int | memoryview]  # number; an integer, or the bytes of a string, message or packed list
 
 _FIXED = {1: 8, 5: 4}
+_PIECE = 1 << 20
 
 
 def varint(data: memoryview, position: int) -> tuple[int, int]:
@@ -73,6 +77,30 @@ def integers(value: int | memoryview, limit: int) -> list[int]:
         if len(numbers) > limit:
             raise CheckpointError(f"a list of more than {limit} integers where a shape is expected")
     return numbers
+
+
+def packed_integers(value: int | memoryview) -> Iterator[np.ndarray[Any, Any]]:
+    """A repeated integer field of any length, piece by piece, as uint64: a list of them would take
+    ten times their bytes.
+    """
+    if isinstance(value, int):
+        yield np.array([value & ((1 << 64) - 1)], np.uint64)
+        return
+    position = 0
+    while position < len(value):
+        raw = np.frombuffer(value[position : position + _PIECE], np.uint8)
+        ends = np.flatnonzero(raw < 0x80)
+        starts = np.concatenate(([0], ends[:-1] + 1))
+        lengths = ends - starts + 1
+        if not len(ends) or lengths.max() > 10:
+            raise CheckpointError("a list of numbers ends in the middle of one: the file is truncated or damaged")
+        numbers = np.zeros(len(ends), np.uint64)
+        for place in range(int(lengths.max())):
+            longer = lengths > place
+            digits = raw[starts[longer] + place].astype(np.uint64) & np.uint64(0x7F)
+            numbers[longer] |= digits << np.uint64(7 * place)
+        yield numbers
+        position += int(ends[-1]) + 1
 
 
 def text(value: int | memoryview, limit: int = 4096) -> str:

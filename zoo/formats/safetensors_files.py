@@ -15,7 +15,7 @@ from zoo.errors import CheckpointError
 from zoo.formats import sparse_tensors
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import tensor_at
-from zoo.formats.limits import MAX_DIMENSIONS, MAX_HEADER, MAX_NAME, is_count, printable, repr_short
+from zoo.formats.limits import MAX_DIMENSIONS, MAX_HEADER, MAX_NAME, check_json, is_count, printable, repr_short
 
 
 def is_safetensors(data: memoryview) -> bool:
@@ -26,14 +26,17 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys may not repeat: the hook that ``json.loads`` calls."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in set(names[:i]))
+        seen = set[str]()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise CheckpointError(f"a JSON object names {printable(twice)!r} twice")
     return result
 
 
 def load_json(raw: bytes, what: str) -> Any:
-    """Parse JSON from a foreign file, strictly: UTF-8, no repeated keys."""
+    """Parse JSON from a foreign file, strictly: UTF-8, no repeated keys, of bounded size once it is
+    parsed.
+    """
+    check_json(raw, what)
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except RecursionError as error:

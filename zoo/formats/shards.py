@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive, Entry
-from zoo.formats.disk import plain_name
+from zoo.formats.disk import plain_name, read_regular
 from zoo.formats.limits import MAX_HEADER, printable
 from zoo.formats.safetensors_files import load_json
 
@@ -21,9 +21,7 @@ def is_index(path: Path) -> bool:
 
 def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
     """Open every shard that the index at ``path`` names; names must agree on both sides."""
-    if path.stat().st_size > MAX_HEADER:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; an index has at most {MAX_HEADER}")
-    index = load_json(path.read_bytes().removeprefix(BOM_UTF8), str(path))
+    index = load_json(read_regular(path, MAX_HEADER).removeprefix(BOM_UTF8), str(path))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if (
         not isinstance(weight_map, dict)

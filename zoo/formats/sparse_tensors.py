@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Entry, TensorInfo
-from zoo.formats.limits import is_count
+from zoo.formats.limits import MAX_DIMENSIONS, is_count
 
 KEY = "zoo.sparse"
 
@@ -60,6 +60,7 @@ def shown(entries: Mapping[str, Entry], metadata: Mapping[str, Any], where: str)
         bits, values = found.pop(f"{name}.kept", None), found.pop(f"{name}.values", None)
         if (
             not isinstance(shape, list)
+            or len(shape) > MAX_DIMENSIONS
             or not all(is_count(size) for size in shape)
             or bits is None
             or values is None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, TORCH_DTYPES, Archive, Entry, TensorInfo
 from zoo.formats.buffers import tensor_at
+from zoo.formats.crc32c import masked
 from zoo.formats.limits import MAX_DIMENSIONS, MAX_NAME, MIB, check_expansion, printable
 from zoo.formats.protobuf import fields, message, number, signed, text, varint
 
@@ -45,6 +47,7 @@ class _Record:
     shard: int = 0
     offset: int = 0
     size: int = 0
+    checksum: int | None = None
     slices: list[Extent] = field(default_factory=list)
 
 
@@ -64,6 +67,8 @@ def read(
     header: memoryview | None = None
     for key, value in _table(data):
         if key == b"":
+            if header is not None:
+                raise CheckpointError(f"{path} has two headers")
             header = value
         elif key in records:
             raise CheckpointError(f"{path} lists {printable(key.decode('utf-8', 'replace'))!r} twice")
@@ -140,14 +145,27 @@ def read(
             where, _ = located(key, record)
             entries[shown] = Entry(
                 info,
-                lambda info=info, where=where, offset=record.offset: tensor_at(where, offset, info.dtype, info.shape),  # type: ignore[misc]
+                partial(_loaded, info, where, record),
                 (record.shard, record.offset, info.dtype, info.shape),
             )
     paths = [found for file in used if (found := files(file)) is not None]
     return Archive(path, "tensorflow", entries, refused=refused, files=(path, *paths))
 
 
-Piece = tuple[Extent, memoryview, tuple[int, ...], int]  # extent, bytes of the shard, shape, offset
+Piece = tuple[Extent, memoryview, tuple[int, ...], _Record]  # extent, bytes of the shard, shape, where
+
+
+def _loaded(info: TensorInfo, data: memoryview, record: _Record, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    """A tensor, or one slice of it, held against its checksum."""
+    tensor = tensor_at(data, record.offset, info.dtype, info.shape if shape is None else shape)
+    if record.checksum is not None:
+        flat = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+        if info.dtype != "BOOL" and (found := masked(flat.numpy().data)) != record.checksum:
+            raise CheckpointError(
+                f"tensor {info.name!r} has checksum {found:#010x}, stored is {record.checksum:#010x}: the file is "
+                "damaged"
+            )
+    return tensor
 
 
 def _piece(
@@ -157,7 +175,7 @@ def _piece(
     key: bytes,
     extent: Extent,
     located: Callable[[bytes, _Record], tuple[memoryview, str]],
-) -> tuple[memoryview, tuple[int, ...], int]:
+) -> tuple[memoryview, tuple[int, ...], _Record]:
     record = records.get(key)
     if record is None or record.slices or record.dtype not in DTYPES or DTYPES[record.dtype] != info.dtype:
         raise CheckpointError(f"{path}: a slice of {info.name!r} is missing or of another type")
@@ -172,18 +190,18 @@ def _piece(
     if not inside or shape != tuple(record.shape):
         raise CheckpointError(f"{path}: a slice of {info.name!r} lies outside it or has another shape than announced")
     data, _ = located(key, record)
-    return data, shape, record.offset
+    return data, shape, record
 
 
 def _join(info: TensorInfo, pieces: list[Piece]) -> torch.Tensor:
     whole = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype])
     seen = torch.zeros(info.shape, dtype=torch.bool)
-    for extent, data, shape, offset in pieces:
+    for extent, data, shape, record in pieces:
         at = tuple(slice(start, start + size) for (start, _), size in zip(extent, shape, strict=True))
         if bool(seen[at].any()):
             raise CheckpointError(f"the slices of {info.name!r} overlap")
         seen[at] = True
-        whole[at] = tensor_at(data, offset, info.dtype, shape)
+        whole[at] = _loaded(info, data, record, shape)
     return whole
 
 
@@ -200,6 +218,8 @@ def _record(data: memoryview) -> _Record:
             record.offset = number(value)
         elif tag == 5:
             record.size = number(value)
+        elif tag == 6:
+            record.checksum = number(value)
         elif tag == 7:
             record.slices.append(_extents(message(value)))
             if len(record.slices) > MAX_SLICES:
@@ -243,11 +263,17 @@ def _table(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     _, position = varint(footer, position)
     offset, position = varint(footer, position)
     size, _ = varint(footer, position)
+    end = 0
     for blocks, (_, handle) in enumerate(_block(data, offset, size)):
         start, position = varint(handle, 0)
         length, _ = varint(handle, position)
         if blocks >= MAX_BLOCKS:
             raise CheckpointError(f"a string table of more than {MAX_BLOCKS} blocks")
+        if start < end:
+            raise CheckpointError(
+                f"the block at byte {start} of a string table begins before the last one ends, at {end}"
+            )
+        end = start + length + TRAILER
         yield from _block(data, start, length)
 
 
@@ -280,30 +306,12 @@ def _block(data: memoryview, offset: int, size: int) -> Iterator[tuple[bytes, me
         position += length
 
 
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-_CRC = _crc_table()
-
-
 def check_sum(data: memoryview, stored: int) -> None:
-    """Hold a block against its checksum: CRC-32C, rotated and shifted by a constant as LevelDB
-    stores it.
-    """
-    crc = 0xFFFFFFFF
-    for byte in data.tobytes():
-        crc = (crc >> 8) ^ _CRC[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    if masked != stored:
+    """Hold a block against its checksum."""
+    found = masked(data)
+    if found != stored:
         raise CheckpointError(
-            f"a block of the index has checksum {masked:#010x}, stored is {stored:#010x}: the file is damaged"
+            f"a block of the index has checksum {found:#010x}, stored is {stored:#010x}: the file is damaged"
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from zoo.errors import CheckpointError
 from zoo.formats.archive import ITEM_SIZES, Archive, Entry, TensorInfo
-from zoo.formats.buffers import Member, tensor_at
+from zoo.formats.buffers import Member, bytes_at, tensor_at
 from zoo.formats.limits import is_count, printable, repr_short
 from zoo.formats.nodes import ArrayRef, LongBytes, Refused, StorageRef, TensorRef
 from zoo.formats.pickle_calls import storage_type
@@ -119,7 +120,7 @@ def array_tensor(
     """
     if swapped:
         size, word = math.prod(shape) * ITEM_SIZES[dtype], ITEM_SIZES[dtype] // (2 if dtype.startswith("C") else 1)
-        words: np.ndarray[Any, Any] = np.frombuffer(data[offset : offset + size], np.dtype(f">u{word}"))
+        words = bytes_at(data, offset, size).numpy().view(np.dtype(f">u{word}")) if size else np.zeros(0, "u1")
         data, offset = memoryview(bytearray(words.astype(f"<u{word}").tobytes())), 0
     if fortran and len(shape) > 1:
         tensor = tensor_at(data, offset, dtype, shape[::-1])
@@ -197,6 +198,7 @@ def _read_pickle(
                 f"{path}: storage {printable(key)!r} of {count} {dtype or 'byte'} elements holds {member.size} bytes"
             )
 
+    @cache  # many tensors may show one storage, which is unpacked and checked once
     def storage(key: str) -> memoryview:
         return members[f"{root}{space}/{key}"].open()
 

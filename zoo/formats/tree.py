@@ -65,9 +65,11 @@ class _Walk:
             raise CheckpointError(f"{self.what} unfolds to more than {MAX_NODES} values")
 
     def refuse(self, name: str, path: tuple[str, ...]) -> None:
-        if name in self.refused or len(self.refused) < MAX_REFUSED_NAMES:
-            place, count = self.refused.get(name, (printable(".".join(path)) or "the top", 0))
+        if name in self.refused:
+            place, count = self.refused[name]
             self.refused[name] = (place, count + 1)
+        elif len(self.refused) < MAX_REFUSED_NAMES:
+            self.refused[name] = (printable(".".join(path)) or "the top", 1)
 
     def visit(self, value: Any, path: tuple[str, ...], above: tuple[int, ...] = ()) -> Any:
         """The plain data of ``value``, or ``_NOTHING``; tensors and refused objects are noted on
@@ -139,7 +141,11 @@ class _Walk:
 
 
 def _part(key: Any) -> str:
-    return key if isinstance(key, str) else str(key, "latin-1") if isinstance(key, bytes) else str(key)[:100]
+    """A key as part of a name; one that is too long for a name stays so when it is cut."""
+    if isinstance(key, (str, bytes)):
+        key = key[: MAX_NAME + 1]
+        return key if isinstance(key, str) else str(key, "latin-1")
+    return str(key)[:100]
 
 
 def _text(value: LongBytes) -> Any:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError, ZooError, missing_extra
+from zoo.formats.disk import Target
+from zoo.formats.writer import writing
 from zoo.models.base.model import bare_model
 
 FORMATS = (".pt2", ".onnx")
@@ -117,8 +119,9 @@ def export(
         with torch.no_grad():
             program = _traced(positional.eval(), given, rows, length)
             outputs = _checked(positional, program, given, rows, length)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
                 stage = Path(folder) / path.name
                 _write(program, stage, list(given), outputs)
                 os.replace(stage, path)
@@ -188,7 +191,11 @@ def _checked(
 
 def _write(program: Any, path: Path, inputs: list[str], outputs: list[str]) -> None:
     if path.suffix == ".pt2":
-        torch.export.save(program, path, extra_files={"zoo.json": json.dumps({"inputs": inputs, "outputs": outputs})})
+        with path.open("wb") as file:
+            target = Target(file)
+            about = json.dumps({"inputs": inputs, "outputs": outputs})
+            torch.export.save(program, target, extra_files={"zoo.json": about})  # type: ignore[arg-type]
+            target.check()
         return
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size > LARGEST_ONNX:

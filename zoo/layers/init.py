@@ -13,26 +13,46 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from zoo.errors import ConfigError
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+MAX_TENSORS = 50_000  # of a model; the largest that is registered has 1,000
+
+
 class _Undrawn(TorchFunctionMode):
-    """`torch.nn.init` does nothing inside."""
+    """`torch.nn.init` does nothing inside, and no more tensors than allowed are made."""
+
+    def __init__(self, stored: int | None) -> None:
+        super().__init__()
+        self.stored = stored
+        self.left = MAX_TENSORS if stored is None else min(MAX_TENSORS, 16 * stored + 4096)
+        self.allowed = self.left
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
+        if func in _MAKERS:
+            self.left -= 1
+            if self.left < 0:
+                beside = "" if self.stored is None else f", its file holds {self.stored:,}"
+                raise ConfigError(f"the config describes a model of more than {self.allowed:,} tensors{beside}")
         return func(*args, **kwargs)
 
 
+_MAKERS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full))
+
+
 @contextmanager
-def shapes_only() -> Iterator[None]:
+def shapes_only(stored: int | None = None) -> Iterator[None]:
     """Build parts on the meta device: shapes without numbers. Drawing them, which would do nothing
-    there, would load half of torch.
+    there, would load half of torch. ``stored``: how many tensors the file has that the model is
+    for; a config of many times as many is refused before it costs memory.
     """
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), _Undrawn(stored):
         yield
 
 

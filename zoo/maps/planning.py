@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from zoo.errors import CheckpointError, MapError, ZooError, closest
+from zoo.errors import CheckpointError, ConfigError, MapError, ZooError, closest
 from zoo.formats.archive import Described
 from zoo.maps.ops import Op, Shape, Split, Unstack, size_of
 from zoo.maps.plans import Plan, PlanStep, head_of, heads_of, shape_of
 from zoo.maps.rules import Drop, MapLine, Passenger, Rule, RuleSet, Tie, holds
 from zoo.maps.templates import Bindings
+
+MAX_HINTS = 20  # problems that are told what is closest, which takes milliseconds each
+MAX_EXPECTED = 10_000  # tensors that one rule may need, where the file has fewer
 
 
 class _Group(NamedTuple):
@@ -142,7 +146,14 @@ class Planner:
         bounds = self.rules.bounds
         if any(name not in bounds for name in names):
             return []
-        ranges = [range(size_of(bounds[name], self.config)) for name in names]
+        limits = [max(size_of(bounds[name], self.config), 0) for name in names]
+        if (count := math.prod(limits)) > max(MAX_EXPECTED, len(self.infos)):
+            stated = ", ".join(f"{bounds[name]}={limit}" for name, limit in zip(names, limits, strict=True))
+            raise ConfigError(
+                f"{self.rules.layout}: the config says {stated}, for which rule {rule.label!r} needs {count:,} "
+                f"tensors; the file holds {len(self.infos):,} in all"
+            )
+        ranges = [range(limit) for limit in limits]
         return (dict(zip(names, numbers, strict=True)) for numbers in itertools.product(*ranges))
 
     def concluded(self, heads: set[str], missing: Sequence[str], what: str, inspect: bool) -> Plan:
@@ -285,11 +296,10 @@ class Forward(Planner):
             side = "without" if expected.bare else "with"
             hint = f"rule {expected.label!r} expects it {side} the prefix {self.prefix!r}"
         else:
-            near = closest(name, (t.text for rule in self.rules.rules for t in rule.sources))
-            hint = (
-                f"closest rules: {', '.join(repr(n) for n in near)}; add a rule, a drop with its reason, or a foreign "
-                "head to the map"
-            )
+            hint = "add a rule, a drop with its reason, or a foreign head to the map"
+            if len(self.problems) < MAX_HINTS:
+                near = closest(name, (t.text for rule in self.rules.rules for t in rule.sources))
+                hint = f"closest rules: {', '.join(repr(n) for n in near)}; {hint}"
         self.problems.append(f"{actual!r} meets no rule; {hint}")
         return None, {}
 

@@ -190,8 +190,12 @@ def _load_entry_points() -> None:
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             point.load()()
-        except Exception as error:  # somebody's broken plug-in must not hide every other model
-            warnings.warn(f"the plug-in {point.name!r} ({point.value}) could not be registered: {error}", stacklevel=3)
+        except KeyboardInterrupt:
+            _loaded_entry_points = False
+            raise
+        except BaseException as error:  # somebody's broken plug-in, sys.exit in it too, must not hide the other models
+            reason = f"{type(error).__name__}: {error}" if not isinstance(error, Exception) else str(error)
+            warnings.warn(f"the plug-in {point.name!r} ({point.value}) could not be registered: {reason}", stacklevel=3)
 
 
 def register(

@@ -23,6 +23,7 @@ from zoo.registry.renames import TECHNIQUES as RENAMED
 from zoo.registry.techniques import TECHNIQUES
 
 M = TypeVar("M", bound=nn.Module)
+MAX_RECORDED = 64  # techniques of one model; each is looked for in all of its parts
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def apply(model: M, *techniques: Technique, generator: torch.Generator | None = 
 
 def recorded(records: Sequence[Mapping[str, Any]]) -> tuple[Technique, ...]:
     """The techniques that a saved config names; an unknown one is refused with the closest."""
+    if len(records) > MAX_RECORDED:
+        raise TechniqueError(f"the config names {len(records):,} techniques; at most {MAX_RECORDED} are put on a model")
     found = []
     for entry in records:
         values = dict(entry)

@@ -44,9 +44,11 @@ class Blueprint:
         name, techniques = getattr(bare, "zoo_name", None), tuple(bare.techniques)
         return cls(own_class(bare), bare.config, name, task, options, techniques, heads)
 
-    def on_meta(self) -> Any:
-        """The model on the meta device: names and shapes, with its techniques applied."""
-        with shapes_only():
+    def on_meta(self, stored: int | None = None) -> Any:
+        """The model on the meta device: names and shapes, with its techniques applied. ``stored``:
+        how many tensors its file has, see `shapes_only`.
+        """
+        with shapes_only(stored):
             if self.task is not None:
                 shown = self.name or self.model_class.__name__
                 module: Any = build_task(self.task, self.model_class, self.config, self.options, shown)

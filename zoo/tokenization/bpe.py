@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from zoo.errors import CheckpointError, missing_extra, unknown
+from zoo.formats.inflating import inflate
 from zoo.tokenization.files import (
     MAX_ENTRIES,
     MAX_FILE_BYTES,
@@ -62,16 +63,13 @@ def read_gzip_lines(path: Path) -> list[str]:
     """The lines of a text file that may be gzipped, unpacked at most to the size allowed for any
     tokenizer file.
     """
-    data = read_bytes(path)
+    data: bytes | memoryview = read_bytes(path)
     if data[:2] == b"\x1f\x8b":
-        unpacker = zlib.decompressobj(wbits=31)
         try:
-            data = unpacker.decompress(data, MAX_FILE_BYTES)
+            data = inflate(memoryview(data), MAX_FILE_BYTES, wbits=31, what=str(path))
         except zlib.error as error:
             raise CheckpointError(f"{path} is a broken gzip file: {error}") from error
-        if not unpacker.eof:
-            raise CheckpointError(f"{path} ends too early, or unpacks to more than {MAX_FILE_BYTES:,} bytes")
-    return split_lines(decode_utf8(data, str(path)))
+    return split_lines(decode_utf8(bytes(data), str(path)), str(path))
 
 
 def bpe_model(

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zoo.errors import CheckpointError
+from zoo.formats.disk import read_regular
+from zoo.formats.limits import check_json
 
-MAX_FILE_BYTES = 256 * 2**20  # the largest public tokenizer.json is about 35 MB
+MAX_FILE_BYTES = 128 * 2**20  # the largest public tokenizer.json is about 60 MB
 MAX_ENTRIES = 4_000_000
+MAX_VALUES = 8_000_000  # of a JSON file: a piece with its score is three
 
 T = TypeVar("T")
 
@@ -20,12 +23,7 @@ T = TypeVar("T")
 def read_bytes(path: Path) -> bytes:
     """The whole file, refused above ``MAX_FILE_BYTES``."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise CheckpointError(
-                f"{path} has {size:,} bytes; a tokenizer file of more than {MAX_FILE_BYTES:,} is not read"
-            )
-        return path.read_bytes()
+        return read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -43,6 +41,7 @@ def decode_utf8(data: bytes, what: str) -> str:
 
 
 def parse_json(text: str, what: str) -> Any:
+    check_json(text, what, MAX_VALUES)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -61,15 +60,17 @@ def read_lines(path: Path) -> list[str]:
     """Lines ended by LF, CR LF or CR (not by the other separators of Unicode, which vocabularies
     list as entries).
     """
-    lines = split_lines(read_text(path))
-    if len(lines) > MAX_ENTRIES:
-        raise CheckpointError(f"{path} has {len(lines):,} lines; more than {MAX_ENTRIES:,} is no vocabulary")
-    return lines
+    return split_lines(read_text(path), str(path))
 
 
-def split_lines(text: str) -> list[str]:
+def split_lines(text: str, what: str) -> list[str]:
+    if (count := text.count("\n") + text.count("\r")) > 2 * MAX_ENTRIES:
+        raise CheckpointError(f"{what} has {count:,} ends of lines; more than {MAX_ENTRIES:,} are no vocabulary")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return lines if lines[-1] else lines[:-1]
+    lines = lines if lines[-1] else lines[:-1]
+    if len(lines) > MAX_ENTRIES:
+        raise CheckpointError(f"{what} has {len(lines):,} lines; more than {MAX_ENTRIES:,} are no vocabulary")
+    return lines
 
 
 def read_vocab_lines(path: Path) -> dict[str, int]:

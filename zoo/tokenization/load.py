@@ -13,8 +13,18 @@ from typing import Any
 import tokenizers
 
 from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.formats.limits import check_json
 from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
-from zoo.tokenization.files import guarded, parse_json, read_json_object, read_text, read_vocab_json, read_vocab_lines
+from zoo.tokenization.files import (
+    MAX_VALUES,
+    guarded,
+    parse_json,
+    read_json_object,
+    read_text,
+    read_vocab_json,
+    read_vocab_lines,
+)
+from zoo.tokenization.growth import check_growth
 from zoo.tokenization.hints import ROLE_NAMES, Hints, add_tokens, apply_options, lower_texts, roles_among
 from zoo.tokenization.sentencepiece_file import (
     CONTROL,
@@ -329,7 +339,9 @@ def from_json(folder: Path, name: object, options: dict[str, Any], hints: Hints)
     path = inside(folder, name, "json")
     options = take(options, COMMON, "json")
     text = read_text(path)
+    check_json(text, str(path), MAX_VALUES)
     backend = guarded(f"{path} is no tokenizer.json", CheckpointError, lambda: tokenizers.Tokenizer.from_str(text))
+    check_growth(backend, str(path))
     for table in charsmaps_of(backend):  # a forged table is met here and not in the middle of a text
         rules_of(table)
     extras_path = folder / SAVED_EXTRAS

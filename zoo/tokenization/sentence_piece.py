@@ -49,6 +49,7 @@ from zoo.tokenization.sentencepiece_file import (
 from zoo.tokenization.tokenizer import KNOWN_INPUTS, SpecialTokens, Tokenizer
 from zoo.tokenization.wordpiece import add_special, bert_frame, present, roberta_frame
 
+MAX_CUTS = 20_000_000  # places where pieces may be joined; the largest public model has 2,000,000
 NEVER = 100.0  # what a piece loses that must lose against its parts
 CUT = "\ufdd0"  # no character, and never one; DigitComma marks a place with it
 COMMAS = re.compile("[,\ufe10\ufe50\uff0c]")  # what becomes a comma
@@ -239,6 +240,10 @@ def merges_of(model: SentencePieceModel) -> list[tuple[str, str]]:
         for index, (score, kind) in enumerate(zip(model.scores, model.types, strict=True))
         if kind == NORMAL
     )
+    if (cuts := sum(map(len, known))) > MAX_CUTS:
+        raise CheckpointError(
+            f"{model.what} has BPE pieces of {cuts:,} characters in all; at most {MAX_CUTS:,} are read"
+        )
     merges = []
     for _, index in order:
         piece = model.pieces[index]
@@ -304,9 +309,8 @@ def build(
     backend.decoder = decoders.Sequence(steps)
     if frame is not None:
         backend.post_processor = frame
-    for piece, kind in zip(model.pieces, model.types, strict=True):
-        if kind == CONTROL:
-            backend.add_special_tokens([tokenizers.AddedToken(piece, special=True, normalized=False)])
+    controls = [piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == CONTROL]
+    backend.add_special_tokens([tokenizers.AddedToken(piece, special=True, normalized=False) for piece in controls])
     return backend
 
 

@@ -23,6 +23,10 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
 MAX_PIECES = 2_000_000
 MAX_TRIE_STEPS = 1_000_000  # the widest public table (NFKC with case folding) has 264,227
+MAX_KEY, MAX_REPLACEMENT = 128, 1024  # bytes; the longest public ones are 18 and 33
+MAX_TABLE_BYTES = 32 << 20  # of all keys and replacements together
+MAX_FIXED_PIECES = 10_000  # control pieces and user-defined symbols
+NODES_AT_ONCE = 4096
 MAX_PIECE_LENGTH = 512  # characters; the trainer's default is 16
 
 
@@ -91,7 +95,7 @@ _NORMALIZER_FIELDS: Mapping[int, tuple[str, Callable[[Value], Any]]] = {
 
 def _parse(data: memoryview, what: str) -> SentencePieceModel:
     pieces: list[tuple[str, float, int]] = []
-    specs = {_TRAINER: b"", _NORMALIZER: b""}
+    specs = {_TRAINER: bytearray(), _NORMALIZER: bytearray()}
     for part, value in fields(data):
         if part == _PIECES:
             pieces.append(_piece(message(value)))
@@ -135,6 +139,10 @@ def _check(model: SentencePieceModel) -> None:
         raise CheckpointError("it lists a piece twice")
     if model.types.count(UNKNOWN) != 1:
         raise CheckpointError(f"it must have one unknown piece, it has {model.types.count(UNKNOWN)}")
+    if (fixed := sum(kind in (CONTROL, USER_DEFINED) for kind in model.types)) > MAX_FIXED_PIECES:
+        raise CheckpointError(
+            f"{fixed:,} control pieces and user-defined symbols; at most {MAX_FIXED_PIECES:,} are read"
+        )
     for index, (piece, score, kind) in enumerate(zip(model.pieces, model.scores, model.types, strict=True)):
         if not 0 < len(piece) <= MAX_PIECE_LENGTH:
             raise CheckpointError(f"piece {index} has {len(piece)} characters; 1 to {MAX_PIECE_LENGTH} are allowed")
@@ -176,9 +184,14 @@ def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str,
     offsets = (units >> 10) << ((units & 0x200) >> 6)
     labels = numpy.arange(1, 256)
     rules: dict[str, str] = {}
-    visited, keys = 0, [b""]
-    bases = offsets[:1]  # a base is where the children lie: the unit's own place xor its offset
-    while len(bases):
+    visited = taken = 0
+    # (bases, keys) of nodes whose children are next; a base is where they lie: the unit's own place xor its offset
+    waiting = [(offsets[:1], [b""])]
+    while waiting:
+        bases, keys = waiting.pop()
+        if len(bases) > NODES_AT_ONCE:
+            waiting.append((bases[NODES_AT_ONCE:], keys[NODES_AT_ONCE:]))
+            bases, keys = bases[:NODES_AT_ONCE], keys[:NODES_AT_ONCE]
         if bases.max() >= len(units):
             raise CheckpointError(f"{what}: the normalizer's trie leads outside itself")
         children = bases[:, None] ^ labels  # (nodes, 255), inside the trie because blocks of 256 units are whole
@@ -190,16 +203,26 @@ def rules_of(blob: bytes, what: str = "the SentencePiece model") -> Mapping[str,
         keys = [
             keys[parent] + bytes((step + 1,)) for parent, step in zip(parents.tolist(), steps.tolist(), strict=True)
         ]
+        if keys and len(keys[0]) > MAX_KEY:
+            raise CheckpointError(f"{what}: the normalizer's trie has a key of more than {MAX_KEY} bytes")
         bases = nodes ^ offsets[nodes]
         for row in numpy.nonzero(units[nodes] & 0x100)[0].tolist():
             place = int(bases[row])
             start = int(units[place]) & 0x7FFFFFFF if place < len(units) else len(strings)
             if start >= len(strings):
                 raise CheckpointError(f"{what}: the normalizer's trie points outside its replacements")
+            end = strings.find(b"\0", start, start + MAX_REPLACEMENT + 1)
+            if end < 0:
+                raise CheckpointError(f"{what}: the normalizer has a replacement of more than {MAX_REPLACEMENT} bytes")
+            taken += len(keys[row]) + end - start
+            if taken > MAX_TABLE_BYTES:
+                raise CheckpointError(f"{what}: the normalizer's table unfolds to more than {MAX_TABLE_BYTES:,} bytes")
             try:
-                rules[keys[row].decode("utf-8")] = strings[start : strings.index(b"\0", start)].decode("utf-8")
+                rules[keys[row].decode("utf-8")] = strings[start:end].decode("utf-8")
             except UnicodeDecodeError as error:
                 raise CheckpointError(
                     f"{what}: the normalizer's table is not UTF-8 text at the key {keys[row]!r}"
                 ) from error
+        if len(nodes):
+            waiting.append((bases, keys))
     return MappingProxyType(rules)

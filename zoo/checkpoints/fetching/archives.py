@@ -22,6 +22,7 @@ from zoo.checkpoints.fetching.sources import Want
 from zoo.errors import CheckpointError, FetchError
 from zoo.formats.disk import CHUNK, safe_path
 
+MAX_MEMBERS = 100_000
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -57,7 +58,9 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
                 members = []
-                for info in tar:
+                for count, info in enumerate(tar):
+                    if count >= MAX_MEMBERS:
+                        raise CheckpointError(f"{archive.name} holds more than {MAX_MEMBERS:,} files")
                     name = safe_path(info.name) if info.name not in (".", "./") else info.name
                     if info.isreg():
                         members.append(_Member(name, info.size, lambda info=info: tar.extractfile(info)))  # type: ignore[misc,arg-type]

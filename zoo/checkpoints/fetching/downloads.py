@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import re
 import shutil
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +28,72 @@ from zoo.formats.disk import CHUNK, sha256_of
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows up to ten redirects, none from https to http."""
+    """Follows up to ten redirects, to https, or from http to http; to nothing else."""
 
     max_redirections = 10
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+        scheme = urllib.parse.urlsplit(newurl).scheme.lower()
+        if scheme != "https" and not (scheme == "http" and req.full_url.lower().startswith("http:")):
             raise FetchError(f"{req.full_url} redirects to {newurl}, which is not https; refused")
+        fp.read = lambda *_: b""  # the body of a redirect may never end, and says nothing
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Connections:
+    """Opens addresses of http and https alone, and can cut what it has opened."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        outer = self
+
+        class Plain(http.client.HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                outer.sockets.append(self.sock)
+
+        class Secure(http.client.HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                outer.sockets.append(self.sock)
+
+        class Http(urllib.request.HTTPHandler):
+            def http_open(self, req: Any) -> Any:
+                return self.do_open(Plain, req)
+
+        class Https(urllib.request.HTTPSHandler):
+            def https_open(self, req: Any) -> Any:
+                return self.do_open(Secure, req)
+
+        self.opener = urllib.request.OpenerDirector()
+        errors = (urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor)
+        for handler in (urllib.request.ProxyHandler, urllib.request.UnknownHandler, Http, Https, _Redirects, *errors):
+            self.opener.add_handler(handler())
+
+    def cut(self) -> None:
+        for opened in self.sockets:
+            with suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+
+    def open(self, request: urllib.request.Request, patience: RetryLimits) -> Any:
+        """The answer to a request. A server that takes longer than a window to give one is cut off,
+        however often it sends something.
+        """
+        watch = threading.Timer(patience.window, self.cut)
+        watch.daemon = True
+        watch.start()
+        try:
+            return self.opener.open(request, timeout=patience.timeout)
+        finally:
+            watch.cancel()
 
 
 class _Retry(Exception):
     """A failure that another try may not meet."""
+
+
+class _Slow(_Retry):
+    """The server sends something, but so little that it could go on for ever."""
 
 
 class _Stale(Exception):
@@ -75,11 +133,13 @@ def download(
     or by a later one.
 
     Whole means: as many bytes as the server announced (and as ``size`` says), with the hash that is
-    known. A server that announces nothing is believed only where a hash is known.
+    known. A server that announces nothing is believed only where a hash is known. Without one a part
+    is only gone on with where the server says that it still has the same contents: the same length,
+    and the same ETag or date. How slow a server may be stands at `RetryLimits`.
     """
     patience = patience or PATIENCE
     part, note = target.with_name(target.name + ".incomplete"), target.with_name(target.name + ".incomplete.json")
-    failures = 0
+    failures = slow = 0
     restarted = False
     resumed = part.exists()
     while True:
@@ -90,6 +150,9 @@ def download(
         except _Retry as error:
             after = part.stat().st_size if part.exists() else 0
             failures = 1 if after > before else failures + 1
+            slow += isinstance(error, _Slow)
+            if slow >= patience.tries:
+                raise FetchError(f"{error} (in {slow} tries)") from error
             if failures >= patience.tries:
                 raise FetchError(f"{error} (tried {patience.tries} times without getting further)") from error
             time.sleep(min(patience.pause * 2 ** (failures - 1), 8.0))
@@ -117,23 +180,25 @@ def _transfer(
     url: str, part: Path, note: Path, sha256: str | None, size: int | None, tell: Progress, patience: RetryLimits
 ) -> None:
     """One request; returns when the part is whole."""
-    mark, done = _part_so_far(part, note, sha256)
+    begun, done = _part_so_far(part, note, sha256)
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "extended-zoo"})
     if done:
         request.add_header("Range", f"bytes={done}-")
-        if mark:
-            request.add_header("If-Range", mark)
+        if begun.mark:
+            request.add_header("If-Range", begun.mark)
     try:
-        response = urllib.request.build_opener(_Redirects()).open(request, timeout=patience.timeout)
+        response = _Connections().open(request, patience)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416:  # our part is longer than what the server has, or exactly whole
-                if _total_of(error.headers) == done and (sha256 or mark):
+            if error.code == 416 and done:  # our part is longer than what the server has, or exactly whole
+                if _total_of(error.headers) == done and (sha256 or begun.agrees(error.headers, done)):
                     return
                 raise _Stale from None
             message = f"the server answered {error.code} {error.reason}"
             if 300 <= error.code < 400:
                 message = f"the server redirects in a loop, or more than {_Redirects.max_redirections} times"
+                if " is not allowed" in str(error.msg):
+                    message = f"the server redirects to {error.headers.get('Location')}, which is not https; refused"
         if error.code in (408, 425, 429) or error.code >= 500:
             raise _Retry(message) from None
         raise FetchError(message) from None
@@ -146,19 +211,23 @@ def _transfer(
         if isinstance(reason, (socket.gaierror, ssl.SSLCertVerificationError)):
             raise FetchError(f"{urllib.parse.urlsplit(url).netloc} can't be reached: {reason}") from error
         raise _Retry(f"{urllib.parse.urlsplit(url).netloc} can't be reached: {reason}") from error
-    with response:
+    with closing(response.fp or io.BytesIO()), response:
         if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
             raise FetchError(
                 f"the server compresses ({response.headers['Content-Encoding']}) although it was asked not to"
             )
-        if response.status == 206:
+        if response.status == 206 and done:
             begin = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            if begin is None or int(begin[1]) != done:
-                raise _Stale
             total = _total_of(response.headers)
+            if begin is None or int(begin[1]) != done or not (sha256 or begun.agrees(response.headers, total)):
+                raise _Stale
+        elif response.status == 200:
+            done, length = 0, response.headers.get("Content-Length", "").strip()
+            if length and not (length.isascii() and length.isdigit()):
+                raise FetchError(f"the server announces {length!r} as the length of the file")
+            total = int(length) if length else None
         else:
-            done = 0
-            total = int(length) if (length := response.headers.get("Content-Length", "")).isdigit() else None
+            raise FetchError(f"the server answered {response.status} {response.reason}, with which no whole file comes")
         if size is not None and total is not None and total != size:
             _forget(part, note)
             raise FetchError(f"the server announces {total:,} bytes, expected {size:,}")
@@ -174,21 +243,66 @@ def _transfer(
             part.unlink(missing_ok=True)
             strong = response.headers.get("ETag", "")
             mark = strong if strong and not strong.startswith("W/") else response.headers.get("Last-Modified")
-            note.write_text(json.dumps({"url": url, "mark": mark}), encoding="utf-8")
-        _receive(response, part, done, total, tell, urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1])
+            note.write_text(json.dumps({"url": url, "mark": mark, "total": total}), encoding="utf-8")
+        held = response.fp = _Held(response.fp)
+        _receive(response, part, done, total, tell, urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1], patience)
+        if not sha256 and total is not None and held.goes_on():
+            _forget(part, note)
+            raise FetchError(f"the server goes on after the {total:,} bytes that it announced; add #sha256=...")
+        if not sha256 and not size and part.stat().st_size == 0:
+            _forget(part, note)
+            raise FetchError("the server sent an empty file, and no sha256 says that it is one; add #sha256=...")
 
 
-def _part_so_far(part: Path, note: Path, sha256: str | None) -> tuple[str | None, int]:
-    """The server's mark of the contents that the part was begun with, and the part's length; 0
-    where nothing can be resumed.
+class _Held:
+    """The stream of an answer, kept open at the announced length to see whether anything follows."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def close(self) -> None:
+        """Left to who opened it."""
+
+    def goes_on(self) -> bool:
+        """Whether more comes within a moment; most servers close the connection at once."""
+        try:
+            self.stream.raw._sock.settimeout(0.2)
+            return bool(self.stream.read1(1))
+        except (AttributeError, OSError, ValueError):
+            return False
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What the server said of the contents when a part was begun: its mark of them, and how long
+    they are.
+    """
+
+    mark: str | None = None
+    total: int | None = None
+
+    def agrees(self, headers: Any, total: int | None) -> bool:
+        """Whether an answer is about the same contents, as far as it can be told without a hash."""
+        same = self.mark is not None and self.mark in (headers.get("ETag"), headers.get("Last-Modified"))
+        return same and total is not None and self.total in (None, total)
+
+
+def _part_so_far(part: Path, note: Path, sha256: str | None) -> tuple[_Begun, int]:
+    """What the server said when the part was begun, and the part's length; 0 where nothing can be
+    resumed.
     """
     if not part.exists():
-        return None, 0
+        return _Begun(), 0
     try:
-        mark = json.loads(note.read_text(encoding="utf-8"))["mark"]
-    except (OSError, ValueError, KeyError, TypeError):
-        mark = None
-    return mark, part.stat().st_size if mark or sha256 else 0
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        mark, total = noted["mark"], noted.get("total")
+        begun = _Begun(mark if isinstance(mark, str) else None, total if isinstance(total, int) else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        begun = _Begun()
+    return begun, part.stat().st_size if begun.mark or sha256 else 0
 
 
 def _total_of(headers: Any) -> int | None:
@@ -196,13 +310,23 @@ def _total_of(headers: Any) -> int | None:
     return int(match[1]) if match else None
 
 
-def _receive(response: Any, part: Path, done: int, total: int | None, tell: Progress, what: str) -> None:
+def _receive(
+    response: Any, part: Path, done: int, total: int | None, tell: Progress, what: str, patience: RetryLimits
+) -> None:
+    began, before = time.monotonic(), done
     try:
         with part.open("ab") as file:
             while chunk := response.read1(CHUNK):
                 file.write(chunk)
                 done += len(chunk)
                 tell(what, done, total)
+                if (passed := time.monotonic() - began) > patience.window:
+                    if done - before < patience.rate * passed and done != total:
+                        raise _Slow(
+                            f"the server sent {done - before:,} bytes in {passed:.0f} seconds, fewer than "
+                            f"{patience.rate:,.0f} a second"
+                        )
+                    began, before = time.monotonic(), done
     except http.client.HTTPException as error:
         raise _Retry(f"the connection broke after {done:,} bytes: {error!r}") from error
     except (TimeoutError, ConnectionError, ssl.SSLError) as error:

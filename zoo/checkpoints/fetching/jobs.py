@@ -26,9 +26,15 @@ class StorageFullError(FetchError):
 class RetryLimits:
     """How long to bear with a server: seconds without a byte, tries without progress, seconds
     before the second try (then doubling).
+
+    ``rate``: bytes a second, on average over ``window`` seconds, below which a server counts as one
+    that fails; as many such windows as there are tries end the download, whatever came in them. The
+    answer itself, before the first byte of the file, has a ``window`` of time.
     """
 
     timeout: float = 30.0
+    rate: float = 1024.0
+    window: float = 60.0
     tries: int = 5
     pause: float = 0.5
     probe: float = 5.0  # seconds for the first answer of a hub

@@ -100,8 +100,10 @@ class KnowledgeGraph:
         for name in _ARRAYS:
             try:
                 arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # numpy parses a header as Python, which raises of all kinds
                 raise CheckpointError(f"{folder / name}.npy can't be read: {error}") from error
+            if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iu":
+                raise CheckpointError(f"{folder / name}.npy should hold a list of whole numbers")
         sizes = {name: len(values) for name, values in arrays.items()}
         strings, triples = described.get("strings"), described.get("triples")
         if sizes["order"] != strings or sizes["predicates"] != triples or sizes["objects"] != triples:

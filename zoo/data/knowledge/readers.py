@@ -50,9 +50,9 @@ def read_tsv(path: Path | str) -> Iterator[Triple]:
 
 
 _NT_IRI = r"<[^<>\"{}|^`\x00-\x20]*>"
-_NT_LITERAL = r"\"(?:[^\"\\]|\\.)*\"(?:@[A-Za-z0-9-]+|\^\^<[^<>\s]*>)?"
-_NT_TERM = rf"({_NT_IRI}|_:[^\s<>]+|{_NT_LITERAL})"
-_NT_LINE = re.compile(rf"^\s*{_NT_TERM}\s*{_NT_TERM}\s*{_NT_TERM}\s*\.\s*(?:#.*)?$")
+_NT_LITERAL = r"\"(?:[^\"\\]|\\.)*+\"(?:@[A-Za-z0-9-]++|\^\^<[^<>\s]*+>)?"
+_NT_TERM = re.compile(rf"\s*+(?>({_NT_IRI}|_:[^\s<>]++|{_NT_LITERAL}))")  # each gives nothing back: linear in the line
+_NT_END = re.compile(r"\s*+\.\s*+(?:#.*)?$")
 _NT_ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))")
 _NT_LETTERS = {"t": "\t", "b": "\b", "n": "\n", "r": "\r", "f": "\f", '"': '"', "'": "'", "\\": "\\"}
 
@@ -65,12 +65,25 @@ def read_ntriples(path: Path | str) -> Iterator[Triple]:
     for number, line in written_lines(path):
         if line.lstrip().startswith("#"):
             continue
-        match = _NT_LINE.match(line)
-        if match is None or match[1].startswith('"') or not match[2].startswith("<"):
+        terms = _nt_terms(line)
+        if terms is None or terms[0].startswith('"') or not terms[1].startswith("<"):
             raise InputError(f"{path}, line {number}: not a triple of N-Triples: {line[:80]!r}")
-        subject, predicate, value = (_nt_text(term, f"{path}, line {number}") for term in match.groups())
+        subject, predicate, value = (_nt_text(term, f"{path}, line {number}") for term in terms)
         if value:
             yield subject, predicate, value
+
+
+def _nt_terms(line: str) -> list[str] | None:
+    """The three terms of a line, None where it has others. A dot behind a blank node ends the line."""
+    terms, position = list[str](), 0
+    for _ in range(3):
+        match = _NT_TERM.match(line, position)
+        if match is None:
+            return None
+        term = match[1].rstrip(".") if match[1].startswith("_:") else match[1]
+        terms.append(term)
+        position = match.start(1) + len(term)
+    return terms if _NT_END.match(line, position) else None
 
 
 def _nt_text(term: str, where: str) -> str:
@@ -152,6 +165,8 @@ def _synsets(path: Path) -> Iterator[tuple[int, list[str], list[tuple[str, int, 
         try:
             count = int(fields[3], 16)
             words = [re.sub(r"\((?:a|p|ip)\)$", "", word) for word in fields[4 : 4 + 2 * count : 2]]
+            if not words:
+                raise ValueError("no words")
             at = 4 + 2 * count
             pointers = [
                 (fields[i], int(fields[i + 1]), fields[i + 2]) for i in range(at + 1, at + 1 + 4 * int(fields[at]), 4)

@@ -9,11 +9,17 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 
-from zoo.errors import CheckpointError, missing_extra
+from zoo.data.lines import LONGEST_LINE
+from zoo.errors import CheckpointError
+from zoo.formats import lmdb_files
+from zoo.formats.disk import open_regular
+from zoo.formats.hdf5_files import DataSet, Group, open_hdf5
+from zoo.formats.lmdb_files import is_lmdb
+from zoo.formats.opening import open_archive
 from zoo.formats.pickles import unpickle
 
 Said = tuple[str, Mapping[str, Any]]  # a picture's name, and what the dump says of it
@@ -52,15 +58,15 @@ def kind_of(path: Path | str) -> str:
             if next(path.glob(f"*.{kind}"), None) is not None:
                 return kind
         raise CheckpointError(f"{path} holds no data.mdb, no npz and no npy files: no known dump of regions")
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    with path.open("rb") as file:
-        start = file.read(16)
+    with open_regular(path) as file:
+        start = file.read(64)
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return "hdf5"
     if start.startswith(b"PK\x03\x04"):
         return "npz"
-    if path.suffix == ".mdb" or (start[:4] == b"\x00\x00\x00\x00" and b"\xde\xc0\xef\xbe" in path.open("rb").read(64)):
+    if path.suffix == ".mdb" or is_lmdb(start):
         return "lmdb"
     if path.suffix == ".safetensors":
         return "safetensors"
@@ -78,8 +84,12 @@ def read_dump(path: Path, kind: str) -> Iterator[Said]:
 
 def _tsv(path: Path) -> Iterator[Said]:
     """Tab-separated lines with base64 columns, 6 (bottom-up attention) or 10 (LXMERT)."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with open_regular(path) as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE:
+                raise CheckpointError(f"{path}: line {number} has more than {LONGEST_LINE:,} bytes")
             line = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").rstrip(b" \r\n")
             if not line:
                 continue
@@ -105,60 +115,51 @@ def _number(cell: bytes, what: str) -> float:
 
 def _lmdb(path: Path) -> Iterator[Said]:
     """Values are pickles of plain dicts; they are read by our interpreter, which calls nothing."""
-    try:
-        import lmdb  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise missing_extra("reading LMDB", "lmdb", "regions") from None
-    with (
-        lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir()) as environment,
-        environment.begin(buffers=True) as transaction,
-    ):
-        for key, value in transaction.cursor():
-            name = bytes(key).decode("utf-8", "replace")
-            if name in ("keys", "__keys__", "__len__"):
-                continue
-            made = unpickle(memoryview(bytes(value)), what=f"{path}: {name}").value
-            if not isinstance(made, dict):
-                raise CheckpointError(f"{path}: the value of {name} is no dict")
-            shown = find(made, "image_id")
-            yield _text(shown, name), made
+    for key, value in lmdb_files.read(path):
+        name = key.decode("utf-8", "replace")
+        if name in ("keys", "__keys__", "__len__"):
+            continue
+        made = unpickle(memoryview(value), what=f"{path}: {name}").value
+        if not isinstance(made, dict):
+            raise CheckpointError(f"{path}: the value of {name} is no dict")
+        shown = find(made, "image_id")
+        yield _text(shown, name), made
 
 
 def _hdf5(path: Path) -> Iterator[Said]:
     """One data set for each field with a row for each picture, or one group for each picture."""
-    try:
-        import h5py  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        raise missing_extra("reading HDF5", "h5py", "regions") from None
-    with h5py.File(path, "r") as file:
-        if any(isinstance(file[name], h5py.Group) for name in file):
+    with open_hdf5(path) as file:
+        found = {name: member for name in file if not isinstance(member := file[name], Group)}
+        if len(found) < len(file):
+            if found:
+                raise CheckpointError(f"{path} holds data sets beside groups; one group for each picture was expected")
             for name in file:
-                group = file[name]
-                values = {key: group[key][()] for key in group} | dict(group.attrs)
+                group = cast(Group, file[name])
+                members = {key: group[key] for key in group}
+                if any(isinstance(member, Group) for member in members.values()):
+                    raise CheckpointError(f"{path}: {name} holds groups; a picture's group holds its data sets")
+                values = {key: cast(DataSet, member)[()] for key, member in members.items()} | group.attributes
                 yield _text(find(values, "image_id"), name), values
             return
-        names = [name for name in file if file[name].ndim > 0]
-        fields = {name: file[name] for name in names}
-        limits = file.get("pos_boxes")  # adaptive numbers of boxes, stored one after another
-        stacked = {name: values for name, values in fields.items() if name != "pos_boxes"}
-        ids = find(stacked, "image_id")
-        count = len(limits) if limits is not None else min(len(values) for values in stacked.values())
+        fields = {name: values for name, values in found.items() if values.ndim > 0}
+        limits = fields.pop("pos_boxes", None)  # adaptive numbers of boxes, stored one after another
+        if not fields:
+            raise CheckpointError(f"{path} holds no data sets with a row for each picture")
+        ids = find(fields, "image_id")
+        count = len(limits) if limits is not None else min(len(values) for values in fields.values())
         for row in range(count):
             cut = slice(*map(int, limits[row])) if limits is not None else row
             per_picture = {
                 name: values[cut] if limits is None or len(values) != count else values[row]
-                for name, values in stacked.items()
+                for name, values in fields.items()
             }
             yield _text(None if ids is None else ids[row], str(row)), per_picture
 
 
 def _npz(path: Path) -> Iterator[Said]:
     for file in [path] if path.is_file() else sorted(path.glob("*.npz")):
-        try:
-            with numpy.load(file, allow_pickle=False) as archive:
-                values = {name: archive[name] for name in archive.files if name != "info"}
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{file}: {error}") from error
+        with open_archive(file) as archive:
+            values = {name: archive.read(name).numpy() for name in archive.tensors if name != "info"}
         yield file.stem, values
 
 
@@ -178,12 +179,21 @@ def _npy(path: Path) -> Iterator[Said]:
                 else ""
             )
             raise CheckpointError(f"{file} has no {boxes.name} and {size.name} beside it{hint}")
-        try:
-            width, height = numpy.load(size, allow_pickle=False).reshape(-1)[:2]
-            values = {"features": numpy.load(file, allow_pickle=False), "boxes": numpy.load(boxes, allow_pickle=False)}
-        except ValueError as error:
-            raise CheckpointError(f"{file}: {error}") from error
-        yield file.stem, {**values, "image_w": width, "image_h": height}
+        values = {"features": _array(file), "boxes": _array(boxes)}
+        about = _array(size).reshape(-1)
+        if len(about) < 2:
+            raise CheckpointError(f"{size} should hold a width and a height, it holds {len(about)} numbers")
+        yield file.stem, {**values, "image_w": about[0], "image_h": about[1]}
+
+
+def _array(file: Path) -> numpy.ndarray[Any, Any]:
+    with open_archive(file) as archive:
+        if "array" not in archive.tensors:
+            raise CheckpointError(
+                f"{file} holds {', '.join(archive.refused) or archive.format}; an array of numbers was expected"
+            )
+        found: numpy.ndarray[Any, Any] = archive.read("array").numpy()
+    return found
 
 
 def _text(value: Any, otherwise: str) -> str:

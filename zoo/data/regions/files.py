@@ -159,9 +159,10 @@ def _vector(value: Any, count: int, dtype: numpy.dtype[Any]) -> Tensor | None:
     raw = _bytes(value)
     if raw is not None:
         size = len(raw) // max(count, 1)
-        value = numpy.frombuffer(
-            raw, {4: "<f4" if dtype.kind == "f" else "<i4", 8: "<f8" if dtype.kind == "f" else "<i8"}.get(size, dtype)
-        )
+        stored = numpy.dtype({4: f"<{dtype.kind}4", 8: f"<{dtype.kind}8"}.get(size, dtype))
+        if len(raw) % stored.itemsize:
+            raise CheckpointError(f"{len(raw)} bytes can't be {count} numbers")
+        value = numpy.frombuffer(raw, stored)
     array = numpy.asarray(_array(value)).reshape(-1)[:count]
     if len(array) < count:
         raise CheckpointError(f"expected {count} numbers, got {len(array)}")
@@ -252,9 +253,10 @@ def _columns(regions: Regions) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def read_safetensors(path: Path | str) -> Iterator[Item]:
     """What `save_regions` wrote, in its order; what `Regions.save` wrote is one item without a
-    name.
+    name. The file is mapped while it is read, since it may be larger than memory; each picture is a
+    copy.
     """
-    with open_archive(Path(path)) as archive:
+    with open_archive(Path(path), mmap=True) as archive:
         about = described(archive)
         if "starts" not in archive.tensors:
             yield "", Regions.load(path)
@@ -269,7 +271,8 @@ def read_safetensors(path: Path | str) -> Iterator[Item]:
         sizes = parts.pop("image_size")
         for number, name in enumerate(names):
             cut = slice(starts[number], starts[number + 1])
-            yield name, Regions(**{part: v[cut] for part, v in parts.items()}, image_size=sizes[number], **about)
+            copies = {part: rows_of[cut].clone() for part, rows_of in parts.items()}
+            yield name, Regions(**copies, image_size=sizes[number].clone(), **about)
 
 
 # --- the command

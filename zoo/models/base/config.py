@@ -8,6 +8,8 @@ when weights are loaded.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -23,6 +25,10 @@ def free(default: Any) -> Any:
     """
     return field(default=default, metadata={"free": True})
 
+
+MAX_SIZE = 1 << 40
+MAX_PARTS = 10_000  # layers and the like, each of which costs memory even before it has weights
+_COUNTS = re.compile(r"layers$|_blocks$|feed_forwards$|_groups$")
 
 _HINTS: dict[type, dict[str, Any]] = {}
 
@@ -76,6 +82,13 @@ class Config(metaclass=_Named):
                 raise ConfigError(
                     f"{type(self).__name__}.{item.name} must be {wanted}, got {value!r} ({type(value).__name__})"
                 )
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int) and abs(number) > MAX_SIZE:
+                    raise ConfigError(
+                        f"{item.name} is a number of {len(hex(number)) - 2} hexadecimal digits; at most 2**40 is taken"
+                    )
+            if isinstance(value, int) and value > MAX_PARTS and _COUNTS.search(item.name):
+                raise ConfigError(f"{item.name}={value} is more than the {MAX_PARTS:,} that a model may have")
             if "dropout" in item.name and isinstance(value, (int, float)) and not 0 <= value < 1:
                 raise ConfigError(f"{item.name}={value} must lie in [0, 1)")
         self.check()
@@ -135,8 +148,8 @@ def check_heads(
     that does.
     """
     if num_heads < 1 or hidden_size % num_heads:
-        divisors = [h for h in range(1, hidden_size + 1) if hidden_size % h == 0]
-        near = min(divisors, key=lambda h: abs(h - num_heads))
+        small = [h for h in range(1, math.isqrt(max(hidden_size, 1)) + 1) if hidden_size % h == 0]
+        near = min([*small, *(hidden_size // h for h in small)], key=lambda h: abs(h - num_heads))
         raise ConfigError(
             f"{heads_name}={num_heads} does not divide {hidden_name}={hidden_size}; the nearest that does is {near}"
         )
