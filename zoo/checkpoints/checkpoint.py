@@ -16,6 +16,7 @@ from zoo.checkpoints.opened import Opened, under_own_names
 from zoo.errors import CheckpointError
 from zoo.formats.opening import opened
 from zoo.maps import layouts
+from zoo.maps.plans import Target
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
 from zoo.tasks.base import spec_of_class
@@ -47,8 +48,8 @@ class Checkpoint(Opened):
             return {}
         return head_options(self.foreign, spec_of_class(task, self.blueprint.model_class).options)
 
-    def targets(self) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of ours that the whole file must give, with every head that it has."""
+    def targets(self) -> dict[str, Target]:
+        """What of ours the whole file must give, with every head that it has."""
         stored = {name: info.shape for name, info in self.plan(inspect=True).outputs.items()}
         return targets_of(self.blueprint, stored)
 

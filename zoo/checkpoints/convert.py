@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.checkpoints import checks
 from zoo.checkpoints import streaming as engine
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.companions import head_words, write_companions
@@ -114,13 +115,27 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
     if class_of_maps(keymap.family) is not blueprint.model_class:
         name = blueprint.model_class.__name__
         raise CheckpointError(f"{source} holds a {name}; the layout {keymap.layout} is for {keymap.family}")
+    destination, notes = _held(checkpoint, destination)
     said, out, to_file = head_words(checkpoint, keymap), destination.path, destination.path.suffix == ".safetensors"
     with staged(out, to_file, dry_run) as stage:
         to = destination if to_file or dry_run else replace(destination, path=stage)
         report = engine.convert_back(checkpoint.archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
-        notes = [] if to_file or dry_run else write_companions(checkpoint, keymap, stage)
+        notes += [] if to_file or dry_run else write_companions(checkpoint, keymap, stage)
     files = report.files if to_file else tuple(out / file.name for file in report.files)
     return replace(report, files=files, notes=(*report.notes, *notes))
+
+
+def _held(checkpoint: Checkpoint, destination: Destination) -> tuple[Destination, list[str]]:
+    """Hold a file of ours against its config before it goes anywhere. -> the destination, whose dtype
+    is that which holds all floats where they differ, and a remark on it.
+    """
+    targets = checkpoint.targets()
+    checks.required(checks.check_plan(checkpoint.plan(targets, inspect=True)), checkpoint.shown)
+    checks.check_kinds(checkpoint.archive.tensors, targets, cast=destination.dtype is not None)
+    wide = checks.widest(checkpoint.archive.tensors, targets) if destination.dtype is None else None
+    if wide is None:
+        return destination, []
+    return replace(destination, dtype=wide), [checks.MIXED.format(wide)]
 
 
 def _copy_tokenizer(path: Any, record: Record | None, stage: Path) -> None:

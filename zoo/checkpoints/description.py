@@ -7,9 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from zoo.errors import CheckpointError, unknown
+from zoo.formats.archive import DTYPE_NAMES
 from zoo.layers.init import shapes_only
-from zoo.maps.plans import heads_of
+from zoo.maps.plans import Target, heads_of
+from zoo.models.base.model import bare_model
 from zoo.registry import variants as registry
 from zoo.registry.renames import CLASSES
 from zoo.techniques.base import recorded
@@ -74,22 +78,36 @@ def class_of_maps(family: str) -> Any:
     raise unknown("family of layouts", family, {v.maps for variants in registry.families().values() for v in variants})
 
 
-def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes that a whole file must have: the model's, and those of the other heads
-    that are ``stored``.
+def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> dict[str, Target]:
+    """What a whole file must hold: the model's tensors, and those of the other heads that are
+    ``stored``.
 
     Heads that the family declares are built to be measured; heads of a user's task (a classifier of
     any size) are taken as they are.
     """
     declared = tuple(sorted(heads_of(stored) & set(blueprint.model_class.heads)))
     whole = blueprint if blueprint.task is not None else replace(blueprint, heads=declared)
-    targets = {name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta().state_dict().items()}
+    targets = targets_within(whole.on_meta())
     for head in sorted(heads_of(stored) - heads_of(targets)):
         prefix, factory = f"heads.{head}.", blueprint.model_class.heads.get(head)
         if factory is None:
-            targets |= {name: shape for name, shape in stored.items() if name.startswith(prefix)}
+            targets |= {name: Target(shape) for name, shape in stored.items() if name.startswith(prefix)}
         else:
             with shapes_only():
                 part = factory(blueprint.config)
-            targets |= {prefix + name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
+            targets |= {prefix + name: _target(tensor) for name, tensor in part.state_dict().items()}
     return targets
+
+
+def targets_within(module: nn.Module) -> dict[str, Target]:
+    """What a file must hold to fill a module, by the names in files. The buffers of a model that
+    techniques changed, ranges and steps, may be of a dtype of their own.
+    """
+    state = {name.removeprefix("model."): tensor for name, tensor in module.state_dict().items()}
+    changed = bool(bare_model(module).techniques)
+    apart = {name.removeprefix("model.") for name, _ in module.named_buffers() if changed}
+    return {name: _target(tensor, name in apart) for name, tensor in state.items()}
+
+
+def _target(tensor: Tensor, apart: bool = False) -> Target:
+    return Target(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype], apart)

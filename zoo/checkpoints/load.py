@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from zoo.checkpoints.checks import Checks
+from zoo.checkpoints.checks import MIXED, Checks, widest
 from zoo.checkpoints.convert import converted
+from zoo.checkpoints.description import targets_within
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.errors import CheckpointError, ConfigError, unknown
@@ -129,14 +130,17 @@ def filled(
         if strange := [name for name in step.targets if not name.startswith(("heads.", "pooler."))]:
             raise CheckpointError(f"{shown}: nothing in this model takes the stored tensor {strange[0]}")
         left_out.update(dict.fromkeys(step.sources, "a part that nobody asked for"))
-    tensors, checks = read(checkpoint, plan, wanted, dtype)
+    targets = {name: target for name, target in targets_within(module).items() if name in wanted}
+    tensors, checks = read(checkpoint, plan, wanted, dtype, targets)
+    mixed = widest(plan.outputs, targets) if dtype is None else None
+    notes = (*plan.notes, *([] if mixed is None else [MIXED.format(mixed)]))
     _draw(module, random, tensors, generator)
     prefix = "model." if isinstance(module, TaskModel) else ""
     ready = {name if name.startswith("heads.") else prefix + name: t.to(device) for name, t in tensors.items()}
     module.load_state_dict(ready, strict=True, assign=True)
     module.requires_grad_(True)
     module.load_report = LoadReport(  # type: ignore[assignment]
-        shown, checkpoint.layout, left_out, random, checkpoint.differs, tuple(plan.notes), checks
+        shown, checkpoint.layout, left_out, random, checkpoint.differs, notes, checks
     )
     return module.eval()
 

@@ -4,13 +4,15 @@ through here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import ConfigError
 from zoo.layers.extend import own_class
 from zoo.layers.init import shapes_only
 from zoo.models.base.model import bare_model
@@ -46,7 +48,7 @@ class Blueprint:
 
     def on_meta(self) -> Any:
         """The model on the meta device: names and shapes, with its techniques applied."""
-        with shapes_only():
+        with shapes_only(), _sized(self.config):
             if self.task is not None:
                 shown = self.name or self.model_class.__name__
                 module: Any = build_task(self.task, self.model_class, self.config, self.options, shown)
@@ -73,6 +75,17 @@ class Blueprint:
             for technique in self.techniques:
                 technique.settle(bare_model(module), generator)
         return module
+
+
+@contextmanager
+def _sized(config: Any) -> Iterator[None]:
+    """Turn torch's word for a tensor that no memory could hold into a ConfigError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ConfigError(f"the sizes of {config} make a tensor of more than 2^63 bytes") from error
 
 
 class WithHeads(nn.Module):

@@ -8,6 +8,7 @@ when weights are loaded.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,8 @@ def free(default: Any) -> Any:
     """
     return field(default=default, metadata={"free": True})
 
+
+LARGEST_NUMBER = (1 << 31) - 1  # no size and no id is larger, and a product of two still is a size to torch
 
 _HINTS: dict[type, dict[str, Any]] = {}
 
@@ -51,6 +54,34 @@ def _fits(value: object, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+def _shown(value: object) -> str:
+    """A value for a message; a number of thousands of digits can't be written out."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} too long to show"
+
+
+def _check_numbers(name: str, value: object) -> None:
+    """Raise ConfigError for numbers that no field can mean, nor one of this name."""
+    if isinstance(value, tuple):
+        for part in value:
+            _check_numbers(name, part)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        shown = _shown(value) if abs(value) < 1 << 100 else "a number of more than 30 digits"
+        raise ConfigError(f"{name} is {shown}, which no size or id is; the largest is {LARGEST_NUMBER}")
+    if not math.isfinite(value):
+        raise ConfigError(f"{name}={value} must be a finite number")
+    if "dropout" in name and not 0 <= value < 1:
+        raise ConfigError(f"{name}={value} must lie in [0, 1)")
+    if name.endswith("_eps") and value <= 0:
+        raise ConfigError(f"{name}={value} must be above 0: a norm divides by the root of a variance, which may be 0")
+    if name.endswith("_range") and value < 0:
+        raise ConfigError(f"{name}={value} is a standard deviation, which is at least 0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What every config can do; a family's config adds its fields, with the base size as defaults,
@@ -66,10 +97,9 @@ class Config:
             if not _fits(value, hint):
                 wanted = getattr(hint, "__name__", None) or str(hint)
                 raise ConfigError(
-                    f"{type(self).__name__}.{item.name} must be {wanted}, got {value!r} ({type(value).__name__})"
+                    f"{type(self).__name__}.{item.name} must be {wanted}, got {_shown(value)} ({type(value).__name__})"
                 )
-            if "dropout" in item.name and isinstance(value, (int, float)) and not 0 <= value < 1:
-                raise ConfigError(f"{item.name}={value} must lie in [0, 1)")
+            _check_numbers(item.name, value)
         self.check()
 
     def check(self) -> None:
