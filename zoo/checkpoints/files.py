@@ -4,13 +4,13 @@ modules.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError
+from zoo.formats.plain_json import parse_json
 
 CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json", "ernie_config.json")
 LARGEST_CONFIG = 64 << 20
@@ -21,9 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             raise CheckpointError(f"{path} is {path.stat().st_size:,} bytes long; a config is not")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        value = parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
     if not isinstance(value, dict):
@@ -54,10 +52,7 @@ def read_description(source: Path) -> dict[str, Any] | None:
         with open_archive(source) as archive:
             text = archive.metadata.get("zoo.description")
         if isinstance(text, str):
-            try:
-                described = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise CheckpointError(f"{source}: its description is not valid JSON: {error}") from error
+            described = parse_json(text, f"the description in {source}")
             return described if isinstance(described, dict) and "zoo_format" in described else None
     return None
 
@@ -141,9 +136,9 @@ def embedding_options(source: Any) -> dict[str, Any]:
     if folder is None or not (folder / "modules.json").is_file():
         return {}
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        modules = parse_json((folder / "modules.json").read_bytes(), str(folder / "modules.json"))
         kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError, OSError) as error:
         raise CheckpointError(
             f"{folder / 'modules.json'} does not list modules with a type and a path: {error!r}"
         ) from error

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import TechniqueError, unknown
+from zoo.errors import CheckpointError, TechniqueError, unknown
 from zoo.layers.attention import DenseAttention
 from zoo.layers.extend import own_class
 from zoo.layers.init import initialise
 from zoo.models.base.config import Config
-from zoo.models.base.model import Model, bare_model, on_meta
+from zoo.models.base.model import Model, bare_model, on_meta, shadow
 from zoo.models.base.sites import Site
 from zoo.registry.renames import TECHNIQUES as RENAMED
 from zoo.registry.techniques import TECHNIQUES
@@ -171,12 +171,15 @@ def all_but(size: int, gone: Iterable[int], what: str) -> Tensor:
 
 
 def apply(model: M, *techniques: Technique, generator: torch.Generator | None = None) -> M:
-    """Apply techniques to a model in place, in order. -> the same model. ``generator`` draws the
-    new weights.
+    """Apply techniques to a model in place, in order, all or none. -> the same model. ``generator``
+    draws the new weights.
     """
     for technique in techniques:
         if not isinstance(technique, Technique):
             raise TechniqueError(f"a technique is an object like zoo.LoRA(rank=8), got {technique!r}")
+    if len(techniques) > 1 and not on_meta(bare_model(model)):
+        apply(shadow(model), *techniques)  # a later one may not fit
+    for technique in techniques:
         technique.apply(model, generator)
     return model
 
@@ -185,6 +188,8 @@ def recorded(records: Sequence[Mapping[str, Any]]) -> tuple[Technique, ...]:
     """The techniques that a saved config names; an unknown one is refused with the closest."""
     found = []
     for entry in records:
+        if not isinstance(entry, Mapping):
+            raise CheckpointError(f"a technique is recorded as its name and its fields, got {entry!r}")
         values = dict(entry)
         name = str(values.pop("technique", ""))
         name = RENAMED.get(name, name)

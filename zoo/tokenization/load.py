@@ -13,8 +13,9 @@ from typing import Any
 import tokenizers
 
 from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.formats.plain_json import parse_json
 from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
-from zoo.tokenization.files import guarded, parse_json, read_json_object, read_text, read_vocab_json, read_vocab_lines
+from zoo.tokenization.files import guarded, read_json_object, read_text, read_vocab_json, read_vocab_lines
 from zoo.tokenization.hints import ROLE_NAMES, Hints, add_tokens, apply_options, roles_among
 from zoo.tokenization.sentencepiece_file import (
     CONTROL,

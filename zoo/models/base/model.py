@@ -4,9 +4,10 @@ counts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +24,7 @@ from zoo.registry.inputs import INPUTS, Input, InputTable
 from zoo.registry.terms import PretrainingTerm
 from zoo.registry.variants import TEXT_INPUTS
 
+M = TypeVar("M", bound=nn.Module)
 HeadFactory = Callable[[Any], nn.Module]
 TaskHeadFactory = Callable[[Any, int], nn.Module]
 
@@ -204,6 +206,15 @@ def bare_model(model: nn.Module) -> Model:
     if not isinstance(bare, Model):
         raise TechniqueError(f"a technique is applied to a model of the zoo, got {type(model).__name__}")
     return bare
+
+
+def shadow(model: M) -> M:
+    """A model's names and shapes, on which a change can be tried without touching the model."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        made = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    return copy.deepcopy(model, memo)
 
 
 def on_meta(model: nn.Module) -> bool:
