@@ -94,10 +94,9 @@ def read(path: Path, out: Path) -> bool:
     for way in (lambda: [*read_regions(path)], lambda: check_regions(path), lambda: convert_regions(path, out)):
         try:
             way()
-        except ZooError as error:
-            assert str(error)
-        else:
-            taken.append(way)
+        except ZooError:
+            continue
+        taken.append(way)
     return len(taken) == 3
 
 

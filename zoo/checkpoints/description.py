@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ def describe(blueprint: Blueprint, hints: Mapping[str, Any] | None = None) -> di
 
 def described(description: Mapping[str, Any], source: Path) -> Blueprint:
     """The blueprint that a description of ours names."""
+    check_description(description, source)
     if description["zoo_format"] > FORMAT_VERSION:
         raise CheckpointError(
             f"{source} was written by a newer zoo (format {description['zoo_format']}; this one knows {FORMAT_VERSION})"
@@ -62,6 +64,36 @@ def described(description: Mapping[str, Any], source: Path) -> Blueprint:
         description["options"],
         recorded(description.get("techniques", ())),
     )
+
+
+PARTS: Mapping[str, tuple[type, ...]] = {
+    "zoo_format": (int,),
+    "class": (str,),
+    "config": (dict,),
+    "model": (str, NoneType),
+    "task": (str, NoneType),
+    "options": (dict,),
+}
+OPTIONAL: Mapping[str, tuple[type, ...]] = {"techniques": (list,), "hints": (dict,)}
+
+
+def check_description(description: Mapping[str, Any], source: Path) -> None:
+    """Refuse a description that lacks a part, or has one of another type."""
+    if missing := [part for part in PARTS if part not in description]:
+        raise CheckpointError(f"the description in {source} lacks {', '.join(missing)}; was config.json edited?")
+    for part, types in {**PARTS, **OPTIONAL}.items():
+        value = description.get(part)
+        if part in description and (not isinstance(value, types) or isinstance(value, bool)):
+            wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
+            raise CheckpointError(
+                f"the description in {source} has {part}={repr(value)[:200]}, which must be {wanted}; was config.json "
+                "edited?"
+            )
+    for task, options in description.get("hints", {}).items():
+        if not isinstance(options, dict):
+            raise CheckpointError(
+                f"the description in {source} has hints for {task!r} that are no options: {options!r}"
+            )
 
 
 def class_path(model_class: type) -> str:

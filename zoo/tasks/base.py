@@ -18,6 +18,7 @@ from zoo.layers import Padding
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
 from zoo.maps.rules import unwrapped
+from zoo.models.base.config import LARGEST_NUMBER
 from zoo.models.base.model import Model
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import PretrainingTerm
@@ -204,8 +205,10 @@ def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in spec.options:
             raise unknown(f"option of the task {spec.name}", name, spec.options)
     merged = {**spec.options, **options}
-    if "num_labels" in merged and (not isinstance(merged["num_labels"], int) or merged["num_labels"] < 1):
-        raise ConfigError(f"num_labels must be an integer of at least 1, got {merged['num_labels']!r}")
+    if "num_labels" in merged:
+        number = merged["num_labels"]
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= LARGEST_NUMBER:
+            raise ConfigError(f"num_labels must be an integer from 1 to {LARGEST_NUMBER}, got {number!r}")
     if (labels := merged.get("labels")) is None:
         return merged
     if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):

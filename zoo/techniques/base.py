@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import CheckpointError, TechniqueError, unknown
+from zoo.errors import CheckpointError, ConfigError, TechniqueError, unknown
 from zoo.layers.attention import DenseAttention
 from zoo.layers.extend import own_class
 from zoo.layers.init import initialise
@@ -59,6 +59,16 @@ class Technique(Config):
     )
     only_values: ClassVar[bool] = False  # what it does stands in the values of the weights alone: any layout can say it
     chosen: ClassVar[Mapping[str, Tensor] | None] = None  # of a pruning technique: what stays, see `apply_chosen`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [getattr(self, key, ()) for key in ("name", "names")]
+        for name in (part for found in names for part in ([found] if isinstance(found, str) else found)):
+            if not name or "." in name or hasattr(nn.ModuleDict, name):
+                raise ConfigError(
+                    f"{type(self).__name__} can't be called {name!r}: a name is a part of the names of tensors, so it "
+                    "is not empty, has no dot and is no method of torch's modules"
+                )
 
     def apply(self, model: M, generator: torch.Generator | None = None) -> M:
         """Change the model in place. -> the same model; what was done is the last of
