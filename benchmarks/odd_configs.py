@@ -112,9 +112,8 @@ def main() -> None:
                         where = [
                             frame for frame in traceback.extract_tb(error.__traceback__) if "zoo" in frame.filename
                         ][-1]
-                        print(
-                            f"{whose} {way} {what}: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
-                        )
+                        place = f"{Path(where.filename).name}:{where.lineno}"
+                        print(f"{whose} {way} {what}: {type(error).__name__} in {place}")
                     else:
                         counts["taken"] += 1
     print(dict(counts))
