@@ -25,6 +25,7 @@ from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
 from zoo.errors import CheckpointError, InputError, ZooError
 from zoo.formats.disk import safe_path
+from zoo.formats.writer import writing
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
@@ -88,7 +89,7 @@ def _forward(
     description = describe(replace(checkpoint.blueprint, name=record.variant if record else None), hints)
     metadata = {"zoo.description": json.dumps(description, sort_keys=True)}
     to_file = out.suffix == ".safetensors"
-    with staged(out, to_file, dry_run) as stage:
+    with writing(out), staged(out, to_file, dry_run) as stage:
         to = replace(destination, path=out if to_file else stage / WEIGHTS_FILE)
         report = engine.convert(checkpoint, checkpoint.targets(), to, dry_run=dry_run, metadata=metadata)
         if not dry_run and not to_file:
@@ -117,7 +118,7 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
         raise CheckpointError(f"{source} holds a {name}; the layout {keymap.layout} is for {keymap.family}")
     destination, notes = _held(checkpoint, destination)
     said, out, to_file = head_words(checkpoint, keymap), destination.path, destination.path.suffix == ".safetensors"
-    with staged(out, to_file, dry_run) as stage:
+    with writing(out), staged(out, to_file, dry_run) as stage:
         to = destination if to_file or dry_run else replace(destination, path=stage)
         report = engine.convert_back(checkpoint.archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
         notes += [] if to_file or dry_run else write_companions(checkpoint, keymap, stage)

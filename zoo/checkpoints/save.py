@@ -13,7 +13,7 @@ from zoo.checkpoints.description import CONFIG_FILE, WEIGHTS_FILE, describe
 from zoo.checkpoints.staging import staged
 from zoo.errors import InputError
 from zoo.formats.sparse_tensors import packed
-from zoo.formats.writer import write_tensors
+from zoo.formats.writer import write_tensors, writing
 from zoo.models.base.model import Model, unwrapped
 from zoo.tasks.base import TaskModel, canonical_state
 from zoo.techniques.blueprint import Blueprint, WithHeads
@@ -47,7 +47,7 @@ def save(
     description = describe(Blueprint.of(model))
     if sparse and shard_size is not None:
         raise InputError("sparse=True writes one file; leave shard_size out")
-    with staged(folder) as stage:
+    with writing(folder), staged(folder) as stage:
         tensors = {name: tensor.detach() for name, tensor in canonical_state(model).items()}
         tensors, how = packed(tensors) if sparse else (tensors, {})
         metadata = {"zoo.description": json.dumps(description, sort_keys=True), **how}

@@ -22,7 +22,7 @@ from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.disk import write_atomically
 from zoo.formats.limits import guarded
 from zoo.formats.opening import open_archive
-from zoo.formats.writer import write_tensors
+from zoo.formats.writer import write_tensors, writing
 from zoo.models.base.model import bare_model, unwrapped
 from zoo.registry.renames import CLASSES
 from zoo.techniques.base import apply, recorded
@@ -69,8 +69,9 @@ def save_adapter(
         raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
     header = {"zoo.adapter": json.dumps(config, sort_keys=True)} if library == "zoo" else {"format": "pt"}
     folder, header = Path(folder), header | described_base(model)
-    write_tensors(folder / weights, tensors, header)
-    write_atomically(folder / config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with writing(folder):
+        write_tensors(folder / weights, tensors, header)
+        write_atomically(folder / config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
 
