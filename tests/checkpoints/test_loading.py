@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import zoo
 from tests.api.test_create import TINY, tiny
 from zoo.checkpoints.streaming import Destination, convert_back
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ZooWarning
 from zoo.formats.opening import open_archive
 from zoo.maps import layouts
 
@@ -250,3 +251,25 @@ def test_a_config_whose_numbers_cannot_be_meant_is_refused_by_every_way_in(ours,
     (ours / "config.json").write_text(json.dumps(described))
     with pytest.raises(zoo.ZooError, match=says):
         OURS[way](ours, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("way", ["load", "create"])
+def test_a_head_that_starts_at_random_is_announced(ours, way):
+    calls = {
+        "load": lambda **o: zoo.load(ours, **o),
+        "create": lambda **o: zoo.create("bert-base", pretrained=ours, **o),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calls[way](task="masked-lm")
+        calls[way]()
+        tiny("sequence-classification")  # random on purpose, all of it
+    with pytest.warns(
+        ZooWarning, match=r"has no heads\.sequence_classification, which sequence-classification"
+    ) as caught:
+        model = calls[way](task="sequence-classification", num_labels=3)
+    assert any("has no pooler" in str(warning.message) for warning in caught)
+    assert caught[0].filename == __file__
+    zoo.save(model, ours)
+    with pytest.warns(ZooWarning, match=r"has heads\.sequence_classification in another shape"):
+        calls[way](task="sequence-classification", num_labels=4)

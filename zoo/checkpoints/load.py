@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from zoo.checkpoints.convert import converted
 from zoo.checkpoints.description import targets_within
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
-from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.errors import CheckpointError, ConfigError, unknown, warn
 from zoo.layers.init import initialise, shapes_only
 from zoo.registry.records import Record
 from zoo.registry.tasks import TASKS
@@ -142,7 +143,23 @@ def filled(
     module.load_report = LoadReport(  # type: ignore[assignment]
         shown, checkpoint.layout, left_out, random, checkpoint.differs, notes, checks
     )
+    announce(module, sizes)
     return module.eval()
+
+
+def announce(module: Any, stored: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Warn of the parts of a loaded model that start at random. ``stored``: names that the checkpoint
+    has; a part of which it has some is there in another shape.
+    """
+    report = module.load_report
+    parts = sorted({".".join(name.split(".")[: 2 if name.startswith("heads.") else 1]) for name in report.random})
+    for part in parts:
+        there = any(name.startswith(f"{part}.") for name in stored)
+        why = f"has {part} in another shape" if there else f"has no {part}"
+        warn(
+            f"{report.source} {why}, which {module.task} needs: it starts at random, and what it says is noise until "
+            "it is trained; model.load_report.random names its tensors"
+        )
 
 
 def split_overrides(
