@@ -19,7 +19,7 @@ from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
 from zoo.maps.rules import unwrapped
 from zoo.models.base.config import LARGEST_NUMBER
-from zoo.models.base.model import Model
+from zoo.models.base.model import Model, check_tensors
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import PretrainingTerm
 
@@ -40,6 +40,10 @@ class TaskModel(nn.Module):
         self.dropout = nn.Dropout(getattr(self.config, "dropout", 0.0) if rate is None else rate)
         self.task = ""
         self.names = tuple(inspect.signature(model.forward).parameters)  # of what may come by position
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        check_tensors(self, inputs, named)
+        return super().__call__(*inputs, **named)
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
@@ -208,7 +212,9 @@ def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     if "num_labels" in merged:
         number = merged["num_labels"]
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= LARGEST_NUMBER:
-            raise ConfigError(f"num_labels must be an integer from 1 to {LARGEST_NUMBER}, got {number!r}")
+            raise ConfigError(
+                f"num_labels must be an integer of at least 1 and at most {LARGEST_NUMBER}, got {number!r}"
+            )
     if (labels := merged.get("labels")) is None:
         return merged
     if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):

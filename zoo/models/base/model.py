@@ -85,6 +85,10 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
 
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        check_tensors(self, inputs, named)
+        return super().__call__(*inputs, **named)
+
     @property
     def packing(self) -> bool:
         """Whether a padded batch would run packed, here and now."""
@@ -206,6 +210,24 @@ def bare_model(model: nn.Module) -> Model:
     if not isinstance(bare, Model):
         raise TechniqueError(f"a technique is applied to a model of the zoo, got {type(model).__name__}")
     return bare
+
+
+def check_tensors(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse arguments of a call that no layer could take, whatever they mean: sparse tensors, float8,
+    and tensors on meta for a model that is not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for name, value in (*enumerate(inputs), *named.items()):
+        if not isinstance(value, Tensor):
+            continue
+        shown = name if isinstance(name, str) else f"argument {name}"
+        if value.layout != torch.strided:
+            raise InputError(f"{shown} is a tensor of the layout {value.layout}; pass a dense one (.to_dense())")
+        if value.is_floating_point() and value.itemsize == 1:
+            raise InputError(f"{shown} is {value.dtype}, in which no layer computes; pass float32, float16 or bfloat16")
+        if value.is_meta and not on_meta(model):
+            raise InputError(f"{shown} is on the device meta, so it has no values, and the model has; pass real ones")
 
 
 def shadow(model: M) -> M:
