@@ -58,6 +58,7 @@ class Technique(Config):
         True  # or changes names and shapes: then a foreign layout has no place for the result
     )
     only_values: ClassVar[bool] = False  # what it does stands in the values of the weights alone: any layout can say it
+    reads_depths: ClassVar[bool] = False  # it reads hidden states by their numbers, so that no layer may go afterwards
     chosen: ClassVar[Mapping[str, Tensor] | None] = None  # of a pruning technique: what stays, see `apply_chosen`
 
     def __post_init__(self) -> None:
@@ -159,6 +160,17 @@ class PlacedTechnique(Technique):
                 f"no part of {name} fits {wanted}; its {what} parts are of the streams {streams} at depths {depths}"
             )
         return found
+
+
+def refuse_read_depths(technique: Technique, model: Model) -> None:
+    """Refuse to take layers out of a model below something that reads hidden states by number."""
+    reader = next((one for one in model.techniques if one.reads_depths), None)
+    if reader is not None:
+        name = type(technique).__name__
+        raise TechniqueError(
+            f"{type(reader).__name__} reads this model's hidden states by their numbers, which {name} would change; apply "
+            f"{name} first"
+        )
 
 
 def apply_chosen(technique: Technique, model: nn.Module, keep: Mapping[str, Tensor]) -> None:

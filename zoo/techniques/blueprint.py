@@ -105,9 +105,10 @@ def rebuilt(model: Any, config: Any, fill: Callable[[str, Tensor, Mapping[str, T
     ``fill(name, new tensor, old tensors by name)`` gives what each tensor holds; names as in files.
     """
     bare: Any = bare_model(model)
-    made = replace(Blueprint.of(model), config=config).drawn(dtype=bare.dtype)
+    made = replace(Blueprint.of(model), config=config).on_meta()
     old = canonical_state(model)
     with torch.no_grad():
-        for name, tensor in canonical_state(made).items():
-            tensor.copy_(fill(name, tensor, old))
-    return made.to(bare.device).train(model.training)
+        filled = {name: fill(name, tensor, old).clone() for name, tensor in canonical_state(made).items()}
+    named = zip(made.state_dict(), filled.values(), strict=True)  # the same order
+    made.to_empty(device=bare.device).load_state_dict(dict(named), strict=True, assign=True)  # which tells of masks too
+    return made.requires_grad_(True).train(model.training)
