@@ -168,8 +168,8 @@ def refuse_read_depths(technique: Technique, model: Model) -> None:
     if reader is not None:
         name = type(technique).__name__
         raise TechniqueError(
-            f"{type(reader).__name__} reads this model's hidden states by their numbers, which {name} would change; apply "
-            f"{name} first"
+            f"{type(reader).__name__} reads this model's hidden states by their numbers, which {name} would change; "
+            f"apply {name} first"
         )
 
 
