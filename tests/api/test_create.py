@@ -167,7 +167,7 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
         def save(self, where):
             raise OSError("the disk is full")
 
-    with pytest.raises(OSError, match="disk is full"):
+    with pytest.raises(CheckpointError, match="disk is full"):
         zoo.save(tiny(seed=2), folder, tokenizer=Broken())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -258,3 +258,25 @@ def test_another_familys_checkpoint_starts_what_it_can_and_the_report_says_what_
         zoo.create("albert-base", init_from=tmp_path / "bert", **TINY)
     with pytest.raises(ConfigError, match="give one of them"):
         zoo.create("vilbert-base", init_from=tmp_path / "bert", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("bfloat16", torch.bfloat16), ("fp16", torch.float16), (torch.float64,) * 2]
+)
+def test_a_dtype_goes_by_its_name_too(said, meant, tmp_path):
+    model = zoo.create("bert-base", dtype=said, **TINY)
+    assert model.dtype == meant
+    zoo.save(model, tmp_path)
+    assert zoo.load(tmp_path, dtype=said).dtype == meant
+    with pytest.raises(UnknownNameError, match="bfloat16"):
+        zoo.load(tmp_path, dtype="bfloat")
+    with pytest.raises(UnknownNameError):
+        zoo.create("bert-base", dtype=torch.int8)
+
+
+def test_a_task_model_says_what_its_model_says():
+    model = tiny("masked-lm")
+    zoo.apply(model, zoo.LoRA(rank=2))
+    assert model.hidden_size == TINY["hidden_size"]
+    assert model.techniques == model.model.techniques != ()
+    assert list(model.changes) == list(model.model.changes)

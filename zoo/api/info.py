@@ -109,7 +109,9 @@ def inspect(
             }
         foreign = foreign_config(source, config)
         try:
-            keymap = layouts.load(layouts.recognise(archive, foreign))
+            if (layout := layouts.recognise(archive, foreign)) == layouts.OURS:
+                raise layouts.undescribed(str(source))
+            keymap = layouts.load(layout)
             ours = keymap.config_forward(foreign or {}, archive.tensors)
             class_of_maps(keymap.family).Config.from_dict(ours)
             plan = Opened(archive, keymap, ours, foreign).plan(inspect=True)

@@ -118,8 +118,12 @@ def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> d
     any size) are taken as they are.
     """
     declared = tuple(sorted(heads_of(stored) & set(blueprint.model_class.heads)))
-    whole = blueprint if blueprint.task is not None else replace(blueprint, heads=declared)
-    targets = targets_within(whole.on_meta())
+    bare = replace(blueprint, task=None, options={}, heads=declared)
+    targets: dict[str, Target] = {}
+    for whole in [bare] if blueprint.task is None else [blueprint, bare]:
+        made = targets_within(whole.on_meta())
+        # a converted file holds more than its task reads: a pooler, other heads
+        targets |= {name: target for name, target in made.items() if not targets or name in stored}
     for head in sorted(heads_of(stored) - heads_of(targets)):
         prefix, factory = f"heads.{head}.", blueprint.model_class.heads.get(head)
         if factory is None:

@@ -109,6 +109,7 @@ SPECS = (
         "text:SentenceEmbedding",
         "one vector for a text, for search and similarity",
         pooling="mean",
+        layers=(),  # what the pooled vector goes through, see zoo.tasks.text
         normalize=True,
     ),
     _spec(
@@ -146,6 +147,7 @@ SPECS = (
         "vision:VisualEntailment",
         "does a picture entail a sentence (SNLI-VE)",
         num_labels=3,
+        labels=None,
         head=None,
     ),
     _spec(

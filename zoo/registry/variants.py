@@ -223,6 +223,12 @@ def register(
     config_class = getattr(cls, "Config", None)
     if config_class is None or not hasattr(config_class, "field_names"):
         raise ConfigError(f"{cls.__name__}.Config must be a zoo.models.base.config.Config class; got {config_class!r}")
+    fields = config_class.field_names()
+    if lacks := [name for name in ("hidden_size", "initializer_range") if name not in fields]:
+        raise ConfigError(
+            f"{config_class.__name__} lacks {' and '.join(lacks)}, which every model's config has: heads are as wide "
+            "as hidden_size, and weights are drawn with initializer_range; docs/adding-a-model.md shows a whole class"
+        )
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
     config_class.from_dict(values)
     _registered[name] = Variant(
@@ -252,10 +258,16 @@ def unregister(name: str) -> None:
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """``"albert-base.v1"`` -> ``("albert-base", "v1")``."""
+    """``"albert-base.v1"`` -> ``("albert-base", "v1")``, and so ``"albert/albert-base-v1"``, the hub's
+    name for it.
+    """
+    from zoo.registry.records import aliases
+
     if not isinstance(name, str):
         raise unknown("model", name, _all(), "(a name is a string; zoo list shows all)")
     model, _, tag = name.partition(".")
+    if model not in _all() and model not in _shipped()[1]:
+        model, _, tag = aliases().get(name.lower(), name).partition(".")
     return model, tag or None
 
 
@@ -272,7 +284,9 @@ def variant(name: str) -> Variant:
             f"{name!r} is now called {target[0]!r}; the old name goes in {target[1]}", FutureWarning, stacklevel=3
         )
         return known[target[0]]
-    raise unknown("model", name, known, "(zoo list shows all)")
+    from zoo.registry.records import aliases
+
+    raise unknown("model", name, [*known, *aliases()], "(zoo list shows all)")
 
 
 def tags(model: Variant) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from zoo.errors import CheckpointError, InputError
 from zoo.formats.disk import write_atomically
 from zoo.formats.writer import writing
 from zoo.tokenization.files import guarded
+from zoo.tokenization.language_frames import LanguageFrames
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,12 +115,18 @@ class Tokenizer:
         """One text, or a pair of texts, with the family's special tokens; offsets refer to the text
         behind the pre-step.
 
-        ``language`` is for families whose pre-step knows languages (XLM); ``pair_language``
-        defaults to it.
+        ``language`` is for families whose pre-step or frame knows languages (XLM, mBART);
+        ``pair_language`` defaults to it.
         """
-        prepared = self._prepare(text, language)
-        prepared_pair = None if pair is None else self._prepare(pair, pair_language or language)
-        return guarded("the text cannot be encoded", InputError, lambda: self.backend.encode(prepared, prepared_pair))
+        prepared = self.prepared(text, language)
+        prepared_pair = None if pair is None else self.prepared(pair, pair_language or language)
+        frame = self._frame_of(language, pair_language)
+        if frame is self.backend:
+            encode = lambda: self.backend.encode(prepared, prepared_pair)  # noqa: E731
+            return guarded("the text cannot be encoded", InputError, encode)
+        first = self._encode_parts([text], [language])[0]
+        second = None if pair is None else self._encode_parts([pair], [pair_language or language])[0]
+        return guarded("the text cannot be encoded", InputError, lambda: frame.post_process(first, second, True))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of one sequence of ids (a list or a 1-dimensional tensor)."""
@@ -150,7 +157,7 @@ class Tokenizer:
 
         A text longer than ``max_length`` is cut (a pair: the longer of the two first), or refused
         with ``truncation=False``. ``padding`` is True (to the longest), "max_length" or False (all
-        texts must then be equally long).
+        texts must then be equally long). ``language``: of all texts, or of each (XLM, mBART).
         """
         import torch
 
@@ -173,7 +180,14 @@ class Tokenizer:
         first = self._encode_parts(texts, languages)
         second = None if pairs is None else self._encode_parts(pairs, pair_languages)
         encodings = [
-            self._assemble(encoding, None if second is None else second[row], limit, truncation, row)
+            self._assemble(
+                encoding,
+                None if second is None else second[row],
+                limit,
+                truncation,
+                row,
+                self._frame_of(languages[row], None if second is None else pair_languages[row]),
+            )
             for row, encoding in enumerate(first)
         ]
 
@@ -201,7 +215,8 @@ class Tokenizer:
             batch["lengths"] = torch.tensor(lengths, dtype=torch.int64)
         return batch
 
-    def _prepare(self, text: str, language: str | None) -> str:
+    def prepared(self, text: str, language: str | None = None) -> str:
+        """A text behind the family's own step: what `backend` encodes, and offsets refer to."""
         if not isinstance(text, str):
             raise InputError(f"a text must be a str, got {type(text).__name__}")
         try:
@@ -210,14 +225,24 @@ class Tokenizer:
             raise InputError(
                 f"the text holds half of a surrogate pair at character {error.start}; decode it with errors='replace'"
             ) from error
-        if language is not None and not self.pre_step.takes_language:
+        if language is not None and not self.pre_step.takes_language and not self.frames.default:
             raise InputError(
                 f"language={language!r} was given, but this tokenizer does the same for every language; leave it out"
             )
         return self.pre_step(text, language)
 
+    def _frame_of(self, language: str | None, pair_language: str | None) -> tokenizers.Tokenizer:
+        """The backend whose frame goes around a text, or a pair, of a language."""
+        if not self.frames.default:
+            return self.backend
+        if pair_language not in (None, language):
+            raise InputError(
+                f"a pair has one language in the frame of this tokenizer, got {language!r} and {pair_language!r}"
+            )
+        return self.frames.of(language)
+
     def _encode_parts(self, texts: Sequence[str], languages: Sequence[str | None]) -> list[tokenizers.Encoding]:
-        prepared = [self._prepare(text, language) for text, language in zip(texts, languages, strict=True)]
+        prepared = [self.prepared(text, language) for text, language in zip(texts, languages, strict=True)]
         return guarded(
             "the texts cannot be encoded",
             InputError,
@@ -231,8 +256,9 @@ class Tokenizer:
         limit: int | None,
         truncation: bool,
         row: int,
+        frame: tokenizers.Tokenizer,
     ) -> tokenizers.Encoding:
-        """Cut to the limit, then put the special tokens in."""
+        """Cut to the limit, then put the special tokens of the frame in."""
         if limit is not None:
             room = limit - self.backend.num_special_tokens_to_add(second is not None)
             if room < 0:
@@ -252,10 +278,15 @@ class Tokenizer:
                 if second is not None:
                     second.truncate(keep_second, direction=self.truncation_side)
         return guarded(
-            "the special tokens cannot be added", InputError, lambda: self.backend.post_process(first, second, True)
+            "the special tokens cannot be added", InputError, lambda: frame.post_process(first, second, True)
         )
 
     # --- vocabulary
+
+    @cached_property
+    def frames(self) -> LanguageFrames:
+        """The backend's frame in each of its languages, where it names one."""
+        return LanguageFrames(self.backend)
 
     @cached_property
     def vocab_size(self) -> int:
