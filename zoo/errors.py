@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -63,6 +65,20 @@ class FetchError(ZooError, OSError):
 
 class MissingExtraError(ZooError, ImportError):
     """A feature whose optional dependency is not installed; the message names the extra."""
+
+
+class ZooWarning(UserWarning):
+    """Something that the user can act on, and that stops nothing: a head that starts at random, an
+    adapter of another base.
+    """
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside of the zoo that led here."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "zoo":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, ZooWarning, stacklevel=level)
 
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import zoo
 from tests.api.test_create import TINY, tiny
 from zoo.checkpoints.streaming import Destination, convert_back
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ZooWarning
 from zoo.formats.opening import open_archive
 from zoo.maps import layouts
 
@@ -136,3 +137,139 @@ def test_a_loaded_model_says_what_was_checked(ours, theirs):
     started = zoo.create("vilbert-base", init_from=theirs, **VILBERT).load_report.checks
     assert started.ok
     assert started.last_passed == "contract"
+
+
+QUERY = "attention.self.query.weight", "attention.query.weight"
+KINDS = {
+    "int64": lambda x: x.long(),
+    "uint8": lambda x: x.to(torch.uint8),
+    "bool": lambda x: x.bool(),
+    "complex64": lambda x: x.to(torch.complex64),
+}
+
+
+def at(tensors: dict[str, torch.Tensor], change: Any) -> None:
+    """Change the first query's matrix, ours or theirs."""
+    name = next(name for name in tensors if name.endswith(QUERY))
+    tensors[name] = change(tensors[name]).contiguous()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", FOREIGN)
+def test_a_foreign_matrix_that_holds_no_floats_is_refused_by_every_way_in(theirs, tmp_path, way, kind):
+    tensors = changed(theirs, lambda tensors: at(tensors, KINDS[kind]))
+    with pytest.raises(CheckpointError, match=rf"query\.weight' holds {kind}, where floats belong"):
+        FOREIGN[way](theirs, tensors, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", OURS)
+def test_a_matrix_of_ours_that_holds_no_floats_is_refused_by_every_way_in(ours, tmp_path, way, kind):
+    changed(ours, lambda tensors: at(tensors, KINDS[kind]))
+    with pytest.raises(CheckpointError, match=rf"query\.weight' holds {kind}, where floats belong"):
+        OURS[way](ours, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("way", OURS)
+def test_a_matrix_of_another_shape_is_refused_by_every_way_in(ours, tmp_path, way):
+    changed(ours, lambda tensors: at(tensors, lambda x: x[:-1]))
+    with pytest.raises(CheckpointError, match=r"query\.weight"):
+        OURS[way](ours, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("way", OURS)
+def test_a_floating_count_is_refused_by_every_way_in(tmp_path, way):
+    """Packed weights are integers; floats in their place were read as codes."""
+    model = zoo.apply(tiny("masked-lm"), zoo.WeightOnly(bits=4, block=8, embeddings=False))
+    folder = zoo.save(model, tmp_path / "ours")
+    if way in ("convert", "init_from"):  # which have no place for packed weights
+        return
+    OURS[way](folder, tmp_path / "before")
+    changed(folder, lambda tensors: tensors.update({n: x.float() for n, x in tensors.items() if n.endswith(".codes")}))
+    with pytest.raises(CheckpointError, match=r"codes' holds float32, where uint8 belong"):
+        OURS[way](folder, tmp_path / "out.safetensors")
+
+
+def test_floats_that_differ_in_dtype_are_widened_with_a_note_by_every_way_in(ours, theirs, tmp_path):
+    said = "its floats differ in dtype.*taken as F32"
+    for folder in (ours, theirs):
+        changed(folder, lambda tensors: at(tensors, torch.Tensor.half))
+        model = zoo.load(folder, task="masked-lm")
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert re.search(said, str(model.load_report))
+        assert re.search(said, str(zoo.verify(folder)))
+        model(torch.tensor([[1, 2, 3]]))
+    assert re.search(said, str(zoo.convert(ours, tmp_path / "back", to="hf-bert")))
+    assert re.search(said, str(zoo.convert(theirs, tmp_path / "there")))
+    for folder in ("back", "there"):
+        assert {x.dtype for x in load_file(tmp_path / folder / "model.safetensors").values()} == {torch.float32}
+    assert zoo.load(ours, dtype=torch.bfloat16).load_report.notes == ()
+
+
+def test_a_scale_beside_integers_keeps_its_dtype(tmp_path):
+    """float32 steps beside a bfloat16 model are no mixture."""
+    model = zoo.apply(tiny("masked-lm").bfloat16(), zoo.Int8(embeddings=False))
+    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    assert {torch.int8, torch.float32, torch.bfloat16} <= set(kinds.values())
+    loaded = zoo.load(zoo.save(model, tmp_path / "ours"))
+    assert {name: tensor.dtype for name, tensor in loaded.state_dict().items()} == kinds
+    assert loaded.load_report.notes == ()
+
+
+@pytest.mark.parametrize("way", OURS)
+def test_float8_is_taken_only_with_the_dtype_that_it_becomes(ours, tmp_path, way):
+    changed(ours, lambda tensors: at(tensors, lambda x: x.to(torch.float8_e4m3fn)))
+    if way in ("load in another dtype", "init_from"):
+        OURS[way](ours, tmp_path / "out.safetensors")
+        return
+    with pytest.raises(CheckpointError, match="float8_e4m3fn, in which no layer computes; say into which dtype"):
+        OURS[way](ours, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("norm_eps", -1.0, "must be above 0"),
+        ("norm_eps", 0, "must be above 0"),
+        ("norm_eps", float("nan"), "must be a finite number"),
+        ("initializer_range", float("inf"), "must be a finite number"),
+        ("initializer_range", -0.02, "at least 0"),
+        ("dropout", 1.0, r"must lie in \[0, 1\)"),
+        ("dropout", -0.1, r"must lie in \[0, 1\)"),
+        ("hidden_size", -8, "must be at least 1"),
+        ("vocab_size", 2**62, "no size or id is"),
+        ("num_segments", 10**400, "no size or id is"),
+        ("vocab_size", 2**31 - 1, "vocab_size|embeddings.token.weight|tensor of more than 2"),
+    ],
+)
+@pytest.mark.parametrize("way", OURS)
+def test_a_config_whose_numbers_cannot_be_meant_is_refused_by_every_way_in(ours, tmp_path, way, field, value, says):
+    described = json.loads((ours / "config.json").read_text())
+    described["config"][field] = value
+    (ours / "config.json").write_text(json.dumps(described))
+    with pytest.raises(zoo.ZooError, match=says):
+        OURS[way](ours, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("way", ["load", "create"])
+def test_a_head_that_starts_at_random_is_announced(ours, way):
+    calls = {
+        "load": lambda **o: zoo.load(ours, **o),
+        "create": lambda **o: zoo.create("bert-base", pretrained=ours, **o),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calls[way](task="masked-lm")
+        calls[way]()
+        tiny("sequence-classification")  # random on purpose, all of it
+    with pytest.warns(
+        ZooWarning, match=r"has no heads\.sequence_classification, which sequence-classification"
+    ) as caught:
+        model = calls[way](task="sequence-classification", num_labels=3)
+    assert any("has no pooler" in str(warning.message) for warning in caught)
+    assert caught[0].filename == __file__
+    zoo.save(model, ours)
+    with pytest.warns(ZooWarning, match=r"has heads\.sequence_classification in another shape"):
+        calls[way](task="sequence-classification", num_labels=4)

@@ -143,6 +143,18 @@ def test_a_student_folder_that_reads_texts_otherwise_is_refused(command, lines, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_head_at_random_is_told_and_teaches_nothing(command, lines, tmp_path):
+    teacher = saved(tmp_path / "teacher", None)
+    code, _, err = command("distill", teacher, lines, tmp_path / "out", "--layers", "0", "--task", "masked-lm")
+    assert code == 1
+    assert "has no trained head for masked-lm, so that it has nothing to teach" in err
+    code, out, err = command("quantize", teacher, tmp_path / "out", "--task", "sequence-classification", "--json")
+    assert code == 0
+    assert "zoo: warning: " in err
+    assert "it starts at random" in err
+    assert json.loads(out)["path"]
+
+
 def test_distill_says_what_is_missing(command, lines, tmp_path):
     teacher = saved(tmp_path / "teacher", "sequence-classification")
     assert command("distill", teacher, lines, tmp_path / "out")[0] == 2

@@ -80,6 +80,7 @@ def inspect(
     """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family,
     size, what is foreign or refused.
     """
+    from zoo.checkpoints.description import check_description, class_of_maps
     from zoo.checkpoints.files import foreign_config, read_description
     from zoo.checkpoints.opened import Opened
     from zoo.errors import ZooError
@@ -98,6 +99,7 @@ def inspect(
             "refused": list(archive.refused),
         }
         if described is not None:
+            check_description(described, Path(source))
             return {
                 **found,
                 "layout": "zoo",
@@ -111,6 +113,7 @@ def inspect(
                 raise layouts.undescribed(str(source))
             keymap = layouts.load(layout)
             ours = keymap.config_forward(foreign or {}, archive.tensors)
+            class_of_maps(keymap.family).Config.from_dict(ours)
             plan = Opened(archive, keymap, ours, foreign).plan(inspect=True)
         except ZooError as error:
             return {**found, "layout": None, "why": str(error), "first_names": names[:10]}

@@ -17,6 +17,7 @@ from zoo.checkpoints.sentence_modules import embedding_options, prompt_note, ref
 from zoo.errors import CheckpointError
 from zoo.formats.opening import opened
 from zoo.maps import layouts
+from zoo.maps.plans import Target
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
 from zoo.registry.tasks import TASKS
@@ -75,9 +76,9 @@ class Checkpoint(Opened):
             return None, f"the zoo has no head like that of {', '.join(strange)}; the model comes without it"
         return None, ""
 
-    def targets(self, blueprint: Blueprint | None = None) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of ours that the whole file must give, with every head that it has, for
-        this ``blueprint`` or the checkpoint's own.
+    def targets(self, blueprint: Blueprint | None = None) -> dict[str, Target]:
+        """What of ours the whole file must give, with every head that it has, for this ``blueprint`` or
+        the checkpoint's own.
         """
         stored = {name: info.shape for name, info in self.plan(inspect=True).outputs.items()}
         return targets_of(blueprint or self.blueprint, stored)

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError, ConfigError, ZooError
+from zoo.formats.archive import DTYPE_NAMES, Archive, Described
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
-from zoo.formats.archive import Archive, Described
 from zoo.formats.writer import blocks, check_finite, content_hash, raw, tensor_hash
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, constant, shape_of
 from zoo.maps.templates import same
 
 NAMES = ("hash", "keys", "values", "ties", "contract", "probe")
+
+MIXED = "its floats differ in dtype, in which no layer computes; all are taken as {}, which holds their values"
 
 Probe = Callable[[], tuple[bool, str]]
 
@@ -74,7 +77,7 @@ def verify(opened: Opened, targets: Mapping[str, object], probe: Probe | None = 
         {
             "hash": lambda: check_content(archive) if opened.keymap is None else check_hash(archive, opened.sha256),
             "keys": lambda: check_plan(plan),
-            "values": lambda: check_values(archive, plan, targets if opened.keymap is None else {}),
+            "values": lambda: check_values(archive, plan, targets),
             "ties": lambda: check_ties(archive, plan),
             "contract": lambda: check_contract(opened),
             "probe": lambda: check_probe(probe),
@@ -149,19 +152,62 @@ def check_values(archive: Archive, plan: Plan, targets: Mapping[str, object]) ->
     """
     names = [name for step in plan.steps for name in step.sources]
     for name in names:
-        info = archive.tensors[name]
-        if name in targets and tuple(info.shape) != (wanted := shape_of(targets[name])):
-            return Check("values", False, f"{name!r} has shape {tuple(info.shape)}, the config needs {wanted}")
-        if info.dtype not in DTYPES:
-            return Check("values", False, f"{name!r} has dtype {info.dtype!r}")
+        if archive.tensors[name].dtype not in DTYPES:
+            return Check("values", False, f"{name!r} has dtype {archive.tensors[name].dtype!r}")
+    check_kinds(plan.outputs, targets)
+    for name in names:
         check_finite(archive.read(name), name)
-    return values_read(archive.tensors, names)
+    wide = widest(plan.outputs, targets)
+    return values_read(archive.tensors, names, f"; {MIXED.format(wide)}" if wide else "")
 
 
-def values_read(infos: Mapping[str, Described], names: Collection[str]) -> Check:
+def values_read(infos: Mapping[str, Described], names: Collection[str], more: str = "") -> Check:
     """What is said of tensors that were all read and are finite."""
     kinds = ", ".join(sorted({infos[name].dtype for name in names})) or "no dtype"
-    return Check("values", True, f"{len(names)} tensors of {kinds}, all finite")
+    return Check("values", True, f"{len(names)} tensors of {kinds}, all finite{more}")
+
+
+def check_kinds(infos: Mapping[str, Described], targets: Mapping[str, object], cast: bool = False) -> None:
+    """Refuse tensors whose shape is not what the model takes under their names, and those of another
+    kind: integers, truth values or complex numbers where floats belong, or the other way round.
+    ``cast``: the floats will be cast, so that float8, in which no layer computes, will do.
+    """
+    for name, info in infos.items():
+        target = targets.get(name)
+        if target is None:
+            continue
+        wanted, found, needed = shape_of(target), DTYPES[info.dtype], _dtype_of(target)
+        if tuple(info.shape) != wanted:
+            raise CheckpointError(f"{name!r} has shape {tuple(info.shape)}, the config needs {wanted}")
+        if found.is_floating_point != needed.is_floating_point or not (needed.is_floating_point or found == needed):
+            kind = "floats" if needed.is_floating_point else str(needed).removeprefix("torch.")
+            raise CheckpointError(
+                f"{name!r} holds {str(found).removeprefix('torch.')}, where {kind} belong; was it quantized, or "
+                "written by mistake?"
+            )
+        if found.itemsize == 1 and needed.is_floating_point and not cast:
+            raise CheckpointError(
+                f"{name!r} holds {str(found).removeprefix('torch.')}, in which no layer computes; say into which dtype "
+                'the floats are cast, such as dtype="bfloat16", unless they have scales elsewhere'
+            )
+
+
+def widest(infos: Mapping[str, Described], targets: Mapping[str, object]) -> str | None:
+    """The dtype that holds the values of all floats of a model whose floats differ in dtype, in which
+    no layer could compute; None where they agree.
+    """
+    kinds = {
+        DTYPES[info.dtype]
+        for name, info in infos.items()
+        if name in targets and DTYPES[info.dtype].is_floating_point and not getattr(targets[name], "apart", False)
+    }
+    return None if len(kinds) < 2 else DTYPE_NAMES[reduce(torch.promote_types, sorted(kinds, key=str))]
+
+
+def _dtype_of(target: object) -> torch.dtype:
+    """What a target says of its dtype; floats where it is a shape alone."""
+    dtype = getattr(target, "dtype", torch.float32)
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 def check_ties(archive: Archive, plan: Plan) -> Check:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.checkpoints import checks
 from zoo.checkpoints import streaming as engine
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.companions import head_words, write_companions
@@ -25,6 +26,7 @@ from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
 from zoo.errors import CheckpointError, InputError, ZooError
 from zoo.formats.disk import safe_path
+from zoo.formats.writer import writing
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
@@ -104,7 +106,7 @@ def _forward(
     description = describe(blueprint, hints)
     metadata = {"zoo.description": json.dumps(description, sort_keys=True)}
     to_file, lost = out.suffix == ".safetensors", ""
-    with staged(out, to_file, dry_run) as stage:
+    with writing(out), staged(out, to_file, dry_run) as stage:
         to = replace(destination, path=out if to_file else stage / WEIGHTS_FILE)
         report = engine.convert(checkpoint, checkpoint.targets(blueprint), to, dry_run=dry_run, metadata=metadata)
         if not dry_run and not to_file:
@@ -144,6 +146,7 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
     if class_of_maps(keymap.family) is not blueprint.model_class:
         name = blueprint.model_class.__name__
         raise CheckpointError(f"{source} holds a {name}; the layout {keymap.layout} is for {keymap.family}")
+    destination, notes = _held(checkpoint, destination)
     said, out, to_file = head_words(checkpoint, keymap), destination.path, destination.path.suffix == ".safetensors"
     archive, layers = without_layers(checkpoint.archive)
     if layers and (to_file or "architectures" not in keymap.config.task):
@@ -151,14 +154,27 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
             f"{source} is a sentence encoder with layers behind its pooling, which stand in folders of their own.\n"
             "Name a folder, and a layout hf-* of the Hugging Face libraries, whose sentence-transformers reads them"
         )
-    with staged(out, to_file, dry_run) as stage:
+    with writing(out), staged(out, to_file, dry_run) as stage:
         to = destination if to_file or dry_run else replace(destination, path=stage)
         report = engine.convert_back(archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
-        notes = (
+        notes += (
             [TO_FILE] if to_file else [] if dry_run else write_companions(checkpoint, keymap, stage, layers, to.dtype)
         )
     files = report.files if to_file else tuple(out / file.name for file in report.files)
     return replace(report, files=files, notes=(*report.notes, *notes))
+
+
+def _held(checkpoint: Checkpoint, destination: Destination) -> tuple[Destination, list[str]]:
+    """Hold a file of ours against its config before it goes anywhere. -> the destination, whose dtype
+    is that which holds all floats where they differ, and a remark on it.
+    """
+    targets = checkpoint.targets()
+    checks.required(checks.check_plan(checkpoint.plan(targets, inspect=True)), checkpoint.shown)
+    checks.check_kinds(checkpoint.archive.tensors, targets, cast=destination.dtype is not None)
+    wide = checks.widest(checkpoint.archive.tensors, targets) if destination.dtype is None else None
+    if wide is None:
+        return destination, []
+    return replace(destination, dtype=wide), [checks.MIXED.format(wide)]
 
 
 def _lost_heads(left_out: Mapping[str, str], keymap: KeyMap) -> list[str]:

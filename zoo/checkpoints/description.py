@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from torch import Tensor, nn
+
 from zoo.errors import CheckpointError, unknown
+from zoo.formats.archive import DTYPE_NAMES
 from zoo.layers.init import shapes_only
-from zoo.maps.plans import heads_of
+from zoo.maps.plans import Target, heads_of
+from zoo.models.base.model import bare_model
 from zoo.registry import variants as registry
 from zoo.registry.renames import CLASSES
 from zoo.techniques.base import recorded
@@ -39,6 +44,7 @@ def describe(blueprint: Blueprint, hints: Mapping[str, Any] | None = None) -> di
 
 def described(description: Mapping[str, Any], source: Path) -> Blueprint:
     """The blueprint that a description of ours names."""
+    check_description(description, source)
     if description["zoo_format"] > FORMAT_VERSION:
         raise CheckpointError(
             f"{source} was written by a newer zoo (format {description['zoo_format']}; this one knows {FORMAT_VERSION})"
@@ -60,6 +66,36 @@ def described(description: Mapping[str, Any], source: Path) -> Blueprint:
     )
 
 
+PARTS: Mapping[str, tuple[type, ...]] = {
+    "zoo_format": (int,),
+    "class": (str,),
+    "config": (dict,),
+    "model": (str, NoneType),
+    "task": (str, NoneType),
+    "options": (dict,),
+}
+OPTIONAL: Mapping[str, tuple[type, ...]] = {"techniques": (list,), "hints": (dict,)}
+
+
+def check_description(description: Mapping[str, Any], source: Path) -> None:
+    """Refuse a description that lacks a part, or has one of another type."""
+    if missing := [part for part in PARTS if part not in description]:
+        raise CheckpointError(f"the description in {source} lacks {', '.join(missing)}; was config.json edited?")
+    for part, types in {**PARTS, **OPTIONAL}.items():
+        value = description.get(part)
+        if part in description and (not isinstance(value, types) or isinstance(value, bool)):
+            wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
+            raise CheckpointError(
+                f"the description in {source} has {part}={repr(value)[:200]}, which must be {wanted}; was config.json "
+                "edited?"
+            )
+    for task, options in description.get("hints", {}).items():
+        if not isinstance(options, dict):
+            raise CheckpointError(
+                f"the description in {source} has hints for {task!r} that are no options: {options!r}"
+            )
+
+
 def class_path(model_class: type) -> str:
     """A class's name as the registry and saved files write it."""
     return f"{model_class.__module__}:{model_class.__qualname__}"
@@ -74,28 +110,40 @@ def class_of_maps(family: str) -> Any:
     raise unknown("family of layouts", family, {v.maps for variants in registry.families().values() for v in variants})
 
 
-def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes that a whole file must have: the model's, and those of the other heads
-    that are ``stored``.
+def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> dict[str, Target]:
+    """What a whole file must hold: the model's tensors, and those of the other heads that are
+    ``stored``.
 
     Heads that the family declares are built to be measured; heads of a user's task (a classifier of
     any size) are taken as they are.
     """
     declared = tuple(sorted(heads_of(stored) & set(blueprint.model_class.heads)))
     bare = replace(blueprint, task=None, options={}, heads=declared)
-    targets: dict[str, tuple[int, ...]] = {}
+    targets: dict[str, Target] = {}
     for whole in [bare] if blueprint.task is None else [blueprint, bare]:
-        made = {
-            name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta(len(stored)).state_dict().items()
-        }
+        made = targets_within(whole.on_meta(len(stored)))
         # a converted file holds more than its task reads: a pooler, other heads
-        targets |= {name: shape for name, shape in made.items() if not targets or name in stored}
+        targets |= {name: target for name, target in made.items() if not targets or name in stored}
     for head in sorted(heads_of(stored) - heads_of(targets)):
         prefix, factory = f"heads.{head}.", blueprint.model_class.heads.get(head)
         if factory is None:
-            targets |= {name: shape for name, shape in stored.items() if name.startswith(prefix)}
+            targets |= {name: Target(shape) for name, shape in stored.items() if name.startswith(prefix)}
         else:
             with shapes_only(len(stored)):
                 part = factory(blueprint.config)
-            targets |= {prefix + name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
+            targets |= {prefix + name: _target(tensor) for name, tensor in part.state_dict().items()}
     return targets
+
+
+def targets_within(module: nn.Module) -> dict[str, Target]:
+    """What a file must hold to fill a module, by the names in files. The buffers of a model that
+    techniques changed, ranges and steps, may be of a dtype of their own.
+    """
+    state = {name.removeprefix("model."): tensor for name, tensor in module.state_dict().items()}
+    changed = bool(bare_model(module).techniques)
+    apart = {name.removeprefix("model.") for name, _ in module.named_buffers() if changed}
+    return {name: _target(tensor, name in apart) for name, tensor in state.items()}
+
+
+def _target(tensor: Tensor, apart: bool = False) -> Target:
+    return Target(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype], apart)

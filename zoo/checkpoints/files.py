@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError
 from zoo.formats.disk import read_regular
-from zoo.formats.limits import check_json
+from zoo.formats.plain_json import parse_json
 
 CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json", "ernie_config.json")
 LARGEST_CONFIG = 16 << 20
@@ -28,11 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def json_value(path: Path) -> Any:
     """What a JSON file holds, an object or not."""
     try:
-        text = read_regular(path, LARGEST_CONFIG).decode("utf-8-sig")
-        check_json(text, str(path), MOST_VALUES)
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        return parse_json(read_regular(path, LARGEST_CONFIG), str(path), MOST_VALUES)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
 
@@ -60,10 +55,7 @@ def read_description(source: Path) -> dict[str, Any] | None:
         with open_archive(source) as archive:
             text = archive.metadata.get("zoo.description")
         if isinstance(text, str):
-            try:
-                described = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise CheckpointError(f"{source}: its description is not valid JSON: {error}") from error
+            described = parse_json(text, f"the description in {source}")
             return described if isinstance(described, dict) and "zoo_format" in described else None
     return None
 

@@ -8,18 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from zoo.checkpoints.checks import Checks
+from zoo.checkpoints.checks import MIXED, Checks, widest
 from zoo.checkpoints.convert import converted
+from zoo.checkpoints.description import targets_within
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.checkpoints.tokenizer import tokenizer
-from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.errors import CheckpointError, ConfigError, unknown, warn
 from zoo.formats.archive import torch_dtype
 from zoo.layers.init import initialise, shapes_only
 from zoo.maps.plans import heads_of
@@ -150,7 +152,10 @@ def filled(
         if strange := [name for name in step.targets if not name.startswith(("heads.", "pooler."))]:
             raise CheckpointError(f"{shown}: nothing in this model takes the stored tensor {strange[0]}")
         left_out.update(dict.fromkeys(step.sources, "a part that nobody asked for"))
-    tensors, checks = read(checkpoint, plan, wanted, dtype)
+    targets = {name: target for name, target in targets_within(module).items() if name in wanted}
+    tensors, checks = read(checkpoint, plan, wanted, dtype, targets)
+    mixed = widest(plan.outputs, targets) if dtype is None else None
+    notes = (*plan.notes, *([] if mixed is None else [MIXED.format(mixed)]))
     _draw(module, random, tensors, generator)
     prefix = "model." if isinstance(module, TaskModel) else ""
     ready = {name if name.startswith("heads.") else prefix + name: t.to(device) for name, t in tensors.items()}
@@ -160,8 +165,9 @@ def filled(
         module.find_tokenizer = partial(tokenizer, _home(shown))
     left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
-        shown, checkpoint.layout, left_out, random, checkpoint.differs, tuple(plan.notes), checks, left
+        shown, checkpoint.layout, left_out, random, checkpoint.differs, notes, checks, left
     )
+    announce(module, sizes)
     return module.eval()
 
 
@@ -171,6 +177,21 @@ def _home(shown: str) -> str:
     """
     path = Path(shown).absolute()
     return str(path.parent if path.is_file() else path) if path.exists() else shown
+
+
+def announce(module: Any, stored: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Warn of the parts of a loaded model that start at random. ``stored``: names that the checkpoint
+    has; a part of which it has some is there in another shape.
+    """
+    report = module.load_report
+    parts = sorted({".".join(name.split(".")[: 2 if name.startswith("heads.") else 1]) for name in report.random})
+    for part in parts:
+        there = any(name.startswith(f"{part}.") for name in stored)
+        why = f"has {part} in another shape" if there else f"has no {part}"
+        warn(
+            f"{report.source} {why}, which {module.task} needs: it starts at random, and what it says is noise until "
+            "it is trained; model.load_report.random names its tensors"
+        )
 
 
 def split_overrides(

@@ -14,7 +14,7 @@ from zoo.checkpoints.description import CONFIG_FILE, WEIGHTS_FILE, describe
 from zoo.checkpoints.staging import staged
 from zoo.errors import InputError
 from zoo.formats.sparse_tensors import packed
-from zoo.formats.writer import write_tensors
+from zoo.formats.writer import write_tensors, writing
 from zoo.models.base.model import Model, unwrapped
 from zoo.tasks.base import TaskModel, canonical_state
 from zoo.techniques.blueprint import Blueprint, WithHeads
@@ -53,7 +53,7 @@ def save(
     if is_shared_out(model) and dist.get_rank():
         dist.barrier()  # the first process writes
         return folder
-    with staged(folder) as stage:
+    with writing(folder), staged(folder) as stage:
         tensors, how = packed(tensors) if sparse else (tensors, {})
         metadata = {"zoo.description": json.dumps(description, sort_keys=True), **how}
         write_tensors(stage / WEIGHTS_FILE, tensors, metadata, shard_size=shard_size)

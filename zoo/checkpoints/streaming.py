@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ def convert(
     started, archive = time.perf_counter(), opened.archive
     plan = opened.plan(targets, heads)
     contract = checks.required(checks.check_contract(opened), opened.layout)
-    infos = _announced(plan, to.dtype)
+    plan, infos = _announced(plan, to.dtype, targets)
     if dry_run:
         skipped = {name: checks.untried(name, "dry run: nothing was read") for name in ("hash", "values", "ties")}
         planned = (skipped["hash"], checks.check_plan(plan), skipped["values"], skipped["ties"], contract)
@@ -164,7 +165,7 @@ def convert_back(
     if unknown_passengers := passengers - {source for step in plan.steps for source in step.sources}:
         raise CheckpointError(f"{keymap.layout} has no place for the passenger {sorted(unknown_passengers)[0]!r}")
     foreign = {**keymap.config_back(config, plan.heads), **(said or {})}
-    infos = _announced(plan, to.dtype)
+    plan, infos = _announced(plan, to.dtype)
     contract = checks.required(checks.check_way_back(keymap, config), keymap.layout)
     before = (checks.check_hash(archive, None), checks.check_plan(plan))
     if dry_run:
@@ -183,7 +184,11 @@ def convert_back(
 
 
 def read(
-    opened: Opened, plan: Plan, wanted: Set[str] | None = None, dtype: torch.dtype | str | None = None
+    opened: Opened,
+    plan: Plan,
+    wanted: Set[str] | None = None,
+    dtype: torch.dtype | str | None = None,
+    targets: Mapping[str, object] | None = None,
 ) -> tuple[dict[str, Tensor], Checks]:
     """The tensors that a plan makes (only those ``wanted``), in memory, with the checks of a
     conversion.
@@ -192,7 +197,7 @@ def read(
         plan = replace(plan, steps=tuple(step for step in plan.steps if not wanted.isdisjoint(step.targets)))
     contract = checks.required(checks.check_contract(opened), opened.layout)
     ties = checks.check_ties(opened.archive, plan)
-    infos = _announced(plan, dtype)
+    plan, infos = _announced(plan, dtype, targets or {})
     tensors: dict[str, Tensor] = {}
 
     def keep(name: str, tensor: Tensor) -> None:
@@ -232,16 +237,26 @@ def stream(plan: Plan, archive: Archive, take: Callable[[str, Tensor], None]) ->
         run(step)
 
 
-def _announced(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, Info]:
-    """Names, shapes and dtypes of what comes out; floats in the dtype asked for."""
-    outputs = plan.outputs
+def _announced(
+    plan: Plan, dtype: torch.dtype | str | None, targets: Mapping[str, object] = MappingProxyType({})
+) -> tuple[Plan, dict[str, Info]]:
+    """Names, shapes and dtypes of what comes out, held against ``targets``: floats in the dtype asked
+    for, or, where they differ, in the one that holds them all; then the plan has a note of it.
+    """
+    outputs, apart = plan.outputs, set[str]()
+    checks.check_kinds(outputs, targets, cast=dtype is not None)
     if dtype is None:
-        return outputs
+        if (dtype := checks.widest(outputs, targets)) is None:
+            return plan, outputs
+        plan = replace(plan, notes=(*plan.notes, checks.MIXED.format(dtype)))
+        apart = {name for name in outputs if getattr(targets.get(name), "apart", False)}
     wanted = dtype_name(dtype)
-    return {
-        name: replace(info, dtype=wanted) if DTYPES[info.dtype].is_floating_point else info
+    cast = {
+        name: replace(info, dtype=wanted)
         for name, info in outputs.items()
+        if DTYPES[info.dtype].is_floating_point and name not in apart
     }
+    return plan, {**outputs, **cast}
 
 
 @contextmanager

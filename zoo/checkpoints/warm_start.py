@@ -36,7 +36,8 @@ def warm_start(module: Any, variant: registry.Variant, source: str | os.PathLike
         if family not in known:
             raise unknown(f"family to start {variant.name} from", family, known)
         keymap = layouts.load(known[family])
-        whole = checkpoint.plan(checkpoint.targets())
+        whole = checkpoint.plan(wanted := checkpoint.targets())
+        checks.check_kinds(whole.outputs, wanted, cast=True)
         contract = checks.required(checks.check_contract(checkpoint), checkpoint.shown)
         ties = checks.check_ties(checkpoint.archive, whole)
         archive = Translated(checkpoint.archive, whole)

@@ -1,12 +1,14 @@
 """The `zoo` command. Exit code 0 = done, 1 = failed (with the reason), 2 = called wrongly.
-``--json`` prints data instead of tables.
+``--json`` prints data instead of tables, an object with the ``error`` where it fails.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +27,8 @@ from zoo.cli import (
     quantize,
     regions,
 )
-from zoo.errors import UnknownNameError, ZooError
+from zoo.cli.shared import print_json
+from zoo.errors import UnknownNameError, ZooError, ZooWarning
 
 app = typer.Typer(
     name="zoo",
@@ -83,14 +86,53 @@ app.add_typer(regions.app, name="regions")
 
 
 def main() -> None:
-    """Run the command line; what goes wrong on purpose is one line on stderr, not a traceback."""
-    try:
-        app()
-    except ZooError as error:
-        print(f"zoo: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UnknownNameError) else 1) from None
-    except BrokenPipeError:
-        sys.stderr.close()
+    """Run the command line; what goes wrong on purpose is one line on stderr, not a traceback, and with
+    ``--json`` an object with the ``error`` on stdout besides.
+    """
+    as_json = "--json" in sys.argv[1:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ZooWarning)
+        warnings.showwarning = _show(warnings.showwarning)
+        try:
+            code = app(standalone_mode=not as_json)
+        except BrokenPipeError:
+            sys.stderr.close()
+            return
+        except Exception as error:
+            raise SystemExit(_failed(error, as_json)) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _failed(error: Exception, as_json: bool) -> int:
+    """Tell of an error. -> the exit code. One that is not the zoo's own is raised again without
+    ``--json``: it is a bug, and wants its traceback.
+    """
+    said, code = str(error), 2 if isinstance(error, UnknownNameError) else 1
+    if (usage := getattr(error, "format_message", None)) is not None:  # the command was called wrongly
+        said, code = str(usage()), int(getattr(error, "exit_code", 2))
+    elif isinstance(error, OSError) and not isinstance(error, ZooError):
+        said = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    elif not isinstance(error, ZooError):
+        if not as_json:
+            raise error
+        traceback.print_exception(error)
+        said = f"{type(error).__name__}: {error}"
+    if as_json:
+        print_json({"error": said})
+    print(f"zoo: {said}", file=sys.stderr)
+    return code
+
+
+def _show(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """The zoo's warnings in one line on stderr, others as ever."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, ZooWarning):
+            print(f"zoo: warning: {message}", file=sys.stderr)
+        else:
+            otherwise(message, category, *where, **more)
+
+    return show
 
 
 if __name__ == "__main__":

@@ -61,6 +61,11 @@ def distill(
         raise unknown("recipe", recipe, RECIPES)
     data = list(_lines(texts))
     source: Any = loaded(teacher, task)
+    if source.load_report.random:
+        raise TaskError(
+            f"{teacher} has no trained head for {source.task}, so that it has nothing to teach; fine-tune it first, or "
+            "leave --task out"
+        )
     tokenizer = zoo.tokenizer(teacher)
     generator = torch.Generator().manual_seed(seed)
     student_model = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +17,16 @@ Task = Annotated[str | None, typer.Option(help="A task: its head is built or loa
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    """Print JSON, which knows no NaN and no infinity: null stands for them."""
+    print(json.dumps(_sayable(value), indent=2, default=str, allow_nan=False))
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _sayable(part) for key, part in value.items()}
+    return [_sayable(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

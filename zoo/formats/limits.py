@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ def guarded(what: str) -> Iterator[None]:
         AssertionError,
         SyntaxError,
         struct.error,
+        tokenize.TokenError,  # numpy's, of a header
         zlib.error,
         zipfile.BadZipFile,
         tarfile.TarError,

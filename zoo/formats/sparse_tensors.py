@@ -20,6 +20,7 @@ from torch import Tensor
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Entry, TensorInfo
 from zoo.formats.limits import MAX_DIMENSIONS, is_count
+from zoo.formats.plain_json import parse_json
 
 KEY = "zoo.sparse"
 
@@ -49,10 +50,7 @@ def shown(entries: Mapping[str, Entry], metadata: Mapping[str, Any], where: str)
     """A file's entries with whole tensors in place of the parts that ``zoo.sparse`` names; refuses
     parts that don't fit together.
     """
-    try:
-        shapes = json.loads(metadata[KEY])
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {KEY} in the metadata is not JSON") from error
+    shapes = parse_json(metadata[KEY], f"{where}: {KEY} in the metadata")
     if not isinstance(shapes, dict):
         raise CheckpointError(f"{where}: {KEY} in the metadata must name tensors and their shapes")
     found = dict(entries)

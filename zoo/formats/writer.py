@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import CheckpointError, InputError
+from zoo.errors import CheckpointError, InputError, ZooError
 from zoo.formats.archive import DTYPE_NAMES, Described, Info
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.disk import UNFINISHED, sync, write_atomically
@@ -317,12 +317,14 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """Errors of the file system while ``path`` is written, as CheckpointErrors."""
     try:
         yield
-    except CheckpointError:
+    except ZooError:
         raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and "\0" not in str(path):
+            raise
         needed = "" if size is None else f" ({size:,} bytes)"
         raise CheckpointError(
-            f"{path} can't be written{needed}: {error.strerror or error}; nothing was left behind"
+            f"{path} can't be written{needed}: {getattr(error, 'strerror', None) or error}; nothing was left behind"
         ) from error
 
 

@@ -42,7 +42,7 @@ class ConfigEntry:
         if self.form:
             return FORMS[self.form].forward(value, f"{layout}: config key {self.key!r}")
         if isinstance(self.default, float) and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            return float(value) if abs(value) < 1 << 53 else value
         return value
 
     def back(self, value: object, fields: Mapping[str, object], layout: str) -> object:

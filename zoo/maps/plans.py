@@ -40,6 +40,16 @@ class PlanStep:
         return dict(zip(self.targets, tensors, strict=True))
 
 
+@dataclass(frozen=True)
+class Target(Info):
+    """What a model takes under a name: a shape, and a dtype in the words of safetensors, of which for
+    floats only the kind counts. ``apart``: a float that need not be of the others' dtype, such as the
+    scale beside weights that are stored as integers.
+    """
+
+    apart: bool = False
+
+
 def constant(kind: str, shape: Shape, dtype: torch.dtype) -> Tensor:
     """A tensor that a layout implies without storing it."""
     if kind == "identity":

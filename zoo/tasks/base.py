@@ -18,7 +18,8 @@ from zoo.layers import Padding
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
 from zoo.maps.rules import unwrapped
-from zoo.models.base.model import Model
+from zoo.models.base.config import LARGEST_NUMBER
+from zoo.models.base.model import Model, check_tensors
 from zoo.registry.inputs import LABELS
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import PretrainingTerm
@@ -43,6 +44,10 @@ class TaskModel(nn.Module):
         self.names = tuple(inspect.signature(model.forward).parameters)  # of what may come by position
         self.find_tokenizer: Callable[[], Tokenizer] | None = None  # by where the weights came from
         self._tokenizer: Tokenizer | None = None
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        check_tensors(self, inputs, named)
+        return super().__call__(*inputs, **named)
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
@@ -247,8 +252,12 @@ def check_options(spec: TaskSpec, options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in spec.options:
             raise unknown(f"option of the task {spec.name}", name, spec.options)
     merged = {**spec.options, **options}
-    if "num_labels" in merged and (not isinstance(merged["num_labels"], int) or merged["num_labels"] < 1):
-        raise ConfigError(f"num_labels must be an integer of at least 1, got {merged['num_labels']!r}")
+    if "num_labels" in merged:
+        number = merged["num_labels"]
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= LARGEST_NUMBER:
+            raise ConfigError(
+                f"num_labels must be an integer of at least 1 and at most {LARGEST_NUMBER}, got {number!r}"
+            )
     if (labels := merged.get("labels")) is None:
         return merged
     if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):

@@ -50,6 +50,15 @@ def label_tensor(labels: Tensor, name: str = "labels") -> Tensor:
     return labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
 
 
+def finite_labels(labels: Tensor, name: str = "labels") -> Tensor:
+    """The labels that count, which must be finite: of others nothing is known but that they are left
+    out.
+    """
+    if labels.is_floating_point() and at_hand(labels) and not bool(labels.isfinite().all()):
+        raise TaskError(f"{name} must be finite; some are NaN or infinite")
+    return labels
+
+
 def counted_labels(labels: Tensor) -> Tensor:
     """The same with bool as 0 and 1, so that some may be -100."""
     labels = label_tensor(labels)
@@ -124,7 +133,7 @@ def binary_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: fl
     """
     logits, labels = widened(logits), label_tensor(labels)
     counted = labels != IGNORED if real is None else (labels != IGNORED) & real.bool()
-    wanted = torch.where(counted, labels, 0).to(logits.dtype)
+    wanted = finite_labels(torch.where(counted, labels, 0)).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     if not epsilon:
         return mean_of(losses, counted)
@@ -174,7 +183,7 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
     problem_type = problem_of(logits, labels, problem_type)
     if problem_type == "regression":
         outputs = widened(logits).squeeze(-1)
-        return F.mse_loss(outputs, labels.to(outputs.dtype).reshape(outputs.shape))
+        return F.mse_loss(outputs, finite_labels(labels).to(outputs.dtype).reshape(outputs.shape))
     if problem_type == "single-label":
         return token_cross_entropy(logits, labels)
     return binary_loss(logits, labels, None)
@@ -230,7 +239,7 @@ def soft_answer_loss(logits: Tensor, labels: Tensor, kind: str = "bce", real: Te
     """
     logits, labels = widened(logits), label_tensor(labels)
     counted = labels != IGNORED if real is None else (labels != IGNORED) & real
-    wanted = torch.where(counted, labels, 0).to(logits.dtype)
+    wanted = finite_labels(torch.where(counted, labels, 0)).to(logits.dtype)
     if kind == "kl":
         each = F.kl_div(logits.log_softmax(-1), wanted, reduction="none")
     else:
@@ -269,7 +278,7 @@ def region_loss(
     logits = widened(logits)
     targets = targets.to(logits.dtype)
     if target != "contrastive":
-        targets = targets.masked_fill(~chosen.unsqueeze(2), 0)  # whatever stands at padding
+        targets = finite_labels(targets.masked_fill(~chosen.unsqueeze(2), 0), "region_targets")  # 0 at padding
     if target == "classes":
         divergence = F.kl_div(logits.log_softmax(-1), targets, reduction="none").sum(2)
         return (divergence * chosen).sum() / count
@@ -281,6 +290,7 @@ def region_loss(
         negatives = draw_negatives(labels.shape[0], labels.shape[1], num_negatives, device=logits.device)
     wrong = targets.flatten(0, 1)[negatives]  # (batch, regions, negatives, size)
     samples = torch.cat([targets.unsqueeze(2), wrong], 2)
+    finite_labels(samples.masked_fill(~chosen[:, :, None, None], 0), "region_targets")
     scores = torch.einsum("brns,brs->brn", samples, logits)
     each = F.cross_entropy(
         scores.flatten(0, 1), scores.new_zeros(scores.shape[:2], dtype=torch.long).flatten(), reduction="none"
@@ -336,10 +346,11 @@ def _binary_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | Non
 
 
 def _rows(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
-    return row_loss(scores, labels.flatten(), name)
+    return row_loss(scores, label_tensor(labels, name).flatten(), name)
 
 
 def _spans(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    labels = label_tensor(labels, name)
     check_labels(labels, tuple(scores.shape[:3]), name, scores.shape[3] if labels.dtype == torch.bool else None)
     if real is not None:  # both neighbors of a real span are
         ends = real.gather(1, beside["pairs"].long().flatten(1)).unflatten(1, (-1, 2))

@@ -132,6 +132,7 @@ class Objective(TaskModel):
         part = self.model.offers[term.reads[0]].part
         length = None if part is None else part(encoded)
         if length is not None and labels is not None:
+            labels = label_tensor(labels, str(term.labels))
             if labels.dim() != 2 or labels.shape[1] not in (length, scores.shape[1]):
                 wanted = f"(batch, positions) of {length} or {scores.shape[1]} positions"
                 raise TaskError(f"{term.labels} must be {wanted}, got {tuple(labels.shape)}")

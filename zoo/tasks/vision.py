@@ -29,6 +29,7 @@ from zoo.tasks.losses import (
     binary_loss,
     check_labels,
     classification_loss,
+    finite_labels,
     label_tensor,
     real_labels,
     row_loss,
@@ -263,7 +264,7 @@ class RegionToPhrase(VisionTask):
             counted = counted & words.gather(1, places)
         counted = counted.unsqueeze(2).expand(logits.shape)  # (batch, phrases, regions)
         counted = counted if real is None else counted & real.unsqueeze(1)
-        wanted = torch.where(counted, labels, 0).to(widened(logits).dtype)
+        wanted = finite_labels(torch.where(counted, labels, 0)).to(widened(logits).dtype)
         loss = F.kl_div(widened(logits).log_softmax(-1), wanted, reduction="sum")
         loss = loss / counted.flatten(1).any(1).sum().clamp(min=1)
         return TaskOutput(loss, logits, losses={"region_to_phrase": loss}, encoded=encoded)

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import TechniqueError, unknown
+from zoo.errors import CheckpointError, ConfigError, TechniqueError, unknown
 from zoo.layers.attention import DenseAttention
 from zoo.layers.extend import own_class
 from zoo.layers.init import initialise
 from zoo.models.base.config import Config
-from zoo.models.base.model import Model, bare_model, on_meta
+from zoo.models.base.model import Model, bare_model, on_meta, shadow
 from zoo.models.base.sites import Site
 from zoo.registry.renames import TECHNIQUES as RENAMED
 from zoo.registry.techniques import TECHNIQUES
@@ -59,7 +59,18 @@ class Technique(Config):
         True  # or changes names and shapes: then a foreign layout has no place for the result
     )
     only_values: ClassVar[bool] = False  # what it does stands in the values of the weights alone: any layout can say it
+    reads_depths: ClassVar[bool] = False  # it reads hidden states by their numbers, so that no layer may go afterwards
     chosen: ClassVar[Mapping[str, Tensor] | None] = None  # of a pruning technique: what stays, see `apply_chosen`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [getattr(self, key, ()) for key in ("name", "names")]
+        for name in (part for found in names for part in ([found] if isinstance(found, str) else found)):
+            if not name or "." in name or hasattr(nn.ModuleDict, name):
+                raise ConfigError(
+                    f"{type(self).__name__} can't be called {name!r}: a name is a part of the names of tensors, so it "
+                    "is not empty, has no dot and is no method of torch's modules"
+                )
 
     def apply(self, model: M, generator: torch.Generator | None = None) -> M:
         """Change the model in place. -> the same model; what was done is the last of
@@ -152,6 +163,17 @@ class PlacedTechnique(Technique):
         return found
 
 
+def refuse_read_depths(technique: Technique, model: Model) -> None:
+    """Refuse to take layers out of a model below something that reads hidden states by number."""
+    reader = next((one for one in model.techniques if one.reads_depths), None)
+    if reader is not None:
+        name = type(technique).__name__
+        raise TechniqueError(
+            f"{type(reader).__name__} reads this model's hidden states by their numbers, which {name} would change; "
+            f"apply {name} first"
+        )
+
+
 def apply_chosen(technique: Technique, model: nn.Module, keep: Mapping[str, Tensor]) -> None:
     """Apply a pruning technique that keeps these parts, by path or width, in place of those it would
     choose. It is recorded without them: the tensors say it.
@@ -172,12 +194,15 @@ def all_but(size: int, gone: Iterable[int], what: str) -> Tensor:
 
 
 def apply(model: M, *techniques: Technique, generator: torch.Generator | None = None) -> M:
-    """Apply techniques to a model in place, in order. -> the same model. ``generator`` draws the
-    new weights.
+    """Apply techniques to a model in place, in order, all or none. -> the same model. ``generator``
+    draws the new weights.
     """
     for technique in techniques:
         if not isinstance(technique, Technique):
             raise TechniqueError(f"a technique is an object like zoo.LoRA(rank=8), got {technique!r}")
+    if len(techniques) > 1 and not on_meta(bare_model(model)):
+        apply(shadow(model), *techniques)  # a later one may not fit
+    for technique in techniques:
         technique.apply(model, generator)
     return model
 
@@ -188,6 +213,8 @@ def recorded(records: Sequence[Mapping[str, Any]]) -> tuple[Technique, ...]:
         raise TechniqueError(f"the config names {len(records):,} techniques; at most {MAX_RECORDED} are put on a model")
     found = []
     for entry in records:
+        if not isinstance(entry, Mapping):
+            raise CheckpointError(f"a technique is recorded as its name and its fields, got {entry!r}")
         values = dict(entry)
         name = str(values.pop("technique", ""))
         name = RENAMED.get(name, name)

@@ -4,13 +4,15 @@ through here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import ConfigError
 from zoo.layers.extend import own_class
 from zoo.layers.init import shapes_only
 from zoo.models.base.model import bare_model
@@ -48,7 +50,7 @@ class Blueprint:
         """The model on the meta device: names and shapes, with its techniques applied. ``stored``:
         how many tensors its file has, see `shapes_only`.
         """
-        with shapes_only(stored):
+        with shapes_only(stored), _sized(self.config):
             if self.task is not None:
                 shown = self.name or self.model_class.__name__
                 module: Any = build_task(self.task, self.model_class, self.config, self.options, shown)
@@ -86,6 +88,17 @@ class Blueprint:
         return module
 
 
+@contextmanager
+def _sized(config: Any) -> Iterator[None]:
+    """Turn torch's word for a tensor that no memory could hold into a ConfigError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ConfigError(f"the sizes of {config} make a tensor of more than 2^63 bytes") from error
+
+
 class WithHeads(nn.Module):
     """A model and some pre-training heads that its family declares, for techniques that change
     both.
@@ -103,9 +116,10 @@ def rebuilt(model: Any, config: Any, fill: Callable[[str, Tensor, Mapping[str, T
     ``fill(name, new tensor, old tensors by name)`` gives what each tensor holds; names as in files.
     """
     bare: Any = bare_model(model)
-    made = replace(Blueprint.of(model), config=config).drawn(dtype=bare.dtype)
+    made = replace(Blueprint.of(model), config=config).on_meta()
     old = canonical_state(model)
     with torch.no_grad():
-        for name, tensor in canonical_state(made).items():
-            tensor.copy_(fill(name, tensor, old))
-    return made.to(bare.device).train(model.training)
+        filled = {name: fill(name, tensor, old).clone() for name, tensor in canonical_state(made).items()}
+    named = zip(made.state_dict(), filled.values(), strict=True)  # the same order
+    made.to_empty(device=bare.device).load_state_dict(dict(named), strict=True, assign=True)  # which tells of masks too
+    return made.requires_grad_(True).train(model.training)

@@ -31,7 +31,7 @@ from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace
 from zoo.models.base.config import check_positive
 from zoo.models.base.model import Model, bare_model, on_meta
-from zoo.techniques.base import Technique, parts_of
+from zoo.techniques.base import Technique, parts_of, refuse_read_depths
 from zoo.techniques.blueprint import Blueprint
 
 
@@ -101,6 +101,12 @@ class Theseus(Technique):
             )
         if len(stack.plan) % self.layers or self.layers >= len(stack.plan):
             raise TechniqueError(f"layers={self.layers} must divide the {len(stack.plan)} of {self.stack} and be fewer")
+        refuse_read_depths(self, model)
+        if getattr(model, "prefixes", None) is not None:
+            raise TechniqueError(
+                "the model has prefixes, which its attentions hold by reference and which copies of them would not "
+                "share; apply Theseus first"
+            )
         successors = [copy.deepcopy(stack.blocks[index]) for index in stack.plan[: self.layers]]
         if sizes := self.sizes(model):
             config = model.config.replace(num_layers=self.layers, **sizes)

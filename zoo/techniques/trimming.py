@@ -95,4 +95,23 @@ def with_vocabulary(model: Any, config: Any, along: Callable[[Tensor, int], Tens
             )
         return along(old, differing[0]) if differing else old
 
-    return rebuilt(model, config, fill)
+    made = rebuilt(model, config, fill)
+    if config.vocab_size <= size and not _same_rows(model, made, along):
+        raise TechniqueError(
+            f"the token table of this {type(bare_model(model)).__name__} is rounded on a grid that all of its rows "
+            "share, and would be rounded otherwise without some of them; trim the vocabulary first, or quantize with "
+            "embeddings=False"
+        )
+    return made
+
+
+def _same_rows(model: Any, made: Any, along: Callable[[Tensor, int], Tensor]) -> bool:
+    """Whether the token tables give for each token what they gave, however they are stored."""
+    tables = (
+        [site.module for site in bare_model(one).sites() if site.role == "token-embedding"] for one in (model, made)
+    )
+    for old, new in zip(*tables, strict=True):
+        one, other = getattr(old, "weight", None), getattr(new, "weight", None)
+        if isinstance(one, Tensor) and isinstance(other, Tensor) and not torch.equal(along(one.detach(), 0), other):
+            return False
+    return True

@@ -4,14 +4,13 @@ that names it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from zoo.errors import CheckpointError
 from zoo.formats.disk import read_regular
-from zoo.formats.limits import check_json
+from zoo.formats.plain_json import parse_json
 
 MAX_FILE_BYTES = 128 * 2**20  # the largest public tokenizer.json is about 60 MB
 MAX_ENTRIES = 4_000_000
@@ -38,14 +37,6 @@ def decode_utf8(data: bytes, what: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{what} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from error
-
-
-def parse_json(text: str, what: str) -> Any:
-    check_json(text, what, MAX_VALUES)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is not JSON: {error}") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

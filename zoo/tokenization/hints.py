@@ -13,7 +13,8 @@ from typing import Any
 import tokenizers
 
 from zoo.errors import CheckpointError
-from zoo.tokenization.files import MAX_ENTRIES, encodable, guarded, parse_json, read_json_object
+from zoo.formats.plain_json import parse_json
+from zoo.tokenization.files import MAX_ENTRIES, encodable, guarded, read_json_object
 from zoo.tokenization.sentence_piece import DigitComma, LongestMatch
 from zoo.tokenization.tokenizer import NoPreStep, SpecialTokens, Tokenizer
 

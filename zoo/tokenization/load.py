@@ -14,11 +14,11 @@ import tokenizers
 
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.formats.limits import check_json
+from zoo.formats.plain_json import parse_json
 from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
 from zoo.tokenization.files import (
     MAX_VALUES,
     guarded,
-    parse_json,
     read_json_object,
     read_text,
     read_vocab_json,

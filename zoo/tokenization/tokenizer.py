@@ -15,6 +15,7 @@ import tokenizers
 
 from zoo.errors import CheckpointError, InputError
 from zoo.formats.disk import write_atomically
+from zoo.formats.writer import writing
 from zoo.tokenization.files import guarded
 from zoo.tokenization.language_frames import LanguageFrames
 
@@ -385,7 +386,6 @@ class Tokenizer:
         folder, each whole or not at all.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         extras = {
             "version": 1,
             "pre_step": {"name": self.pre_step.name, "options": self.pre_step.options()},
@@ -394,8 +394,11 @@ class Tokenizer:
             "max_length": self.max_length,
             "truncation_side": self.truncation_side,
         }
-        write_atomically(folder / SAVED_BACKEND, self.backend.to_str())
-        write_atomically(folder / SAVED_EXTRAS, json.dumps(extras, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+        about = json.dumps(extras, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / SAVED_BACKEND, self.backend.to_str())
+            write_atomically(folder / SAVED_EXTRAS, about)
 
     def __repr__(self) -> str:
         kind = type(self.backend.model).__name__

@@ -22,6 +22,7 @@ from zoo.checkpoints.adapters.places import (
     prefixed_sites,
     renamed,
 )
+from zoo.checkpoints.adapters.putting import check_every_layer, put_on
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.layers.feed_forward import ACTIVATIONS as KNOWN_ACTIVATIONS
 from zoo.models.base.model import bare_model
@@ -369,9 +370,20 @@ def from_adapters(
     layout: str | None = None,
     fusion: tuple[tuple[str, ...], Mapping[str, Any]] | None = None,
 ) -> nn.Module:
-    """Apply what the library ``adapters`` saved: ``configs`` by adapter name. fusion: the names
-    that are fused, and the fusion's config.
+    """Apply what the library ``adapters`` saved, or leave the model as it was: ``configs`` by adapter
+    name. fusion: the names that are fused, and the fusion's config.
     """
+    shown = f"the adapter {', '.join(configs) or ','.join(fusion[0] if fusion else ())!r}"
+    return put_on(model, lambda one: _fill(one, tensors, configs, layout, fusion), shown, tensors)
+
+
+def _fill(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    configs: Mapping[str, Mapping[str, Any]],
+    layout: str | None,
+    fusion: tuple[tuple[str, ...], Mapping[str, Any]] | None = None,
+) -> None:
     places = Places(model, layout)
     stored = [(match, tensor) for key, tensor in tensors.items() if (match := ADAPTER_TENSOR.fullmatch(key))]
     taken: dict[str, Tensor] = {}
@@ -389,7 +401,7 @@ def from_adapters(
             _apply_prefix(model, name, config, tensors)
         elif kind == "union":
             for each in config["configs"]:
-                from_adapters(model, tensors, {name: each}, layout=layout)
+                _fill(model, tensors, {name: each}, layout)
         elif kind in (None, "bottleneck"):
             taken |= _apply_bottleneck(model, name, config, {norm_of(path, places): own for path, own in parts.items()})
             taken |= _couplings(bare_model(model), name, tensors)
@@ -404,13 +416,13 @@ def from_adapters(
             if match[2] == "adapter_fusion_layer" and match[3] == ",".join(names):
                 taken[f"{norm_of(match[1], places)}.fusions.{match[3]}.{match[4]}"] = tensor
     copy_into(bare_model(model).state_dict(keep_vars=True), taken, "the adapter")
-    return model
 
 
 def _apply_bottleneck(
     model: nn.Module, name: str, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Put the adapters of a name at their norms -> the tensors that they want, under our names."""
+    check_every_layer(model, parts, config.get("leave_out") or (), f"the adapter {name!r}")
     for technique in bottlenecks(name, config, parts, bare_model(model)):
         apply(model, technique)
     return {
@@ -435,6 +447,7 @@ def _apply_lora(
     model: nn.Module, name: str, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
     """A LoRA, or an IA3, which is one without A, that scales. parts: its tensors by our path."""
+    check_every_layer(model, parts, config.get("leave_out") or (), f"the adapter {name!r}")
     if config.get("vera_d") is not None or config.get("vera_b") is not None:
         raise TechniqueError("adapters' VeRA is not known here")
     scales = config.get("composition_mode", "add") == "scale"
@@ -453,7 +466,7 @@ def _apply_lora(
     apply(model, LoRA(rank=rank, alpha=alpha, dropout=dropout, dora=dora, dora_whole=dora, gate=gate, **where))
     for path, own in parts.items():
         update = bare_model(model).get_submodule(f"{path}.loras.{name}")
-        fill_update(update, own["lora_A"], own["lora_B"], own.get("m.weight"))
+        fill_update(update, path, own.get("lora_A"), own.get("lora_B"), own.get("m.weight"))
         if isinstance(update, GatedLowRank):
             gates = {part: own[f"gate.{part}"] for part in ("weight", "bias")}
             copy_into(update.gate.state_dict(keep_vars=True), gates, "the gate")

@@ -13,16 +13,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.checkpoints.adapters.adapter_hub import from_adapters, fusion_to_adapters, to_adapters
-from zoo.checkpoints.adapters.peft import from_peft, to_peft
+from zoo.checkpoints.adapters.bases import check_base, described_base
+from zoo.checkpoints.adapters.peft import check_saved_heads, from_peft, to_peft
 from zoo.checkpoints.adapters.places import bare_name, copy_into, path_of_class
+from zoo.checkpoints.adapters.putting import put_on
 from zoo.checkpoints.files import read_json
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.disk import write_atomically
+from zoo.formats.limits import guarded
 from zoo.formats.opening import open_archive
-from zoo.formats.writer import write_tensors
+from zoo.formats.writer import write_tensors, writing
 from zoo.models.base.model import bare_model, unwrapped
 from zoo.registry.renames import CLASSES
-from zoo.techniques.base import apply, new_tensors, recorded
+from zoo.techniques.base import apply, recorded
 
 FUSION_CONFIG = "adapter_fusion_config.json"
 FUSION_FILES = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
@@ -56,17 +59,19 @@ def save_adapter(
         tensors, config = to_adapters(model, name, layout)
         weights, config_file = "adapter.safetensors", "adapter_config.json"
     elif library == "zoo":
-        tensors = {bare_name(model, key): tensor.detach() for key, tensor in new_tensors(model)}
-        tensors |= {key: tensor.detach() for key, tensor in model.state_dict().items() if key.startswith("heads.")}
+        added = {name for change in getattr(bare_model(model), "changes", ()) for name in change.added}
+        state = {bare_name(model, key): tensor.detach() for key, tensor in model.state_dict().items()}
+        tensors = {key: tensor for key, tensor in state.items() if key in added or key.startswith("heads.")}
         techniques = [technique.record() for technique in bare_model(model).techniques]
         config = {"class": path_of_class(model), "techniques": techniques}
         weights, config_file = "adapter.safetensors", "adapter.json"
     else:
         raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
     header = {"zoo.adapter": json.dumps(config, sort_keys=True)} if library == "zoo" else {"format": "pt"}
-    folder = Path(folder)
-    write_tensors(folder / weights, tensors, header)
-    write_atomically(folder / config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    folder, header = Path(folder), header | described_base(model)
+    with writing(folder):
+        write_tensors(folder / weights, tensors, header)
+        write_atomically(folder / config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
 
@@ -91,39 +96,55 @@ def load_adapter(
         if (folder / FUSION_CONFIG).is_file():
             return _load_fusion(model, folder, layout)
         config = read_json(folder / "adapter_config.json") if config is None else config
-        source = _tensors(folder, ADAPTER_FILES)
+        source = _tensors(folder, ADAPTER_FILES, model)
+    if not isinstance(config, Mapping) and config is not None:
+        raise CheckpointError(f"an adapter's config is a mapping, got {type(config).__name__}")
     if config is None:
         raise CheckpointError("tensors alone don't tell an adapter's scale; pass its config")
     if "peft_type" in config:
+        with guarded("the adapter's config"):
+            check_saved_heads(model, source, config, layout)
         return from_peft(model, source, config, layout=layout, name=name or "default")
     configs = {str(config.get("name", name or "default")): config.get("config", config)}
     return from_adapters(model, source, configs, layout=layout)
 
 
-def _tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors in the first of these files that is there."""
+def _tensors(folder: Path, names: tuple[str, ...], model: nn.Module | None = None) -> dict[str, Tensor]:
+    """The tensors in the first of these files that is there, whose base is held against a ``model``."""
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} holds none of {', '.join(names)}")
     with open_archive(path) as archive:
+        if model is not None:
+            check_base(model, archive.metadata, str(folder))
         return {key: archive.read(key) for key in archive.tensors}
 
 
 def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Module:
     """A fusion that ``adapters`` saved, onto adapters that are there."""
     described = read_json(folder / FUSION_CONFIG)
-    names = described.get("adapter_names") or described["name"]
-    names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
-    tensors = _tensors(folder, FUSION_FILES)
-    return from_adapters(model, tensors, {}, layout=layout, fusion=(names, described["config"]))
+    names, config = described.get("adapter_names") or described.get("name"), described.get("config")
+    names = names.split(",") if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or not isinstance(config, dict):
+        raise CheckpointError(f"{folder / FUSION_CONFIG} must name the adapters that it fuses, and have a config")
+    tensors = _tensors(folder, FUSION_FILES, model)
+    return from_adapters(model, tensors, {}, layout=layout, fusion=(tuple(names), config))
 
 
 def _load_own(model: nn.Module, folder: Path) -> nn.Module:
     described = read_json(folder / "adapter.json")
-    saved = CLASSES.get(described["class"], described["class"])
+    saved, records = str(described.get("class")), described.get("techniques")
+    saved = CLASSES.get(saved, saved)
+    if not isinstance(records, list):
+        raise CheckpointError(f"{folder / 'adapter.json'} must list the adapter's techniques, got {records!r}")
     if saved != path_of_class(model):
         raise CheckpointError(f"{folder} is an adapter of {saved}, not of {path_of_class(model)}")
-    apply(model, *recorded(described["techniques"]))
-    targets = {bare_name(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
-    copy_into(targets, _tensors(folder, ("adapter.safetensors",)), str(folder))
-    return model
+    techniques = recorded(records)
+    tensors = _tensors(folder, ("adapter.safetensors",), model)
+
+    def fill(one: nn.Module) -> None:
+        apply(one, *techniques)
+        targets = {bare_name(one, key): tensor for key, tensor in one.state_dict(keep_vars=True).items()}
+        copy_into(targets, tensors, str(folder))
+
+    return put_on(model, fill, str(folder))

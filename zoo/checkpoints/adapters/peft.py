@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.adapters.places import (
@@ -24,6 +23,7 @@ from zoo.checkpoints.adapters.places import (
     prefixed_sites,
     renamed,
 )
+from zoo.checkpoints.adapters.putting import put_on, write
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.layers.extend import own_class
 from zoo.models.base.model import bare_model
@@ -225,9 +225,15 @@ def from_peft(
     layout: str | None = None,
     name: str = "default",
 ) -> nn.Module:
-    """Apply a LoRA, an IA3 or a prefix as ``peft`` saves it. Heads that were saved whole are copied
-    into the heads of a task model.
+    """Apply a LoRA, an IA3 or a prefix as ``peft`` saves it, or leave the model as it was. Heads that
+    were saved whole are copied into the heads of a task model.
     """
+    return put_on(model, lambda one: _fill(one, tensors, config, layout, name), f"the adapter {name!r}", tensors)
+
+
+def _fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, Any], layout: str | None, name: str
+) -> None:
     kind = str(config["peft_type"]).rpartition(".")[2].upper()
     if kind not in ("LORA", "IA3", "PREFIX_TUNING"):
         raise TechniqueError(f"peft_type {config['peft_type']!r} is not read here; LORA, IA3 and PREFIX_TUNING are")
@@ -256,12 +262,55 @@ def from_peft(
             target = state.get(f"{places.part(path)}.{last}")
             if target is None or target.shape != tensor.shape:
                 raise CheckpointError(f"nothing in this model takes the stored tensor {key}")
-            with torch.no_grad():
-                target.copy_(tensor)
+            write(target, tensor, key, "the adapter")
+    found = {path: (places.part(path), parts) for path, parts in updates.items()}
+    if kind != "PREFIX_TUNING":
+        _check_targets(places, config, {*scales, *(place for place, _ in found.values())})
     if scales:
         _apply_scales(model, name, scales)
-    _apply_loras(model, name, config, {path: (places.part(path), parts) for path, parts in updates.items()})
-    return model
+    _apply_loras(model, name, config, found)
+
+
+def check_saved_heads(
+    model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, Any], layout: str | None = None
+) -> None:
+    """Refuse a file that lacks a module of this model which it says was saved whole."""
+    named = config.get("modules_to_save") or ()
+    parts = Places(model, layout).parts if named else {}
+    for module in named:
+        there = any(f".{module}." in f".{part}." for part in parts)
+        if there and not any(f".{module}." in f".{key}" for key in tensors):
+            raise CheckpointError(
+                f"the adapter's config says that {module!r} was saved whole, and the file has no tensor of it"
+            )
+
+
+def _check_targets(places: Places, config: Mapping[str, Any], met: set[str]) -> None:
+    """Refuse a file that has nothing for a part of this model which its config names."""
+    bare, wanted, out = bare_model(places.model), config.get("target_modules"), config.get("exclude_modules")
+    layers = config.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    for path, ours in places.parts.items():
+        layer = re.search(r"\.(\d+)\.", path)
+        if ours in met or ours.startswith("heads.") or (layers and (layer is None or int(layer[1]) not in layers)):
+            continue
+        names = [prefix + path for prefix in ("", *places.keymap.prefixes)]
+        if not _targeted(names, wanted) or _targeted(names, out):
+            continue
+        if isinstance(bare.get_submodule(ours), nn.Linear | nn.Embedding):
+            raise CheckpointError(
+                f"the adapter's config targets {path!r}, for which the file has no tensors; is the file whole, and was "
+                "the adapter trained on a model of as many layers?"
+            )
+
+
+def _targeted(names: list[str], modules: Any) -> bool:
+    """Whether one of a module's names is meant by peft's target_modules: an expression, or ends of
+    paths.
+    """
+    if isinstance(modules, str):
+        return any(re.fullmatch(modules, name) for name in names)
+    return any(f".{name}".endswith(f".{module}") for name in names for module in modules or ())
 
 
 def _check_options(config: Mapping[str, Any]) -> None:
@@ -310,6 +359,8 @@ def _apply_loras(
         if isinstance(layer, nn.Linear):  # others are refused by the technique
             check_update(parts.get("lora_A"), parts.get("lora_B"), layer.in_features, layer.out_features, path)
         own = (alpha for pattern, alpha in patterns.items() if _named(path, pattern))
+        if "lora_A" not in parts:
+            raise CheckpointError(f"{path} has no A; a LoRA is B A, both matrices of a layer")
         key = parts["lora_A"].shape[0], float(next(own, config.get("lora_alpha", 8)))
         groups.setdefault(key, {})[place] = parts
     for (rank, alpha), found in groups.items():
@@ -326,8 +377,8 @@ def _apply_loras(
         apply(model, technique)
         for place, parts in found.items():
             update = bare_model(model).get_submodule(f"{place}.loras.{name}")
-            down, up = parts["lora_A"], parts["lora_B"]
-            fill_update(update, down, up, parts.get("lora_magnitude_vector"), parts.get("lora_B_bias"))
+            down, up = parts["lora_A"], parts.get("lora_B")
+            fill_update(update, place, down, up, parts.get("lora_magnitude_vector"), parts.get("lora_B_bias"))
 
 
 def _named(path: str, pattern: str) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from zoo.checkpoints.adapters.putting import write
 from zoo.checkpoints.description import class_path
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.archive import DTYPE_NAMES, Info
@@ -40,17 +40,12 @@ def path_of_class(model: nn.Module) -> str:
     return class_path(own_class(bare_model(model)))
 
 
-@torch.no_grad()
 def copy_into(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor], shown: str) -> None:
     """Copy stored tensors into those of their names, refusing what fits none."""
     for key, tensor in stored.items():
         if key not in targets:
             raise CheckpointError(f"{shown}: nothing in this model takes the stored tensor {key}")
-        if targets[key].shape != tensor.shape:
-            raise CheckpointError(
-                f"{shown}: {key} is {tuple(tensor.shape)}; this model needs {tuple(targets[key].shape)}"
-            )
-        targets[key].copy_(tensor)
+        write(targets[key], tensor, key, shown)
 
 
 class Places:
@@ -189,19 +184,26 @@ def check_update(down: Tensor | None, up: Tensor | None, in_features: int, out_f
         )
 
 
-@torch.no_grad()
 def fill_update(
-    update: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor | None = None, bias: Tensor | None = None
+    update: nn.Module,
+    path: str,
+    down: Tensor | None,
+    up: Tensor | None,
+    magnitude: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
-    """Set the matrices of a LoRA."""
+    """Set the matrices of a LoRA. path: its layer's, for messages."""
     assert isinstance(update, LowRank)
-    check_update(down, up, update.down.shape[1], update.up.shape[0], "the adapter's update")
-    update.down.copy_(down)
-    update.up.copy_(up)
+    shown = f"the adapter at {path}"
+    check_update(down, up, update.down.shape[1], update.up.shape[0], shown)
+    assert down is not None
+    assert up is not None
+    write(update.down, down, "A", shown)
+    write(update.up, up, "B", shown)
     if magnitude is not None and update.magnitude is not None:
-        update.magnitude.copy_(magnitude.flatten())
+        write(update.magnitude, magnitude.flatten(), "its magnitude", shown)
     if bias is not None and update.up_bias is not None:
-        update.up_bias.copy_(bias)
+        write(update.up_bias, bias, "B's bias", shown)
 
 
 def fill_prefix(model: nn.Module, technique: PrefixTuning, taken: Mapping[str, Tensor]) -> None:

@@ -38,6 +38,13 @@ VERSION = 1
 
 def home() -> Path:
     """The cache's folder: ``ZOO_HOME``, or ``zoo`` in the platform's folder for caches."""
+    try:
+        return _home()
+    except RuntimeError as error:  # a user without a home
+        raise FetchError(f"no folder for the cache: {error}; set ZOO_HOME to one") from error
+
+
+def _home() -> Path:
     if chosen := os.environ.get("ZOO_HOME"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":

@@ -27,9 +27,10 @@ from torch import Tensor
 from zoo.data.regions.dumps import Said, find, kind_of, read_dump
 from zoo.data.regions.regions import HEADER, PARTS, Regions, described
 from zoo.errors import CheckpointError, InputError, ZooError
-from zoo.formats.archive import DTYPE_NAMES, Info
+from zoo.formats.archive import DTYPE_NAMES, Archive, Info
 from zoo.formats.nodes import ArrayRef, LongBytes
 from zoo.formats.opening import open_archive
+from zoo.formats.plain_json import parse_json
 from zoo.formats.writer import SafetensorsWriter
 
 Item = tuple[str, Regions]
@@ -45,9 +46,10 @@ def read_regions(path: Path | str, **options: Any) -> Iterator[Item]:
     path = Path(path)
     for about, values in _raw(path):
         try:
-            yield about, _regions(values, options)
+            regions = _regions(values, options)
         except ZooError as error:
             raise type(error)(f"{path}: picture {about}: {error}") from error
+        yield about, regions
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,23 @@ class Dump:
 
 def _raw(path: Path) -> Iterator[Said]:
     kind = kind_of(path)
-    if kind == "safetensors":
-        yield from ((name, {"regions": regions}) for name, regions in read_safetensors(path))
-    else:
-        yield from read_dump(path, kind)
+    items: Iterator[Said] = read_dump(path, kind) if kind != "safetensors" else _whole(path)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except (ZooError, MemoryError):
+            raise
+        except Exception as error:  # h5py's, lmdb's and numpy's readers have errors of many kinds
+            raise CheckpointError(
+                f"{path}: damaged, or no dump of regions ({type(error).__name__}: {error})"
+            ) from error
+        yield item
+
+
+def _whole(path: Path) -> Iterator[Said]:
+    return ((name, {"regions": regions}) for name, regions in read_safetensors(path))
 
 
 # --- from what a dump says to Regions
@@ -77,16 +92,23 @@ def _raw(path: Path) -> Iterator[Said]:
 
 def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
     if "regions" in values:
-        found: Regions = values["regions"]
+        whole: Regions = values["regions"]
         if options:
             raise InputError(f"our own files say what their regions are; leave {', '.join(options)} out")
-        return found
+        return whole
     features, boxes, shares = find(values, "features"), find(values, "boxes"), find(values, "normalised")
     if features is None or (boxes is None and shares is None):
         raise CheckpointError(f"no features or no boxes among {', '.join(map(str, values))}")
-    count = find(values, "count")
-    count = int(numpy.asarray(count).reshape(-1)[0]) if count is not None else None
+    found = find(values, "count")
+    count = None if found is None else _one(found, "the number of boxes")
+    if count is not None and not (count >= 0 and count == int(count)):
+        raise CheckpointError(f"the number of boxes must be a whole number, got {count:g}")
+    count = None if count is None else int(count)
     features = _matrix(features, count, None)
+    given_boxes = boxes if boxes is not None else shares
+    plain = isinstance(given_boxes, numpy.ndarray) and given_boxes.ndim == 2
+    if count is None and plain and len(given_boxes) != len(features):
+        raise CheckpointError(f"{len(features)} features and {len(given_boxes)} boxes, and nothing says how many count")
     count = len(features) if count is None else count
     width, height = find(values, "width"), find(values, "height")
     given = dict(options)
@@ -97,7 +119,7 @@ def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
         given.setdefault("format", "normalised")
     else:
         boxes = _matrix(boxes, count, 4)
-        size = (float(numpy.asarray(width).reshape(-1)[0]), float(numpy.asarray(height).reshape(-1)[0]))
+        size = _one(width, "the picture's width"), _one(height, "the picture's height")
     confidence, labels = (find(values, name) for name in ("confidence", "labels"))
     return Regions(
         torch.from_numpy(features.astype(numpy.float32)),
@@ -133,6 +155,30 @@ def _array(value: Any) -> Any:
     return value
 
 
+def _numbers(value: Any, what: str) -> numpy.ndarray[Any, Any]:
+    """An array of real numbers; truth values, complex numbers, texts and objects are none."""
+    found = _array(value)
+    array = numpy.asarray(
+        found if isinstance(found, numpy.ndarray | numpy.generic | int | float | list | tuple) else [None]
+    )
+    if array.dtype.kind not in "fiu":
+        kind = type(found).__name__ if array.dtype.kind == "O" else str(array.dtype)
+        raise CheckpointError(f"{what} must be numbers, got {kind}")
+    return array
+
+
+def _one(value: Any, what: str) -> float:
+    if isinstance(value, str | bytes):  # ViLBERT's dumps write sizes as texts
+        try:
+            value = float(value)
+        except ValueError:
+            raise CheckpointError(f"{what} must be a number, got {value[:30]!r}") from None
+    array = _numbers(value, what).reshape(-1)
+    if not len(array) or not numpy.isfinite(array[0]):
+        raise CheckpointError(f"{what} must be a number, got {array[:1].tolist()}")
+    return float(array[0])
+
+
 def _matrix(value: Any, rows: int | None, columns: int | None) -> numpy.ndarray[Any, Any]:
     """(rows, columns) from an array, or from base64 of float32 rows."""
     raw = _bytes(value)
@@ -140,10 +186,10 @@ def _matrix(value: Any, rows: int | None, columns: int | None) -> numpy.ndarray[
         if rows is None or rows < 1 or len(raw) % (4 * rows):
             raise CheckpointError(f"{len(raw)} bytes of float32 can't be {rows} rows")
         value = numpy.frombuffer(raw, "<f4").reshape(rows, -1)
-    array = numpy.asarray(_array(value))
+    array = _numbers(value, "features and boxes")
     if array.ndim == 3 and array.shape[0] == 1:
         array = array[0]
-    if array.ndim != 2 or (columns is not None and array.shape[1] < columns):
+    if array.ndim != 2 or not array.shape[1] or (columns is not None and array.shape[1] < columns):
         raise CheckpointError(
             f"expected a matrix{f' of {columns} columns' if columns else ''}, got shape {array.shape}"
         )
@@ -163,9 +209,11 @@ def _vector(value: Any, count: int, dtype: numpy.dtype[Any]) -> Tensor | None:
         if len(raw) % stored.itemsize:
             raise CheckpointError(f"{len(raw)} bytes can't be {count} numbers")
         value = numpy.frombuffer(raw, stored)
-    array = numpy.asarray(_array(value)).reshape(-1)[:count]
+    array = _numbers(value, "labels and confidences").reshape(-1)[:count]
     if len(array) < count:
         raise CheckpointError(f"expected {count} numbers, got {len(array)}")
+    if not numpy.isfinite(array).all():
+        raise CheckpointError("labels and confidences must be finite; some are not")
     return torch.from_numpy(array.astype(dtype))
 
 
@@ -262,7 +310,7 @@ def read_safetensors(path: Path | str) -> Iterator[Item]:
             yield "", Regions.load(path)
             return
         parts: dict[str, Any] = {part: archive.read(part) for part in PARTS if part in archive.tensors}
-        starts, names = archive.read("starts").tolist(), json.loads(archive.read("names").numpy().tobytes())
+        starts, names = archive.read("starts").tolist(), _names(archive)
         rows = len(parts["features"])
         if len(starts) != len(names) + 1 or starts != sorted(starts) or starts[0] != 0 or starts[-1] != rows:
             raise CheckpointError(
@@ -273,6 +321,13 @@ def read_safetensors(path: Path | str) -> Iterator[Item]:
             cut = slice(starts[number], starts[number + 1])
             copies = {part: rows_of[cut].clone() for part, rows_of in parts.items()}
             yield name, Regions(**copies, image_size=sizes[number].clone(), **about)
+
+
+def _names(archive: Archive) -> list[str]:
+    names = parse_json(archive.read("names").numpy().tobytes(), f"the names in {archive.path}")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{archive.path}: the names of the pictures must be a list of texts")
+    return names
 
 
 # --- the command

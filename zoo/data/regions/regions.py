@@ -24,6 +24,7 @@ from zoo.data.regions.detectors import DETECTORS
 from zoo.errors import CheckpointError, InputError, unknown
 from zoo.formats.archive import Archive
 from zoo.formats.opening import open_archive
+from zoo.formats.plain_json import parse_json
 from zoo.formats.writer import write_tensors
 
 Format = Literal["xyxy", "xywh", "normalised"]
@@ -242,7 +243,11 @@ def described(archive: Archive) -> dict[str, Any]:
     written = archive.metadata.get(HEADER)
     if not isinstance(written, str):
         raise CheckpointError(f"{archive.path} holds no regions: its header has no {HEADER!r}")
-    about: dict[str, Any] = json.loads(written)
+    about = parse_json(written, f"{HEADER} in {archive.path}")
+    if not isinstance(about, dict) or not set(about) <= {"format", "detector", "whole_image"}:
+        raise CheckpointError(
+            f"{archive.path}: {HEADER} must say format, detector and whole_image, got {written[:200]}"
+        )
     return about
 
 

@@ -26,9 +26,9 @@ def free(default: Any) -> Any:
     return field(default=default, metadata={"free": True})
 
 
-MAX_SIZE = 1 << 40
 MAX_PARTS = 10_000  # layers and the like, each of which costs memory even before it has weights
 _COUNTS = re.compile(r"layers$|_blocks$|feed_forwards$|_groups$")
+LARGEST_NUMBER = (1 << 31) - 1  # no size and no id is larger, and a product of two still is a size to torch
 
 _HINTS: dict[type, dict[str, Any]] = {}
 
@@ -57,6 +57,34 @@ def _fits(value: object, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+def _shown(value: object) -> str:
+    """A value for a message; a number of thousands of digits can't be written out."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} too long to show"
+
+
+def _check_numbers(name: str, value: object) -> None:
+    """Raise ConfigError for numbers that no field can mean, nor one of this name."""
+    if isinstance(value, tuple):
+        for part in value:
+            _check_numbers(name, part)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        shown = _shown(value) if abs(value) < 1 << 100 else "a number of more than 30 digits"
+        raise ConfigError(f"{name} is {shown}, which no size or id is; the largest is {LARGEST_NUMBER}")
+    if not math.isfinite(value):
+        raise ConfigError(f"{name}={value} must be a finite number")
+    if "dropout" in name and not 0 <= value < 1:
+        raise ConfigError(f"{name}={value} must lie in [0, 1)")
+    if name.endswith("_eps") and value <= 0:
+        raise ConfigError(f"{name}={value} must be above 0: a norm divides by the root of a variance, which may be 0")
+    if name.endswith("_range") and value < 0:
+        raise ConfigError(f"{name}={value} is a standard deviation, which is at least 0")
+
+
 class _Named(type):
     """A class whose call refuses a field that it doesn't have, with the closest that it has."""
 
@@ -80,17 +108,11 @@ class Config(metaclass=_Named):
             if not _fits(value, hint):
                 wanted = getattr(hint, "__name__", None) or str(hint)
                 raise ConfigError(
-                    f"{type(self).__name__}.{item.name} must be {wanted}, got {value!r} ({type(value).__name__})"
+                    f"{type(self).__name__}.{item.name} must be {wanted}, got {_shown(value)} ({type(value).__name__})"
                 )
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, int) and abs(number) > MAX_SIZE:
-                    raise ConfigError(
-                        f"{item.name} is a number of {len(hex(number)) - 2} hexadecimal digits; at most 2**40 is taken"
-                    )
+            _check_numbers(item.name, value)
             if isinstance(value, int) and value > MAX_PARTS and _COUNTS.search(item.name):
                 raise ConfigError(f"{item.name}={value} is more than the {MAX_PARTS:,} that a model may have")
-            if "dropout" in item.name and isinstance(value, (int, float)) and not 0 <= value < 1:
-                raise ConfigError(f"{item.name}={value} must lie in [0, 1)")
         self.check()
 
     def check(self) -> None:

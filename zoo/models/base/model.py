@@ -4,10 +4,11 @@ counts.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +26,7 @@ from zoo.registry.inputs import INPUTS, Input, InputTable
 from zoo.registry.terms import PretrainingTerm
 from zoo.registry.variants import TEXT_INPUTS
 
+M = TypeVar("M", bound=nn.Module)
 HeadFactory = Callable[[Any], nn.Module]
 TaskHeadFactory = Callable[[Any, int], nn.Module]
 
@@ -88,6 +90,7 @@ class Model(nn.Module):
         self.config = config
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
+        check_tensors(self, inputs, named)
         for name in named:
             if self.arguments and name not in self.arguments:
                 raise unknown(f"input of {own_class(self).__name__}", name, sorted(self.arguments))
@@ -228,6 +231,33 @@ def bare_model(model: nn.Module) -> Model:
     if not isinstance(bare, Model):
         raise TechniqueError(f"a technique is applied to a model of the zoo, got {type(model).__name__}")
     return bare
+
+
+def check_tensors(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse arguments of a call that no layer could take, whatever they mean: sparse tensors, float8,
+    and tensors on meta for a model that is not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for name, value in (*enumerate(inputs), *named.items()):
+        if not isinstance(value, Tensor):
+            continue
+        shown = name if isinstance(name, str) else f"argument {name}"
+        if value.layout != torch.strided:
+            raise InputError(f"{shown} is a tensor of the layout {value.layout}; pass a dense one (.to_dense())")
+        if value.is_floating_point() and value.itemsize == 1:
+            raise InputError(f"{shown} is {value.dtype}, in which no layer computes; pass float32, float16 or bfloat16")
+        if value.is_meta and not on_meta(model):
+            raise InputError(f"{shown} is on the device meta, so it has no values, and the model has; pass real ones")
+
+
+def shadow(model: M) -> M:
+    """A model's names and shapes, on which a change can be tried without touching the model."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        made = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    return copy.deepcopy(model, memo)
 
 
 def on_meta(model: nn.Module) -> bool:

@@ -70,6 +70,8 @@ class KAdapter(Technique):
         ]
         return Stack(blocks)
 
+    reads_depths = True
+
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         if isinstance(model, WithKnowledge):
             raise TechniqueError("the model has knowledge adapters already; name all of them in one KAdapter")

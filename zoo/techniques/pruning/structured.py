@@ -24,7 +24,7 @@ from zoo.layers.attention import Attention
 from zoo.layers.stack import Stack
 from zoo.models.base.model import Model, bare_model, on_meta
 from zoo.models.base.sites import Site
-from zoo.techniques.base import PlacedTechnique, Technique, all_but, apply_chosen
+from zoo.techniques.base import PlacedTechnique, Technique, all_but, apply_chosen, refuse_read_depths
 from zoo.techniques.pruning.weights import check_share
 
 
@@ -161,6 +161,7 @@ class LayerPruning(Technique):
     stack: str = "encoder"
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
+        refuse_read_depths(self, model)
         stacks = {path: part for path, part in model.named_modules() if isinstance(part, Stack)}
         if self.stack not in stacks:
             have = ", ".join(stacks) or "none"
