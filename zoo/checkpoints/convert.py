@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +13,15 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints import streaming as engine
+from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, hashes
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.companions import head_words, write_companions
-from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, class_of_maps, describe
+from zoo.checkpoints.description import (
+    FORMAT_VERSION,
+    class_of_maps,
+    describe,
+    write_description,
+)
 from zoo.checkpoints.fetching.cache import home, locked
 from zoo.checkpoints.files import read_description
 from zoo.checkpoints.locate import locate, narrowed
@@ -68,7 +73,7 @@ def convert(
                 raise InputError("the way back starts from a file or folder of ours; save the model first")
             if read_description(path) is None:
                 raise CheckpointError(f"{path} is not in our layout; convert it first, then the way back is open")
-            with open_checkpoint(path) as checkpoint:
+            with open_checkpoint(path, config=config) as checkpoint:
                 return _back(checkpoint, layouts.load(own_map or to), destination, dry_run)
         with open_checkpoint(path, record=record, layout=own_map or layout, config=config) as checkpoint:
             if checkpoint.keymap is None:
@@ -85,14 +90,15 @@ def _forward(
     asked = ["sentence-embedding", *(task for head in sorted(heads) if (task := head.replace("_", "-")) in TASKS)]
     hints = {task: options for task in asked if (options := checkpoint.hints_for(task))}
     description = describe(replace(checkpoint.blueprint, name=record.variant if record else None), hints)
-    metadata = {"zoo.description": json.dumps(description, sort_keys=True)}
     to_file = out.suffix == ".safetensors"
     with staged(out, to_file, dry_run) as stage:
-        to = replace(destination, path=out if to_file else stage / WEIGHTS_FILE)
-        report = engine.convert(checkpoint, checkpoint.targets(), to, dry_run=dry_run, metadata=metadata)
-        if not dry_run and not to_file:
-            (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        to, whole = replace(destination, path=out if to_file else stage / WEIGHTS_FILE), not (dry_run or to_file)
+        if whole:
             _copy_tokenizer(source, record, stage)
+        binding = Binding(description, files=hashes(stage) if whole else {})
+        report = engine.convert(checkpoint, checkpoint.targets(), to, dry_run=dry_run, binding=binding)
+        if whole and report.content_sha256 is not None:
+            write_description(stage / CONFIG_FILE, binding.described(report.content_sha256))
     return report if to_file else replace(report, files=tuple(out / file.name for file in report.files))
 
 
@@ -117,8 +123,8 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
     said, out, to_file = head_words(checkpoint, keymap), destination.path, destination.path.suffix == ".safetensors"
     with staged(out, to_file, dry_run) as stage:
         to = destination if to_file or dry_run else replace(destination, path=stage)
-        report = engine.convert_back(checkpoint.archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
         notes = [] if to_file or dry_run else write_companions(checkpoint, keymap, stage)
+        report = engine.convert_back(checkpoint.archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
     files = report.files if to_file else tuple(out / file.name for file in report.files)
     return replace(report, files=files, notes=(*report.notes, *notes))
 

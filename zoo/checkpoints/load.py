@@ -136,7 +136,7 @@ def filled(
     module.load_state_dict(ready, strict=True, assign=True)
     module.requires_grad_(True)
     module.load_report = LoadReport(  # type: ignore[assignment]
-        shown, checkpoint.layout, left_out, random, checkpoint.differs, tuple(plan.notes), checks
+        shown, checkpoint.layout, left_out, random, checkpoint.differs, (*checkpoint.notes, *plan.notes), checks
     )
     return module.eval()
 

@@ -70,6 +70,7 @@ class Archive:
         groups: Iterable[str] = (),
         group: str = "",
         files: Iterable[Path] = (),
+        stored: Archive | None = None,
     ):
         self.path = path
         self.format = format
@@ -80,6 +81,7 @@ class Archive:
         self.group = group
         self.files = tuple(files) or (path,)
         self._entries = dict(entries)
+        self._stored = stored
         self._closed = False
 
     def __repr__(self) -> str:
@@ -97,11 +99,18 @@ class Archive:
         """Let go of the file; tensors that were read stay valid."""
         self._entries.clear()
         self._closed = True
+        if self._stored is not None:
+            self._stored.close()
 
     @property
     def entries(self) -> Mapping[str, Entry]:
         """The located tensors, for readers that are built from other readers."""
         return MappingProxyType(self._entries)
+
+    @property
+    def stored(self) -> Archive:
+        """The tensors as the file holds them, where those shown are put together from several."""
+        return self if self._stored is None else self._stored
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, contiguous, on the CPU; its memory is the mapped file where the file's layout
@@ -136,7 +145,10 @@ class Archive:
         print for them, sorted by name.
         """
         with guarded(str(self.path)):
-            hashes = {file: sha256_of(file) for file in self.files}
+            return self.joint({file: sha256_of(file) for file in self.files})
+
+    def joint(self, hashes: Mapping[Path, str]) -> str:
+        """One hash for all the files of this archive, out of theirs."""
         if len(hashes) == 1:
             return next(iter(hashes.values()))
         base = self.path if self.path.is_dir() else self.path.parent

@@ -77,7 +77,8 @@ def read(path: Path, data: memoryview) -> Archive:
             f"{path}: the tensors take {position} bytes, the file holds {len(body)}: it is truncated or has a tail"
         )
     if sparse_tensors.KEY in metadata:
-        entries = sparse_tensors.shown(entries, metadata, str(path))
+        whole = sparse_tensors.shown(entries, metadata, str(path))
+        return Archive(path, "safetensors", whole, metadata=metadata, stored=Archive(path, "safetensors", entries))
     return Archive(path, "safetensors", entries, metadata=metadata)
 
 

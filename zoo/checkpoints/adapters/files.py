@@ -4,7 +4,6 @@ file of ours.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +14,13 @@ from torch import Tensor, nn
 from zoo.checkpoints.adapters.adapter_hub import from_adapters, fusion_to_adapters, to_adapters
 from zoo.checkpoints.adapters.peft import from_peft, to_peft
 from zoo.checkpoints.adapters.places import bare_name, copy_into, path_of_class
+from zoo.checkpoints.adapters.stored import FUSION, LIBRARY, OWN, Stored, read_adapter, write_adapter
+from zoo.checkpoints.description import FORMAT_VERSION
+from zoo.checkpoints.files import read_json
 from zoo.errors import CheckpointError, TechniqueError
-from zoo.formats.disk import write_atomically
-from zoo.formats.opening import open_archive
-from zoo.formats.writer import write_tensors
 from zoo.models.base.model import bare_model, unwrapped
 from zoo.registry.renames import CLASSES
 from zoo.techniques.base import apply, new_tensors, recorded
-
-FUSION_CONFIG = "adapter_fusion_config.json"
-FUSION_FILES = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
-ADAPTER_FILES: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin")
-ADAPTER_FILES += ("model.safetensors", "adapter.safetensors")
 
 
 def save_adapter(
@@ -41,38 +35,37 @@ def save_adapter(
 
     library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for the
     LoRA, IA3 or prefix of this ``name``, "adapters" for its bottleneck adapter, LoRA, IA3 or prefix
-    (and no heads), or for the fusion of adapters named like "a,b".
+    (and no heads), or for the fusion of adapters named like "a,b". A folder holds one adapter: the
+    files of an older one, of whatever library, go.
     """
     config: dict[str, Any]
     model = unwrapped(model)
     if library == "peft":
         tensors, config = to_peft(model, name, layout)
-        weights, config_file = "adapter_model.safetensors", "adapter_config.json"
+        kind, weights = LIBRARY, "adapter_model.safetensors"
     elif library == "adapters" and name is not None and "," in name:
         tensors, config = fusion_to_adapters(model, name, layout)
-        weights, config_file = FUSION_FILES[0], FUSION_CONFIG
+        kind, weights = FUSION, "model_adapter_fusion.safetensors"
     elif library == "adapters":
         tensors, config = to_adapters(model, name, layout)
-        weights, config_file = "adapter.safetensors", "adapter_config.json"
+        kind, weights = LIBRARY, "adapter.safetensors"
     elif library == "zoo":
         tensors = {bare_name(model, key): tensor.detach() for key, tensor in new_tensors(model)}
         tensors |= {key: tensor.detach() for key, tensor in model.state_dict().items() if key.startswith("heads.")}
         techniques = [technique.record() for technique in bare_model(model).techniques]
         config = {"class": path_of_class(model), "techniques": techniques}
-        weights, config_file = "adapter.safetensors", "adapter.json"
+        kind, weights = OWN, "adapter.safetensors"
     else:
         raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
-    header = {"zoo.adapter": json.dumps(config, sort_keys=True)} if library == "zoo" else {"format": "pt"}
     folder = Path(folder)
-    write_tensors(folder / weights, tensors, header)
-    write_atomically(folder / config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_adapter(folder, kind, weights, tensors, config)
     return folder
 
 
 def load_adapter(
     model: nn.Module,
     source: str | os.PathLike[str] | Mapping[str, Tensor],
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     *,
     layout: str | None = None,
     name: str | None = None,
@@ -80,17 +73,19 @@ def load_adapter(
     """Put an adapter onto a model: a folder that `save_adapter`, ``peft`` or ``adapters`` wrote, or
     its tensors with its config.
 
-    layout: how the library that wrote it names the base model's parts; None = the family's Hugging
-    Face layout. name: the adapter's, where the config has none. -> the same model.
+    config: a dict or a JSON file that counts whatever lies there; one that was edited since it was
+    saved is refused otherwise. layout: how the library that wrote it names the base model's parts;
+    None = the family's Hugging Face layout. name: the adapter's, where the config has none. -> the
+    same model.
     """
+    config = config if config is None or isinstance(config, Mapping) else read_json(Path(config))
     if not isinstance(source, Mapping):
-        folder = Path(source)
-        if (folder / "adapter.json").is_file():
-            return _load_own(model, folder)
-        if (folder / FUSION_CONFIG).is_file():
-            return _load_fusion(model, folder, layout)
-        config = _config(folder / "adapter_config.json") if config is None else config
-        source = _tensors(folder, ADAPTER_FILES)
+        found = read_adapter(Path(source), config)
+        if found.kind == OWN:
+            return _put_own(model, found, str(source))
+        if found.kind == FUSION:
+            return _put_fusion(model, found, layout)
+        source, config = found.tensors, found.config
     if config is None:
         raise CheckpointError("tensors alone don't tell an adapter's scale; pass its config")
     if "peft_type" in config:
@@ -99,35 +94,23 @@ def load_adapter(
     return from_adapters(model, source, configs, layout=layout)
 
 
-def _config(path: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
-
-
-def _tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors in the first of these files that is there."""
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise CheckpointError(f"{folder} holds none of {', '.join(names)}")
-    with open_archive(path) as archive:
-        return {key: archive.read(key) for key in archive.tensors}
-
-
-def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Module:
+def _put_fusion(model: nn.Module, found: Stored, layout: str | None) -> nn.Module:
     """A fusion that ``adapters`` saved, onto adapters that are there."""
-    described = _config(folder / FUSION_CONFIG)
-    names = described.get("adapter_names") or described["name"]
+    names = found.config.get("adapter_names") or found.config["name"]
     names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
-    tensors = _tensors(folder, FUSION_FILES)
-    return from_adapters(model, tensors, {}, layout=layout, fusion=(names, described["config"]))
+    return from_adapters(model, found.tensors, {}, layout=layout, fusion=(names, found.config["config"]))
 
 
-def _load_own(model: nn.Module, folder: Path) -> nn.Module:
-    described = _config(folder / "adapter.json")
+def _put_own(model: nn.Module, found: Stored, shown: str) -> nn.Module:
+    described = found.config
+    if described.get("zoo_format", 1) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{shown} was written by a newer zoo (format {described['zoo_format']}; this one knows {FORMAT_VERSION})"
+        )
     saved = CLASSES.get(described["class"], described["class"])
     if saved != path_of_class(model):
-        raise CheckpointError(f"{folder} is an adapter of {saved}, not of {path_of_class(model)}")
+        raise CheckpointError(f"{shown} is an adapter of {saved}, not of {path_of_class(model)}")
     apply(model, *recorded(described["techniques"]))
     targets = {bare_name(model, key): tensor for key, tensor in model.state_dict(keep_vars=True).items()}
-    copy_into(targets, _tensors(folder, ("adapter.safetensors",)), str(folder))
+    copy_into(targets, found.tensors, shown)
     return model
