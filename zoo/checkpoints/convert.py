@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints import streaming as engine
-from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, hashes
+from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, damage, hashes
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.companions import head_words, write_companions
 from zoo.checkpoints.description import (
@@ -22,13 +23,14 @@ from zoo.checkpoints.description import (
     describe,
     write_description,
 )
-from zoo.checkpoints.fetching.cache import home, locked
+from zoo.checkpoints.fetching.cache import LOCAL, Cache, CacheEntry, home, locked
 from zoo.checkpoints.files import read_description
 from zoo.checkpoints.locate import locate, narrowed
 from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
-from zoo.errors import CheckpointError, InputError, ZooError
-from zoo.formats.disk import safe_path
+from zoo.errors import CheckpointError, FetchError, InputError, ZooError
+from zoo.formats.archive import Archive
+from zoo.formats.disk import in_use, safe_path
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
@@ -141,26 +143,93 @@ def _copy_tokenizer(path: Any, record: Record | None, stage: Path) -> None:
             raise  # a registered checkpoint promises one
 
 
+TRIES = 16  # where the cache is pruned, or found damaged, while it is used
+
+
 def converted(record: Record) -> Path:
     """A registered checkpoint in our layout, in the cache: fetched, verified and converted once, by
-    one process.
+    one process. Fetched files that are damaged are fetched again, a damaged conversion is made anew.
     """
-    from zoo.checkpoints.fetching.fetch import fetch
+    with conversion(record) as folder:
+        return folder
+
+
+@contextmanager
+def conversion(record: Record) -> Iterator[Path]:
+    """What `converted` gives, kept from being pruned while the block runs."""
+    from zoo.checkpoints.fetching.fetch import fetch, provenance
 
     folder = fetch(record)
+    with ExitStack() as kept:
+        for left in reversed(range(TRIES)):
+            entry = provenance(folder)
+            try:
+                found = _converted(record, folder, entry, kept)
+                break
+            except (ZooError, OSError) as error:
+                if not left or not (damaged := ("it is gone",) if entry is None else Cache().damage(entry)):
+                    raise
+                if entry is None and folder.exists():
+                    raise
+                try:
+                    folder = fetch(record, force=entry is not None and entry.present())
+                except FetchError as again:
+                    raise FetchError(f"{record.name}: {damaged[0]}, and can't be fetched again: {again}") from error
+        yield found
+
+
+def _converted(record: Record, folder: Path, entry: CacheEntry | None, kept: ExitStack) -> Path:
     record = narrowed(record, folder)
-    with open_checkpoint(folder, record=record) as checkpoint:
+    with in_use(folder), open_checkpoint(folder, record=record) as checkpoint:
         if checkpoint.keymap is None:
+            kept.enter_context(in_use(folder))
             return folder
         layout, version = checkpoint.layout, checkpoint.keymap.version
-        name = safe_path(f"{record.name}-{layout}-{version}-{FORMAT_VERSION}-{VERSION}-{folder.name}")
+        made_of = folder.name if entry is not None else _as_it_is_now(checkpoint.archive)
+        name = safe_path(f"{record.name}-{layout}-{version}-{FORMAT_VERSION}-{VERSION}-{made_of}")
         target = home() / "converted" / name
-        if not (target / CONFIG_FILE).is_file():
+        if not _kept(target, kept):
             target.parent.mkdir(parents=True, exist_ok=True)
             with locked(target.parent / f"{name}.lock"):
-                if not (target / CONFIG_FILE).is_file():
-                    _forward(checkpoint, record, Destination(target))
+                if not _kept(target, kept):
+                    Cache().discard(target)
+                    _forward(_as_fetched(checkpoint, entry), record, Destination(target))
+                    kept.enter_context(in_use(target))
     return target
+
+
+def _kept(target: Path, kept: ExitStack) -> bool:
+    """Whether a conversion is there and whole, as far as can be told without hashing it; it then is
+    kept from being pruned.
+    """
+    with ExitStack() as use:
+        if use.enter_context(in_use(target)) and not damage(target, contents=False):
+            kept.push(use.pop_all())
+            return True
+    return False
+
+
+def _as_it_is_now(archive: Archive) -> str:
+    """What tells a source that lies outside of the cache from what it was before it was changed."""
+    states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in archive.files]
+    return f"{hashlib.sha256(repr(states).encode()).hexdigest()[:16]}{LOCAL}"
+
+
+def _as_fetched(checkpoint: Checkpoint, entry: CacheEntry | None) -> Checkpoint:
+    """A checkpoint whose tensors are to have the hash that its file had when it was fetched, as its
+    neighbors are found to have now.
+    """
+    if entry is None:
+        return checkpoint
+    archive = checkpoint.archive
+    names = {
+        file.relative_to(entry.folder).as_posix(): file for file in archive.files if file.is_relative_to(entry.folder)
+    }
+    if problems := Cache().damage(entry, besides=names):
+        raise CheckpointError(f"{entry.source}: {problems[0]}: damaged since it was fetched")
+    if checkpoint.sha256 is not None or not set(names) <= set(entry.files) or len(names) != len(archive.files):
+        return checkpoint
+    return replace(checkpoint, sha256=archive.joint({names[name]: entry.files[name].sha256 for name in names}))
 
 
 @contextmanager

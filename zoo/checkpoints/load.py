@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.checks import Checks
-from zoo.checkpoints.convert import converted
+from zoo.checkpoints.convert import conversion
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.errors import CheckpointError, ConfigError, unknown
@@ -88,10 +88,11 @@ def open_to_load(
     """
     path, record = (None, source) if isinstance(source, Record) else locate(source)
     shown = source.name if isinstance(source, Record) else None if isinstance(source, Mapping) else str(source)
-    if record is not None:
-        path, name = converted(record), name or record.name
-    with open_checkpoint(path, name=name, layout=layout, config=config, shown=shown) as checkpoint:
-        yield checkpoint
+    with ExitStack() as stack:
+        if record is not None:
+            path, name = stack.enter_context(conversion(record)), name or record.name
+        checkpoint = open_checkpoint(path, name=name, layout=layout, config=config, shown=shown)
+        yield stack.enter_context(checkpoint)
 
 
 def filled(

@@ -16,13 +16,15 @@ def list_(as_json: Json = False) -> None:
     """List what lies in the cache."""
     from zoo.checkpoints.fetching.cache import Cache
 
-    entries = Cache().entries()
+    cache = Cache()
+    entries, odd = cache.entries(), cache.odd()
     if as_json:
         print_json(
             [
                 {"source": e.source, "name": e.name, "revision": e.revision, "bytes": e.bytes, "folder": str(e.folder)}
                 for e in entries
             ]
+            + [{"source": None, "record": str(one.path), "problem": one.why} for one in odd]
         )
         return
     print_table(
@@ -30,6 +32,8 @@ def list_(as_json: Json = False) -> None:
         ["source", "name", "MB", "fetched"],
         [[e.source, e.name or "", f"{e.bytes / 1e6:.1f}", e.fetched] for e in entries],
     )
+    for one in odd:
+        print(f"no record: {one.path}: {one.why}")
 
 
 @app.command("verify")
@@ -38,18 +42,15 @@ def verify(
     drop: Annotated[bool, typer.Option("--drop", help="Remove what is damaged, so that it is fetched again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Hash everything again and compare. Exit code 1 where something is damaged."""
+    """Hash everything again, what was converted too, and compare. Exit code 1 where something is damaged."""
     from zoo.checkpoints.fetching.cache import Cache
 
     found = Cache().verify(names or (), drop=drop)
     if as_json:
-        print_json([{"source": v.entry.source, "problems": list(v.problems)} for v in found])
+        print_json([{"source": v.shown, "problems": list(v.problems)} for v in found])
     else:
         for v in found:
-            print(
-                f"{'damaged' if v.problems else 'ok     '} {v.entry.source}"
-                + "".join(f"\n        {p}" for p in v.problems)
-            )
+            print(f"{'damaged' if v.problems else 'ok     '} {v.shown}" + "".join(f"\n        {p}" for p in v.problems))
     if any(v.problems for v in found):
         raise SystemExit(1)
 
@@ -62,7 +63,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove left-overs, and of what was fetched only what you name."""
+    """Remove left-overs and damaged conversions, and of what was fetched only what you name."""
     from zoo.checkpoints.fetching.cache import Cache
 
     gone = Cache().prune(names or (), older_than_days=older_than_days, everything=everything, dry_run=dry_run)
