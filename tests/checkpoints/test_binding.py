@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 import zoo
 from tests.kills import deaths, output, tiny, writers
 from zoo.checkpoints.adapters.files import load_adapter, save_adapter
+from zoo.checkpoints.binding import Binding
 from zoo.errors import CheckpointError
 from zoo.formats.disk import begin, clear_leftovers, workspace
+from zoo.formats.writer import write_tensors
 from zoo.tokenization import SpecialTokens, Tokenizer
 
 SAVED = Path(__file__).parents[1] / "fixtures" / "saved-by-0.1"
@@ -108,6 +110,25 @@ def test_a_header_that_was_changed_is_refused(two):
     file.write_bytes(file.read_bytes().replace(b'\\"relu\\"', b'\\"gelu\\"'))
     with pytest.raises(CheckpointError, match="not the one that it was written with"):
         zoo.load(two[0])
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
+def test_a_header_that_names_files_outside_of_its_folder_is_refused(name, two, tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    binding = Binding({"zoo_format": 2}, files={name: "0" * 64})
+    write_tensors(two[0] / "model.safetensors", load_file(two[0] / "model.safetensors"), {}, seal=binding.header)
+    with pytest.raises(CheckpointError, match="leads out of its folder"):
+        zoo.load(two[0])
+    zoo.convert(two[1], two[0], to="hf-bert")  # which removes what the old header lists
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_inspect_says_what_a_torn_or_edited_folder_is(two):
+    assert zoo.inspect(two[0])["notes"] == []
+    edit(two[0] / "config.json", "config", "num_heads", to=2)
+    assert "num_heads is 2" in zoo.inspect(two[0])["why"]
+    shutil.copy(two[1] / "model.safetensors", two[0])
+    assert "of another save" in zoo.inspect(two[0])["notes"][0]
 
 
 def test_shards_of_two_saves_are_refused(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zoo.checkpoints.binding import CONFIG_FILE, header_beside
@@ -56,8 +56,9 @@ def publish(stage: Path, folder: Path, *, keep: bool = False) -> None:
                 if WEIGHTS.match(path.name) and path.name not in new:
                     path.unlink()  # it would be read in place of the new ones, or beside them
             for name in () if old is None or keep else old.files:
-                if name not in new and ".." not in Path(name).parts:
-                    (folder / name).unlink(missing_ok=True)
+                if name not in new:
+                    with suppress(OSError):  # it is gone, or something of the user's own
+                        (folder / name).unlink()
         for name in sorted(new, key=lambda name: (name == CONFIG_FILE, name)):
             if not WEIGHTS.match(name):
                 (folder / name).parent.mkdir(exist_ok=True)

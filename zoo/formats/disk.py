@@ -72,11 +72,13 @@ def workspace(path: Path) -> Iterator[Path]:
         folder.mkdir()
         if fcntl is None:
             break
-        with suppress(OSError):
+        try:
             descriptor = os.open(folder, os.O_RDONLY)
-            if _claimed(folder, descriptor):
-                break
-            os.close(descriptor)
+        except FileNotFoundError:  # taken for a leftover, before it could be locked
+            continue
+        if _claimed(folder, descriptor):
+            break
+        os.close(descriptor)
     try:
         yield folder
     finally:

@@ -15,7 +15,7 @@ from zoo.checkpoints.binding import ADAPTER, FOREIGN, UNBOUND, Binding, Header, 
 from zoo.checkpoints.description import FORMAT_VERSION, by_now
 from zoo.checkpoints.files import read_json
 from zoo.errors import CheckpointError
-from zoo.formats.disk import alone, settled, write_atomically
+from zoo.formats.disk import alone, clear_leftovers, settled, write_atomically
 from zoo.formats.opening import open_archive
 from zoo.formats.writer import write_tensors
 
@@ -59,6 +59,7 @@ def write_adapter(
         said = binding.described(written.content_sha256) if own else config
         write_atomically(folder / kind, json.dumps(said, indent=2, sort_keys=True) + "\n")
         for name in {*FILES, *(file for files in FILES.values() for file in files)} - {kind, weights}:
+            clear_leftovers(folder / name)
             (folder / name).unlink(missing_ok=True)
 
 
