@@ -272,6 +272,24 @@ def test_a_lock_that_another_user_made_can_be_held(tmp_path):
         assert again is False
 
 
+def test_a_cache_that_is_somebody_elses_can_be_read_and_not_pruned(record, monkeypatch):
+    folder, real = converted(record), os.open
+
+    def theirs(path, flags, *mode, **options):
+        if flags & os.O_CREAT:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *mode, **options)
+
+    for lock in [*Cache().root.rglob("*.lock")]:
+        lock.unlink()
+    monkeypatch.setattr(os, "open", theirs)
+    assert converted(record) == folder
+    assert [result.problems for result in Cache().verify()] == [(), ()]
+    with pytest.raises(FetchError, match=r"can't be written \(Permission denied\); set ZOO_HOME"):
+        Cache().prune(everything=True)
+    assert right(folder)
+
+
 def test_a_conversion_is_only_looked_at_once_it_is_whole(record, monkeypatch):
     seen: list[bool] = []
     real = converting._forward

@@ -80,8 +80,14 @@ def _open_lock(path: Path) -> int:
     """
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY)
+    except PermissionError as error:
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError:
+            raise FetchError(
+                f"{path.parent} can't be written ({error.strerror}); set ZOO_HOME to a folder of your own, or ask for "
+                "the rights of those who share this one"
+            ) from error
 
 
 @contextmanager
@@ -536,9 +542,12 @@ class Cache:
         pruned: list[Pruned] = []
 
         def drop(path: Path, reason: str, size: int | None = None) -> None:
-            pruned.append(Pruned(path, _size(path) if size is None else size, reason))
+            size = _size(path) if size is None else size
             if not dry_run:
                 remove(path)
+                if path.exists():
+                    size, reason = 0, f"{reason}, but it can't be removed"
+            pruned.append(Pruned(path, size, reason))
 
         if not self.root.is_dir():
             return pruned
