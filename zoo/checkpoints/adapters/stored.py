@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from zoo.checkpoints.binding import ADAPTER, FOREIGN, UNBOUND, Binding, Header, 
 from zoo.checkpoints.description import FORMAT_VERSION, by_now
 from zoo.checkpoints.files import read_json
 from zoo.errors import CheckpointError
-from zoo.formats.disk import alone, clear_leftovers, settled, write_atomically
+from zoo.formats.disk import alone, settled, workspace, write_atomically
 from zoo.formats.opening import open_archive
-from zoo.formats.writer import write_tensors
+from zoo.formats.writer import write_tensors, writing
 
 OWN, FUSION, LIBRARY = "adapter.json", "adapter_fusion_config.json", "adapter_config.json"
 FILES: dict[str, tuple[str, ...]] = {  # the config of a kind of adapter -> where its tensors may be, the first wins
@@ -53,14 +54,18 @@ def write_adapter(
     """
     own = kind == OWN
     binding = Binding({"zoo_format": FORMAT_VERSION, **config} if own else config, ADAPTER if own else FOREIGN)
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
-        written = write_tensors(folder / weights, tensors, {"format": "pt", **(metadata or {})}, seal=binding.header)
-        said = binding.described(written.content_sha256) if own else config
-        write_atomically(folder / kind, json.dumps(said, indent=2, sort_keys=True) + "\n")
-        for name in {*FILES, *(file for files in FILES.values() for file in files)} - {kind, weights}:
-            clear_leftovers(folder / name)
-            (folder / name).unlink(missing_ok=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with workspace(folder) as stage:
+            written = write_tensors(stage / weights, tensors, {"format": "pt", **(metadata or {})}, seal=binding.header)
+            said = binding.described(written.content_sha256) if own else config
+            write_atomically(stage / kind, json.dumps(said, indent=2, sort_keys=True) + "\n")
+            folder.mkdir(exist_ok=True)
+            with alone(folder):
+                for name in (weights, kind):
+                    os.replace(stage / name, folder / name)
+                for name in {*FILES, *(file for files in FILES.values() for file in files)} - {kind, weights}:
+                    (folder / name).unlink(missing_ok=True)
 
 
 def read_adapter(folder: Path, config: Mapping[str, Any] | None = None) -> Stored:
