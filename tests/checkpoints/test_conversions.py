@@ -82,6 +82,21 @@ def test_a_damaged_conversion_is_found_and_made_anew(damage, way, record):
     assert right(folder)
 
 
+def test_verify_of_a_fetched_source_finds_damage_in_it_and_in_its_conversion(record):
+    source = record.sources[0]
+    config = record.config
+    tree, folder = fetch(source), converted(record)
+    assert folder.name.endswith(tree.parent.name)
+    assert zoo.verify(source, layout="hf-bert", config=config).ok
+    flip(folder / "model.safetensors")
+    failed = zoo.verify(source, layout="hf-bert", config=config).failed
+    assert (failed.name, str(folder) in failed.why) == ("binding", True)
+    Cache().verify(drop=True)
+    flip(tree)
+    failed = zoo.verify(source, layout="hf-bert", config=config).failed
+    assert "damaged" in failed.why
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_conversion_that_is_cut_short_is_made_anew_without_a_word(name, record):
     folder = converted(record)

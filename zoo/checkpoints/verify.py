@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.checkpoints import checks
 from zoo.checkpoints.binding import CONFIG_FILE, GENERATION, content_named, content_of, faults, same_save
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from zoo.checkpoints.fetching.cache import Cache
 from zoo.checkpoints.files import folder_of
 from zoo.checkpoints.load import filled, open_to_load
 from zoo.checkpoints.locate import locate
@@ -39,6 +40,8 @@ def verify(
 def _bound(checkpoint: Checkpoint) -> checks.Check:
     """Whether the files of a folder belong together, as far as something says so."""
     folder = folder_of(checkpoint.source)
+    if damaged := _damaged_in_the_cache(checkpoint.source):
+        return checks.Check("binding", False, f"{damaged}; zoo cache verify --drop, and it is made anew")
     if folder is None:
         return checks.untried("binding", "tensors by themselves have nothing beside them")
     if checkpoint.bound is None:
@@ -57,6 +60,20 @@ def _bound(checkpoint: Checkpoint) -> checks.Check:
         return checks.Check("binding", False, f"{'; '.join(found)}: changed, or of another save")
     others = f", and so do {len(checkpoint.bound)} files beside them" if checkpoint.bound else ""
     return checks.Check("binding", True, "; ".join((f"config and tensors belong together{others}", *checkpoint.notes)))
+
+
+def _damaged_in_the_cache(source: Any) -> str:
+    """What is wrong with a source that was fetched, or with what was converted from it; empty where
+    nothing is, or it was not fetched.
+    """
+    cache = Cache()
+    entry = None if isinstance(source, Mapping) else cache.entry_of(Path(source))
+    if entry is None:
+        return ""
+    if problems := cache.damage(entry):
+        return f"{entry.source}: {problems[0]}"
+    found = ((made, cache.damage_made(made)) for made in cache.conversions([entry.folder.name]))
+    return next((f"{made}: {problems[0]}" for made, problems in found if problems), "")
 
 
 def _probe(record: Record | None) -> checks.Probe | None:

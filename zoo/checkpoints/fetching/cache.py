@@ -220,6 +220,19 @@ def _mentions(file: Path, word: str) -> bool:
         return False
 
 
+def _difference(path: Path, file: Stored) -> str:
+    """How a stored file differs from what was fetched, in words; empty where it does not."""
+    try:
+        if not path.is_file():
+            return "is missing"
+        if (size := path.stat().st_size) != file.size:
+            return f"has {size:,} bytes, {file.size:,} were fetched"
+        digest = sha256_of(path)
+    except OSError as error:  # pruned just now, or somebody else's alone
+        return f"can't be read: {error.strerror}"
+    return "" if digest == file.sha256 else f"has sha256 {digest}, {file.sha256} was fetched"
+
+
 class Cache:
     """The folder of fetched checkpoints; several processes may use one at once."""
 
@@ -471,10 +484,10 @@ class Cache:
                     remove(self.refs / f"{entry.key}.json")
             results.append(Verified(entry.source, problems, entry))
         for folder in self.conversions(None if not names else [entry.folder.name for entry in entries]):
-            problems = self._damaged(folder)
+            problems = self.damage_made(folder)
             if problems and drop:
                 with locked(folder.with_name(f"{folder.name}.lock")):
-                    if problems := self._damaged(folder):  # unless somebody made it anew meanwhile
+                    if problems := self.damage_made(folder):  # unless somebody made it anew meanwhile
                         self.discard(folder)
             if problems or folder.exists():
                 results.append(Verified(str(folder), problems))
@@ -482,18 +495,10 @@ class Cache:
 
     def damage(self, entry: CacheEntry, *, besides: Collection[str] = ()) -> tuple[str, ...]:
         """What is wrong with the files of an entry, each hashed now, ``besides`` excepted."""
-        problems = []
-        for name, file in entry.files.items():
-            path = entry.folder / name
-            if name in besides:
-                continue
-            if not path.is_file():
-                problems.append(f"{name} is missing")
-            elif path.stat().st_size != file.size:
-                problems.append(f"{name} has {path.stat().st_size:,} bytes, {file.size:,} were fetched")
-            elif (digest := sha256_of(path)) != file.sha256:
-                problems.append(f"{name} has sha256 {digest}, {file.sha256} was fetched")
-        return tuple(problems)
+        found = (
+            (name, _difference(entry.folder / name, file)) for name, file in entry.files.items() if name not in besides
+        )
+        return tuple(f"{name} {said}" for name, said in found if said)
 
     # --- what was made of fetched files
 
@@ -502,7 +507,7 @@ class Cache:
         folders = [path for path in sorted(self.converted.glob("[!.]*")) if path.is_dir()]
         return [f for f in folders if trees is None or any(f.name.endswith(f"-{tree}") for tree in trees)]
 
-    def _damaged(self, folder: Path) -> tuple[str, ...]:
+    def damage_made(self, folder: Path) -> tuple[str, ...]:
         """What is wrong with a conversion, all of it hashed now; nothing, where it is gone, or of an
         older zoo, which wrote no hashes.
         """
