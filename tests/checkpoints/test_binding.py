@@ -21,7 +21,7 @@ from tests.kills import deaths, output, tiny, writers
 from zoo.checkpoints.adapters.files import load_adapter, save_adapter
 from zoo.checkpoints.binding import Binding
 from zoo.errors import CheckpointError
-from zoo.formats.disk import begin, clear_leftovers, workspace
+from zoo.formats.disk import begin, clear_leftovers, settled, workspace
 from zoo.formats.writer import write_tensors
 from zoo.tokenization import SpecialTokens, Tokenizer
 
@@ -341,6 +341,28 @@ def test_a_reader_beside_a_writer_gets_the_old_or_the_new(tmp_path):
     finally:
         stop.set()
         writer.join()
+
+
+def test_what_is_replaced_while_it_is_read_is_read_again_and_what_stays_is_refused_at_once(tmp_path):
+    tries: list[int] = []
+
+    def read(torn: int) -> int:
+        tries.append(torn)
+        if len(tries) <= torn:
+            (tmp_path / "config.json").write_text(str(len(tries)))
+        if len(tries) <= torn or torn == 0:
+            raise CheckpointError("torn")
+        return len(tries)
+
+    assert settled(lambda: read(3), tmp_path) == 4
+    tries.clear()
+    with pytest.raises(CheckpointError, match="torn"):
+        settled(lambda: read(1000), tmp_path)
+    assert 4 < len(tries) < 20
+    tries.clear()
+    with pytest.raises(CheckpointError, match="torn"):
+        settled(lambda: read(0), tmp_path)
+    assert len(tries) == 1
 
 
 def test_what_is_being_written_is_no_leftover_and_what_nobody_holds_is(tmp_path):
