@@ -19,7 +19,7 @@ import zoo.checkpoints.convert as converting
 from tests.cli.test_cli import run
 from tests.hub_server import HubServer, serving
 from tests.kills import output, tiny
-from zoo.checkpoints.convert import converted
+from zoo.checkpoints.convert import conversion, converted
 from zoo.checkpoints.fetching.cache import Cache, locked
 from zoo.checkpoints.fetching.fetch import fetch
 from zoo.checkpoints.load import open_to_load
@@ -138,6 +138,15 @@ def test_pruning_spares_a_conversion_that_runs(record):
         (stage / "model.safetensors").write_bytes(b"half")
         Cache().prune(everything=True)
         assert (stage / "model.safetensors").is_file()
+
+
+def test_pruning_spares_a_conversion_that_is_loaded(record):
+    for _ in range(2):  # made now, and found
+        with conversion(record) as folder:
+            Cache().prune(everything=True)
+            assert right(folder)
+    assert folder in [item.path for item in Cache().prune(everything=True)]
+    assert not folder.exists()
 
 
 def test_those_who_create_beside_a_pruner_get_their_model(record):
