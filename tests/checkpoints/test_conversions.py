@@ -273,6 +273,20 @@ def test_pruning_an_entry_leaves_the_rights_of_what_another_holds(tmp_path, serv
     assert stat.S_IMODE((folders[1] / "x").stat().st_mode) == 0o444
 
 
+def test_a_file_that_is_a_stored_one_already_leaves_no_second_name(tmp_path):
+    cache = Cache(tmp_path)
+    for key in ("a", "b"):  # the second takes up what a killed first had stored
+        with cache.lock(key), cache.staging(key) as staging:
+            folder = staging / "files"
+            folder.mkdir()
+            if key == "a":
+                (folder / "x").write_bytes(b"1")
+            else:
+                (folder / "x").hardlink_to(next(cache.blobs.iterdir()))
+            entry = cache.publish(key, folder, source=key, slug=key)
+        assert [file.name for file in entry.folder.iterdir()] == ["x"]
+
+
 def test_a_file_of_another_user_is_copied(tmp_path, monkeypatch):
     cache, real = Cache(tmp_path), os.chmod
     monkeypatch.setattr(os, "chmod", lambda path, mode: real(path, mode) if "incomplete" in str(path) else refuse(path))

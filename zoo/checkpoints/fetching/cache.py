@@ -405,6 +405,8 @@ class Cache:
         sync(path)
         blob = self.blobs / digest
         self.blobs.mkdir(parents=True, exist_ok=True)
+        if blob.is_file() and blob.samefile(path):  # a rename between two names of one file leaves both
+            return
         try:
             if blob.is_file() and blob.stat().st_size == path.stat().st_size and sha256_of(blob) == digest:
                 twin = path.with_name(f"{path.name}.{secrets.token_hex(4)}.incomplete")
