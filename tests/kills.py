@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 
 import zoo
 from zoo.checkpoints.adapters.files import load_adapter, save_adapter
+from zoo.tokenization import SpecialTokens, Tokenizer
 
 MOVES = ("replace", "rename", "unlink", "rmdir")
 OPERATIONS = (*MOVES, "remove", "mkdir", "link", "ftruncate", "pwrite", "write", "chmod")
@@ -59,12 +61,23 @@ def dies(work: Callable[[], object], at: int, moves: bool = False) -> bool:
         os._exit(1)
 
 
+SIZES: dict[str, Any] = {"hidden_size": 8, "num_layers": 2, "intermediate_size": 8, "vocab_size": 20}
+SIZES |= {"max_positions": 16}
+
+
 def tiny(seed: int, **more: Any) -> Any:
     """A small model of its own sizes and activation, so that no two go together in silence."""
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = {"hidden_size": 8, "num_layers": 2, "intermediate_size": 8, "vocab_size": 20}
-    sizes |= {"max_positions": 16, "num_heads": 2 if seed % 2 else 4, "activation": "gelu" if seed % 2 else "relu"}
-    return zoo.create("bert-tiny", **{**sizes, **more}).eval()
+    other = {"num_heads": 2, "activation": "gelu"} if seed % 2 else {"num_heads": 4, "activation": "relu"}
+    return zoo.create("bert-tiny", **{**SIZES, **other, **more}).eval()
+
+
+def words(*more: str) -> Tokenizer:
+    """A tokenizer of these words."""
+    vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *more])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return Tokenizer(backend, special=SpecialTokens(pad="[PAD]", unk="[UNK]"))
 
 
 def output(model: Any) -> torch.Tensor:
@@ -76,12 +89,12 @@ def output(model: Any) -> torch.Tensor:
 class Writer:
     """One way to write a folder, and the way back: model number 0 or 1 into ``place``."""
 
-    def __init__(self, base: Path, write: Callable[[Path, int], object], read: Callable[[Path], Any]) -> None:
-        self.place, self._write, self._read = base / "place", write, read
+    def __init__(self, base: Path, write: Callable[[Path, int], object], look: Callable[[Path], torch.Tensor]) -> None:
+        self.place, self._write, self._look = base / "place", write, look
         self.wanted = []
         for number in (0, 1):
             write(base / "alone" / str(number), number)
-            self.wanted.append(output(read(base / "alone" / str(number))))
+            self.wanted.append(look(base / "alone" / str(number)))
 
     def write(self, number: int) -> None:
         self._write(self.place, number)
@@ -91,7 +104,7 @@ class Writer:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                got = output(self._read(self.place))
+                got = self._look(self.place)
         except zoo.ZooError as error:
             return f"refused: {error}"
         return next((str(number) for number in (0, 1) if torch.equal(got, self.wanted[number])), "MIXED")
@@ -126,7 +139,7 @@ def writers(base: Path) -> dict[str, Callable[[Path], Writer]]:
         return lambda place: Writer(
             place,
             lambda folder, number: save_adapter(loras[number], folder, library=library),
-            lambda folder: load_adapter(tiny(1), folder),
+            lambda folder: output(load_adapter(tiny(1), folder)),
         )
 
     def split(folder: Path, number: int) -> None:
@@ -141,13 +154,42 @@ def writers(base: Path) -> dict[str, Callable[[Path], Writer]]:
     def either(folder: Path, number: int) -> None:
         zoo.convert(base / f"saved-{number}", folder, to="hf-bert") if number else zoo.save(models[number], folder)
 
+    speakers = [words("a", "b"), words("b", "a")]
+
+    def spoken(folder: Path, number: int) -> None:
+        zoo.save(models[number], folder, speakers[number])
+
+    encoders = []
+    for number, pooling in enumerate(("mean", "cls")):
+        model = zoo.create("bert-tiny", task="sentence-embedding", pooling=pooling, **SIZES, num_heads=2)
+        encoders.append(zoo.save(model, base / f"encoder-{number}", speakers[number]))
+
+    def encoder(folder: Path, number: int) -> None:
+        zoo.convert(encoders[number], folder, to="hf-bert")
+
+    def ids(folder: Path) -> torch.Tensor:
+        return torch.tensor(zoo.tokenizer(folder).encode("a b a").ids)
+
+    def vector(folder: Path) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = zoo.load(folder, task="sentence-embedding")(IDS).embedding
+        return found
+
+    def states(folder: Path) -> torch.Tensor:
+        return output(zoo.load(folder))
+
+    def forward(folder: Path, number: int) -> None:
+        zoo.convert(base / f"theirs-{number}", folder)
+
     return {
-        "save": lambda p: Writer(p, lambda folder, number: zoo.save(models[number], folder), zoo.load),
-        "save in shards": lambda p: Writer(p, split, zoo.load),
-        "save in one file and in shards": lambda p: Writer(p, both, zoo.load),
-        "convert": lambda p: Writer(p, lambda folder, number: zoo.convert(base / f"theirs-{number}", folder), zoo.load),
-        "convert to": lambda p: Writer(p, back, zoo.load),
-        "save and convert to": lambda p: Writer(p, either, zoo.load),
+        "save": lambda p: Writer(p, lambda folder, number: zoo.save(models[number], folder), states),
+        "save with a tokenizer": lambda p: Writer(p, spoken, ids),
+        "save in shards": lambda p: Writer(p, split, states),
+        "save in one file and in shards": lambda p: Writer(p, both, states),
+        "convert": lambda p: Writer(p, forward, states),
+        "convert to": lambda p: Writer(p, back, states),
+        "convert a sentence encoder to": lambda p: Writer(p, encoder, vector),
+        "save and convert to": lambda p: Writer(p, either, states),
         "save_adapter": adapter("zoo"),
         "save_adapter peft": adapter("peft"),
         "save_adapter adapters": adapter("adapters"),
