@@ -90,7 +90,7 @@ class Writer:
     """One way to write a folder, and the way back: model number 0 or 1 into ``place``."""
 
     def __init__(self, base: Path, write: Callable[[Path, int], object], look: Callable[[Path], torch.Tensor]) -> None:
-        self.place, self._write, self._look = base / "place", write, look
+        self.place, self.old, self._write, self._look = base / "place", base / "alone" / "0", write, look
         self.wanted = []
         for number in (0, 1):
             write(base / "alone" / str(number), number)
@@ -203,7 +203,7 @@ def deaths(writer: Writer, moves: bool = False) -> Iterator[tuple[int, str]]:
     at = 0
     while True:
         shutil.rmtree(writer.place, ignore_errors=True)
-        writer.write(0)
+        shutil.copytree(writer.old, writer.place)
         died = dies(lambda: writer.write(1), at, moves)
         yield at, writer.found()
         writer.write(1)

@@ -304,11 +304,16 @@ def test_an_older_folder_loads_with_a_note_that_nothing_binds_it_and_verify_repe
 # --- writers that die, and readers beside them
 
 
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory) -> Any:
+    return writers(tmp_path_factory.mktemp("models"))
+
+
 @pytest.mark.parametrize(
     "kind", ["save in one file and in shards", "convert a sentence encoder to", "save_adapter peft"]
 )
-def test_a_kill_at_any_move_leaves_the_old_or_the_new_or_a_refusal(kind, tmp_path):
-    found = [what for _, what in deaths(writers(tmp_path)[kind](tmp_path / "kills"), moves=True)]
+def test_a_kill_at_any_move_leaves_the_old_or_the_new_or_a_refusal(kind, ways, tmp_path):
+    found = [what for _, what in deaths(ways[kind](tmp_path / "kills"), moves=True)]
     assert found[0] == "0"
     assert found[-1] == "1"
     assert not [what for what in found if what == "MIXED"]
