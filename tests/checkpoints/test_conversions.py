@@ -229,6 +229,19 @@ def test_an_odd_record_breaks_no_command_and_is_listed(kind, record, monkeypatch
     assert not bad.exists()
 
 
+def test_records_whose_words_are_odd_are_shown_plainly(record, monkeypatch, capsys):
+    fetch(record)
+    cache = Cache()
+    (good,) = cache.refs.glob("*.json")
+    good.write_text(json.dumps({**json.loads(good.read_text()), "source": "[/red]\x1b[31m\ud800", "name": "[bold]"}))
+    (cache.refs / os.fsdecode(b"\xff\x1b.json")).write_text("{")
+    for command in ("list", "verify", "prune"):
+        for more in ((), ("--json",)):
+            code, out, _ = run(monkeypatch, capsys, "cache", command, *more)
+            out.encode()
+            assert (code, "\x1b" in out) == (1 if command == "verify" else 0, False)
+
+
 def test_records_that_are_no_files_or_far_too_large_are_odd(record):
     cache = Cache()
     fetch(record)
