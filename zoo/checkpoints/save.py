@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, hashes
 from zoo.checkpoints.description import describe, write_description
@@ -35,7 +36,8 @@ def save(
     save it is of, so that no two saves are mixed. Tensors stand under the canonical names, a task's
     heads under ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors
     with many zeros are stored by their other values alone where that is smaller; `load` and every
-    converter here read them. -> the folder.
+    converter here read them. A model in shares (`zoo.training.shard`) is saved by all processes
+    together. -> the folder.
     """
     folder, model = Path(folder), unwrapped(model)
     if not isinstance(model, Model | TaskModel | WithHeads):
@@ -48,12 +50,27 @@ def save(
     description = describe(Blueprint.of(model))
     if sparse and shard_size is not None:
         raise InputError("sparse=True writes one file; leave shard_size out")
+    tensors = {name: whole(tensor.detach()) for name, tensor in canonical_state(model).items()}
+    if is_shared_out(model) and dist.get_rank():
+        dist.barrier()  # the first process writes
+        return folder
     with staged(folder, keep=True) as stage:
         if tokenizer is not None:
             tokenizer.save(stage)
         binding = Binding(description, files=hashes(stage))
-        tensors = {name: tensor.detach() for name, tensor in canonical_state(model).items()}
         tensors, how = packed(tensors) if sparse else (tensors, {})
         written = write_tensors(stage / WEIGHTS_FILE, tensors, how, shard_size=shard_size, seal=binding.header)
         write_description(stage / CONFIG_FILE, binding.described(written.content_sha256))
+    if is_shared_out(model):
+        dist.barrier()
     return folder
+
+
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether the parameters lie in shares on several processes (FSDP2)."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that lies in shares, gathered from all processes."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
