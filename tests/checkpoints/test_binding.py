@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zoo
-from tests.kills import deaths, output, tiny, words, writers
+from tests.kills import IDS, SIZES, deaths, output, tiny, words, writers
+from zoo import tokenization
+from zoo.checkpoints import checkpoint
 from zoo.checkpoints.adapters.files import load_adapter, save_adapter
 from zoo.checkpoints.binding import Binding
 from zoo.errors import CheckpointError
@@ -339,6 +341,36 @@ def test_a_reader_beside_a_writer_gets_the_old_or_the_new(tmp_path):
     finally:
         stop.set()
         writer.join()
+
+
+def test_what_lies_beside_weights_is_of_their_save_though_it_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    folders = []
+    for pooling, vocabulary in (("mean", ("a", "b")), ("cls", ("b", "a"))):
+        torch.manual_seed(len(folders))
+        model = zoo.create("bert-tiny", task="sentence-embedding", pooling=pooling, **SIZES, num_heads=2)
+        folders.append(zoo.save(model, tmp_path / pooling, words(*vocabulary)))
+    wanted = [zoo.load(folder) for folder in folders]
+    calls = {"options": checkpoint.embedding_options, "tokenizer": tokenization.load_tokenizer}
+
+    def meanwhile(what: str) -> Any:
+        zoo.convert(folders[0], tmp_path / what, to="hf-bert")
+        others = [folders[1]]
+
+        def read(folder: Path, *more: Any) -> Any:
+            if folder == tmp_path / what and others:
+                zoo.convert(others.pop(), folder, to="hf-bert")
+            return calls[what](folder, *more)
+
+        return read
+
+    monkeypatch.setattr(checkpoint, "embedding_options", meanwhile("options"))
+    found = zoo.load(tmp_path / "options", task="sentence-embedding")
+    assert (found.options["pooling"], found.load_report.notes) == ("cls", ())
+    assert torch.equal(found(IDS).embedding, wanted[1](IDS).embedding)
+    monkeypatch.setattr(tokenization, "load_tokenizer", meanwhile("tokenizer"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert zoo.tokenizer(tmp_path / "tokenizer").encode("a").ids == [3]
 
 
 def test_what_is_replaced_while_it_is_read_is_read_again_and_what_stays_is_refused_at_once(tmp_path):

@@ -132,6 +132,14 @@ def header_beside(folder: Path) -> Header | None:
     return None
 
 
+def replaced(folder: Path, header: Header) -> bool:
+    """Whether the weights in a folder are not those of this header any more. They are replaced first, so
+    what was read besides is of another save then, and of theirs otherwise, unless it was edited.
+    """
+    now = header_beside(folder)
+    return now is None or now.generation != header.generation
+
+
 def same_save(folder: Path, generation: str | None) -> bool:
     """Whether the config.json in a folder says that it is of this generation: of tensors of ours, or in
     another library's layout.

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.binding import CONFIG_FILE, FOREIGN, MODULES, Header, faults
+from zoo.checkpoints.binding import CONFIG_FILE, FOREIGN, MODULES, Header, faults, replaced
 from zoo.checkpoints.description import (
     class_of_maps,
     described,
@@ -214,7 +214,7 @@ def _modules(
         return {"sentence-embedding": {}}, ()
     found = {"sentence-embedding": embedding_options(folder)}
     told = faults(folder, header.files, [name for name in header.files if name in MODULES or "/" in name])
-    if told and (config or {}).get(SAVE) != header.generation:
+    if told and ((config or {}).get(SAVE) != header.generation or replaced(folder, header)):
         raise CheckpointError(f"{folder}: {told[0]}: it is of another save; convert the model again")
     return found, tuple(f"{fault}: it was edited, and is taken as it is" for fault in told)
 

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.binding import MODULES, Header, faults, header_beside, same_save
+from zoo.checkpoints.binding import MODULES, Header, faults, header_beside, replaced, same_save
 from zoo.checkpoints.locate import locate
 from zoo.errors import CheckpointError
 from zoo.formats.disk import settled
@@ -43,7 +43,7 @@ def _check(header: Header, folder: Path) -> None:
     names = [name for name in header.files if name not in MODULES and "/" not in name and (folder / name).exists()]
     if not (found := faults(folder, header.files, names)):
         return
-    if not same_save(folder, header.generation):
+    if not same_save(folder, header.generation) or replaced(folder, header):
         raise CheckpointError(
             f"{folder}: {found[0]}: it is of another save, of which one was cut short.\nSave the model with its "
             f"tokenizer again, or take this one as it is: zoo.tokenizer({str(folder / names[0])!r})"
