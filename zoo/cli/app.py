@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 import zoo
-from zoo.cli import bench, cache, checkpoints, distill, export, finetune, models, predict, prune, quantize, regions
+from zoo.cli import (
+    bench,
+    cache,
+    checkpoints,
+    distill,
+    export,
+    finetune,
+    models,
+    predict,
+    pretrain,
+    prune,
+    quantize,
+    regions,
+)
 from zoo.errors import UnknownNameError, ZooError
 
 app = typer.Typer(
@@ -35,6 +48,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fill-mask": predict.fill_mask,
     "finetune": finetune.finetune,
     "evaluate": finetune.evaluate,
+    "tokenize": pretrain.tokenize,
+    "pretrain": pretrain.pretrain,
     "distill": distill.distill,
     "prune": prune.prune,
     "quantize": quantize.quantize,

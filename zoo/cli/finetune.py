@@ -112,7 +112,7 @@ def finetune(
         for event in events:
             event(row)
 
-    with _Bar(quiet=as_json) as bar:
+    with Bar(quiet=as_json) as bar:
         report = fit(
             model,
             train,
@@ -219,7 +219,7 @@ def _model(source: str, task: str, random: bool, generator: Any, options: Mappin
     return zoo.create(source, pretrained=not random, task=task, generator=generator, **options)
 
 
-class _Bar:
+class Bar:
     """A bar on stderr with loss, metric and time left; silent where nobody looks."""
 
     def __init__(self, quiet: bool) -> None:
@@ -233,7 +233,7 @@ class _Bar:
         self.shown = self.bar.add_task("reading", total=None)
         self.last = ""
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         self.bar.__enter__()
         return self
 

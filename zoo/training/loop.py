@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import zoo.checkpoints.save as saving
 from zoo.checkpoints.load import load
+from zoo.data.corpus import MaskedCorpus
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.formats.disk import write_atomically
 from zoo.models.base.model import unwrapped
@@ -58,7 +59,7 @@ class Fitted:
 
 def fit(
     model: nn.Module,
-    train: Table | Iterable[Mapping[str, Any]],
+    train: Table | Iterable[Mapping[str, Any]] | MaskedCorpus,
     evaluate: Table | None = None,
     *,
     tokenizer: Any = None,
@@ -72,8 +73,8 @@ def fit(
     """Train a task model, in place, and leave it in eval mode with the weights of its best
     evaluation (of the last update without one).
 
-    train: a file of rows (csv, tsv, jsonl, parquet, txt), rows as dicts, or a DataLoader (any sized
-    iterable) of batches that ``model(**batch)`` takes, labels among them. evaluate: rows again, after
+    train: a file of rows (csv, tsv, jsonl, parquet, txt), rows as dicts, a `MaskedCorpus`, or a DataLoader
+    (any sized iterable) of batches that ``model(**batch)`` takes, labels among them. evaluate: rows again, after
     each epoch or every ``evaluate_every`` updates. tokenizer, columns, regions: how rows are read, see
     `TableReader`. out: a folder; the best model is there as `zoo.save` writes it, at any
     time, and below ``training/`` the log as CSV. resume: go on where ``out`` says that a run stopped.
@@ -97,8 +98,7 @@ def fit(
     model.train()
     while run.step < run.total and not run.report.stopped_early:
         epoch, done = divmod(run.step, run.per_epoch)
-        batches = islice(data.batches(epoch), done * chosen.accumulate, None)
-        for group in grouped(batches, chosen.accumulate):
+        for group in grouped(data.batches(epoch, done * chosen.accumulate), chosen.accumulate):
             run.update([moved(batch, device) for batch in group])
             if run.step >= run.total or run.report.stopped_early:
                 break
@@ -108,9 +108,9 @@ def fit(
 
 @dataclass
 class _Data:
-    """The batches of an epoch: rows in an order drawn anew, or what somebody's loader gives."""
+    """The batches of an epoch from some place on: rows in an order drawn anew, or what a loader gives."""
 
-    batches: Callable[[int], Iterator[Any]]
+    batches: Callable[[int, int], Iterator[Any]]
     count: int
     run: Callable[[Any, Any], tuple[Tensor, Any]]
 
@@ -119,9 +119,9 @@ class _Data:
         if isinstance(train, str | os.PathLike) or _are_rows(train):
             examples = reader.examples(train, model)
 
-            def drawn(epoch: int) -> Iterator[Any]:
+            def drawn(epoch: int, start: int) -> Iterator[Any]:
                 generator = torch.Generator().manual_seed(chosen.seed * 1_000_003 + epoch)
-                order = torch.randperm(len(examples), generator=generator).tolist()
+                order = torch.randperm(len(examples), generator=generator).tolist()[start * chosen.batch_size :]
                 return (batch for _, batch in examples.batches(order, chosen.batch_size, (rank(), world())))
 
             return cls(drawn, math.ceil(len(examples) / chosen.batch_size), examples.supervision.run)
@@ -131,7 +131,9 @@ class _Data:
             raise InputError("a loader of batches must know how many there are: it has no len()") from None
         if not count:
             raise InputError("there are no batches to train on")
-        return cls(lambda epoch: iter(train), count, _plain_run)
+        if isinstance(train, MaskedCorpus):
+            return cls(lambda epoch, start: train.epoch(epoch, start, (rank(), world())), count, _plain_run)
+        return cls(lambda epoch, start: islice(iter(train), start, None), count, _plain_run)
 
 
 def _are_rows(train: Any) -> bool:

@@ -9,6 +9,9 @@ model = torch.nn.parallel.DistributedDataParallel(model)     # or: a whole copy 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +42,23 @@ def shard(model: nn.Module, **options: Any) -> nn.Module:
         fully_shard(bare.get_submodule(place.path), **options)
     fully_shard(inner, **options)
     return model
+
+
+@contextmanager
+def copies(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as each process of a torchrun has a copy of it (DistributedDataParallel), on its own
+    device; as it is where there is one process.
+    """
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield model
+        return
+    dist.init_process_group()
+    try:
+        if torch.cuda.is_available():
+            model = model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
+        yield nn.parallel.DistributedDataParallel(model)
+    finally:
+        dist.destroy_process_group()
 
 
 def is_share(tensor: Tensor) -> bool:
