@@ -70,7 +70,6 @@ class Archive:
         groups: Iterable[str] = (),
         group: str = "",
         files: Iterable[Path] = (),
-        stored: Archive | None = None,
     ):
         self.path = path
         self.format = format
@@ -81,7 +80,7 @@ class Archive:
         self.group = group
         self.files = tuple(files) or (path,)
         self._entries = dict(entries)
-        self._stored = stored
+        self._stored: Archive | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -111,6 +110,11 @@ class Archive:
     def stored(self) -> Archive:
         """The tensors as the file holds them, where those shown are put together from several."""
         return self if self._stored is None else self._stored
+
+    def put_together_from(self, stored: Archive) -> Archive:
+        """This archive, whose tensors those of ``stored`` are parts of."""
+        self._stored = stored
+        return self
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, contiguous, on the CPU; its memory is the mapped file where the file's layout

@@ -78,7 +78,8 @@ def read(path: Path, data: memoryview) -> Archive:
         )
     if sparse_tensors.KEY in metadata:
         whole = sparse_tensors.shown(entries, metadata, str(path))
-        return Archive(path, "safetensors", whole, metadata=metadata, stored=Archive(path, "safetensors", entries))
+        parts = Archive(path, "safetensors", entries)
+        return Archive(path, "safetensors", whole, metadata=metadata).put_together_from(parts)
     return Archive(path, "safetensors", entries, metadata=metadata)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.checkpoints.adapters.adapter_hub import from_adapters, fusion_to_adapters, to_adapters
 from zoo.checkpoints.adapters.peft import from_peft, to_peft
 from zoo.checkpoints.adapters.places import bare_name, copy_into, path_of_class
-from zoo.checkpoints.adapters.stored import FUSION, LIBRARY, OWN, Stored, read_adapter, write_adapter
+from zoo.checkpoints.adapters.stored import FUSION, LIBRARY, OWN, StoredAdapter, read_adapter, write_adapter
 from zoo.checkpoints.description import FORMAT_VERSION
 from zoo.checkpoints.files import read_json
 from zoo.errors import CheckpointError, TechniqueError
@@ -94,14 +94,14 @@ def load_adapter(
     return from_adapters(model, source, configs, layout=layout)
 
 
-def _put_fusion(model: nn.Module, found: Stored, layout: str | None) -> nn.Module:
+def _put_fusion(model: nn.Module, found: StoredAdapter, layout: str | None) -> nn.Module:
     """A fusion that ``adapters`` saved, onto adapters that are there."""
     names = found.config.get("adapter_names") or found.config["name"]
     names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
     return from_adapters(model, found.tensors, {}, layout=layout, fusion=(names, found.config["config"]))
 
 
-def _put_own(model: nn.Module, found: Stored, shown: str) -> nn.Module:
+def _put_own(model: nn.Module, found: StoredAdapter, shown: str) -> nn.Module:
     described = found.config
     if described.get("zoo_format", 1) > FORMAT_VERSION:
         raise CheckpointError(

@@ -32,7 +32,7 @@ HARMLESS = ("auto_mapping", "base_model_name_or_path", "inference_mode", "model_
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredAdapter:
     """What a folder holds: ``kind`` is the name of its config, ``metadata`` that of its tensors."""
 
     kind: str
@@ -68,12 +68,12 @@ def write_adapter(
                     (folder / name).unlink(missing_ok=True)
 
 
-def read_adapter(folder: Path, config: Mapping[str, Any] | None = None) -> Stored:
+def read_adapter(folder: Path, config: Mapping[str, Any] | None = None) -> StoredAdapter:
     """The adapter in a folder that somebody may be replacing. ``config`` counts whatever lies there."""
     return settled(lambda: _read(folder, config), folder)
 
 
-def _read(folder: Path, given: Mapping[str, Any] | None) -> Stored:
+def _read(folder: Path, given: Mapping[str, Any] | None) -> StoredAdapter:
     kind = next((config for config in FILES if (folder / config).is_file()), LIBRARY)
     names = (*FILES[kind], BASE) if kind == LIBRARY else FILES[kind]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -84,7 +84,7 @@ def _read(folder: Path, given: Mapping[str, Any] | None) -> Stored:
         if path.name in FILES[OWN] and header.said:  # of which kind they are, the tensors know best
             kind = OWN if ADAPTER in header.said else kind if FOREIGN not in header.said else LIBRARY
         found = _config(folder / kind, header) if given is None else given
-        return Stored(kind, found, {key: archive.read(key) for key in archive.tensors}, archive.metadata)
+        return StoredAdapter(kind, found, {key: archive.read(key) for key in archive.tensors}, archive.metadata)
 
 
 def _config(file: Path, header: Header) -> Mapping[str, Any]:
