@@ -33,7 +33,10 @@ FILE = re.compile(r"\b(?:zoo|tests|benchmarks|examples|docs|weights)/[\w./-]+\.(
 NO_NAMES = {  # keys of a file's metadata
     *("zoo.adapter", "zoo.description", "zoo.files", "zoo.generation", "zoo.sparse")
 }
-ILLUSTRATIONS = ("my_package", "self.encoder")  # what shows a place in a file, or a package that nobody has
+ILLUSTRATIONS = (
+    "my_package",
+    "run.through(self.encoder, causal())",
+)  # what shows a place in a file, or a package that nobody has
 
 
 @pytest.mark.parametrize(("page", "number", "code"), SNIPPETS, ids=[f"{page}:{n}" for page, n, _ in SNIPPETS])
@@ -42,7 +45,7 @@ def test_every_snippet_runs(page, number, code, tmp_path, monkeypatch):
         pytest.skip("shows a place in a file, not a program")
     monkeypatch.chdir(tmp_path)
     try:
-        exec(compile(code, f"{page}, snippet {number}", "exec"), {"__name__": "snippet"})
+        exec(compile(code, f"{page}, snippet {number}", "exec", dont_inherit=True), {"__name__": "snippet"})
     except FetchError as error:
         pytest.skip(f"its weights can't be had here: {error}")
 

@@ -107,7 +107,9 @@ def inspect(
             return {**found, "layout": "zoo", **facts, "notes": list(notes)}
         foreign = foreign_config(source, config)
         try:
-            keymap = layouts.load(layouts.recognise(archive, foreign))
+            if (layout := layouts.recognise(archive, foreign)) == layouts.OURS:
+                raise layouts.undescribed(str(source))
+            keymap = layouts.load(layout)
             ours = keymap.config_forward(foreign or {}, archive.tensors)
             plan = Opened(archive, keymap, ours, foreign).plan(inspect=True)
         except ZooError as error:

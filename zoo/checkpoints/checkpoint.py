@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.binding import CONFIG_FILE, FOREIGN, MODULES, Header, faults, replaced
+from zoo.checkpoints.binding import CONFIG_FILE, FOREIGN, MODULES, WEIGHTS_FILE, Header, faults, replaced
 from zoo.checkpoints.description import (
     class_of_maps,
     described,
@@ -17,9 +17,10 @@ from zoo.checkpoints.description import (
     own_description,
     targets_of,
 )
-from zoo.checkpoints.files import embedding_options, folder_of, foreign_config, head_options
+from zoo.checkpoints.files import architectures_of, folder_of, foreign_config, head_options
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.opened import Opened, under_own_names
+from zoo.checkpoints.sentence_modules import embedding_options, prompt_note, refuse_model_elsewhere, with_modules
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive
 from zoo.formats.disk import settled
@@ -28,6 +29,7 @@ from zoo.maps import layouts
 from zoo.maps.config_map import SAVE
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
+from zoo.registry.tasks import TASKS
 from zoo.tasks.base import spec_of_class
 from zoo.techniques.blueprint import Blueprint
 
@@ -61,10 +63,38 @@ class Checkpoint(Opened):
             return {}
         return head_options(self.foreign, spec_of_class(task, self.blueprint.model_class).options)
 
-    def targets(self) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of ours that the whole file must give, with every head that it has."""
+    def kept_task(self) -> tuple[str | None, str]:
+        """The task that a foreign checkpoint was trained for, as far as what lies beside the tensors
+        says it and its head is there; and what to say where it is not. Heads that the family trains
+        its models with are no such task: they are there for whoever asks for them.
+        """
+        if self.keymap is None:
+            return self.blueprint.task, ""
+        if self.hints_for("sentence-embedding"):
+            return "sentence-embedding", prompt_note(self.source)
+        named, model_class = architectures_of(self.foreign), self.blueprint.model_class
+        known = [name for name in named if name in self.keymap.architectures]
+        heads = {head for name in known for head in self.keymap.architectures[name]} - set(model_class.heads)
+        present = self.plan(inspect=True).heads if heads else frozenset()
+        tasks = [task for head in sorted(heads & present) if (task := head.replace("_", "-")) in TASKS]
+        if len(tasks) == 1:
+            return tasks[0], ""
+        if heads:
+            return (
+                None,
+                f"the config says {', '.join(known)}, but the file has no such head; the model comes without it",
+            )
+        strange = [name for name in named if name not in known and "For" in name]
+        if strange and not known:
+            return None, f"the zoo has no head like that of {', '.join(strange)}; the model comes without it"
+        return None, ""
+
+    def targets(self, blueprint: Blueprint | None = None) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of ours that the whole file must give, with every head that it has, for
+        this ``blueprint`` or the checkpoint's own.
+        """
         stored = {name: info.shape for name, info in self.plan(inspect=True).outputs.items()}
-        return targets_of(self.blueprint, stored)
+        return targets_of(blueprint or self.blueprint, stored)
 
 
 @contextmanager
@@ -85,6 +115,7 @@ def open_checkpoint(
     again.
     """
     shown = shown or ("tensors in memory" if isinstance(source, Mapping) else str(source))
+    refuse_model_elsewhere(source)
 
     def opened_once() -> Checkpoint:
         return _checkpoint(source, name, record, layout, config, shown)
@@ -164,12 +195,8 @@ def _of_others(
     written = None if config is not None or header.generation is None else header.json(FOREIGN)
     recorded = record.layout if record is not None else None
     found_layout = layout or recorded or layouts.recognise(archive, foreign if written is None else written)
-    if found_layout == layouts.OURS:
-        raise CheckpointError(
-            f"{shown} is a state dict of the zoo without the description of its model.\n"
-            "Save the model with zoo.save(model, folder), or build it with zoo.create(...) and fill it with "
-            "model.load_state_dict(torch.load(file)); with the config.json of zoo.save beside it the file loads"
-        )
+    if found_layout == layouts.OURS and layouts.is_ours(archive):
+        raise layouts.undescribed(shown)
     keymap = layouts.load(found_layout)
     if variant is not None and variant.maps != keymap.family:
         raise CheckpointError(
@@ -178,8 +205,12 @@ def _of_others(
     model_class = class_of_maps(keymap.family) if variant is None else variant.model_class()
 
     def understood(said: Mapping[str, Any] | None) -> Any:
-        return model_class.Config.from_dict(keymap.config_forward(said or {}, archive.tensors))
+        return model_class.Config.from_dict(keymap.config_forward(said or {}, alone.tensors))
 
+    alone = archive
+    archive, modules = with_modules(alone, source)
+    if archive is not alone:
+        archive.put_together_from(alone.stored)
     notes: tuple[str, ...] = ()
     hints: dict[str, Any] = {}
     folder = folder_of(source)
@@ -193,6 +224,7 @@ def _of_others(
         keymap,
         found.to_dict(),
         foreign,
+        modules=modules,
         sha256=None if record is None else record.sha256,
         source=source,
         shown=shown,
@@ -210,10 +242,12 @@ def _modules(
     """What a sentence encoder that the zoo wrote for another library says of its vectors, and what is
     to be said of that; refused where the files that say it may be of another save.
     """
-    if folder is None or "modules.json" not in header.files:
+    if folder is None or header.path.name not in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json"):
         return {"sentence-embedding": {}}, ()
     found = {"sentence-embedding": embedding_options(folder)}
     told = faults(folder, header.files, [name for name in header.files if name in MODULES or "/" in name])
+    if found["sentence-embedding"] and "modules.json" not in header.files:
+        told.insert(0, "modules.json was not written with the weights")
     if told and ((config or {}).get(SAVE) != header.generation or replaced(folder, header)):
         raise CheckpointError(f"{folder}: {told[0]}: it is of another save; convert the model again")
     return found, tuple(f"{fault}: it was edited, and is taken as it is" for fault in told)

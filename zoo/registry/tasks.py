@@ -109,6 +109,7 @@ SPECS = (
         "text:SentenceEmbedding",
         "one vector for a text, for search and similarity",
         pooling="mean",
+        layers=(),  # what the pooled vector goes through, see zoo.tasks.text
         normalize=True,
     ),
     _spec(

@@ -19,6 +19,7 @@ from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
 from zoo.maps.rules import unwrapped
 from zoo.models.base.model import Model
+from zoo.registry.inputs import LABELS
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import PretrainingTerm
 
@@ -100,6 +101,21 @@ class TaskModel(nn.Module):
         return self.model.packing
 
     @property
+    def techniques(self) -> tuple[Any, ...]:
+        """What was applied to the model, in order."""
+        return self.model.techniques
+
+    @property
+    def changes(self) -> tuple[Any, ...]:
+        """What techniques changed, in order."""
+        return tuple(getattr(self.model, "changes", ()))
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the model's hidden states."""
+        return self.model.hidden_size
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 
@@ -108,7 +124,10 @@ class TaskModel(nn.Module):
         return self.model.dtype
 
     def given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's arguments by name."""
+        """A call's arguments by name; one that neither the model nor a task takes is refused."""
+        for name in named:
+            if self.model.arguments and name not in self.model.arguments and name not in LABELS:
+                raise unknown(f"input of {type(self).__name__}", name, [*sorted(self.model.arguments), *LABELS])
         return dict(zip(self.names, inputs, strict=False)) | dict(named)
 
     def score(self, term: PretrainingTerm, given: Mapping[str, Any], encoded: Any) -> tuple[Any, Padding | None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError, TaskError
+from zoo.layers.feed_forward import activation
 from zoo.layers.pooler import pool
 from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
@@ -138,29 +139,97 @@ class MultipleChoice(TaskModel):
         return TaskOutput(loss, logits, losses={} if loss is None else {"choice": loss}, encoded=encoded)
 
 
+EMBEDDING_HEAD = "sentence_embedding"
+
+
+class EmbeddingDense(nn.Module):
+    """``f(W v + b)``, plus ``v`` (or a linear map of it to the new width) where it is residual."""
+
+    def __init__(self, width: int, size: int, activation_name: str, bias: bool, residual: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, size, bias=bias)
+        self.activation, self.is_residual = activation(activation_name), residual
+        if residual and width != size:
+            self.residual = nn.Linear(width, size, bias=False)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        out = self.activation(self.linear(vector))
+        if not self.is_residual:
+            return out
+        return out + (self.residual(vector) if hasattr(self, "residual") else vector)
+
+
+class EmbeddingNorm(nn.Module):
+    """Layer norm of a vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        normed: Tensor = self.norm(vector)
+        return normed
+
+
+def embedding_layers(written: Any, width: int) -> nn.ModuleList:
+    """What the option ``layers`` of sentence-embedding lists: ``{"kind": "dense", "size": 256,
+    "activation": "tanh", "bias": True, "residual": False}``, ``{"kind": "norm"}`` and ``{"kind":
+    "dropout", "rate": 0.1}``, of which all but kind and size may be left out.
+    """
+    layers = nn.ModuleList()
+    known = {"dense": {"size", "activation", "bias", "residual"}, "norm": set[str](), "dropout": {"rate"}}
+    if not isinstance(written, list | tuple):
+        raise ConfigError(f"layers must be a list of layers, got {written!r}")
+    for layer in written:
+        kind = layer.get("kind") if isinstance(layer, Mapping) else None
+        if not isinstance(kind, str) or kind not in known or set(layer) - known[kind] - {"kind"}:
+            raise ConfigError(
+                f"a layer of a sentence embedding is a dict with the kind {', '.join(known)}; dense with size, "
+                f"activation, bias and residual, dropout with rate; got {layer!r}"
+            )
+        if kind == "dense":
+            size, bias, residual = layer.get("size"), layer.get("bias", True), layer.get("residual", False)
+            if type(size) is not int or size < 1 or type(bias) is not bool or type(residual) is not bool:
+                raise ConfigError(f"a dense layer has a size of at least 1, bias and residual are bool; got {layer!r}")
+            layers.append(EmbeddingDense(width, size, layer.get("activation", "identity"), bias, residual))
+            width = size
+        elif kind == "norm":
+            layers.append(EmbeddingNorm(width))
+        else:
+            rate = layer.get("rate", 0.0)
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                raise ConfigError(f"the rate of a dropout must lie between 0 and 1, got {rate!r}")
+            layers.append(nn.Dropout(rate))
+    return layers
+
+
 class SentenceEmbedding(TaskModel):
-    """One vector for a text: its token states pooled over real tokens, then at length one where
-    ``normalize`` says so.
+    """One vector for a text: its token states pooled over real tokens, through the ``layers`` that the
+    option lists, then at length one where ``normalize`` says so.
     """
 
     POOLINGS = ("mean", "max", "cls")
 
     @classmethod
     def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
-        return ()
+        return (EMBEDDING_HEAD,)
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
         if options["pooling"] not in cls.POOLINGS:
             raise ConfigError(f"pooling must be one of {', '.join(cls.POOLINGS)}, got {options['pooling']!r}")
-        return cls(model, {}, options)
+        layers = embedding_layers(options["layers"], model.config.hidden_size)
+        return cls(model, {EMBEDDING_HEAD: layers} if len(layers) else {}, options)
 
     def forward(self, *inputs: Tensor, **named: Any) -> TaskOutput:
-        """-> embedding (batch, hidden)."""
+        """-> embedding (batch, hidden), or as wide as the last dense layer."""
         given = self.given(inputs, named)
         encoded = self.model(**given)
         real = self.model.padding_of("text", given, encoded, pack=False).real
         vector = pool(encoded.last_hidden_state, real, self.options["pooling"])
+        if EMBEDDING_HEAD in self.heads:
+            for layer in self.heads[EMBEDDING_HEAD]:  # type: ignore[attr-defined]
+                vector = layer(vector)
         return TaskOutput(
             embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded
         )

@@ -16,6 +16,7 @@ import tokenizers
 from zoo.errors import CheckpointError, InputError
 from zoo.formats.disk import write_atomically
 from zoo.tokenization.files import guarded
+from zoo.tokenization.language_frames import LanguageFrames
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,12 +114,18 @@ class Tokenizer:
         """One text, or a pair of texts, with the family's special tokens; offsets refer to the text
         behind the pre-step.
 
-        ``language`` is for families whose pre-step knows languages (XLM); ``pair_language``
-        defaults to it.
+        ``language`` is for families whose pre-step or frame knows languages (XLM, mBART);
+        ``pair_language`` defaults to it.
         """
         prepared = self.prepared(text, language)
         prepared_pair = None if pair is None else self.prepared(pair, pair_language or language)
-        return guarded("the text cannot be encoded", InputError, lambda: self.backend.encode(prepared, prepared_pair))
+        frame = self._frame_of(language, pair_language)
+        if frame is self.backend:
+            encode = lambda: self.backend.encode(prepared, prepared_pair)  # noqa: E731
+            return guarded("the text cannot be encoded", InputError, encode)
+        first = self._encode_parts([text], [language])[0]
+        second = None if pair is None else self._encode_parts([pair], [pair_language or language])[0]
+        return guarded("the text cannot be encoded", InputError, lambda: frame.post_process(first, second, True))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of one sequence of ids (a list or a 1-dimensional tensor)."""
@@ -149,7 +156,7 @@ class Tokenizer:
 
         A text longer than ``max_length`` is cut (a pair: the longer of the two first), or refused
         with ``truncation=False``. ``padding`` is True (to the longest), "max_length" or False (all
-        texts must then be equally long).
+        texts must then be equally long). ``language``: of all texts, or of each (XLM, mBART).
         """
         import torch
 
@@ -172,7 +179,14 @@ class Tokenizer:
         first = self._encode_parts(texts, languages)
         second = None if pairs is None else self._encode_parts(pairs, pair_languages)
         encodings = [
-            self._assemble(encoding, None if second is None else second[row], limit, truncation, row)
+            self._assemble(
+                encoding,
+                None if second is None else second[row],
+                limit,
+                truncation,
+                row,
+                self._frame_of(languages[row], None if second is None else pair_languages[row]),
+            )
             for row, encoding in enumerate(first)
         ]
 
@@ -210,11 +224,21 @@ class Tokenizer:
             raise InputError(
                 f"the text holds half of a surrogate pair at character {error.start}; decode it with errors='replace'"
             ) from error
-        if language is not None and not self.pre_step.takes_language:
+        if language is not None and not self.pre_step.takes_language and not self.frames.default:
             raise InputError(
                 f"language={language!r} was given, but this tokenizer does the same for every language; leave it out"
             )
         return self.pre_step(text, language)
+
+    def _frame_of(self, language: str | None, pair_language: str | None) -> tokenizers.Tokenizer:
+        """The backend whose frame goes around a text, or a pair, of a language."""
+        if not self.frames.default:
+            return self.backend
+        if pair_language not in (None, language):
+            raise InputError(
+                f"a pair has one language in the frame of this tokenizer, got {language!r} and {pair_language!r}"
+            )
+        return self.frames.of(language)
 
     def _encode_parts(self, texts: Sequence[str], languages: Sequence[str | None]) -> list[tokenizers.Encoding]:
         prepared = [self.prepared(text, language) for text, language in zip(texts, languages, strict=True)]
@@ -231,8 +255,9 @@ class Tokenizer:
         limit: int | None,
         truncation: bool,
         row: int,
+        frame: tokenizers.Tokenizer,
     ) -> tokenizers.Encoding:
-        """Cut to the limit, then put the special tokens in."""
+        """Cut to the limit, then put the special tokens of the frame in."""
         if limit is not None:
             room = limit - self.backend.num_special_tokens_to_add(second is not None)
             if room < 0:
@@ -252,10 +277,15 @@ class Tokenizer:
                 if second is not None:
                     second.truncate(keep_second, direction=self.truncation_side)
         return guarded(
-            "the special tokens cannot be added", InputError, lambda: self.backend.post_process(first, second, True)
+            "the special tokens cannot be added", InputError, lambda: frame.post_process(first, second, True)
         )
 
     # --- vocabulary
+
+    @cached_property
+    def frames(self) -> LanguageFrames:
+        """The backend's frame in each of its languages, where it names one."""
+        return LanguageFrames(self.backend)
 
     @cached_property
     def vocab_size(self) -> int:
