@@ -268,8 +268,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
         write_tensors(tmp_path / "file" / "x.safetensors", some())
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_LEFTOVER_AGE", -1.0)
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
     leftover = tmp_path / ".x.safetensors.abc.incomplete"
     leftover.write_bytes(b"half")
     with SafetensorsWriter(tmp_path / "x.safetensors", {"w": Info((2,))}) as living:

@@ -31,7 +31,9 @@ PROSE = [  # pages and code; the changelog names what is no more
 ]
 NAME = re.compile(r"`(zoo(?:\.[A-Za-z_]\w*)+)(?![\w.]*\*)")
 FILE = re.compile(r"\b(?:zoo|tests|benchmarks|examples|docs|weights)/[\w./-]+\.(?:py|toml|md)\b")
-NO_NAMES = {"zoo.sparse"}  # a key of a file's metadata
+NO_NAMES = {  # keys of a file's metadata
+    *("zoo.adapter", "zoo.description", "zoo.files", "zoo.generation", "zoo.sparse")
+}
 ILLUSTRATIONS = (
     "my_package",
     "run.through(self.encoder, causal())",

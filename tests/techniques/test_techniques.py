@@ -20,6 +20,7 @@ from tests.matrix import check_cell, run, same, seeded
 from tests.strategies import build, randomised, relative, small_batch, small_config, states
 from zoo.checkpoints.adapters import adapter_hub, peft
 from zoo.checkpoints.adapters import files as foreign
+from zoo.checkpoints.adapters.stored import read_adapter
 from zoo.errors import CheckpointError, ConfigError, InputError, TechniqueError, UnknownNameError
 from zoo.formats.opening import open_archive
 from zoo.layers import Mask, causal
@@ -765,7 +766,7 @@ def test_a_library_s_lora_goes_onto_every_base_that_ours_goes_onto(technique, li
     assert same(run(loaded), run(direct))
     assert not same(run(loaded), run(zoo.apply(bert(), *EXAMPLES[technique], generator=seeded())), 1e-3)
     again = foreign.save_adapter(loaded, tmp_path / "again", library=library, name="theirs")
-    stored, written = (foreign._tensors(place, foreign.ADAPTER_FILES) for place in (folder, again))
+    stored, written = (read_adapter(place).tensors for place in (folder, again))
     assert all(torch.equal(stored[key], written[key]) for key in stored)
 
 

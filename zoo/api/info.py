@@ -80,14 +80,14 @@ def inspect(
     """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family,
     size, what is foreign or refused.
     """
-    from zoo.checkpoints.description import check_description, class_of_maps
-    from zoo.checkpoints.files import foreign_config, read_description
+    from zoo.checkpoints.binding import Header
+    from zoo.checkpoints.description import check_description, class_of_maps, own_description
+    from zoo.checkpoints.files import foreign_config
     from zoo.checkpoints.opened import Opened
     from zoo.errors import ZooError
     from zoo.formats.opening import open_archive
     from zoo.maps import layouts
 
-    described = read_description(Path(source))
     with open_archive(Path(source)) as archive:
         names = list(archive.tensors)
         found: dict[str, Any] = {
@@ -98,15 +98,15 @@ def inspect(
             "dtypes": dict(Counter(item.dtype for item in archive.tensors.values())),
             "refused": list(archive.refused),
         }
-        if described is not None:
-            check_description(described, Path(source))
-            return {
-                **found,
-                "layout": "zoo",
-                "model": described["model"],
-                "class": described["class"],
-                "task": described["task"],
-            }
+        try:
+            described, notes = own_description(archive, Header.of(archive), source)
+            if described:
+                check_description(described, Path(source))
+        except ZooError as error:
+            return {**found, "layout": "zoo", "why": str(error)}
+        if described:
+            facts = {key: described[key] for key in ("model", "class", "task")}
+            return {**found, "layout": "zoo", **facts, "notes": list(notes)}
         foreign = foreign_config(source, config)
         try:
             if (layout := layouts.recognise(archive, foreign)) == layouts.OURS:

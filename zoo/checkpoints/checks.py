@@ -1,5 +1,5 @@
 """The checks of a checkpoint: hash, keys one to one, shapes and finite values, ties, config contract,
-recorded outputs.
+what binds its files, recorded outputs.
 
 Whatever brings tensors in (convert, load, create, init_from, verify) runs the same ones. A check
 passes, fails, or could not be tried, and says why.
@@ -14,16 +14,17 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from zoo.checkpoints.binding import CONTENT, content_of
 from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.formats.archive import DTYPE_NAMES, Archive, Described
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
-from zoo.formats.writer import blocks, check_finite, content_hash, raw, tensor_hash
+from zoo.formats.writer import blocks, check_finite, raw
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, constant, shape_of
 from zoo.maps.templates import same
 
-NAMES = ("hash", "keys", "values", "ties", "contract", "probe")
+NAMES = ("hash", "keys", "values", "ties", "contract", "binding", "probe")
 
 MIXED = "its floats differ in dtype, in which no layer computes; all are taken as {}, which holds their values"
 
@@ -67,19 +68,27 @@ class Checks:
         return {"last_passed": self.last_passed, "ok": self.ok, "checks": [asdict(check) for check in self.results]}
 
 
-def verify(opened: Opened, targets: Mapping[str, object], probe: Probe | None = None) -> Checks:
+def verify(
+    opened: Opened,
+    targets: Mapping[str, object],
+    probe: Probe | None = None,
+    binding: Callable[[], Check] | None = None,
+) -> Checks:
     """Every check of a checkpoint, in order, up to the first that fails, without converting it.
-    ``targets``: the names and shapes that a model of its config has.
+    ``targets``: the names and shapes that a model of its config has. ``binding``: of a folder's
+    other files.
     """
     archive = opened.archive
     plan = opened.plan(targets, inspect=True)
+    theirs = opened.keymap is not None and (opened.sha256 is not None or CONTENT not in archive.metadata)
     return run(
         {
-            "hash": lambda: check_content(archive) if opened.keymap is None else check_hash(archive, opened.sha256),
+            "hash": lambda: check_hash(archive, opened.sha256) if theirs else check_content(archive),
             "keys": lambda: check_plan(plan),
             "values": lambda: check_values(archive, plan, targets),
             "ties": lambda: check_ties(archive, plan),
             "contract": lambda: check_contract(opened),
+            "binding": binding or (lambda: untried("binding", "tensors by themselves have nothing beside them")),
             "probe": lambda: check_probe(probe),
         }
     )
@@ -124,11 +133,11 @@ def check_hash(archive: Archive, expected: str | None, found: str | None = None)
 
 
 def check_content(archive: Archive) -> Check:
-    """Our own file against the hash of its tensors that its metadata holds."""
-    expected = archive.metadata.get("zoo.content_sha256")
+    """A file that the zoo wrote against the hash of its tensors that its metadata holds."""
+    expected = archive.metadata.get(CONTENT)
     if expected is None:
         return untried("hash", "the file's metadata holds no hash of its tensors")
-    found = content_hash(archive.tensors, {name: tensor_hash(archive.read(name)) for name in archive.tensors})
+    found = content_of(archive)
     if found != expected:
         said = f"the tensors hash to {found}, the metadata says {expected}: the file was changed or damaged"
         return Check("hash", False, said)

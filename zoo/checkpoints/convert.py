@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,24 @@ from torch import Tensor
 
 from zoo.checkpoints import checks
 from zoo.checkpoints import streaming as engine
+from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, damage, hashes
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.companions import head_words, write_companions
-from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, class_of_maps, describe
-from zoo.checkpoints.fetching.cache import home, locked
+from zoo.checkpoints.description import (
+    FORMAT_VERSION,
+    class_of_maps,
+    describe,
+    write_description,
+)
+from zoo.checkpoints.fetching.cache import LOCAL, Cache, CacheEntry, home, locked
 from zoo.checkpoints.files import folder_of, read_description
 from zoo.checkpoints.locate import locate, narrowed
 from zoo.checkpoints.sentence_modules import without_layers
 from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
-from zoo.errors import CheckpointError, InputError, ZooError
-from zoo.formats.disk import safe_path
+from zoo.errors import CheckpointError, FetchError, InputError, ZooError
+from zoo.formats.archive import Archive
+from zoo.formats.disk import in_use, safe_path
 from zoo.formats.writer import writing
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
@@ -76,7 +83,7 @@ def convert(
                 raise InputError("the way back starts from a file or folder of ours; save the model first")
             if read_description(path) is None:
                 raise CheckpointError(f"{path} is not in our layout; convert it first, then the way back is open")
-            with open_checkpoint(path) as checkpoint:
+            with open_checkpoint(path, config=config) as checkpoint:
                 return _back(checkpoint, layouts.load(own_map or to), destination, dry_run)
         with open_checkpoint(path, record=record, layout=own_map or layout, config=config) as checkpoint:
             if checkpoint.keymap is None:
@@ -104,14 +111,15 @@ def _forward(
     if kept_task is not None:
         blueprint = replace(blueprint, task=kept_task, options=_options(checkpoint, kept_task))
     description = describe(blueprint, hints)
-    metadata = {"zoo.description": json.dumps(description, sort_keys=True)}
     to_file, lost = out.suffix == ".safetensors", ""
     with writing(out), staged(out, to_file, dry_run) as stage:
-        to = replace(destination, path=out if to_file else stage / WEIGHTS_FILE)
-        report = engine.convert(checkpoint, checkpoint.targets(blueprint), to, dry_run=dry_run, metadata=metadata)
-        if not dry_run and not to_file:
-            (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        to, whole = replace(destination, path=out if to_file else stage / WEIGHTS_FILE), not (dry_run or to_file)
+        if whole:
             lost = _copy_tokenizer(source, record, stage)
+        binding = Binding(description, files=hashes(stage) if whole else {})
+        report = engine.convert(checkpoint, checkpoint.targets(blueprint), to, dry_run=dry_run, binding=binding)
+        if whole and report.content_sha256 is not None:
+            write_description(stage / CONFIG_FILE, binding.described(report.content_sha256))
     if to_file and has_tokenizer(source):
         lost = "a single file holds no tokenizer; name a folder in its place to keep the source's"
     heads_lost = [] if checkpoint.keymap is None else _lost_heads(found.left_out, checkpoint.keymap)
@@ -156,10 +164,10 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
         )
     with writing(out), staged(out, to_file, dry_run) as stage:
         to = destination if to_file or dry_run else replace(destination, path=stage)
-        report = engine.convert_back(archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
         notes += (
             [TO_FILE] if to_file else [] if dry_run else write_companions(checkpoint, keymap, stage, layers, to.dtype)
         )
+        report = engine.convert_back(archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
     files = report.files if to_file else tuple(out / file.name for file in report.files)
     return replace(report, files=files, notes=(*report.notes, *notes))
 
@@ -215,26 +223,93 @@ def _copy_tokenizer(path: Any, record: Record | None, stage: Path) -> str:
     return ""
 
 
+TRIES = 16  # where the cache is pruned, or found damaged, while it is used
+
+
 def converted(record: Record) -> Path:
     """A registered checkpoint in our layout, in the cache: fetched, verified and converted once, by
-    one process.
+    one process. Fetched files that are damaged are fetched again, a damaged conversion is made anew.
     """
-    from zoo.checkpoints.fetching.fetch import fetch
+    with conversion(record) as folder:
+        return folder
+
+
+@contextmanager
+def conversion(record: Record) -> Iterator[Path]:
+    """What `converted` gives, kept from being pruned while the block runs."""
+    from zoo.checkpoints.fetching.fetch import fetch, provenance
 
     folder = fetch(record)
+    with ExitStack() as kept:
+        for left in reversed(range(TRIES)):
+            entry = provenance(folder)
+            try:
+                found = _converted(record, folder, entry, kept)
+                break
+            except (ZooError, OSError) as error:
+                if not left or not (damaged := ("it is gone",) if entry is None else Cache().damage(entry)):
+                    raise
+                if entry is None and folder.exists():
+                    raise
+                try:
+                    folder = fetch(record, force=entry is not None and entry.present())
+                except FetchError as again:
+                    raise FetchError(f"{record.name}: {damaged[0]}, and can't be fetched again: {again}") from error
+        yield found
+
+
+def _converted(record: Record, folder: Path, entry: CacheEntry | None, kept: ExitStack) -> Path:
     record = narrowed(record, folder)
-    with open_checkpoint(folder, record=record) as checkpoint:
+    with in_use(folder), open_checkpoint(folder, record=record) as checkpoint:
         if checkpoint.keymap is None:
+            kept.enter_context(in_use(folder))
             return folder
         layout, version = checkpoint.layout, checkpoint.keymap.version
-        name = safe_path(f"{record.name}-{layout}-{version}-{FORMAT_VERSION}-{VERSION}-{folder.name}")
+        made_of = folder.name if entry is not None else _as_it_is_now(checkpoint.archive)
+        name = safe_path(f"{record.name}-{layout}-{version}-{FORMAT_VERSION}-{VERSION}-{made_of}")
         target = home() / "converted" / name
-        if not (target / CONFIG_FILE).is_file():
+        if not _kept(target, kept):
             target.parent.mkdir(parents=True, exist_ok=True)
             with locked(target.parent / f"{name}.lock"):
-                if not (target / CONFIG_FILE).is_file():
-                    _forward(checkpoint, record, Destination(target))
+                if not _kept(target, kept):
+                    Cache().discard(target)
+                    _forward(_as_fetched(checkpoint, entry), record, Destination(target))
+                    kept.enter_context(in_use(target))
     return target
+
+
+def _kept(target: Path, kept: ExitStack) -> bool:
+    """Whether a conversion is there and whole, as far as can be told without hashing it; it then is
+    kept from being pruned.
+    """
+    with ExitStack() as use:
+        if use.enter_context(in_use(target)) and not damage(target, contents=False):
+            kept.push(use.pop_all())
+            return True
+    return False
+
+
+def _as_it_is_now(archive: Archive) -> str:
+    """What tells a source that lies outside of the cache from what it was before it was changed."""
+    states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in archive.files]
+    return f"{hashlib.sha256(repr(states).encode()).hexdigest()[:16]}{LOCAL}"
+
+
+def _as_fetched(checkpoint: Checkpoint, entry: CacheEntry | None) -> Checkpoint:
+    """A checkpoint whose tensors are to have the hash that its file had when it was fetched, as its
+    neighbors are found to have now.
+    """
+    if entry is None:
+        return checkpoint
+    archive = checkpoint.archive
+    names = {
+        file.relative_to(entry.folder).as_posix(): file for file in archive.files if file.is_relative_to(entry.folder)
+    }
+    if problems := Cache().damage(entry, besides=names):
+        raise CheckpointError(f"{entry.source}: {problems[0]}: damaged since it was fetched")
+    if checkpoint.sha256 is not None or not set(names) <= set(entry.files) or len(names) != len(archive.files):
+        return checkpoint
+    return replace(checkpoint, sha256=archive.joint({names[name]: entry.files[name].sha256 for name in names}))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.checks import MIXED, Checks, widest
-from zoo.checkpoints.convert import converted
+from zoo.checkpoints.convert import conversion
 from zoo.checkpoints.description import targets_within
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
@@ -111,10 +111,11 @@ def open_to_load(
     """
     path, record = (None, source) if isinstance(source, Record) else locate(source)
     shown = source.name if isinstance(source, Record) else None if isinstance(source, Mapping) else str(source)
-    if record is not None:
-        path, name = converted(record), name or record.name
-    with open_checkpoint(path, name=name, layout=layout, config=config, shown=shown, mmap=mmap) as checkpoint:
-        yield checkpoint
+    with ExitStack() as stack:
+        if record is not None:
+            path, name = stack.enter_context(conversion(record)), name or record.name
+        checkpoint = open_checkpoint(path, name=name, layout=layout, config=config, shown=shown, mmap=mmap)
+        yield stack.enter_context(checkpoint)
 
 
 def filled(
@@ -165,7 +166,7 @@ def filled(
         module.find_tokenizer = partial(tokenizer, _home(shown))
     left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
-        shown, checkpoint.layout, left_out, random, checkpoint.differs, notes, checks, left
+        shown, checkpoint.layout, left_out, random, checkpoint.differs, (*checkpoint.notes, *notes), checks, left
     )
     announce(module, sizes)
     return module.eval()

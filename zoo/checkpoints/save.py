@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zoo.checkpoints.description import CONFIG_FILE, WEIGHTS_FILE, describe
+from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, hashes
+from zoo.checkpoints.description import describe, write_description
 from zoo.checkpoints.staging import staged
 from zoo.errors import InputError
 from zoo.formats.sparse_tensors import packed
@@ -32,11 +32,12 @@ def save(
     all or nothing. What torch wraps around a model (torch.compile, DataParallel) is left out.
 
     The files are written beside the folder and moved in when they are whole; a folder that exists
-    is replaced file by file. Tensors stand under the canonical names, a task's heads under
-    ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors with many
-    zeros are stored by their other values alone where that is smaller; `load` and every converter
-    here read them. A model in shares (`zoo.training.shard`) is saved by all processes together. -> the
-    folder.
+    is replaced file by file, and a tokenizer in it stays where none is given. Each file says which
+    save it is of, so that no two saves are mixed. Tensors stand under the canonical names, a task's
+    heads under ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors
+    with many zeros are stored by their other values alone where that is smaller; `load` and every
+    converter here read them. A model in shares (`zoo.training.shard`) is saved by all processes
+    together. -> the folder.
     """
     folder, model = Path(folder), unwrapped(model)
     if not isinstance(model, Model | TaskModel | WithHeads):
@@ -53,13 +54,13 @@ def save(
     if is_shared_out(model) and dist.get_rank():
         dist.barrier()  # the first process writes
         return folder
-    with writing(folder), staged(folder) as stage:
-        tensors, how = packed(tensors) if sparse else (tensors, {})
-        metadata = {"zoo.description": json.dumps(description, sort_keys=True), **how}
-        write_tensors(stage / WEIGHTS_FILE, tensors, metadata, shard_size=shard_size)
-        (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with writing(folder), staged(folder, keep=True) as stage:
         if tokenizer is not None:
             tokenizer.save(stage)
+        binding = Binding(description, files=hashes(stage))
+        tensors, how = packed(tensors) if sparse else (tensors, {})
+        written = write_tensors(stage / WEIGHTS_FILE, tensors, how, shard_size=shard_size, seal=binding.header)
+        write_description(stage / CONFIG_FILE, binding.described(written.content_sha256))
     if is_shared_out(model):
         dist.barrier()
     return folder

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints import checks
+from zoo.checkpoints.binding import CONTENT, FOREIGN, GENERATION, Binding, hashes
 from zoo.checkpoints.checks import Check, Checks
 from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError
@@ -28,10 +29,12 @@ from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import Archive, Described, Info, dtype_name
 from zoo.formats.disk import write_atomically
 from zoo.formats.writer import SafetensorsWriter, Written, check_finite, writing
+from zoo.maps.config_map import SAVE
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, PlanStep
 
 Progress = Callable[[int, int], None]
+Seal = Callable[[str], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,9 @@ class Destination:
     progress: Progress | None = None
     durable: bool = True
 
-    def writer(self, infos: Mapping[str, Info], room: Mapping[str, str]) -> SafetensorsWriter:
+    def writer(self, infos: Mapping[str, Info], room: Mapping[str, str], seal: Seal) -> SafetensorsWriter:
         return SafetensorsWriter(
-            self.path, infos, room, shard_size=self.shard_size, durable=self.durable, progress=self.progress
+            self.path, infos, room, shard_size=self.shard_size, durable=self.durable, progress=self.progress, seal=seal
         )
 
 
@@ -109,12 +112,13 @@ def convert(
     *,
     heads: Collection[str] | None = None,
     dry_run: bool = False,
-    metadata: Mapping[str, str] | None = None,
+    binding: Binding | None = None,
 ) -> Report:
     """A foreign file into safetensors under our names.
 
     ``heads`` None: those among ``targets``. With ``dry_run`` all is planned and nothing read or
-    written. The source is hashed beside the stream, so that its bytes come from the disk once.
+    written. ``binding``: what the header says of the file and its neighbors. The source is hashed
+    beside the stream, so that its bytes come from the disk once.
     """
     started, archive = time.perf_counter(), opened.archive
     plan = opened.plan(targets, heads)
@@ -126,8 +130,8 @@ def convert(
         return _report(plan, archive, infos, planned, started)
     ties = checks.check_ties(archive, plan)
     with _hashing(archive) as source_hash:
-        room = _metadata(plan, archive, "0" * 64, "0" * 64, max(checks.NAMES, key=len))
-        with to.writer(infos, {**(metadata or {}), **room}) as writer:
+        room = _metadata(plan, archive, "0" * 64, max(checks.NAMES, key=len))
+        with to.writer(infos, room, binding.header if binding else lambda content: {CONTENT: content}) as writer:
             stream(plan, archive, writer.write)
             sha256 = source_hash.result()
             hashed = checks.check_hash(archive, opened.sha256, sha256)
@@ -135,8 +139,7 @@ def convert(
                 raise CheckpointError(hashed.why)
             values = checks.values_read(infos, infos)
             results = (hashed, checks.check_plan(plan), values, ties, contract, checks.check_probe(None))
-            facts = _metadata(plan, archive, sha256, writer.content_sha256(), Checks(results).last_passed)
-            written = writer.finish({**(metadata or {}), **facts})
+            written = writer.finish(_metadata(plan, archive, sha256, Checks(results).last_passed))
     return _report(plan, archive, infos, results, started, written, source_sha256=sha256)
 
 
@@ -152,7 +155,7 @@ def convert_back(
     dry_run: bool = False,
 ) -> Report:
     """A file of ours into a public layout, with the config that the other library reads beside it
-    where ``to`` is a folder.
+    where ``to`` is a folder; what lies in that already belongs to the file.
 
     ``ties`` writes stored copies too, as old files have them. ``said``: what the config says
     besides. What the layout implies without storing is held against the tensors on the way.
@@ -172,10 +175,12 @@ def convert_back(
         return _report(plan, archive, infos, before, started, foreign_config=foreign)
     tied = checks.check_ties(archive, plan)
     note = {"format": "pt", "zoo.layout": keymap.layout, "zoo.map_version": str(keymap.version)}
-    with to.writer(infos, note) as writer:
+    binding = Binding(foreign, FOREIGN, {} if folder is None else hashes(folder))
+    with to.writer(infos, note, binding.header) as writer:
         stream(plan, archive, writer.write)
         written = writer.finish(note)
     if folder is not None:
+        foreign = {**foreign, SAVE: binding.header(written.content_sha256)[GENERATION]}
         text = json.dumps(foreign, indent=2, sort_keys=True) + "\n"
         with writing(folder / "config.json"):
             write_atomically(folder / "config.json", text, durable=to.durable)
@@ -266,10 +271,9 @@ def _hashing(archive: Archive) -> Iterator[Future[str]]:
         yield pool.submit(archive.sha256)
 
 
-def _metadata(plan: Plan, archive: Archive, source: str, content: str, last_passed: str) -> dict[str, str]:
+def _metadata(plan: Plan, archive: Archive, source: str, last_passed: str) -> dict[str, str]:
     facts = {
         "format": "pt",
-        "zoo.content_sha256": content,
         "zoo.layout": plan.layout,
         "zoo.map_version": str(plan.version),
         "zoo.checked": last_passed,

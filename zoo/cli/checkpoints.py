@@ -56,7 +56,7 @@ def convert(
 
 
 def verify(path: str, as_json: Json = False) -> None:
-    """Check a file or folder: hash, keys, values, ties, contract, recorded outputs. Exit code 1 where a check fails."""
+    """Check a file or folder: hash, keys, values, ties, contract, binding, outputs. Exit code 1 where a check fails."""
     report = zoo.verify(path)
     print_json(report.to_dict()) if as_json else print(report)
     if not report.ok:

@@ -80,6 +80,7 @@ class Archive:
         self.group = group
         self.files = tuple(files) or (path,)
         self._entries = dict(entries)
+        self._stored: Archive | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -97,11 +98,23 @@ class Archive:
         """Let go of the file; tensors that were read stay valid."""
         self._entries.clear()
         self._closed = True
+        if self._stored is not None:
+            self._stored.close()
 
     @property
     def entries(self) -> Mapping[str, Entry]:
         """The located tensors, for readers that are built from other readers."""
         return MappingProxyType(self._entries)
+
+    @property
+    def stored(self) -> Archive:
+        """The tensors as the file holds them, where those shown are put together from several."""
+        return self if self._stored is None else self._stored
+
+    def put_together_from(self, stored: Archive) -> Archive:
+        """This archive, whose tensors those of ``stored`` are parts of."""
+        self._stored = stored
+        return self
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, contiguous, on the CPU, in memory of its own; or in the mapped file, where the
@@ -136,7 +149,10 @@ class Archive:
         print for them, sorted by name.
         """
         with guarded(str(self.path)):
-            hashes = {file: sha256_of(file) for file in self.files}
+            return self.joint({file: sha256_of(file) for file in self.files})
+
+    def joint(self, hashes: Mapping[Path, str]) -> str:
+        """One hash for all the files of this archive, out of theirs."""
         if len(hashes) == 1:
             return next(iter(hashes.values()))
         base = self.path if self.path.is_dir() else self.path.parent

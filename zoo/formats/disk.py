@@ -7,16 +7,27 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from zoo.errors import CheckpointError
 from zoo.formats.limits import printable
 
+try:
+    import fcntl
+except ImportError:  # not on Windows; leftovers of killed processes then stay
+    fcntl = None  # type: ignore[assignment]
+
 CHUNK = 1 << 20
-UNFINISHED = ".incomplete"  # how the name of a file ends that is being written
+UNFINISHED = ".incomplete"  # how the name of a file or folder ends that is being written
+PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # seconds between the tries to read what somebody is replacing
+
+T = TypeVar("T")
 
 
 def open_regular(path: Path) -> io.BufferedReader:
@@ -88,17 +99,85 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
+# --- what is being written
+
+
+def begin(path: Path) -> tuple[Path, int]:
+    """A new file beside ``path`` to write what shall stand there, open and locked; what killed
+    processes left of earlier tries is removed first.
+    """
+    clear_leftovers(path)
+    while True:
+        temporary = _name_beside(path)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        if _claimed(temporary, descriptor):
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+@contextmanager
+def workspace(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to write in what shall be moved there, removed in the end; what killed
+    processes left of earlier tries is removed first.
+    """
+    clear_leftovers(path)
+    while True:
+        folder, descriptor = _name_beside(path), -1
+        folder.mkdir()
+        if fcntl is None:
+            break
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # taken for a leftover, before it could be locked
+            continue
+        if _claimed(folder, descriptor):
+            break
+        os.close(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove the files and folders beside ``path`` in which killed processes wrote what should stand
+    there.
+    """
+    if path.parent.is_dir():
+        for left in sorted(path.parent.glob(f".{_escaped(path.name)}.*{UNFINISHED}")):
+            with suppress(OSError), abandoned(left) as nobodys:
+                if nobodys:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Whether nobody is writing an unfinished file or folder; as far as the system tells, and for as
+    long as the block runs.
+    """
+    if fcntl is None or not (stat.S_ISDIR(mode := path.lstat().st_mode) or stat.S_ISREG(mode)):
+        yield False
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield _try_flock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
     """Replace a small file by one rename, so that a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{UNFINISHED}")
+    temporary, descriptor = begin(path)
     try:
-        with temporary.open("xb") as file:
+        with open(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -137,6 +216,130 @@ class Target(io.RawIOBase):
         if self.error is not None:
             raise self.error
         self._file.flush()
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[bool]:
+    """Keep a folder from those who ask whether it is `unused`; False where it is gone already."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield fcntl is None and folder.is_dir()
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield is_still(folder, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def unused(folder: Path) -> Iterator[bool]:
+    """Whether nobody says that a folder is `in_use`, as far as the system tells; nobody begins to while
+    the block runs.
+    """
+    if fcntl is None:
+        yield True
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield True
+        return
+    try:
+        try:
+            free = _try_flock(descriptor)
+        except OSError:
+            free = True
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against every other process that asks for it so, where the file system can."""
+    descriptor = -1
+    if fcntl is not None:
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _name_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{UNFINISHED}")
+
+
+def _claimed(path: Path, descriptor: int) -> bool:
+    """Lock what was just made, so that it is not taken for a leftover; False where it has been taken
+    for one already, between the making and the lock.
+    """
+    try:
+        return fcntl is None or (_try_flock(descriptor) and is_still(path, descriptor))
+    except OSError:  # a file system without locks, where nothing is removed either
+        return True
+
+
+def _try_flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of that name: somebody may have removed it between open
+    and lock.
+    """
+    try:
+        return os.fstat(descriptor).st_ino == os.stat(path).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
+
+
+# --- what somebody may be replacing
+
+
+def settled(read: Callable[[], T], path: Path) -> T:
+    """What ``read`` makes of a folder (or of a file and its neighbors) that another process may be
+    replacing file by file: where it fails while files change, it is tried again, a few times.
+    """
+    for pause in PAUSES:
+        before = _state(path)
+        try:
+            return read()
+        except (CheckpointError, OSError):
+            time.sleep(pause)
+            if _state(path) == before:
+                raise
+    return read()
+
+
+def _state(path: Path) -> frozenset[tuple[str, int, int, int]]:
+    """What tells the files of a folder from those of a moment ago."""
+    found = set()
+    with suppress(OSError):
+        places = os.scandir(path) if path.is_dir() else (path, path.with_name("config.json"))
+        for place in places:
+            with suppress(OSError):
+                status = place.stat()
+                found.add((place.name, status.st_ino, status.st_mtime_ns, status.st_size))
+    return frozenset(found)
+
+
+# --- names
 
 
 def safe_path(name: str) -> str:

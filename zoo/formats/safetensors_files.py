@@ -80,7 +80,9 @@ def read(path: Path, data: memoryview) -> Archive:
             f"{path}: the tensors take {position} bytes, the file holds {len(body)}: it is truncated or has a tail"
         )
     if sparse_tensors.KEY in metadata:
-        entries = sparse_tensors.shown(entries, metadata, str(path))
+        whole = sparse_tensors.shown(entries, metadata, str(path))
+        parts = Archive(path, "safetensors", entries)
+        return Archive(path, "safetensors", whole, metadata=metadata).put_together_from(parts)
     return Archive(path, "safetensors", entries, metadata=metadata)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from zoo.errors import CheckpointError
@@ -55,7 +55,20 @@ def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
         path,
         next(iter(archives.values())).format,
         entries,
-        metadata=details if isinstance(details, dict) else {},
+        metadata={**(details if isinstance(details, dict) else {}), **_said_by_all(path, archives)},
         refused=[f"{line} in {file}" for file, archive in archives.items() for line in archive.refused],
         files=(path, *(path.parent / file for file in files)),
     )
+
+
+def _said_by_all(path: Path, archives: Mapping[str, Archive]) -> dict[str, object]:
+    """What the headers of all shards say, of what the zoo writes into each; refused where they are of
+    two saves.
+    """
+    first, *rest = ({k: v for k, v in a.metadata.items() if k.startswith("zoo.")} for a in archives.values())
+    for file, said in zip(list(archives)[1:], rest, strict=True):
+        if said != first:
+            raise CheckpointError(
+                f"{path}: the shards {next(iter(archives))!r} and {file!r} are of two saves; save the model again"
+            )
+    return first

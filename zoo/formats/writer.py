@@ -13,10 +13,8 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,15 +28,9 @@ from torch import Tensor
 from zoo.errors import CheckpointError, InputError, ZooError
 from zoo.formats.archive import DTYPE_NAMES, Described, Info
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
-from zoo.formats.disk import UNFINISHED, sync, write_atomically
-
-try:
-    import fcntl
-except ImportError:  # not on Windows; leftovers of killed processes then stay
-    fcntl = None  # type: ignore[assignment]
+from zoo.formats.disk import begin, sync, write_atomically
 
 BLOCK = 4 << 20  # bytes that are handled at once: small enough for a processor's cache
-_LEFTOVER_AGE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -103,8 +95,9 @@ class SafetensorsWriter:
 
     ``tensors`` says every name, shape and dtype beforehand; ``write`` takes whole tensors and
     ``append`` rows, in any order. ``metadata`` reserves room for what ``finish`` gets: the same
-    keys with values that are at least as long. Leaving the block without ``finish`` removes
-    everything.
+    keys with values that are at least as long. ``seal`` gives what the header says besides, once
+    the hash of the tensors is known: always the same keys, with values of the same length. Leaving
+    the block without ``finish`` removes everything.
     """
 
     def __init__(
@@ -116,10 +109,12 @@ class SafetensorsWriter:
         shard_size: int | None = None,
         durable: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        seal: Callable[[str], Mapping[str, str]] | None = None,
     ):
         self.path = Path(path)
         self.infos = {name: Info(tuple(info.shape), info.dtype) for name, info in tensors.items()}
-        self.room = dict(metadata or {})
+        self.seal = seal or (lambda content: {})
+        self.room = {**(metadata or {}), **self.seal("0" * 64)}
         self.durable, self.progress = durable, progress
         if shard_size is not None and shard_size < 1:
             raise InputError(f"shard_size={shard_size} must be a positive number of bytes")
@@ -139,7 +134,6 @@ class SafetensorsWriter:
     def __enter__(self) -> SafetensorsWriter:
         with writing(self.path, self.total):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _clear_leftovers(self.path)
             free = shutil.disk_usage(self.path.parent).free
             if self.total > free:
                 raise CheckpointError(
@@ -148,12 +142,7 @@ class SafetensorsWriter:
             try:
                 for shard in self.shards:
                     shard.reserved = len(self._header(shard, self.room))
-                    shard.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}{UNFINISHED}")
-                    shard.descriptor = os.open(
-                        shard.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-                    )
-                    if fcntl is not None:
-                        fcntl.flock(shard.descriptor, fcntl.LOCK_EX)
+                    shard.temporary, shard.descriptor = begin(self.path)
                     os.ftruncate(shard.descriptor, shard.reserved + shard.size)
             except BaseException:
                 self._discard()
@@ -238,13 +227,14 @@ class SafetensorsWriter:
                 f"{self.path.name} lacks {lacking[0]!r} and {len(lacking) - 1} more; nothing was written"
             )
         content = self.content_sha256()
+        said = {**(self.room if metadata is None else metadata), **self.seal(content)}
         with writing(self.path, self.total):
             for shard in self.shards:
-                header = self._header(shard, self.room if metadata is None else metadata, shard.reserved)
+                header = self._header(shard, said, shard.reserved)
                 _write_at(shard.descriptor, memoryview(header), 0)
                 if self.durable:
                     os.fsync(shard.descriptor)
-            files = self._publish(content) if self.sharded else self._publish_one()
+            files = self._publish(content, said) if self.sharded else self._publish_one()
             if self.durable:
                 sync(self.path.parent)
         return Written(tuple(files), self.total, content)
@@ -274,11 +264,11 @@ class SafetensorsWriter:
         _remove([index_path(self.path), *old] if index_path(self.path).exists() else [])
         return [self.path]
 
-    def _publish(self, content: str) -> list[Path]:
-        """Shards are named after what they hold, so that the files of an older output stay whole
-        until the index, last, is replaced.
+    def _publish(self, content: str, said: Mapping[str, str]) -> list[Path]:
+        """Shards are named after what they hold and say, so that the files of an older output stay
+        whole until the index, last, is replaced.
         """
-        assignment = json.dumps([shard.names for shard in self.shards])
+        assignment = json.dumps([[shard.names for shard in self.shards], sorted(said.items())])
         tag = hashlib.sha256(f"{content}{assignment}".encode()).hexdigest()[:8]
         stem, count = self.path.name.removesuffix(".safetensors"), len(self.shards)
         names = [f"{stem}-{tag}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
@@ -445,29 +435,3 @@ def _old_shards(path: Path) -> list[Path]:
 def _remove(files: list[Path]) -> None:
     for file in files:
         file.unlink(missing_ok=True)
-
-
-def _clear_leftovers(path: Path) -> None:
-    """Remove what a killed process left: a file that nobody has locked and that is old enough not
-    to be about to be.
-    """
-    if fcntl is None:
-        return
-    for file in path.parent.glob(f".{_escaped(path.name)}.*{UNFINISHED}"):
-        try:
-            if time.time() - file.stat().st_mtime < _LEFTOVER_AGE:
-                continue
-            descriptor = os.open(file, os.O_RDWR)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove([file])
-        except OSError:
-            pass
-        finally:
-            os.close(descriptor)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError, ZooError, missing_extra
-from zoo.formats.disk import Target
+from zoo.formats.disk import Target, workspace
 from zoo.formats.writer import writing
 from zoo.models.base.model import bare_model
 
@@ -121,8 +120,8 @@ def export(
             outputs = _checked(positional, program, given, rows, length)
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-                stage = Path(folder) / path.name
+            with writing(path), workspace(path) as folder:
+                stage = folder / path.name
                 _write(program, stage, list(given), outputs)
                 os.replace(stage, path)
     finally:

@@ -59,6 +59,7 @@ class ConfigEntry:
         raise ConfigError(f"{layout} cannot say {self.field}={value!r}; it can say {known}")
 
 
+SAVE = "zoo_generation"  # in a config that the zoo wrote for another library: which save it is of
 PARTS = ("defaults", "ignored", "only", "constants", "task", "fixed", "lost", "from_keys", "from_shapes", "aliases")
 
 
@@ -185,7 +186,7 @@ class ConfigMap:
                 raise ConfigError(
                     f"{self.layout}: config key {key!r} is {value!r}; only {shown} can be converted: {reason}"
                 )
-        elif key not in self.task and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
+        elif key not in (*self.task, SAVE) and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
             known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
             near = ", ".join(repr(k) for k in closest(key, known))
             raise ConfigError(

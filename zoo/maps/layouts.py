@@ -193,6 +193,8 @@ def config_wanted(keymap: KeyMap, path: Path) -> ConfigError:
 
 def is_ours(archive: Listed) -> bool:
     """Whether the zoo wrote the file, or another wrote it under our names."""
+    if "zoo.config" in archive.metadata:  # the zoo wrote it in the layout of another library
+        return False
     if "zoo.description" in archive.metadata or "zoo.content_sha256" in archive.metadata:
         return True
     return any(name.endswith(OWN_TABLE) and own_name(name) == OWN_TABLE for name in archive.tensors)

@@ -4,7 +4,6 @@ file of ours.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,20 +16,14 @@ from zoo.checkpoints.adapters.bases import check_base, described_base
 from zoo.checkpoints.adapters.peft import check_saved_heads, from_peft, to_peft
 from zoo.checkpoints.adapters.places import bare_name, copy_into, path_of_class
 from zoo.checkpoints.adapters.putting import put_on
+from zoo.checkpoints.adapters.stored import FUSION, LIBRARY, OWN, StoredAdapter, read_adapter, write_adapter
+from zoo.checkpoints.description import FORMAT_VERSION
 from zoo.checkpoints.files import read_json
 from zoo.errors import CheckpointError, TechniqueError
-from zoo.formats.disk import write_atomically
 from zoo.formats.limits import guarded
-from zoo.formats.opening import open_archive
-from zoo.formats.writer import write_tensors, writing
 from zoo.models.base.model import bare_model, unwrapped
 from zoo.registry.renames import CLASSES
 from zoo.techniques.base import apply, recorded
-
-FUSION_CONFIG = "adapter_fusion_config.json"
-FUSION_FILES = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
-ADAPTER_FILES: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin")
-ADAPTER_FILES += ("model.safetensors", "adapter.safetensors")
 
 
 def save_adapter(
@@ -45,40 +38,38 @@ def save_adapter(
 
     library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for the
     LoRA, IA3 or prefix of this ``name``, "adapters" for its bottleneck adapter, LoRA, IA3 or prefix
-    (and no heads), or for the fusion of adapters named like "a,b".
+    (and no heads), or for the fusion of adapters named like "a,b". A folder holds one adapter: the
+    files of an older one, of whatever library, go.
     """
     config: dict[str, Any]
     model = unwrapped(model)
     if library == "peft":
         tensors, config = to_peft(model, name, layout)
-        weights, config_file = "adapter_model.safetensors", "adapter_config.json"
+        kind, weights = LIBRARY, "adapter_model.safetensors"
     elif library == "adapters" and name is not None and "," in name:
         tensors, config = fusion_to_adapters(model, name, layout)
-        weights, config_file = FUSION_FILES[0], FUSION_CONFIG
+        kind, weights = FUSION, "model_adapter_fusion.safetensors"
     elif library == "adapters":
         tensors, config = to_adapters(model, name, layout)
-        weights, config_file = "adapter.safetensors", "adapter_config.json"
+        kind, weights = LIBRARY, "adapter.safetensors"
     elif library == "zoo":
         added = {name for change in getattr(bare_model(model), "changes", ()) for name in change.added}
         state = {bare_name(model, key): tensor.detach() for key, tensor in model.state_dict().items()}
         tensors = {key: tensor for key, tensor in state.items() if key in added or key.startswith("heads.")}
         techniques = [technique.record() for technique in bare_model(model).techniques]
         config = {"class": path_of_class(model), "techniques": techniques}
-        weights, config_file = "adapter.safetensors", "adapter.json"
+        kind, weights = OWN, "adapter.safetensors"
     else:
         raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
-    header = {"zoo.adapter": json.dumps(config, sort_keys=True)} if library == "zoo" else {"format": "pt"}
-    folder, header = Path(folder), header | described_base(model)
-    with writing(folder):
-        write_tensors(folder / weights, tensors, header)
-        write_atomically(folder / config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    folder = Path(folder)
+    write_adapter(folder, kind, weights, tensors, config, described_base(model))
     return folder
 
 
 def load_adapter(
     model: nn.Module,
     source: str | os.PathLike[str] | Mapping[str, Tensor],
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     *,
     layout: str | None = None,
     name: str | None = None,
@@ -86,17 +77,20 @@ def load_adapter(
     """Put an adapter onto a model: a folder that `save_adapter`, ``peft`` or ``adapters`` wrote, or
     its tensors with its config.
 
-    layout: how the library that wrote it names the base model's parts; None = the family's Hugging
-    Face layout. name: the adapter's, where the config has none. -> the same model.
+    config: a dict or a JSON file that counts whatever lies there; one that was edited since it was
+    saved is refused otherwise. layout: how the library that wrote it names the base model's parts;
+    None = the family's Hugging Face layout. name: the adapter's, where the config has none. -> the
+    same model.
     """
+    config = config if config is None or isinstance(config, Mapping) else read_json(Path(config))
     if not isinstance(source, Mapping):
-        folder = Path(source)
-        if (folder / "adapter.json").is_file():
-            return _load_own(model, folder)
-        if (folder / FUSION_CONFIG).is_file():
-            return _load_fusion(model, folder, layout)
-        config = read_json(folder / "adapter_config.json") if config is None else config
-        source = _tensors(folder, ADAPTER_FILES, model)
+        found = read_adapter(Path(source), config)
+        check_base(model, found.metadata, str(source))
+        if found.kind == OWN:
+            return _put_own(model, found, str(source))
+        if found.kind == FUSION:
+            return _put_fusion(model, found, layout, str(source))
+        source, config = found.tensors, found.config
     if not isinstance(config, Mapping) and config is not None:
         raise CheckpointError(f"an adapter's config is a mapping, got {type(config).__name__}")
     if config is None:
@@ -109,42 +103,32 @@ def load_adapter(
     return from_adapters(model, source, configs, layout=layout)
 
 
-def _tensors(folder: Path, names: tuple[str, ...], model: nn.Module | None = None) -> dict[str, Tensor]:
-    """The tensors in the first of these files that is there, whose base is held against a ``model``."""
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise CheckpointError(f"{folder} holds none of {', '.join(names)}")
-    with open_archive(path) as archive:
-        if model is not None:
-            check_base(model, archive.metadata, str(folder))
-        return {key: archive.read(key) for key in archive.tensors}
-
-
-def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Module:
+def _put_fusion(model: nn.Module, found: StoredAdapter, layout: str | None, shown: str) -> nn.Module:
     """A fusion that ``adapters`` saved, onto adapters that are there."""
-    described = read_json(folder / FUSION_CONFIG)
-    names, config = described.get("adapter_names") or described.get("name"), described.get("config")
+    names, config = found.config.get("adapter_names") or found.config.get("name"), found.config.get("config")
     names = names.split(",") if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or not isinstance(config, dict):
-        raise CheckpointError(f"{folder / FUSION_CONFIG} must name the adapters that it fuses, and have a config")
-    tensors = _tensors(folder, FUSION_FILES, model)
-    return from_adapters(model, tensors, {}, layout=layout, fusion=(tuple(names), config))
+        raise CheckpointError(f"{shown}: {FUSION} must name the adapters that it fuses, and have a config")
+    return from_adapters(model, found.tensors, {}, layout=layout, fusion=(tuple(names), config))
 
 
-def _load_own(model: nn.Module, folder: Path) -> nn.Module:
-    described = read_json(folder / "adapter.json")
-    saved, records = str(described.get("class")), described.get("techniques")
-    saved = CLASSES.get(saved, saved)
+def _put_own(model: nn.Module, found: StoredAdapter, shown: str) -> nn.Module:
+    version, records = found.config.get("zoo_format", 1), found.config.get("techniques")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{shown} was written by a newer zoo (format {version!r}; this one knows {FORMAT_VERSION})"
+        )
     if not isinstance(records, list):
-        raise CheckpointError(f"{folder / 'adapter.json'} must list the adapter's techniques, got {records!r}")
+        raise CheckpointError(f"{shown}: {OWN} must list the adapter's techniques, got {records!r}")
+    saved = str(found.config.get("class"))
+    saved = CLASSES.get(saved, saved)
     if saved != path_of_class(model):
-        raise CheckpointError(f"{folder} is an adapter of {saved}, not of {path_of_class(model)}")
+        raise CheckpointError(f"{shown} is an adapter of {saved}, not of {path_of_class(model)}")
     techniques = recorded(records)
-    tensors = _tensors(folder, ("adapter.safetensors",), model)
 
     def fill(one: nn.Module) -> None:
         apply(one, *techniques)
         targets = {bare_name(one, key): tensor for key, tensor in one.state_dict(keep_vars=True).items()}
-        copy_into(targets, tensors, str(folder))
+        copy_into(targets, found.tensors, shown)
 
-    return put_on(model, fill, str(folder))
+    return put_on(model, fill, shown)

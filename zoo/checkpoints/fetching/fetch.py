@@ -56,13 +56,16 @@ def fetch(
 
     A record's sources are tried in order, and one that is in the cache already comes first.
     ``force`` fetches again: a moved hub revision is followed, and what was here stays valid until
-    the new is whole.
+    the new is whole; what was converted from it is made anew.
     """
     cache = cache or Cache()
     if isinstance(source, str) and _looks_like_tag(source):
         source = record(source)
     if isinstance(source, Record):
-        return _fetch_record(source, cache, is_offline(offline), progress, force).folder
+        folder = _fetch_record(source, cache, is_offline(offline), progress, force).folder
+        if force:
+            cache.discard_conversions(folder.name)
+        return folder
     parsed = source if isinstance(source, Source) else parse_source(source)
     if parsed.kind == "file":
         return _local(parsed)
