@@ -50,7 +50,8 @@ def save(
     with staged(folder) as stage:
         tensors = {name: tensor.detach() for name, tensor in canonical_state(model).items()}
         tensors, how = packed(tensors) if sparse else (tensors, {})
-        metadata = {"zoo.description": json.dumps(description, sort_keys=True), **how}
+        # without "format" the loaders of accelerate and transformers refuse a file
+        metadata = {"format": "pt", "zoo.description": json.dumps(description, sort_keys=True), **how}
         write_tensors(stage / WEIGHTS_FILE, tensors, metadata, shard_size=shard_size)
         (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:

@@ -4,12 +4,14 @@ file of ours.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.adapters.adapter_hub import from_adapters, fusion_to_adapters, to_adapters
@@ -25,6 +27,8 @@ from zoo.techniques.base import apply, new_tensors, recorded
 
 FUSION_CONFIG = "adapter_fusion_config.json"
 FUSION_FILES = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
+PICKLED = {"adapter.safetensors": "pytorch_adapter.bin", FUSION_FILES[0]: FUSION_FILES[1]}
+"""What ``adapters`` reads unless it is told ``use_safetensors=True``."""
 ADAPTER_FILES: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin")
 ADAPTER_FILES += ("model.safetensors", "adapter.safetensors")
 
@@ -41,7 +45,8 @@ def save_adapter(
 
     library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for the
     LoRA, IA3 or prefix of this ``name``, "adapters" for its bottleneck adapter, LoRA, IA3 or prefix
-    (and no heads), or for the fusion of adapters named like "a,b".
+    (and no heads), or for the fusion of adapters named like "a,b"; that library gets the tensors as
+    ``.safetensors`` and, since it reads nothing else unless told to, as a pickle of plain tensors.
     """
     config: dict[str, Any]
     model = unwrapped(model)
@@ -65,6 +70,10 @@ def save_adapter(
     header = {"zoo.adapter": json.dumps(config, sort_keys=True)} if library == "zoo" else {"format": "pt"}
     folder = Path(folder)
     write_tensors(folder / weights, tensors, header)
+    if library == "adapters":
+        pickled = io.BytesIO()
+        torch.save({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, pickled)
+        write_atomically(folder / PICKLED[weights], pickled.getvalue())
     write_atomically(folder / config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
