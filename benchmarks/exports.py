@@ -1,6 +1,6 @@
 """Export every task of every family, small and random, both ways:
 
-    python -m benchmarks.exports                     all of them (some 12 minutes on one core)
+    python -m benchmarks.exports                     all of them (half an hour on one core)
     python -m benchmarks.exports albert knowbert     these families
     python -m benchmarks.exports --formats .onnx --techniques
 
@@ -68,6 +68,7 @@ def main() -> int:
                     counts["refused"] += 1
                     print(f"{family:16} {name:28} {ending}: {error}", flush=True)
                     continue
+                print(f"{family:16} {name:28} {ending}: {made['difference']:.1e}", flush=True)
                 worst = max(worst, made["difference"])
                 counts[f"{ending} ran in {made['ran_in']}"] += 1
     print(f"{dict(counts)}; largest difference {worst:.1e} of a result's largest value")
