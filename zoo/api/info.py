@@ -78,13 +78,14 @@ def inspect(
     source: str | os.PathLike[str], *, config: Mapping[str, Any] | str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family,
-    size, what is foreign or refused.
+    size, what is foreign or refused. ``why``: why `convert` would refuse it; without it only the
+    values, which nobody read, can stand in its way.
     """
-    from zoo.checkpoints.files import foreign_config, read_description
-    from zoo.checkpoints.opened import Opened
+    from zoo.checkpoints.checkpoint import open_checkpoint
+    from zoo.checkpoints.convert import refusal
+    from zoo.checkpoints.files import read_description
     from zoo.errors import ZooError
     from zoo.formats.opening import open_archive
-    from zoo.maps import layouts
 
     described = read_description(Path(source))
     with open_archive(Path(source)) as archive:
@@ -105,23 +106,24 @@ def inspect(
                 "class": described["class"],
                 "task": described["task"],
             }
-        foreign = foreign_config(source, config)
         try:
-            keymap = layouts.load(layouts.recognise(archive, foreign))
-            ours = keymap.config_forward(foreign or {}, archive.tensors)
-            plan = Opened(archive, keymap, ours, foreign).plan(inspect=True)
+            with open_checkpoint(Path(source), config=config) as checkpoint:
+                assert checkpoint.keymap is not None
+                keymap, plan = checkpoint.keymap, checkpoint.plan(inspect=True)
+                refused = refusal(checkpoint)
         except ZooError as error:
             return {**found, "layout": None, "why": str(error), "first_names": names[:10]}
         return {
             **found,
             "layout": keymap.layout,
             "family": keymap.family,
-            "config": ours,
+            "config": dict(checkpoint.config),
             "heads": sorted(plan.heads),
             "missing": list(plan.missing),
             "foreign": dict(plan.left_out),
             "dropped": dict(plan.dropped),
             "problems": list(plan.problems),
+            **({"why": refused} if refused else {}),
             "licence": licence_of(
                 archive.sha256() if archive.path.is_file() and archive.path.stat().st_size < HASHED_BELOW else None
             ),
