@@ -200,6 +200,29 @@ def test_an_onnx_file_that_nobody_could_run_says_so(tmp_path, monkeypatch, capsy
     assert "not run: onnxruntime is not installed" in out
 
 
+def test_what_onnx_cannot_say_is_refused_by_its_name(tmp_path):
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ExportError, match=r"as ONNX: it has nothing for aten\._int_mm; write \.pt2 instead"):
+        zoo.export(zoo.apply(made("bert"), zoo.Int8()), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 8e-3), (torch.bfloat16, 7e-2)])
+def test_half_precision_is_held_to_its_own_steps(dtype, bound, tmp_path, monkeypatch):
+    module = importlib.import_module("zoo.inference.export")
+    model = made("bert").to(dtype)
+    off = {"by": bound * 0.5}
+
+    def opened(path, outputs):
+        return lambda batch: {n: x + off["by"] * x.abs().max() for n, x in flat(model(**batch)).items()}, "another"
+
+    monkeypatch.setattr(module, "_opened", opened)
+    zoo.export(model, tmp_path / "model.pt2", rows=2, length=5)
+    off["by"] = bound * 2
+    with pytest.raises(ExportError, match="gives another"):
+        zoo.export(model, tmp_path / "model.pt2", rows=2, length=5)
+
+
 def test_a_model_that_gives_no_numbers_is_not_exported(tmp_path):
     model = made("bert")
     with torch.no_grad():

@@ -22,6 +22,7 @@ from zoo.models.base.model import bare_model
 
 FORMATS = (".pt2", ".onnx")
 TOLERANCE = 1e-3  # of a result's largest value: how far the file may be from the model
+STEPS = 8  # of the result's dtype, where these are more
 
 Case = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Inputs by name, and what the model gives for them."""
@@ -235,8 +236,8 @@ def _compared(cases: Sequence[Case], run: onnx_files.Run, which: str) -> float:
         found = run(batch)
         for name, value in expected.items():
             scale = float(value.abs().max()) or 1.0
-            difference = float((value - found[name]).abs().max()) / scale
-            if not difference <= TOLERANCE:
+            difference = float((value.float() - found[name].float()).abs().max()) / scale
+            if not difference <= max(TOLERANCE, STEPS * torch.finfo(value.dtype).eps):
                 raise ExportError(
                     f"{which} gives another {name} than the model, by {difference:.1e} of its largest value; nothing "
                     "was written"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,10 @@ def write(program: Any, path: Path, inputs: list[str], outputs: list[str]) -> No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             made: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+    except Exception as error:  # torch raises of all kinds here
+        missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", _chain(error))
+        why = f"it has nothing for {missing[1]}" if missing else _first_line(error)
+        raise ExportError(f"torch can't write this model as ONNX: {why}; write .pt2 instead") from error
     finally:
         quiet.setLevel(level)
     _rename(made.model, inputs, outputs)
@@ -76,7 +81,9 @@ def opened(path: Path, outputs: list[str]) -> tuple[Run | None, str | None]:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
-        raise ExportError(f"{library} can't open the file: {_first_line(error)}") from error
+        raise ExportError(
+            f"{library} can't open the file: {_first_line(error)}; it knows float32 best: export model.float()"
+        ) from error
 
     def run(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         try:
@@ -86,6 +93,11 @@ def opened(path: Path, outputs: list[str]) -> tuple[Run | None, str | None]:
         return {name: torch.from_numpy(value) for name, value in zip(outputs, found, strict=True)}
 
     return run, library
+
+
+def _chain(error: BaseException | None) -> str:
+    """What an error and those that led to it say."""
+    return "" if error is None else f"{error}\n{_chain(error.__cause__)}"
 
 
 def _first_line(error: Exception) -> str:
