@@ -34,6 +34,7 @@ _WHERE = {
     "config": "zoo.registry.variants",
     "convert": "zoo.checkpoints.convert",
     "create": "zoo.api.create",
+    "diff": "zoo.api.diff",
     "export": "zoo.inference.export",
     "generate": "zoo.inference.generate",
     "info": "zoo.api.info",
@@ -42,6 +43,7 @@ _WHERE = {
     "load": "zoo.checkpoints.load",
     "optimize": "zoo.inference.optimize",
     "packing": "zoo.layers.padding",
+    "push_to_hub": "zoo.checkpoints.publishing",
     "register": "zoo.registry.variants",
     "save": "zoo.checkpoints.save",
     "tokenizer": "zoo.checkpoints.tokenizer",
@@ -55,10 +57,12 @@ __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:  # written from _WHERE by `python -m docs.generate`
     from zoo.api.create import create as create
+    from zoo.api.diff import diff as diff
     from zoo.api.info import info as info
     from zoo.api.info import inspect as inspect
     from zoo.checkpoints.convert import convert as convert
     from zoo.checkpoints.load import load as load
+    from zoo.checkpoints.publishing import push_to_hub as push_to_hub
     from zoo.checkpoints.save import save as save
     from zoo.checkpoints.tokenizer import tokenizer as tokenizer
     from zoo.checkpoints.verify import verify as verify

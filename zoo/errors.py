@@ -6,6 +6,16 @@ import difflib
 from collections.abc import Iterable
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 tensor", "12,000 tensors"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def with_article(noun: str) -> str:
+    """A noun behind "a" or "an", by its first letter: "an albert"."""
+    return f"{'an' if noun[:1].lower() in tuple('aeiou') else 'a'} {noun}"
+
+
 class ZooError(Exception):
     """Base of every error that the zoo raises on purpose."""
 

@@ -258,3 +258,17 @@ def test_another_familys_checkpoint_starts_what_it_can_and_the_report_says_what_
         zoo.create("albert-base", init_from=tmp_path / "bert", **TINY)
     with pytest.raises(ConfigError, match="give one of them"):
         zoo.create("vilbert-base", init_from=tmp_path / "bert", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("bfloat16", torch.bfloat16), ("fp16", torch.float16), (torch.float64,) * 2]
+)
+def test_a_dtype_goes_by_its_name_too(said, meant, tmp_path):
+    model = zoo.create("bert-base", dtype=said, **TINY)
+    assert model.dtype == meant
+    zoo.save(model, tmp_path)
+    assert zoo.load(tmp_path, dtype=said).dtype == meant
+    with pytest.raises(UnknownNameError, match="bfloat16"):
+        zoo.load(tmp_path, dtype="bfloat")
+    with pytest.raises(UnknownNameError):
+        zoo.create("bert-base", dtype=torch.int8)

@@ -30,7 +30,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))
-PUBLIC = {"forward", "create", "load", "convert", "register", "save"}  # forwards and public calls may take more
+PUBLIC = {"forward", "create", "load", "convert", "register", "save", "fit"}  # forwards and public calls may take more
 
 
 def trees(*rooms: str) -> Iterator[tuple[str, ast.Module]]:

@@ -13,6 +13,7 @@ from zoo.checkpoints.load import filled, open_to_load, split_overrides
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.warm_start import warm_start
 from zoo.errors import ConfigError
+from zoo.formats.archive import torch_dtype
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
 from zoo.registry.tasks import require_fit
@@ -28,7 +29,7 @@ def create(
     init_from: str | os.PathLike[str] | None = None,
     task: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     generator: torch.Generator | None = None,
     layout: str | None = None,
     techniques: Sequence[Technique] = (),
@@ -41,7 +42,7 @@ def create(
     ``"hub:org/name@revision"``, or tensors by their foreign names; what has no config beside it
     takes the tag's, where the name has one. overrides: config fields and the task's options
     (``num_labels``); on top of loaded weights only those fields that shape no weight. device: may
-    be "meta". dtype: random weights are float32 unless you say, loaded ones come as stored.
+    be "meta". dtype: or its name; random weights are float32 unless you say, loaded ones come as stored.
     generator: draws the random weights. techniques: applied in order, see `zoo.apply`. init_from:
     another family's checkpoint (``"bert-base.google"``, a file or folder) that fills what it can by
     declared rules; ``model.load_report`` says what stays random.
@@ -51,6 +52,7 @@ def create(
     technique finds no parts, TaskError where the task does not fit, CheckpointError for a file that
     is not this model, FetchError where it can't be had.
     """
+    dtype = torch_dtype(dtype)
     variant, _ = registry.resolve(name)
     model_class = variant.model_class()
     if task is not None:

@@ -17,6 +17,7 @@ from zoo.checkpoints.convert import converted
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.formats.archive import torch_dtype
 from zoo.layers.init import initialise, shapes_only
 from zoo.registry.records import Record
 from zoo.registry.tasks import TASKS
@@ -59,7 +60,7 @@ def load(
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     task: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     **overrides: Any,
 ) -> Any:
     """Load a folder or file in our layout or a known foreign one, or a dict of tensors under
@@ -72,7 +73,7 @@ def load(
     lacks it; ``model.load_report`` names both.
     """
     with open_to_load(source, layout=layout, config=config) as checkpoint:
-        return filled(checkpoint, task, overrides, device=device, dtype=dtype)
+        return filled(checkpoint, task, overrides, device=device, dtype=torch_dtype(dtype))
 
 
 @contextmanager

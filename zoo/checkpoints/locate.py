@@ -12,7 +12,7 @@ from typing import Any
 from zoo.errors import CheckpointError, unknown
 from zoo.registry import variants as registry
 from zoo.registry.listing import list_models
-from zoo.registry.records import Record, records
+from zoo.registry.records import Record, aliases, records
 
 
 def locate(source: Any) -> tuple[Any, Record | None]:
@@ -29,7 +29,7 @@ def locate(source: Any) -> tuple[Any, Record | None]:
     if path.exists():
         return path, None
     name = str(source)
-    if os.sep not in name and (name in records() or registry.split(name)[0] in list_models()):
+    if registry.split(name)[0] in list_models() and (os.sep not in name or name.lower() in aliases()):
         record = record_of(name)
         path = fetch(record)
         return path, narrowed(record, path)

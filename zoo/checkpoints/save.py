@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from zoo.checkpoints.description import CONFIG_FILE, WEIGHTS_FILE, describe
 from zoo.checkpoints.staging import staged
@@ -34,7 +35,8 @@ def save(
     is replaced file by file. Tensors stand under the canonical names, a task's heads under
     ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors with many
     zeros are stored by their other values alone where that is smaller; `load` and every converter
-    here read them. -> the folder.
+    here read them. A model in shares (`zoo.training.shard`) is saved by all processes together. -> the
+    folder.
     """
     folder, model = Path(folder), unwrapped(model)
     if not isinstance(model, Model | TaskModel | WithHeads):
@@ -47,8 +49,11 @@ def save(
     description = describe(Blueprint.of(model))
     if sparse and shard_size is not None:
         raise InputError("sparse=True writes one file; leave shard_size out")
+    tensors = {name: whole(tensor.detach()) for name, tensor in canonical_state(model).items()}
+    if is_shared_out(model) and dist.get_rank():
+        dist.barrier()  # the first process writes
+        return folder
     with staged(folder) as stage:
-        tensors = {name: tensor.detach() for name, tensor in canonical_state(model).items()}
         tensors, how = packed(tensors) if sparse else (tensors, {})
         # without "format" the loaders of accelerate and transformers refuse a file
         metadata = {"format": "pt", "zoo.description": json.dumps(description, sort_keys=True), **how}
@@ -56,4 +61,16 @@ def save(
         (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(stage)
+    if is_shared_out(model):
+        dist.barrier()
     return folder
+
+
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether the parameters lie in shares on several processes (FSDP2)."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that lies in shares, gathered from all processes."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]

@@ -6,11 +6,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 import zoo
-from zoo.cli import bench, cache, checkpoints, distill, export, models, predict, prune, quantize, regions
+from zoo.cli import (
+    bench,
+    cache,
+    checkpoints,
+    distill,
+    export,
+    finetune,
+    models,
+    predict,
+    pretrain,
+    prune,
+    quantize,
+    regions,
+)
 from zoo.errors import UnknownNameError, ZooError
 
 app = typer.Typer(
@@ -24,12 +38,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": models.info,
     "create": models.create,
     "matrix": models.matrix,
+    "diff": models.diff,
     "inspect": checkpoints.inspect,
     "convert": checkpoints.convert,
     "verify": checkpoints.verify,
     "fetch": checkpoints.fetch,
+    "push": checkpoints.push,
     "embed": predict.embed,
     "fill-mask": predict.fill_mask,
+    "finetune": finetune.finetune,
+    "evaluate": finetune.evaluate,
+    "tokenize": pretrain.tokenize,
+    "pretrain": pretrain.pretrain,
     "distill": distill.distill,
     "prune": prune.prune,
     "quantize": quantize.quantize,
@@ -38,6 +58,23 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"zoo {zoo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 app.add_typer(cache.app, name="cache")
 app.add_typer(regions.app, name="regions")
 

@@ -91,3 +91,18 @@ def fetch(
 
         path = fetch_source(source, progress=None if as_json else tell, force=force)
     print_json({"path": str(path)}) if as_json else print(path)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder that zoo wrote.")],
+    repository: Annotated[str, typer.Argument(help="Where to: organization/name.")],
+    private: Annotated[bool, typer.Option("--private", help="For you alone, where it is made.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a saved model onto the hub, with a card that says what is known of it."""
+    address = zoo.push_to_hub(folder, repository, private=private or None, revision=revision)
+    if as_json:
+        print_json({"folder": str(folder), "repository": repository, "commit": address})
+    else:
+        print(f"{folder} is hub:{repository} now ({address})")

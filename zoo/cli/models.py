@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, Task, print_json, print_table, tokenizer_of
+from zoo.cli.shared import Json, Task, overrides_of, print_json, print_table, tokenizer_of
 
 
 def list_(
@@ -25,16 +24,43 @@ def list_(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Names with the tag of each public checkpoint.")
     ] = False,
+    names_there: Annotated[
+        bool, typer.Option("--aliases", help="Each checkpoint with what the hub calls it, which is taken too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List registered models."""
     names = zoo.list_models(
-        pattern, pillar=pillar, streams=streams, fusion=fusion, family=family, task=task, pretrained=pretrained
+        pattern,
+        pillar=pillar,
+        streams=streams,
+        fusion=fusion,
+        family=family,
+        task=task,
+        pretrained=pretrained or names_there,
     )
+    if names_there:
+        _print_aliases(names, as_json)
+        return
     if as_json:
         print_json(names)
         return
     print("\n".join(names)) if names else print("no model matches", file=sys.stderr)
+
+
+def _print_aliases(names: list[str], as_json: bool) -> None:
+    from zoo.registry.records import aliases
+
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for alias, name in aliases().items():
+        if name in found:
+            found[name].append(alias)
+    if as_json:
+        print_json(found)
+        return
+    width = max((len(name) for name in names), default=0)
+    for name, known in found.items():
+        print(f"{name:{width}}  {', '.join(known)}".rstrip())
 
 
 def info(name: str, as_json: Json = False) -> None:
@@ -104,7 +130,7 @@ def create(
         init_from=init_from,
         task=task,
         generator=generator,
-        **_overrides(override),
+        **overrides_of(override),
     )
     result: dict[str, Any] = {
         "name": name,
@@ -125,25 +151,37 @@ def create(
         print(f"saved in {result['saved']}")
 
 
-def _overrides(pairs: list[str] | None) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair!r} is not name=value")
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return values
-
-
-def matrix(as_json: Json = False) -> None:
+def matrix(
+    family: Annotated[str, typer.Option(help="Families by pattern, such as '*bert'.")] = "*",
+    technique: Annotated[str, typer.Option(help="Techniques by pattern, such as '*pruning'.")] = "*",
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole as a Markdown table.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show which technique goes onto which family, and why not."""
-    from zoo.techniques.matrix import cells, table
+    from zoo.techniques.matrix import cells, lines, matching, table
 
-    found = cells()
+    found = cells(*matching(family, technique))
     if as_json:
         print_json({"cells": found})
-    else:
+    elif markdown:
         print(table(found))
+    else:
+        print("\n".join(lines(found)))
+
+
+def diff(
+    left: Annotated[str, typer.Argument(help="A name, a file or a folder.")],
+    right: Annotated[str, typer.Argument(help="The same.")],
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two models or checkpoints: sizes, sharing, objective, parameters by
+    part, values.
+    """
+    from dataclasses import asdict
+
+    found = zoo.diff(left, right)
+    if as_json:
+        print_json({**asdict(found), "same": found.same})
+    else:
+        print(f"{left} | {right}")
+        print(found)

@@ -37,3 +37,17 @@ def tokenizer_of(source: str) -> Any:
     except zoo.ZooError as error:
         print(f"zoo: saved without a tokenizer: {error}", file=sys.stderr)
         return None
+
+
+def overrides_of(pairs: list[str] | None) -> dict[str, Any]:
+    """What --set says: name=value, the value JSON where it reads as such, else text."""
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is not name=value")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values

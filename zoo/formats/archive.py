@@ -201,6 +201,11 @@ _WORDS = {
 }
 
 
+def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating point dtype by its name ("bfloat16", "fp16", "F32"), or itself; None stays None."""
+    return None if dtype is None else TORCH_DTYPES[dtype_name(dtype)]
+
+
 def dtype_name(dtype: torch.dtype | str) -> str:
     """``"F16"`` for ``torch.float16``, ``"float16"``, ``"fp16"`` or ``"F16"``; only floats are
     asked for.

@@ -12,7 +12,7 @@ from zoo.layers.residual import Residual, post_norm, pre_norm
 from zoo.layers.run import Run, Runs
 from zoo.layers.schedule import Schedule, Step, draw, interleaved
 from zoo.layers.stack import Stack
-from zoo.layers.trace import Trace
+from zoo.layers.trace import Trace, Wanted
 
 __all__ = [
     "ACTIVATIONS",
@@ -39,6 +39,7 @@ __all__ = [
     "Step",
     "TextEmbeddings",
     "Trace",
+    "Wanted",
     "activation",
     "bert_block",
     "bert_block_of",

@@ -11,9 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from zoo.errors import unknown
+
 
 class Output:
-    """Common to all results: fields that hold nothing are None; iterate with `present`.
+    """Common to all results: frozen, fields that hold nothing are None.
+
+    Beside its attributes a result answers as a mapping from the names of the fields that hold
+    something to their values, as `transformers` has it (``out["logits"]``, ``"loss" in out``,
+    ``dict(out)``, iteration over the names), and by number as a tuple of these values (``out[0]``,
+    ``out[:2]``, ``out.to_tuple()``): the loss first, where there is one.
 
     Every subclass, a user's too, is a pytree, as ``torch.export`` wants of what goes in and out.
     """
@@ -36,6 +43,43 @@ class Output:
             value = getattr(self, item.name)
             if value is not None:
                 yield item.name, value
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Name and value of what holds something, in the order of the fields; empty dicts don't."""
+        return [(name, value) for name, value in self.present() if not (isinstance(value, dict) and not value)]
+
+    def keys(self) -> list[str]:
+        """The names of the fields that hold something."""
+        return [name for name, _ in self.items()]
+
+    def values(self) -> list[Any]:
+        """What they hold."""
+        return [value for _, value in self.items()]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The same as a tuple."""
+        return tuple(self.values())
+
+    def get(self, name: str, otherwise: Any = None) -> Any:
+        """What a field holds, or ``otherwise``."""
+        return dict(self.items()).get(name, otherwise)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.items())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, int | slice):
+            return self.to_tuple()[key]
+        found = dict(self.items())
+        if key not in found:
+            raise unknown(f"field of this {type(self).__name__}", key, found)
+        return found[key]
 
 
 def _flatten(result: Any) -> tuple[list[Any], Any]:

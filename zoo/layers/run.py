@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo.layers.masks import Mask, Pattern, cross_mask
 from zoo.layers.outputs import Encoded
 from zoo.layers.padding import Padding, padding_like, together
-from zoo.layers.trace import Trace
+from zoo.layers.trace import Trace, Wanted, chosen
 
 if TYPE_CHECKING:
     from zoo.layers.schedule import Schedule
@@ -32,7 +32,9 @@ class Run:
     """One stream's pass. ``x`` is what enters; lives for one call.
 
     attention_mask: (batch, length), 1/True = a real token, or (batch, query, key), 1/True = query may look at key.
-    lengths: real tokens per row where each row is real tokens first. name: what the mask is called in messages.
+    lengths: real tokens per row where each row is real tokens first. hidden_states, attentions: True, or the numbers
+    of those to give: state 0 is what enters the first block, map 0 is the first block's; cross-attentions are all
+    given. name: what the mask is called in messages.
     ranks: what patterns compare in place of columns: with ``causal()``, 0 for what everybody
     sees and 1, 2, ... for words that are written one after the other.
     """
@@ -42,8 +44,8 @@ class Run:
         x: Float[Tensor, "batch length hidden"],
         attention_mask: Tensor | None = None,
         lengths: Sequence[int] | None = None,
-        hidden_states: bool = False,
-        attentions: bool = False,
+        hidden_states: Wanted = False,
+        attentions: Wanted = False,
         *,
         name: str = "attention_mask",
         ranks: Int[Tensor, "batch length"] | None = None,
@@ -61,7 +63,7 @@ class Run:
     def _another(self, x: Float[Tensor, "batch length hidden"], padding: Padding, earlier: Run | None = None) -> Run:
         """A run that keeps what this one keeps."""
         run = Run.__new__(Run)
-        run._set(x, padding, Trace(self.trace.hidden_states is not None, self.trace.wants_attentions), earlier)
+        run._set(x, padding, Trace(*self.trace.wanted), earlier)
         return run
 
     def beside(self, x: Float[Tensor, "batch length hidden"]) -> Run:
@@ -141,29 +143,37 @@ class Run:
     @property
     def hidden_states(self) -> tuple[Float[Tensor, "_batch _length _hidden"], ...] | None:
         """What entered and what left each block, zeros at padding; None if nobody asked."""
-        states = self.trace.hidden_states
-        if states is None:
+        if self.trace.hidden_states is None:
             return None
-        earlier = () if self._earlier is None else self._earlier.hidden_states or ()
-        return (*earlier, *(self.padding.unpack(x) for x in states))
+        states = chosen(self._states(), self.trace.wanted[0], "output_hidden_states")
+        return tuple(padding.unpack(x) for padding, x in states)
+
+    def _states(self) -> list[tuple[Padding, Tensor]]:
+        """All that were kept, with the padding that they are packed by; from before the rows changed too."""
+        earlier = [] if self._earlier is None else self._earlier._states()
+        return [*earlier, *((self.padding, x) for x in self.trace.hidden_states or ())]
 
     @property
     def attentions(self) -> tuple[Float[Tensor, "_batch _heads query key"], ...] | None:
         """The self-attention probabilities, zeros for padding; None if nobody asked."""
-        earlier = None if self._earlier is None else self._earlier.attentions
-        return self._maps(self.trace.attentions, earlier)
+        if self.trace.attentions is None:
+            return None
+        return chosen(self._self_maps(), self.trace.wanted[1], "output_attentions")
+
+    def _self_maps(self) -> tuple[Tensor, ...]:
+        earlier = () if self._earlier is None else self._earlier._self_maps()
+        return (*earlier, *(self._masked(self.trace.attentions) or ()))
 
     @property
     def cross_attentions(self) -> tuple[Float[Tensor, "_batch _heads query key"], ...] | None:
         """The probabilities of attention to other streams; None if nobody asked."""
-        return self._maps(self.trace.cross_attentions, None)
+        return self._masked(self.trace.cross_attentions)
 
-    def _maps(self, maps: list[Tensor] | None, earlier: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    def _masked(self, maps: list[Tensor] | None) -> tuple[Tensor, ...] | None:
         real = self.padding.real
-        if maps is None:
-            return None
-        kept = maps if real is None else [map_.masked_fill(~real[:, None, :, None], 0) for map_ in maps]
-        return (*(earlier or ()), *kept)
+        if maps is None or real is None:
+            return None if maps is None else tuple(maps)
+        return tuple(map_.masked_fill(~real[:, None, :, None], 0) for map_ in maps)
 
     def _ended(self, x: Float[Tensor, "*rows hidden"], norm: nn.Module | None) -> Float[Tensor, "batch length hidden"]:
         """What leaves a stack; where it ends in a norm, the last state that is kept is normalized."""

@@ -23,7 +23,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.layers import Encoded, FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
+from zoo.layers import (
+    Encoded,
+    FirstTokenPooler,
+    Run,
+    Stack,
+    TextEmbeddings,
+    Wanted,
+    bert_block_of,
+)
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.heads import masked_lm_of
 from zoo.models.base.config import check_positive
@@ -117,8 +125,8 @@ class Ernie(TextEncoder):
         task_type_ids: Int[Tensor, "batch *length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Encoded:
         """As `TextEncoder`, and ``task_type_ids``, one for each token or for each text, 0 where left
         out; a 1.0 model refuses them.

@@ -34,6 +34,7 @@ from zoo.layers import (
     FirstTokenPooler,
     Run,
     Stack,
+    Wanted,
     activation,
     bert_block_of,
     post_norm,
@@ -221,8 +222,8 @@ class ErnieThu(TextEncoder):
         entity_mask: Tensor | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> WithEntities:
         """As `TextEncoder`, and ``entity_embeds``, zeros where no entity is mentioned; ``entity_mask``
         (batch, length), 1/True = one is. Left out: no entities; a mask is made from the vectors that

@@ -39,6 +39,7 @@ from zoo.layers import (
     Mask,
     Run,
     Stack,
+    Wanted,
     bert_block,
     post_norm,
     text_embeddings_of,
@@ -316,8 +317,8 @@ class KnowBert(TextEncoder):
         entity_candidates: Mapping[str, Candidates] | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Linked:
         """As `TextEncoder`, and ``entity_candidates``: for each source ("wiki", "wordnet") the
         spans that may be mentions and what they may mean. Left out: nothing is mentioned. A hidden

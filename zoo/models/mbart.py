@@ -40,6 +40,7 @@ from zoo.layers import (
     Run,
     Stack,
     Trace,
+    Wanted,
     causal,
     pre_norm,
 )
@@ -258,8 +259,8 @@ class Mbart(Model):
         decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Seq2Seq:
         """Encode a batch of sources, and decode their targets as far as they are given.
 
@@ -287,8 +288,8 @@ class Mbart(Model):
         position_ids: Int[Tensor, "*#batch length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Encoded:
         """The source's states, normalized."""
         x = self.embeddings(input_ids, position_ids)  # (batch, length, hidden)
@@ -304,8 +305,8 @@ class Mbart(Model):
         decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Seq2Seq:
         """What the decoder makes of ``memory``, the encoder's states; ``attention_mask`` is the source's."""
         tokens = self.embeddings.look_up(decoder_input_ids, "decoder_input_ids")

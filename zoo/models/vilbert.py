@@ -42,6 +42,7 @@ from zoo.layers import (
     Side,
     Step,
     TextEmbeddings,
+    Wanted,
     bert_block,
     bert_block_of,
     interleaved,
@@ -339,8 +340,8 @@ class ViLBert(VisionLanguageModel):
         lengths: Sequence[int] | None = None,
         visual_lengths: Sequence[int] | None = None,
         all_pairs: bool = False,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Streams:
         """Encode texts and the regions of their pictures.
 

@@ -27,7 +27,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
-from zoo.layers import FirstTokenPooler, Run, Stack, TextEmbeddings, bert_block_of
+from zoo.layers import (
+    FirstTokenPooler,
+    Run,
+    Stack,
+    TextEmbeddings,
+    Wanted,
+    bert_block_of,
+)
 from zoo.layers.embeddings import check_features, check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import RegionToPhraseHead, masked_lm_of
@@ -169,8 +176,8 @@ class VisualBert(VisionLanguageModel):
         *,
         lengths: Sequence[int] | None = None,
         visual_lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Joint:
         """Encode texts and the regions of their pictures; the result holds the text's positions
         first, then the regions'.

@@ -39,6 +39,7 @@ from zoo.layers import (
     Stack,
     TextEmbeddings,
     Trace,
+    Wanted,
     causal,
 )
 from zoo.layers.embeddings import LanguageEmbedding, Languages, SinusoidalPositions, ignore_languages
@@ -186,8 +187,8 @@ class Xlm(TextEncoder):
         token_type_ids: Int[Tensor, "batch length"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Encoded:
         """As `TextEncoder`, and ``language_ids``: for each token, or a language's name or id, or one for
         each text.

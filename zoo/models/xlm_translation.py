@@ -21,7 +21,17 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.layers import Attention, DecoderBlock, Encoded, FeedForward, Mask, Run, Trace, causal
+from zoo.layers import (
+    Attention,
+    DecoderBlock,
+    Encoded,
+    FeedForward,
+    Mask,
+    Run,
+    Trace,
+    Wanted,
+    causal,
+)
 from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
 from zoo.layers.shapes import Rows, SourceRows
@@ -122,8 +132,8 @@ class XlmTranslation(Xlm):
         decoder_language_ids: Languages | None = None,
         decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Seq2Seq:
         """Encode a batch of sources, and decode their translations as far as they are given.
 
@@ -150,8 +160,8 @@ class XlmTranslation(Xlm):
         language_ids: Languages | None = None,
         position_ids: Int[Tensor, "*#batch length"] | None = None,
         *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Encoded:
         """What the first XLM reads."""
         return Xlm.forward(
@@ -173,8 +183,8 @@ class XlmTranslation(Xlm):
         decoder_language_ids: Languages | None = None,
         decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Seq2Seq:
         """What the second makes of ``memory``, the encoder's states; ``attention_mask`` is the source's."""
         x = self.decoder.embeddings(decoder_input_ids, None, decoder_position_ids, None, decoder_language_ids)

@@ -24,7 +24,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
-from zoo.layers import Encoded, EncoderBlock, FirstTokenPooler, Run, Stack, bert_block_of, text_embeddings_of
+from zoo.layers import (
+    Encoded,
+    EncoderBlock,
+    FirstTokenPooler,
+    Run,
+    Stack,
+    Wanted,
+    bert_block_of,
+    text_embeddings_of,
+)
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.heads import masked_lm_of
 from zoo.layers.padding import carried
@@ -133,8 +142,8 @@ class Zen(TextEncoder):
         ngram_token_type_ids: Int[Tensor, "batch ngrams"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Encoded:
         """As `TextEncoder`, and the n-grams of each text: ``ngram_positions`` (batch, length,
         n-grams), 1/True where one covers a character, ``ngram_mask`` (batch, n-grams), 1/True = real.

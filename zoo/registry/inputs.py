@@ -153,8 +153,8 @@ _INPUTS = (
         counts="regions",
     ),
     Input("all_pairs", (), "bool", "ViLBERT: every text with every picture"),
-    Input("output_hidden_states", (), "bool", "give every block's states; what is asked for is always given"),
-    Input("output_attentions", (), "bool", "give the attention maps too"),
+    Input("output_hidden_states", (), "bool or ints", "give every block's states, or those of these numbers"),
+    Input("output_attentions", (), "bool or ints", "give the attention maps too, or those of these numbers"),
 )
 _LABELS = (
     Input(

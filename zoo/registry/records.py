@@ -12,6 +12,7 @@ the first fetch notes what came.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -186,6 +187,28 @@ def records(family: str | None = None) -> dict[str, Record]:
     checkpoints has none.
     """
     return {name: entry for name, entry in _all_records(weights_folder()).items() if family in (None, entry.family)}
+
+
+HUB = re.compile(r"hub:([^#@]+)")
+
+
+def aliases() -> Mapping[str, str]:
+    """What the hub calls our tags: ``"google-bert/bert-base-uncased"`` and, where it is no other's,
+    ``"bert-base-uncased"`` -> ``"bert-base.google"``. In lower case; a name of several tags is none.
+    """
+    return _aliases(weights_folder())
+
+
+@lru_cache(maxsize=8)
+def _aliases(folder: Path) -> Mapping[str, str]:
+    found: dict[str, set[str]] = {}
+    for name, entry in _all_records(folder).items():
+        for source in entry.sources:
+            if match := HUB.match(source):
+                repository = match[1].lower()
+                for alias in (repository, repository.rpartition("/")[2]):
+                    found.setdefault(alias, set()).add(name)
+    return {alias: names.pop() for alias, names in sorted(found.items()) if len(names) == 1}
 
 
 def record(name: str) -> Record:

@@ -146,6 +146,7 @@ SPECS = (
         "vision:VisualEntailment",
         "does a picture entail a sentence (SNLI-VE)",
         num_labels=3,
+        labels=None,
         head=None,
     ),
     _spec(

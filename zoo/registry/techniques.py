@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 class Declaration(NamedTuple):
     """The ``module`` of the class and its ``page`` in `docs/techniques/`. ``example``: fields at
     which small models take it, None where the matrix leaves it out. ``after``: what it needs on the
-    model first.
+    model first. ``alone``: by its paper what it adds is trained alone, and the model stays as it is.
     """
 
     module: str
     page: str
     example: Mapping[str, Any] | None = {}
     after: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    alone: bool = False
 
 
 _ADAPTERS = tuple(("BottleneckAdapter", {"name": name, "reduction": 2.0}) for name in ("one", "two"))
@@ -44,14 +45,14 @@ TECHNIQUES: dict[str, Declaration] = {
     "LongShortRange": Declaration(f"{_IN}long_short.technique", "long-short-range"),
     "Sharing": Declaration(f"{_IN}sharing", "sharing"),
     "FactorizedEmbedding": Declaration(f"{_IN}sharing", "factorized-embedding", {"size": 3}),
-    "LoRA": Declaration(f"{_IN}lora.technique", "lora", {"rank": 2, "alpha": 4}),
-    "IA3": Declaration(f"{_IN}lora.technique", "ia3"),
-    "BottleneckAdapter": Declaration(f"{_IN}adapters.technique", "adapters", {"reduction": 2.0}),
-    "AdapterFusion": Declaration(f"{_IN}adapters.technique", "adapters", {"names": ("one", "two")}, _ADAPTERS),
-    "ActiveAdapters": Declaration(f"{_IN}adapters.technique", "adapters", {"names": ("two", "one")}, _ADAPTERS),
-    "InvertibleAdapter": Declaration(f"{_IN}adapters.technique", "adapters"),
-    "PrefixTuning": Declaration(f"{_IN}prefix.technique", "prefix-tuning", {"length": 2, "bottleneck": 3}),
-    "KAdapter": Declaration(f"{_IN}k_adapter.technique", "k-adapter", _K_ADAPTER),
+    "LoRA": Declaration(f"{_IN}lora.technique", "lora", {"rank": 2, "alpha": 4}, alone=True),
+    "IA3": Declaration(f"{_IN}lora.technique", "ia3", alone=True),
+    "BottleneckAdapter": Declaration(f"{_IN}adapters.technique", "adapters", {"reduction": 2.0}, alone=True),
+    "AdapterFusion": Declaration(f"{_IN}adapters.technique", "adapters", {"names": ("one", "two")}, _ADAPTERS, True),
+    "ActiveAdapters": Declaration(f"{_IN}adapters.technique", "adapters", {"names": ("two", "one")}, _ADAPTERS, True),
+    "InvertibleAdapter": Declaration(f"{_IN}adapters.technique", "adapters", alone=True),
+    "PrefixTuning": Declaration(f"{_IN}prefix.technique", "prefix-tuning", {"length": 2, "bottleneck": 3}, alone=True),
+    "KAdapter": Declaration(f"{_IN}k_adapter.technique", "k-adapter", _K_ADAPTER, alone=True),
     "WeightPruning": Declaration(f"{_IN}pruning.weights", "pruning", {"sparsity": 0.5, "scope": "across"}),
     "MovementPruning": Declaration(f"{_IN}pruning.weights", "pruning", {"threshold": 0.5}),
     "L0Pruning": Declaration(f"{_IN}pruning.weights", "pruning"),

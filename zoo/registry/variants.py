@@ -252,10 +252,16 @@ def unregister(name: str) -> None:
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """``"albert-base.v1"`` -> ``("albert-base", "v1")``."""
+    """``"albert-base.v1"`` -> ``("albert-base", "v1")``, and so ``"albert/albert-base-v1"``, the hub's
+    name for it.
+    """
+    from zoo.registry.records import aliases
+
     if not isinstance(name, str):
         raise unknown("model", name, _all(), "(a name is a string; zoo list shows all)")
     model, _, tag = name.partition(".")
+    if model not in _all() and model not in _shipped()[1]:
+        model, _, tag = aliases().get(name.lower(), name).partition(".")
     return model, tag or None
 
 
@@ -272,7 +278,9 @@ def variant(name: str) -> Variant:
             f"{name!r} is now called {target[0]!r}; the old name goes in {target[1]}", FutureWarning, stacklevel=3
         )
         return known[target[0]]
-    raise unknown("model", name, known, "(zoo list shows all)")
+    from zoo.registry.records import aliases
+
+    raise unknown("model", name, [*known, *aliases()], "(zoo list shows all)")
 
 
 def tags(model: Variant) -> tuple[str, ...]:

@@ -50,4 +50,4 @@ class EntityTyping(TaskModel):
                     f"labels must have shape {tuple(logits.shape)}, one number for each type, got {tuple(labels.shape)}"
                 )
             loss = binary_loss(logits, labels, None)
-        return TaskOutput(loss, {} if loss is None else {"typing": loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={} if loss is None else {"typing": loss}, encoded=encoded)

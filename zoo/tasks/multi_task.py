@@ -148,8 +148,8 @@ class MultiTask(VisionTask):
             loss = multi_task_loss(head, scores[head], labels, candidates, real)
         return TaskOutput(
             loss,
-            {} if loss is None else {str(head): loss},
             None if head is None else scores.get(head),
+            losses={} if loss is None else {str(head): loss},
             encoded=encoded,
             scores=scores,
             **told,

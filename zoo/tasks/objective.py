@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError, TaskError
 from zoo.layers import Padding
+from zoo.layers.trace import chosen
 from zoo.models.base.model import Model
 from zoo.models.base.outputs import TaskOutput
 from zoo.registry.inputs import INPUTS, LABELS
@@ -85,7 +86,8 @@ class Objective(TaskModel):
                 terms = ", ".join(term.name for term in self.terms)
                 raise InputError(f"{name} was given, but this model has no {lacks} head; it trains {terms}")
         below = {name: value for name, value in given.items() if name not in self.kept}
-        if any(term.layer and not self._last(term) for term in self.terms):
+        wanted = below.get("output_hidden_states", False)
+        if deeper := any(term.layer and not self._last(term) for term in self.terms):
             below["output_hidden_states"] = True
         encoded = self.model(**below)
         losses: dict[str, Tensor] = {}
@@ -110,8 +112,11 @@ class Objective(TaskModel):
                 fields["logits"] = found
             if labels is not None or not term.labels:
                 losses |= self.loss(term, found, labels, padding, given, encoded)
+        if deeper and wanted is not True:
+            states = chosen(encoded.hidden_states, wanted, "output_hidden_states") if wanted else None
+            encoded = replace(encoded, hidden_states=states)
         total: Any = sum(losses.values()) if losses else None
-        return TaskOutput(total, losses, encoded=encoded, scores=scores, **fields)
+        return TaskOutput(total, losses=losses, encoded=encoded, scores=scores, **fields)
 
     def loss(
         self,

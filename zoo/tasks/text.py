@@ -55,7 +55,7 @@ class SequenceClassification(TaskModel):
                 labels[:, 0] if column else labels, shape, "labels", logits.shape[1] if kind == "single-label" else None
             )
             loss = classification_loss(logits, labels, self.options["problem_type"])
-        return TaskOutput(loss, {} if loss is None else {"classification": loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={} if loss is None else {"classification": loss}, encoded=encoded)
 
 
 class TokenClassification(TaskModel):
@@ -72,7 +72,7 @@ class TokenClassification(TaskModel):
         padding = self.model.padding_of("text", given, encoded, pack=False)
         logits = padding.unpack(self.heads["token_classification"](self.dropout(encoded.last_hidden_state)))
         loss = None if labels is None else token_loss(logits, labels, padding.real)
-        return TaskOutput(loss, {} if loss is None else {"classification": loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={} if loss is None else {"classification": loss}, encoded=encoded)
 
 
 def places_of(positions: Tensor, name: str) -> Tensor:
@@ -115,7 +115,7 @@ class QuestionAnswering(TaskModel):
                 check_labels(places, (start.shape[0],), name, integers=True)
             loss = span_loss(start, end, start_positions, end_positions, padding.real)
         return TaskOutput(
-            loss, {} if loss is None else {"span": loss}, start_logits=start, end_logits=end, encoded=encoded
+            loss, losses={} if loss is None else {"span": loss}, start_logits=start, end_logits=end, encoded=encoded
         )
 
 
@@ -137,7 +137,7 @@ class MultipleChoice(TaskModel):
         scores = head(self.dropout(need_pooler(encoded)))  # (batch · choices, 1)
         logits = scores.view(-1, choices)
         loss = None if labels is None else row_loss(logits, labels)
-        return TaskOutput(loss, {} if loss is None else {"choice": loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={} if loss is None else {"choice": loss}, encoded=encoded)
 
 
 class SentenceEmbedding(TaskModel):

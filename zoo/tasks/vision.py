@@ -111,7 +111,7 @@ class Classification(VisionTask):
         else:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
         loss = classification_loss(logits, labels, self.options.get("problem_type"))
-        return TaskOutput(loss, {name: loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={name: loss}, encoded=encoded)
 
 
 class VisualEntailment(Classification):
@@ -172,7 +172,7 @@ class VisualQuestionAnswering(VisionTask):
             loss = soft_answer_loss(logits, labels, str(model.answer_loss))
         elif labels is not None:
             loss = row_loss(logits, labels)
-        return TaskOutput(loss, {} if loss is None else {"answer": loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={} if loss is None else {"answer": loss}, encoded=encoded)
 
 
 class VisionMultipleChoice(VisionTask, text.MultipleChoice):
@@ -199,7 +199,7 @@ class Retrieval(VisionMultipleChoice):
             return TaskOutput(logits=logits, encoded=encoded)
         check_labels(labels, tuple(logits.shape), "labels")
         loss = binary_loss(logits, labels, None)
-        return TaskOutput(loss, {"match": loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={"match": loss}, encoded=encoded)
 
 
 class Grounding(VisionTask):
@@ -229,7 +229,7 @@ class Grounding(VisionTask):
                 there = real.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
                 labels = real_labels(labels[:, None], there[:, None])[:, 0]
             loss = row_loss(logits, labels)
-        return TaskOutput(loss, {"grounding": loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={"grounding": loss}, encoded=encoded)
 
 
 class RegionToPhrase(VisionTask):
@@ -270,7 +270,7 @@ class RegionToPhrase(VisionTask):
         wanted = torch.where(counted, labels, 0).to(widened(logits).dtype)
         loss = F.kl_div(widened(logits).log_softmax(-1), wanted, reduction="sum")
         loss = loss / counted.flatten(1).any(1).sum().clamp(min=1)
-        return TaskOutput(loss, {"region_to_phrase": loss}, logits, encoded=encoded)
+        return TaskOutput(loss, logits, losses={"region_to_phrase": loss}, encoded=encoded)
 
 
 def region_scores(head: nn.Module, regions: Tensor, real: Tensor | None) -> Tensor:

@@ -64,12 +64,21 @@ class Blueprint:
         generator: torch.Generator | None = None,
     ) -> Any:
         """The model with random weights, as its paper draws them; on "meta" none are drawn.
-        ``dtype``: float32 unless said.
+        ``dtype``: float32 unless said. What techniques leave as it is is drawn first, so that one seed
+        gives the same weights with them and without.
         """
+        real = device is None or torch.device(device).type != "meta"
+        plain: Mapping[str, Tensor] = {}
+        if self.techniques and real:
+            plain = canonical_state(replace(self, techniques=()).drawn(device, dtype, generator))
         module = self.on_meta().to(dtype or torch.float32)
         module.to_empty(device=device or "cpu")
         module.init_weights(generator)
-        if device is None or torch.device(device).type != "meta":
+        with torch.no_grad():
+            for name, tensor in canonical_state(module).items():
+                if name in plain and plain[name].shape == tensor.shape:
+                    tensor.copy_(plain[name])
+        if real:
             for technique in self.techniques:
                 technique.settle(bare_model(module), generator)
         return module

@@ -4,10 +4,11 @@ not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from zoo.errors import ConfigError, TechniqueError
+from zoo.errors import ConfigError, TechniqueError, unknown
 from zoo.layers.init import shapes_only
 from zoo.models.base.model import bare_model
 from zoo.registry import variants as registry
@@ -70,6 +71,34 @@ def _small(family: str) -> tuple[Any, Any]:
         except ConfigError:
             continue
     raise AssertionError("a config equals itself")
+
+
+def matching(family: str = "*", technique: str = "*") -> tuple[list[str], list[str]]:
+    """The families and techniques that two patterns name, whatever their case and hyphens."""
+    found = []
+    for kind, pattern, names in (("family", family, registry.families()), ("technique", technique, EXAMPLES)):
+        plain = {name.replace("-", "").lower(): name for name in names}
+        kept = fnmatch.filter(plain, pattern.replace("-", "").replace("_", "").lower())
+        if not kept:
+            raise unknown(kind, pattern, names)
+        found.append([plain[name] for name in kept])
+    return found[0], found[1]
+
+
+def lines(rows: list[dict[str, str]]) -> Iterator[str]:
+    """The cells in words: for each technique the families that it goes onto, and why not onto others."""
+    by_technique: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        by_technique.setdefault(row["technique"], []).append(row)
+    wide = max(map(len, by_technique))
+    for name, own in by_technique.items():
+        works = [row["family"] for row in own if not row["reason"]]
+        said = f"all {len(own)}" if len(works) == len(own) > 1 else f"{len(works)} of {len(own)}"
+        few = f": {', '.join(works)}" if 0 < len(works) < len(own) / 2 or len(own) == 1 else ""
+        yield f"{name:{wide}}  {said}{few}"
+        for row in own:
+            if row["reason"]:
+                yield f"{'':{wide}}    not {row['family']}: {row['reason']}"
 
 
 def table(rows: list[dict[str, str]]) -> str:

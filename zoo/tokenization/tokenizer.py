@@ -116,8 +116,8 @@ class Tokenizer:
         ``language`` is for families whose pre-step knows languages (XLM); ``pair_language``
         defaults to it.
         """
-        prepared = self._prepare(text, language)
-        prepared_pair = None if pair is None else self._prepare(pair, pair_language or language)
+        prepared = self.prepared(text, language)
+        prepared_pair = None if pair is None else self.prepared(pair, pair_language or language)
         return guarded("the text cannot be encoded", InputError, lambda: self.backend.encode(prepared, prepared_pair))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -200,7 +200,8 @@ class Tokenizer:
             batch["lengths"] = torch.tensor(lengths, dtype=torch.int64)
         return batch
 
-    def _prepare(self, text: str, language: str | None) -> str:
+    def prepared(self, text: str, language: str | None = None) -> str:
+        """A text behind the family's own step: what `backend` encodes, and offsets refer to."""
         if not isinstance(text, str):
             raise InputError(f"a text must be a str, got {type(text).__name__}")
         try:
@@ -216,7 +217,7 @@ class Tokenizer:
         return self.pre_step(text, language)
 
     def _encode_parts(self, texts: Sequence[str], languages: Sequence[str | None]) -> list[tokenizers.Encoding]:
-        prepared = [self._prepare(text, language) for text, language in zip(texts, languages, strict=True)]
+        prepared = [self.prepared(text, language) for text, language in zip(texts, languages, strict=True)]
         return guarded(
             "the texts cannot be encoded",
             InputError,

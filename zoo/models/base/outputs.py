@@ -112,7 +112,6 @@ class TaskOutput(Output):
     """
 
     loss: Tensor | None = None
-    losses: dict[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
     prediction_logits: Tensor | None = None
     seq_relationship_logits: Tensor | None = None
@@ -120,6 +119,7 @@ class TaskOutput(Output):
     start_logits: Tensor | None = None
     end_logits: Tensor | None = None
     embedding: Tensor | None = None
-    encoded: Any = None
     region_logits: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
+    encoded: Any = None

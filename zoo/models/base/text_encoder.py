@@ -12,6 +12,7 @@ from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.outputs import Encoded
 from zoo.layers.run import Run
 from zoo.layers.stack import Stack
+from zoo.layers.trace import Wanted
 from zoo.models.base.model import Model, Reading, need_pooler
 
 
@@ -37,8 +38,8 @@ class TextEncoder(Model):
         inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
         *,
         lengths: Sequence[int] | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
     ) -> Encoded:
         """Encode a batch of texts.
 

@@ -72,6 +72,33 @@ def _ranks(values: Tensor) -> Tensor:
     return average[where]
 
 
+def class_scores(predictions: Tensor, labels: Tensor) -> dict[str, float]:
+    """``macro_precision``, ``macro_recall`` and ``macro_f1``: the means over the classes that either
+    side names; and ``micro_f1``, which counts all entries alike.
+
+    Two integer tensors of one shape (N,), or bool ones (N, classes) where several classes may hold
+    at once. A class without a prediction has precision 0, one that never occurs recall 0.
+    """
+    if predictions.dim() == 2 and predictions.shape == labels.shape and len(labels):
+        predicted, expected = predictions.bool(), labels.bool()
+    else:
+        _same_length(predictions, labels)
+        classes = torch.cat([predictions, labels]).unique()
+        predicted, expected = predictions[:, None] == classes, labels[:, None] == classes
+    both, ours, theirs = ((predicted & expected).sum(0), predicted.sum(0), expected.sum(0))
+    named = (ours + theirs) > 0
+    both, ours, theirs = both[named].double(), ours[named].double(), theirs[named].double()
+    if not named.any():
+        return dict.fromkeys(("macro_precision", "macro_recall", "macro_f1", "micro_f1"), 0.0)
+    each = {
+        "macro_precision": both / ours.clamp(min=1),
+        "macro_recall": both / theirs.clamp(min=1),
+        "macro_f1": 2 * both / (ours + theirs),
+    }
+    micro = 2 * both.sum() / (ours.sum() + theirs.sum())
+    return {name: float(value.mean()) for name, value in each.items()} | {"micro_f1": float(micro)}
+
+
 GLUE_TASKS = ("cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "mnli-mm", "qnli", "rte", "wnli", "hans", "ax")
 
 

@@ -20,6 +20,7 @@ from zoo.layers.extend import Extension
 from zoo.layers.masks import Mask
 from zoo.layers.padding import padding_like
 from zoo.layers.stack import Stack
+from zoo.layers.trace import Wanted, chosen
 
 
 class Narrow(nn.Linear):
@@ -100,7 +101,7 @@ class WithKnowledge(Extension):
     knowledge: nn.ModuleDict
     knowledge_fusion: KnowledgeFusion
 
-    def forward(self, *inputs: Any, output_hidden_states: bool = False, **named: Any) -> Any:
+    def forward(self, *inputs: Any, output_hidden_states: Wanted = False, **named: Any) -> Any:
         encoded = super().forward(*inputs, output_hidden_states=True, **named)
         last = encoded.last_hidden_state
         given = inputs[1] if len(inputs) > 1 else named.get("attention_mask")
@@ -114,5 +115,7 @@ class WithKnowledge(Extension):
             encoded,
             last_hidden_state=fused,
             pooler_output=pooled,
-            hidden_states=encoded.hidden_states if output_hidden_states else None,
+            hidden_states=chosen(encoded.hidden_states, output_hidden_states, "output_hidden_states")
+            if output_hidden_states
+            else None,
         )

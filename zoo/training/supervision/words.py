@@ -1,0 +1,78 @@
+"""Words to guess: those behind masks, and the next of a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch.nn import functional as F
+
+from zoo.data.collate import MaskedLMCollator
+from zoo.data.masking import IGNORED
+from zoo.data.tables import Row
+from zoo.errors import TaskError
+from zoo.training.supervision.base import Batch, Supervision
+
+
+class _Guesses(Supervision):
+    """What guessing words has in common: the loss of each word, and whether the best guess is right."""
+
+    least = True
+
+    @property
+    def measure(self) -> str:
+        return "loss"
+
+    def results(self, output: Any, batch: Batch, examples: Sequence[Any]) -> list[Any]:
+        labels = batch["labels"]
+        wanted = labels != IGNORED
+        logits, labels = output.prediction_logits.detach()[wanted].float(), labels[wanted]
+        if not len(labels):
+            return []
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return list(zip(losses.tolist(), (logits.argmax(1) == labels).tolist(), strict=True))
+
+    def figures(self, results: Sequence[Any]) -> dict[str, float]:
+        if not results:
+            return {"loss": float("nan")}
+        mean = sum(loss for loss, _ in results) / len(results)
+        right = sum(hit for _, hit in results) / len(results)
+        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "accuracy": right}
+
+
+class MaskedWords(_Guesses):
+    """``text``: 15 % of its tokens are masked anew each time, as BERT does it."""
+
+    needed = ("text",)
+    optional = ()
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        if self.tokenizer.mask_token_id is None:
+            raise TaskError("this tokenizer has no mask token, so nothing can be masked")
+        self.collator = MaskedLMCollator(
+            mask_id=self.tokenizer.mask_token_id,
+            vocab_size=self.tokenizer.vocab_size,
+            special_ids=self.tokenizer.special_token_ids,
+        )
+
+    def batch(self, examples: Sequence[Row]) -> Batch:
+        batch = self.encoded([self.columns.text(row, "text") for row in examples])
+        return {**batch, **self.collator.corrupt(batch["input_ids"], batch["lengths"])}
+
+
+class Generation(_Guesses):
+    """``source`` and ``target``: the words of the target, each given the source and those before it."""
+
+    needed = ("source", "target")
+    optional = ()
+
+    def size(self, example: Row) -> int:
+        return len(self.columns.text(example, "source")) + len(self.columns.text(example, "target"))
+
+    def batch(self, examples: Sequence[Row]) -> Batch:
+        batch = self.encoded([self.columns.text(row, "source") for row in examples])
+        target = self.encoded([self.columns.text(row, "target") for row in examples])
+        labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, IGNORED)
+        return {**batch, "labels": labels}
