@@ -43,6 +43,7 @@ _WHERE = {
     "load": "zoo.checkpoints.load",
     "optimize": "zoo.inference.optimize",
     "packing": "zoo.layers.padding",
+    "pipeline": "zoo.api.pipeline",
     "push_to_hub": "zoo.checkpoints.publishing",
     "register": "zoo.registry.variants",
     "save": "zoo.checkpoints.save",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:  # written from _WHERE by `python -m docs.generate`
     from zoo.api.diff import diff as diff
     from zoo.api.info import info as info
     from zoo.api.info import inspect as inspect
+    from zoo.api.pipeline import pipeline as pipeline
     from zoo.checkpoints.convert import convert as convert
     from zoo.checkpoints.load import load as load
     from zoo.checkpoints.publishing import push_to_hub as push_to_hub

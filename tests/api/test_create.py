@@ -272,3 +272,11 @@ def test_a_dtype_goes_by_its_name_too(said, meant, tmp_path):
         zoo.load(tmp_path, dtype="bfloat")
     with pytest.raises(UnknownNameError):
         zoo.create("bert-base", dtype=torch.int8)
+
+
+def test_a_task_model_says_what_its_model_says():
+    model = tiny("masked-lm")
+    zoo.apply(model, zoo.LoRA(rank=2))
+    assert model.hidden_size == TINY["hidden_size"]
+    assert model.techniques == model.model.techniques != ()
+    assert list(model.changes) == list(model.model.changes)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint.metadata as dcp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import format_utils
+from torch.distributed.checkpoint import save as save_shares
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 import zoo
 from tests.api.test_create import same, tiny
@@ -45,6 +53,8 @@ WRAPPED = {
     "a script's own name": under("student."),
     "several names": under("net.backbone.model."),
     "a name that the layout has too": under("encoder."),
+    "the layout's own prefix once more": under("bert."),
+    "wrappers and prefixes mixed": under("module._orig_mod.model.bert."),
     "EMA": under("ema_model.module."),
     "numbers": under("0.auto_model."),
 }
@@ -70,6 +80,31 @@ def test_an_entry_of_a_training_file_is_read(entry, theirs, tmp_path):
     assert same(zoo.load(tmp_path / "file.pt", config=config, task="masked-lm"), model)
 
 
+@pytest.mark.parametrize(
+    ("entries", "read"),
+    [
+        (["ema", "model"], "model"),
+        (["swa_state_dict", "state_dict"], "state_dict"),
+        (["ema", "model_ema"], "model_ema"),
+        (["ema", "optimizer", "net"], "net"),
+    ],
+)
+def test_of_several_models_the_report_says_which_was_read(entries, read, theirs, tmp_path):
+    model, tensors, config = theirs
+    files = {name: {key: tensor * (name == read) for key, tensor in tensors.items()} for name in entries}
+    files["optimizer"] = {"step": torch.ones(3)}
+    torch.save(files, tmp_path / "file.pt")
+    (other,) = set(entries) - {read, "optimizer"}
+    note = f"{read!r} was read, and not {other!r}.*torch.load\\(FILE\\)\\[{other!r}\\]"
+    loaded = zoo.load(tmp_path / "file.pt", config=config, task="masked-lm")
+    assert same(loaded, model)
+    assert re.search(note, str(loaded.load_report))
+    report = zoo.convert(tmp_path / "file.pt", tmp_path / "out", config=config)
+    assert re.search(note, str(report))
+    alone = zoo.load(torch.load(tmp_path / "file.pt")[other], config=config, task="masked-lm")
+    assert not alone.load_report.notes
+
+
 def test_a_file_of_deepspeed_by_itself_is_read(theirs, tmp_path):
     model, tensors, config = theirs
     folder = tmp_path / "run"
@@ -81,12 +116,97 @@ def test_a_file_of_deepspeed_by_itself_is_read(theirs, tmp_path):
     assert same(zoo.load(folder / "mp_rank_00_model_states.pt", task="masked-lm"), model)
 
 
+def test_the_folder_of_a_deepspeed_run_is_read_at_its_last_checkpoint(theirs, tmp_path):
+    model, tensors, config = theirs
+    run = tmp_path / "run"
+    for step, scale in (("global_step5", 1.0), ("global_step9", 2.0)):
+        (run / step).mkdir(parents=True)
+        module = {"module": {name: tensor * scale for name, tensor in tensors.items()}, "dp_world_size": 2}
+        torch.save(module, run / step / "mp_rank_00_model_states.pt")
+        for rank in range(2):
+            (run / step / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(b"")
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "latest").write_text("global_step5\n")
+    assert same(zoo.load(run, task="masked-lm"), model)
+    (run / "latest").write_text("global_step9")
+    assert not same(zoo.load(run, task="masked-lm"), model)
+    for outside in ("../run/global_step5", str(run / "global_step5"), "global_step7", ""):
+        (run / "latest").write_text(outside)
+        with pytest.raises(CheckpointError, match="latest"):
+            zoo.load(run, task="masked-lm")
+
+
+def shares(folder: Path, tensors: Tensors, processes: int, torn: bool = False) -> None:
+    """What each of several processes wrote of tensors that are split by their rows, by hand."""
+    folder.mkdir()
+    said: dict[str, Any] = {}
+    stored: dict[Any, Any] = {}
+    files = dict.fromkeys(range(processes), b"")
+    for name, tensor in tensors.items():
+        chunks, rows = [], -(-len(tensor) // processes)
+        for process, part in enumerate(tensor.split(rows)):
+            start = (process * rows, *[0] * (tensor.dim() - 1))
+            written = io.BytesIO()
+            torch.save(part.clone(), written)
+            about = _StorageInfo(f"__{process}_0.distcp", len(files[process]), len(written.getvalue()))
+            stored[dcp.MetadataIndex(name, torch.Size(start))] = about
+            files[process] += written.getvalue()
+            chunks.append(dcp.ChunkStorageMetadata(torch.Size(start), part.shape))
+        if torn and len(chunks) > 1:
+            chunks[1] = chunks[0]
+        properties = dcp.TensorProperties.create_from_tensor(tensor)
+        said[name] = dcp.TensorStorageMetadata(properties, tensor.shape, chunks)
+    for process, data in files.items():
+        (folder / f"__{process}_0.distcp").write_bytes(data)
+    (folder / ".metadata").write_bytes(pickle.dumps(dcp.Metadata(said, None, stored)))
+
+
+@pytest.mark.parametrize("how", ["one process", "two processes", "five processes"])
+@pytest.mark.parametrize("prefix", ["", "model.", "state_dict."])
+def test_a_folder_of_torch_distributed_checkpoint_is_joined(how, prefix, theirs, tmp_path):
+    model, tensors, config = theirs
+    folder = tmp_path / "shares"
+    if how == "one process":
+        state = {prefix.rstrip("."): dict(tensors), "step": 3} if prefix else {**tensors, "step": 3}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            save_shares({**state, "optim": {"m": torch.ones(3)}} if prefix else state, checkpoint_id=folder)
+    else:
+        written = {prefix + name: tensor for name, tensor in tensors.items()}
+        written |= {"optimizer.m": torch.ones(6)} if prefix else {}
+        shares(folder, written, {"two": 2, "five": 5}[how.partition(" ")[0]])
+        format_utils.dcp_to_torch_save(folder, tmp_path / "joined.pt")  # torch itself reads what was written by hand
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = zoo.load(folder, task="masked-lm")
+    assert same(loaded, model)
+    zoo.convert(folder, tmp_path / "out")
+    assert same(zoo.load(tmp_path / "out", task="masked-lm"), model)
+    assert zoo.inspect(folder)["format"] == "torch-dcp"
+
+
+def test_shares_that_do_not_make_up_a_tensor_are_refused(theirs, tmp_path):
+    _, tensors, config = theirs
+    shares(tmp_path / "torn", tensors, 2, torn=True)
+    with pytest.raises(CheckpointError, match="overlap and leave places empty"):
+        zoo.load(tmp_path / "torn", config=config, task="masked-lm")
+    shares(tmp_path / "cut", tensors, 2)
+    file = tmp_path / "cut" / "__1_0.distcp"
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(CheckpointError, match="truncated"):
+        zoo.load(tmp_path / "cut", config=config, task="masked-lm")
+    shares(tmp_path / "away", {**tensors, "x": torch.ones(2)}, 2)
+    metadata = tmp_path / "away" / ".metadata"
+    metadata.write_bytes(metadata.read_bytes().replace(b"__0_0.distcp", b"../../secret"))
+    with pytest.raises(CheckpointError, match="only plain names"):
+        zoo.load(tmp_path / "away", config=config, task="masked-lm")
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
         (["zero_pp_rank_0_mp_rank_00_model_states.pt"], "ZeRO stage 3.*\n.*zero_to_fp32.py"),
-        (["__0_0.distcp", "__1_0.distcp", ".metadata"], "torch.distributed.checkpoint.*\n.*dcp_to_torch"),
-        (["latest", "zero_to_fp32.py"], "folder of a DeepSpeed run.*\n.*latest"),
+        (["__0_0.distcp", "__1_0.distcp"], "torch.distributed.checkpoint without the .metadata.*\n.*dcp_to_torch"),
+        (["latest", "zero_to_fp32.py"], "folder of a DeepSpeed run whose.*'x'.*\n.*zero_to_fp32.py"),
     ],
 )
 def test_shares_of_several_processes_are_refused_with_the_step_that_joins_them(files, says, tmp_path):
@@ -124,9 +244,36 @@ def test_a_state_dict_of_ours_is_read_with_its_description_and_else_refused(pref
     with pytest.raises(CheckpointError, match=r"state dict of the zoo without.*\n.*zoo.save.*load_state_dict"):
         zoo.load(tmp_path / "alone.pt", task=task)
     assert same(zoo.load(tmp_path / "alone.pt", config=description), model)
+    assert same(zoo.load(tmp_path / "alone.pt", config=tmp_path / "ours" / "config.json"), model)
+    assert "without the description" in zoo.inspect(tmp_path / "alone.pt")["why"]
     (tmp_path / "ours" / "model.safetensors").unlink()
     torch.save(under(prefix)(model.state_dict()), tmp_path / "ours" / "pytorch_model.bin")
     assert same(zoo.load(tmp_path / "ours"), model)
+
+
+@pytest.mark.parametrize("call", ["convert to", "load foreign", "convert foreign"])
+def test_our_own_layout_is_no_map(call, theirs, tmp_path):
+    model, tensors, config = theirs
+    calls = {
+        "convert to": lambda: zoo.convert(zoo.save(model, tmp_path / "saved"), tmp_path / "out", to="zoo"),
+        "load foreign": lambda: zoo.load(tensors, config=config, layout="zoo"),
+        "convert foreign": lambda: zoo.convert(tensors, tmp_path / "out", config=config, layout="zoo"),
+    }
+    with pytest.raises(CheckpointError, match=r"'zoo' is the layout of the zoo's own files.*hf-bert"):
+        calls[call]()
+
+
+def test_layouts_that_make_the_same_of_a_file_are_no_question(tmp_path):
+    model = tiny("pretraining", "visualbert-base", visual_size=6)
+    zoo.save(model, tmp_path / "ours")
+    report = zoo.convert(tmp_path / "ours", tmp_path / "theirs.safetensors", to="visualbert-original")
+    loaded = zoo.load(tmp_path / "theirs.safetensors", config=report.foreign_config, task="pretraining")
+    assert same(loaded, model)
+    answers = tiny("visual-question-answering", "visualbert-base", visual_size=6, num_labels=7)
+    zoo.convert(zoo.save(answers, tmp_path / "vqa"), tmp_path / "vqa.safetensors", to="visualbert-original")
+    said = dict(report.foreign_config)
+    with pytest.raises(CheckpointError, match="fits several layouts: mmf-visualbert, visualbert-original"):
+        zoo.load(tmp_path / "vqa.safetensors", config=said)  # whose classifier it is, they see differently
 
 
 def wrapped_models() -> dict[str, Any]:

@@ -754,6 +754,7 @@ def test_names_shapes_and_config_are_those_of_transformers_exactly(name, tied):
     written = keymap.config_back(config, plan.heads)
     assert written["architectures"] == [name]
     assert theirs_class.config_class(**written, num_labels=labels).to_dict() == {
+        "position_embedding_type": "absolute",  # read by transformers before 5, as is
         **model.config.to_dict(),
         "architectures": [name],
     }

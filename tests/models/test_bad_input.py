@@ -650,3 +650,21 @@ def test_no_value_of_a_mask_is_read_under_compile():
     assert read(torch.tensor([[2, 0]])).tolist() == [[True, False]]
     with pytest.raises(InputError):
         as_bool(torch.tensor([[2, 0]]))
+
+
+@pytest.mark.parametrize("name", families())
+def test_an_input_that_is_misspelled_is_refused_with_the_closest(name):
+    model, batch = build(name, small_config(name)), small_batch(name).inputs
+    with pytest.raises(UnknownNameError, match="'attention_mask'"):
+        model(**batch, atention_mask=None)
+    task = next(task for task in tasks_of(name) if task in ("masked-lm", "conditional-generation"))
+    headed = build(name, small_config(name), task)
+    with pytest.raises(UnknownNameError, match="'labels'"):
+        headed(**batch, lables=None)
+
+
+def test_a_field_of_a_technique_that_is_misspelled_is_refused_with_the_closest():
+    with pytest.raises(UnknownNameError, match="did you mean 'rank'"):
+        zoo.LoRA(rnk=8)
+    with pytest.raises(UnknownNameError, match="'num_layers'"):
+        type(zoo.config("bert-base"))(num_layer=2)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,10 @@ PROSE = [  # pages and code; the changelog names what is no more
 NAME = re.compile(r"`(zoo(?:\.[A-Za-z_]\w*)+)(?![\w.]*\*)")
 FILE = re.compile(r"\b(?:zoo|tests|benchmarks|examples|docs|weights)/[\w./-]+\.(?:py|toml|md)\b")
 NO_NAMES = {"zoo.sparse"}  # a key of a file's metadata
-ILLUSTRATIONS = ("my_package", "self.encoder")  # what shows a place in a file, or a package that nobody has
+ILLUSTRATIONS = (
+    "my_package",
+    "run.through(self.encoder, causal())",
+)  # what shows a place in a file, or a package that nobody has
 
 
 @pytest.mark.parametrize(("page", "number", "code"), SNIPPETS, ids=[f"{page}:{n}" for page, n, _ in SNIPPETS])
@@ -40,7 +44,7 @@ def test_every_snippet_runs(page, number, code, tmp_path, monkeypatch):
         pytest.skip("shows a place in a file, not a program")
     monkeypatch.chdir(tmp_path)
     try:
-        exec(compile(code, f"{page}, snippet {number}", "exec"), {"__name__": "snippet"})
+        exec(compile(code, f"{page}, snippet {number}", "exec", dont_inherit=True), {"__name__": "snippet"})
     except FetchError as error:
         pytest.skip(f"its weights can't be had here: {error}")
 
@@ -88,6 +92,33 @@ def test_the_commands_of_the_readme_are_real():
             [sys.executable, "-m", "zoo", command, "--help"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, command
+
+
+def test_every_command_of_the_page_on_prediction_runs(tmp_path, monkeypatch, capsys):
+    from zoo.cli.app import main
+
+    text = (ROOT / "docs" / "prediction.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(SNIPPET.findall(text)[0], {"__name__": "snippet"})
+    (tmp_path / "texts.txt").write_text("a dog\na cat\n", encoding="utf-8")
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\na dog\ta cat\n", encoding="utf-8")
+    (tmp_path / "words.jsonl").write_text('{"words": ["a", "dog"]}\n', encoding="utf-8")
+    (tmp_path / "questions.jsonl").write_text('{"question": "where ?", "context": "on the mat"}\n', encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^zoo (.*)$", "".join(blocks), re.MULTILINE)
+    assert len(commands) == 12
+    for command in commands:
+        line, _, stdin = command.partition(" < ")
+        if stdin:
+            monkeypatch.setattr(sys, "stdin", (tmp_path / stdin).open(encoding="utf-8"))
+        monkeypatch.setattr(sys, "argv", ["zoo", *shlex.split(line)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        assert (stopped.value.code or 0, err) == (0, ""), command
+        assert out
+    written = {path.name for path in tmp_path.glob("*.*")}
+    assert written >= {"vectors.npy", "vectors.jsonl", "labelled.csv", "labelled.jsonl", "tagged.jsonl", "answers.csv"}
 
 
 def test_every_name_of_zoo_in_pages_and_docstrings_is_there():

@@ -158,6 +158,19 @@ class Tiny(Model):
         return Encoded(self.table(input_ids))
 
 
+def test_a_config_that_lacks_what_models_need_is_refused_by_name():
+    @dataclass(frozen=True, kw_only=True)
+    class Bare(Config):
+        vocab_size: int = 11
+
+    class Lacking(Tiny):
+        Config = Bare
+
+    with pytest.raises(ConfigError, match="Bare lacks hidden_size and initializer_range"):
+        zoo.register("tiny-bare", Lacking)
+    assert "tiny-bare" not in zoo.list_models()
+
+
 def test_a_users_model_is_created_saved_and_loaded_like_ours(tmp_path):
     zoo.register("tiny-bag", Tiny, {"hidden_size": 6}, pillar="lightweight", paper="nobody, 2026")
     try:

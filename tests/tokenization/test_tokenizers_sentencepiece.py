@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AlbertTokenizer
 
-from zoo.errors import CheckpointError, ConfigError, UnknownNameError
+from zoo.errors import CheckpointError, ConfigError, InputError, UnknownNameError
 from zoo.tokenization import SpecialTokens, load_tokenizer
 from zoo.tokenization.sentence_piece import albert, vocabulary
 from zoo.tokenization.sentencepiece_file import read_sentencepiece, rules_of
@@ -238,6 +238,37 @@ def test_mbart_puts_its_languages_where_transformers_puts_them(fairseq_file, tmp
     assert list(ours("The")) == ["input_ids", "attention_mask"]
     ours.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").encode("The river").ids == theirs("The river")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["MBartTokenizer", "MBart50Tokenizer"])
+def test_mbart_takes_the_language_of_each_text_with_the_call(fairseq_file, tmp_path, kind):
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(fairseq_file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mbart"}), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}), encoding="utf-8")
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "fast")  # a tokenizer.json with the frame of English
+    ours = load_tokenizer(tmp_path)
+    ours.save(tmp_path / "saved")
+    languages = ["de_DE", "en_XX", None, "ro_RO"]
+    expected = []
+    for text, language in zip(PLAIN, languages, strict=False):
+        theirs.src_lang = language or "en_XX"
+        expected.append(theirs(text)["input_ids"])
+    for tokenizer in (ours, load_tokenizer(tmp_path / "saved"), load_tokenizer(tmp_path / "fast")):
+        batch = tokenizer(PLAIN[:4], language=languages, return_lengths=True)
+        rows = zip(batch["input_ids"].tolist(), batch["lengths"].tolist(), strict=True)
+        assert [row[:length] for row, length in rows] == expected
+        for text, language, ids in zip(PLAIN, languages, expected, strict=False):
+            assert tokenizer.encode(text, language=language).ids == ids
+            assert tokenizer(text, language=language)["input_ids"].tolist() == [ids]
+        theirs.src_lang = "fr_XX"
+        cut = theirs(PLAIN[0], "river", truncation=True, max_length=7)["input_ids"]
+        assert tokenizer(PLAIN[0], "river", max_length=7, language="fr_XX")["input_ids"].tolist() == [cut]
+        assert tokenizer.encode(PLAIN[0]).ids == ours.encode(PLAIN[0], language="en_XX").ids
+        with pytest.raises(UnknownNameError, match=r"unknown language of this tokenizer 'de'.*'de_DE'"):
+            tokenizer("The", language="de")
+        with pytest.raises(InputError, match=r"a pair has one language.*'de_DE' and 'fr_XX'"):
+            tokenizer("The", "river", language="de_DE", pair_language="fr_XX")
 
 
 @pytest.mark.parametrize("space", [True, False])

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.description import class_of_maps, described, targets_of
-from zoo.checkpoints.files import embedding_options, foreign_config, head_options, read_description
+from zoo.checkpoints.files import architectures_of, foreign_config, head_options, read_description
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.opened import Opened, under_own_names
+from zoo.checkpoints.sentence_modules import embedding_options, prompt_note, refuse_model_elsewhere, with_modules
 from zoo.errors import CheckpointError
 from zoo.formats.opening import opened
 from zoo.maps import layouts
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
+from zoo.registry.tasks import TASKS
 from zoo.tasks.base import spec_of_class
 from zoo.techniques.blueprint import Blueprint
 
@@ -47,10 +49,38 @@ class Checkpoint(Opened):
             return {}
         return head_options(self.foreign, spec_of_class(task, self.blueprint.model_class).options)
 
-    def targets(self) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of ours that the whole file must give, with every head that it has."""
+    def kept_task(self) -> tuple[str | None, str]:
+        """The task that a foreign checkpoint was trained for, as far as what lies beside the tensors
+        says it and its head is there; and what to say where it is not. Heads that the family trains
+        its models with are no such task: they are there for whoever asks for them.
+        """
+        if self.keymap is None:
+            return self.blueprint.task, ""
+        if embedding_options(self.source):
+            return "sentence-embedding", prompt_note(self.source)
+        named, model_class = architectures_of(self.foreign), self.blueprint.model_class
+        known = [name for name in named if name in self.keymap.architectures]
+        heads = {head for name in known for head in self.keymap.architectures[name]} - set(model_class.heads)
+        present = self.plan(inspect=True).heads if heads else frozenset()
+        tasks = [task for head in sorted(heads & present) if (task := head.replace("_", "-")) in TASKS]
+        if len(tasks) == 1:
+            return tasks[0], ""
+        if heads:
+            return (
+                None,
+                f"the config says {', '.join(known)}, but the file has no such head; the model comes without it",
+            )
+        strange = [name for name in named if name not in known and "For" in name]
+        if strange and not known:
+            return None, f"the zoo has no head like that of {', '.join(strange)}; the model comes without it"
+        return None, ""
+
+    def targets(self, blueprint: Blueprint | None = None) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of ours that the whole file must give, with every head that it has, for
+        this ``blueprint`` or the checkpoint's own.
+        """
         stored = {name: info.shape for name, info in self.plan(inspect=True).outputs.items()}
-        return targets_of(self.blueprint, stored)
+        return targets_of(blueprint or self.blueprint, stored)
 
 
 @contextmanager
@@ -72,8 +102,9 @@ def open_checkpoint(
     shown = shown or ("tensors in memory" if isinstance(source, Mapping) else str(source))
     variant = None if name is None else registry.resolve(name)[0]
     description = None if isinstance(source, Mapping) else read_description(Path(source))
-    if description is None and isinstance(config, Mapping) and "zoo_format" in config:
-        description, config = dict(config), None
+    if description is None and config is not None and "zoo_format" in (said := foreign_config(source, config) or {}):
+        description, config = said, None
+    refuse_model_elsewhere(source)
     with opened(source) as archive:
         if description is not None and layout in (None, layouts.OURS):
             archive = under_own_names(archive)
@@ -99,12 +130,8 @@ def open_checkpoint(
                 foreign, record = dict(known.config), known
         recorded = record.layout if record is not None else None
         found_layout = layout or recorded or layouts.recognise(archive, foreign)
-        if found_layout == layouts.OURS:
-            raise CheckpointError(
-                f"{shown} is a state dict of the zoo without the description of its model.\n"
-                "Save the model with zoo.save(model, folder), or build it with zoo.create(...) and fill it with "
-                "model.load_state_dict(torch.load(file)); with the config.json of zoo.save beside it the file loads"
-            )
+        if found_layout == layouts.OURS and layouts.is_ours(archive):
+            raise layouts.undescribed(shown)
         keymap = layouts.load(found_layout)
         if variant is not None and variant.maps != keymap.family:
             raise CheckpointError(
@@ -112,11 +139,13 @@ def open_checkpoint(
             )
         model_class = class_of_maps(keymap.family) if variant is None else variant.model_class()
         found = model_class.Config.from_dict(keymap.config_forward(foreign or {}, archive.tensors))
+        archive, modules = with_modules(archive, source)
         yield Checkpoint(
             archive,
             keymap,
             found.to_dict(),
             foreign,
+            modules=modules,
             sha256=None if record is None else record.sha256,
             source=source,
             shown=shown,

@@ -9,11 +9,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zoo.checkpoints.checkpoint import Checkpoint
-from zoo.checkpoints.files import POOLING_KEYS, PROBLEM_TYPES, folder_of
+from zoo.checkpoints.files import PROBLEM_TYPES, folder_of
 from zoo.checkpoints.locate import shapes_of
+from zoo.checkpoints.sentence_modules import ACTIVATIONS, POOLING_KEYS, Layers
 from zoo.errors import ConfigError
-from zoo.formats.writer import writing
+from zoo.formats.archive import TORCH_DTYPES as DTYPES
+from zoo.formats.archive import dtype_name
+from zoo.formats.writer import write_tensors, writing
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import heads_of
 from zoo.registry.tasks import TASKS
@@ -22,6 +27,7 @@ from zoo.tokenization import Tokenizer, load_tokenizer
 from zoo.tokenization.tokenizer import SAVED_BACKEND
 
 FAST_TOKENIZER = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is
+MODULES = {"dense": "Dense", "norm": "LayerNorm", "dropout": "Dropout"}  # a layer's kind -> the module
 ROLES = ("pad", "cls", "sep", "mask", "unk")
 
 
@@ -51,8 +57,12 @@ def head_words(checkpoint: Checkpoint, keymap: KeyMap) -> dict[str, object]:
     return {key: value for key, value in words.items() if key in keymap.config.task}
 
 
-def write_companions(checkpoint: Checkpoint, keymap: KeyMap, folder: Path) -> list[str]:
-    """The files beside a converted checkpoint's tensors. -> remarks on what they can't say."""
+def write_companions(
+    checkpoint: Checkpoint, keymap: KeyMap, folder: Path, layers: Layers, dtype: torch.dtype | str | None = None
+) -> list[str]:
+    """The files beside a converted checkpoint's tensors. ``layers``: those of a sentence encoder, by
+    their places; ``dtype``: of their floats, None: as stored. -> remarks on what they can't say.
+    """
     if "architectures" not in keymap.config.task:
         return []  # not a layout of those libraries
     source, blueprint = folder_of(checkpoint.source), checkpoint.blueprint
@@ -69,6 +79,7 @@ def write_companions(checkpoint: Checkpoint, keymap: KeyMap, folder: Path) -> li
     own = blueprint.task == "sentence-embedding"
     if options := blueprint.options if own else checkpoint.hints_for("sentence-embedding"):
         write_modules(folder, options, config.hidden_size, longest)
+        write_layers(folder, options, config.hidden_size, layers, dtype)
     return notes
 
 
@@ -110,7 +121,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None, unr
 
 def write_modules(folder: Path, options: Mapping[str, Any], size: int, longest: int | None) -> None:
     """A sentence encoder as sentence-transformers reads it: the model, its pooling, its norm."""
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if options.get("normalize", True) else [])]
+    between = [MODULES[layer["kind"]] for layer in options.get("layers") or ()]
+    kinds = ["Transformer", "Pooling", *between, *(["Normalize"] if options.get("normalize", True) else [])]
     modules = [
         {
             "idx": place,
@@ -126,6 +138,34 @@ def write_modules(folder: Path, options: Mapping[str, Any], size: int, longest: 
     _write_json(folder / "modules.json", modules)
     _write_json(folder / "1_Pooling" / "config.json", {**pooling, "pooling_mode_mean_sqrt_len_tokens": False})
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
+
+
+def write_layers(
+    folder: Path, options: Mapping[str, Any], width: int, layers: Layers, dtype: torch.dtype | str | None
+) -> None:
+    """The folders of a sentence encoder's layers behind its pooling."""
+    names = {own: name for name, own in ACTIVATIONS.items()}
+    for place, layer in enumerate(options.get("layers") or ()):
+        kind, size = layer["kind"], layer.get("size", width)
+        said: dict[str, Any] = {"norm": {"dimension": width}, "dropout": {"dropout": layer.get("rate", 0.0)}}.get(
+            kind, {}
+        )
+        if kind == "dense":
+            named = layer.get("activation", "identity")
+            if named not in names:
+                raise ConfigError(
+                    f"sentence-transformers has no class for the activation {named!r}; it has {', '.join(names)}"
+                )
+            said = {"in_features": width, "out_features": size, "bias": layer.get("bias", True)}
+            said |= {"activation_function": names[named]}
+            said |= {"use_residual": True} if layer.get("residual") else {}
+        own = folder / f"{place + 2}_{MODULES[kind]}"
+        _write_json(own / "config.json", said)
+        if tensors := {name: read() for name, read in layers.get(place, {}).items()}:
+            wanted = None if dtype is None else DTYPES[dtype_name(dtype)]
+            tensors = {name: t.to(wanted) if t.is_floating_point() else t for name, t in tensors.items()}
+            write_tensors(own / "model.safetensors", tensors, {"format": "pt"})
+        width = size
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -18,8 +18,9 @@ from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.companions import head_words, write_companions
 from zoo.checkpoints.description import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, class_of_maps, describe
 from zoo.checkpoints.fetching.cache import home, locked
-from zoo.checkpoints.files import read_description
+from zoo.checkpoints.files import folder_of, read_description
 from zoo.checkpoints.locate import locate, narrowed
+from zoo.checkpoints.sentence_modules import without_layers
 from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
 from zoo.errors import CheckpointError, InputError, ZooError
@@ -29,7 +30,12 @@ from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
 from zoo.registry.resources import VERSION
 from zoo.registry.tasks import TASKS
+from zoo.tasks.base import spec_of_class, task_class
 from zoo.tokenization import load_tokenizer
+from zoo.tokenization.hints import Hints
+from zoo.tokenization.load import recognise
+
+TO_FILE = "a single file holds no config.json and no tokenizer; name a folder in its place to get them"
 
 
 def convert(
@@ -73,7 +79,7 @@ def convert(
         with open_checkpoint(path, record=record, layout=own_map or layout, config=config) as checkpoint:
             if checkpoint.keymap is None:
                 raise CheckpointError(f"{path} is in our layout already; to leave it, name a layout with to=")
-            return _forward(checkpoint, record, destination, dry_run)
+            return _forward(checkpoint, record, destination, dry_run, checkpoint.kept_task())
 
 
 def refusal(checkpoint: Checkpoint) -> str | None:
@@ -88,23 +94,47 @@ def refusal(checkpoint: Checkpoint) -> str | None:
 
 
 def _forward(
-    checkpoint: Checkpoint, record: Record | None, destination: Destination, dry_run: bool = False
+    checkpoint: Checkpoint,
+    record: Record | None,
+    destination: Destination,
+    dry_run: bool = False,
+    kept: tuple[str | None, str] = (None, ""),
 ) -> engine.Report:
-    """A foreign checkpoint into a file, or a folder with its config and its tokenizer."""
+    """A foreign checkpoint into a file, or a folder with its config and its tokenizer. ``kept``: the
+    task that it is for, and a note.
+    """
     out, source = destination.path, checkpoint.source
-    heads = checkpoint.plan(inspect=True).heads
+    found = checkpoint.plan(inspect=True)
+    heads = found.heads
     asked = ["sentence-embedding", *(task for head in sorted(heads) if (task := head.replace("_", "-")) in TASKS)]
     hints = {task: options for task in asked if (options := checkpoint.hints_for(task))}
-    description = describe(replace(checkpoint.blueprint, name=record.variant if record else None), hints)
+    kept_task, note = kept
+    blueprint = replace(checkpoint.blueprint, name=record.variant if record else None)
+    if kept_task is not None:
+        blueprint = replace(blueprint, task=kept_task, options=_options(checkpoint, kept_task))
+    description = describe(blueprint, hints)
     metadata = {"zoo.description": json.dumps(description, sort_keys=True)}
-    to_file = out.suffix == ".safetensors"
+    to_file, lost = out.suffix == ".safetensors", ""
     with staged(out, to_file, dry_run) as stage:
         to = replace(destination, path=out if to_file else stage / WEIGHTS_FILE)
-        report = engine.convert(checkpoint, checkpoint.targets(), to, dry_run=dry_run, metadata=metadata)
+        report = engine.convert(checkpoint, checkpoint.targets(blueprint), to, dry_run=dry_run, metadata=metadata)
         if not dry_run and not to_file:
             (stage / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            _copy_tokenizer(source, record, stage)
+            lost = _copy_tokenizer(source, record, stage)
+    if to_file and has_tokenizer(source):
+        lost = "a single file holds no tokenizer; name a folder in its place to keep the source's"
+    heads_lost = [] if checkpoint.keymap is None else _lost_heads(found.left_out, checkpoint.keymap)
+    notes = [*report.notes, note, *heads_lost, lost]
+    report = replace(report, notes=tuple(filter(None, notes)))
     return report if to_file else replace(report, files=tuple(out / file.name for file in report.files))
+
+
+def _options(checkpoint: Checkpoint, task: str) -> dict[str, Any]:
+    """The options of a task's head as the tensors and the config of a foreign checkpoint show them."""
+    model_class, config = checkpoint.blueprint.model_class, checkpoint.blueprint.config
+    spec = spec_of_class(task, model_class)
+    sizes = {name: info.shape for name, info in checkpoint.plan(inspect=True).outputs.items()}
+    return {**task_class(spec).options_from(sizes, spec, config, model_class), **checkpoint.hints_for(task)}
 
 
 def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_run: bool) -> engine.Report:
@@ -126,24 +156,58 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
         name = blueprint.model_class.__name__
         raise CheckpointError(f"{source} holds a {name}; the layout {keymap.layout} is for {keymap.family}")
     said, out, to_file = head_words(checkpoint, keymap), destination.path, destination.path.suffix == ".safetensors"
+    archive, layers = without_layers(checkpoint.archive)
+    if layers and (to_file or "architectures" not in keymap.config.task):
+        raise CheckpointError(
+            f"{source} is a sentence encoder with layers behind its pooling, which stand in folders of their own.\n"
+            "Name a folder, and a layout hf-* of the Hugging Face libraries, whose sentence-transformers reads them"
+        )
     with staged(out, to_file, dry_run) as stage:
         to = destination if to_file or dry_run else replace(destination, path=stage)
-        report = engine.convert_back(checkpoint.archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
-        notes = [] if to_file or dry_run else write_companions(checkpoint, keymap, stage)
+        report = engine.convert_back(archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
+        notes = (
+            [TO_FILE] if to_file else [] if dry_run else write_companions(checkpoint, keymap, stage, layers, to.dtype)
+        )
     files = report.files if to_file else tuple(out / file.name for file in report.files)
     return replace(report, files=files, notes=(*report.notes, *notes))
 
 
-def _copy_tokenizer(path: Any, record: Record | None, stage: Path) -> None:
-    """The checkpoint's own tokenizer beside the converted weights, where it has one."""
+def _lost_heads(left_out: Mapping[str, str], keymap: KeyMap) -> list[str]:
+    """What to say of heads of a foreign file that don't come along."""
+    foreign = {reason for _, reason in keymap.foreign_heads}
+    unclear = [name for name, why in left_out.items() if why.startswith(("may be the head", "head "))]
+    strange = [name for name, why in left_out.items() if why in foreign]
+    found = []
+    for names, hint in ((unclear, "; name its class as architectures in the config"), (strange, "")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            found.append(f"left out {names[0]!r}{more}: {left_out[names[0]]}{hint}")
+    return found
+
+
+def has_tokenizer(source: Any) -> bool:
+    """Whether a tokenizer lies beside a checkpoint."""
+    folder = folder_of(source)
+    try:
+        return folder is not None and bool(recognise(folder, Hints(folder)))
+    except ZooError:
+        return False
+
+
+def _copy_tokenizer(path: Any, record: Record | None, stage: Path) -> str:
+    """The checkpoint's own tokenizer beside the converted weights, where it has one. -> what to say
+    where it has none.
+    """
     if isinstance(path, Mapping):
-        return
+        return "tensors in memory have no tokenizer, so none was written"
     folder = path if Path(path).is_dir() else Path(path).parent
     try:
         load_tokenizer(folder, dict(record.tokenizer) if record and record.tokenizer else None).save(stage)
-    except ZooError:
+    except ZooError as error:
         if record is not None and record.tokenizer:
             raise  # a registered checkpoint promises one
+        return f"no tokenizer was written: {error}"
+    return ""
 
 
 def converted(record: Record) -> Path:

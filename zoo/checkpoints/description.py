@@ -82,8 +82,12 @@ def targets_of(blueprint: Blueprint, stored: Mapping[str, tuple[int, ...]]) -> d
     any size) are taken as they are.
     """
     declared = tuple(sorted(heads_of(stored) & set(blueprint.model_class.heads)))
-    whole = blueprint if blueprint.task is not None else replace(blueprint, heads=declared)
-    targets = {name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta().state_dict().items()}
+    bare = replace(blueprint, task=None, options={}, heads=declared)
+    targets: dict[str, tuple[int, ...]] = {}
+    for whole in [bare] if blueprint.task is None else [blueprint, bare]:
+        made = {name.removeprefix("model."): tuple(t.shape) for name, t in whole.on_meta().state_dict().items()}
+        # a converted file holds more than its task reads: a pooler, other heads
+        targets |= {name: shape for name, shape in made.items() if not targets or name in stored}
     for head in sorted(heads_of(stored) - heads_of(targets)):
         prefix, factory = f"heads.{head}.", blueprint.model_class.heads.get(head)
         if factory is None:

@@ -1,6 +1,4 @@
-"""What lies beside a checkpoint: its own config, our description, the sentence encoder's
-modules.
-"""
+"""What lies beside a checkpoint: its own config, our description."""
 
 from __future__ import annotations
 
@@ -17,18 +15,23 @@ LARGEST_CONFIG = 64 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, with errors that name it."""
+    """A JSON object from a file, with or without a byte order mark, with errors that name it."""
+    value = json_value(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def json_value(path: Path) -> Any:
+    """What a JSON file holds, an object or not."""
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             raise CheckpointError(f"{path} is {path.stat().st_size:,} bytes long; a config is not")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def folder_of(source: Any) -> Path | None:
@@ -123,44 +126,4 @@ def head_options(foreign: Mapping[str, Any] | None, known: Collection[str]) -> d
         if stated not in PROBLEM_TYPES:
             raise ConfigError(f"problem_type is {stated!r} in the config; known are {', '.join(PROBLEM_TYPES)}")
         options["problem_type"] = PROBLEM_TYPES[stated]
-    return options
-
-
-POOLING_KEYS = {  # a sentence encoder's pooling -> its switch in 1_Pooling/config.json
-    "mean": "pooling_mode_mean_tokens",
-    "max": "pooling_mode_max_tokens",
-    "cls": "pooling_mode_cls_token",
-}
-
-
-def embedding_options(source: Any) -> dict[str, Any]:
-    """How a sentence encoder's folder says that vectors are made (modules.json,
-    1_Pooling/config.json); empty where it says nothing.
-    """
-    folder = folder_of(source)
-    if folder is None or not (folder / "modules.json").is_file():
-        return {}
-    try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", "")) for module in modules}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / 'modules.json'} does not list modules with a type and a path: {error!r}"
-        ) from error
-    options: dict[str, Any] = {"normalize": "Normalize" in kinds}
-    if extra := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
-        raise CheckpointError(
-            f"{folder}: the sentence encoder has modules that the zoo does not run: {', '.join(sorted(extra))}"
-        )
-    if "Pooling" in kinds:
-        pooling = read_json(folder / kinds["Pooling"] / "config.json")
-        if (named := pooling.get("pooling_mode")) is not None:  # as sentence-transformers writes it from 5.4 on
-            chosen = [str(mode) for mode in named] if isinstance(named, list) else [str(named)]
-        else:
-            names = {key: mode for mode, key in POOLING_KEYS.items()}
-            switched = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
-            chosen = [names.get(key, key) for key in switched]
-        if len(chosen) != 1 or chosen[0] not in POOLING_KEYS:
-            raise CheckpointError(f"{folder}: pooling must be exactly one of {', '.join(POOLING_KEYS)}, got {chosen}")
-        options["pooling"] = chosen[0]
     return options

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +18,11 @@ from zoo.checkpoints.checks import Checks
 from zoo.checkpoints.convert import converted
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
+from zoo.checkpoints.tokenizer import tokenizer
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.formats.archive import torch_dtype
 from zoo.layers.init import initialise, shapes_only
+from zoo.maps.plans import heads_of
 from zoo.registry.records import Record
 from zoo.registry.tasks import TASKS
 from zoo.tasks.base import TaskModel, canonical_state, spec_of_class, task_class
@@ -29,7 +33,8 @@ from zoo.techniques.blueprint import Blueprint
 class LoadReport:
     """What happened when weights were loaded; stands at ``model.load_report``.
 
-    ``left_out``: stored tensors that nobody asked for, each with its reason. ``random``: tensors of
+    ``left_out``: stored tensors that nobody asked for, each with its reason; ``left_heads``: the heads
+    among them. ``random``: tensors of
     the asked-for head that the checkpoint lacks. ``differs``: config fields in which the checkpoint
     differs from the named variant, (variant's, checkpoint's). ``checks``: what was checked on the way.
     """
@@ -41,6 +46,7 @@ class LoadReport:
     differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checks: Checks = field(default_factory=Checks)
+    left_heads: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"loaded from {self.source} (layout {self.layout})"]
@@ -68,12 +74,18 @@ def load(
 
     layout: a public key layout, None = recognised from config and keys. config: the foreign config,
     verbatim (a dict or a JSON file), where the source has none beside it. task: the head wanted; a
-    folder that `save` wrote knows its own. Loading is strict: a missing, extra or mis-shaped tensor
+    folder that `save` wrote knows its own, a foreign one where its config names the class of a
+    classifier or the like, or modules.json a sentence encoder. Loading is strict: a missing, extra or mis-shaped tensor
     is a CheckpointError, except heads nobody asked for and the asked-for head where the checkpoint
     lacks it; ``model.load_report`` names both.
     """
     with open_to_load(source, layout=layout, config=config) as checkpoint:
-        return filled(checkpoint, task, overrides, device=device, dtype=torch_dtype(dtype))
+        kept, note = checkpoint.kept_task() if task in (None, "sentence-embedding") else (task, "")
+        kept, note = (kept, note) if task in (None, kept) else (task, "")
+        model = filled(checkpoint, kept, overrides, device=device, dtype=torch_dtype(dtype))
+    if note:
+        model.load_report = replace(model.load_report, notes=(*model.load_report.notes, note))
+    return model
 
 
 @contextmanager
@@ -120,7 +132,7 @@ def filled(
     plan = checkpoint.plan(heads=heads_of_task(task, saved.model_class))
     sizes = {name: info.shape for name, info in plan.outputs.items()}
     module, random = _fitted(replace(saved, config=config, task=task, options=options), sizes, shown)
-    if random and same_task and not given:
+    if random and not given and (same_task or any(name in sizes for name in random)):
         raise CheckpointError(f"{shown}: {random[0]} is missing or of another shape, though the config promises it")
     wanted = canonical_state(module).keys() - set(random)
     left_out = dict(plan.left_out)
@@ -136,10 +148,21 @@ def filled(
     ready = {name if name.startswith("heads.") else prefix + name: t.to(device) for name, t in tensors.items()}
     module.load_state_dict(ready, strict=True, assign=True)
     module.requires_grad_(True)
+    if isinstance(module, TaskModel) and not isinstance(checkpoint.source, Mapping):
+        module.find_tokenizer = partial(tokenizer, _home(shown))
+    left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
-        shown, checkpoint.layout, left_out, random, checkpoint.differs, tuple(plan.notes), checks
+        shown, checkpoint.layout, left_out, random, checkpoint.differs, tuple(plan.notes), checks, left
     )
     return module.eval()
+
+
+def _home(shown: str) -> str:
+    """Where the files beside a checkpoint are to be found later: a name or source as it is, a path's
+    folder.
+    """
+    path = Path(shown).absolute()
+    return str(path.parent if path.is_file() else path) if path.exists() else shown
 
 
 def split_overrides(

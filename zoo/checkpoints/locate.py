@@ -26,7 +26,7 @@ def locate(source: Any) -> tuple[Any, Record | None]:
     if isinstance(source, str) and is_remote(source):
         return fetch(source), None
     path = Path(source)
-    if path.exists():
+    if path.exists() or path.with_name(path.name + ".index").is_file():  # TensorFlow's are named by their prefix
         return path, None
     name = str(source)
     if registry.split(name)[0] in list_models() and (os.sep not in name or name.lower() in aliases()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch import Tensor
 from zoo.checkpoints.files import architectures_of
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive, Entry, TensorInfo
+from zoo.formats.tree import WRAPPERS
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
-from zoo.maps.plans import Plan, PlanStep, heads_of
+from zoo.maps.plans import Plan, PlanStep, head_of, heads_of, shape_of
 from zoo.maps.rules import COUNTS
 
 
@@ -23,7 +24,8 @@ class Opened:
     config that they came from.
 
     ``overrides``: the fields that the user set otherwise on purpose. ``sha256``: the file's hash,
-    where it is on record.
+    where it is on record. ``modules``: tensors of files beside it that no layout has names for, and
+    ours.
     """
 
     archive: Archive
@@ -32,6 +34,7 @@ class Opened:
     foreign: Mapping[str, object] | None = None
     overrides: Collection[str] = ()
     sha256: str | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def layout(self) -> str:
@@ -48,14 +51,57 @@ class Opened:
         it is.
         """
         if self.keymap is None:
-            return _plan_of_ours(self.archive, targets, inspect)
-        return self.keymap.forward(
-            self.archive.tensors,
+            plan = _plan_of_ours(self.archive, targets, inspect)
+            return replace(plan, notes=(*plan.notes, *self._other_models()))
+        asked = set(heads_of(self.modules.values()))  # heads that the map knows nothing of
+        plan = self.keymap.forward(
+            {name: info for name, info in self.archive.tensors.items() if name not in self.modules},
             self.config,
-            heads=heads,
+            heads=None if heads is None else set(heads) - asked,
             architectures=architectures_of(self.foreign),
-            targets=targets,
+            targets=None if targets is None else {n: t for n, t in targets.items() if head_of(n) not in asked},
             inspect=inspect,
+        )
+        return self._with_modules(plan, heads, targets, inspect)
+
+    def _other_models(self) -> list[str]:
+        """What to say of a training file with several models (the model and its average): which was
+        read.
+        """
+        group, others = self.archive.group, [name for name in WRAPPERS if name in self.archive.groups]
+        others = [name for name in others if name != group]
+        if not group or not others:
+            return []
+        return [
+            f"of the file's entries {group!r} was read, and not {' or '.join(map(repr, others))}; to read that, pass "
+            f"its tensors: zoo.load(torch.load(FILE)[{others[0]!r}], config=...)"
+        ]
+
+    def _with_modules(
+        self, plan: Plan, heads: Collection[str] | None, targets: Mapping[str, object] | None, inspect: bool
+    ) -> Plan:
+        """The plan with the tensors of the modules, held against those that must come out."""
+        wanted = heads if heads is not None else None if targets is None else heads_of(targets)
+        taken = {own: name for name, own in self.modules.items() if wanted is None or head_of(own) in wanted}
+        infos = {own: self.archive.tensors[name] for own, name in taken.items()}
+        must = {name: shape_of(t) for name, t in (targets or {}).items() if head_of(name) in heads_of(taken)}
+        problems = [
+            f"{taken.get(name, name)!r} has the shape {tuple(infos[name].shape) if name in infos else None}, the "
+            f"layers need {must.get(name)} for {name!r}"
+            for name in dict.fromkeys((*must, *infos) if targets is not None else ())
+            if name not in infos or tuple(infos[name].shape) != must.get(name)
+        ]
+        if problems and not inspect:
+            raise CheckpointError(f"{self.archive.path}: {'; '.join(problems[:3])}")
+        steps = [PlanStep((taken[own],), (own,), (tuple(info.shape),), (info.dtype,)) for own, info in infos.items()]
+        left = [(name, head_of(own)) for name, own in self.modules.items() if own not in taken]
+        return replace(
+            plan,
+            steps=(*plan.steps, *steps),
+            heads=plan.heads | heads_of(taken),
+            left_out={**plan.left_out, **{name: f"head {head!r}, which nobody asked for" for name, head in left}},
+            notes=(*plan.notes, *self._other_models()),
+            problems=(*plan.problems, *problems),
         )
 
 

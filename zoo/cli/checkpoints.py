@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, print_json
+from zoo.cli.shared import Json, print_json, say
 
 
 def inspect(
@@ -50,6 +50,8 @@ def convert(
         dry_run=dry_run,
         progress=not as_json,
     )
+    for note in report.notes:
+        say(note)
     print_json(report.to_dict()) if as_json else print(report)
 
 

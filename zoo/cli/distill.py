@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, print_json
+from zoo.cli.shared import Json, loaded, print_json, say, say_left_heads
 from zoo.data.lines import written_lines
 from zoo.errors import ConfigError, TaskError, ZooError, unknown
 
@@ -60,7 +60,7 @@ def distill(
     if recipe is not None and recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     data = list(_lines(texts))
-    source: Any = zoo.load(teacher, task=task)
+    source: Any = loaded(teacher, task)
     tokenizer = zoo.tokenizer(teacher)
     generator = torch.Generator().manual_seed(seed)
     student_model = (
@@ -112,7 +112,9 @@ def _sized(name: str, teacher: Any, generator: Any) -> Any:
     task = getattr(teacher, "task", None) or None
     options = {"num_labels": teacher.options["num_labels"]} if "num_labels" in getattr(teacher, "options", {}) else {}
     if Path(name).exists():
-        return zoo.load(name, task=task)
+        student = zoo.load(name, task=task)
+        say_left_heads(student, name)
+        return student
     return zoo.create(name, task=task, generator=generator, vocab_size=teacher.config.vocab_size, **options)
 
 
@@ -125,10 +127,9 @@ def _same_ids(student: str, model: Any, teacher: Any, tokenizer: Any, texts: Seq
     try:
         own = zoo.tokenizer(student)
     except ZooError as error:
-        typer.echo(
-            f"note: no tokenizer was read from {student} ({error}); its ids are taken for the teacher's, whose "
-            "tokenizer is saved with the student",
-            err=True,
+        say(
+            f"no tokenizer was read from {student} ({error}); its ids are taken for the teacher's, whose tokenizer is "
+            "saved with the student"
         )
         return
     same_vocabulary(teacher, model, (tokenizer, own))

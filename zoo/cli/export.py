@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, print_json
+from zoo.cli.shared import Json, has_tokenizer, loaded, print_json, say
 
 
 def export(
@@ -24,8 +24,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model as one file for torch.export or ONNX, once it gives what the model gives."""
-    model: Any = zoo.load(source, task=task)
+    model: Any = loaded(source, task)
     made = zoo.export(model, out, rows=rows, length=length)
+    if has_tokenizer(source):
+        say(f"the file holds no tokenizer; zoo.tokenizer({source!r}).save(FOLDER) writes the source's beside it")
     if as_json:
         print_json(made)
         return

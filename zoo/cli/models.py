@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, Task, overrides_of, print_json, print_table, tokenizer_of
+from zoo.cli.shared import Json, Task, overrides_of, print_json, print_table, say_left_heads, tokenizer_of
 
 
 def list_(
@@ -139,6 +139,7 @@ def create(
         "dtype": str(model.dtype),
     }
     if out is not None:
+        say_left_heads(model, source or name)
         tokenizer = tokenizer_of(source or name) if pretrained or source else None
         result["saved"] = str(zoo.save(model, out, tokenizer))
     if as_json:

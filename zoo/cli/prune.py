@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, print_json, tokenizer_of
+from zoo.cli.shared import Json, loaded, print_json, tokenizer_of
 from zoo.errors import InputError
 
 
@@ -55,7 +55,7 @@ def prune(
         techniques.append(zoo.WidthPruning(kept=1 - hidden))
     if weights is not None:
         techniques.append(zoo.WeightPruning(sparsity=weights, scope=scope))
-    model: Any = zoo.load(source, task=task)
+    model: Any = loaded(source, task)
     zoo.apply(model, *techniques)
     folder = zoo.save(model, out, tokenizer_of(source), sparse=not dense)
     changes = bare_model(model).changes

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo.cli.shared import Json, print_json, tokenizer_of
+from zoo.cli.shared import Json, loaded, print_json, tokenizer_of
 
 
 def quantize(
@@ -27,7 +27,7 @@ def quantize(
     """Store a model's weights in few bits. The result loads like any other model."""
     from zoo.techniques.quantization.technique import stored_bytes
 
-    model: Any = zoo.load(source, task=task)
+    model: Any = loaded(source, task)
     before = stored_bytes(model)
     technique = (
         zoo.Int8(embeddings=embeddings) if bits == 8 else zoo.WeightOnly(bits=bits, block=block, embeddings=embeddings)

@@ -211,3 +211,17 @@ def find_columns(
                 f"{', '.join(NAMES[meaning])}, or say which it is: {meaning}=COLUMN"
             )
     return Columns(found)
+
+
+def cells(value: Any) -> list[Any]:
+    """A list, or a cell that holds several: JSON, or words with blanks between them."""
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                return list(json.loads(value))
+            except ValueError:
+                pass
+        return value.split()
+    if isinstance(value, list | tuple):
+        return list(value)
+    raise InputError(f"words and tags must be lists, or cells with blanks between them, got {value!r}")

@@ -17,12 +17,14 @@ from pathlib import Path
 from zoo.errors import CheckpointError
 from zoo.formats.archive import Archive, Entry
 from zoo.formats.buffers import BufferFile, Member
+from zoo.formats.disk import plain_name
 from zoo.formats.limits import MIB, check_expansion, printable
 
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 INDEXES = (".safetensors.index.json", ".bin.index.json")
 SUFFIXES: tuple[str, ...] = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".model", ".npz", ".npy")
 SUFFIXES += (".pdparams", ".pkl", ".onnx", ".pth.tar")
+OTHERS = ("tf_model.h5", "flax_model.msgpack")  # taken where nothing else is there
 NOT_MODELS = re.compile(
     r"^(training_args|trainer_state|optim|sched|scaler|random_states|rng_state)|(spiece|sentencepiece|spm|bpe|30k-clean).*\.model$"
 )
@@ -30,6 +32,7 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 MAX_CONFIG = MIB
 MAX_MEMBERS = 100_000
 MAX_TAR_RECORD = 4 * MIB
+MAX_STEP = 200  # bytes of the name of a run's last checkpoint
 RANK = re.compile(r"^mp_rank_(\d\d)(?:_model_states\.pt|/model_optim_rng\.pt|/model_states\.pt)$")
 
 ZERO = re.compile(r"^(zero|bf16_zero)_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt$")
@@ -56,9 +59,10 @@ def choose(names: Iterable[str], what: str) -> str:
         if name.endswith(".index") and any(other.startswith(name[:-6] + ".data-") for other in here)
     ]:
         return _only(found, what)
-    return _only(
-        [name for name in here if name.endswith(SUFFIXES) and not NOT_MODELS.search(name.rpartition("/")[2])], what
-    )
+    found = [name for name in here if name.endswith(SUFFIXES) and not NOT_MODELS.search(name.rpartition("/")[2])]
+    if not found:
+        found = next(([one] for other in OTHERS for one in names if one.rpartition("/")[2] == other), [])
+    return _only(found, what)
 
 
 def _only(found: list[str], what: str) -> str:
@@ -67,7 +71,7 @@ def _only(found: list[str], what: str) -> str:
     if not found:
         raise CheckpointError(
             f"{what} holds no checkpoint that is known by its name; looked for names that end in "
-            f"{', '.join(SUFFIXES)}, .index"
+            f"{', '.join(SUFFIXES)}, .index, and for {' and '.join(OTHERS)}"
         )
     shown = ", ".join(printable(name, 80) for name in sorted(found)[:8])
     raise CheckpointError(f"{what} holds {len(found)} checkpoints: {shown}; name the file that is meant")
@@ -87,7 +91,7 @@ def configs(files: Mapping[str, tuple[int, Bytes]], chosen: str) -> dict[str, st
             and len(texts) < 32
         ):
             try:
-                texts[file] = str(data(), "utf-8")
+                texts[file] = str(data(), "utf-8-sig")
             except UnicodeDecodeError as error:
                 raise CheckpointError(f"the config file {printable(file)!r} is not UTF-8") from error
     return texts
@@ -209,19 +213,32 @@ def refuse_shares(names: Iterable[str], path: Path) -> None:
     names = list(names)
     if any(name.endswith(".distcp") for name in names):
         raise CheckpointError(
-            f"{path} is a checkpoint of torch.distributed.checkpoint, in which each process wrote its share.\n"
-            f"Join them first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} model.pt"
+            f"{path} holds shares of torch.distributed.checkpoint without the .metadata that says which is which.\n"
+            "Copy the whole folder, hidden files too; or join it where it was written: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} model.pt"
         )
     if any(ZERO.match(name) for name in names) and not any(RANK.match(name) for name in names):
         raise CheckpointError(
             f"{path} is a checkpoint of DeepSpeed with ZeRO stage 3, in which each process wrote its share.\n"
             "Join them first, with the script that DeepSpeed puts beside it: python zero_to_fp32.py . model.bin"
         )
-    if "latest" in names and not any(name.endswith(SUFFIXES) for name in names):
+
+
+def latest_of(names: Iterable[str], path: Path) -> str:
+    """The folder of the last checkpoint in the folder of a DeepSpeed run, which its file ``latest``
+    names; empty for other folders.
+    """
+    names = list(names)
+    if "latest" not in names or any(name.endswith(SUFFIXES) for name in names):
+        return ""
+    written = (path / "latest").read_bytes()[: MAX_STEP + 1]
+    step = plain_name(str(written, "utf-8").strip(), path / "latest") if len(written) <= MAX_STEP else ""
+    if not (path / step).is_dir() or (path / step).is_symlink() or not step:
         raise CheckpointError(
-            f"{path} is the folder of a DeepSpeed run, with a folder for each checkpoint.\n"
-            "Open the one that its file 'latest' names, or join it: python zero_to_fp32.py . model.bin"
+            f"{path} is the folder of a DeepSpeed run whose file 'latest' names {printable(step)!r}, which is no "
+            "folder there.\nOpen the folder of one checkpoint, or join it: python zero_to_fp32.py . model.bin"
         )
+    return step
 
 
 def read_ranks(path: Path, files: Mapping[int, str], open_one: OpenOne) -> Archive:

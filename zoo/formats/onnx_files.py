@@ -4,8 +4,9 @@ torch model had.
 Exporters keep most names, but fold the weight of a linear layer into an anonymous, transposed
 initialiser. Its name is taken from the bias that is added behind it, or from the node that uses it
 (``/encoder/layer.0/query/MatMul`` gives ``encoder.layer.0.query.weight``), and it is transposed
-back. int8 weights are dequantised, ``(q - zero_point) * scale``. What is a constant of the graph is
-listed in ``metadata["onnx"]`` and not shown as a tensor.
+back. int8 weights are dequantised, ``(q - zero_point) * scale``, also where rows are picked from a
+table first and scaled behind that; integers that no followed node turns into floats are refused.
+What is a constant of the graph is listed in ``metadata["onnx"]`` and not shown as a tensor.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ INTEGER_FIELDS = (5, 7, 11)
 QUANTIZED = ("I8", "U8", "I32")
 PRODUCTS = ("MatMul", "MatMulInteger", "Gemm")
 PASSED = ("Cast", "Mul", "QuantizeLinear", "DequantizeLinear")  # between a product and its bias in a quantised graph
+MOVES = ("Gather", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast")  # leave the numbers of a picked row alone
 
 Load = Callable[[], torch.Tensor]
 
@@ -50,6 +52,7 @@ class _Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     numbers: dict[str, int]  # integer attributes
+    value: _Value | None = None  # of a node "Constant"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class _Value:
 class _Graph:
     nodes: list[_Node] = field(default_factory=list)
     values: dict[str, _Value] = field(default_factory=dict)
+
+    def constants(self) -> dict[str, _Value]:
+        """The values that stand in nodes and not among the initialisers."""
+        return {node.outputs[0]: node.value for node in self.nodes if node.value is not None and node.outputs}
 
 
 def is_onnx(data: memoryview) -> bool:
@@ -100,6 +107,7 @@ def read(path: Path, data: memoryview, beside: Callable[[str], memoryview | None
     constants: list[str] = []
     recovered: dict[str, str] = {}
     dequantized: list[str] = []
+    made: dict[str, tuple[str, bool]] = {}
     sources = {
         derived.name for name, derived in graph.values.items() if name not in stored or derived is not stored[name]
     }
@@ -108,13 +116,21 @@ def read(path: Path, data: memoryview, beside: Callable[[str], memoryview | None
         if name in helpers or (found.name in sources and not found.dequantized):
             continue  # a scale or zero point, or integers that a derived value shows
         final, turned = _named(name, found, users, graph, root)
+        if final is not None and found.info.dtype in ("I8", "U8") and len(found.info.shape) > 1 and users[name]:
+            raise CheckpointError(
+                f"{path}: the quantised weights {printable(found.name)!r} go into {printable(users[name][0].op)!r}, "
+                "and no scale was found that makes them floats again; export the model in float"
+            )
         if final is None:
             constants.append(printable(name))
             continue
+        if final in entries and made[final] == (found.name, turned):
+            continue  # one table that two nodes make floats of
         if final in entries:
             raise CheckpointError(
                 f"{path}: two tensors would be called {final!r}, the second is initialiser {printable(found.name)!r}"
             )
+        made[final] = (found.name, turned)
         shape = found.info.shape[::-1] if turned else found.info.shape
         entries[final] = Entry(
             TensorInfo(final, shape, found.info.dtype), _turned(found.load) if turned else found.load
@@ -209,20 +225,36 @@ def _derive(graph: _Graph) -> set[str]:
     """
     helpers: set[str] = set()
     casts: dict[str, _Value] = {}
+    picked: dict[str, str] = {}  # what shows rows of a table of integers -> the table's name
+    stored, constants = dict(graph.values), graph.constants()
     for node in graph.nodes:
-        known = [graph.values.get(name) for name in node.inputs]
-        if node.op == "Cast" and known and (source := known[0]) is not None and source.info.dtype in QUANTIZED:
-            casts[node.outputs[0] if node.outputs else ""] = source
-        elif node.op == "Mul" and len(known) == 2 and node.outputs:
-            for scale, other in ((known[1], node.inputs[0]), (known[0], node.inputs[1])):
-                if other in casts and scale is not None:
-                    graph.values[node.outputs[0]] = _dequantize(casts[other], scale, None, None)
-                    helpers.add(scale.name)
+        known = [stored.get(name) or constants.get(name) or graph.values.get(name) for name in node.inputs]
+        first, out = node.inputs[0] if node.inputs else "", node.outputs[0] if node.outputs else ""
+        if node.op in MOVES and first in picked:
+            picked[out] = picked[first]
+        elif node.op == "Gather" and node.numbers.get("axis", 0) == 0 and first in stored and _quantized(stored[first]):
+            picked[out] = first
+        elif node.op == "Cast" and known and (source := known[0]) is not None and source.info.dtype in QUANTIZED:
+            casts[out] = source
+        elif node.op == "Mul" and len(known) == 2 and out:
+            for scale, named, other in (
+                (known[1], node.inputs[1], node.inputs[0]),
+                (known[0], node.inputs[0], node.inputs[1]),
+            ):
+                if scale is not None and other in casts:
+                    graph.values[out] = _dequantize(casts[other], scale, None, None)
+                    helpers.add(named)
+                elif scale is not None and other in picked:
+                    graph.values[picked[other]] = _dequantize_rows(stored[picked[other]], scale, None)
+                    helpers.add(named)
         elif node.op in ("DequantizeLinear", "QuantizeLinear") and len(known) >= 2:
-            helpers.update(name for name in node.inputs[1:3] if name in graph.values)
-            if node.op == "DequantizeLinear" and known[0] is not None and known[1] is not None and node.outputs:
-                zero = known[2] if len(known) > 2 else None
-                graph.values[node.outputs[0]] = _dequantize(known[0], known[1], zero, node.numbers.get("axis", 1))
+            helpers.update(name for name in node.inputs[1:3] if name in stored)
+            scale, zero = known[1], known[2] if len(known) > 2 else None
+            if node.op == "DequantizeLinear" and scale is not None and out:
+                if first in picked:
+                    graph.values[picked[first]] = _dequantize_rows(stored[picked[first]], scale, zero)
+                elif (source := known[0]) is not None:
+                    graph.values[out] = _dequantize(source, scale, zero, node.numbers.get("axis", 1))
         elif node.op == "MatMulInteger" and len(known) > 1 and (source := known[1]) is not None:
             base = source.name.removesuffix("_quantized")
             scale, zero = graph.values.get(base + "_scale"), graph.values.get(base + "_zero_point")
@@ -230,6 +262,24 @@ def _derive(graph: _Graph) -> set[str]:
                 graph.values[node.inputs[1]] = _dequantize(source, scale, zero, 1)
                 helpers |= {base + "_scale", base + "_zero_point"}
     return helpers
+
+
+def _quantized(value: _Value | None) -> bool:
+    return value is not None and value.info.dtype in ("I8", "U8") and len(value.info.shape) > 1
+
+
+def _dequantize_rows(table: _Value, scale: _Value, zero: _Value | None) -> _Value:
+    """A table whose rows are scaled behind the node that picks them: several scales belong to its
+    width.
+    """
+    shape, count = table.info.shape, scale.info.numel
+    fitting = [axis for axis in range(1, len(shape)) if count in (1, shape[axis])]
+    if not fitting or (count != 1 and (len(fitting) > 1 or len(scale.info.shape) != 1)):
+        raise CheckpointError(
+            f"the scale {printable(scale.name)!r} of shape {scale.info.shape[:8]} does not fit the rows of "
+            f"{printable(table.name)!r}, whose shape is {shape[:8]}"
+        )
+    return _dequantize(table, scale, zero, fitting[0])
 
 
 def _dequantize(source: _Value, scale: _Value, zero: _Value | None, axis: int | None) -> _Value:
@@ -273,7 +323,7 @@ def _read_graph(
     inputs = 0
     for tag, value in fields(data):
         if tag == 1:
-            node = _read_node(message(value))
+            node = _read_node(path, message(value))
             inputs += len(node.inputs) + len(node.outputs)
             if len(graph.nodes) >= MAX_NODES or inputs > MAX_INPUTS:
                 raise CheckpointError(f"{path} holds a graph of more than {MAX_NODES} nodes or {MAX_INPUTS} edges")
@@ -290,8 +340,9 @@ def _read_graph(
                 graph.values[found.name] = found
 
 
-def _read_node(data: memoryview) -> _Node:
+def _read_node(path: Path, data: memoryview) -> _Node:
     inputs, outputs, name, op, numbers = list[str](), list[str](), "", "", dict[str, int]()
+    constant: _Value | None = None
     for tag, value in fields(data):
         if tag == 1:
             inputs.append(text(value))
@@ -305,7 +356,10 @@ def _read_node(data: memoryview) -> _Node:
             attribute = dict(fields(message(value)))
             if 1 in attribute and 3 in attribute:
                 numbers[text(attribute[1])] = signed(number(attribute[3]))
-    return _Node(op, name, tuple(inputs), tuple(outputs), numbers)
+            if op == "Constant" and 5 in attribute:
+                found = _read_tensor(path, message(attribute[5]), lambda file: None, {})
+                constant = None if isinstance(found, str) else found
+    return _Node(op, name, tuple(inputs), tuple(outputs), numbers, constant)
 
 
 def _read_tensor(

@@ -11,6 +11,9 @@ from typing import Any
 from zoo.errors import CheckpointError
 from zoo.formats import (
     bundles,
+    dcp_files,
+    flax_files,
+    keras_files,
     numpy_files,
     onnx_files,
     paddle_files,
@@ -88,6 +91,12 @@ def _open_data(
         return paddle_files.read_pickle(path, data, group)
     if onnx_files.is_onnx(data):
         return onnx_files.read(path, data, beside)
+    if keras_files.is_hdf5(data):
+        if nested:
+            raise CheckpointError(f"{path} holds the HDF5 file {printable(name)!r}; unpack it and open that file")
+        return keras_files.read(path)
+    if flax_files.is_flax(data):
+        return flax_files.read(path, data)
     if paddle_files.is_parameter(data):
         return Archive(path, "paddle", {name: paddle_files.parameter(path, name, data)})
     raise CheckpointError(
@@ -123,6 +132,10 @@ def _open_bundle(path: Path, files: dict[str, tuple[int, bundles.Bytes]], group:
 
 def _open_folder(path: Path, group: str | None) -> Archive:
     names = sorted(file.name for file in path.iterdir() if file.is_file())
+    if dcp_files.METADATA in names and any(name.endswith(".distcp") for name in names):
+        return dcp_files.read(path)
+    if step := bundles.latest_of(names, path):
+        return _open_folder(path / step, group)
     nested = sorted(file.relative_to(path).as_posix() for file in path.glob("mp_rank_*/*.pt"))
     bundles.refuse_shares(names, path)
     if ranks := bundles.ranks([*names, *nested]):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import codecs
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, NoReturn
@@ -40,15 +40,30 @@ class Unpickled:
 
 
 def unpickle(
-    data: memoryview, start: int = 0, *, persistent: Callable[[Any], Any] | None = None, what: str = "the pickle"
+    data: memoryview,
+    start: int = 0,
+    *,
+    persistent: Callable[[Any], Any] | None = None,
+    what: str = "the pickle",
+    keys: Collection[str] = (),
 ) -> Unpickled:
-    """Interpret the pickle at ``start``; ``persistent`` turns a persistent id into a node."""
-    return _Machine(data, start, persistent, what).run()
+    """Interpret the pickle at ``start``; ``persistent`` turns a persistent id into a node. ``keys``:
+    the classes of which objects that are not made may be keys, each one for itself.
+    """
+    return _Machine(data, start, persistent, what, keys).run()
 
 
 class _Machine:
-    def __init__(self, data: memoryview, start: int, persistent: Callable[[Any], Any] | None, what: str):
+    def __init__(
+        self,
+        data: memoryview,
+        start: int,
+        persistent: Callable[[Any], Any] | None,
+        what: str,
+        keys: Collection[str] = (),
+    ):
         self.data, self.position, self.end, self.what = data, start, len(data), what
+        self.keys = keys
         self.persistent = persistent
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each mark
@@ -273,7 +288,7 @@ class _Machine:
         self.put_items(self.stack[-1], values)
 
     def usable(self, key: Any) -> bool:
-        if hashable(key):
+        if hashable(key) or (isinstance(key, Refused) and key.name in self.keys):
             return True
         self.refuse(f"a key of type {type(key).__name__}" if not isinstance(key, Refused) else f"{key.name} as a key")
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def read(path: Path, open_one: Callable[[Path], Archive]) -> Archive:
     """Open every shard that the index at ``path`` names; names must agree on both sides."""
     if path.stat().st_size > MAX_HEADER:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes; an index has at most {MAX_HEADER}")
-    index = load_json(path.read_bytes(), str(path))
+    index = load_json(path.read_bytes().removeprefix(BOM_UTF8), str(path))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if (
         not isinstance(weight_map, dict)

@@ -429,7 +429,7 @@ def _old_shards(path: Path) -> list[Path]:
     beside the index.
     """
     try:
-        files = set(json.loads(index_path(path).read_text(encoding="utf-8"))["weight_map"].values())
+        files = set(json.loads(index_path(path).read_text(encoding="utf-8-sig"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return []
     stem = path.name.removesuffix(".safetensors")

@@ -71,6 +71,7 @@ class ConfigMap:
     aliases: Mapping[str, str]  # old spelling -> key
     ignored: Mapping[str, str]  # key, or a pattern of keys -> why it says nothing about the model
     only: Mapping[str, tuple[tuple[object, ...], str]]  # key -> values that we can take, why no other
+    written: Mapping[str, object]  # of those, what the way back writes
     constants: Mapping[str, object]  # written on the way back, held to where present; the first of a list
     task: Mapping[str, str]  # key -> what it says about a task's head
     fixed: Mapping[str, object]  # field -> what this layout always means
@@ -112,7 +113,8 @@ class ConfigMap:
         return cls(
             layout,
             entries,
-            only={key: _only(written, f"{where}: [config.only] {key}") for key, written in parts["only"].items()},
+            only={key: _only(said, f"{where}: [config.only] {key}") for key, said in parts["only"].items()},
+            written={key: said["value"] for key, said in parts["only"].items() if said.get("written")},
             from_keys={field: Template.parse(str(name)) for field, name in parts["from_keys"].items()},
             from_shapes={field: _axis_of(field, written, where) for field, written in parts["from_shapes"].items()},
             flatten=tuple(table.get("flatten", ())),
@@ -203,7 +205,7 @@ class ConfigMap:
                     f"{self.layout} has no key for our field {field!r} (value {value!r}); closest: "
                     f"{', '.join(closest(field, self.fields))}"
                 )
-        foreign = {key: _listed(constant)[0] for key, constant in self.constants.items()}
+        foreign = {key: _listed(constant)[0] for key, constant in self.constants.items()} | dict(self.written)
         for key, entry in self.entries.items():
             if entry.field in fields:
                 foreign[key] = entry.back(fields[entry.field], fields, self.layout)
@@ -296,6 +298,8 @@ def _only(written: object, where: str) -> tuple[tuple[object, ...], str]:
     options = written if isinstance(written, Mapping) else {}
     if not ({"value", "values"} & set(options)) or not str(options.get("reason", "")).strip():
         raise MapError(f'{where}: write {{ value = ..., reason = "..." }}, got {written!r}')
+    if options.get("written", False) not in (True, False) or ("written" in options and "value" not in options):
+        raise MapError(f"{where}: written = true stands beside one value, which the way back writes, got {written!r}")
     accepted = list(options["values"]) if "values" in options else [options["value"]]
     return tuple(accepted), str(options["reason"])
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from zoo.errors import CheckpointError, ConfigError, unknown
+from zoo.errors import CheckpointError, ConfigError, ZooError, unknown
 from zoo.formats.archive import Described
 from zoo.maps.key_map import KeyMap
 from zoo.maps.parsing import read_map
@@ -51,6 +51,11 @@ def transfers(family: str) -> dict[str, Path]:
 def path_of(layout: str) -> Path:
     """The map file of a layout; an unknown one is refused with the closest."""
     layouts = available()
+    if layout == OURS:
+        raise CheckpointError(
+            "'zoo' is the layout of the zoo's own files, which needs no map: leave layout= out to read them. The "
+            f"layouts to convert from and to are {', '.join(layouts)}"
+        )
     if layout not in layouts:
         raise unknown("layout", layout, layouts)
     return layouts[layout]
@@ -87,6 +92,8 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
     if len(fitting) == 1 or len(outright) == 1:
         return (outright or fitting)[0]
     model_type = None if config is None else config.get("model_type")
+    if len(fitting) > 1 and _agree([load(layout) for layout in fitting], archive, config):
+        return fitting[0]
     if len(fitting) > 1:
         said = "is missing" if config is None else f"says model_type={model_type!r}"
         raise CheckpointError(
@@ -99,6 +106,30 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
     raise CheckpointError(
         f"no known layout fits a file with {sample} and model_type={model_type!r}. Candidates were {reasons}. "
         "Name one with layout=, or pass a map of your own"
+    )
+
+
+def _agree(keymaps: list[KeyMap], archive: Listed, config: Mapping[str, object] | None) -> bool:
+    """Whether some layouts make one model of a file, with the same fields from the same tensors."""
+    made = []
+    for keymap in keymaps:
+        try:
+            fields = keymap.config_forward(config or {}, archive.tensors)
+            plan = keymap.forward(archive.tensors, fields, inspect=True)
+        except ZooError:
+            return False
+        steps = {step.targets: (step.sources, repr(step.ops), step.shapes, step.constant) for step in plan.steps}
+        made.append((keymap.family, fields, steps, plan.problems, plan.passengers))
+    return all(one == made[0] for one in made)
+
+
+def undescribed(shown: str) -> CheckpointError:
+    """The error for tensors under our names without what says which model they are of."""
+    return CheckpointError(
+        f"{shown} is a state dict of the zoo without the description of its model.\n"
+        "Save the model with zoo.save(model, folder), or build it with zoo.create(...) and fill it with "
+        "model.load_state_dict(torch.load(file)); with the config.json of zoo.save beside it, or as config=, the file "
+        "loads"
     )
 
 

@@ -40,7 +40,7 @@ def read_map(path: Path) -> KeyMap:
 def read_table(path: Path) -> dict[str, Any]:
     """A map file with its includes merged in; the file's own entries win."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise MapError(f"{path}: the map can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

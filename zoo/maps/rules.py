@@ -6,7 +6,8 @@ A source is a tensor of the public layout, a target one of the zoo's. `RuleSet` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -147,8 +148,8 @@ class RuleSet:
         self, tensors: Iterable[str], strict: bool = True, below: bool = True
     ) -> tuple[dict[str, tuple[str, bool]], str]:
         """Clean name -> (name in the file, had it the prefix?); and the prefix. ``strict`` refuses
-        two names that become one. ``below``: where no name meets a rule, parts that all names begin
-        with are taken off.
+        two names that become one. ``below``: parts that all names begin with are taken off, until the
+        names that the layout asks for are there.
         """
         originals = list(tensors)
         short = [unwrapped(name) for name in originals]
@@ -158,15 +159,10 @@ class RuleSet:
             for wrapper in self.wrappers:
                 if short and all(name.startswith(wrapper) and name != wrapper for name in short if name not in COUNTS):
                     short, changed = [name.removeprefix(wrapper) for name in short], True
-        while below and (first := _shared_part(short)) and not self._known(short):
-            short = [name.removeprefix(first) for name in short]
-        prefix = next((p for p in self.prefixes if p and any(name.startswith(p) for name in short)), "")
+        short = self._below(short) if below else short
+        prefix = self._prefix(short)
         cleaned: dict[str, tuple[str, bool]] = {}
-        for original, name in zip(originals, short, strict=True):
-            within = bool(prefix) and name.startswith(prefix)
-            name = name[len(prefix) :] if within else name
-            for old, new in self.renames:
-                name = _replace_component(name, old, new)
+        for original, (name, within) in zip(originals, self._bare(short, prefix), strict=True):
             if name in cleaned and strict:
                 raise CheckpointError(
                     f"{self.layout}: the file holds {cleaned[name][0]!r} and {original!r}, which both mean {name!r}; "
@@ -174,6 +170,55 @@ class RuleSet:
                 )
             cleaned.setdefault(name, (original, within))
         return cleaned, prefix
+
+    def _prefix(self, names: Iterable[str]) -> str:
+        names = tuple(names)
+        return next((p for p in self.prefixes if p and any(name.startswith(p) for name in names)), "")
+
+    def _bare(self, names: Iterable[str], prefix: str) -> Iterator[tuple[str, bool]]:
+        """Each name without the prefix and in today's spelling, and whether it had the prefix."""
+        for name in names:
+            within = bool(prefix) and name.startswith(prefix)
+            name = name[len(prefix) :] if within else name
+            for old, new in self.renames:
+                name = _replace_component(name, old, new)
+            yield name, within
+
+    def _below(self, names: list[str]) -> list[str]:
+        """The names without the parts that all begin with, as few as it takes until those that the
+        layout asks for are there; where they never are, until one meets a rule.
+        """
+        asked, shorter = set(self.recognise.get("keys", ())), names
+        while asked:
+            if asked <= {name for name, _ in self._bare(shorter, self._prefix(shorter))}:
+                return shorter
+            if not (first := self._shared_part(shorter)):
+                break
+            shorter = [name.removeprefix(first) for name in shorter]
+        while (first := self._shared_part(names)) and not self._known(names):
+            names = [name.removeprefix(first) for name in names]
+        return names
+
+    def _shared_part(self, names: Iterable[str]) -> str:
+        """The first part of all names, with what ends it, or nothing where they differ in it; counters
+        and the state of optimizers don't count.
+        """
+        first = ""
+        for name in names:
+            part = name[: min((at for at in (name.find("."), name.find("/")) if at >= 0), default=-1) + 1]
+            if part != first or not part:
+                if self._is_dropped(name):
+                    continue
+                if first or not part:
+                    return ""
+                first = part
+        return first
+
+    def _is_dropped(self, name: str) -> bool:
+        """Whether a name, as it stands, is one that the map leaves away."""
+        if any(isinstance(entry, Drop) for entry, _ in self.by_source.find(name)):
+            return True
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern, _ in self.drop_patterns)
 
     def _known(self, names: Iterable[str]) -> bool:
         """Whether the map has a line for one of the names, with or without a prefix of its own."""
@@ -191,13 +236,6 @@ def unwrapped(name: str) -> str:
     if "_orig_mod" not in name and "_wrapped_module" not in name:
         return name
     return ".".join(part for part in name.split(".") if part not in WRAPPED)
-
-
-def _shared_part(names: Iterable[str]) -> str:
-    """The first part of all names, with its dot, or nothing where they differ in it."""
-    firsts = {name.partition(".")[:2] for name in names if name not in COUNTS}
-    first, dot = firsts.pop() if len(firsts) == 1 else ("", "")
-    return first + dot if dot else ""
 
 
 def _replace_component(name: str, old: str, new: str) -> str:

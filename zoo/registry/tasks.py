@@ -106,9 +106,10 @@ SPECS = (
     _spec(
         "sentence-embedding",
         "text",
-        "text:SentenceEmbedding",
+        "sentences:SentenceEmbedding",
         "one vector for a text, for search and similarity",
         pooling="mean",
+        layers=(),  # what the pooled vector goes through, see zoo.tasks.sentences
         normalize=True,
     ),
     _spec(

@@ -223,6 +223,12 @@ def register(
     config_class = getattr(cls, "Config", None)
     if config_class is None or not hasattr(config_class, "field_names"):
         raise ConfigError(f"{cls.__name__}.Config must be a zoo.models.base.config.Config class; got {config_class!r}")
+    fields = config_class.field_names()
+    if lacks := [name for name in ("hidden_size", "initializer_range") if name not in fields]:
+        raise ConfigError(
+            f"{config_class.__name__} lacks {' and '.join(lacks)}, which every model's config has: heads are as wide "
+            "as hidden_size, and weights are drawn with initializer_range; docs/adding-a-model.md shows a whole class"
+        )
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
     config_class.from_dict(values)
     _registered[name] = Variant(

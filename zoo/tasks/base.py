@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +19,10 @@ from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
 from zoo.maps.rules import unwrapped
 from zoo.models.base.model import Model
+from zoo.registry.inputs import LABELS
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import PretrainingTerm
+from zoo.tokenization import Tokenizer
 
 
 class TaskModel(nn.Module):
@@ -42,6 +44,8 @@ class TaskModel(nn.Module):
         self.dropout = nn.Dropout(getattr(self.config, "dropout", 0.0) if rate is None else rate)
         self.task = ""
         self.names = tuple(inspect.signature(model.forward).parameters)  # of what may come by position
+        self.find_tokenizer: Callable[[], Tokenizer] | None = None  # by where the weights came from
+        self._tokenizer: Tokenizer | None = None
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
@@ -99,8 +103,44 @@ class TaskModel(nn.Module):
         return self.model.config
 
     @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that lies with the weights, read when it is first asked for; None for a model
+        without files of its own, until it is set.
+        """
+        if self._tokenizer is None and self.find_tokenizer is not None:
+            self._tokenizer = self.find_tokenizer()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer, or an InputError that says how to give one."""
+        if (found := self.tokenizer) is None:
+            raise InputError(
+                "this model was not loaded from a place with a tokenizer; set model.tokenizer = zoo.tokenizer(NAME)"
+            )
+        return found
+
+    @property
     def packing(self) -> bool:
         return self.model.packing
+
+    @property
+    def techniques(self) -> tuple[Any, ...]:
+        """What was applied to the model, in order."""
+        return self.model.techniques
+
+    @property
+    def changes(self) -> tuple[Any, ...]:
+        """What techniques changed, in order."""
+        return tuple(getattr(self.model, "changes", ()))
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the model's hidden states."""
+        return self.model.hidden_size
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +151,10 @@ class TaskModel(nn.Module):
         return self.model.dtype
 
     def given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's arguments by name."""
+        """A call's arguments by name; one that neither the model nor a task takes is refused."""
+        for name in named:
+            if self.model.arguments and name not in self.model.arguments and name not in LABELS:
+                raise unknown(f"input of {type(self).__name__}", name, [*sorted(self.model.arguments), *LABELS])
         return dict(zip(self.names, inputs, strict=False)) | dict(named)
 
     def score(self, term: PretrainingTerm, given: Mapping[str, Any], encoded: Any) -> tuple[Any, Padding | None]:

@@ -9,13 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from zoo.errors import ConfigError, InputError, TaskError
-from zoo.layers.pooler import pool
+from zoo.errors import InputError, TaskError
 from zoo.models.base.model import Model, need_pooler
 from zoo.models.base.outputs import TaskOutput
-from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel, along
 from zoo.tasks.losses import (
     FAR,
@@ -138,31 +135,3 @@ class MultipleChoice(TaskModel):
         logits = scores.view(-1, choices)
         loss = None if labels is None else row_loss(logits, labels)
         return TaskOutput(loss, logits, losses={} if loss is None else {"choice": loss}, encoded=encoded)
-
-
-class SentenceEmbedding(TaskModel):
-    """One vector for a text: its token states pooled over real tokens, then at length one where
-    ``normalize`` says so.
-    """
-
-    POOLINGS = ("mean", "max", "cls")
-
-    @classmethod
-    def heads_from(cls, spec: TaskSpec, model_class: Any) -> tuple[str, ...]:
-        return ()
-
-    @classmethod
-    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
-        if options["pooling"] not in cls.POOLINGS:
-            raise ConfigError(f"pooling must be one of {', '.join(cls.POOLINGS)}, got {options['pooling']!r}")
-        return cls(model, {}, options)
-
-    def forward(self, *inputs: Tensor, **named: Any) -> TaskOutput:
-        """-> embedding (batch, hidden)."""
-        given = self.given(inputs, named)
-        encoded = self.model(**given)
-        real = self.model.padding_of("text", given, encoded, pack=False).real
-        vector = pool(encoded.last_hidden_state, real, self.options["pooling"])
-        return TaskOutput(
-            embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded
-        )

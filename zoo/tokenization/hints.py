@@ -282,6 +282,29 @@ def apply_options(backend: tokenizers.Tokenizer, hints: Hints) -> None:
         backend.pre_tokenizer = made.pre_tokenizer
 
 
+def lower_texts(tokenizer: Tokenizer, hints: Hints) -> None:
+    """Lower-case what the tokenizer reads where sentence_bert_config.json says ``do_lower_case``, as
+    sentence-transformers does: in front of the normalizer, unless that does so already.
+    """
+    said = hints.sentence_config.get("do_lower_case")
+    if said in (None, False):
+        return
+    place = hints.folder / "sentence_bert_config.json"
+    if said is not True:
+        raise CheckpointError(f"{place}: do_lower_case must be true, false or null, got {said!r}")
+    if tokenizer.pre_step.name == "xlm":
+        raise CheckpointError(
+            f"{place} says do_lower_case, which comes too late behind the steps of XLM; let tokenizer_config.json say "
+            "do_lowercase_and_remove_accent"
+        )
+    backend = tokenizer.backend
+    parts = list(_parts(_state(backend.normalizer), "normalizers"))
+    if any(part["type"] == "Lowercase" or part.get("lowercase") for part in parts):
+        return
+    before = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *before])
+
+
 def _state(part: Any) -> dict[str, Any] | None:
     if part is None:
         return None

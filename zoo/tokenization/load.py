@@ -15,7 +15,7 @@ import tokenizers
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
 from zoo.tokenization.files import guarded, parse_json, read_json_object, read_text, read_vocab_json, read_vocab_lines
-from zoo.tokenization.hints import ROLE_NAMES, Hints, add_tokens, apply_options, roles_among
+from zoo.tokenization.hints import ROLE_NAMES, Hints, add_tokens, apply_options, lower_texts, roles_among
 from zoo.tokenization.sentencepiece_file import (
     CONTROL,
     USER_DEFINED,
@@ -65,6 +65,7 @@ def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) ->
     if not (kinds[0] == "json" and saved_by_us(folder, spec["json"])):
         add_tokens(tokenizer, hints)
         tokenizer.truncation_side = hints.truncation_side or tokenizer.truncation_side
+        lower_texts(tokenizer, hints)
     return tokenizer
 
 

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
 
 from zoo.errors import CheckpointError, InputError
 from zoo.formats.disk import write_atomically
 from zoo.tokenization.files import guarded
+from zoo.tokenization.language_frames import LanguageFrames
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,12 +114,18 @@ class Tokenizer:
         """One text, or a pair of texts, with the family's special tokens; offsets refer to the text
         behind the pre-step.
 
-        ``language`` is for families whose pre-step knows languages (XLM); ``pair_language``
-        defaults to it.
+        ``language`` is for families whose pre-step or frame knows languages (XLM, mBART);
+        ``pair_language`` defaults to it.
         """
         prepared = self.prepared(text, language)
         prepared_pair = None if pair is None else self.prepared(pair, pair_language or language)
-        return guarded("the text cannot be encoded", InputError, lambda: self.backend.encode(prepared, prepared_pair))
+        frame = self._frame_of(language, pair_language)
+        if frame is self.backend:
+            encode = lambda: self.backend.encode(prepared, prepared_pair)  # noqa: E731
+            return guarded("the text cannot be encoded", InputError, encode)
+        first = self._encode_parts([text], [language])[0]
+        second = None if pair is None else self._encode_parts([pair], [pair_language or language])[0]
+        return guarded("the text cannot be encoded", InputError, lambda: frame.post_process(first, second, True))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of one sequence of ids (a list or a 1-dimensional tensor)."""
@@ -149,16 +156,8 @@ class Tokenizer:
 
         A text longer than ``max_length`` is cut (a pair: the longer of the two first), or refused
         with ``truncation=False``. ``padding`` is True (to the longest), "max_length" or False (all
-        texts must then be equally long).
+        texts must then be equally long). ``language``: of all texts, or of each (XLM, mBART).
         """
-        import torch
-
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        pairs = None if pairs is None else [pairs] if isinstance(pairs, str) else list(pairs)
-        if not texts:
-            raise InputError("there are no texts; pass a text or a list with at least one")
-        if pairs is not None and len(pairs) != len(texts):
-            raise InputError(f"there are {len(texts)} texts and {len(pairs)} pairs; give each text its pair")
         if padding not in (True, False, "longest", "max_length"):
             raise InputError(f"padding={padding!r} is not known; it is True, 'max_length' or False")
         limit = self.max_length if max_length is None else max_length
@@ -166,39 +165,102 @@ class Tokenizer:
             raise InputError(
                 "padding='max_length' needs max_length, which this tokenizer does not know; pass max_length=..."
             )
+        encodings = self.encodings(
+            texts, pairs, max_length=max_length, truncation=truncation, language=language, pair_language=pair_language
+        )
+        lengths = [len(encoding.ids) for encoding in encodings]
+        if not padding and min(lengths) != max(lengths):
+            raise InputError(
+                f"the texts have from {min(lengths)} to {max(lengths)} tokens; without padding they must be equally "
+                "long"
+            )
+        batch = self.batch(encodings, limit if padding == "max_length" else None)
+        if return_lengths:
+            import torch
+
+            batch["lengths"] = torch.tensor(lengths, dtype=torch.int64)
+        return batch
+
+    def encodings(
+        self,
+        texts: str | Sequence[str],
+        pairs: str | Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        truncation: bool = True,
+        language: str | Sequence[str] | None = None,
+        pair_language: str | Sequence[str] | None = None,
+    ) -> list[tokenizers.Encoding]:
+        """Each text, or pair, with its special tokens, cut as in a call: for who wants to see lengths
+        or offsets before `batch` makes tensors.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        pairs = None if pairs is None else [pairs] if isinstance(pairs, str) else list(pairs)
+        if not texts:
+            raise InputError("there are no texts; pass a text or a list with at least one")
+        if pairs is not None and len(pairs) != len(texts):
+            raise InputError(f"there are {len(texts)} texts and {len(pairs)} pairs; give each text its pair")
+        limit = self.max_length if max_length is None else max_length
         languages = _one_each(language, len(texts), "language")
         pair_languages = languages if pair_language is None else _one_each(pair_language, len(texts), "pair_language")
-
         first = self._encode_parts(texts, languages)
         second = None if pairs is None else self._encode_parts(pairs, pair_languages)
-        encodings = [
-            self._assemble(encoding, None if second is None else second[row], limit, truncation, row)
+        return [
+            self._assemble(
+                encoding,
+                None if second is None else second[row],
+                limit,
+                truncation,
+                row,
+                self._frame_of(languages[row], None if second is None else pair_languages[row]),
+            )
             for row, encoding in enumerate(first)
         ]
 
+    def windows(
+        self, text: str, pair: str | None = None, *, overlap: int = 64, max_length: int | None = None
+    ) -> list[tokenizers.Encoding]:
+        """A long text in as many encodings as it takes, with its special tokens each; neighbors have
+        ``overlap`` tokens in common, or half of what fits. With a pair the first text stands whole in
+        each and the second is cut.
+        """
+        limit = self.max_length if max_length is None else max_length
+        frame = self._frame_of(None, None)
+        first = self._encode_parts([text], [None])[0]
+        second = None if pair is None else self._encode_parts([pair], [None])[0]
+        if limit is None:
+            return [self._assemble(first, second, None, False, 0, frame)]
+        cut, beside = (first, 0) if second is None else (second, len(first.ids))
+        room = limit - self.backend.num_special_tokens_to_add(second is not None) - beside
+        if room < min(len(cut.ids), 1):
+            kept = f"the first text of {beside} tokens and " if beside else ""
+            raise InputError(f"{kept}the special tokens leave no room for a text within max_length={limit}; shorten it")
+        cut.truncate(max(room, 0), min(overlap, max(room, 0) // 2), self.truncation_side)
+        parts = [cut, *cut.overflowing]
+        if self.truncation_side == "left":
+            parts.reverse()
+        pairs: list[tuple[Any, Any]] = [(part, None) if second is None else (first, part) for part in parts]
+        return [self._assemble(one, other, None, False, 0, frame) for one, other in pairs]
+
+    def batch(self, encodings: Sequence[tokenizers.Encoding], width: int | None = None) -> dict[str, Tensor]:
+        """Tensors of (batch, length) of `encodings`, padded to the longest of them, or to ``width``."""
+        import numpy
+        import torch
+
         lengths = [len(encoding.ids) for encoding in encodings]
-        width = limit if padding == "max_length" and limit is not None else max(lengths)
-        if not padding and min(lengths) != width:
-            raise InputError(
-                f"the texts have from {min(lengths)} to {width} tokens; without padding they must be equally long"
-            )
+        width = max(lengths) if width is None else width
         pad = self.pad_token_id
         if pad is None and min(lengths) != width:
             raise InputError("this tokenizer has no padding token; encode one text at a time, or texts of equal length")
 
-        batch = {
-            "input_ids": torch.full((len(texts), width), pad or 0, dtype=torch.int64),
-            "attention_mask": torch.zeros((len(texts), width), dtype=torch.int64),
-            "token_type_ids": torch.zeros((len(texts), width), dtype=torch.int64),
-        }
-        for row, encoding in enumerate(encodings):
-            batch["input_ids"][row, : lengths[row]] = torch.tensor(encoding.ids, dtype=torch.int64)
-            batch["attention_mask"][row, : lengths[row]] = 1
-            batch["token_type_ids"][row, : lengths[row]] = torch.tensor(encoding.type_ids, dtype=torch.int64)
-        batch = {name: batch[name] for name in self.inputs}
-        if return_lengths:
-            batch["lengths"] = torch.tensor(lengths, dtype=torch.int64)
-        return batch
+        ids = numpy.full((len(encodings), width), pad or 0, dtype=numpy.int64)
+        segments = numpy.zeros((len(encodings), width), dtype=numpy.int64)
+        for row, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
+            ids[row, :length] = encoding.ids
+            segments[row, :length] = encoding.type_ids
+        real = (numpy.arange(width) < numpy.array(lengths)[:, None]).astype(numpy.int64)
+        batch = {"input_ids": ids, "attention_mask": real, "token_type_ids": segments}
+        return {name: torch.from_numpy(batch[name]) for name in self.inputs}
 
     def prepared(self, text: str, language: str | None = None) -> str:
         """A text behind the family's own step: what `backend` encodes, and offsets refer to."""
@@ -210,11 +272,21 @@ class Tokenizer:
             raise InputError(
                 f"the text holds half of a surrogate pair at character {error.start}; decode it with errors='replace'"
             ) from error
-        if language is not None and not self.pre_step.takes_language:
+        if language is not None and not self.pre_step.takes_language and not self.frames.default:
             raise InputError(
                 f"language={language!r} was given, but this tokenizer does the same for every language; leave it out"
             )
         return self.pre_step(text, language)
+
+    def _frame_of(self, language: str | None, pair_language: str | None) -> tokenizers.Tokenizer:
+        """The backend whose frame goes around a text, or a pair, of a language."""
+        if not self.frames.default:
+            return self.backend
+        if pair_language not in (None, language):
+            raise InputError(
+                f"a pair has one language in the frame of this tokenizer, got {language!r} and {pair_language!r}"
+            )
+        return self.frames.of(language)
 
     def _encode_parts(self, texts: Sequence[str], languages: Sequence[str | None]) -> list[tokenizers.Encoding]:
         prepared = [self.prepared(text, language) for text, language in zip(texts, languages, strict=True)]
@@ -231,8 +303,9 @@ class Tokenizer:
         limit: int | None,
         truncation: bool,
         row: int,
+        frame: tokenizers.Tokenizer,
     ) -> tokenizers.Encoding:
-        """Cut to the limit, then put the special tokens in."""
+        """Cut to the limit, then put the special tokens of the frame in."""
         if limit is not None:
             room = limit - self.backend.num_special_tokens_to_add(second is not None)
             if room < 0:
@@ -252,10 +325,15 @@ class Tokenizer:
                 if second is not None:
                     second.truncate(keep_second, direction=self.truncation_side)
         return guarded(
-            "the special tokens cannot be added", InputError, lambda: self.backend.post_process(first, second, True)
+            "the special tokens cannot be added", InputError, lambda: frame.post_process(first, second, True)
         )
 
     # --- vocabulary
+
+    @cached_property
+    def frames(self) -> LanguageFrames:
+        """The backend's frame in each of its languages, where it names one."""
+        return LanguageFrames(self.backend)
 
     @cached_property
     def vocab_size(self) -> int:

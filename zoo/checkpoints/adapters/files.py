@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zoo.checkpoints.adapters.adapter_hub import from_adapters, fusion_to_adapters, to_adapters
 from zoo.checkpoints.adapters.peft import from_peft, to_peft
 from zoo.checkpoints.adapters.places import bare_name, copy_into, path_of_class
+from zoo.checkpoints.files import read_json
 from zoo.errors import CheckpointError, TechniqueError
 from zoo.formats.disk import write_atomically
 from zoo.formats.opening import open_archive
@@ -98,7 +99,7 @@ def load_adapter(
             return _load_own(model, folder)
         if (folder / FUSION_CONFIG).is_file():
             return _load_fusion(model, folder, layout)
-        config = _config(folder / "adapter_config.json") if config is None else config
+        config = read_json(folder / "adapter_config.json") if config is None else config
         source = _tensors(folder, ADAPTER_FILES)
     if config is None:
         raise CheckpointError("tensors alone don't tell an adapter's scale; pass its config")
@@ -106,11 +107,6 @@ def load_adapter(
         return from_peft(model, source, config, layout=layout, name=name or "default")
     configs = {str(config.get("name", name or "default")): config.get("config", config)}
     return from_adapters(model, source, configs, layout=layout)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
 
 
 def _tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -124,7 +120,7 @@ def _tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Module:
     """A fusion that ``adapters`` saved, onto adapters that are there."""
-    described = _config(folder / FUSION_CONFIG)
+    described = read_json(folder / FUSION_CONFIG)
     names = described.get("adapter_names") or described["name"]
     names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
     tensors = _tensors(folder, FUSION_FILES)
@@ -132,7 +128,7 @@ def _load_fusion(model: nn.Module, folder: Path, layout: str | None) -> nn.Modul
 
 
 def _load_own(model: nn.Module, folder: Path) -> nn.Module:
-    described = _config(folder / "adapter.json")
+    described = read_json(folder / "adapter.json")
     saved = CLASSES.get(described["class"], described["class"])
     if saved != path_of_class(model):
         raise CheckpointError(f"{folder} is an adapter of {saved}, not of {path_of_class(model)}")

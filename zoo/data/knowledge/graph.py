@@ -229,7 +229,7 @@ def _stamp(source: Path) -> list[Any]:
 
 def _described(folder: Path) -> dict[str, Any]:
     try:
-        described = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
+        described = json.loads((folder / "graph.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} is no folder of a knowledge graph: graph.json can't be read ({error})"

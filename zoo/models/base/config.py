@@ -51,8 +51,16 @@ def _fits(value: object, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+class _Named(type):
+    """A class whose call refuses a field that it doesn't have, with the closest that it has."""
+
+    def __call__(cls, *values: Any, **named: Any) -> Any:
+        cls._refuse_unknown(named)  # type: ignore[attr-defined]
+        return super().__call__(*values, **named)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(metaclass=_Named):
     """What every config can do; a family's config adds its fields, with the base size as defaults,
     and `check`.
     """

@@ -4,6 +4,7 @@ counts.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from zoo.errors import InputError, TechniqueError
+from zoo.errors import InputError, TechniqueError, unknown
 from zoo.layers.embeddings import TextEmbeddings
+from zoo.layers.extend import Extension, own_class
 from zoo.layers.init import initialise
 from zoo.layers.padding import Padding, packing_enabled, padding_like
 from zoo.models.base.config import Config
@@ -71,6 +73,7 @@ class Model(nn.Module):
     pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
     own_inputs: ClassVar[tuple[Input, ...]] = ()  # rows for `inputs` that the common table lacks
     input_table: ClassVar[InputTable] = INPUTS  # the common table with them
+    arguments: ClassVar[frozenset[str]] = frozenset()  # what a call takes by name; empty: anything
     # common properties that the paper's own model breaks, each with its reason
     exceptions: ClassVar[Mapping[str, str]] = {}
 
@@ -78,10 +81,17 @@ class Model(nn.Module):
         super().__init_subclass__(**options)
         if "own_inputs" in vars(cls):
             cls.input_table = INPUTS.plus(cls.own_inputs)
+        cls.arguments = _arguments(cls)
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        for name in named:
+            if self.arguments and name not in self.arguments:
+                raise unknown(f"input of {own_class(self).__name__}", name, sorted(self.arguments))
+        return super().__call__(*inputs, **named)
 
     @property
     def packing(self) -> bool:
@@ -134,6 +144,20 @@ class Model(nn.Module):
     def sites(self) -> Iterator[Site]:
         """Every place that a technique may look for, in the order of the model's parts."""
         yield from _sites(self, "", "text", ())
+
+
+def _arguments(cls: type) -> frozenset[str]:
+    """What a class's call takes by name, extensions' own included; none where it takes any name."""
+    found: set[str] = set()
+    for base in cls.__mro__:
+        if "forward" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["forward"]).parameters.values()
+        found.update(each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY))
+        if issubclass(base, Extension):  # passes the rest on to what it extends
+            continue
+        return frozenset() if any(each.kind is each.VAR_KEYWORD for each in parameters) else frozenset(found - {"self"})
+    return frozenset()
 
 
 class VisionLanguageModel(Model):

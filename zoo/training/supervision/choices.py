@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from zoo.data.tables import Columns, Row
+from zoo.data.tables import Columns, Row, cells
 from zoo.errors import InputError
 from zoo.tasks.metrics.language import accuracy
 from zoo.training.supervision.base import Batch, Supervision, label_number
-from zoo.training.supervision.tagging import cells
 
 
 class Choices(Supervision):

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from zoo.data.regions.files import read_regions
 from zoo.data.regions.regions import Regions, stack
-from zoo.data.tables import Columns, Row
+from zoo.data.tables import Columns, Row, cells
 from zoo.errors import InputError, TaskError
 from zoo.tasks.metrics.language import accuracy, class_scores
 from zoo.tasks.metrics.vision import soft_scores, vqa_accuracy, vqa_vocabulary_form
 from zoo.training.supervision.base import Batch, Supervision, label_names, label_number, rows_of, stacked
-from zoo.training.supervision.tagging import cells
 
 
 class Pictured(Supervision):

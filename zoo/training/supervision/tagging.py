@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from zoo.data.aligned import Words, encode_words
 from zoo.data.masking import IGNORED
-from zoo.data.tables import Columns, Row
+from zoo.data.tables import Columns, Row, cells
 from zoo.errors import InputError
 from zoo.tasks.metrics.language import accuracy, span_scores
 from zoo.training.supervision.base import Batch, Supervision, label_names, label_number
@@ -77,17 +76,3 @@ class Tagging(Supervision):
             sides = [[[names[pair[side]] for pair in sentence] for sentence in results] for side in (0, 1)]
             figures |= span_scores(*sides)
         return figures
-
-
-def cells(value: Any) -> list[Any]:
-    """A list, or a cell that holds several: JSON, or words with blanks between them."""
-    if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            try:
-                return list(json.loads(value))
-            except ValueError:
-                pass
-        return value.split()
-    if isinstance(value, list | tuple):
-        return list(value)
-    raise InputError(f"words and tags must be lists, or cells with blanks between them, got {value!r}")

@@ -1,0 +1,73 @@
+"""`zoo.pipeline`: from texts to results, by a model's name or the model itself."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from zoo.checkpoints.load import load
+from zoo.errors import TaskError, unknown
+from zoo.inference.optimize import DTYPES, optimize
+from zoo.inference.pipeline import PIPELINES, Pipeline
+from zoo.registry.tasks import task_spec
+from zoo.tokenization import Tokenizer
+
+OTHER_NAMES = {"fill-mask": "masked-lm"}
+
+
+def pipeline(
+    task: str,
+    model: Any,
+    *,
+    tokenizer: Tokenizer | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> Pipeline:
+    """A callable from texts to dicts of results: one text, a list or an iterator of them.
+
+    task: sequence-classification, token-classification, question-answering, multiple-choice,
+    fill-mask or sentence-embedding; what rows and results look like stands at the classes of
+    `zoo.inference.pipeline`. model: a name, a file or a folder, whose tokenizer is then read too, or
+    a model with the task's head, which is taken as it is. A model that is loaded here onto the CPU
+    is prepared by `zoo.optimize`, in float32 or the ``dtype`` asked for ("bfloat16", "int8"). options:
+    ``batch_size``, and ``top`` of fill-mask.
+
+    Raises TaskError where the model's head for the task would start at random.
+    """
+    name = OTHER_NAMES.get(task, task)
+    if name not in PIPELINES:
+        task_spec(name)
+        raise unknown("task of a pipeline", task, [*PIPELINES, *OTHER_NAMES])
+    if isinstance(model, str | os.PathLike):
+        model = ready(model, name, device, dtype)
+    elif device is not None or dtype is not None:
+        raise TaskError("device= and dtype= are for a model that is loaded here; bring yours there before")
+    return PIPELINES[name](model, tokenizer, **options)
+
+
+def ready(
+    source: str | os.PathLike[str], task: str, device: str | torch.device | None = None, dtype: str | None = None
+) -> Any:
+    """A trained model with the head of a task, prepared for inference."""
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype of a pipeline", dtype, DTYPES)
+    model = load(source, task=task, device=device)
+    require_trained(model)
+    if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return optimize(model, dtype or "float32")
+    if dtype == "int8":
+        raise TaskError("int8 is for models on the CPU; take float32 or bfloat16")
+    return model if dtype is None else model.to(getattr(torch, dtype))
+
+
+def require_trained(model: Any) -> None:
+    """Refuse a model whose answers would be noise: its head for the task was drawn at random."""
+    report = model.load_report
+    if report.random:
+        raise TaskError(
+            f"{report.source} has no trained head for {model.task}: {report.random[0]} would start at random, and its "
+            "answers would be noise; fine-tune it first, or give a model that was trained for the task"
+        )

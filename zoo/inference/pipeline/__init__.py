@@ -1,0 +1,24 @@
+"""From texts to labels, entities, answers, words and vectors: a class for each task, see
+`zoo.inference.pipeline.base.Pipeline`.
+"""
+
+from __future__ import annotations
+
+from zoo.inference.pipeline.answers import QuestionAnsweringPipeline
+from zoo.inference.pipeline.base import Pipeline
+from zoo.inference.pipeline.classification import MultipleChoicePipeline, SequenceClassificationPipeline
+from zoo.inference.pipeline.embeddings import SentenceEmbeddingPipeline
+from zoo.inference.pipeline.tags import TokenClassificationPipeline
+from zoo.inference.pipeline.words import FillMaskPipeline
+
+PIPELINES: dict[str, type[Pipeline]] = {
+    pipeline.task: pipeline
+    for pipeline in (
+        SequenceClassificationPipeline,
+        TokenClassificationPipeline,
+        QuestionAnsweringPipeline,
+        MultipleChoicePipeline,
+        FillMaskPipeline,
+        SentenceEmbeddingPipeline,
+    )
+}
