@@ -1,5 +1,5 @@
 """Fill what is generated from the code: the tables of the docs (sizes, parameters, checkpoints with
-licence and proof, tasks, techniques), and the names of `zoo` for type checkers.
+licence and proof, tasks, techniques, other libraries), and the names of `zoo` for type checkers.
 
     python -m docs.generate            rewrite what stands between the markers
     python -m docs.generate --check    exit code 1 where a page is out of date
@@ -11,6 +11,7 @@ into `docs/images/`.
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from zoo.registry.techniques import TECHNIQUES
 PAGES = Path(__file__).parent / "models"
 IMAGES = Path(__file__).parent / "images"
 TECHNIQUE_PAGES = Path(__file__).parent / "techniques"
+INTEROP = Path(__file__).parent / "interop.csv"
 PACKAGE = Path(zoo.__file__)
 NAMES = re.compile(r"(^if TYPE_CHECKING:.*\n)(?:    from .*\n)+", re.MULTILINE)
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -36,7 +38,7 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def pages() -> list[Path]:
     """The pages that may hold tables."""
-    common = (PAGES.parent / f"{name}.md" for name in ("architecture", "families", "techniques"))
+    common = (PAGES.parent / f"{name}.md" for name in ("architecture", "families", "interop", "techniques"))
     return [*common, *sorted(PAGES.glob("*.md"))]
 
 
@@ -164,6 +166,38 @@ def techniques_table(_: object = None) -> str:
     return table(["page", "techniques"], rows)
 
 
+def interop(_: object = None) -> str:
+    """A row per check of `tests.interop.run` with one version of its library, from what it wrote."""
+    with INTEROP.open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    by_check: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in sorted(
+        found, key=lambda row: (row["library"], row["way"] != "reads ours", row["weights"], row["claim"])
+    ):
+        by_check.setdefault((row["library"], row["check"], row["version"]), []).append(row)
+    rows = []
+    for same in by_check.values():
+        first = same[0]
+        beside = [f"transformers {row['transformers']}" for row in same if row["library"] != "transformers"]
+        rows.append(
+            [
+                f"{first['library']} {first['version']}",
+                ", ".join(beside),
+                "it reads the zoo's" if first["way"] == "reads ours" else "the zoo reads its",
+                f"{first['claim']} ({first['weights']} weights)",
+                "; ".join(dict.fromkeys(digits(row["difference"]) for row in same)),
+            ]
+        )
+    return table(["library", "beside", "way", "what", "equal"], rows)
+
+
+def digits(difference: str) -> str:
+    """A difference of the data file in words."""
+    if difference == "failed":
+        return "fails"
+    return "bit for bit" if float(difference) == 0 else f"to {difference}"
+
+
 def typed_names() -> str:
     """`zoo/__init__.py`, with every lazy name imported once more for type checkers."""
     imports = sorted((module, name) for name, module in zoo._WHERE.items())
@@ -178,6 +212,7 @@ def render(page: Path) -> str:
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
     own = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks}
     common = {"arguments": arguments, "families": families_table, "techniques": techniques_table, "matrix": matrix}
+    common["interop"] = interop
     makers = {**own, **common}
 
     def fill(match: re.Match[str]) -> str:

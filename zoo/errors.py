@@ -57,6 +57,10 @@ class MapError(ZooError, ValueError):
     """A name map that is ambiguous, unused in part, or not invertible."""
 
 
+class ExportError(ZooError):
+    """A model that can't leave, or that says something else once it has left."""
+
+
 class FetchError(ZooError, OSError):
     """A source that could not be had; the message names every source that was tried and why each
     failed.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import pytest
 import torch
 
 import zoo
-from tests.strategies import build, relative, small_config
+from tests.cli.test_cli import run
+from tests.strategies import build, randomised, relative, small_config
 from zoo.errors import InputError
 from zoo.inference.export import ExportError, example_inputs, flat
 from zoo.layers.outputs import Encoded, Output
+from zoo.models.bert import Bert, BertConfig
 
 SMALL = {
     "hidden_size": 16,
@@ -103,12 +106,46 @@ def test_a_compressed_model_leaves_as_small_as_it_is(techniques, tmp_path):
     agrees(model, opened(tmp_path / "small.pt2"), rows=3, length=9)
 
 
-def test_onnx_gives_what_the_model_gives(tmp_path):
+def small(name: str, task: str | None = None, **options: Any) -> Any:
+    return randomised(zoo.create(name, task=task, **SMALL, **options))
+
+
+class Named(Bert):
+    """A user's model whose result bears names that torch gives to operations."""
+
+    def forward(self, *inputs, **named):
+        states = super().forward(*inputs, **named).last_hidden_state
+        return NamedOutput(softmax=states.softmax(-1), linear=states.mean(1), add=states + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedOutput(Output):
+    softmax: torch.Tensor
+    linear: torch.Tensor
+    add: torch.Tensor
+
+
+ONNX = {
+    "plain": lambda: small("albert-base", embedding_size=8),
+    "embedding": lambda: small("minilm-l6-h384", "sentence-embedding"),  # as torch calls the look-up of tokens
+    "one segment": lambda: small("roberta-base", "masked-lm"),
+    "choices": lambda: small("distilbert-base", "multiple-choice"),
+    "named like operations": lambda: randomised(Named(BertConfig(**SMALL))),
+}
+
+
+@pytest.mark.parametrize("kind", ONNX)
+def test_an_onnx_file_is_valid_and_gives_what_the_model_gives(kind, tmp_path):
+    onnx = pytest.importorskip("onnx")
     reference = pytest.importorskip("onnx.reference")
     pytest.importorskip("onnxscript")
-    model = zoo.create("albert-base", generator=torch.Generator().manual_seed(0), embedding_size=8, **SMALL).eval()
+    model = ONNX[kind]()
     report = zoo.export(model, tmp_path / "model.onnx")
+    onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+    assert ("token_type_ids" in report["inputs"]) == (kind not in ("one segment", "choices"))
+    assert (report["ran_in"] is None) == (importlib.util.find_spec("onnxruntime") is None)
     inputs = example_inputs(model, rows=3, length=5)
+    inputs["attention_mask"][0, ..., -2:] = 0
     theirs = reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(
         None, {name: x.numpy() for name, x in inputs.items()}
     )
@@ -117,6 +154,102 @@ def test_onnx_gives_what_the_model_gives(tmp_path):
     assert list(mine) == report["outputs"]
     for value, other in zip(mine.values(), theirs, strict=True):
         assert relative(torch.from_numpy(other).double(), value.double()) < 1e-5
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(lambda x: x + 1, "by .* of its largest value"), (lambda x: x * float("nan"), "by nan of its largest value")],
+)
+def test_a_file_that_gives_something_else_never_takes_its_name(ending, wrong, message, tmp_path, monkeypatch):
+    """The program was right; what was written is not."""
+    if ending == ".onnx":
+        pytest.importorskip("onnxscript")
+    module = importlib.import_module("zoo.inference.export")
+    model = made("bert")
+    (tmp_path / f"model{ending}").write_text("an older one")
+
+    def opened(path, outputs):
+        return lambda batch: {name: wrong(x) for name, x in flat(model(**batch)).items()}, "another library"
+
+    monkeypatch.setattr(module, "_opened", opened)
+    with pytest.raises(ExportError, match=f"the file, in another library, gives another .* than the model, {message}"):
+        zoo.export(model, tmp_path / f"model{ending}", rows=2, length=5)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an older one"]
+
+
+def test_an_onnx_file_that_is_not_valid_never_takes_its_name(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(importlib.import_module("zoo.inference.onnx_files"), "_rename", twice)
+    with pytest.raises(ExportError, match=r"onnx's checker refuses the file: .*single static assignment"):
+        zoo.export(made("bert"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def twice(model: Any, inputs: list[str], outputs: list[str]) -> None:
+    first = next(value for node in model.graph for value in node.outputs)
+    model.graph.outputs[0].name = first.name
+
+
+def test_an_onnx_file_that_nobody_could_run_says_so(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    zoo.save(made("bert"), tmp_path / "bert")
+    code, out, _ = run(monkeypatch, capsys, "export", str(tmp_path / "bert"), str(tmp_path / "model.onnx"))
+    assert code == 0
+    assert "not run: onnxruntime is not installed" in out
+
+
+def test_what_onnx_cannot_say_is_refused_by_its_name(tmp_path):
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ExportError, match=r"as ONNX: it has nothing for aten\._int_mm; write \.pt2 instead"):
+        zoo.export(zoo.apply(made("bert"), zoo.Int8()), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 8e-3), (torch.bfloat16, 7e-2)])
+def test_half_precision_is_held_to_its_own_steps(dtype, bound, tmp_path, monkeypatch):
+    module = importlib.import_module("zoo.inference.export")
+    model = made("bert").to(dtype)
+    off = {"by": bound * 0.5}
+
+    def opened(path, outputs):
+        return lambda batch: {n: x + off["by"] * x.abs().max() for n, x in flat(model(**batch)).items()}, "another"
+
+    monkeypatch.setattr(module, "_opened", opened)
+    zoo.export(model, tmp_path / "model.pt2", rows=2, length=5)
+    off["by"] = bound * 2
+    with pytest.raises(ExportError, match="gives another"):
+        zoo.export(model, tmp_path / "model.pt2", rows=2, length=5)
+
+
+def test_a_model_that_gives_no_numbers_is_not_exported(tmp_path):
+    model = made("bert")
+    with torch.no_grad():
+        model.embeddings.norm.bias.fill_(float("nan"))
+    with pytest.raises(ExportError, match="the model gives NaN or infinity in last_hidden_state"):
+        zoo.export(model, tmp_path / "model.pt2")
+
+
+def test_a_row_of_several_choices_leaves_for_other_numbers_of_them(tmp_path):
+    model = made("distilbert", "multiple-choice")
+    zoo.export(model, tmp_path / "model.pt2")
+    inputs = {name: x[:, :2] for name, x in example_inputs(model, rows=3, length=7).items()}
+    with torch.no_grad():
+        mine, theirs = model(**inputs).logits, opened(tmp_path / "model.pt2")(*inputs.values())["logits"]
+    assert mine.shape == (3, 2)
+    assert relative(theirs.double(), mine.double()) < 1e-5
+
+
+def test_a_pair_of_pictures_and_every_head_of_several_leave(tmp_path):
+    zoo.export(made("vilbert", "visual-reasoning"), tmp_path / "pairs.pt2", rows=1, length=6)
+    model = made("vilbert", "multi-task")
+    with pytest.raises(ExportError, match="the examples' rows alone; fix them with rows= and length="):
+        zoo.export(model, tmp_path / "model.pt2")  # two rows are a pair of pictures to NLVR2's head
+    report = zoo.export(model, tmp_path / "model.pt2", rows=2, length=6)
+    scores = model(**example_inputs(model, length=6)).scores
+    assert "visual_reasoning" in scores
+    assert {f"scores.{name}" for name in scores} <= set(report["outputs"])
 
 
 def test_a_training_model_goes_on_training_and_sizes_can_be_fixed(tmp_path):

@@ -871,6 +871,10 @@ def test_an_adapter_travels_to_the_library_adapters_and_back(wiring, family, tmp
     with pytest.raises(TechniqueError, match="which are a, other"):
         foreign.save_adapter(model, tmp_path / "none", library="adapters")
     assert not (tmp_path / "none").exists()
+    pickled = torch.load(folder / "pytorch_adapter.bin", weights_only=True)  # what that library reads by default
+    with open_archive(folder / "adapter.safetensors") as archive:
+        assert list(archive.tensors) == sorted(pickled)
+        assert all(torch.equal(archive.read(name), tensor) for name, tensor in pickled.items())
 
 
 @pytest.mark.parametrize(
@@ -959,6 +963,7 @@ def test_a_fusion_travels_to_the_library_adapters_and_back(tmp_path):
     assert {path.name for path in folder.iterdir()} == {
         "adapter_fusion_config.json",
         "model_adapter_fusion.safetensors",
+        "pytorch_model_adapter_fusion.bin",
     }
     other = zoo.apply(build("roberta", small_config("roberta"), seed=3), *two, generator=seeded())
     foreign.load_adapter(other, folder)

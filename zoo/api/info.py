@@ -78,15 +78,15 @@ def inspect(
     source: str | os.PathLike[str], *, config: Mapping[str, Any] | str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """What a checkpoint file or folder holds, from names and shapes alone: format, layout, family,
-    size, what is foreign or refused.
+    size, what is foreign or refused. ``why``: why `convert` would refuse it; without it only the
+    values, which nobody read, can stand in its way.
     """
     from zoo.checkpoints.binding import Header
-    from zoo.checkpoints.description import check_description, class_of_maps, own_description
-    from zoo.checkpoints.files import foreign_config
-    from zoo.checkpoints.opened import Opened
+    from zoo.checkpoints.checkpoint import open_checkpoint
+    from zoo.checkpoints.convert import refusal
+    from zoo.checkpoints.description import check_description, own_description
     from zoo.errors import ZooError
     from zoo.formats.opening import open_archive
-    from zoo.maps import layouts
 
     with open_archive(Path(source)) as archive:
         names = list(archive.tensors)
@@ -107,26 +107,24 @@ def inspect(
         if described:
             facts = {key: described[key] for key in ("model", "class", "task")}
             return {**found, "layout": "zoo", **facts, "notes": list(notes)}
-        foreign = foreign_config(source, config)
         try:
-            if (layout := layouts.recognise(archive, foreign)) == layouts.OURS:
-                raise layouts.undescribed(str(source))
-            keymap = layouts.load(layout)
-            ours = keymap.config_forward(foreign or {}, archive.tensors)
-            class_of_maps(keymap.family).Config.from_dict(ours)
-            plan = Opened(archive, keymap, ours, foreign).plan(inspect=True)
+            with open_checkpoint(Path(source), config=config) as checkpoint:
+                assert checkpoint.keymap is not None
+                keymap, plan = checkpoint.keymap, checkpoint.plan(inspect=True)
+                refused = refusal(checkpoint)
         except ZooError as error:
             return {**found, "layout": None, "why": str(error), "first_names": names[:10]}
         return {
             **found,
             "layout": keymap.layout,
             "family": keymap.family,
-            "config": ours,
+            "config": dict(checkpoint.config),
             "heads": sorted(plan.heads),
             "missing": list(plan.missing),
             "foreign": dict(plan.left_out),
             "dropped": dict(plan.dropped),
             "problems": list(plan.problems),
+            **({"why": refused} if refused else {}),
             "licence": licence_of(
                 archive.sha256() if archive.path.is_file() and archive.path.stat().st_size < HASHED_BELOW else None
             ),

@@ -5,7 +5,7 @@ tokenizer's files, a sentence encoder's modules.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,30 +65,35 @@ def write_companions(
     """
     if "architectures" not in keymap.config.task:
         return []  # not a layout of those libraries
-    source, config = folder_of(checkpoint.source), checkpoint.blueprint.config
+    source, blueprint = folder_of(checkpoint.source), checkpoint.blueprint
+    config = blueprint.config
     longest, notes = getattr(config, "longest", getattr(config, "max_positions", None)), list[str]()
     if source is not None and (source / SAVED_BACKEND).is_file():
         tokenizer = load_tokenizer(source)
         longest = tokenizer.max_length or longest
-        notes += write_tokenizer(tokenizer, folder, longest)
+        segments = "token_type_ids" in blueprint.model_class.inputs and getattr(config, "num_segments", 0) > 1
+        unread = () if segments else ("token_type_ids",)
+        notes += write_tokenizer(tokenizer, folder, longest, unread)
     else:
         notes.append(f"no {SAVED_BACKEND} lies beside the source, so no tokenizer was written")
-    own = checkpoint.blueprint.task == "sentence-embedding"
-    if options := checkpoint.blueprint.options if own else checkpoint.hints_for("sentence-embedding"):
+    own = blueprint.task == "sentence-embedding"
+    if options := blueprint.options if own else checkpoint.hints_for("sentence-embedding"):
         write_modules(folder, options, config.hidden_size, longest)
         write_layers(folder, options, config.hidden_size, layers, dtype)
     return notes
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None) -> list[str]:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None, unread: Collection[str] = ()) -> list[str]:
     """A tokenizer as transformers reads it: ``tokenizer.json`` and the generic class that takes it as
-    it is; for XLM, whose words are made before, its own class and files.
+    it is; for XLM, whose words are made before, its own class and files. unread: what it makes and
+    the model does not take: DistilBERT has no argument for segments, XLM adds a token for each.
     """
     step, special = tokenizer.pre_step, tokenizer.special
     tokens = {f"{role}_token": getattr(special, role) for role in ROLES if getattr(special, role) is not None}
     if (special.cls, special.sep) == ("<s>", "</s>"):
         tokens |= {"bos_token": "<s>", "eos_token": "</s>"}
-    about: dict[str, Any] = {"tokenizer_class": FAST_TOKENIZER, "model_input_names": list(tokenizer.inputs), **tokens}
+    inputs = [name for name in tokenizer.inputs if name not in unread]
+    about: dict[str, Any] = {"tokenizer_class": FAST_TOKENIZER, "model_input_names": inputs, **tokens}
     about["clean_up_tokenization_spaces"] = False
     if longest is not None:
         about["model_max_length"] = longest

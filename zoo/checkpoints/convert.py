@@ -91,6 +91,17 @@ def convert(
             return _forward(checkpoint, record, destination, dry_run, checkpoint.kept_task())
 
 
+def refusal(checkpoint: Checkpoint) -> str | None:
+    """Why a foreign checkpoint would not be converted, by names, shapes and config; None where only
+    its values can stand in the way.
+    """
+    try:
+        _forward(checkpoint, None, Destination(Path("unwritten.safetensors")), dry_run=True)
+    except ZooError as error:
+        return str(error)
+    return None
+
+
 def _forward(
     checkpoint: Checkpoint,
     record: Record | None,

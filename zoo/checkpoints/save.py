@@ -59,6 +59,7 @@ def save(
             tokenizer.save(stage)
         binding = Binding(description, files=hashes(stage))
         tensors, how = packed(tensors) if sparse else (tensors, {})
+        how = {"format": "pt", **how}  # without it the loaders of accelerate and transformers refuse a file
         written = write_tensors(stage / WEIGHTS_FILE, tensors, how, shard_size=shard_size, seal=binding.header)
         write_description(stage / CONFIG_FILE, binding.described(written.content_sha256))
     if is_shared_out(model):

@@ -34,3 +34,7 @@ def export(
     print(f"wrote {made['path']} ({made['bytes'] / 1e6:.1f} MB)")
     print("  inputs, in order: " + ", ".join(made["inputs"]))
     print("  outputs: " + ", ".join(made["outputs"]))
+    if made["ran_in"] is None:
+        print("  checked by onnx, not run: onnxruntime is not installed")
+    else:
+        print(f"  ran in {made['ran_in']}, {made['difference']:.0e} of the largest value from the model at most")

@@ -16,7 +16,7 @@ from zoo.maps.plans import Plan, PlanStep, head_of, heads_of, shape_of
 from zoo.maps.rules import Drop, MapLine, Passenger, Rule, RuleSet, Tie, holds
 from zoo.maps.templates import Bindings
 
-MAX_HINTS = 20  # problems that are told what is closest, which takes milliseconds each
+SHOWN = 5  # problems that a message tells of
 MAX_EXPECTED = 10_000  # tensors that one rule may need, where the file has fewer
 
 
@@ -159,8 +159,8 @@ class Planner:
     def concluded(self, heads: set[str], missing: Sequence[str], what: str, inspect: bool) -> Plan:
         """The plan; with problems, and unless ``inspect``, the error that ``what`` begins."""
         if self.problems and not inspect:
-            more = f"; and {len(self.problems) - 5} more" if len(self.problems) > 5 else ""
-            raise CheckpointError(f"{self.rules.layout}: {what}: {'; '.join(self.problems[:5])}{more}")
+            more = f"; and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
+            raise CheckpointError(f"{self.rules.layout}: {what}: {'; '.join(self.problems[:SHOWN])}{more}")
         return Plan(
             layout=self.rules.layout,
             version=self.rules.version,
@@ -295,11 +295,14 @@ class Forward(Planner):
             expected = hits[0][0]
             side = "without" if expected.bare else "with"
             hint = f"rule {expected.label!r} expects it {side} the prefix {self.prefix!r}"
-        else:
+        elif len(self.problems) < SHOWN:
+            near = closest(name, (t.text for rule in self.rules.rules for t in rule.sources))
+            hint = (
+                f"closest rules: {', '.join(repr(n) for n in near)}; add a rule, a drop with its reason, or a foreign "
+                "head to the map"
+            )
+        else:  # the search takes long, and files may hold many names
             hint = "add a rule, a drop with its reason, or a foreign head to the map"
-            if len(self.problems) < MAX_HINTS:
-                near = closest(name, (t.text for rule in self.rules.rules for t in rule.sources))
-                hint = f"closest rules: {', '.join(repr(n) for n in near)}; {hint}"
         self.problems.append(f"{actual!r} meets no rule; {hint}")
         return None, {}
 

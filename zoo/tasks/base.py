@@ -32,6 +32,9 @@ class TaskModel(nn.Module):
     """
 
     reads: ClassVar[str] = "pooled"  # what a head of the task's own is as wide as, see `Model.widths`
+    several: tuple[str, int] | None = None
+    """The axis of the inputs that a row has several of, in one more axis behind the batch's, and how
+    many an example has: ("length", 4) for choices. None where a row is one text or picture."""
 
     def __init__(self, model: Model, heads: Mapping[str, nn.Module], options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -291,15 +294,16 @@ def along(model: Model, given: Mapping[str, Any], what: str, number: int | None 
     """
     table, wide = model.input_table, with_an_axis(model, given)
     tensors = {n: x for n, x in given.items() if isinstance(x, Tensor) and n in table and table[n].axes}
-    counts = {tensors[name].shape[1] for name in wide}
-    if len(counts) != 1 or number not in (None, *counts):
+    count = tensors[wide[0]].shape[1] if wide else 0
+    alike = all(tensors[name].shape[1] == count for name in wide)  # no set of them: sizes that are traced have no hash
+    if not wide or not alike or (number is not None and count != number):
         shapes = ", ".join(f"{tuple(x.shape)} of {name}" for name, x in tensors.items())
         wanted = f"one number of {what}" if number is None else f"{number} {what}"
         raise InputError(
             f"inputs with {what} must be (batch, {what}, ...), with {wanted}; a text's are (batch, {what}, length) "
             f"tensors, got {shapes}"
         )
-    count, rows = counts.pop(), tensors[wide[0]].shape[0]
+    rows = tensors[wide[0]].shape[0]
     folded: dict[str, Any] = {}
     for name, x in tensors.items():
         if name in wide:

@@ -124,6 +124,8 @@ class MultipleChoice(TaskModel):
     regions, ...) for one picture of all.
     """
 
+    several: tuple[str, int] | None = ("length", 4)
+
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch,): the number of the right one -> logits (batch, choices)."""
         given, choices = along(self.model, self.given(inputs, named), "choices")

@@ -133,7 +133,9 @@ class VisualReasoning(Classification):
         assert isinstance(model, VisionLanguageModel)
         pairs = model.pairs_of_pictures if options["pairs"] is None else options["pairs"]
         head = cls.own_head(model, "visual_reasoning", options["num_labels"], options, 2 if pairs else 1)
-        return cls(model, {"visual_reasoning": head}, {**options, "pairs": pairs})
+        made = cls(model, {"visual_reasoning": head}, {**options, "pairs": pairs})
+        made.several = ("regions", 2) if pairs else None
+        return made
 
     @classmethod
     def options_from(
@@ -182,6 +184,8 @@ class Retrieval(VisionMultipleChoice):
     """How well words and picture match: ``logits`` (batch,), or (batch, choices) for inputs with
     choices, of which training tells one.
     """
+
+    several = None
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch,): the number of the right choice; for pairs without choices 1/0 = they

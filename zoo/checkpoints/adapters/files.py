@@ -38,8 +38,9 @@ def save_adapter(
 
     library: "zoo" (``adapter.safetensors``, ``adapter.json``) for every technique, "peft" for the
     LoRA, IA3 or prefix of this ``name``, "adapters" for its bottleneck adapter, LoRA, IA3 or prefix
-    (and no heads), or for the fusion of adapters named like "a,b". A folder holds one adapter: the
-    files of an older one, of whatever library, go.
+    (and no heads), or for the fusion of adapters named like "a,b"; that library gets the tensors as
+    ``.safetensors`` and, since it reads nothing else unless told to, as a pickle of plain tensors. A
+    folder holds one adapter: the files of an older one, of whatever library, go.
     """
     config: dict[str, Any]
     model = unwrapped(model)
@@ -62,7 +63,7 @@ def save_adapter(
     else:
         raise TechniqueError(f"library must be 'zoo', 'peft' or 'adapters', got {library!r}")
     folder = Path(folder)
-    write_adapter(folder, kind, weights, tensors, config, described_base(model))
+    write_adapter(folder, kind, weights, tensors, config, described_base(model), pickled=library == "adapters")
     return folder
 
 

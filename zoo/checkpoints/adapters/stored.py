@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zoo.checkpoints.binding import ADAPTER, FOREIGN, UNBOUND, Binding, Header, edited, generation_of
@@ -24,6 +26,10 @@ FILES: dict[str, tuple[str, ...]] = {  # the config of a kind of adapter -> wher
     OWN: ("adapter.safetensors",),
     FUSION: ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin"),
     LIBRARY: ("adapter_model.safetensors", "adapter.safetensors", "adapter_model.bin", "pytorch_adapter.bin"),
+}
+PICKLED = {  # what ``adapters`` reads unless it is told ``use_safetensors=True``
+    "adapter.safetensors": "pytorch_adapter.bin",
+    "model_adapter_fusion.safetensors": "pytorch_model_adapter_fusion.bin",
 }
 BASE = "model.safetensors"  # some folders of adapters call theirs so; others hold the model below
 HARMLESS = ("auto_mapping", "base_model_name_or_path", "inference_mode", "model_name", "peft_version", "revision")
@@ -47,9 +53,11 @@ def write_adapter(
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
+    *,
+    pickled: bool = False,
 ) -> None:
     """An adapter as the only one of a folder: its tensors, then its config, each of which tells which
-    save it is of; then the files of older ones go.
+    save it is of; then the files of older ones go. ``pickled``: the tensors as a pickle too.
     """
     own = kind == OWN
     binding = Binding({"zoo_format": FORMAT_VERSION, **config} if own else config, ADAPTER if own else FOREIGN)
@@ -57,13 +65,19 @@ def write_adapter(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with workspace(folder) as stage:
             written = write_tensors(stage / weights, tensors, {"format": "pt", **(metadata or {})}, seal=binding.header)
+            files = [weights, kind]
+            if pickled:
+                plain = io.BytesIO()
+                torch.save({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, plain)
+                write_atomically(stage / PICKLED[weights], plain.getvalue())
+                files.insert(0, PICKLED[weights])
             said = binding.described(written.content_sha256) if own else config
             write_atomically(stage / kind, json.dumps(said, indent=2, sort_keys=True) + "\n")
             folder.mkdir(exist_ok=True)
             with alone(folder):
-                for name in (weights, kind):
+                for name in files:
                     os.replace(stage / name, folder / name)
-                for name in {*FILES, *(file for files in FILES.values() for file in files)} - {kind, weights}:
+                for name in {*FILES, *(file for each in FILES.values() for file in each)} - {*files}:
                     (folder / name).unlink(missing_ok=True)
 
 

@@ -1,0 +1,1 @@
+"""Other libraries beside the zoo: what they read of ours, and we of theirs."""
