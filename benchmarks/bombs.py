@@ -183,7 +183,7 @@ def _our_layers(folder: Path, scale: int) -> Path:
     return folder / "model"
 
 
-@bomb("config of a million lists", "inspect", 15 * MIB, 4 * MIB)
+@bomb("config of a million lists", "inspect", 15 * MIB, 4 * MIB, honest=True)
 def _lists(folder: Path, scale: int) -> Path:
     made = bert(folder / "model")
     (made / "config.json").write_text('{"a": [' + ",".join(["[]"] * (scale // 3)) + "]}")

@@ -156,7 +156,9 @@ def test_every_shipped_checkpoint_passes_every_check(name):
     folder(name)
     found = zoo.verify(name)
     assert [(check.name, check.passed) for check in found.results] == [
-        (check, True) for check in ("hash", "keys", "values", "ties", "contract", "probe")
+        *((check, True) for check in ("hash", "keys", "values", "ties", "contract")),
+        ("binding", None),  # the zoo didn't write these files
+        ("probe", True),
     ], str(found)
 
 

@@ -18,7 +18,8 @@ from zoo.checkpoints.sentence_modules import ACTIVATIONS, POOLING_KEYS, Layers
 from zoo.errors import ConfigError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import dtype_name
-from zoo.formats.writer import write_tensors, writing
+from zoo.formats.disk import writing
+from zoo.formats.writer import write_tensors
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import heads_of
 from zoo.registry.tasks import TASKS

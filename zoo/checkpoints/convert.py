@@ -32,8 +32,7 @@ from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
 from zoo.errors import CheckpointError, FetchError, InputError, ZooError
 from zoo.formats.archive import Archive
-from zoo.formats.disk import in_use, safe_path
-from zoo.formats.writer import writing
+from zoo.formats.disk import in_use, safe_path, writing
 from zoo.maps import layouts
 from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record

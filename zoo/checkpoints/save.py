@@ -13,8 +13,9 @@ from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, hashes
 from zoo.checkpoints.description import describe, write_description
 from zoo.checkpoints.staging import staged
 from zoo.errors import InputError
+from zoo.formats.disk import writing
 from zoo.formats.sparse_tensors import packed
-from zoo.formats.writer import write_tensors, writing
+from zoo.formats.writer import write_tensors
 from zoo.models.base.model import Model, unwrapped
 from zoo.tasks.base import TaskModel, canonical_state
 from zoo.techniques.blueprint import Blueprint, WithHeads

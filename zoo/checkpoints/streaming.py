@@ -27,8 +27,8 @@ from zoo.checkpoints.opened import Opened
 from zoo.errors import CheckpointError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import Archive, Described, Info, dtype_name
-from zoo.formats.disk import write_atomically
-from zoo.formats.writer import SafetensorsWriter, Written, check_finite, writing
+from zoo.formats.disk import write_atomically, writing
+from zoo.formats.writer import SafetensorsWriter, Written, check_finite
 from zoo.maps.config_map import SAVE
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, PlanStep

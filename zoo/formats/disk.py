@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ZooError
 from zoo.formats.limits import printable
 
 try:
@@ -185,7 +185,23 @@ def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) 
         sync(path.parent)
 
 
-class Target(io.RawIOBase):
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Errors of the file system while ``path`` is written, as CheckpointErrors."""
+    try:
+        yield
+    except ZooError:
+        raise
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and "\0" not in str(path):
+            raise
+        needed = "" if size is None else f" ({size:,} bytes)"
+        raise CheckpointError(
+            f"{path} can't be written{needed}: {getattr(error, 'strerror', None) or error}; nothing was left behind"
+        ) from error
+
+
+class Sink(io.RawIOBase):
     """A file for a writer in C++, which would end the process where Python raises: what goes wrong is
     kept for `check`, and what comes behind it is thrown away.
     """

@@ -8,7 +8,6 @@ write. The library reads the result.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -25,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import CheckpointError, InputError, ZooError
+from zoo.errors import CheckpointError, InputError
 from zoo.formats.archive import DTYPE_NAMES, Described, Info
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
-from zoo.formats.disk import begin, sync, write_atomically
+from zoo.formats.disk import begin, sync, write_atomically, writing
 
 BLOCK = 4 << 20  # bytes that are handled at once: small enough for a processor's cache
 
@@ -300,22 +299,6 @@ class SafetensorsWriter:
             if shard.descriptor >= 0:
                 os.close(shard.descriptor)
                 shard.descriptor = -1
-
-
-@contextlib.contextmanager
-def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Errors of the file system while ``path`` is written, as CheckpointErrors."""
-    try:
-        yield
-    except ZooError:
-        raise
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and "\0" not in str(path):
-            raise
-        needed = "" if size is None else f" ({size:,} bytes)"
-        raise CheckpointError(
-            f"{path} can't be written{needed}: {getattr(error, 'strerror', None) or error}; nothing was left behind"
-        ) from error
 
 
 def write_tensors(

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ExportError, InputError, missing_extra
-from zoo.formats.disk import Target, workspace
-from zoo.formats.writer import writing
+from zoo.formats.disk import Sink, workspace, writing
 from zoo.inference import onnx_files
 from zoo.models.base.model import bare_model
 
@@ -268,9 +267,9 @@ def _write(program: Any, path: Path, inputs: list[str], outputs: list[str]) -> N
         return
     about = json.dumps({"inputs": inputs, "outputs": outputs})
     with path.open("wb") as file:
-        target = Target(file)
-        torch.export.save(program, target, extra_files={"zoo.json": about})  # type: ignore[arg-type]
-        target.check()
+        sink = Sink(file)
+        torch.export.save(program, sink, extra_files={"zoo.json": about})  # type: ignore[arg-type]
+        sink.check()
 
 
 def _opened(path: Path, outputs: list[str]) -> tuple[onnx_files.Run | None, str | None]:

@@ -109,7 +109,7 @@ SPECS = (
         "sentences:SentenceEmbedding",
         "one vector for a text, for search and similarity",
         pooling="mean",
-        layers=(),  # what the pooled vector goes through, see zoo.tasks.sentences
+        layers=[],  # what the pooled vector goes through, see zoo.tasks.sentences
         normalize=True,
     ),
     _spec(

@@ -31,6 +31,7 @@ class TaskModel(nn.Module):
     beside the config.
     """
 
+    kept: frozenset[str] = frozenset()  # arguments of the task's own, which the model does not read
     reads: ClassVar[str] = "pooled"  # what a head of the task's own is as wide as, see `Model.widths`
     several: tuple[str, int] | None = None
     """The axis of the inputs that a row has several of, in one more axis behind the batch's, and how
@@ -158,7 +159,7 @@ class TaskModel(nn.Module):
     def given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         """A call's arguments by name; one that neither the model nor a task takes is refused."""
         for name in named:
-            if self.model.arguments and name not in self.model.arguments and name not in LABELS:
+            if self.model.arguments and name not in self.model.arguments and name not in (*LABELS, *self.kept):
                 raise unknown(f"input of {type(self).__name__}", name, [*sorted(self.model.arguments), *LABELS])
         return dict(zip(self.names, inputs, strict=False)) | dict(named)
 

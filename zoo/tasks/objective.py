@@ -49,7 +49,7 @@ class Objective(TaskModel):
         self.terms: tuple[PretrainingTerm, ...] = tuple(terms)
         self.alone = len(self.terms) == 1
         own = {name for term in self.terms for name in term.arguments} | ({"labels"} if self.alone else set())
-        self.kept = own - set(self.names)  # arguments that the model below does not read
+        self.kept = frozenset(own - set(self.names))
         self.foreign = frozenset(LABELS) - own - set(self.names)
 
     @classmethod

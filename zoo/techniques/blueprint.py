@@ -120,6 +120,9 @@ def rebuilt(model: Any, config: Any, fill: Callable[[str, Tensor, Mapping[str, T
     old = canonical_state(model)
     with torch.no_grad():
         filled = {name: fill(name, tensor, old).clone() for name, tensor in canonical_state(made).items()}
+        for name, tensor in filled.items():
+            if tensor.is_floating_point():  # whatever it was computed in
+                filled[name] = tensor.to(old[name].dtype if name in old else bare.dtype)
     named = zip(made.state_dict(), filled.values(), strict=True)  # the same order
     made.to_empty(device=bare.device).load_state_dict(dict(named), strict=True, assign=True)  # which tells of masks too
     return made.requires_grad_(True).train(model.training)

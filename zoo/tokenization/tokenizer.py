@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import tokenizers
 
 from zoo.errors import CheckpointError, InputError
-from zoo.formats.disk import write_atomically
-from zoo.formats.writer import writing
+from zoo.formats.disk import write_atomically, writing
 from zoo.tokenization.files import guarded
 from zoo.tokenization.language_frames import LanguageFrames
 

@@ -17,9 +17,9 @@ from zoo.checkpoints.binding import ADAPTER, FOREIGN, UNBOUND, Binding, Header, 
 from zoo.checkpoints.description import FORMAT_VERSION, by_now
 from zoo.checkpoints.files import read_json
 from zoo.errors import CheckpointError, warn
-from zoo.formats.disk import alone, settled, workspace, write_atomically
+from zoo.formats.disk import alone, settled, workspace, write_atomically, writing
 from zoo.formats.opening import open_archive
-from zoo.formats.writer import write_tensors, writing
+from zoo.formats.writer import write_tensors
 
 OWN, FUSION, LIBRARY = "adapter.json", "adapter_fusion_config.json", "adapter_config.json"
 FILES: dict[str, tuple[str, ...]] = {  # the config of a kind of adapter -> where its tensors may be, the first wins
