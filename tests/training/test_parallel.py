@@ -19,7 +19,7 @@ from zoo.training import fit, shard
 
 ROOT = Path(__file__).parents[2]
 HEAD = """
-import json, sys, torch
+import json, os, sys, torch
 import torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -27,11 +27,17 @@ sys.path.insert(0, "")
 rank = dist.get_rank()
 """
 
+# gloo's threads may end the process while a model that was stopped in the middle is taken apart
+FOOT = """
+dist.barrier()
+os._exit(0)
+"""
+
 
 def torchrun(script: str, *arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """Run a script in several processes."""
     path = Path(str(arguments[0])).parent / "script.py"
-    path.write_text(HEAD + script + "\ndist.destroy_process_group()\n")
+    path.write_text(HEAD + script + FOOT)
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", str(path), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ZOO_TEST_SHAPES": "0"}

@@ -21,7 +21,7 @@ from zoo.checkpoints.files import architectures_of, folder_of, foreign_config, h
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.opened import Opened, under_own_names
 from zoo.checkpoints.sentence_modules import embedding_options, prompt_note, refuse_model_elsewhere, with_modules
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, with_article
 from zoo.formats.archive import Archive
 from zoo.formats.disk import settled
 from zoo.formats.opening import opened
@@ -163,7 +163,7 @@ def _of_ours(
 ) -> Checkpoint:
     blueprint = described(description, Path(shown))
     if name is not None and registry.resolve(name)[0].model_class() is not blueprint.model_class:
-        raise CheckpointError(f"{shown} holds a {description['class']}, not a {name}")
+        raise CheckpointError(f"{shown} holds a {description['class']}, not {with_article(str(name))}")
     return Checkpoint(
         under_own_names(archive),
         None,
@@ -203,7 +203,8 @@ def _of_others(
     keymap = layouts.load(found_layout)
     if variant is not None and variant.maps != keymap.family:
         raise CheckpointError(
-            f"{shown} is a {keymap.family} (layout {keymap.layout}), not a {variant.maps} like {variant.name}"
+            f"{shown} is {with_article(keymap.family)} (layout {keymap.layout}), not {with_article(variant.maps)} like "
+            f"{variant.name}"
         )
     model_class = class_of_maps(keymap.family) if variant is None else variant.model_class()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.checkpoints.binding import CONTENT, content_of
 from zoo.checkpoints.opened import Opened
-from zoo.errors import CheckpointError, ConfigError, ZooError
+from zoo.errors import CheckpointError, ConfigError, ZooError, counted
 from zoo.formats.archive import DTYPE_NAMES, Archive, Described
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.writer import blocks, check_finite, raw
@@ -152,7 +152,8 @@ def check_plan(plan: Plan) -> Check:
         more = f" (and {len(plan.problems) - 3} more)" if len(plan.problems) > 3 else ""
         return Check("keys", False, "; ".join(plan.problems[:3]) + more)
     extra = f", {len(plan.left_out)} of other heads left out" if plan.left_out else ""
-    return Check("keys", True, f"{len(plan.outputs)} tensors made, {len(plan.dropped)} dropped with a reason{extra}")
+    made = counted(len(plan.outputs), "tensor")
+    return Check("keys", True, f"{made} made, {len(plan.dropped)} dropped with a reason{extra}")
 
 
 def check_values(archive: Archive, plan: Plan, targets: Mapping[str, object]) -> Check:
@@ -173,7 +174,7 @@ def check_values(archive: Archive, plan: Plan, targets: Mapping[str, object]) ->
 def values_read(infos: Mapping[str, Described], names: Collection[str], more: str = "") -> Check:
     """What is said of tensors that were all read and are finite."""
     kinds = ", ".join(sorted({infos[name].dtype for name in names})) or "no dtype"
-    return Check("values", True, f"{len(names)} tensors of {kinds}, all finite{more}")
+    return Check("values", True, f"{counted(len(names), 'tensor')} of {kinds}, all finite{more}")
 
 
 def check_kinds(infos: Mapping[str, Described], targets: Mapping[str, object], cast: bool = False) -> None:

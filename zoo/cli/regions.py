@@ -13,7 +13,7 @@ import typer
 
 import zoo
 from zoo.cli.shared import Json, print_json
-from zoo.errors import InputError
+from zoo.errors import InputError, counted
 
 app = typer.Typer(help="Dumps of region features: check, convert.", no_args_is_help=True)
 
@@ -88,7 +88,7 @@ def convert(
     if as_json:
         print_json({"pictures": count, "path": str(out)})
     else:
-        print(f"{count} pictures in {out}")
+        print(f"{counted(count, 'picture')} in {out}")
 
 
 def _options(detector: str | None, format_: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from zoo.errors import CheckpointError, unknown
+from zoo.errors import CheckpointError, counted, unknown
 from zoo.formats.disk import sha256_of
 from zoo.formats.limits import guarded
 
@@ -84,7 +84,7 @@ class Archive:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"Archive({str(self.path)!r}, format={self.format!r}, {len(self.tensors)} tensors)"
+        return f"Archive({str(self.path)!r}, format={self.format!r}, {counted(len(self.tensors), 'tensor')})"
 
     def __enter__(self) -> Archive:
         return self

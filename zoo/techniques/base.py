@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import CheckpointError, ConfigError, TechniqueError, unknown
+from zoo.errors import CheckpointError, ConfigError, TechniqueError, counted, unknown
 from zoo.layers.attention import DenseAttention
 from zoo.layers.extend import own_class
 from zoo.layers.init import initialise
@@ -43,7 +43,7 @@ class Change:
         share = f" ({(self.after - self.before) / self.before:+.2%})" if self.before else ""
         lines = [f"{self.technique}: {self.before:,} parameters before, {self.after:,} after{share}"]
         lines += [
-            f"  {len(names)} tensors {verb}"
+            f"  {counted(len(names), 'tensor')} {verb}"
             for names, verb in ((self.added, "added"), (self.removed, "removed"))
             if names
         ]

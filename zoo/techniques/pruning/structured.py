@@ -19,7 +19,7 @@ import torch
 from einops import reduce
 from torch import Tensor, nn
 
-from zoo.errors import ConfigError, TechniqueError, unknown
+from zoo.errors import ConfigError, TechniqueError, counted, unknown
 from zoo.layers.attention import Attention
 from zoo.layers.stack import Stack
 from zoo.models.base.model import Model, bare_model, on_meta
@@ -191,7 +191,7 @@ class LayerPruning(Technique):
         part.plan = plan
         for index in idle:
             part.blocks[index] = Gone()
-        return [f"{len(plan)} layers stay in {self.stack}"]
+        return [f"{counted(len(plan), 'layer')} {'stays' if len(plan) == 1 else 'stay'} in {self.stack}"]
 
 
 def check_attention(site: Site) -> None:
