@@ -38,7 +38,7 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def pages() -> list[Path]:
     """The pages that may hold tables."""
-    common = (PAGES.parent / f"{name}.md" for name in ("architecture", "families", "interop", "techniques"))
+    common = (PAGES.parent / f"{name}.md" for name in ("architecture", "families", "guides/interop", "techniques"))
     return [*common, *sorted(PAGES.glob("*.md"))]
 
 

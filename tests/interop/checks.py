@@ -1,5 +1,5 @@
 """What other libraries read of the zoo's files, and the zoo of theirs: one function for each claim of
-``docs/interop.md``.
+``docs/guides/interop.md``.
 
 A check gets an empty folder, writes by one side, reads by the other, compares what both give, and
 returns the largest difference as a part of the result's largest value: 0.0 is equal bit for bit. It

@@ -1,6 +1,6 @@
 """Run the checks of `tests.interop.checks` with the libraries that are installed, and enter what came
 of them into ``docs/interop.csv``, from which ``python -m docs.generate`` makes the table of
-``docs/interop.md``:
+``docs/guides/interop.md``:
 
     pip install '.[interop]' && python -m tests.interop.run             all that is installed (minutes)
     python -m tests.interop.run peft lightning                          these libraries, or checks by name

@@ -99,7 +99,7 @@ def test_the_commands_of_the_readme_are_real():
 def test_every_command_of_the_page_on_prediction_runs(tmp_path, monkeypatch, capsys):
     from zoo.cli.app import main
 
-    text = (ROOT / "docs" / "prediction.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "prediction.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     exec(SNIPPET.findall(text)[0], {"__name__": "snippet"})
     (tmp_path / "texts.txt").write_text("a dog\na cat\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """A map: how one public layout's tensor names and config become the zoo's, and the way back.
 
-A map is data (``weights/<family>/<layout>.toml``); ``docs/convert.md`` tells how to write one.
+A map is data (``weights/<family>/<layout>.toml``); ``docs/guides/convert.md`` tells how to write one.
 ``zoo.maps.layouts`` finds and loads it, ``zoo.maps.parsing`` checks it, ``zoo.maps.planning`` plans
 with it.
 """
