@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,6 @@ from zoo.registry.tasks import TASKS
 from zoo.tasks.metrics.language import class_scores
 from zoo.training import evaluate, fit, task_options
 from zoo.training.supervision import SUPERVISIONS, supervision_of
-from zoo.training.supervision.answers import best_span
 from zoo.training.supervision.base import label_names, label_number
 from zoo.training.supervision.embedding import cosent
 
@@ -113,13 +113,32 @@ def test_an_answer_is_found_where_it_is_said_to_start(tokenizer):  # noqa: F811
     place = batch["start_positions"].item()
     assert place == batch["end_positions"].item() == 5  # [CLS] w1 [SEP] w2 w3 w2
     assert batch["input_ids"][0, place] == tokenizer.token_to_id("w2")
-    scores = torch.zeros(len(asked.window.ids))
-    scores[0] = 9.0  # no place of the passage's
-    starts, ends = scores.clone(), scores.clone()
-    starts[4], ends[6] = 2.0, 2.0
-    assert best_span(starts, ends, asked.window, asked.passage) == (4.0, "w3 w2 w4")
-    ends[3] = 5.0  # before the start: 0 + 5 for the token alone is the most
-    assert best_span(starts, ends, asked.window, asked.passage) == (5.0, "w2")
+    starts = torch.zeros(1, len(asked.window.ids))
+    starts[0, 0] = 9.0  # no place of the passage's
+    ends = starts.clone()
+    starts[0, 4], ends[0, 6] = 2.0, 2.0
+    output = SimpleNamespace(start_logits=starts, end_logits=ends)
+    assert answers.results(output, batch, [asked]) == [(0, 4.0, "w3 w2 w4", 18.0, ("w2",))]
+    ends[0, 3] = 5.0  # before the start: 0 + 5 for the token alone is the most
+    assert answers.results(output, batch, [asked]) == [(0, 5.0, "w2", 18.0, ("w2",))]
+
+
+def test_a_passage_in_windows_holds_its_answer_in_those_that_show_it_whole(tokenizer):  # noqa: F811
+    passage = " ".join(f"w{number % 8}" for number in range(300))
+    rows = [{"question": "w1", "context": passage, "answer": "w3 w4", "start": passage.index("w3 w4", 700)}]
+    answers = reader("question-answering", tokenizer, rows)
+    answers.max_length = 200
+    examples = list(answers.examples(rows[0]))
+    assert len(examples) > 1
+    assert len({example.number for example in examples}) == 1
+    for example in examples:
+        assert len(example.window.ids) <= 200
+        first, last = example.span
+        shown = [passage[slice(*example.window.offsets[place])] for place in range(first, last + 1)]
+        assert example.span == (0, 0) or (
+            shown == ["w3", "w4"] and example.window.offsets[first][0] == rows[0]["start"]
+        )
+    assert any(example.span != (0, 0) for example in examples)
 
 
 def test_a_question_without_an_answer_is_right_at_the_first_token(tokenizer):  # noqa: F811
