@@ -9,7 +9,9 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers, processors
 
 import zoo
 from tests.strategies import randomised, small_config
@@ -20,6 +22,8 @@ from zoo.data.tables import find_columns
 from zoo.errors import InputError, TaskError
 from zoo.registry.tasks import TASKS
 from zoo.tasks.metrics.language import class_scores
+from zoo.tokenization import Tokenizer
+from zoo.tokenization.tokenizer import SpecialTokens
 from zoo.training import evaluate, fit, task_options
 from zoo.training.supervision import SUPERVISIONS, supervision_of
 from zoo.training.supervision.base import label_names, label_number
@@ -67,11 +71,40 @@ def built(task: str, rows: list[dict]):
     return model_for(task, FAMILY.get(task, "bert-base"), dropout=0.0, attention_dropout=0.0, **options)
 
 
-@pytest.mark.parametrize("task", [task for task in SUPERVISIONS if task != "conditional-generation"])
-def test_every_task_learns_from_rows(task, tokenizer):  # noqa: F811
+@pytest.fixture(scope="module")
+def framed():
+    """A tokenizer in mBART's manner: ``w1 w2 [SEP] en_XX``."""
+    words = ["[PAD]", "[UNK]", "[SEP]", "en_XX", "ro_RO", *(f"w{n}" for n in range(40))]
+    backend = tokenizers.Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(words[:5])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A [SEP] en_XX", pair="$A $B [SEP] en_XX", special_tokens=[("[SEP]", 2), ("en_XX", 3)]
+    )
+    special = SpecialTokens(pad="[PAD]", sep="[SEP]", unk="[UNK]", pad_id=0)
+    return Tokenizer(backend, special=special, inputs=("input_ids", "attention_mask"))
+
+
+def test_a_target_is_written_in_its_own_language(framed):
+    rows = [{"source": "w1 w2", "target": "w3", "src_lang": "en_XX", "tgt_lang": "ro_RO"} for _ in range(2)]
+    rows[1] |= {"source": "w9", "target": "w3 w4", "src_lang": "ro_RO", "tgt_lang": "en_XX"}
+    generation = reader("conditional-generation", framed, rows)
+    batch = generation.batch(rows)
+    assert batch["input_ids"].tolist() == [[6, 7, 2, 3], [14, 2, 4, 0]]
+    assert batch["labels"].tolist() == [[8, 2, 4, -100], [8, 9, 2, 3]]
+    model = built("conditional-generation", rows)
+    made = model.model.decoder_inputs(batch["labels"])  # the language comes to the front
+    assert made[:, :3].tolist() == [[4, 8, 2], [3, 8, 9]]
+    plain = reader("conditional-generation", framed, [{"source": "w1", "target": "w2"}])
+    assert plain.batch([{"source": "w1", "target": "w2"}])["labels"].tolist() == [[7, 2, 3]]
+
+
+@pytest.mark.parametrize("task", SUPERVISIONS)
+def test_every_task_learns_from_rows(task, tokenizer, framed):  # noqa: F811
     torch.manual_seed(0)
     rows = rows_for(task)
     model = built(task, rows)
+    tokenizer = framed if task == "conditional-generation" else tokenizer
     before = evaluate(model, rows, tokenizer=tokenizer)
     fit(model, rows, tokenizer=tokenizer, steps=30, batch_size=16, lr=1e-2)
     after = evaluate(model, rows, tokenizer=tokenizer)
