@@ -218,23 +218,30 @@ def refcoco_accuracy(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def retrieval_ranks(scores: Tensor, image_of: Sequence[int]) -> dict[str, list[int]]:
+def retrieval_ranks(scores: Tensor, image_of: Sequence[int] | Tensor) -> dict[str, list[int]]:
     """How many stand before the first right one, from ``scores`` (texts, images), higher = better;
-    ``image_of``: each text's image.
+    ``image_of``: each text's image, or a bool tensor (texts, images), True = they belong together,
+    where several may be right.
 
     "i2t": for each image among all texts; "t2i": for each text among all images. Equal scores stand
     in their own order.
     """
-    if scores.dim() != 2 or len(image_of) != scores.shape[0]:
+    if isinstance(image_of, Tensor) and image_of.dtype == torch.bool:
+        fits, right = image_of.shape == scores.shape, image_of.to(scores.device)
+    else:
+        fits = scores.dim() == 2 and len(image_of) == len(scores)
+        places = torch.arange(scores.shape[-1], device=scores.device)
+        right = torch.as_tensor(image_of, device=scores.device)[:, None] == places  # (texts, images)
+    if not fits:
         raise InputError(
             f"scores must be (texts, images) with one image for each text, got {tuple(scores.shape)} and "
-            f"{len(image_of)}"
+            f"{tuple(image_of.shape) if isinstance(image_of, Tensor) else len(image_of)}"
         )
-    belongs = torch.tensor(list(image_of))
+    if not (right.any(0).all() and right.any(1).all()):
+        raise InputError("each text needs an image that is right, and each image a text")
     by_text = scores.argsort(stable=True, dim=1, descending=True)
-    t2i = (by_text == belongs[:, None]).int().argmax(1)
-    by_image = scores.argsort(stable=True, dim=0, descending=True).T  # (images, texts)
-    i2t = (belongs[by_image] == torch.arange(scores.shape[1])[:, None]).int().argmax(1)
+    by_image = scores.argsort(stable=True, dim=0, descending=True)
+    t2i, i2t = right.gather(1, by_text).int().argmax(1), right.gather(0, by_image).int().argmax(0)
     return {"i2t": i2t.tolist(), "t2i": t2i.tolist()}
 
 
