@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,3 +80,14 @@ def test_a_technique_with_a_name_that_torch_cannot_take_is_refused(name):
     for make in (zoo.LoRA, zoo.BottleneckAdapter, zoo.PrefixTuning, zoo.IA3):
         with pytest.raises(ConfigError, match=r"can't be called|name can't"):
             make(name=name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_a_config_that_is_a_fifo_is_named_and_not_taken_for_none(tmp_path):
+    folder = zoo.save(zoo.create("bert-base", num_layers=1, hidden_size=8, num_heads=2, vocab_size=9), tmp_path / "m")
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    said = "config.json is a FIFO, not a regular file"
+    assert said in zoo.inspect(folder)["why"]
+    with pytest.raises(CheckpointError, match=said):
+        zoo.load(folder)

@@ -132,7 +132,7 @@ def own_description(
     if folder is None or header.json(FOREIGN) is not None:
         return {}, ()
     file = folder / CONFIG_FILE
-    beside = read_json(file) if file.is_file() else {}
+    beside = read_json(file) if file.exists() else {}
     beside = beside if "zoo_format" in beside else {}
     if stated is None:
         return beside, (_unstated(archive, beside),) if beside else ()

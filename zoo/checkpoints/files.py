@@ -46,7 +46,7 @@ def read_description(source: Path) -> dict[str, Any] | None:
     """
     folder = source if source.is_dir() else source.parent
     path = folder / "config.json"
-    value = read_json(path) if path.is_file() else {}
+    value = read_json(path) if path.exists() else {}
     if "zoo_format" in value:
         return value
     if source.is_file() and source.suffix == ".safetensors":  # a single file of ours describes itself
@@ -80,7 +80,7 @@ def foreign_config(
         return read_json(path)
     if folder is not None:
         for name in CONFIG_NAMES:
-            if (folder / name).is_file():
+            if (folder / name).exists():
                 return read_json(folder / name)
     return None
 
