@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_machines_stand_side_by_side_and_a_peer_that_one_lacks_is_a_dash(tmp_pat
 def test_a_file_that_does_not_say_when_it_was_measured_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not say when the run was"):
         written(tmp_path / "a.csv", {}, date=None)
+
+
+def test_what_was_measured_says_when_and_with_which_version():
+    silent = [
+        f"{page.relative_to(report.ROOT)}: {paragraph[:90]}"
+        for page in sorted((report.ROOT / "docs").rglob("*.md"))
+        for paragraph in re.split(r"\n\s*\n", page.read_text(encoding="utf-8"))
+        if re.search(r"x86\s+cores?\b", paragraph)
+        and not (re.search(r"\b20\d\d-\d\d-\d\d\b", paragraph) and re.search(r"zoo\s+\d", paragraph))
+    ]
+    assert not silent, "\n".join(silent)
 
 
 def test_a_run_says_its_date_and_the_versions_of_what_is_installed():
