@@ -5,7 +5,7 @@ licence and proof, tasks, techniques, other libraries), and the names of `zoo` f
     python -m docs.generate --check    exit code 1 where a page is out of date
 
 A page asks for a table by a line ``<!-- table: sizes -->`` (or ``checkpoints``, ``tasks``); the
-table stands between it and ``<!-- end -->``. The schedules of models with several streams are drawn
+table stands between it and ``<!-- end -->``. The drawings of `docs.drawings` are written
 into `docs/images/`.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import zoo
-from docs.schedule import drawings
+from docs.drawings import drawings
 from zoo.registry import variants as registry
 from zoo.registry.inputs import INPUTS, LABELS, InputTable
 from zoo.registry.listing import natural, offers_of

@@ -1,0 +1,90 @@
+"""The drawings of the docs: current, readable, and true to the models."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+import zoo
+from docs import generate
+from docs.drawings import canvas, families, schedules
+from docs.drawings.trace import SUM, trace
+from zoo.layers.residual import pre_norm
+from zoo.registry import variants as registry
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, str]:
+    return generate.drawings()
+
+
+def test_every_drawing_is_current(drawn):
+    stale = [
+        name
+        for name, text in drawn.items()
+        if not (generate.IMAGES / name).exists() or (generate.IMAGES / name).read_text(encoding="utf-8") != text
+    ]
+    assert not stale, f"run python -m docs.generate: {stale}"
+
+
+def test_every_drawing_has_words_for_those_who_cannot_see_it_and_stays_on_its_card(drawn):
+    for name, text in drawn.items():
+        root = ElementTree.fromstring(text)
+        tag = "{http://www.w3.org/2000/svg}"
+        assert root.findtext(f"{tag}title"), name
+        assert len(root.findtext(f"{tag}desc") or "") > 20, name
+        width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
+        assert width == canvas.WIDTH, name
+        for rect in root.iter(f"{tag}rect"):
+            x, y = float(rect.get("x", 0)), float(rect.get("y", 0))
+            assert 0 <= x <= width - float(rect.attrib["width"]), name
+            assert 0 <= y <= height - float(rect.attrib["height"]), name
+        for line in root.iter(f"{tag}text"):
+            size = float(line.get("font-size", 12))
+            assert size >= 8.5, (name, line.text)
+
+
+def test_every_family_has_a_drawing_that_runs_each_of_its_blocks(drawn):
+    assert {f"{family}.svg" for family in registry.families()} <= set(drawn)
+    for name, blocks in (("albert-base", 12), ("vilbert-base", 24)):
+        sections, _ = families.sections_of(trace(zoo.create(name, device="meta").eval()))
+        assert sum(section.runs for section in sections) == blocks, name
+
+
+def test_a_drawing_shows_where_the_norm_stands_and_what_is_added():
+    model = zoo.create("bert-base", device="meta", num_layers=2).eval()
+    graph = trace(model)
+    first = {node.path.split(".")[-1]: node for node in graph.nodes if node.run == 0 and node.kind == "part"}
+    (added,) = graph.into(first["attention_norm"])
+    assert added.kind == SUM
+    assert {source.path for source in graph.into(added)} == {"embeddings.norm", "encoder.blocks.0.attention"}
+    (tables,) = graph.into(next(node for node in graph.nodes if node.path == "embeddings.norm"))
+    assert {source.path for source in graph.into(tables)} == {
+        f"embeddings.{name}" for name in ("token", "segment", "position")
+    }
+
+    for block in model.encoder.blocks:
+        block.residual = pre_norm
+    moved = trace(model)
+    norm = next(node for node in moved.nodes if node.path == "encoder.blocks.0.attention_norm")
+    assert [source.path for source in moved.into(norm)] == ["embeddings.norm"]
+    assert families.sections_of(graph)[0] != families.sections_of(moved)[0]
+
+
+def test_blocks_that_share_their_parameters_are_drawn_as_shared(drawn):
+    assert "7.1 M shared by all" in drawn["albert.svg"]
+    assert "7.1 M each" in drawn["bert.svg"]
+
+
+def test_a_drawn_schedule_shows_each_block_in_the_order_in_which_it_runs():
+    steps = registry.config("vilbert-large").schedule
+    columns = {id(step): column for column, step in schedules.placed(steps)}
+    for stream in ("text", "image"):
+        places = [columns[id(step)] for step in steps if stream in step.writes]
+        assert places == sorted(set(places))
+    text = schedules.svg("vilbert", {"vilbert-large": steps})
+    boxes = re.findall(r'anchor="middle"[^>]*>(\d+)<', text)
+    assert sorted(map(int, boxes)) == sorted(step.index for step in steps for _ in step.writes)
+    assert text.count("marker-end") == 2 * sum(step.part == "both" for step in steps) == 12
