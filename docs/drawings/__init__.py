@@ -9,7 +9,18 @@ from __future__ import annotations
 
 import importlib
 
-MODULES = ("families", "schedules")
+MODULES = (
+    "families",
+    "schedules",
+    "places",
+    "patterns",
+    "packing",
+    "conversion",
+    "distillation",
+    "visible_matrix",
+    "boxes",
+    "tree",
+)
 """What draws; each has a function `drawings` from which the files' names and their texts come."""
 
 

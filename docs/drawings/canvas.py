@@ -77,7 +77,8 @@ class Canvas:
         extra += "" if size == 12 else f' font-size="{number(size)}"'
         extra += "" if color == INK else f' fill="{color}"'
         at = f'x="{number(x)}" y="{number(y + size * 0.35)}"'
-        behind = f'<tspan dx="5" fill="{SOFT}">{escape(note, quote=False)}</tspan>' if note else ""
+        weight = ' font-weight="400"' if bold else ""
+        behind = f'<tspan dx="5" fill="{SOFT}"{weight}>{escape(note, quote=False)}</tspan>' if note else ""
         self.parts.append(f"<text {at}{extra}>{escape(text, quote=False)}{behind}</text>")
         self._reach(y + size * 0.6)
 

@@ -6,11 +6,13 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 import zoo
 from docs import generate
-from docs.drawings import canvas, families, schedules
+from docs.drawings import canvas, conversion, families, packing, patterns, places, schedules, tree, visible_matrix
 from docs.drawings.trace import SUM, trace
+from zoo.checkpoints.checks import NAMES
 from zoo.layers.residual import pre_norm
 from zoo.registry import variants as registry
 
@@ -88,3 +90,48 @@ def test_a_drawn_schedule_shows_each_block_in_the_order_in_which_it_runs():
     boxes = re.findall(r'anchor="middle"[^>]*>(\d+)<', text)
     assert sorted(map(int, boxes)) == sorted(step.index for step in steps for _ in step.writes)
     assert text.count("marker-end") == 2 * sum(step.part == "both" for step in steps) == 12
+
+
+def test_the_drawn_patterns_are_those_that_attention_computes():
+    radius = zoo.create(
+        "bert-tiny", num_layers=1, vocab_size=20, techniques=[zoo.SlidingWindow(radius=2, global_tokens=2)]
+    )
+    ids = torch.arange(1, 1 + patterns.TOKENS)[None]
+    maps = radius.eval()(ids, output_attentions=True).attentions[0]
+    assert torch.equal((maps[0, 0] > 0), patterns.seen("window(2, 2 global)"))
+    assert (patterns.seen("local(4) | strided(4)") == patterns.seen("local(4)") | patterns.seen("strided(4)")).all()
+
+
+def test_the_drawn_packing_holds_every_token_once(drawn):
+    text = drawn["packing.svg"]
+    for row, length in enumerate(packing.LENGTHS):
+        for column in range(length):
+            assert len(re.findall(rf">{'abcd'[row]}{column}<", text)) == 2  # padded, and packed
+
+
+def test_marks_stand_where_a_technique_changes_a_block():
+    assert places.touched(zoo.LoRA(rank=2)) == ({"attention-query", "attention-value"}, 2 * 12 * 2 * 2 * 768)
+    assert places.touched(zoo.PrefixTuning(length=2))[0] == {"attention-core"}
+    assert places.touched(zoo.BottleneckAdapter(kind="houlsby"))[0] == {"attention-norm", "feed-forward-norm"}
+    assert places.touched(zoo.BottleneckAdapter(kind="pfeiffer"))[0] == {"feed-forward-norm"}
+
+
+def test_the_drawn_checks_are_those_of_a_conversion(drawn):
+    assert set(conversion.SAID) == set(NAMES)
+    text = drawn["conversion.svg"]
+    assert [text.index(f">{name}<") for name in NAMES] == sorted(text.index(f">{name}<") for name in NAMES)
+
+
+def test_a_fact_in_the_drawn_tree_is_seen_by_its_word_alone():
+    grown = visible_matrix.tree()
+    fact, word, other = (grown.tokens.index(token) for token in ("china", "beijing", "now"))
+    assert grown.visible[word, fact]
+    assert not grown.visible[other, fact]
+    assert grown.positions[other] == grown.positions[word] + 1 < grown.positions[fact]
+
+
+def test_the_family_tree_has_every_variant_once(drawn):
+    counts = [int(n) for n in re.findall(r">(\d+) variants?<", drawn["family-tree.svg"])]
+    assert sum(counts) == sum(map(len, registry.families().values()))
+    assert tree.builds_on("xlm-translation") == ["xlm"]
+    assert tree.builds_on("bert") == []
