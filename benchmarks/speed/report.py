@@ -1,7 +1,7 @@
 """The docs' results page from a run's CSV: python -m benchmarks.speed.report docs/performance.csv
 
-Fills the tables of docs/performance.md between their markers and draws docs/images/speed.png and
-docs/images/tokens.png.
+Fills the tables of docs/performance.md between their markers and draws docs/images/speed.svg and
+docs/images/tokens.svg.
 """
 
 from __future__ import annotations
@@ -214,40 +214,6 @@ def times(r: Results) -> str:
     return "".join(parts)
 
 
-def draw(r: Results) -> None:
-    """Two pictures: the sides of the two models that all peers have, and the cost of a token."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5.5))
-    for axis, model in zip(axes, ("minilm-l6-h384", "bert-base"), strict=True):
-        sides = [row["side"] for row in r.rows if row["model"] == model and row["kind"] == "full"]
-        for offset, kind, color in ((0.2, "full", "#4878a8"), (-0.2, "third", "#e0a458")):
-            values = [r.ms(model, kind, side) or 0 for side in sides]
-            label = "full batch" if kind == "full" else "one third real tokens"
-            axis.barh([len(sides) - i + offset for i in range(len(sides))], values, 0.38, label=label, color=color)
-        axis.set_yticks([len(sides) - i for i in range(len(sides))], sides)
-        axis.set_xlabel("milliseconds, median")
-        axis.set_title(model)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig("docs/images/speed.png", dpi=90)
-    pyplot.close(figure)
-    figure, axis = pyplot.subplots(figsize=(7, 4))
-    rows = [row for row in r.rows if row["kind"] == "per token"]
-    for side in dict.fromkeys(row["side"] for row in rows):
-        mine = [(int(row["batch"].split()[0]), float(row["ms"]) * 1000) for row in rows if row["side"] == side]
-        axis.loglog(*zip(*mine, strict=True), marker="o", label=side)
-    axis.set_xlabel("real tokens in the batch (rows of 32)")
-    axis.set_ylabel("microseconds for each")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig("docs/images/tokens.png", dpi=90)
-    pyplot.close(figure)
-
-
 def main() -> None:
     results = Results(Path(sys.argv[1]))
     name, own, onednn = results.machine()
@@ -260,7 +226,10 @@ def main() -> None:
     PAGE.write_text(
         BLOCK.sub(lambda match: match[1] + "\n" + fillings[match[2]] + "\n" + match[3], text), encoding="utf-8"
     )
-    draw(results)
+    from docs.drawings import measured  # which reads this module
+
+    for picture, drawn in measured.drawings().items():
+        (PAGE.parent / "images" / picture).write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ MODULES = (
     "visible_matrix",
     "boxes",
     "tree",
+    "measured",
+    "speed",
 )
 """What draws; each has a function `drawings` from which the files' names and their texts come."""
 

@@ -164,6 +164,14 @@ class Canvas:
         self.parts.append(f'<path d="{path}" fill="none" stroke="{color}" stroke-width="{number(width)}"{extra}/>')
         self._reach(max(y for _, y in points))
 
+    def line_through(self, points: Sequence[tuple[float, float]], color: str) -> None:
+        """A line of a chart, with a dot at each point."""
+        path = "L".join(f"{number(x)} {number(y)}" for x, y in points)
+        self.parts.append(f'<path d="M{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        for x, y in points:
+            self.dot(x, y, 2.6, color)
+        self._reach(max(y for _, y in points))
+
     def plus(self, x: float, y: float, radius: float = 8) -> None:
         """A circle with a plus: a sum."""
         self.parts.append(

@@ -190,28 +190,25 @@ class _Watch(TorchDispatchMode):
         return frozenset({node})
 
 
-def inputs_for(model: Model, length: int = 6) -> dict[str, Any]:
-    """A batch on the meta device with all that the model reads, the optional streams included."""
-    given: dict[str, Any] = dict(example_inputs(model, rows=2, length=length, regions=3))
+def inputs_for(model: Model, *, rows: int = 2, length: int = 6, device: str = "meta") -> dict[str, Any]:
+    """A batch with all that the model reads, the optional streams included, everything real."""
+    given: dict[str, Any] = dict(example_inputs(model, rows=rows, length=length, regions=length // 2))
     for mask in [name for name in given if name.endswith("_mask")]:
         del given[mask]
     config = model.config
     if "task_type_ids" in model.inputs and getattr(config, "task_embeddings", False):
-        given["task_type_ids"] = torch.zeros(2, length, dtype=torch.int64)
+        given["task_type_ids"] = torch.zeros(rows, length, dtype=torch.int64)
     if "entity_embeds" in model.inputs:
-        given |= {
-            "entity_embeds": torch.rand(2, length, config.entity_size),
-            "entity_mask": torch.ones(2, length).bool(),
-        }
+        given["entity_embeds"] = torch.rand(rows, length, config.entity_size)
+        given["entity_mask"] = torch.ones(rows, length, dtype=torch.bool)
     if "ngram_ids" in model.inputs:
-        given |= {"ngram_ids": torch.ones(2, 4, dtype=torch.int64), "ngram_positions": torch.ones(2, length, 4).long()}
+        given["ngram_ids"] = torch.ones(rows, length // 2, dtype=torch.int64)
+        given["ngram_positions"] = torch.ones(rows, length, length // 2, dtype=torch.int64)
     if "entity_candidates" in model.inputs:
-        spans, ids = torch.zeros(2, 2, 2).long(), torch.ones(2, 2, 3).long()
-        given["entity_candidates"] = {
-            name: Candidates(spans.to("meta"), ids.to("meta"), torch.rand(2, 2, 3, device="meta"))
-            for name in config.knowledge
-        }
-    return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in given.items()}
+        spans, ids = torch.zeros(rows, 2, 2, dtype=torch.int64), torch.ones(rows, 2, 3, dtype=torch.int64)
+        made = (spans.to(device), ids.to(device), torch.full((rows, 2, 3), 1 / 3).to(device))
+        given["entity_candidates"] = {name: Candidates(*made) for name in config.knowledge}
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
 
 
 def trace(model: Model) -> Graph:

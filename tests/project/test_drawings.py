@@ -10,7 +10,19 @@ import torch
 
 import zoo
 from docs import generate
-from docs.drawings import canvas, conversion, families, packing, patterns, places, schedules, tree, visible_matrix
+from docs.drawings import (
+    canvas,
+    charts,
+    conversion,
+    families,
+    packing,
+    patterns,
+    places,
+    schedules,
+    speed,
+    tree,
+    visible_matrix,
+)
 from docs.drawings.trace import SUM, trace
 from zoo.checkpoints.checks import NAMES
 from zoo.layers.residual import pre_norm
@@ -135,3 +147,25 @@ def test_the_family_tree_has_every_variant_once(drawn):
     assert sum(counts) == sum(map(len, registry.families().values()))
     assert tree.builds_on("xlm-translation") == ["xlm"]
     assert tree.builds_on("bert") == []
+
+
+def test_every_family_was_timed_beside_bert(drawn):
+    rows = {row["family"]: row for row in speed.measured()}
+    assert set(rows) == set(registry.families())
+    for family, row in rows.items():
+        variant = registry.families()[family][0]
+        assert row["variant"] == variant.name
+        assert f">{row['variant']}<" in drawn["family-speed.svg"]
+        with torch.device("meta"):
+            assert int(row["parameters"]) == variant.model_class()(registry.config(variant.name)).num_parameters()
+
+
+def test_a_chart_puts_its_points_where_its_axes_say():
+    axis = charts.Axis("n", (1, 10, 100), log=True)
+    assert [axis.place(value) for value in (1, 10, 100)] == pytest.approx([0, 0.5, 1])
+    picture = canvas.Canvas("t", "d")
+    charts.lines(picture, 0, {"one": [(1, 0), (100, 8)]}, axis, charts.Axis("m", (0, 4, 8)), height=100)
+    (line,) = [part for part in picture.parts if 'stroke-width="1.8"' in part]
+    (x1, y1), (x2, y2) = [tuple(map(float, pair.split())) for pair in re.findall(r"[ML]([\d.]+ [\d.]+)", line)]
+    assert x1 < x2
+    assert y1 - y2 == pytest.approx(100)
