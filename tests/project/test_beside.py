@@ -136,9 +136,7 @@ def test_several_statements_of_one_name_are_shown_in_order_with_a_gap_between_th
 
 
 def test_the_lines_stand_beside_the_equation_with_the_numbers_of_the_file(source):
-    page = (
-        "Before.\n\n```math\na\n```\n<!-- code: zoo/thing.py#thing, zoo/thing.py#other -->\n\n```math\nb\n```\nAfter."
-    )
+    page = f"Before.\n\n```math\na\n```\n<!-- code: {MADE_UP}#thing, {MADE_UP}#other -->\n\n```math\nb\n```\nAfter."
     made = beside.expand(page, lambda path, first, last: f"https://example.org/{path}#L{first}-L{last}")
     assert made.startswith('Before.\n\n<div class="beside" markdown>\n<div class="beside-math" markdown>\n\n```math\na')
     assert f'<a href="https://example.org/{MADE_UP}#L17-L23">{MADE_UP}, lines 17–23</a>' in made
