@@ -33,14 +33,14 @@ class FirstTokenPooler(Pooler):
         super().__init__()
         self.dense = nn.Linear(hidden_size, output_size or hidden_size)
 
-    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
+    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:  # eq: tanh
         return torch.tanh(self.dense(state))
 
 
 class ReluPooler(FirstTokenPooler):
     """``relu(W h_first + b)``: DistilBERT, and ViLBERT's vector of one stream."""
 
-    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
+    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:  # eq: relu
         return torch.relu(self.dense(state))
 
 
