@@ -183,10 +183,10 @@ class FactorizedTable(nn.Embedding):
 
     @property
     def table(self) -> Float[Tensor, "vocabulary output_size"]:
-        return self.projection(self.weight)
+        return self.projection(self.weight)  # eq: factorized
 
     def forward(self, input_ids: Int[Tensor, "*ids"]) -> Float[Tensor, "*ids output_size"]:
-        return self.projection(super().forward(input_ids))
+        return self.projection(super().forward(input_ids))  # eq: factorized
 
 
 class NarrowTable(nn.Embedding):
