@@ -92,6 +92,13 @@ def test_every_equation_of_a_models_page_has_lines_of_the_source(family):
     assert [equation.latex for equation in found if not equation.places] == []
 
 
+@pytest.mark.parametrize("page", sorted(generate.TECHNIQUE_PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_every_equation_of_a_techniques_page_has_lines_of_the_source(page):
+    found = beside.equations(page.read_text(encoding="utf-8"))
+    assert found or page.stem == "fine-tuning"
+    assert [equation.latex for equation in found if not equation.places] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(beside.ROOT / "docs").as_posix())
 def test_every_name_that_a_page_asks_for_is_marked_in_its_file(page):
     for equation in beside.equations(page.read_text(encoding="utf-8")):
