@@ -293,7 +293,7 @@ class ViLBert(VisionLanguageModel):
         "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
     }
     pretraining = (MASKED_WORDS, MASKED_REGION, IMAGE_TEXT_MATCHING)
-    task_heads = {
+    task_heads = {  # eq: answers
         "visual_question_answering": lambda c, n: AnswerHead(c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }

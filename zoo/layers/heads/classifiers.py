@@ -36,7 +36,7 @@ class AnswerHead(nn.Module):
         self.activation = activation(activation_name)
 
     def forward(self, x: Float[Tensor, "*rows input_size"]) -> Float[Tensor, "*rows labels"]:
-        return self.output(self.norm(self.activation(self.dense(x))))
+        return self.output(self.norm(self.activation(self.dense(x))))  # eq: answers
 
 
 class TransformHead(nn.Module):
