@@ -91,9 +91,9 @@ class TextEmbeddings(nn.Module):
     ) -> Float[Tensor, "batch length hidden"]:
         """inputs_embeds: the token part, in place of input_ids. Segments default to 0, positions to 0, 1, ..."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, embedding)
-        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
-        x = self.dropout(self.norm(x))
-        return x if self.projection is None else self.projection(x)
+        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)  # eq: text
+        x = self.dropout(self.norm(x))  # eq: text
+        return x if self.projection is None else self.projection(x)  # eq: projection
 
     def tokens(
         self, input_ids: Int[Tensor, "batch length"] | None, inputs_embeds: Float[Tensor, "batch length size"] | None

@@ -28,7 +28,7 @@ class JoiningNorm(nn.Module):
         raise NotImplementedError
 
 
-def post_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:
+def post_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:  # eq: post-norm
     """``norm(x + dropout(op(x)))``: the original Transformer, BERT and most of its descendants."""
     result = dropout(op(x))
     return norm.post_norm(x, result) if isinstance(norm, JoiningNorm) else norm(x + result)

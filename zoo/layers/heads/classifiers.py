@@ -20,7 +20,7 @@ class ClassificationHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows labels"]:
-        return self.output(self.dropout(self.activation(self.dense(x))))
+        return self.output(self.dropout(self.activation(self.dense(x))))  # eq: classifier
 
 
 class AnswerHead(nn.Module):

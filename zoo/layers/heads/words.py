@@ -43,8 +43,8 @@ class MaskedLMHead(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary output_size"]
     ) -> Float[Tensor, "*rows vocabulary"]:
-        x = self.norm(self.activation(self.dense(hidden)))
-        return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
+        x = self.norm(self.activation(self.dense(hidden)))  # eq: masked-lm
+        return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)  # eq: masked-lm
 
 
 class WordPredictorSizes(Protocol):
