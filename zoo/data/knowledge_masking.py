@@ -189,15 +189,17 @@ class SpanBertMasking:
     @property
     def weights(self) -> list[float]:
         """The probability of each length from ``shortest`` to ``longest``."""
-        raw = [self.geometric_p * (1 - self.geometric_p) ** k for k in range(self.longest - self.shortest + 1)]
-        return [weight / sum(raw) for weight in raw]
+        raw = [  # eq: span-length
+            self.geometric_p * (1 - self.geometric_p) ** k for k in range(self.longest - self.shortest + 1)
+        ]
+        return [weight / sum(raw) for weight in raw]  # eq: span-length
 
     def spans(self, tokens: Sequence[int], draws: SpanDraws) -> list[tuple[int, int]]:
         """The spans (first, last) to mask, merged and in order."""
         units = word_units(tokens, (), self.starts)
         lengths = list(range(self.shortest, self.longest + 1))
-        found = spans_of(units, math.ceil(len(tokens) * self.ratio), lengths, self.weights, draws)
-        return _merged([(span[0], span[-1]) for span in found])
+        found = spans_of(units, math.ceil(len(tokens) * self.ratio), lengths, self.weights, draws)  # eq: spans
+        return _merged([(span[0], span[-1]) for span in found])  # eq: spans
 
     def __call__(self, tokens: Sequence[int], corpus: Sequence[int], draws: SpanDraws) -> MaskedSpans:
         """Corrupt one block; random tokens are drawn from ``corpus``, a stream of tokens, so by
@@ -257,7 +259,9 @@ class SpanBertMasking:
         }
 
 
-def _replace(tokens: list[int], place: int, fate: float, mask_id: int, corpus: Sequence[int], draws: SpanDraws) -> None:
+def _replace(  # eq: fate
+    tokens: list[int], place: int, fate: float, mask_id: int, corpus: Sequence[int], draws: SpanDraws
+) -> None:
     if fate < 0.8:
         tokens[place] = mask_id
     elif fate < 0.9:

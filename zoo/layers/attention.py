@@ -95,7 +95,7 @@ def in_front(
 ) -> tuple[Seen, Seen, Tensor | None, Tensor | None]:
     """Keys and values that everyone sees in front of the others, with columns for them in mask and bias."""
     n = before[0].shape[2]
-    k, v = (
+    k, v = (  # eq: in-front
         torch.cat([extra.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2)
         for extra, x in zip(before, (k, v), strict=True)
     )

@@ -23,7 +23,7 @@ def explicit_attention(
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale  # eq: attention
     if bias is not None:
         scores = scores + bias
-    if allowed is not None:
+    if allowed is not None:  # eq: allowed
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     probabilities = scores.softmax(-1)  # eq: attention
     if allowed is not None:
