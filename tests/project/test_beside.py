@@ -25,10 +25,6 @@ SECTIONS = {  # in order, each with what it must hold
     "Reported and reproduced": r"\S",
     "Proof": r"\S",
 }
-NOT_YET = {  # families whose pages still have the old form
-    *("albert", "bert", "distilbert", "electra", "ernie-baidu", "ernie-thu", "k-bert", "knowbert", "minilm"),
-    "mobilebert",
-}
 MADE_UP, LOST = "zoo" + "/thing.py", "zoo" + "/lost.py"  # in two, for they are no files of the repository
 SOURCE = '''\
 import torch
@@ -66,11 +62,7 @@ def text_of(family):
     return (generate.PAGES / f"{family}.md").read_text(encoding="utf-8")
 
 
-def test_every_family_is_done_or_named_as_not_done():
-    assert set(registry.families()) >= NOT_YET
-
-
-@pytest.mark.parametrize("family", sorted(set(registry.families()) - NOT_YET))
+@pytest.mark.parametrize("family", registry.families())
 def test_a_familys_page_has_the_agreed_sections_in_order(family):
     text = text_of(family)
     head, *sections = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
@@ -85,7 +77,7 @@ def test_a_familys_page_has_the_agreed_sections_in_order(family):
         assert re.search(needed, held[name], re.MULTILINE), f"{name} lacks {needed}"
 
 
-@pytest.mark.parametrize("family", sorted(set(registry.families()) - NOT_YET))
+@pytest.mark.parametrize("family", registry.families())
 def test_every_equation_of_a_models_page_has_lines_of_the_source(family):
     found = beside.equations(text_of(family))
     assert found

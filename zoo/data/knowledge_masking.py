@@ -58,7 +58,7 @@ def knowledge_masking(
         )
     corrupted, targets = list(tokens), [IGNORED] * len(tokens)
 
-    def mask(place: int, base: float) -> None:
+    def mask(place: int, base: float) -> None:  # eq: fate
         targets[place] = tokens[place]
         if draws[place] > 0.2 * base:
             corrupted[place] = mask_id
@@ -74,7 +74,7 @@ def knowledge_masking(
     for place, label in enumerate(labels):
         if label == 1:
             continue
-        if start and draws[start] <= probability:
+        if start and draws[start] <= probability:  # eq: units
             mask(start, probability)
             for inside in range(start + 1, place):
                 mask(inside, 1.0)
@@ -132,11 +132,11 @@ def unit_masking(
         if sorted(order.tolist()) != list(range(count)):
             raise InputError(f"order must be a permutation of the {count} units")
     taken = torch.zeros(count, dtype=torch.bool)
-    taken[order[: max(1, int(count * rate))]] = True
+    taken[order[: max(1, int(count * rate))]] = True  # eq: share
     chosen = (taken[number.clamp(min=0)] & real).unflatten(0, units.shape)
     chosen[:, 0] = False  # [CLS]
-    corrupted = torch.where(chosen & (uniform > 0.2), mask_id, input_ids)
-    corrupted = torch.where(chosen & (uniform > 0.1) & (uniform < 0.2), replacements, corrupted)
+    corrupted = torch.where(chosen & (uniform > 0.2), mask_id, input_ids)  # eq: share
+    corrupted = torch.where(chosen & (uniform > 0.1) & (uniform < 0.2), replacements, corrupted)  # eq: share
     return corrupted, input_ids.masked_fill(~chosen, IGNORED)
 
 

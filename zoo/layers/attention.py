@@ -153,10 +153,11 @@ class Attention(nn.Module):
         """``bias`` is added to the scores, one for all rows where the batch is packed. ``trace`` keeps
         the probabilities where somebody asked.
         """
-        q = self.query(query).unflatten(-1, (self.num_heads, self.head_size))  # (batch, length, heads, head size), or
-        k = self.key(key).unflatten(-1, (self.num_heads, self.head_size))  # (tokens, heads, head size) when packed
-        v = self.value(value).unflatten(-1, (self.num_heads, self.head_size))
-        return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))
+        heads = self.num_heads, self.head_size
+        q = self.query(query).unflatten(-1, heads)  # (batch, length, heads, head size), or  # eq: heads
+        k = self.key(key).unflatten(-1, heads)  # (tokens, heads, head size) when packed  # eq: heads
+        v = self.value(value).unflatten(-1, heads)  # eq: heads
+        return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))  # eq: heads
 
     def attend(
         self,

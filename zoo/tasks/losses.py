@@ -34,9 +34,11 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.0) ->
     zeros.
     """
     labels = counted_labels(labels)
-    total = F.cross_entropy(widened(logits.flatten(0, -2)), labels.flatten(), ignore_index=-100, reduction="sum")
-    count = (labels != -100).sum()
-    return total / (count + epsilon if epsilon else count.clamp(min=1))
+    total = F.cross_entropy(  # eq: tokens
+        widened(logits.flatten(0, -2)), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    count = (labels != -100).sum()  # eq: tokens
+    return total / (count + epsilon if epsilon else count.clamp(min=1))  # eq: tokens
 
 
 def label_tensor(labels: Tensor, name: str = "labels") -> Tensor:
