@@ -1,7 +1,7 @@
 """The docs' results page from the runs of one or more machines: python -m benchmarks.speed.report
 
 Reads docs/performance/*.csv, a file for each machine, fills the tables of docs/performance.md between
-their markers and draws docs/images/speed.png and docs/images/tokens.png. The detailed tables and the
+their markers and draws docs/images/speed.svg and docs/images/tokens.svg. The detailed tables and the
 pictures are those of the first file by name; a table shows all machines side by side.
 """
 
@@ -54,6 +54,11 @@ class Results:
     def rate(self, model: str, side: str) -> float | None:
         """GFLOP/s of a full batch."""
         return over(self.ms(model, "gflop", "padded"), over(self.ms(model, "full", side), 1000.0))
+
+
+def stored() -> list[Results]:
+    """The runs of all machines; the first is that of the detailed tables and of the pictures."""
+    return [Results(path) for path in sorted(RUNS.glob("*.csv"))]
 
 
 def table(columns: list[str], rows: Iterable[list[str]]) -> str:
@@ -223,40 +228,6 @@ def times(r: Results) -> str:
     return "".join(parts)
 
 
-def draw(r: Results) -> None:
-    """Two pictures: the sides of the two models that all peers have, and the cost of a token."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5.5))
-    for axis, model in zip(axes, ("minilm-l6-h384", "bert-base"), strict=True):
-        sides = [row["side"] for row in r.rows if row["model"] == model and row["kind"] == "full"]
-        for offset, kind, color in ((0.2, "full", "#4878a8"), (-0.2, "third", "#e0a458")):
-            values = [r.ms(model, kind, side) or 0 for side in sides]
-            label = "full batch" if kind == "full" else "one third real tokens"
-            axis.barh([len(sides) - i + offset for i in range(len(sides))], values, 0.38, label=label, color=color)
-        axis.set_yticks([len(sides) - i for i in range(len(sides))], sides)
-        axis.set_xlabel("milliseconds, median")
-        axis.set_title(model)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(IMAGES / "speed.png", dpi=90)
-    pyplot.close(figure)
-    figure, axis = pyplot.subplots(figsize=(7, 4))
-    rows = [row for row in r.rows if row["kind"] == "per token"]
-    for side in dict.fromkeys(row["side"] for row in rows):
-        mine = [(int(row["batch"].split()[0]), float(row["ms"]) * 1000) for row in rows if row["side"] == side]
-        axis.loglog(*zip(*mine, strict=True), marker="o", label=side)
-    axis.set_xlabel("real tokens in the batch (rows of 32)")
-    axis.set_ylabel("microseconds for each")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(IMAGES / "tokens.png", dpi=90)
-    pyplot.close(figure)
-
-
 def machines(runs: Sequence[Results]) -> str:
     """A row for each machine: its rates, and when and with which versions it ran."""
     rows = []
@@ -300,9 +271,11 @@ def render(text: str, runs: Sequence[Results]) -> str:
 
 
 def main() -> None:
-    runs = [Results(path) for path in sorted(RUNS.glob("*.csv"))]
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), runs), encoding="utf-8")
-    draw(runs[0])
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), stored()), encoding="utf-8")
+    from docs.drawings import measured  # which reads this module
+
+    for picture, drawn in measured.drawings().items():
+        (IMAGES / picture).write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":
