@@ -4,9 +4,9 @@ licence and proof, tasks, techniques, other libraries), and the names of `zoo` f
     python -m docs.generate            rewrite what stands between the markers
     python -m docs.generate --check    exit code 1 where a page is out of date
 
-A page asks for a table by a line ``<!-- table: sizes -->`` (or ``checkpoints``, ``tasks``); the
-table stands between it and ``<!-- end -->``. The schedules of models with several streams are drawn
-into `docs/images/`.
+A page asks for a table by a line ``<!-- table: sizes -->``; the table stands between it and
+``<!-- end -->``. Those of a family's page are in `docs.family_tables`. The drawings of
+`docs.drawings` are written into `docs/images/`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ import re
 import sys
 from pathlib import Path
 
-import torch
-
 import zoo
-from docs.schedule import drawings
+from docs.drawings import drawings
+from docs.family_tables import TABLES, table
 from zoo.registry import variants as registry
 from zoo.registry.inputs import INPUTS, LABELS, InputTable
-from zoo.registry.listing import natural, offers_of
-from zoo.registry.records import records
-from zoo.registry.tasks import fitting
+from zoo.registry.listing import natural
 from zoo.registry.techniques import TECHNIQUES
 
 PAGES = Path(__file__).parent / "models"
@@ -40,67 +37,6 @@ def pages() -> list[Path]:
     """The pages that may hold tables."""
     common = (PAGES.parent / f"{name}.md" for name in ("architecture", "families", "guides/interop", "techniques"))
     return [*common, *sorted(PAGES.glob("*.md"))]
-
-
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def sizes(variants: list[registry.Variant]) -> str:
-    """A row per variant: the fields in which the family's variants differ, and the parameters."""
-    configs = {v.name: registry.config(v.name) for v in variants}
-    first = next(iter(configs.values()))
-    shown = [
-        n
-        for n in first.field_names()
-        if len({str(getattr(c, n)) for c in configs.values()}) > 1 and n not in first.free_fields()
-    ]
-    if len(variants) == 1:
-        shown = [
-            n
-            for n in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size")
-            if n in first.field_names()
-        ]
-    rows = []
-    for v in variants:
-        with torch.device("meta"):
-            count = v.model_class()(configs[v.name]).num_parameters()
-        stated = v.parameters.get("count")
-        proof = (
-            "counted"
-            if stated is None
-            else "equal to " + v.parameters["source"]
-            if stated == count
-            else f"stated {stated:,}"
-        )
-        rows.append([f"`{v.name}`", *(str(getattr(configs[v.name], n)) for n in shown), f"{count:,}", proof])
-    return table(["variant", *shown, "parameters", "which are"], rows)
-
-
-def checkpoints(variants: list[registry.Variant]) -> str:
-    """A row per tag: where it can be had, its layout and licence, and how far it is proven."""
-    known, rows = records(), []
-    for v in variants:
-        for tag in registry.tags(v):
-            record = known.get(f"{v.name}.{tag}")
-            if record is None:
-                continue
-            seen = "map tested, file not hashed yet" if record.unverified else "hash recorded"
-            sources = "<br>".join(f"`{s}`" for s in record.sources)
-            rows.append(
-                [f"`{v.name}.{tag}`", sources, f"`{record.layout}`", record.licence or "", seen, record.detector or ""]
-            )
-    if not rows:
-        return "No public checkpoint is known.\n"
-    columns = ["tag", "sources, in order", "layout", "licence", "proof", "features"]
-    shown = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
-    return table(columns[:shown], [row[:shown] for row in rows])
-
-
-def tasks(variants: list[registry.Variant]) -> str:
-    """The tasks that fit the family."""
-    return ", ".join(f"`{name}`" for name in fitting(offers_of(variants[0]))) + "\n"
 
 
 def families_table(_: object = None) -> str:
@@ -210,13 +146,12 @@ def render(page: Path) -> str:
     families = registry.families()
     name = page.stem
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
-    own = {"sizes": sizes, "checkpoints": checkpoints, "tasks": tasks}
     common = {"arguments": arguments, "families": families_table, "techniques": techniques_table, "matrix": matrix}
     common["interop"] = interop
-    makers = {**own, **common}
+    makers = {**TABLES, **common}
 
     def fill(match: re.Match[str]) -> str:
-        if family is None and match[2] in own:
+        if family is None and match[2] in TABLES:
             raise SystemExit(
                 f"{page.name} asks for a table, but no family is called {name}; families: {', '.join(families)}"
             )

@@ -51,7 +51,7 @@ def test_list_and_info_print_names_or_json(zoo_command):
     code, out, _ = zoo_command("info", "albert-base")
     assert code == 0
     assert "parameters: 11,683,584" in out
-    assert "map tested" in out
+    assert "key map tested" in out
 
 
 def test_info_draws_the_schedule_of_two_streams(zoo_command):

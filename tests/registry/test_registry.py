@@ -233,6 +233,9 @@ def test_info_counts_on_the_meta_device_and_names_tasks_and_proof():
     assert found["parameters"] == 11_683_584 == found["parameters_stated"]["count"]
     assert sum(found["parameters_by_part"].values()) == found["parameters"]
     assert {"masked-lm", "pretraining", "sequence-classification"} <= set(found["tasks"])
-    assert found["checkpoints"]["v2"]["verified"] == "map tested, file not hashed yet"
-    assert zoo.info("minilm-l6-h384")["checkpoints"]["all-minilm-l6-v2"]["verified"] == "hash recorded"
+    assert found["checkpoints"]["v2"]["verified"] == "key map tested, file never downloaded"
+    assert (
+        zoo.info("minilm-l6-h384")["checkpoints"]["all-minilm-l6-v2"]["verified"]
+        == "file downloaded and checked (the first source)"
+    )
     json.dumps(found)

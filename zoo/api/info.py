@@ -41,11 +41,7 @@ def info(name: str) -> dict[str, Any]:
             "sources": list(record.sources) if record else [],
             "layout": record.layout if record else None,
             "licence": record.licence if record else None,
-            "verified": "no public source"
-            if record is None
-            else "map tested, file not hashed yet"
-            if record.unverified
-            else "hash recorded",
+            "verified": record.proof if record else "no public source",
             "features": features_of(record.detector) if record and record.detector else None,
             "notes": " ".join(
                 filter(None, (record.notes if record else "", variant.tags[each].notes if each in variant.tags else ""))

@@ -24,6 +24,8 @@ from zoo.errors import ConfigError, closest, unknown
 from zoo.registry.resources import weights_folder
 
 OPTIONS = frozenset({"rules", "level", "language"})  # words of a tokenizer's entry that name no file
+KEY_MAP_ONLY = "key map tested, file never downloaded"
+DOWNLOADED = "file downloaded and checked"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,14 @@ class Record:
     @property
     def name(self) -> str:
         return f"{self.variant}.{self.tag}"
+
+    @property
+    def proof(self) -> str:
+        """How far it is tested, in words: `DOWNLOADED` where somebody hashed the file, else `KEY_MAP_ONLY`."""
+        if self.unverified:
+            return KEY_MAP_ONLY
+        others = any(self.at(source).unverified for source in self.sources)
+        return f"{DOWNLOADED} (the first source)" if others else DOWNLOADED
 
     def at(self, source: str) -> Record:
         """The record as it holds for one of its sources alone."""
