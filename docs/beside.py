@@ -3,11 +3,11 @@
 A page names the lines right after a fence of LaTeX::
 
     ```math
-    h_0 = W\\,\\mathrm{norm}(t + s + p)
+    h_0 = W\\,\\mathrm{LN}(T_t + S_s + P_p) + b
     ```
-    <!-- code: zoo/models/albert.py#embedding -->
+    <!-- code: zoo/models/albert.py#embeddings -->
 
-and the source marks them by a trailing comment, ``# eq: embedding``, on the first line of a statement or
+and the source marks them by a trailing comment, ``# eq: embeddings``, on the first line of a statement or
 of a ``def``. Several places are separated by commas, on a page and in a marker. A name may mark several
 statements of its file, which are shown in order. Markers and docstrings are not shown.
 """
@@ -147,7 +147,7 @@ def _places(text: str) -> tuple[tuple[str, str], ...]:
     for place in text.split(","):
         match = PLACE.fullmatch(place.strip())
         if match is None:
-            raise BesideError(f"{place.strip()!r} must be a file of zoo/ and a name: zoo/models/albert.py#embedding")
+            raise BesideError(f"{place.strip()!r} must be a file of zoo/ and a name: zoo/models/albert.py#embeddings")
         found.append((match[1], match[2]))
     return tuple(found)
 
