@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SETUP  := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types bench mutants clean
+.PHONY: demo test lint types docs bench mutants clean
 
 demo: $(VENV)/.run
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,9 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m docs.site   # into build/site; open build/site/index.html, no server is needed
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.speed --out docs/performance.csv
@@ -39,6 +42,10 @@ $(VENV)/.run: $(VENV)/.python $(SETUP)
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.run
