@@ -16,6 +16,7 @@ from typing import Any
 
 import zoo.layers
 from docs.site import sources
+from docs.site.navigation import page_of
 from zoo.errors import ZooError
 from zoo.models.base.config import Config
 from zoo.models.base.fields import described
@@ -85,7 +86,10 @@ def fields_of(path: str) -> str:
     entry = find(path)
     if not (inspect.isclass(entry) and issubclass(entry, Config)) or not (rows := described(entry)):
         return ""
-    lines = [f"| `{row.name}` | `{row.type}` | `{row.default}` | {row.meaning} |".replace("|'", "'") for row in rows]
+    lines = [
+        f"| `{row.name}` | `{row.type}` | {f'`{row.default}`' if row.default else 'required'} | {row.meaning} |"
+        for row in rows
+    ]
     return "\n".join(["", "| field | type | default | meaning |", "| --- | --- | --- | --- |", *lines, ""])
 
 
@@ -94,7 +98,7 @@ def families() -> str:
     parts, known = [], dict[type, str]()
     for family, variants in sorted(registry.families().items()):
         cls = variants[0].model_class()
-        parts.append(f"## {family}\n")
+        parts.append(f"## {family}\n\nThe page: [{family}](../{page_of(family)}).\n")
         if cls in known:
             parts.append(f"The classes of [{known[cls]}](#{known[cls]}).\n")
             continue

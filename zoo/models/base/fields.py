@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 
 class ConfigField(NamedTuple):
-    """A field for a reader: its type and default as they are written, and what it means."""
+    """A field for a reader: its type and default as they are written, and its meaning."""
 
     name: str
     type: str
@@ -43,6 +43,18 @@ def described(cls: Any) -> list[ConfigField]:
     ]
 
 
+def documented(cls: Any) -> str:
+    """The docstring of a dataclass, with its fields below."""
+    text = inspect.cleandoc(vars(cls).get("__doc__") or f"{cls.__name__}: its fields are what `zoo.create` takes.")
+    if "__match_args__" not in vars(cls):  # the decorator of dataclasses looks at it before it is done
+        return text
+    lines = [
+        f"    {row.name}: {row.type}{f' = {row.default}' if row.default else ''}  # {row.meaning}".rstrip("# ")
+        for row in described(cls)
+    ]
+    return "\n".join([text, "", "Fields:", *lines]) if lines else text
+
+
 @functools.cache
 def _comments(cls: type) -> dict[str, str]:
     """The comment beside each field that the class itself declares."""
@@ -64,4 +76,25 @@ def _comments(cls: type) -> dict[str, str]:
     return found
 
 
-COMMON: dict[str, str] = {}
+COMMON: dict[str, str] = {
+    "vocab_size": "rows of the token table",
+    "hidden_size": "width of the hidden states",
+    "num_layers": "blocks",
+    "num_heads": "heads of an attention",
+    "intermediate_size": "inner width of a feed-forward",
+    "max_positions": "the longest text, in tokens",
+    "num_segments": "rows of the segment table",
+    "num_languages": "rows of the language table",
+    "activation": "of the feed-forwards, one of zoo.layers.ACTIVATIONS",
+    "norm_eps": "what a norm adds to the variance",
+    "pad_token_id": "the token that stands for padding",
+    "tie_word_embeddings": "the head that predicts words uses the token table",
+    "pooler": "with a pooled vector",
+    "dropout": "on embeddings and on the result of each sublayer",
+    "attention_dropout": "on attention probabilities",
+    "classifier_dropout": "ahead of a task's head; None: as dropout",
+    "initializer_range": "standard deviation of random weights",
+    "streams": "only in these streams; empty: in all",
+    "depths": "only in these layers, counted from 0; empty: in all",
+    "paths": "these parts by their paths, in place of roles",
+}
