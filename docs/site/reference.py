@@ -27,6 +27,8 @@ from zoo.registry.techniques import TECHNIQUES
 PLACE = re.compile(r"^<!-- api: ([\w-]+) -->$", re.MULTILINE)
 ENTRY = re.compile(r"^::: ([\w.]+)\n((?:    .*\n)*)", re.MULTILINE)
 ELSEWHERE = ("packing", "Encoded")  # stand on the page of the models
+BELOW = "      heading_level: 3\n"
+ALONE = "      merge_init_into_class: false\n      members: []\n"  # its fields say what a signature would
 FORWARD = "    options:\n      members: [forward]\n      inherited_members: [forward]\n"
 
 
@@ -42,10 +44,11 @@ def fill(text: str) -> str:
     grouped = text.find("\n## ")  # from here on entries stand below the headings of groups
 
     def entry(match: re.Match[str]) -> str:
-        options = match[2]
-        if 0 <= grouped < match.start():
-            options = (options or "    options:\n") + "      heading_level: 3\n"
-        return f"::: {match[1]}\n{options}{fields_of(match[1])}"
+        fields, options = fields_of(match[1]), match[2]
+        for line, wanted in ((BELOW, 0 <= grouped < match.start()), (ALONE, bool(fields))):
+            if wanted:
+                options = (options or "    options:\n") + line
+        return f"::: {match[1]}\n{options}{fields}"
 
     return ENTRY.sub(entry, text)
 
@@ -87,10 +90,9 @@ def fields_of(path: str) -> str:
     if not (inspect.isclass(entry) and issubclass(entry, Config)) or not (rows := described(entry)):
         return ""
     lines = [
-        f"| `{row.name}` | `{row.type}` | {f'`{row.default}`' if row.default else 'required'} | {row.meaning} |"
-        for row in rows
+        f"| `{row.name}: {row.type}{f' = {row.default}' if row.default else ''}` | {row.meaning} |" for row in rows
     ]
-    return "\n".join(["", "| field | type | default | meaning |", "| --- | --- | --- | --- |", *lines, ""])
+    return "\n".join(["", "| field | meaning |", "| --- | --- |", *lines, ""])
 
 
 def families() -> str:
@@ -133,7 +135,7 @@ def techniques() -> str:
     for page, names in by_page.items():
         title = (sources.ROOT / "docs" / "techniques" / f"{page}.md").read_text(encoding="utf-8").splitlines()[0]
         parts.append(f"## {title.removeprefix('# ')}\n\nThe page: [{page}](../techniques/{page}.md).\n")
-        parts += [f"::: zoo.{name}\n    options:\n      members: []\n" for name in names]
+        parts += [f"::: zoo.{name}\n" for name in names]
     return "\n".join(parts)
 
 
