@@ -30,8 +30,12 @@ def main() -> int:
         [sys.executable, "-m", "zensical", "build", "--strict", "-f", "mkdocs.yml"],
         cwd=BUILD,
         env=os.environ | {"PYTHONPATH": python_path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
     )
+    print(done.stdout.partition("Traceback")[0] if "--strict" in done.stdout else done.stdout)
     if done.returncode:
         return 1
     found = problems(BUILD / "site")

@@ -17,9 +17,10 @@ DOCS = Path(__file__).parents[1]
 START = ("install", "tour")
 GUIDES = {
     "Checkpoints": ("convert", "export", "interop"),
-    "Training": ("fine-tuning", "many-processes", "distillation"),
-    "Use": ("command-line", "prediction", "regions", "emoji-retrieval"),
-    "Smaller models": ("compression", "subarchitecture", "trimming", "mixed-vocabulary"),
+    "Training": ("fine-tuning", "corpora-and-clusters", "many-processes", "distillation"),
+    "Use": ("command-line", "prediction", "swap-a-part"),
+    "Pictures, knowledge, languages": ("regions", "emoji-retrieval", "knowledge", "many-languages", "mixed-vocabulary"),
+    "Smaller models": ("compression", "subarchitecture", "trimming"),
 }
 CONCEPTS = ("packing", "sites", "maps", "proof", "objectives")
 NOTEBOOKS = ("tour", "convert", "fine_tune", "compress", "vision_language")
@@ -37,7 +38,7 @@ def navigation() -> list[Any]:
         {"Home": "index.md"},
         {"Start": _pages("start", START)},
         {"Notebooks": _pages("notebooks", NOTEBOOKS)},
-        {"Guides": [{title: _pages("guides", names)} for title, names in GUIDES.items()]},
+        {"Guides": [{title: pages} for title, names in GUIDES.items() if (pages := _pages("guides", names))]},
         {"Models": ["families.md", "finder.md", *_models()]},
         {"Techniques": ["techniques.md", *_techniques()]},
         {"Concepts": _pages("concepts", CONCEPTS)},
