@@ -115,8 +115,9 @@ def layers() -> str:
     parts = []
     for node in ast.parse(Path(zoo.layers.__file__).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.module:
-            parts.append(f"## {node.module.rpartition('.')[2].replace('_', ' ').capitalize()}\n")
-            parts += [f"::: {node.module}.{name.name}\n" for name in node.names if name.name not in ELSEWHERE]
+            names = [name.name for name in node.names if name.name not in ELSEWHERE]
+            title = node.module.rpartition(".")[2].replace("_", " ").capitalize()
+            parts += [f"## {title}\n", *(f"::: {node.module}.{name}\n" for name in names)] if names else []
     return "\n".join(parts)
 
 

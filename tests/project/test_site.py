@@ -142,3 +142,17 @@ def test_every_family_says_its_languages_and_how_far_it_is_tested():
         assert row["proof"] in PROOFS
     assert overview("xlm-mlm-enfr-1024")["languages"] == ["en", "fr"]
     assert overview("minilm-l6-h384.all-minilm-l6-v2")["proof"] == PROOFS[0]
+
+
+def test_arguments_that_a_docstring_explains_stand_in_a_list():
+    pytest.importorskip("griffe", reason="the extra [docs] reads docstrings")
+    from docs.site.docstrings import listed
+
+    text = "Do it.\n\nname: what it is. path, kind (a, b): where; of\nwhich kind: as said. ``task``: None.\n\n    a: kept\n\n-> it."
+    assert listed(text, ("name", "path", "kind", "task")).split("\n\n") == [
+        "Do it.",
+        "- `name`: what it is.\n- `path`, `kind` (a, b): where; of which kind: as said.\n- `task`: None.",
+        "    a: kept",
+        "Returns it.",
+    ]
+    assert listed("One: two.", ()) == "One: two."
