@@ -148,7 +148,8 @@ def test_arguments_that_a_docstring_explains_stand_in_a_list():
     pytest.importorskip("griffe", reason="the extra [docs] reads docstrings")
     from docs.site.docstrings import listed
 
-    text = "Do it.\n\nname: what it is. path, kind (a, b): where; of\nwhich kind: as said. ``task``: None.\n\n    a: kept\n\n-> it."
+    text = "Do it.\n\nname: what it is. path, kind (a, b): where; of\nwhich kind: as said. ``task``: None."
+    text += "\n\n    a: kept\n\n-> it."
     assert listed(text, ("name", "path", "kind", "task")).split("\n\n") == [
         "Do it.",
         "- `name`: what it is.\n- `path`, `kind` (a, b): where; of which kind: as said.\n- `task`: None.",
