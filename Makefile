@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SETUP  := pyproject.toml constraints.txt
+MACHINE ?= mine
 
 .PHONY: demo test lint types bench mutants clean
 
@@ -21,8 +22,8 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.speed --out docs/performance.csv
-	$(BIN)/python -m benchmarks.speed.report docs/performance.csv
+	$(BIN)/python -m benchmarks.speed --out docs/performance/$(MACHINE).csv
+	$(BIN)/python -m benchmarks.speed.report
 
 mutants: $(VENV)/.test
 	$(BIN)/python -m benchmarks.mutants

@@ -1,4 +1,4 @@
-"""The charts of what was measured, drawn anew from the figures that are stored: `docs/performance.csv`,
+"""The charts of what was measured, drawn anew from the figures that are stored: `docs/performance`,
 `benchmarks/sparse.json`, and the table of `docs/guides/compression.md`.
 """
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.speed.report import Results
+from benchmarks.speed.report import stored
 from docs.drawings.canvas import BLUE, GREEN, MARGIN, ORANGE, RED, SOFT, WIDTH, Canvas
 from docs.drawings.charts import Axis, bars, dots, legend, lines
 
@@ -21,10 +21,10 @@ FULL_AND_THIRD = (BLUE, ORANGE)
 
 def sides() -> str:
     """Milliseconds of every side for the two models that all of them have."""
-    results = Results(DOCS / "performance.csv")
+    results = stored()[0]
     machine = results.machine()[0]
     canvas = Canvas("Milliseconds of a batch, beside other libraries", "")
-    y = canvas.heading("Milliseconds of a batch", f"Median; {machine}.")
+    y = canvas.heading("Milliseconds of a batch", f"Median; {machine}; {results.about['date']}.")
     y = legend(canvas, y + 2, {"full batch": "", "one third real tokens": ""}, FULL_AND_THIRD) + 10
     said = []
     for model in ("minilm-l6-h384", "bert-base"):
@@ -39,7 +39,7 @@ def sides() -> str:
 
 def tokens() -> str:
     """Microseconds for each token over the tokens of a batch."""
-    results = Results(DOCS / "performance.csv")
+    results = stored()[0]
     series: dict[str, list[tuple[float, float]]] = {}
     for row in results.rows:
         if row["kind"] == "per token":
@@ -52,7 +52,7 @@ def tokens() -> str:
         f"{model}, microseconds for each real token in batches of 1 to 4,096 tokens, from {low:.0f} to {high:.0f}: "
         + "; ".join(f"{name} {points[0][1]:.0f} to {points[-1][1]:.0f}" for name, points in series.items()),
     )
-    y = canvas.heading("The cost of a token", f"{model}; {results.machine()[0]}.")
+    y = canvas.heading("The cost of a token", f"{model}; {results.machine()[0]}; {results.about['date']}.")
     first = 10.0 ** math.floor(math.log10(low))
     ticks = [tick for tick in (first * k for k in (1, 3, 10, 30, 100, 300, 1000)) if tick < high * 3]
     x = Axis("real tokens in the batch", (1, 8, 64, 512, 4096), log=True)
