@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SETUP  := pyproject.toml constraints.txt
+MACHINE ?= mine
 
 .PHONY: demo test lint types docs bench mutants clean
 
@@ -24,8 +25,8 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m docs.site   # into build/site; open build/site/index.html, no server is needed
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.speed --out docs/performance.csv
-	$(BIN)/python -m benchmarks.speed.report docs/performance.csv
+	$(BIN)/python -m benchmarks.speed --out docs/performance/$(MACHINE).csv
+	$(BIN)/python -m benchmarks.speed.report
 
 mutants: $(VENV)/.test
 	$(BIN)/python -m benchmarks.mutants

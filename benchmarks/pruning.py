@@ -20,6 +20,7 @@ import torch
 
 import zoo
 from benchmarks.timing import machine, table
+from examples.charts import chart
 from zoo.inference.timing import interleaved
 
 KEPT = (1.0, 0.75, 0.5, 0.25)
@@ -72,32 +73,17 @@ def main() -> None:
 
 def draw(found: dict[tuple[str, float, str], float], path: Path) -> None:
     """Speed against the kept share, one line for each way."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4.2))
-    for way in WAYS:
-        for form, style in (("as built", "-"), ("optimized", "--")):
-            if (way, 1.0, form) in found:
-                whole = found[way, 1.0, form]
-                color = f"C{list(WAYS).index(way)}"
-                axis.plot(
-                    KEPT,
-                    [whole / found[way, kept, form] for kept in KEPT],
-                    style,
-                    marker="o",
-                    color=color,
-                    label=f"{way}, {form}",
-                )
-    axis.set_xlabel("share kept")
-    axis.set_ylabel("times faster than whole")
-    axis.invert_xaxis()
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
+    with chart(path, height=3.8) as axis:
+        for way in WAYS:
+            for form, style in (("as built", "-"), ("optimized", "--")):
+                if (way, 1.0, form) in found:
+                    whole = found[way, 1.0, form]
+                    faster = [whole / found[way, kept, form] for kept in KEPT]
+                    color = f"C{list(WAYS).index(way)}"
+                    axis.plot(KEPT, faster, style, marker="o", color=color, label=f"{way}, {form}")
+        axis.set(xlabel="share kept", ylabel="times faster than whole")
+        axis.invert_xaxis()
+        axis.legend()
 
 
 if __name__ == "__main__":

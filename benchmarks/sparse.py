@@ -1,8 +1,8 @@
 """One attention layer's core at 1k to 16k tokens: time, and the memory it needs besides its inputs;
 dense against sparse.
 
-    python -m benchmarks.sparse [--lengths 1024 2048 ...] [--json FILE] [--svg FILE]
-    python -m benchmarks.sparse --again FILE --svg FILE                                 draws what was measured before
+    python -m benchmarks.sparse [--lengths 1024 2048 ...] [--json benchmarks/sparse.json]
+    python -m benchmarks.sparse --again FILE                   the slopes of what was measured before
 
 Each figure is taken in a process of its own with one thread: the least processor time of three
 forward passes (wall time stands in the JSON; it says little on a shared machine), and how far the
@@ -104,7 +104,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--svg", type=Path)
     parser.add_argument("--again", type=Path)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -127,8 +126,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(machine)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    if options.svg:
-        options.svg.write_text(draw(rows), encoding="utf-8")
     return 0
 
 
@@ -141,59 +138,6 @@ def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
             first, last = mine[0], mine[-1]
             found[form] = math.log(last["seconds"] / first["seconds"]) / math.log(last["length"] / first["length"])
     return found
-
-
-COLORS = ("#444444", "#999999", "#c0392b", "#e67e22", "#2980b9", "#27ae60", "#8e44ad")
-GUIDES = {"n": 1.0, "n √n": 1.5, "n²": 2.0}
-
-
-def draw(rows: list[dict[str, Any]]) -> str:
-    """Time over length, both on logarithmic axes, each form with its slope; dashed, how n, n √n and
-    n² rise.
-    """
-    left, top, width, height = 70, 20, 520, 330
-    xs, ys = [math.log2(row["length"]) for row in rows], [math.log10(row["seconds"]) for row in rows]
-    low_x, high_x, low_y, high_y = min(xs), max(xs), math.floor(min(ys)), math.ceil(max(ys))
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return left + (x - low_x) / max(high_x - low_x, 1) * width, top + (high_y - y) / max(high_y - low_y, 1) * height
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 190}" height="{top + height + 50}" '
-        'font-family="sans-serif"'
-        ' font-size="12">'
-    ]
-    for decade in range(low_y, high_y + 1):
-        _, y = at(low_x, decade)
-        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + width}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**decade:g} s</text>')
-    for tick in sorted(set(xs)):
-        x, _ = at(tick, low_y)
-        parts.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{2**tick:.0f}</text>')
-    parts.append(f'<text x="{left + width / 2}" y="{top + height + 40}" text-anchor="middle">tokens</text>')
-    for name, power in GUIDES.items():
-        end = min(high_x, low_x + (high_y - low_y) / (power * math.log10(2)))
-        (x1, y1), (x2, y2) = at(low_x, low_y), at(end, low_y + power * (end - low_x) * math.log10(2))
-        parts.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#bbb" stroke-dasharray="4 4"/>'
-        )
-        x, y = (x1 + x2) / 2, (y1 + y2) / 2
-        parts.append(f'<text x="{x:.1f}" y="{y + 14:.1f}" fill="#888">{name}</text>')
-    rises, below = slopes(rows), 0.0
-    ends = {name: [at(x, y) for x, y, row in zip(xs, ys, rows, strict=True) if row["form"] == name] for name in rises}
-    labels: dict[str, float] = {}
-    for name in sorted(
-        ends, key=lambda name: ends[name][-1][1]
-    ):  # from the top, each at least a line below the one before
-        labels[name] = below = max(ends[name][-1][1] + 4, below + 14)
-    for color, (name, mine) in zip(COLORS, ends.items(), strict=False):
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in mine)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-        parts.append(
-            f'<text x="{mine[-1][0] + 6:.1f}" y="{labels[name]:.1f}" fill="{color}">{name}: slope '
-            f"{rises[name]:.2f}</text>"
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 if __name__ == "__main__":

@@ -35,6 +35,16 @@ PARTS = (  # the first pattern that a module's whole name meets says what its pa
 ORDER = ("embeddings", "attention", "feed-forward", "norms", "bottlenecks", "entity table", "entity linking", "pooler")
 STREAMS = ("image", "entity", "ngram", "decoder", "wiki", "wordnet")
 """The streams beside the text's, as the components of parameters' names begin."""
+READS = {
+    "text": "the text's states",
+    "pooled": "the pooled vector",
+    "words": "the words' states",
+    "regions": "the regions' states",
+    "fused": "the pooled vector of words and regions",
+    "target": "the target's states",
+    "mentions": "the linked mentions",
+}
+"""What a model offers to heads, in words."""
 MEANINGS = {
     DOWNLOADED: (
         "This project downloaded the file and recorded its SHA-256; every check of `zoo.verify` passes on it, and "
@@ -161,8 +171,8 @@ def labels_of(task: str, variant: registry.Variant) -> list[str]:
 
 
 def heads(variants: Variants) -> str:
-    """A row per pre-training head: what it reads and gives, its loss's weight, its parameters in the first variant."""
-    v = variants[0]
+    """A row per pre-training head: what it reads and gives, its loss's weight, its parameters."""
+    v = registry.families()[variants[0].family][0]
     cls, config = v.model_class(), registry.config(v.name)
     own = {term.name: term for term in cls.pretraining}
     terms: dict[str, PretrainingTerm] = {**{t.head_name: t for t in reversed(TERMS) if t.head_name in cls.heads}, **own}
@@ -173,13 +183,15 @@ def heads(variants: Variants) -> str:
         if name in cls.heads:
             with torch.device("meta"):
                 count = f"{sum(p.numel() for p in cls.heads[name](config).parameters()):,}"
-        reads = "–" if term is None else ", ".join(f"`{each}`" for each in term.reads)
+        reads = "–" if term is None else " and ".join(READS.get(each, f"`{each}`") for each in term.reads)
         gives = "–" if term is None else f"`{term.output}`" if term.output else f'`scores["{name}"]`'
-        weight = _weight(own[name]) if name in own else "not trained by `pretraining`"
+        weight = _weight(own[name]) if name in own else "trained by a task of its own"
         rows.append([f"`{name}`", reads, gives, weight, count])
     if not rows:
         return "No pre-training head.\n"
-    return table(["head", "reads", "gives", "weight in `pretraining`", f"parameters in `{v.name}`"], rows)
+    columns = ["head", "reads", "field of the result", "weight in `pretraining`", f"own parameters in `{v.name}`"]
+    note = "A table that a head shares with the model, such as the token table, is not counted here."
+    return f"{table(columns, rows)}\n{note}\n"
 
 
 def _weight(term: PretrainingTerm) -> str:

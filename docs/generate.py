@@ -5,8 +5,8 @@ licence and proof, tasks, techniques, other libraries), and the names of `zoo` f
     python -m docs.generate --check    exit code 1 where a page is out of date
 
 A page asks for a table by a line ``<!-- table: sizes -->``; the table stands between it and
-``<!-- end -->``. Those of a family's page are in `docs.family_tables`. The schedules of models with
-several streams are drawn into `docs/images/`.
+``<!-- end -->``. Those of a family's page are in `docs.family_tables`. The drawings of
+`docs.drawings` are written into `docs/images/`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 import zoo
+from docs.drawings import drawings
 from docs.family_tables import TABLES, table
-from docs.schedule import drawings
 from zoo.registry import variants as registry
 from zoo.registry.inputs import INPUTS, LABELS, InputTable
 from zoo.registry.listing import natural

@@ -19,14 +19,13 @@ from zoo.registry import variants as registry
 PAGE = Path(__file__).parent / "survey.md"
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
-# the survey's name: the variant that stands for it here, the folder of its golden cases, how knowledge enters, and
-# the survey's own words:
-# in which form knowledge comes, by which method
+# the survey's name: the variant that implements it, the folder of its golden cases, how knowledge enters, and the
+# survey's own words for the form of the knowledge and the method
 KNOWLEDGE = {
     "K-BERT": (
         "k-bert-base",
         "k-bert",
-        "input: facts grafted into the sentence, seen through a matrix",
+        "input: facts inserted into the sentence, visible only to their subject",
         "prior knowledge; knowledge graph",
     ),
     "BERT-wwm": (
@@ -38,19 +37,19 @@ KNOWLEDGE = {
     "ERNIE (Baidu)": (
         "ernie-2-base",
         "ernie-baidu",
-        "masking: phrases and entities; tasks added one by one",
+        "masking: phrases and entities; tasks are added one by one",
         "not listed",
     ),
     "SpanBERT": (
         "spanbert-base",
         "spanbert",
-        "masking: spans, guessed from their boundaries too",
+        "masking: spans, also predicted from their boundaries",
         "prior knowledge; changed masking",
     ),
     "KnowBERT": (
         "knowbert-wiki-wordnet",
         "knowbert",
-        "structure: linked entities rewrite the states of a layer",
+        "structure: linked entities update the states of a layer",
         "prior knowledge; changed masking",
     ),
     "ZEN": (
@@ -68,12 +67,12 @@ KNOWLEDGE = {
     "K-Adapter": (
         "roberta-large",
         "k-adapter",
-        "beside the model: adapters that read its states, trained on knowledge of their own while it is frozen",
+        "beside the frozen model: adapters that read its states, each trained on its own knowledge",
         "knowledge adapter; changed structure",
     ),
 }
 TECHNIQUES = {"K-Adapter": ("zoo.KAdapter", "Wang et al., 2021, arXiv:2002.01808")}
-"""What is no model of its own but done to one: the technique, its paper."""
+"""Rows that are not a model but a technique applied to one: the technique and its paper."""
 
 
 def knowledge() -> str:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import charts
 import texts
 import torch
 from torch import Tensor
@@ -169,31 +170,19 @@ def times(model: Any, length: int = 2048, repeats: int = 3) -> dict[str, float]:
 
 
 def draw(run: Run, seconds: dict[str, float], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.4), dpi=100, gridspec_kw={"width_ratios": (2, 1)})
-    table = torch.stack(run.spans)  # (checks, layers, heads)
-    steps = [number * run.every for number in range(len(table))]
-    for layer in range(table.shape[1]):
-        for head in range(table.shape[2]):
-            label = f"layer {layer}" if head == 0 else None
-            left.plot(steps, table[:, layer, head].tolist(), color=f"C{layer}", linewidth=1.2, label=label)
-    left.set(title="Each head's span", xlabel="step", ylabel="characters back")
-    left.legend(frameon=False, fontsize=8)
-    right.barh(
-        [*seconds], [value * 1000 for value in seconds.values()], color=["#999999", "#cc8844", "#ddaa77", "tab:blue"]
-    )
-    right.invert_yaxis()
-    right.set(title="2,048 characters", xlabel="ms, one thread")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    pyplot.close(figure)
+    with charts.chart(path, 2, 3.4, gridspec_kw={"width_ratios": (2, 1)}) as (left, right):
+        table = torch.stack(run.spans)  # (checks, layers, heads)
+        steps = [number * run.every for number in range(len(table))]
+        for layer in range(table.shape[1]):
+            for head in range(table.shape[2]):
+                label = f"layer {layer}" if head == 0 else None
+                left.plot(steps, table[:, layer, head].tolist(), color=f"C{layer}", linewidth=1.2, label=label)
+        left.set(title="Each head's span", xlabel="step", ylabel="characters back")
+        left.legend()
+        colors = [charts.GRAY, charts.ORANGE, "#e0a875", charts.BLUE]
+        right.barh([*seconds], [value * 1000 for value in seconds.values()], color=colors)
+        right.invert_yaxis()
+        right.set(title="2,048 characters", xlabel="ms, one thread")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

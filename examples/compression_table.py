@@ -1,7 +1,7 @@
 """What each way of making a model smaller or faster costs, on real text: one trained MiniLM, one
 task, one table.
 
-    python -m examples.compression_table [--out docs/images/compression.png] [--json FILE]
+    python -m examples.compression_table [--out docs/images/compression.svg] [--json FILE]
 
 all-MiniLM-L6 learns to tell the BBC's five topics from the first 40 tokens of a text, from 12 texts
 of each; 300 others (60 of each) are the test. Each technique starts from that model, is trained a
@@ -385,21 +385,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Accuracy over time per text; the area of a point is the size of the file."""
-    import matplotlib
+    from docs.drawings.measured import compressed
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 6))
-    for number, row in enumerate(rows):
-        color = "black" if number == 0 else "tab:red" if row.name.startswith("stack") else "tab:blue"
-        axes.scatter(row.milliseconds, 100 * row.accuracy, s=4 * row.file, color=color, alpha=0.5)
-        axes.annotate(str(number + 1), (row.milliseconds, 100 * row.accuracy), ha="center", va="center", fontsize=8)
-    axes.set_xlabel("milliseconds per text")
-    axes.set_ylabel("accuracy on the test texts, %")
-    legend = "\n".join(f"{number}  {row.name}" for number, row in enumerate(rows, 1))
-    axes.text(1.02, 1.0, legend, transform=axes.transAxes, va="top", fontsize=8)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    drawn = compressed([(row.name, 100 * row.accuracy, row.file, row.milliseconds) for row in rows])
+    path.write_text(drawn, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

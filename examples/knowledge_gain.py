@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import charts
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -297,22 +298,13 @@ def run(way: str, task: Task, source: str, tokenizer: Any, seed: int, options: a
 
 def draw(scores: dict[str, dict[str, list[float]]], path: str) -> None:
     """A bar for each way, a dot for each seed."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.2), squeeze=False)
-    for axis, (name, ways) in zip(axes[0], scores.items(), strict=True):
-        for place, found in enumerate(ways.values()):
-            axis.bar(place, 100 * statistics.mean(found), color="#8ab", width=0.6)
-            axis.plot([place] * len(found), [100 * share for share in found], "k.", markersize=6)
-        axis.set_xticks(range(len(ways)), list(ways))
-        axis.set_title(name)
-        axis.set_ylabel("sorted rightly, %")
-        axis.set_ylim(0, 100)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with charts.chart(Path(path), len(scores), squeeze=False) as axes:
+        for axis, (name, ways) in zip(axes[0], scores.items(), strict=True):
+            for place, found in enumerate(ways.values()):
+                axis.bar(place, 100 * statistics.mean(found), color=charts.BLUE, alpha=0.6, width=0.6)
+                axis.plot([place] * len(found), [100 * share for share in found], "k.", markersize=6)
+            axis.set_xticks(range(len(ways)), list(ways))
+            axis.set(title=name, ylabel="sorted correctly, %", ylim=(0, 100))
 
 
 def main() -> None:

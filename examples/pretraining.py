@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import charts
 import texts
 import torch
 from texts import CLS, MASK, PAD, SEP, SPECIAL_IDS, Document, Unigram
@@ -329,25 +330,14 @@ def translated_corpus() -> Corpus:
 
 
 def draw(curve: Curve, objective: Objective, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5.2, 3.2), dpi=100)
-    axes.plot(smooth(curve.train), color="tab:blue", alpha=0.45, linewidth=1, label="training (mean of 20 steps)")
-    axes.plot(
-        list(curve.held_out), list(curve.held_out.values()), "o-", color="tab:blue", markersize=3, label="held-out text"
-    )
-    name = "unigram" if objective.loss == "masked_lm" else "frequency of the labels"
-    axes.axhline(curve.baseline, color="tab:red", linestyle="--", label=f"{name}: {curve.baseline:.2f}")
-    axes.set(title=f"{objective.title}", xlabel="step", ylabel="loss (nats)")
-    axes.legend(frameon=True, edgecolor="white", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    pyplot.close(figure)
+    with charts.chart(path) as axes:
+        axes.plot(smooth(curve.train), color=charts.BLUE, alpha=0.45, linewidth=1, label="training (mean of 20 steps)")
+        held_out = curve.held_out
+        axes.plot(list(held_out), list(held_out.values()), "o-", color=charts.BLUE, markersize=3, label="held-out text")
+        name = "unigram" if objective.loss == "masked_lm" else "frequency of the labels"
+        axes.axhline(curve.baseline, color=charts.RED, linestyle="--", label=f"{name}: {curve.baseline:.2f}")
+        axes.set(title=f"{objective.title}", xlabel="step", ylabel="loss (nats)")
+        axes.legend()
 
 
 def smooth(losses: Sequence[float], width: int = 20) -> list[float]:

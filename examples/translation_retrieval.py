@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import charts
 import pretraining
 import torch
 from pretraining import LANGUAGES, LENGTH, OBJECTIVES, Corpus
@@ -66,26 +67,16 @@ def accuracy(first: Tensor, second: Tensor) -> float:
 
 
 def draw(rows: dict[str, list[float]], chance: float, count: int, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5.2, 3.2), dpi=100)
-    width = 0.8 / len(rows)
-    for number, (name, values) in enumerate(rows.items()):
-        places = [place + (number - (len(rows) - 1) / 2) * width for place in range(len(values))]
-        axes.bar_label(axes.bar(places, values, width * 0.92, label=name), fmt="{:.0%}", fontsize=7)
-    axes.axhline(chance, color="tab:red", linestyle="--", label=f"chance: {chance:.1%}")
-    axes.set_xticks(range(len(LANGUAGES)), [f"en - {language}" for language in LANGUAGES])
-    axes.set(title=f"The translation among {count} unseen messages", ylabel="found first", ylim=(0, 1))
-    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    pyplot.close(figure)
+    with charts.chart(path) as axes:
+        width = 0.8 / len(rows)
+        for number, (name, values) in enumerate(rows.items()):
+            places = [place + (number - (len(rows) - 1) / 2) * width for place in range(len(values))]
+            axes.bar_label(axes.bar(places, values, width * 0.92, label=name), fmt="{:.0%}", fontsize=7)
+        axes.axhline(chance, color=charts.RED, linestyle="--", label=f"chance: {chance:.1%}")
+        axes.set_xticks(range(len(LANGUAGES)), [f"en - {language}" for language in LANGUAGES])
+        axes.set(title=f"The translation among {count} unseen messages", ylabel="found first", ylim=(0, 1))
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.legend()
 
 
 def retrieval(corpus: Corpus, fresh: Any, trained: Any) -> dict[str, list[float]]:

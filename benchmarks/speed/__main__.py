@@ -1,14 +1,17 @@
 """Speed against what users would pick instead, all of it: python -m benchmarks.speed [--rounds 7]
 [--parts forward ...] [--only minilm ...]
 
-Each part prints its tables; with --out the rows go into a CSV, from which `python -m
-benchmarks.speed.report` draws the docs' page.
+Each part prints its tables; with --out the rows go into a CSV, with the date and the versions of what
+was compared. `python -m benchmarks.speed.report` draws the docs' page from all CSVs of
+docs/performance, a file for each machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import datetime
+import importlib.metadata
 import tempfile
 from pathlib import Path
 
@@ -19,6 +22,21 @@ from benchmarks.speed.training import training
 from benchmarks.timing import machine
 
 PARTS = ("forward", "training", "process", "tokens")
+COMPARED = {"zoo": "extended-zoo"} | {
+    name: name for name in ("torch", "transformers", "onnxruntime", "openvino", "ctranslate2")
+}
+
+
+def about() -> list[Row]:
+    """Rows that say when the run was and which versions it compared."""
+    said = {"date": datetime.date.today().isoformat()}
+    for name, distribution in COMPARED.items():
+        try:
+            said[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # its sides were left out
+    empty = dict.fromkeys(("model", "batch", "kind", "real", "cosine", "side", "ms"), "")
+    return [{**empty, "model": value, "kind": "run", "side": name} for name, value in said.items()]
 
 
 def main() -> None:
@@ -34,6 +52,7 @@ def main() -> None:
     print(machine(), f"float32 matrix multiplication: {rates}", sep="\n")
     shape = {"model": machine(), "batch": "1024 x 768 x 3072", "kind": "machine", "real": "", "cosine": ""}
     rows: list[Row] = [
+        *about(),
         {**shape, "side": "torch", "ms": round(torch_rate)},
         {**shape, "side": "onednn", "ms": round(onednn_rate)},
     ]

@@ -1,20 +1,23 @@
-"""The docs' results page from a run's CSV: python -m benchmarks.speed.report docs/performance.csv
+"""The docs' results page from the runs of one or more machines: python -m benchmarks.speed.report
 
-Fills the tables of docs/performance.md between their markers and draws docs/images/speed.png and
-docs/images/tokens.png.
+Reads docs/performance/*.csv, a file for each machine, fills the tables of docs/performance.md between
+their markers and draws docs/images/speed.svg and docs/images/tokens.svg. The detailed tables and the
+pictures are those of the first file by name; a table shows all machines side by side.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 Row = dict[str, str]
 BLOCK = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-PAGE = Path("docs/performance.md")
+ROOT = Path(__file__).parents[2]
+RUNS = ROOT / "docs" / "performance"
+PAGE = ROOT / "docs" / "performance.md"
+IMAGES = ROOT / "docs" / "images"
 FULL = ("bert-base", "albert-base", "xlm-mlm-tlm-xnli15-1024", "visualbert-base", "vilbert-base")
 
 
@@ -24,6 +27,12 @@ class Results:
     def __init__(self, path: Path) -> None:
         with path.open(newline="", encoding="utf-8") as file:
             self.rows = list(csv.DictReader(file))
+        self.name = path.stem
+        self.about = {row["side"]: row["model"] for row in self.rows if row["kind"] == "run"}
+        if "date" not in self.about:
+            raise ValueError(
+                f"{path} does not say when the run was; it needs a row of the kind 'run' with the side 'date'"
+            )
 
     def ms(self, model: str, kind: str, side: str) -> float | None:
         found = [row for row in self.rows if (row["model"], row["kind"], row["side"]) == (model, kind, side)]
@@ -45,6 +54,11 @@ class Results:
     def rate(self, model: str, side: str) -> float | None:
         """GFLOP/s of a full batch."""
         return over(self.ms(model, "gflop", "padded"), over(self.ms(model, "full", side), 1000.0))
+
+
+def stored() -> list[Results]:
+    """The runs of all machines; the first is that of the detailed tables and of the pictures."""
+    return [Results(path) for path in sorted(RUNS.glob("*.csv"))]
 
 
 def table(columns: list[str], rows: Iterable[list[str]]) -> str:
@@ -214,53 +228,54 @@ def times(r: Results) -> str:
     return "".join(parts)
 
 
-def draw(r: Results) -> None:
-    """Two pictures: the sides of the two models that all peers have, and the cost of a token."""
-    import matplotlib
+def machines(runs: Sequence[Results]) -> str:
+    """A row for each machine: its rates, and when and with which versions it ran."""
+    rows = []
+    for run in runs:
+        name, own, onednn = run.machine()
+        versions = ", ".join(f"{key} {value}" for key, value in run.about.items() if key not in ("date", "torch"))
+        rows.append([f"`{run.name}`", name, f"{own:.0f}", f"{onednn:.0f}", run.about["date"], versions])
+    return table(["run", "machine", "torch, GFLOP/s", "oneDNN, GFLOP/s", "date", "versions"], rows)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5.5))
-    for axis, model in zip(axes, ("minilm-l6-h384", "bert-base"), strict=True):
-        sides = [row["side"] for row in r.rows if row["model"] == model and row["kind"] == "full"]
-        for offset, kind, color in ((0.2, "full", "#4878a8"), (-0.2, "third", "#e0a458")):
-            values = [r.ms(model, kind, side) or 0 for side in sides]
-            label = "full batch" if kind == "full" else "one third real tokens"
-            axis.barh([len(sides) - i + offset for i in range(len(sides))], values, 0.38, label=label, color=color)
-        axis.set_yticks([len(sides) - i for i in range(len(sides))], sides)
-        axis.set_xlabel("milliseconds, median")
-        axis.set_title(model)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig("docs/images/speed.png", dpi=90)
-    pyplot.close(figure)
-    figure, axis = pyplot.subplots(figsize=(7, 4))
-    rows = [row for row in r.rows if row["kind"] == "per token"]
-    for side in dict.fromkeys(row["side"] for row in rows):
-        mine = [(int(row["batch"].split()[0]), float(row["ms"]) * 1000) for row in rows if row["side"] == side]
-        axis.loglog(*zip(*mine, strict=True), marker="o", label=side)
-    axis.set_xlabel("real tokens in the batch (rows of 32)")
-    axis.set_ylabel("microseconds for each")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig("docs/images/tokens.png", dpi=90)
-    pyplot.close(figure)
+def side_by_side(runs: Sequence[Results]) -> str:
+    """How many times as fast as each peer ours is, on each machine."""
+    ours = {"bfloat16": "zoo bfloat16", "int8": "zoo int8"}
+    rows = []
+    for model in runs[0].models():
+        for kind, batch in (("full", "full"), ("third", "one third real")):
+            peers = {
+                row["side"]: None
+                for run in runs
+                for row in run.rows
+                if (row["model"], row["kind"]) == (model, kind) and not row["side"].startswith("zoo")
+            }
+            for peer in peers:
+                mine = ours.get(peer.split()[-1], "zoo optimized")
+                ratios = [over(run.ms(model, kind, peer), run.ms(model, kind, mine)) for run in runs]
+                if not peer.endswith("compiled"):
+                    rows.append([model, batch, peer, mine, *("-" if r is None else f"{r:.2f} x" for r in ratios)])
+    return table(["model", "batch", "peer", "ours", *(f"`{run.name}`" for run in runs)], rows)
+
+
+def render(text: str, runs: Sequence[Results]) -> str:
+    """The page with its tables filled anew."""
+    first = runs[0]
+    fillings = {
+        "machines": machines(runs),
+        "side_by_side": side_by_side(runs),
+        "goals": goals(first),
+        "times": times(first),
+    }
+    return BLOCK.sub(lambda match: f"{match[1]}\n{fillings[match[2]]}\n{match[3]}", text)
 
 
 def main() -> None:
-    results = Results(Path(sys.argv[1]))
-    name, own, onednn = results.machine()
-    machine = (
-        f"Measured on {name}. Float32 matrix multiplication, GFLOP/s: torch's own {own:.0f}, "
-        f"oneDNN's over weights laid out for it {onednn:.0f}.\n"
-    )
-    fillings = {"machine": machine, "goals": goals(results), "times": times(results)}
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(
-        BLOCK.sub(lambda match: match[1] + "\n" + fillings[match[2]] + "\n" + match[3], text), encoding="utf-8"
-    )
-    draw(results)
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), stored()), encoding="utf-8")
+    from docs.drawings import measured  # which reads this module
+
+    for picture, drawn in measured.drawings().items():
+        (IMAGES / picture).write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -58,23 +58,6 @@ def test_every_generated_table_is_current():
     assert not stale, f"run python -m docs.generate: {stale}"
 
 
-def test_the_drawn_schedules_are_current_and_show_each_block_in_the_order_in_which_it_runs():
-    from zoo.registry import variants as registry
-
-    drawings = generate.drawings()
-    for name, drawn in drawings.items():
-        assert (generate.IMAGES / name).read_text(encoding="utf-8") == drawn, "run python -m docs.generate"
-    drawn = drawings["vilbert-schedule.svg"].split('font-weight="bold">')
-    large = next(part for part in drawn if part.startswith("vilbert-large<"))
-    steps = registry.config("vilbert-large").schedule
-    for stream in ("text", "image"):
-        boxes = re.findall(rf'<text x="([0-9.]+)" y="[0-9.]+" text-anchor="middle" class="{stream}">(\d+)<', large)
-        places = [float(x) for x, _ in boxes]
-        assert places == sorted(set(places))
-        assert [int(index) for _, index in boxes] == [step.index for step in steps if stream in step.writes]
-    assert large.count("marker-end") == 2 * sum(step.part == "both" for step in steps) == 12
-
-
 def test_every_registered_family_has_a_page():
     from zoo.registry import variants as registry
 

@@ -257,5 +257,5 @@ def test_the_table_of_compressions_has_a_row_for_each_technique_and_stack(tmp_pa
         assert found[name].parameters < first.parameters
         assert found[name].file < first.file
     assert "layers on average" in found["exits, patience 2"].remark
-    example.draw(list(found.values()), tmp_path / "table.png")
+    example.draw(list(found.values()), tmp_path / "table.svg")
     assert example.markdown([first]).count("|") == 24

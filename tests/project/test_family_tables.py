@@ -53,10 +53,10 @@ def test_the_table_of_inputs_names_the_tasks_that_read_a_label():
 
 def test_heads_are_listed_with_their_weight_and_their_own_parameters():
     rows = cells(family_tables.heads([registry.variant("electra-base")]))
-    assert rows["replaced_token"]["weight in `pretraining`"] == "not trained by `pretraining`"
-    assert rows["replaced_token"]["parameters in `electra-base`"] == f"{768 * 768 + 768 + 768 + 1:,}"
+    assert rows["replaced_token"]["weight in `pretraining`"] == "trained by a task of its own"
+    assert rows["replaced_token"]["own parameters in `electra-base`"] == f"{768 * 768 + 768 + 768 + 1:,}"
     linking = cells(family_tables.heads([registry.variant("knowbert-wiki")]))["entity_linking"]
-    assert (linking["reads"], linking["parameters in `knowbert-wiki`"]) == ("`mentions`", "–")
+    assert (linking["reads"], linking["own parameters in `knowbert-wiki`"]) == ("the linked mentions", "–")
 
 
 def test_what_is_called_downloaded_and_checked_is_what_the_tests_of_real_weights_check():

@@ -160,7 +160,9 @@ class EachTokenMasking:
         maximum: int | None,
         rng: random.Random,
     ) -> list[int]:
-        chosen = [place for place, token in enumerate(input_ids) if token not in special and rng.random() < probability]
+        chosen = [  # eq: each-token
+            place for place, token in enumerate(input_ids) if token not in special and rng.random() < probability
+        ]
         return chosen if maximum is None else sorted(rng.sample(chosen, min(maximum, len(chosen))))
 
 
@@ -310,8 +312,8 @@ class CausalLMCollator:
 
     def __call__(self, examples: Sequence[Example], generator: torch.Generator | None = None) -> Batch:
         batch = pad_examples(examples, self.pad_id)
-        following = torch.full_like(batch["input_ids"], IGNORED)
-        following[:, :-1] = batch["input_ids"][:, 1:]
+        following = torch.full_like(batch["input_ids"], IGNORED)  # eq: next-token
+        following[:, :-1] = batch["input_ids"][:, 1:]  # eq: next-token
         has_next = torch.zeros_like(batch["attention_mask"])
         has_next[:, :-1] = batch["attention_mask"][:, 1:]
         return batch | {"labels": torch.where(has_next.bool(), following, IGNORED)}

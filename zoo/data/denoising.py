@@ -59,7 +59,7 @@ class TorchDraws:
         return torch.randint(low, high, (count,), generator=self.generator).tolist()
 
 
-def poisson_lengths(mean: float, least: float = 1e-7, most: int = 128) -> tuple[float, ...]:
+def poisson_lengths(mean: float, least: float = 1e-7, most: int = 128) -> tuple[float, ...]:  # eq: span-lengths
     """Poisson's probabilities of 0, 1, 2, ... up to the first below ``least``, made to sum to
     one.
     """
@@ -140,7 +140,8 @@ class DenoisingNoise:
         """
         last = len(tokens) - 1
         words = [p for p in range(1, last) if self.word_starts is None or tokens[p] in self.word_starts]
-        budget = math.ceil(float(torch.tensor(float(len(words))) * self.mask_share))  # in float32, as fairseq counts
+        # in float32, as fairseq counts
+        budget = math.ceil(float(torch.tensor(float(len(words))) * self.mask_share))  # eq: span-lengths
         if budget == 0:
             return list(tokens)
         spans = self._spans(budget, draws)
@@ -181,7 +182,7 @@ class DenoisingNoise:
         while sum(spans) < budget:
             spans += draws.lengths(probabilities, budget)
         kept: list[int] = []
-        while sum(kept) < budget:
+        while sum(kept) < budget:  # eq: span-lengths
             kept.append(min(spans[len(kept)], budget - sum(kept)))
         return kept
 

@@ -219,15 +219,15 @@ def join_translations(
     total = first_lengths + second_lengths - overlap  # (batch,)
     place = torch.arange(int(total.max()), device=first.device).expand(len(first), -1)  # (batch, length)
     border = (first_lengths - overlap)[:, None]
-    in_first = place < border
+    in_first = place < border  # eq: translation
     from_first = first.gather(1, place.clamp(max=first.shape[1] - 1))
     from_second = second.gather(1, (place - border).clamp(0, second.shape[1] - 1))
     input_ids = torch.where(in_first, from_first, torch.where(place < total[:, None], from_second, pad_id))
-    position_ids = torch.where(in_first, place, place - border) if reset_positions else place.clone()
+    position_ids = torch.where(in_first, place, place - border) if reset_positions else place.clone()  # eq: translation
     first_ids, second_ids = (
         torch.as_tensor(side, device=first.device).reshape(-1, 1) for side in (first_language, second_language)
     )
-    language_ids = torch.where(in_first, first_ids, second_ids)
+    language_ids = torch.where(in_first, first_ids, second_ids)  # eq: translation
     return Translation(input_ids, total, position_ids, language_ids)
 
 

@@ -76,25 +76,25 @@ def sentence_tree(
     for number, word in enumerate(words):
         cut = [word] if word in special else list(pieces(word))
         tokens += cut
-        positions += range(last + 1, last + 1 + len(cut))
+        positions += range(last + 1, last + 1 + len(cut))  # eq: soft-positions
         word_of += [number] * len(cut)
         branch_of += [0] * len(cut)
-        last += len(cut)
+        last += len(cut)  # eq: soft-positions
         if not cut or not max_entities:
             continue
         for value in graph.values(word, predicate=predicate, limit=max_entities, joiner=joiner):
             grafted = list(pieces(value))
             branches += 1
             tokens += grafted
-            positions += range(last + 1, last + 1 + len(grafted))
+            positions += range(last + 1, last + 1 + len(grafted))  # eq: soft-positions
             word_of += [number] * len(grafted)
             branch_of += [branches] * len(grafted)
     owner, branch = np.array(word_of, np.int32), np.array(branch_of, np.int32)
-    trunk = branch == 0
-    both = trunk[:, None] & trunk
-    same_branch = branch[:, None] == branch  # on the trunk: everyone with everyone
-    of_word = (owner[:, None] == owner) & (trunk[:, None] | trunk)
-    return SentenceTree(tokens, np.array(positions, np.int64), both | same_branch | of_word, ~trunk)
+    trunk = branch == 0  # eq: visible
+    both = trunk[:, None] & trunk  # eq: visible
+    same_branch = branch[:, None] == branch  # on the trunk: everyone with everyone  # eq: visible
+    of_word = (owner[:, None] == owner) & (trunk[:, None] | trunk)  # eq: visible
+    return SentenceTree(tokens, np.array(positions, np.int64), both | same_branch | of_word, ~trunk)  # eq: visible
 
 
 def longest_subjects(units: Sequence[str], graph: Any, *, joiner: str = " ", max_units: int = 5) -> list[str]:

@@ -58,7 +58,7 @@ def knowledge_masking(
         )
     corrupted, targets = list(tokens), [IGNORED] * len(tokens)
 
-    def mask(place: int, base: float) -> None:
+    def mask(place: int, base: float) -> None:  # eq: fate
         targets[place] = tokens[place]
         if draws[place] > 0.2 * base:
             corrupted[place] = mask_id
@@ -74,7 +74,7 @@ def knowledge_masking(
     for place, label in enumerate(labels):
         if label == 1:
             continue
-        if start and draws[start] <= probability:
+        if start and draws[start] <= probability:  # eq: units
             mask(start, probability)
             for inside in range(start + 1, place):
                 mask(inside, 1.0)
@@ -132,11 +132,11 @@ def unit_masking(
         if sorted(order.tolist()) != list(range(count)):
             raise InputError(f"order must be a permutation of the {count} units")
     taken = torch.zeros(count, dtype=torch.bool)
-    taken[order[: max(1, int(count * rate))]] = True
+    taken[order[: max(1, int(count * rate))]] = True  # eq: share
     chosen = (taken[number.clamp(min=0)] & real).unflatten(0, units.shape)
     chosen[:, 0] = False  # [CLS]
-    corrupted = torch.where(chosen & (uniform > 0.2), mask_id, input_ids)
-    corrupted = torch.where(chosen & (uniform > 0.1) & (uniform < 0.2), replacements, corrupted)
+    corrupted = torch.where(chosen & (uniform > 0.2), mask_id, input_ids)  # eq: share
+    corrupted = torch.where(chosen & (uniform > 0.1) & (uniform < 0.2), replacements, corrupted)  # eq: share
     return corrupted, input_ids.masked_fill(~chosen, IGNORED)
 
 
@@ -189,15 +189,17 @@ class SpanBertMasking:
     @property
     def weights(self) -> list[float]:
         """The probability of each length from ``shortest`` to ``longest``."""
-        raw = [self.geometric_p * (1 - self.geometric_p) ** k for k in range(self.longest - self.shortest + 1)]
-        return [weight / sum(raw) for weight in raw]
+        raw = [  # eq: span-length
+            self.geometric_p * (1 - self.geometric_p) ** k for k in range(self.longest - self.shortest + 1)
+        ]
+        return [weight / sum(raw) for weight in raw]  # eq: span-length
 
     def spans(self, tokens: Sequence[int], draws: SpanDraws) -> list[tuple[int, int]]:
         """The spans (first, last) to mask, merged and in order."""
         units = word_units(tokens, (), self.starts)
         lengths = list(range(self.shortest, self.longest + 1))
-        found = spans_of(units, math.ceil(len(tokens) * self.ratio), lengths, self.weights, draws)
-        return _merged([(span[0], span[-1]) for span in found])
+        found = spans_of(units, math.ceil(len(tokens) * self.ratio), lengths, self.weights, draws)  # eq: spans
+        return _merged([(span[0], span[-1]) for span in found])  # eq: spans
 
     def __call__(self, tokens: Sequence[int], corpus: Sequence[int], draws: SpanDraws) -> MaskedSpans:
         """Corrupt one block; random tokens are drawn from ``corpus``, a stream of tokens, so by
@@ -257,7 +259,9 @@ class SpanBertMasking:
         }
 
 
-def _replace(tokens: list[int], place: int, fate: float, mask_id: int, corpus: Sequence[int], draws: SpanDraws) -> None:
+def _replace(  # eq: fate
+    tokens: list[int], place: int, fate: float, mask_id: int, corpus: Sequence[int], draws: SpanDraws
+) -> None:
     if fate < 0.8:
         tokens[place] = mask_id
     elif fate < 0.9:

@@ -95,7 +95,7 @@ def in_front(
 ) -> tuple[Seen, Seen, Tensor | None, Tensor | None]:
     """Keys and values that everyone sees in front of the others, with columns for them in mask and bias."""
     n = before[0].shape[2]
-    k, v = (
+    k, v = (  # eq: in-front
         torch.cat([extra.to(x.dtype).expand(x.shape[0], -1, -1, -1), x], 2)
         for extra, x in zip(before, (k, v), strict=True)
     )
@@ -153,10 +153,11 @@ class Attention(nn.Module):
         """``bias`` is added to the scores, one for all rows where the batch is packed. ``trace`` keeps
         the probabilities where somebody asked.
         """
-        q = self.query(query).unflatten(-1, (self.num_heads, self.head_size))  # (batch, length, heads, head size), or
-        k = self.key(key).unflatten(-1, (self.num_heads, self.head_size))  # (tokens, heads, head size) when packed
-        v = self.value(value).unflatten(-1, (self.num_heads, self.head_size))
-        return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))
+        heads = self.num_heads, self.head_size
+        q = self.query(query).unflatten(-1, heads)  # (batch, length, heads, head size), or  # eq: heads
+        k = self.key(key).unflatten(-1, heads)  # (tokens, heads, head size) when packed  # eq: heads
+        v = self.value(value).unflatten(-1, heads)  # eq: heads
+        return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))  # eq: heads
 
     def attend(
         self,

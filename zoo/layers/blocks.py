@@ -46,7 +46,7 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.residual = residual
 
-    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
+    def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:  # eq: encoder
         x = self.residual(x, lambda y: self.attention(y, y, y, mask, bias, trace), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
@@ -78,7 +78,9 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.residual = residual
 
-    def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Rows:
+    def forward(  # eq: decoder
+        self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace | None = None
+    ) -> Rows:
         across = None if trace is None else trace.across()
         x = self.residual(x, lambda y: self.attention(y, y, y, mask, None, trace), self.attention_norm, self.dropout)
         x = self.residual(
@@ -167,8 +169,8 @@ class Side(nn.Module):
 
     def attend(self, x: Rows, other: SourceRows, residual: Residual, run: Run, other_run: Run) -> Rows:
         """Look at the other stream; the maps are kept among the cross-attentions of this one."""
-        mask, trace = run.looking_at(other_run), run.trace.across()
-        return residual(
+        mask, trace = run.looking_at(other_run), run.trace.across()  # eq: co-attention
+        return residual(  # eq: co-attention
             x, lambda y: self.attention(y, other, other, mask, None, trace), self.attention_norm, self.dropout
         )
 
@@ -192,6 +194,6 @@ class CoAttentionBlock(nn.Module):
 
     def forward(self, x: Rows, y: SourceRows, x_run: Run, y_run: Run) -> tuple[Rows, SourceRows]:
         one, other = self.get_submodule(self.one), self.get_submodule(self.other)
-        new_x = one.attend(x, y, self.residual, x_run, y_run)  # type: ignore[operator]
-        new_y = other.attend(y, x, self.residual, y_run, x_run)  # type: ignore[operator]
-        return one.feed(new_x, self.residual), other.feed(new_y, self.residual)  # type: ignore[operator]
+        new_x = one.attend(x, y, self.residual, x_run, y_run)  # type: ignore[operator]  # eq: co-attention
+        new_y = other.attend(y, x, self.residual, y_run, x_run)  # type: ignore[operator]  # eq: co-attention
+        return one.feed(new_x, self.residual), other.feed(new_y, self.residual)  # type: ignore[operator]  # eq: co-attention

@@ -91,9 +91,9 @@ class TextEmbeddings(nn.Module):
     ) -> Float[Tensor, "batch length hidden"]:
         """inputs_embeds: the token part, in place of input_ids. Segments default to 0, positions to 0, 1, ..."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, embedding)
-        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
-        x = self.dropout(self.norm(x))
-        return x if self.projection is None else self.projection(x)
+        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)  # eq: text
+        x = self.dropout(self.norm(x))  # eq: text
+        return x if self.projection is None else self.projection(x)  # eq: projection
 
     def tokens(
         self, input_ids: Int[Tensor, "batch length"] | None, inputs_embeds: Float[Tensor, "batch length size"] | None
@@ -183,10 +183,10 @@ class FactorizedTable(nn.Embedding):
 
     @property
     def table(self) -> Float[Tensor, "vocabulary output_size"]:
-        return self.projection(self.weight)
+        return self.projection(self.weight)  # eq: factorized
 
     def forward(self, input_ids: Int[Tensor, "*ids"]) -> Float[Tensor, "*ids output_size"]:
-        return self.projection(super().forward(input_ids))
+        return self.projection(super().forward(input_ids))  # eq: factorized
 
 
 class NarrowTable(nn.Embedding):
@@ -351,8 +351,8 @@ class SinusoidalPositions(nn.Module):
         rows, size = self.weight.shape
         position = torch.arange(rows, dtype=torch.float64, device=self.weight.device)[:, None]
         column = torch.arange(size, dtype=torch.float64, device=self.weight.device)
-        angle = position / 10_000 ** (2 * (column // 2) / size)  # (rows, size)
-        self.weight.copy_(torch.where(column % 2 == 0, angle.sin(), angle.cos()))
+        angle = position / 10_000 ** (2 * (column // 2) / size)  # (rows, size)  # eq: sinusoidal
+        self.weight.copy_(torch.where(column % 2 == 0, angle.sin(), angle.cos()))  # eq: sinusoidal
 
     def forward(self, position_ids: Int[Tensor, "#batch length"]) -> Float[Tensor, "#batch length size"]:
         return F.embedding(position_ids, self.weight)

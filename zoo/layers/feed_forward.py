@@ -62,8 +62,8 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
-        inner = self.activation(self.up(x))  # (..., intermediate)
-        return self.down(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
+        inner = self.activation(self.up(x))  # (..., intermediate)  # eq: feed-forward
+        return self.down(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)  # eq: feed-forward
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:

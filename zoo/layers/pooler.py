@@ -19,7 +19,7 @@ class Pooler(nn.Module):
 
     def choose(self, hidden: Float[Tensor, "batch length hidden"], padding: Padding) -> Float[Tensor, "batch hidden"]:
         """The state that is read."""
-        return padding.first(hidden)
+        return padding.first(hidden)  # eq: first
 
     def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
         """What is made of it."""
@@ -33,14 +33,14 @@ class FirstTokenPooler(Pooler):
         super().__init__()
         self.dense = nn.Linear(hidden_size, output_size or hidden_size)
 
-    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
+    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:  # eq: tanh
         return torch.tanh(self.dense(state))
 
 
 class ReluPooler(FirstTokenPooler):
     """``relu(W h_first + b)``: DistilBERT, and ViLBERT's vector of one stream."""
 
-    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
+    def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:  # eq: relu
         return torch.relu(self.dense(state))
 
 
@@ -56,7 +56,7 @@ def pool(
         real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     if mode == "mean":
         weights = real.to(hidden.dtype)
-        return torch.einsum("bth,bt->bh", hidden, weights) / weights.sum(1, keepdim=True).clamp(min=1)
+        return torch.einsum("bth,bt->bh", hidden, weights) / weights.sum(1, keepdim=True).clamp(min=1)  # eq: mean
     if mode == "max":
         top = hidden.masked_fill(~real.unsqueeze(2), -torch.inf).amax(1)
         return top.masked_fill(~real.any(1, keepdim=True), 0)

@@ -28,13 +28,13 @@ class JoiningNorm(nn.Module):
         raise NotImplementedError
 
 
-def post_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:
+def post_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:  # eq: post-norm
     """``norm(x + dropout(op(x)))``: the original Transformer, BERT and most of its descendants."""
     result = dropout(op(x))
     return norm.post_norm(x, result) if isinstance(norm, JoiningNorm) else norm(x + result)
 
 
-def pre_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:
+def pre_norm(x: Rows, op: Op, norm: Op, dropout: Op) -> Rows:  # eq: pre-norm
     """``x + dropout(op(norm(x)))``: GPT-2, mBART, XLM-R XL."""
     result = dropout(op(norm(x)))
     return norm.pre_norm(x, result) if isinstance(norm, JoiningNorm) else x + result

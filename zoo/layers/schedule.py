@@ -51,12 +51,12 @@ def interleaved(streams: Mapping[str, tuple[int, Sequence[int]]], connection: st
     names = tuple(streams)
     steps: list[Step] = []
     done = dict.fromkeys(names, 0)
-    for k, stops in enumerate(zip(*(stops for _, stops in streams.values()), strict=True)):
+    for k, stops in enumerate(zip(*(stops for _, stops in streams.values()), strict=True)):  # eq: interleaved
         for name, stop in zip(names, stops, strict=True):
             steps += [Step.of(name, i) for i in range(done[name], stop)]
             done[name] = stop
         steps.append(Step.of(connection, k, *names))
-    for name in reversed(names):
+    for name in reversed(names):  # eq: interleaved
         steps += [Step.of(name, i) for i in range(done[name], streams[name][0])]
     return tuple(steps)
 

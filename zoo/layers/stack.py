@@ -30,7 +30,7 @@ class Stack(nn.Module):
             raise ConfigError(f"the plan {self.plan} never runs block {', '.join(map(str, unused))}; leave it out")
 
     def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
-        for index in self.plan:
+        for index in self.plan:  # eq: plan
             block = self.blocks[index]
             x = block(x, mask, bias, trace)
             if trace is not None and not isinstance(block, Stack):

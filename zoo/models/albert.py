@@ -63,21 +63,21 @@ class AlbertConfig(Config):
     @property
     def plan(self) -> tuple[int, ...]:
         """Which group runs at each layer."""
-        return tuple(layer * self.num_groups // self.num_layers for layer in range(self.num_layers))
+        return tuple(layer * self.num_groups // self.num_layers for layer in range(self.num_layers))  # eq: plan
 
 
 class Albert(TextEncoder):
     Config = AlbertConfig
-    heads = {
+    heads = {  # eq: heads
         "masked_lm": lambda c: masked_lm_of(c, c.embedding_size),
         "sentence_order": lambda c: nn.Linear(c.hidden_size, 2),
     }
-    pretraining = (MASKED_LM, SENTENCE_ORDER)
+    pretraining = (MASKED_LM, SENTENCE_ORDER)  # eq: loss
 
     def __init__(self, config: AlbertConfig) -> None:
         super().__init__(config)
         c = config
-        self.embeddings = TextEmbeddings(
+        self.embeddings = TextEmbeddings(  # eq: embeddings
             c.vocab_size,
             c.embedding_size,
             c.max_positions,
@@ -86,9 +86,9 @@ class Albert(TextEncoder):
             dropout=c.dropout,
             projection=nn.Linear(c.embedding_size, c.hidden_size),
         )
-        self.encoder = Stack([self._group(c) for _ in range(c.num_groups)], plan=c.plan)
+        self.encoder = Stack([self._group(c) for _ in range(c.num_groups)], plan=c.plan)  # eq: stack
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
 
     @staticmethod
     def _group(c: AlbertConfig) -> Stack:
-        return Stack([bert_block_of(c) for _ in range(c.num_inner_blocks)])
+        return Stack([bert_block_of(c) for _ in range(c.num_inner_blocks)])  # eq: group

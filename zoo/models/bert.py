@@ -61,15 +61,15 @@ class BertConfig(Config):
 
 class Bert(TextEncoder):
     Config = BertConfig
-    heads = {
+    heads = {  # eq: heads
         "masked_lm": masked_lm_of,
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
-    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = (MASKED_LM, NEXT_SENTENCE)
+    pretraining: ClassVar[tuple[PretrainingTerm, ...]] = (MASKED_LM, NEXT_SENTENCE)  # eq: loss
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         c = config
         self.embeddings = text_embeddings_of(c)
-        self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
+        self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])  # eq: stack
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None

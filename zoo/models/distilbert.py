@@ -59,7 +59,7 @@ class DroppedFeedForward(FeedForward):
         self.output_dropout = output_dropout
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
-        return F.dropout(super().forward(x), self.output_dropout, self.training)
+        return F.dropout(super().forward(x), self.output_dropout, self.training)  # eq: dropout
 
 
 class DistilBert(TextEncoder):
@@ -73,13 +73,15 @@ class DistilBert(TextEncoder):
         super().__init__(config)
         c = config
         norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.embeddings = TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, 0, norm, dropout=c.dropout)
+        self.embeddings = TextEmbeddings(  # eq: embeddings
+            c.vocab_size, c.hidden_size, c.max_positions, 0, norm, dropout=c.dropout
+        )
         self.encoder = Stack([self._block(c) for _ in range(c.num_layers)])
         self.pooler = ReluPooler(c.hidden_size) if c.pooler else None
 
     @staticmethod
     def _block(c: DistilBertConfig) -> EncoderBlock:
-        return EncoderBlock(
+        return EncoderBlock(  # eq: block
             Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
             DroppedFeedForward(c.hidden_size, c.intermediate_size, c.activation, c.dropout),
             nn.LayerNorm(c.hidden_size, c.norm_eps),

@@ -69,7 +69,7 @@ class ReplacedTokenHead(nn.Module):
         self.activation = activation(activation_name)
 
     def forward(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
-        return self.output(self.activation(self.dense(hidden))).squeeze(-1)
+        return self.output(self.activation(self.dense(hidden))).squeeze(-1)  # eq: replaced
 
 
 def classification_head(c: ElectraConfig, num_labels: int) -> nn.Module:
@@ -81,7 +81,7 @@ def classification_head(c: ElectraConfig, num_labels: int) -> nn.Module:
 
 class Electra(TextEncoder):
     Config = ElectraConfig
-    heads = {
+    heads = {  # eq: heads
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size,
             c.embedding_size,
@@ -97,7 +97,7 @@ class Electra(TextEncoder):
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__(config)
         c = config
-        self.embeddings = TextEmbeddings(
+        self.embeddings = TextEmbeddings(  # eq: embeddings
             c.vocab_size,
             c.embedding_size,
             c.max_positions,
@@ -107,4 +107,4 @@ class Electra(TextEncoder):
             projection=nn.Linear(c.embedding_size, c.hidden_size) if c.embedding_size != c.hidden_size else None,
         )
         self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
-        self.pooler = Pooler() if c.pooler else None
+        self.pooler = Pooler() if c.pooler else None  # eq: pooler

@@ -72,13 +72,13 @@ class ErnieEmbeddings(TextEmbeddings):
     ) -> Float[Tensor, "batch length hidden"]:
         """As `TextEmbeddings`, and ``task_type_ids``, one for each token or for each text."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
-        x = (
+        x = (  # eq: embeddings
             tokens
             + self.segments(token_type_ids, tokens)
             + self.positions(position_ids, tokens)
             + self.tasks(task_type_ids, tokens)
         )
-        return self.dropout(self.norm(x))
+        return self.dropout(self.norm(x))  # eq: embeddings
 
     def tasks(
         self, task_type_ids: Int[Tensor, "batch *length"] | None, tokens: Float[Tensor, "batch length hidden"]

@@ -88,8 +88,8 @@ class FusionFeedForward(FeedForward):
     def forward(  # type: ignore[override]
         self, text: Float[Tensor, "*rows hidden"], entity: Float[Tensor, "*rows entity_size"]
     ) -> tuple[Float[Tensor, "*rows hidden"], Float[Tensor, "*rows entity_size"]]:
-        inner = self.activation(self.up(text) + self.entity_up(entity))  # (..., intermediate)
-        return self.down(inner), self.entity_down(inner)
+        inner = self.activation(self.up(text) + self.entity_up(entity))  # (..., intermediate)  # eq: fusion
+        return self.down(inner), self.entity_down(inner)  # eq: fusion
 
 
 class FusionBlock(nn.Module):
@@ -110,18 +110,18 @@ class FusionBlock(nn.Module):
         self, text: Float[Tensor, "*rows hidden"], entity: Float[Tensor, "*rows entity_size"], words: Run, mentions: Run
     ) -> tuple[Float[Tensor, "*rows hidden"], Float[Tensor, "*rows entity_size"]]:
         """text and entity: rows of one grid, as ``words`` packs them -> the same."""
-        text = post_norm(
+        text = post_norm(  # eq: text
             text, lambda y: self.attention(y, y, y, words.mask, None, words.trace), self.attention_norm, self.dropout
         )
-        known = self.known(carried(entity, words.padding, mentions.padding), mentions)
-        entity = carried(known, mentions.padding, words.padding)  # zeros between mentions
-        new_text, new_entity = self.feed_forward(text, entity)
-        new_text = post_norm(text, lambda _: new_text, self.feed_forward_norm, self.dropout)
-        return new_text, self.entity_feed_forward_norm(entity + self.dropout(new_entity))
+        known = self.known(carried(entity, words.padding, mentions.padding), mentions)  # eq: mask
+        entity = carried(known, mentions.padding, words.padding)  # zeros between mentions  # eq: mask
+        new_text, new_entity = self.feed_forward(text, entity)  # eq: down
+        new_text = post_norm(text, lambda _: new_text, self.feed_forward_norm, self.dropout)  # eq: down
+        return new_text, self.entity_feed_forward_norm(entity + self.dropout(new_entity))  # eq: down
 
     def known(self, entity: Float[Tensor, "*rows entity_size"], mentions: Run) -> Float[Tensor, "*rows entity_size"]:
         """The entities as the fusion reads them, zeros where none is mentioned: as they come."""
-        return entity
+        return entity  # eq: mix
 
 
 class AggregatorBlock(FusionBlock):
@@ -133,7 +133,7 @@ class AggregatorBlock(FusionBlock):
         self.entity_attention_norm = nn.LayerNorm(c.entity_size, c.norm_eps)
 
     def known(self, entity: Float[Tensor, "*rows entity_size"], mentions: Run) -> Float[Tensor, "*rows entity_size"]:
-        return post_norm(
+        return post_norm(  # eq: norm
             entity,
             lambda y: self.entity_attention(y, y, y, mentions.mask, None, mentions.trace),
             self.entity_attention_norm,
@@ -178,7 +178,7 @@ class MaskedEntityHead(nn.Module):
             raise InputError(
                 f"entity_candidates must be (candidates, {self.dense.out_features}), got {tuple(candidates.shape)}"
             )
-        return self.norm(self.activation(self.dense(hidden))) @ candidates.to(hidden.dtype).T
+        return self.norm(self.activation(self.dense(hidden))) @ candidates.to(hidden.dtype).T  # eq: candidates
 
 
 class ErnieThu(TextEncoder):
@@ -189,7 +189,7 @@ class ErnieThu(TextEncoder):
         "masked_entity": MaskedEntityHead,
     }
     offers = {**TextEncoder.offers, "entities": Reading(lambda e: e.entity.last_hidden_state, "length")}
-    pretraining = (MASKED_LM, NEXT_SENTENCE, MASKED_ENTITY)
+    pretraining = (MASKED_LM, NEXT_SENTENCE, MASKED_ENTITY)  # eq: loss
     inputs = (*TEXT_INPUTS, "entity_embeds", "entity_mask")
     exceptions = {
         "gradients": "the entities that leave the last layer are read by nothing, "
@@ -201,8 +201,8 @@ class ErnieThu(TextEncoder):
         super().__init__(config)
         c = config
         self.embeddings = text_embeddings_of(c)
-        kinds = c.layer_types + ("sim",) * (c.num_layers - len(c.layer_types))
-        self.encoder = EntityStack([self._block(kind, c) for kind in kinds])
+        kinds = c.layer_types + ("sim",) * (c.num_layers - len(c.layer_types))  # eq: layers
+        self.encoder = EntityStack([self._block(kind, c) for kind in kinds])  # eq: layers
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
 
     @staticmethod

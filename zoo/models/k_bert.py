@@ -104,11 +104,11 @@ class StandardDeviationNorm(nn.Module):
         self.bias.zero_()
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
-        centred = x - x.mean(-1, keepdim=True)
-        deviation = (
+        centred = x - x.mean(-1, keepdim=True)  # eq: norm
+        deviation = (  # eq: norm
             torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
         )  # its gradient at zero is zero
-        return self.weight * centred / (deviation + self.eps) + self.bias
+        return self.weight * centred / (deviation + self.eps) + self.bias  # eq: norm
 
 
 class KBertEmbeddings(TextEmbeddings):
@@ -140,7 +140,7 @@ class KBertPooler(FirstTokenPooler):
         self.reads = reads
 
     def choose(self, hidden: Float[Tensor, "batch length hidden"], padding: Padding) -> Float[Tensor, "batch hidden"]:
-        return pool(hidden, padding.real, self.reads)
+        return pool(hidden, padding.real, self.reads)  # eq: pooler
 
 
 class KBert(TextEncoder):

@@ -158,8 +158,10 @@ class ProjectedEntities(nn.Module):
         self.part.zero_()
 
     def forward(self, ids: Int[Tensor, "*ids"]) -> Float[Tensor, "*ids entity_size"]:
-        both = torch.cat([self.vectors(ids), self.part_of_speech(F.embedding(ids, self.part[:, None]).squeeze(-1))], -1)
-        return self.dropout(self.projection(both))
+        both = torch.cat(  # eq: wordnet
+            [self.vectors(ids), self.part_of_speech(F.embedding(ids, self.part[:, None]).squeeze(-1))], -1
+        )
+        return self.dropout(self.projection(both))  # eq: wordnet
 
 
 class EntityLinker(nn.Module):
@@ -195,9 +197,11 @@ class EntityLinker(nn.Module):
         inside = (
             (place >= spans[:, :, :1]) & (place <= spans[:, :, 1:]) & (spans[:, :, :1] >= 0)
         )  # (batch, spans, length)
-        scores = self.span_scorer(words).transpose(1, 2).expand(-1, spans.shape[1], -1)
-        weights = scores.masked_fill(~inside, torch.finfo(scores.dtype).min).softmax(2).masked_fill(~inside, 0)
-        return weights @ words
+        scores = self.span_scorer(words).transpose(1, 2).expand(-1, spans.shape[1], -1)  # eq: span
+        weights = (  # eq: span
+            scores.masked_fill(~inside, torch.finfo(scores.dtype).min).softmax(2).masked_fill(~inside, 0)
+        )
+        return weights @ words  # eq: span
 
     def forward(
         self,
@@ -210,11 +214,11 @@ class EntityLinker(nn.Module):
         Float[Tensor, "batch spans candidates"],
     ]:
         """The spans' vectors, the entities', and the candidates' scores."""
-        spans = Run(self.span_norm(self.pool(words, candidates.spans)), seen, name="candidates")
-        s = spans.through(self.span_encoder)  # (batch, spans, entity size)
-        c = self.entity_norm(self.entities(candidates.ids))  # (batch, spans, candidates, entity size)
-        dots = torch.einsum("bse,bsce->bsc", s, c) / math.sqrt(c.shape[-1])
-        scored = self.score_down(
+        spans = Run(self.span_norm(self.pool(words, candidates.spans)), seen, name="candidates")  # eq: encode
+        s = spans.through(self.span_encoder)  # (batch, spans, entity size)  # eq: encode
+        c = self.entity_norm(self.entities(candidates.ids))  # (batch, spans, candidates, entity size)  # eq: score
+        dots = torch.einsum("bse,bsce->bsc", s, c) / math.sqrt(c.shape[-1])  # eq: score
+        scored = self.score_down(  # eq: score
             F.relu(self.score_up(torch.stack([dots, candidates.priors.to(dots.dtype)], -1)))
         ).squeeze(-1)
         scores = scored.masked_fill(candidates.ids == 0, MASKED)
@@ -224,11 +228,11 @@ class EntityLinker(nn.Module):
         self, scores: Float[Tensor, "batch spans candidates"], c: Float[Tensor, "batch spans candidates entity_size"]
     ) -> Float[Tensor, "batch spans entity_size"]:
         """The candidates' vectors weighted by their scores."""
-        if self.knowledge.loss != "margin":
+        if self.knowledge.loss != "margin":  # eq: mix
             return torch.einsum("bsc,bsce->bse", scores.softmax(2), c)
-        low = scores < self.knowledge.threshold
-        mixed = torch.einsum("bsc,bsce->bse", scores.masked_fill(low, MASKED).softmax(2), c)
-        return torch.where(low.all(2, keepdim=True), self.null, mixed)
+        low = scores < self.knowledge.threshold  # eq: mix
+        mixed = torch.einsum("bsc,bsce->bse", scores.masked_fill(low, MASKED).softmax(2), c)  # eq: mix
+        return torch.where(low.all(2, keepdim=True), self.null, mixed)  # eq: mix
 
 
 class Recontextualization(nn.Module):
@@ -250,22 +254,24 @@ class Recontextualization(nn.Module):
         self, x: Float[Tensor, "*rows hidden"], candidates: Candidates, run: Run
     ) -> tuple[Float[Tensor, "*rows hidden"], Links]:
         """x: rows as ``run`` packs them -> the same, and what was linked."""
-        words = carried(self.linker.projection(x), run.padding, None)  # (batch, length, entity size)
+        words = carried(self.linker.projection(x), run.padding, None)  # (batch, length, entity size)  # eq: project
         there = candidates.spans[:, :, 0] >= 0
         first = torch.arange(there.shape[1], device=x.device) == 0
         seen = there | (first & ~there.any(1, keepdim=True))  # a text without mentions looks at one empty span
         s, e, scores = self.linker(words, candidates, seen)
-        known = self.span_norm(s + self.dropout(e))
+        known = self.span_norm(s + self.dropout(e))  # eq: known
         links = run.beside(words)  # its maps are the words' looks at the spans
-        y = post_norm(
+        y = post_norm(  # eq: look
             words,
             lambda q: self.attention(q, known, known, Mask(keys=seen), None, links.trace),
             self.attention_norm,
             self.dropout,
         )
-        y = post_norm(carried(y, None, run.padding), self.feed_forward, self.feed_forward_norm, self.dropout)
+        y = post_norm(  # eq: look
+            carried(y, None, run.padding), self.feed_forward, self.feed_forward_norm, self.dropout
+        )
         maps = None if links.attentions is None else links.attentions[0]
-        return self.output_norm(x + self.dropout(self.output(y))), Links(
+        return self.output_norm(x + self.dropout(self.output(y))), Links(  # eq: back
             scores, e.masked_fill(~there.unsqueeze(2), 0), maps
         )
 
@@ -291,7 +297,7 @@ class KnowBert(TextEncoder):
         "next_sentence": lambda c: nn.Linear(c.hidden_size, 2),
     }
     offers = {**TextEncoder.offers, "entities": Reading(lambda e: e.links), "mentions": Reading(lambda e: e.links)}
-    pretraining = (MASKED_LM, NEXT_SENTENCE, ENTITY_LINKING)
+    pretraining = (MASKED_LM, NEXT_SENTENCE, ENTITY_LINKING)  # eq: loss
     inputs = (*TEXT_INPUTS, "entity_candidates")
     exceptions = {"gradients": "a text in which nothing is mentioned teaches no linker to choose"}
 
@@ -328,7 +334,7 @@ class KnowBert(TextEncoder):
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
         candidates = self.candidates(entity_candidates or {}, run.padding.grid, x.device)
         x, links = run.enter(), {}
-        for index in self.encoder.plan:
+        for index in self.encoder.plan:  # eq: layers
             x = self.encoder.blocks[index](x, run.mask, None, run.trace)
             for name, source in self.config.knowledge.items():
                 if source.layer == index:

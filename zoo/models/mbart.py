@@ -127,7 +127,7 @@ class PlacedTokens(nn.Module):
         position_ids = check_ids(position_ids, self.longest, name)
         if position_ids.shape[0] != 1 or position_ids.shape[1] != length:
             same_shape(position_ids, tokens, name)
-        return self.dropout(self.norm(self.scale * tokens + self.position(position_ids + OFFSET)))
+        return self.dropout(self.norm(self.scale * tokens + self.position(position_ids + OFFSET)))  # eq: embedding
 
 
 class MbartEmbeddings(PlacedTokens):
@@ -151,7 +151,7 @@ class MbartEmbeddings(PlacedTokens):
         return self.place(self.look_up(input_ids, "input_ids"), position_ids, "position_ids")
 
 
-def encoder_block(c: MbartConfig) -> EncoderBlock:
+def encoder_block(c: MbartConfig) -> EncoderBlock:  # eq: encoder-block
     """A block of the encoder."""
     return EncoderBlock(
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
@@ -163,7 +163,7 @@ def encoder_block(c: MbartConfig) -> EncoderBlock:
     )
 
 
-def decoder_block(c: MbartConfig) -> DecoderBlock:
+def decoder_block(c: MbartConfig) -> DecoderBlock:  # eq: decoder-block
     """A block of the decoder; the memory it looks at has its norm already."""
     return DecoderBlock(
         Attention(c.hidden_size, c.decoder_num_heads, dropout=c.attention_dropout),
@@ -214,7 +214,7 @@ class LanguageModelHead(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary hidden"]
     ) -> Float[Tensor, "*rows vocabulary"]:
-        return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)
+        return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)  # eq: words
 
 
 class Mbart(Model):
@@ -294,7 +294,7 @@ class Mbart(Model):
         """The source's states, normalized."""
         x = self.embeddings(input_ids, position_ids)  # (batch, length, hidden)
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
-        return run.encoded(run.through(self.encoder, norm=self.norm))
+        return run.encoded(run.through(self.encoder, norm=self.norm))  # eq: memory
 
     def decode(
         self,
@@ -314,7 +314,8 @@ class Mbart(Model):
         kept = output_hidden_states, output_attentions
         source = Run(memory, attention_mask, lengths, *kept)
         target = Run(x, decoder_attention_mask, None, *kept, name="decoder_attention_mask")
-        x = target.across(self.decoder, source, causal(), norm=self.decoder.norm)  # (batch, target length, hidden)
+        # (batch, target length, hidden)
+        x = target.across(self.decoder, source, causal(), norm=self.decoder.norm)  # eq: decoder
         return Seq2Seq(x, target.hidden_states, target.attentions, target.cross_attentions)
 
 
@@ -331,8 +332,8 @@ def shift_right(
     filled = labels.masked_fill(labels == -100, pad_token_id)
     if start_token_id is None:
         place = torch.arange(labels.shape[1], device=labels.device)
-        last = torch.where(filled != pad_token_id, place, 0).amax(1, keepdim=True)  # (batch, 1)
-        start = filled.gather(1, last)
+        last = torch.where(filled != pad_token_id, place, 0).amax(1, keepdim=True)  # (batch, 1)  # eq: shift
+        start = filled.gather(1, last)  # eq: shift
     else:
         start = filled.new_full((filled.shape[0], 1), start_token_id)
-    return torch.cat([start, filled[:, :-1]], 1)
+    return torch.cat([start, filled[:, :-1]], 1)  # eq: shift

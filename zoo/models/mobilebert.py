@@ -128,13 +128,13 @@ class NoNorm(nn.Module):
         self.bias.zero_()
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
-        return torch.addcmul(self.bias, x, self.weight)
+        return torch.addcmul(self.bias, x, self.weight)  # eq: no-norm
 
 
 def trigram(tokens: Float[Tensor, "batch length embedding"]) -> Float[Tensor, "batch length 3*embedding"]:
     """``[e_{t+1}; e_t; e_{t-1}]``, zeros beyond the ends."""
-    following, previous = F.pad(tokens[:, 1:], (0, 0, 0, 1)), F.pad(tokens[:, :-1], (0, 0, 1, 0))
-    return torch.cat([following, tokens, previous], dim=2)
+    following, previous = F.pad(tokens[:, 1:], (0, 0, 0, 1)), F.pad(tokens[:, :-1], (0, 0, 1, 0))  # eq: trigram
+    return torch.cat([following, tokens, previous], dim=2)  # eq: trigram
 
 
 class MobileBertEmbeddings(TextEmbeddings):
@@ -164,9 +164,10 @@ class MobileBertEmbeddings(TextEmbeddings):
         inputs_embeds: Float[Tensor, "batch length embedding"] | None = None,
     ) -> Float[Tensor, "batch length hidden"]:
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, embedding)
-        x = self.context(tokens)  # (batch, length, 3 · embedding)
-        x = x if self.projection is None else self.projection(x)  # (batch, length, hidden)
-        return self.dropout(self.norm(x + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)))
+        x = self.context(tokens)  # (batch, length, 3 · embedding)  # eq: embeddings
+        x = x if self.projection is None else self.projection(x)  # (batch, length, hidden)  # eq: embeddings
+        x = x + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)  # eq: embeddings
+        return self.dropout(self.norm(x))  # eq: embeddings
 
 
 class Bottleneck(nn.Module):
@@ -180,7 +181,7 @@ class Bottleneck(nn.Module):
         self.norm = norm
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows bottleneck"]:
-        return self.norm(self.dense(x))
+        return self.norm(self.dense(x))  # eq: bottleneck
 
 
 class StackedBlock(nn.Module):
@@ -218,9 +219,9 @@ class StackedBlock(nn.Module):
         self, a: Float[Tensor, "*rows hidden"], dropout: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "*rows hidden"]:
         """The feed-forwards, one after the other; dropout only at the last."""
-        for feed_forward, norm in zip(self.inner_feed_forwards, self.inner_feed_forward_norms, strict=True):
+        for feed_forward, norm in zip(self.inner_feed_forwards, self.inner_feed_forward_norms, strict=True):  # eq: feed
             a = post_norm(a, feed_forward, norm, identity)
-        return post_norm(a, self.feed_forward, self.feed_forward_norm, dropout)
+        return post_norm(a, self.feed_forward, self.feed_forward_norm, dropout)  # eq: feed
 
 
 class BottleneckBlock(StackedBlock):
@@ -240,19 +241,21 @@ class BottleneckBlock(StackedBlock):
         )
 
     def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
-        r = self.input_bottleneck(x)  # (..., bottleneck)
-        query, value = self.attended(x, r)
-        a = post_norm(
+        r = self.input_bottleneck(x)  # (..., bottleneck)  # eq: block
+        query, value = self.attended(x, r)  # eq: block
+        a = post_norm(  # eq: block
             r, lambda _: self.attention(query, query, value, mask, bias, trace), self.attention_norm, identity
         )  # (..., bottleneck)
-        out = self.output_bottleneck
-        return post_norm(x, lambda _: out.dense(self.feed(a, identity)), out.norm, self.dropout)  # (..., hidden)
+        out = self.output_bottleneck  # eq: back
+        return post_norm(  # eq: back
+            x, lambda _: out.dense(self.feed(a, identity)), out.norm, self.dropout
+        )  # (..., hidden)
 
     def attended(
         self, x: Float[Tensor, "*rows hidden"], r: Float[Tensor, "*rows bottleneck"]
     ) -> tuple[Float[Tensor, "*rows query_size"], Float[Tensor, "*rows value_size"]]:
         """What query and key read, and what value reads."""
-        return x, x
+        return x, x  # eq: wirings
 
 
 class NarrowAttentionBlock(BottleneckBlock):
@@ -264,7 +267,7 @@ class NarrowAttentionBlock(BottleneckBlock):
     def attended(
         self, x: Float[Tensor, "*rows hidden"], r: Float[Tensor, "*rows bottleneck"]
     ) -> tuple[Float[Tensor, "*rows query_size"], Float[Tensor, "*rows value_size"]]:
-        return r, r
+        return r, r  # eq: wirings
 
 
 class SharedKeyQueryBlock(BottleneckBlock):
@@ -288,7 +291,7 @@ class SharedKeyQueryBlock(BottleneckBlock):
     def attended(
         self, x: Float[Tensor, "*rows hidden"], r: Float[Tensor, "*rows bottleneck"]
     ) -> tuple[Float[Tensor, "*rows query_size"], Float[Tensor, "*rows value_size"]]:
-        return self.key_query_bottleneck(x), x
+        return self.key_query_bottleneck(x), x  # eq: shared
 
 
 class SplitMaskedLMHead(nn.Module):
@@ -316,11 +319,11 @@ class SplitMaskedLMHead(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary embedding"]
     ) -> Float[Tensor, "*rows vocabulary"]:
-        x = self.norm(self.activation(self.dense(hidden)))
-        words = F.linear(
+        x = self.norm(self.activation(self.dense(hidden)))  # eq: words
+        words = F.linear(  # eq: words
             x[..., : self.embedding_size], table if self.decoder is None else self.decoder.weight, self.bias
         )
-        return words if self.extra is None else words + self.extra(x[..., self.embedding_size :])
+        return words if self.extra is None else words + self.extra(x[..., self.embedding_size :])  # eq: words
 
 
 def block_class(c: MobileBertConfig) -> type[StackedBlock]:

@@ -57,7 +57,7 @@ class RemBertConfig(Config):
 
 class RemBert(TextEncoder):
     Config = RemBertConfig
-    heads = {
+    heads = {  # eq: words
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.output_embedding_size, c.vocab_size, c.activation, c.norm_eps, tied=False
         ),
@@ -67,7 +67,7 @@ class RemBert(TextEncoder):
     def __init__(self, config: RemBertConfig) -> None:
         super().__init__(config)
         c = config
-        self.embeddings = TextEmbeddings(
+        self.embeddings = TextEmbeddings(  # eq: embedding
             c.vocab_size,
             c.embedding_size,
             c.max_positions,

@@ -100,8 +100,8 @@ class RobertaEmbeddings(TextEmbeddings):
             )
         if position_ids is None:
             position_ids = self.count(input_ids, tokens)
-        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)
-        return self.dropout(self.norm(x))
+        x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)  # eq: embedding
+        return self.dropout(self.norm(x))  # eq: embedding
 
     def count(
         self, input_ids: Int[Tensor, "batch length"] | None, tokens: Float[Tensor, "batch length hidden"]
@@ -109,11 +109,11 @@ class RobertaEmbeddings(TextEmbeddings):
         """``pad + #{s <= t : x_s is not padding}``, behind a prefix so much further, and ``pad`` at padding."""
         if input_ids is None:
             return torch.arange(1, 1 + tokens.shape[1], device=tokens.device)[None] + self.first_position + self.padding
-        real = (input_ids != self.padding).long()
-        return (real.cumsum(1) + self.first_position) * real + self.padding
+        real = (input_ids != self.padding).long()  # eq: positions
+        return (real.cumsum(1) + self.first_position) * real + self.padding  # eq: positions
 
 
-def classification_head(c: RobertaConfig, num_labels: int) -> nn.Module:
+def classification_head(c: RobertaConfig, num_labels: int) -> nn.Module:  # eq: label
     """What stands above the first token's state in fine-tuning."""
     return ClassificationHead(
         c.hidden_size, num_labels, "tanh", c.dropout if c.classifier_dropout is None else c.classifier_dropout
@@ -122,7 +122,7 @@ def classification_head(c: RobertaConfig, num_labels: int) -> nn.Module:
 
 class Roberta(TextEncoder):
     Config = RobertaConfig
-    heads = {
+    heads = {  # eq: words
         "masked_lm": lambda c: MaskedLMHead(
             c.hidden_size, c.hidden_size, c.vocab_size, "gelu", c.norm_eps, tied=c.tie_word_embeddings
         )

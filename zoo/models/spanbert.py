@@ -86,16 +86,18 @@ class SpanBoundaryHead(nn.Module):
                     f"the boundaries of spans must lie in the text, at places 0..{hidden.shape[1] - 1}, got {outside}"
                 )
         width = hidden.shape[2]
-        ends = hidden.gather(1, pairs.flatten(1).unsqueeze(2).expand(-1, -1, width))  # (batch, 2 · spans, hidden)
-        ends = rearrange(ends, "batch (spans ends) hidden -> batch spans 1 (ends hidden)", ends=2)
-        places = self.position.weight.expand(*ends.shape[:2], -1, -1)  # (batch, spans, places, position size)
-        x = torch.cat([ends.expand(-1, -1, places.shape[2], -1), places], 3)
-        x = self.first_norm(self.activation(self.first(x)))
-        x = self.second_norm(self.activation(self.second(x)))
-        return F.linear(x, table, self.bias)
+        # (batch, 2 · spans, hidden)
+        ends = hidden.gather(1, pairs.flatten(1).unsqueeze(2).expand(-1, -1, width))  # eq: sbo
+        ends = rearrange(ends, "batch (spans ends) hidden -> batch spans 1 (ends hidden)", ends=2)  # eq: sbo
+        # (batch, spans, places, position size)
+        places = self.position.weight.expand(*ends.shape[:2], -1, -1)  # eq: sbo
+        x = torch.cat([ends.expand(-1, -1, places.shape[2], -1), places], 3)  # eq: sbo
+        x = self.first_norm(self.activation(self.first(x)))  # eq: sbo
+        x = self.second_norm(self.activation(self.second(x)))  # eq: sbo
+        return F.linear(x, table, self.bias)  # eq: sbo
 
 
 class SpanBert(Bert):
     Config = SpanBertConfig
     heads = {**Bert.heads, "span_boundary": SpanBoundaryHead}
-    pretraining = (MASKED_LM, SPAN_BOUNDARY, replace(NEXT_SENTENCE, optional=True))
+    pretraining = (MASKED_LM, SPAN_BOUNDARY, replace(NEXT_SENTENCE, optional=True))  # eq: terms

@@ -133,7 +133,7 @@ class ViLBertConfig(Config):
                 raise ConfigError(f"{name}={at} must rise and lie in 0..{layers}, which is behind the last block")
 
     @property
-    def schedule(self) -> tuple[Step, ...]:
+    def schedule(self) -> tuple[Step, ...]:  # eq: schedule
         """Which block runs when, on which streams."""
         steps = interleaved(
             {
@@ -164,7 +164,7 @@ class TaskEmbeddings(TextEmbeddings):
         if self.task is None:
             if task_type_ids is not None:
                 raise InputError("this model has no task tokens (config.num_tasks = 0); leave task_type_ids out")
-            return self.dropout(self.norm(x))
+            return self.dropout(self.norm(x))  # eq: text-norm
         if task_type_ids is None:
             raise InputError(
                 "this model was trained with task tokens; give task_type_ids (batch,) in "
@@ -172,8 +172,8 @@ class TaskEmbeddings(TextEmbeddings):
             )
         ids = task_type_ids.reshape(-1, 1)
         ids = check_ids(ids, self.task.num_embeddings, "task_type_ids")
-        rows = self.task(ids).expand(x.shape[0], -1, -1)  # (batch, 1, hidden)
-        return self.dropout(self.norm(torch.cat([x[:, :1], rows, x[:, 1:]], 1)))
+        rows = self.task(ids).expand(x.shape[0], -1, -1)  # (batch, 1, hidden)  # eq: task
+        return self.dropout(self.norm(torch.cat([x[:, :1], rows, x[:, 1:]], 1)))  # eq: task
 
 
 class RegionEmbeddings(nn.Module):
@@ -190,7 +190,7 @@ class RegionEmbeddings(nn.Module):
         self, features: Float[Tensor, "batch regions visual_size"], boxes: Float[Tensor, "batch regions box_size"]
     ) -> Float[Tensor, "batch regions hidden"]:
         dtype = self.features.weight.dtype
-        return self.dropout(self.norm(self.features(features.to(dtype)) + self.boxes(boxes.to(dtype))))
+        return self.dropout(self.norm(self.features(features.to(dtype)) + self.boxes(boxes.to(dtype))))  # eq: image
 
 
 class GatedAttention(Attention):
@@ -206,12 +206,12 @@ class GatedAttention(Attention):
     def gated(
         self, x: Float[Tensor, "*rows hidden"], summary: Float[Tensor, "batch gate_size"], run: Run
     ) -> Float[Tensor, "*rows hidden"]:
-        def along_rows(gate: Tensor) -> Tensor:
+        def along_rows(gate: Tensor) -> Tensor:  # eq: gate
             each = (1 + torch.sigmoid(gate)).unsqueeze(1)  # (batch, 1, hidden)
             return carried(each.expand(*run.padding.grid, -1), None, run.padding)
 
-        q = (self.query(x) * along_rows(self.query_gate(summary))).unflatten(-1, (-1, self.head_size))
-        k = (self.key(x) * along_rows(self.key_gate(summary))).unflatten(-1, (-1, self.head_size))
+        q = (self.query(x) * along_rows(self.query_gate(summary))).unflatten(-1, (-1, self.head_size))  # eq: gate
+        k = (self.key(x) * along_rows(self.key_gate(summary))).unflatten(-1, (-1, self.head_size))  # eq: gate
         v = self.value(x).unflatten(-1, (-1, self.head_size))
         return self.output(self.attend(q, k, v, run.mask, None, run.trace).flatten(-2))
 
@@ -224,7 +224,8 @@ class GatedBlock(EncoderBlock):
     attention: GatedAttention
 
     def forward(self, x: Rows, other: SourceRows, run: Run, other_run: Run) -> Rows:  # type: ignore[override]
-        mean = pool(carried(other, other_run.padding, None), other_run.padding.real, "mean")  # (batch, gate size)
+        # (batch, gate size)
+        mean = pool(carried(other, other_run.padding, None), other_run.padding.real, "mean")  # eq: gate-mean
         x = self.residual(x, lambda y: self.attention.gated(y, mean, run), self.attention_norm, self.dropout)
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
@@ -292,7 +293,7 @@ class ViLBert(VisionLanguageModel):
         "image_text_matching": lambda c: nn.Linear(c.co_hidden_size, 2),
     }
     pretraining = (MASKED_WORDS, MASKED_REGION, IMAGE_TEXT_MATCHING)
-    task_heads = {
+    task_heads = {  # eq: answers
         "visual_question_answering": lambda c, n: AnswerHead(c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }
@@ -354,7 +355,9 @@ class ViLBert(VisionLanguageModel):
         if visual_features is None or visual_boxes is None:
             raise InputError("this model reads pictures: give visual_features and visual_boxes")
         text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
-        text = text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
+        text = (  # eq: text
+            text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
+        )
         batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
         check_features(visual_features, batch, self.config.visual_size, "visual_features")
         check_features(visual_boxes, batch, self.config.box_size, "visual_boxes")
@@ -384,7 +387,7 @@ class ViLBert(VisionLanguageModel):
         self, text: Float[Tensor, "batch pooled"], image: Float[Tensor, "batch pooled"]
     ) -> Float[Tensor, "batch pooled"]:
         """The product or the sum of the pooled vectors."""
-        return text * image if self.config.fusion == "mul" else text + image
+        return text * image if self.config.fusion == "mul" else text + image  # eq: fused
 
     def paired(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
         """The streams run apart until they first meet; there one text, or with ``all_pairs`` each,

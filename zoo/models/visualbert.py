@@ -107,8 +107,8 @@ class JointEmbeddings(TextEmbeddings):
         alignment: Int[Tensor, "batch regions words"] | None,
     ) -> Float[Tensor, "batch joint_length hidden"]:
         """The text's sum, then the regions'."""
-        parts = [text] if features is None else [text, self.regions(features, segments, alignment)]
-        return self.dropout(self.norm(torch.cat(parts, 1)))
+        parts = [text] if features is None else [text, self.regions(features, segments, alignment)]  # eq: joint
+        return self.dropout(self.norm(torch.cat(parts, 1)))  # eq: joint
 
     def regions(
         self,
@@ -116,10 +116,10 @@ class JointEmbeddings(TextEmbeddings):
         segments: Int[Tensor, "batch regions"] | None,
         alignment: Int[Tensor, "batch regions words"] | None,
     ) -> Float[Tensor, "batch regions hidden"]:
-        x = (
+        x = (  # eq: regions
             self.visual_projection(features.to(self.visual_projection.weight.dtype)) + self.visual_position.weight[0]
         )  # (batch, regions, hidden)
-        if segments is None:
+        if segments is None:  # eq: regions
             x = x + self.visual_segment.weight[self.default_segment]
         else:
             same_shape(segments, x, "visual_token_type_ids", "regions")
@@ -136,9 +136,9 @@ class JointEmbeddings(TextEmbeddings):
             raise InputError(f"{name} must be a tensor of (batch, regions, words), got {got}")
         real = alignment >= 0
         words = check_ids(alignment.clamp(min=0).flatten(1), self.position.num_embeddings, name)
-        positions = self.position(words.unflatten(1, alignment.shape[1:]))  # (batch, regions, words, hidden)
-        positions = positions.masked_fill(~real.unsqueeze(3), 0)
-        return positions.sum(2) / real.sum(2, keepdim=True).clamp(min=1)
+        positions = self.position(words.unflatten(1, alignment.shape[1:]))  # (batch, regions, words, hidden)  # eq: vcr
+        positions = positions.masked_fill(~real.unsqueeze(3), 0)  # eq: vcr
+        return positions.sum(2) / real.sum(2, keepdim=True).clamp(min=1)  # eq: vcr
 
 
 class VisualBert(VisionLanguageModel):
@@ -188,7 +188,9 @@ class VisualBert(VisionLanguageModel):
         stand first. The other arguments are BERT's.
         """
         text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
-        text = text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
+        text = (  # eq: text
+            text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
+        )
         if visual_features is not None:
             check_features(visual_features, text.shape[0], self.config.visual_size, "visual_features")
         x = self.embeddings.join(text, visual_features, visual_token_type_ids, image_text_alignment)
@@ -198,11 +200,11 @@ class VisualBert(VisionLanguageModel):
         kept = output_hidden_states, output_attentions
         joint = Run(x, mask, None, *kept)  # (batch, length + regions, hidden)
         if self.joining is None:
-            encoded = joint.encoded(joint.through(self.encoder), self.pooler)
+            encoded = joint.encoded(joint.through(self.encoder), self.pooler)  # eq: encoder
             return Joint(**vars(encoded), text_length=length)
-        words = Run(x[:, :length], attention_mask, lengths, *kept)
-        joint = Run(torch.cat([words.through(self.encoder), x[:, length:]], 1), mask, None, *kept)
-        encoded = joint.encoded(joint.through(self.joining), self.pooler)
+        words = Run(x[:, :length], attention_mask, lengths, *kept)  # eq: bypass
+        joint = Run(torch.cat([words.through(self.encoder), x[:, length:]], 1), mask, None, *kept)  # eq: bypass
+        encoded = joint.encoded(joint.through(self.joining), self.pooler)  # eq: bypass
         states, maps = encoded.hidden_states, encoded.attentions
         states = None if states is None else (*(words.hidden_states or ()), *states[1:])
         maps = None if maps is None else (*(words.attentions or ()), *maps)
@@ -234,8 +236,10 @@ class VisualBert(VisionLanguageModel):
 
     def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Float[Tensor, "batch hidden"]:
         """The word before the closing [SEP], where the authors put a [MASK]."""
-        real = self.padding_of("words", given, encoded).real
-        return before_last(encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length])
+        real = self.padding_of("words", given, encoded).real  # eq: answer
+        return before_last(  # eq: answer
+            encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length]
+        )
 
     def word_mask(self, given: Mapping[str, Any], encoded: Joint) -> tuple[Tensor | None, None]:
         batch, total = encoded.last_hidden_state.shape[:2]

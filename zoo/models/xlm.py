@@ -134,15 +134,15 @@ class XlmEmbeddings(TextEmbeddings):
     ) -> Float[Tensor, "batch length hidden"]:
         """As `TextEmbeddings`, and ``language_ids`` as `LanguageEmbedding` takes them."""
         tokens = self.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
-        x = tokens + self.positions(position_ids, tokens) + self.segments(token_type_ids, tokens)
+        x = tokens + self.positions(position_ids, tokens) + self.segments(token_type_ids, tokens)  # eq: embedding
         if self.language is None:
             ignore_languages(language_ids)
         else:
-            x = x + self.language(language_ids, tokens)
-        return self.dropout(self.norm(x))
+            x = x + self.language(language_ids, tokens)  # eq: embedding
+        return self.dropout(self.norm(x))  # eq: embedding
 
 
-def zero_padding(x: Rows, mask: Mask) -> Rows:
+def zero_padding(x: Rows, mask: Mask) -> Rows:  # eq: block
     """``1[real] · x``: rows of padding become zeros. A packed batch has none of them."""
     return x if mask.keys is None else x.masked_fill(~mask.keys.unsqueeze(2), 0)
 
@@ -151,7 +151,7 @@ class XlmBlock(EncoderBlock):
     """BERT's block, after which rows of padding are zeros."""
 
     def forward(self, x: Rows, mask: Mask, bias: Bias | None = None, trace: Trace | None = None) -> Rows:
-        return zero_padding(super().forward(x, mask, bias, trace), mask)
+        return zero_padding(super().forward(x, mask, bias, trace), mask)  # eq: block
 
 
 def xlm_block(c: XlmConfig) -> XlmBlock:
@@ -198,6 +198,6 @@ class Xlm(TextEncoder):
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, language_ids)
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
-        run.x = zero_padding(run.x, run.mask)
-        x = run.through(self.encoder, causal() if self.config.causal else None)
+        run.x = zero_padding(run.x, run.mask)  # eq: embedding
+        x = run.through(self.encoder, causal() if self.config.causal else None)  # eq: causal
         return run.encoded(x, self.pooler)

@@ -30,7 +30,7 @@ class XlmRobertaXlConfig(RobertaConfig):
     intermediate_size: int = 10_240
 
 
-def pre_norm_block(c: RobertaConfig) -> EncoderBlock:
+def pre_norm_block(c: RobertaConfig) -> EncoderBlock:  # eq: block
     """BERT's operations with the norm before each."""
     return EncoderBlock(
         Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
@@ -49,7 +49,7 @@ class XlmRobertaXl(TextEncoder):
 
     def __init__(self, config: XlmRobertaXlConfig) -> None:
         super().__init__(config)
-        self.embeddings = RobertaEmbeddings(config, nn.Identity())
+        self.embeddings = RobertaEmbeddings(config, nn.Identity())  # eq: embedding
         self.encoder = Stack([pre_norm_block(config) for _ in range(config.num_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)  # eq: norm
         self.pooler = FirstTokenPooler(config.hidden_size) if config.pooler else None

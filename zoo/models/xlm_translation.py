@@ -59,7 +59,7 @@ class XlmDecoderBlock(DecoderBlock):
     """The original Transformer's decoder block, after which rows of padding are zeros."""
 
     def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Rows:
-        return zero_padding(super().forward(x, memory, mask, memory_mask, trace), mask)
+        return zero_padding(super().forward(x, memory, mask, memory_mask, trace), mask)  # eq: decoder-block
 
 
 def decoder_block(c: XlmConfig) -> XlmDecoderBlock:
@@ -117,7 +117,7 @@ class XlmTranslation(Xlm):
         self.decoder = XlmDecoder(config)
 
     @property
-    def output_table(self) -> Float[Tensor, "vocabulary hidden"]:
+    def output_table(self) -> Float[Tensor, "vocabulary hidden"]:  # eq: words
         """The token table that word scores are taken with."""
         return self.decoder.embeddings.token.weight
 
@@ -164,7 +164,7 @@ class XlmTranslation(Xlm):
         output_attentions: Wanted = False,
     ) -> Encoded:
         """What the first XLM reads."""
-        return Xlm.forward(
+        return Xlm.forward(  # eq: memory
             self,
             input_ids,
             attention_mask,
@@ -191,5 +191,5 @@ class XlmTranslation(Xlm):
         kept = output_hidden_states, output_attentions
         source = Run(memory, attention_mask, None, *kept)
         target = Run(x, decoder_attention_mask, None, *kept, name="decoder_attention_mask")
-        x = target.across(self.decoder, source, causal())  # (batch, target length, hidden)
+        x = target.across(self.decoder, source, causal())  # (batch, target length, hidden)  # eq: decoder
         return Seq2Seq(x, target.hidden_states, target.attentions, target.cross_attentions)

@@ -82,7 +82,7 @@ class NGramEmbeddings(nn.Module):
             return self.dropout(self.norm(grams + self.segment.weight[0]))
         same_shape(ngram_token_type_ids, grams, "ngram_token_type_ids")
         segments = check_ids(ngram_token_type_ids, self.segment.num_embeddings, "ngram_token_type_ids")
-        return self.dropout(self.norm(grams + self.segment(segments)))
+        return self.dropout(self.norm(grams + self.segment(segments)))  # eq: ngrams
 
 
 class ZenStack(Stack):
@@ -94,7 +94,7 @@ class ZenStack(Stack):
         """What it makes of text and n-grams. ``cover``: 1 where an n-gram covers a character."""
         x, grams = words.enter(), ngrams.enter()
         plan = () if ngram_encoder is None else ngram_encoder.plan
-        for layer, index in enumerate(self.plan):
+        for layer, index in enumerate(self.plan):  # eq: layers
             x = self.blocks[index](x, words.mask, None, words.trace)
             if ngram_encoder is not None and layer < len(plan):
                 grams = ngram_encoder.blocks[plan[layer]](grams, ngrams.mask, None, ngrams.trace)
@@ -173,7 +173,7 @@ def covered(ngram_positions: Tensor | None, shape: tuple[int, int, int]) -> Bool
             f"ngram_positions must be (batch, length, n-grams) = {shape}, 1/True where an n-gram covers a character, "
             f"got {got}"
         )
-    return ngram_positions != 0
+    return ngram_positions != 0  # eq: cover
 
 
 def valid_first(hidden: Float[Tensor, "batch length hidden"], valid: Tensor) -> Float[Tensor, "batch length hidden"]:

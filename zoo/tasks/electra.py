@@ -146,8 +146,8 @@ class ElectraPretraining(nn.Module):
         used = self.masking.used(real)  # (batch, n)
         positions = draws.positions * used
         originals = input_ids.gather(1, positions) * used
-        hidden_at = positions * (draws.keep < MASK_SHARE)
-        masked, _ = write_samples(input_ids, torch.full_like(positions, self.masking.mask_id), hidden_at)
+        hidden_at = positions * (draws.keep < MASK_SHARE)  # eq: masked
+        masked, _ = write_samples(input_ids, torch.full_like(positions, self.masking.mask_id), hidden_at)  # eq: masked
 
         guessed = self.generator.model(masked, attention_mask, token_type_ids)
         states = guessed.last_hidden_state
@@ -155,16 +155,18 @@ class ElectraPretraining(nn.Module):
         words = self.generator.heads["masked_lm"](states, self.generator.token_table)  # (batch, n, vocabulary)
         nll = F.cross_entropy(words.flatten(0, 1), originals.flatten(), reduction="none").unflatten(0, originals.shape)
         weights = used.to(nll.dtype)
-        word_loss = (nll * weights).sum() / (weights.sum() + 1e-6)
+        word_loss = (nll * weights).sum() / (weights.sum() + 1e-6)  # eq: loss
 
-        samples = sample_words(words, draws.noise, self.temperature, originals if self.disallow_correct else None)
-        corrupted, written = write_samples(input_ids, samples, positions)
-        replaced = written & (corrupted != input_ids)
+        never = originals if self.disallow_correct else None
+        samples = sample_words(words, draws.noise, self.temperature, never)  # eq: corrupted
+        corrupted, written = write_samples(input_ids, samples, positions)  # eq: corrupted
+        replaced = written & (corrupted != input_ids)  # eq: corrupted
 
         judged = self.discriminator(corrupted, attention_mask, token_type_ids)
-        token_loss = binary_loss(judged.logits, replaced, real, epsilon=1e-6)
+        token_loss = binary_loss(judged.logits, replaced, real, epsilon=1e-6)  # eq: loss
+        loss = self.weights[0] * word_loss + self.weights[1] * token_loss  # eq: loss
         return ElectraStep(
-            loss=self.weights[0] * word_loss + self.weights[1] * token_loss,
+            loss=loss,
             losses={"masked_lm": word_loss, "replaced_token": token_loss},
             masked_ids=masked,
             positions=positions,
@@ -185,10 +187,10 @@ def sample_words(logits: Tensor, noise: Tensor, temperature: float = 1.0, disall
     """A word from each softmax, by the Gumbel trick: logits and uniform ``noise`` (...,
     vocabulary), ``disallowed`` ids (...) -> (...).
     """
-    scores = logits / temperature
+    scores = logits / temperature  # eq: gumbel
     if disallowed is not None:
         scores = scores - 1000.0 * F.one_hot(disallowed, scores.shape[-1]).to(scores.dtype)
-    return (scores - torch.log(-torch.log(noise + NOISE) + NOISE)).argmax(-1)
+    return (scores - torch.log(-torch.log(noise + NOISE) + NOISE)).argmax(-1)  # eq: gumbel
 
 
 def share_embeddings(generator: Any, discriminator: Any) -> None:

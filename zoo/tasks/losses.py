@@ -34,9 +34,11 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.0) ->
     zeros.
     """
     labels = counted_labels(labels)
-    total = F.cross_entropy(widened(logits.flatten(0, -2)), labels.flatten(), ignore_index=-100, reduction="sum")
-    count = (labels != -100).sum()
-    return total / (count + epsilon if epsilon else count.clamp(min=1))
+    total = F.cross_entropy(  # eq: tokens
+        widened(logits.flatten(0, -2)), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    count = (labels != -100).sum()  # eq: tokens
+    return total / (count + epsilon if epsilon else count.clamp(min=1))  # eq: tokens
 
 
 def label_tensor(labels: Tensor, name: str = "labels") -> Tensor:
@@ -144,8 +146,10 @@ def binary_loss(logits: Tensor, labels: Tensor, real: Tensor | None, epsilon: fl
 def span_boundary_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """The sum over the labels that are not -100, divided by their number plus one."""
     labels = counted_labels(labels)
-    total = F.cross_entropy(widened(scores).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
-    return total / ((labels != -100).sum() + 1)
+    total = F.cross_entropy(  # eq: span-boundary
+        widened(scores).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    return total / ((labels != -100).sum() + 1)  # eq: span-boundary
 
 
 def linking_loss(kind: str, scores: Tensor, ids: Tensor, gold: Tensor, margin: float = 0.2) -> Tensor:
@@ -222,10 +226,10 @@ def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, *, red
         raise TaskError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     labels = counted_labels(labels)
     real = labels != -100
-    surprise = -widened(logits)[real].log_softmax(-1)  # (labels, V)
-    right = surprise.gather(1, labels[real][:, None]).sum()
-    share = smoothing / (logits.shape[-1] - 1)
-    total = (1 - smoothing - share) * right + share * surprise.sum()
+    surprise = -widened(logits)[real].log_softmax(-1)  # (labels, V)  # eq: smoothed
+    right = surprise.gather(1, labels[real][:, None]).sum()  # eq: smoothed
+    share = smoothing / (logits.shape[-1] - 1)  # eq: smoothed
+    total = (1 - smoothing - share) * right + share * surprise.sum()  # eq: smoothed
     return total if reduction == "sum" else total / real.sum().clamp(min=1)
 
 
@@ -280,8 +284,8 @@ def region_loss(
     if target != "contrastive":
         targets = finite_labels(targets.masked_fill(~chosen.unsqueeze(2), 0), "region_targets")  # 0 at padding
     if target == "classes":
-        divergence = F.kl_div(logits.log_softmax(-1), targets, reduction="none").sum(2)
-        return (divergence * chosen).sum() / count
+        divergence = F.kl_div(logits.log_softmax(-1), targets, reduction="none").sum(2)  # eq: region-classes
+        return (divergence * chosen).sum() / count  # eq: region-classes
     if target == "features":
         return (((logits - targets) ** 2).mean(2) * chosen).sum() / count
     if target != "contrastive":

@@ -115,7 +115,7 @@ class Objective(TaskModel):
         if deeper and wanted is not True:
             states = chosen(encoded.hidden_states, wanted, "output_hidden_states") if wanted else None
             encoded = replace(encoded, hidden_states=states)
-        total: Any = sum(losses.values()) if losses else None
+        total: Any = sum(losses.values()) if losses else None  # eq: sum
         return TaskOutput(total, losses=losses, encoded=encoded, scores=scores, **fields)
 
     def loss(
@@ -148,7 +148,7 @@ class Objective(TaskModel):
         found = _loss(term.loss)(name, scores, labels, real, beside)
         weight = self.options[term.weight] if isinstance(term.weight, str) else term.weight
         by_name = found if isinstance(found, Mapping) else {term.name: found}
-        return {name: loss if weight == 1 else weight * loss for name, loss in by_name.items()}
+        return {name: loss if weight == 1 else weight * loss for name, loss in by_name.items()}  # eq: sum
 
     def _labels(self, term: PretrainingTerm, given: Mapping[str, Any]) -> Any:
         own, name = given.get(term.labels), term.labels

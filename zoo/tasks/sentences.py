@@ -110,11 +110,11 @@ class SentenceEmbedding(TaskModel):
         given = self.given(inputs, named)
         encoded = self.model(**given)
         real = self.model.padding_of("text", given, encoded, pack=False).real
-        vector = pool(encoded.last_hidden_state, real, self.options["pooling"])
+        vector = pool(encoded.last_hidden_state, real, self.options["pooling"])  # eq: sentence
         if EMBEDDING_HEAD in self.heads:
             for layer in self.heads[EMBEDDING_HEAD]:  # type: ignore[attr-defined]
                 vector = layer(vector)
-        return TaskOutput(
+        return TaskOutput(  # eq: sentence
             embedding=F.normalize(vector, dim=1) if self.options["normalize"] else vector, encoded=encoded
         )
 

@@ -47,8 +47,8 @@ class OffRamp(nn.Module):
 
     def forward(self, first: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, hidden) -> logits (rows, labels) and the pooled vector (rows, hidden)."""
-        pooled = self.pooler.transform(first)
-        return self.classifier(self.dropout(pooled)), pooled
+        pooled = self.pooler.transform(first)  # eq: off-ramp
+        return self.classifier(self.dropout(pooled)), pooled  # eq: off-ramp
 
 
 class ExitRule:
@@ -74,7 +74,7 @@ class EntropyBelow(ExitRule):
 
     def leaves(self, layer: int, logits: Tensor, rows: Tensor) -> Tensor:
         limit = self.thresholds if isinstance(self.thresholds, int | float) else self.thresholds[layer]
-        return entropy(logits) < limit
+        return entropy(logits) < limit  # eq: entropy
 
 
 class Agreement(ExitRule):
@@ -91,13 +91,13 @@ class Agreement(ExitRule):
         if self.said is None or self.times is None:
             self.said, self.times = now.clone(), torch.zeros_like(now)
             return self.times >= self.patience
-        same = self.said[rows] == now
-        self.times[rows] = torch.where(same, self.times[rows] + 1, 0)
+        same = self.said[rows] == now  # eq: patience
+        self.times[rows] = torch.where(same, self.times[rows] + 1, 0)  # eq: patience
         self.said[rows] = now
-        return self.times[rows] >= self.patience
+        return self.times[rows] >= self.patience  # eq: patience
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Tensor) -> Tensor:  # eq: entropy
     """-Σ p ln p of the softmax in nats, (rows, labels) -> (rows,); 0 where a probability is 1."""
     p = logits.softmax(-1)
     return -torch.special.xlogy(p, p).sum(-1)

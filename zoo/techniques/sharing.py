@@ -88,7 +88,7 @@ class Sharing(Technique):
         count = min(self.groups, len(blocks))
         groups: list[list[nn.Module]] = [[] for _ in range(count)]
         for layer, block in enumerate(blocks):
-            groups[layer * count // len(blocks)].append(block)
+            groups[layer * count // len(blocks)].append(block)  # eq: groups
         return groups
 
     def _parts(self, block: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -238,16 +238,16 @@ def factors(table: Tensor, size: int) -> tuple[Tensor, Tensor, float]:
     """``table ≈ left · rightᵀ`` of rank ``size``: left (rows, size), right (width, size), and the
     share of the squared norm kept.
     """
-    u, s, v = torch.linalg.svd(table.detach().double(), full_matrices=False)
+    u, s, v = torch.linalg.svd(table.detach().double(), full_matrices=False)  # eq: svd
     squares = s.square()
     kept = float(squares[:size].sum() / squares.sum().clamp(min=torch.finfo(s.dtype).tiny))
     left, right = table.new_zeros(table.shape[0], size), table.new_zeros(table.shape[1], size)
     rank = min(size, len(s))
-    left[:, :rank], right[:, :rank] = (u[:, :rank] * s[:rank]).to(table.dtype), v[:rank].T.to(table.dtype)
+    left[:, :rank], right[:, :rank] = (u[:, :rank] * s[:rank]).to(table.dtype), v[:rank].T.to(table.dtype)  # eq: svd
     return left, right, kept
 
 
-def borrow(holder: nn.Module, name: str, part: nn.Module) -> None:
+def borrow(holder: nn.Module, name: str, part: nn.Module) -> None:  # eq: groups
     """Let ``holder.name`` be a part that another module owns; what stood there goes.
 
     Nothing is registered a second time: the part's tensors have the owner's names alone, and

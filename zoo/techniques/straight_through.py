@@ -7,4 +7,4 @@ from torch import Tensor
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """``value`` forward, in the dtype of ``x``; the gradient is that of ``x``."""
-    return value.detach().to(x.dtype) + (x - x.detach())  # exactly ``value``: the difference is zero
+    return value.detach().to(x.dtype) + (x - x.detach())  # exactly ``value``: the difference is zero  # eq: gradient

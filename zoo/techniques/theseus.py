@@ -54,7 +54,7 @@ class Replacing(Extension):
                 if self.training
                 else (1,) * len(self.plan)
             )
-        for successor, group, drawn in zip(self.plan, self.groups, draws, strict=True):
+        for successor, group, drawn in zip(self.plan, self.groups, draws, strict=True):  # eq: replacement
             for index in (successor,) if drawn else group:
                 x = self.blocks[index](x, mask, bias, trace)
                 if trace is not None and not isinstance(self.blocks[index], Stack):
@@ -205,7 +205,7 @@ class LinearReplacement(ConstantReplacement):
 
     def step(self) -> float:
         self.count += 1
-        self._set(min(self.rise * self.count + self.base, 1.0))
+        self._set(min(self.rise * self.count + self.base, 1.0))  # eq: linear-rate
         return self.rate
 
 

@@ -112,9 +112,9 @@ class Regions:
         (UNITER): these four, width, height and their product.
         """
         x = self.shares()
-        wide, high = x[..., 2] - x[..., 0], x[..., 3] - x[..., 1]
+        wide, high = x[..., 2] - x[..., 0], x[..., 3] - x[..., 1]  # eq: box
         if numbers == 5:
-            x = torch.cat([x, (wide * high).unsqueeze(-1)], -1)
+            x = torch.cat([x, (wide * high).unsqueeze(-1)], -1)  # eq: box
         elif numbers == 7:
             x = torch.cat([x, torch.stack([wide, high, wide * high], -1)], -1)
         elif numbers != 4:

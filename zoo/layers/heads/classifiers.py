@@ -20,7 +20,7 @@ class ClassificationHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows labels"]:
-        return self.output(self.dropout(self.activation(self.dense(x))))
+        return self.output(self.dropout(self.activation(self.dense(x))))  # eq: label
 
 
 class AnswerHead(nn.Module):
@@ -36,7 +36,7 @@ class AnswerHead(nn.Module):
         self.activation = activation(activation_name)
 
     def forward(self, x: Float[Tensor, "*rows input_size"]) -> Float[Tensor, "*rows labels"]:
-        return self.output(self.norm(self.activation(self.dense(x))))
+        return self.output(self.norm(self.activation(self.dense(x))))  # eq: answers
 
 
 class TransformHead(nn.Module):

@@ -39,4 +39,4 @@ class RegionToPhraseHead(nn.Module):
     def forward(
         self, phrases: Float[Tensor, "batch phrases hidden"], regions: Float[Tensor, "batch regions hidden"]
     ) -> Float[Tensor, "batch phrases regions"]:
-        return torch.einsum("bph,brh->bpr", self.query(phrases), self.key(regions)) * self.scale
+        return torch.einsum("bph,brh->bpr", self.query(phrases), self.key(regions)) * self.scale  # eq: phrases

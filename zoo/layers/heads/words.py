@@ -43,8 +43,8 @@ class MaskedLMHead(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary output_size"]
     ) -> Float[Tensor, "*rows vocabulary"]:
-        x = self.norm(self.activation(self.dense(hidden)))
-        return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)
+        x = self.norm(self.activation(self.dense(hidden)))  # eq: masked-lm
+        return F.linear(x, table if self.decoder is None else self.decoder.weight, self.bias)  # eq: masked-lm
 
 
 class WordPredictorSizes(Protocol):
@@ -83,7 +83,7 @@ class TableHead(nn.Module):
     def init_parameters(self, std: float, generator: object = None) -> None:
         self.bias.zero_()
 
-    def forward(
+    def forward(  # eq: table
         self, hidden: Float[Tensor, "*rows hidden"], table: Float[Tensor, "vocabulary hidden"]
     ) -> Float[Tensor, "*rows vocabulary"]:
         return F.linear(hidden, table if self.decoder is None else self.decoder.weight, self.bias)

@@ -20,12 +20,12 @@ def explicit_attention(
     dropout: float,
 ) -> tuple[Queries, Float[Tensor, "batch heads query key"]]:
     """``softmax(q kᵀ · scale + bias) v``, and the probabilities; allowed: True = may look."""
-    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale
+    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale  # eq: attention
     if bias is not None:
         scores = scores + bias
-    if allowed is not None:
+    if allowed is not None:  # eq: allowed
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    probabilities = scores.softmax(-1)
+    probabilities = scores.softmax(-1)  # eq: attention
     if allowed is not None:
         probabilities = probabilities.masked_fill(~allowed, 0)  # exact zeros, also for a query that may see nothing
-    return F.dropout(probabilities, dropout) @ value, probabilities
+    return F.dropout(probabilities, dropout) @ value, probabilities  # eq: attention

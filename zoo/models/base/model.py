@@ -203,9 +203,9 @@ def before_last(
     """The state of the last but one real token: the word before the closing [SEP]."""
     if real is None:
         return states[:, -2]
-    counted = real.cumsum(1)  # 1, 2, ... along the real tokens
-    wanted = (counted[:, -1:] - 1).clamp(min=1)
-    where = ((counted == wanted) & real).int().argmax(1)
+    counted = real.cumsum(1)  # 1, 2, ... along the real tokens  # eq: before-last
+    wanted = (counted[:, -1:] - 1).clamp(min=1)  # eq: before-last
+    where = ((counted == wanted) & real).int().argmax(1)  # eq: before-last
     return states.gather(1, where[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)
 
 

@@ -50,5 +50,5 @@ class TextEncoder(Model):
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
-        x = run.through(self.encoder, norm=self.norm)  # zeros at padding
+        x = run.through(self.encoder, norm=self.norm)  # zeros at padding  # eq: encoder
         return run.encoded(x, self.pooler)

@@ -88,8 +88,8 @@ class Adapter(nn.Module):
     def bottleneck(self, x: Tensor) -> Tensor:
         """``s · A(x)``: (..., size) -> (..., size), without the residual; what fusion reads."""
         x = x if self.input_norm is None else self.input_norm(x)
-        up = self.up(self.activation(self.down(x)))
-        return up * (self.scaling if self.learned_scaling is None else self.learned_scaling)
+        up = self.up(self.activation(self.down(x)))  # eq: bottleneck
+        return up * (self.scaling if self.learned_scaling is None else self.learned_scaling)  # eq: bottleneck
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """``A(x) + residual``; a parallel adapter has no residual of its own."""
@@ -106,7 +106,7 @@ class Adapter(nn.Module):
         if self.wiring.residual_first:
             out = out + residual
         out = out if self.output_norm is None else self.output_norm(out)
-        return out if self.wiring.residual_first else out + residual
+        return out if self.wiring.residual_first else out + residual  # eq: stack
 
 
 class Drawn(nn.Linear):
@@ -179,13 +179,13 @@ class Fusion(nn.Module):
         keys = values
         if self.residual_first:
             values = keys = values + residual.unsqueeze(-2)
-        q = query if self.query is None else self.query(query)
-        k = keys if self.key is None else self.key(keys)
-        scores = F.dropout(torch.einsum("...d,...nd->...n", q, k), self.dropout, self.training)
-        share = (scores / self.temperature).softmax(-1)  # (..., adapters)
+        q = query if self.query is None else self.query(query)  # eq: fusion
+        k = keys if self.key is None else self.key(keys)  # eq: fusion
+        scores = F.dropout(torch.einsum("...d,...nd->...n", q, k), self.dropout, self.training)  # eq: fusion
+        share = (scores / self.temperature).softmax(-1)  # (..., adapters)  # eq: fusion
         if self.value is not None and self.value_first:
             values = self.value(values)
-        out = torch.einsum("...n,...nd->...d", share, values)
+        out = torch.einsum("...n,...nd->...d", share, values)  # eq: fusion
         if self.value is not None and not self.value_first:
             out = self.value(out)
         return out if self.residual_first else out + residual
@@ -236,7 +236,7 @@ class AdaptedNorm(JoiningNorm, Extension):
             for name in active:
                 adapter = self.adapter(name)
                 read, own = self.reads(adapter, x, out, before)
-                out = adapter(read, own)
+                out = adapter(read, own)  # eq: stack
         elif self.how == "average":
             read, own = self.reads(first, x, result, before)
             out = torch.stack(
@@ -248,11 +248,11 @@ class AdaptedNorm(JoiningNorm, Extension):
             read, own = self.reads(last, x, result, before)
             query = result if fusion.query_before_norm and not last.wiring.parallel else read
             out = fusion(query, [self.adapter(name).bottleneck(read) for name in active], own)
-        if last.wiring.parallel:
+        if last.wiring.parallel:  # eq: parallel
             out = out + result
         if not last.wiring.norm_after:
             return out
-        return out + x if before else self(out + x)
+        return out + x if before else self(out + x)  # eq: stack
 
     def adapter(self, name: str) -> Adapter:
         adapter = self.adapters[name]
@@ -263,10 +263,10 @@ class AdaptedNorm(JoiningNorm, Extension):
         """An adapter's input and its own residual."""
         wiring = adapter.wiring
         if wiring.parallel:
-            return x, x
+            return x, x  # eq: parallel
         read = result
         if wiring.norm_before:
-            read = result + x if before else self(result + x)
+            read = result + x if before else self(result + x)  # eq: norm-before
         return read, {"result": result, "sum": result + x, "input": read}[wiring.residual]
 
 
@@ -311,9 +311,9 @@ class Coupling(nn.Module):
         self.g = CouplingNet(self.first, second, activation_name, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
-        one, two = x[..., : self.first], x[..., self.first :]
-        one = one + self.f(two)
-        return torch.cat([one, two + self.g(one)], -1)
+        one, two = x[..., : self.first], x[..., self.first :]  # eq: coupling
+        one = one + self.f(two)  # eq: coupling
+        return torch.cat([one, two + self.g(one)], -1)  # eq: coupling
 
     def inverse(self, y: Tensor) -> Tensor:
         one, two = y[..., : self.first], y[..., self.first :]

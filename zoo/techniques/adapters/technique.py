@@ -25,7 +25,7 @@ from zoo.techniques.adapters import layers as layers
 from zoo.techniques.base import M, PlacedTechnique, Technique, fresh
 
 ROLES = {"attention": "attention-norm", "cross-attention": "cross-attention-norm", "feed-forward": "feed-forward-norm"}
-KINDS: dict[str, dict[str, Any]] = {
+KINDS: dict[str, dict[str, Any]] = {  # eq: kinds
     "houlsby": {"after": ("attention", "feed-forward"), "activation": "silu"},
     "pfeiffer": {"after": ("feed-forward",), "activation": "relu", "norm_before": True},
     "parallel": {

@@ -45,9 +45,9 @@ class AttentionSpan(nn.Module):
 
     def weight(self, distance: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """m(d): distances (...) >= 0 -> (heads, ...), of all heads or of these."""
-        z = self.fraction if heads is None else self.fraction[list(heads)]
+        z = self.fraction if heads is None else self.fraction[list(heads)]  # eq: ramp
         z = z.reshape(-1, *[1] * distance.dim())
-        return ((z * self.limit - distance.to(z.dtype)) / self.ramp + 1).clamp(0, 1)
+        return ((z * self.limit - distance.to(z.dtype)) / self.ramp + 1).clamp(0, 1)  # eq: ramp
 
     def apply_to(self, probabilities: Tensor, *, normalize: bool = True) -> Tensor:
         """(..., heads, queries, keys), the keys from the farthest to the nearest, the nearest at
@@ -60,7 +60,7 @@ class AttentionSpan(nn.Module):
 
     def loss(self) -> Tensor:
         """``coefficient · L · mean(z)``, to be added to the model's own."""
-        return self.coefficient * self.limit * self.fraction.mean()
+        return self.coefficient * self.limit * self.fraction.mean()  # eq: loss
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -104,7 +104,7 @@ class AttentionSpan(nn.Module):
         return max(0, -surplus), max(0, surplus), self.trim
 
 
-def normalized(masked: Tensor) -> Tensor:
+def normalized(masked: Tensor) -> Tensor:  # eq: masked
     """Divided by its sums over keys, 1e-8 added."""
     return masked / (masked.sum(-1, keepdim=True) + 1e-8)
 
@@ -347,7 +347,7 @@ class SpanCore(DenseAttention):
         probabilities = scores.softmax(-1)
         if allowed is not None:
             probabilities = probabilities.masked_fill(~allowed, 0)
-        probabilities = normalized(probabilities * weight)
+        probabilities = normalized(probabilities * weight)  # eq: masked
         return F.dropout(probabilities, dropout) @ v, probabilities
 
     def near(

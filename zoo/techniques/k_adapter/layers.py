@@ -41,7 +41,7 @@ class Tap(nn.Module):
         self.down, self.encoder, self.up = Narrow(hidden_size, size), encoder, Narrow(size, hidden_size)
 
     def forward(self, f: Tensor, mask: Mask) -> Tensor:
-        return f + self.up(self.encoder(self.down(f), mask))
+        return f + self.up(self.encoder(self.down(f), mask))  # eq: taps
 
 
 class KnowledgeAdapter(nn.Module):
@@ -62,9 +62,9 @@ class KnowledgeAdapter(nn.Module):
     def results(self, hidden_states: Sequence[Tensor], mask: Mask) -> tuple[list[Tensor], Tensor]:
         """What each tap gives, and what leaves the adapter: (batch, length, hidden) each."""
         made: list[Tensor] = []
-        last = torch.zeros_like(hidden_states[0])
+        last = torch.zeros_like(hidden_states[0])  # eq: taps
         for count, (tap, at) in enumerate(zip(self.adapters, self.taps, strict=True), 1):
-            last = tap(hidden_states[at] + last, mask)
+            last = tap(hidden_states[at] + last, mask)  # eq: taps
             made.append(last)
             if self.skip and count % self.skip == 0:
                 last = last + made[count // self.skip]
@@ -88,9 +88,9 @@ class KnowledgeFusion(nn.Module):
 
     def forward(self, last: Tensor, results: Mapping[str, Tensor]) -> Tensor:
         if self.how == "add":
-            return last + torch.stack(list(results.values())).sum(0)
-        parts = [self.each[name](torch.cat([last, result], -1)) for name, result in results.items()]
-        return parts[0] if self.joint is None else self.joint(torch.cat(parts, -1))
+            return last + torch.stack(list(results.values())).sum(0)  # eq: added
+        parts = [self.each[name](torch.cat([last, result], -1)) for name, result in results.items()]  # eq: joined
+        return parts[0] if self.joint is None else self.joint(torch.cat(parts, -1))  # eq: joined
 
 
 class WithKnowledge(Extension):

@@ -37,7 +37,7 @@ class LearnedKernel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, size) -> (1, 1, heads, width)."""
-        kernel = self.weight.softmax(-1) if self.softmax else self.weight
+        kernel = self.weight.softmax(-1) if self.softmax else self.weight  # eq: learned
         return F.dropout(kernel, self.dropout, self.training)[None, None]
 
 
@@ -50,8 +50,8 @@ class DynamicKernel(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, size) -> (batch, length, heads, width)."""
-        kernel = super().forward(x).unflatten(2, (self.num_heads, self.width))
-        return F.dropout(kernel.softmax(-1) if self.softmax else kernel, self.dropout, self.training)
+        kernel = super().forward(x).unflatten(2, (self.num_heads, self.width))  # eq: dynamic
+        return F.dropout(kernel.softmax(-1) if self.softmax else kernel, self.dropout, self.training)  # eq: dynamic
 
 
 class Gated(nn.Linear):
@@ -61,7 +61,7 @@ class Gated(nn.Linear):
         super().__init__(size, 2 * size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.glu(super().forward(x), -1)
+        return F.glu(super().forward(x), -1)  # eq: window
 
 
 class LocalConvolution(nn.Module):
@@ -98,17 +98,17 @@ class LocalConvolution(nn.Module):
         """x (batch, length, size); real (batch, length) bool or None -> (batch, length, size)."""
         if real is not None:
             x = x.masked_fill(~real.unsqueeze(2), 0)
-        x = x if self.up is None else self.up(x)
+        x = x if self.up is None else self.up(x)  # eq: window
         if self.clean and real is not None:
             x = x.masked_fill(~real.unsqueeze(2), 0)
         windows = F.pad(x, (0, 0, self.left, self.width - 1 - self.left)).unfold(
             1, self.width, 1
         )  # (batch, length, size, width)
         windows = windows.unflatten(2, (self.kernel.num_heads, -1))  # (batch, length, heads, channels, width)
-        kernel = self.kernel(x)
-        out = torch.einsum("blhk,blhck->blhc", kernel.expand(*windows.shape[:3], -1), windows).flatten(2)
+        kernel = self.kernel(x)  # eq: window
+        out = torch.einsum("blhk,blhck->blhc", kernel.expand(*windows.shape[:3], -1), windows).flatten(2)  # eq: window
         out = out if self.bias is None else out + self.bias
-        return out if self.down is None else self.down(out)
+        return out if self.down is None else self.down(out)  # eq: window
 
 
 class LongShortAttention(nn.Module):
@@ -134,9 +134,9 @@ class LongShortAttention(nn.Module):
         """(batch, length, size), or packed rows, three times the same -> the same shape."""
         if query is not key or key is not value:
             raise InputError("long-short range attention reads one sequence: query, key and value must be the same")
-        long, short = query[..., : self.attention_size], query[..., self.attention_size :]
-        attended = self.attention(long, long, long, mask, bias, trace)
-        if mask.query_rows is None:
+        long, short = query[..., : self.attention_size], query[..., self.attention_size :]  # eq: halves
+        attended = self.attention(long, long, long, mask, bias, trace)  # eq: halves
+        if mask.query_rows is None:  # eq: halves
             return torch.cat([attended, self.convolution(short, mask.keys)], -1)
         rows = mask.query_rows
         return torch.cat([attended, rows.pack(self.convolution(rows.unpack(short), rows.real()))], -1)

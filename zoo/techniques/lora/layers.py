@@ -63,7 +63,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return (
+        return (  # eq: update
             F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.down), self.up, self.up_bias) * self.scale
         )
 
@@ -94,7 +94,7 @@ class Rescaling(nn.Module):
         self.scale.fill_(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
+        return x * self.scale  # eq: rescaled
 
 
 class LowRankUpdated(Extension):
@@ -111,17 +111,17 @@ class LowRankUpdated(Extension):
             update = self.loras[name]
             assert isinstance(update, LowRank)
             if update.magnitude is None:
-                y = y + update(x)
+                y = y + update(x)  # eq: update
             else:
                 weight, bias = self.weight, self.bias
                 assert isinstance(weight, Tensor)
-                share = update.magnitude / row_norms(weight, update)
-                bare = y if bias is None or update.whole else y - bias
-                y = y + (share - 1) * bare + share * update(x)
+                share = update.magnitude / row_norms(weight, update)  # eq: dora
+                bare = y if bias is None or update.whole else y - bias  # eq: dora
+                y = y + (share - 1) * bare + share * update(x)  # eq: dora
         return y
 
 
-def row_norms(weight: Tensor, update: LowRank) -> Tensor:
+def row_norms(weight: Tensor, update: LowRank) -> Tensor:  # eq: dora
     """``‖W + s B A‖`` of each output's row, (out,), without a gradient."""
     delta = update.up @ update.down if update.whole else update.delta()
     return torch.linalg.vector_norm((weight + delta).detach(), dim=1)
@@ -134,8 +134,8 @@ class Rescaled(Extension):
     rescalings: nn.ModuleDict
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        for rescaling in self.rescalings.values():
+        y = super().forward(x)  # eq: rescaled
+        for rescaling in self.rescalings.values():  # eq: rescaled
             y = rescaling(y)
         return y
 
@@ -147,7 +147,7 @@ class InputRescaled(Extension):
     input_rescalings: nn.ModuleDict
 
     def forward(self, x: Tensor) -> Tensor:
-        for rescaling in self.input_rescalings.values():
+        for rescaling in self.input_rescalings.values():  # eq: input-rescaled
             x = rescaling(x)
-        y: Tensor = super().forward(x)
+        y: Tensor = super().forward(x)  # eq: input-rescaled
         return y

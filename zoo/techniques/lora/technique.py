@@ -75,7 +75,7 @@ class LoRA(PlacedTechnique):
     @property
     def scale(self) -> float:
         alpha = self.rank if self.alpha is None else self.alpha
-        return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+        return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)  # eq: scale
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         sites = linear_sites(self, model, self.roles, self.paths)

@@ -55,8 +55,8 @@ class Prefix(nn.Module):
             assert self.table is not None
             assert self.down is not None
             assert self.up is not None
-            inner = self.activation(self.down(self.table.weight))
-            part = F.linear(inner, self.up.weight[start : start + size], self.up.bias[start : start + size])
+            inner = self.activation(self.down(self.table.weight))  # eq: net
+            part = F.linear(inner, self.up.weight[start : start + size], self.up.bias[start : start + size])  # eq: net
         return F.dropout(part, self.dropout, self.training)
 
     def eject(self) -> Tensor:
@@ -79,7 +79,7 @@ class Prefixed(Extension):
             key, value = found.split([heads * key_size, heads * value_size], 1)
             keys.append(rearrange(key, "n (heads size) -> 1 heads n size", heads=heads))
             values.append(rearrange(value, "n (heads size) -> 1 heads n size", heads=heads))
-        front = (torch.cat(keys, 2), torch.cat(values, 2))
+        front = (torch.cat(keys, 2), torch.cat(values, 2))  # eq: front
         out: Tensor = super().forward(q, k, v, replace(args, before=front))
         return out
 

@@ -67,7 +67,7 @@ def head_importance(
                 loss(output).backward()
             for path, seen in contexts.items():
                 if form == "position":
-                    for y in seen:
+                    for y in seen:  # eq: heads
                         assert y.grad is not None
                         totals[path] += (y.detach() * y.grad).sum(-1).abs().flatten(0, -2).sum(0).double().cpu()
                 else:
@@ -85,7 +85,7 @@ def head_importance(
                     factor.grad = None
     if not tokens:
         raise TechniqueError("there were no batches to see importance in")
-    scores = {path: total / tokens for path, total in totals.items()}
+    scores = {path: total / tokens for path, total in totals.items()}  # eq: heads
     if as_published and form == "position":
         last = list(scores)[-1]
         scores[last] = totals[last] / rows

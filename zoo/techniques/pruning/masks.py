@@ -67,7 +67,9 @@ class TopScores(Scores):
     """Movement pruning: the share ``threshold`` of the matrix with the largest scores stays."""
 
     def forward(self) -> Tensor:
-        return straight_through(self.scores, top_mask(self.scores, int(self.threshold * self.scores.numel())))
+        return straight_through(  # eq: top
+            self.scores, top_mask(self.scores, int(self.threshold * self.scores.numel()))
+        )
 
 
 class AboveThreshold(Scores):
@@ -107,10 +109,10 @@ class HardConcrete(Scores):
         """``uniform``: the draws, in (0, 1); drawn anew while training, none needed after."""
         if self.training or uniform is not None:
             u = torch.rand_like(self.scores).clamp(1e-4, 1 - 1e-4) if uniform is None else uniform
-            s = torch.sigmoid((u.log() - (1 - u).log() + self.scores) / TEMPERATURE)
+            s = torch.sigmoid((u.log() - (1 - u).log() + self.scores) / TEMPERATURE)  # eq: hard-concrete
         else:
             s = torch.sigmoid(self.scores)
-        return (s * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+        return (s * (RIGHT - LEFT) + LEFT).clamp(0, 1)  # eq: hard-concrete
 
     def chance_open(self) -> Tensor:
         """The probability that each gate is not 0: its part of the expected L0 norm."""
@@ -131,10 +133,10 @@ class MaskedLayer(Extension):
     weight: nn.Parameter
 
     def masked_weight(self) -> Tensor:
-        return self.weight * self.mask
+        return self.weight * self.mask  # eq: masked
 
     def forward(self, x: Tensor) -> Tensor:
-        return masked_product(self, x, self.masked_weight())
+        return masked_product(self, x, self.masked_weight())  # eq: masked
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -167,7 +169,7 @@ def masked_product(part: Any, x: Tensor, weight: Tensor) -> Tensor:
     """What a linear layer or a table gives with another weight."""
     if isinstance(part, nn.Embedding):
         return F.embedding(x, weight, part.padding_idx)
-    return F.linear(x, weight, part.bias)
+    return F.linear(x, weight, part.bias)  # eq: masked
 
 
 class GatedInput(Extension):
@@ -195,4 +197,4 @@ class GatedOutput(Extension):
         if self.training and "gate" in self._modules:  # the first of them, which owns it
             self.own_gate.draw()
         gate: Tensor = self.own_gate(self.own_gate.draws if self.training else None)
-        return super().forward(x) * gate
+        return super().forward(x) * gate  # eq: hidden-gate

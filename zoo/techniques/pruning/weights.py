@@ -269,7 +269,7 @@ def cubic_sparsity(
     if step < begin:
         return start
     reached = min(begin + (step - begin) // every * every, end)
-    return final + (start - final) * (1 - (reached - begin) / max(end - begin, 1)) ** exponent
+    return final + (start - final) * (1 - (reached - begin) / max(end - begin, 1)) ** exponent  # eq: cubic
 
 
 def threshold_at(

@@ -58,18 +58,18 @@ class Grid:
         """
         grouped = weight.detach().reshape(self.groups(weight.shape), -1)
         if self.symmetric:
-            step = _positive(grouped.abs().amax(1)) / self.top
-            codes = torch.round(grouped / step[:, None]).clamp(-self.top, self.top)
+            step = _positive(grouped.abs().amax(1)) / self.top  # eq: symmetric
+            codes = torch.round(grouped / step[:, None]).clamp(-self.top, self.top)  # eq: symmetric
             return codes.view_as(weight), step, None
-        low, high = grouped.aminmax(dim=1)
-        step = _positive(high - low) / self.top
-        codes = torch.round((grouped - low[:, None]) / step[:, None]).clamp(0, self.top)
+        low, high = grouped.aminmax(dim=1)  # eq: min-max
+        step = _positive(high - low) / self.top  # eq: min-max
+        codes = torch.round((grouped - low[:, None]) / step[:, None]).clamp(0, self.top)  # eq: min-max
         return codes.view_as(weight), step, low
 
     def values(self, codes: Tensor, step: Tensor, low: Tensor | None) -> Tensor:
         """What codes (rows, inputs) stand for."""
-        grouped = codes.reshape(step.shape[0], -1).to(step.dtype) * step[:, None]
-        return (grouped if low is None else grouped + low[:, None]).view_as(codes)
+        grouped = codes.reshape(step.shape[0], -1).to(step.dtype) * step[:, None]  # eq: values
+        return (grouped if low is None else grouped + low[:, None]).view_as(codes)  # eq: values
 
     def rounded(self, weight: Tensor) -> Tensor:
         """The nearest values of the grid, for the gradient as if nothing had been done."""

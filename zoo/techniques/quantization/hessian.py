@@ -43,9 +43,9 @@ def top_eigenvalues(
         value: float | None = None
         for _ in range(steps):
             v = _unit(_without(v, vectors))
-            turned = _product(gradients, parameters, v)
-            new = float(_dot(turned, v))
-            v = _unit(turned)
+            turned = _product(gradients, parameters, v)  # eq: power-iteration
+            new = float(_dot(turned, v))  # eq: power-iteration
+            v = _unit(turned)  # eq: power-iteration
             if value is not None and abs(new - value) <= tolerance * (abs(value) + 1e-6):
                 value = new
                 break
@@ -105,7 +105,9 @@ def sensitivity(
         model.train(was)
     if not any(found.values()):
         raise InputError("sensitivity needs at least one batch")
-    return {depth: abs(statistics.mean(values)) + statistics.pstdev(values) for depth, values in found.items()}
+    return {  # eq: omega
+        depth: abs(statistics.mean(values)) + statistics.pstdev(values) for depth, values in found.items()
+    }
 
 
 def choose_bits(omega: dict[int, float], *, low: int = 2, high: int = 3, share: float = 0.5) -> tuple[int, ...]:

@@ -65,8 +65,8 @@ class MovingRange(Followed):
     def observe(self, x: Tensor) -> None:
         """Follow one training call."""
         if not self.dynamic:
-            now = x.detach().abs().amax().to(self.largest.dtype)
-            moved = torch.where(
+            now = x.detach().abs().amax().to(self.largest.dtype)  # eq: moving
+            moved = torch.where(  # eq: moving
                 self.step == self.start_step, now, self.largest - (1 - self.decay) * (self.largest - now)
             )
             self.largest.copy_(torch.where(self.step < self.start_step, self.largest, moved))

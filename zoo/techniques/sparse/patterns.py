@@ -78,16 +78,16 @@ def _union(one: Columns, two: Columns, length: int) -> list[int]:
     return sorted({*one(length), *two(length)})
 
 
-def _local(width: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+def _local(width: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:  # eq: local
     return (key <= query) & (query - key < width) if causal else (query - key).abs() < width
 
 
-def _strided(stride: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+def _strided(stride: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:  # eq: strided
     seen = (query - key) % stride == 0
     return seen & (key <= query) if causal else seen
 
 
-def _fixed(stretch: int, low: int, high: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+def _fixed(stretch: int, low: int, high: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:  # eq: fixed
     place = key % stretch
     seen = (query // stretch == key // stretch) | ((place >= low) & (place < high))
     return seen & (key <= query) if causal else seen
@@ -99,7 +99,7 @@ def _summary(stretch: int, low: int, high: int, length: int) -> list[int]:
     ]
 
 
-def _windowed(radius: int, tokens: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+def _windowed(radius: int, tokens: int, causal: bool, query: Tensor, key: Tensor) -> Tensor:  # eq: windowed
     seen = ((query - key).abs() <= radius) | (query < tokens) | (key < tokens)
     return seen & (key <= query) if causal else seen
 

@@ -25,9 +25,9 @@ def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1
     else: logits (..., classes).
     """
     _same_shape(student, teacher, "logits")
-    log_student = (student / temperature).log_softmax(-1).flatten(0, -2)
-    log_teacher = (teacher.detach() / temperature).log_softmax(-1).flatten(0, -2)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+    log_student = (student / temperature).log_softmax(-1).flatten(0, -2)  # eq: softened
+    log_teacher = (teacher.detach() / temperature).log_softmax(-1).flatten(0, -2)  # eq: softened
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2  # eq: softened
 
 
 def squared_distance(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -99,14 +99,16 @@ def transfer_losses(
         student, teacher = student_hidden[layer + 1], teacher_hidden[layer + 1].detach()
         _same_shape(student, teacher, f"hidden states of layer {layer}")
         shape = student.shape[-1:]
-        difference = F.layer_norm(student, shape, eps=1e-12) - F.layer_norm(teacher, shape, eps=1e-12)
-        sums["feature_map"].append(gate * difference.square().mean())
-        maps = teacher_scores[layer].detach().softmax(-1) * student_scores[layer].log_softmax(-1)
-        sums["attention"].append(gate * -maps.sum(-1).mean())
+        difference = F.layer_norm(student, shape, eps=1e-12) - F.layer_norm(teacher, shape, eps=1e-12)  # eq: transfer
+        sums["feature_map"].append(gate * difference.square().mean())  # eq: transfer
+        maps = teacher_scores[layer].detach().softmax(-1) * student_scores[layer].log_softmax(-1)  # eq: transfer
+        sums["attention"].append(gate * -maps.sum(-1).mean())  # eq: transfer
         held = teacher if same_layer else everywhere
-        sums["mean"].append(gate * (held.mean(-1) - student.mean(-1)).square().mean())
-        sums["variance"].append(gate * (held.var(-1, correction=0) - student.var(-1, correction=0)).abs().mean())
-    terms = {name: torch.stack(values).sum() * getattr(weights, name) / layers for name, values in sums.items()}
+        sums["mean"].append(gate * (held.mean(-1) - student.mean(-1)).square().mean())  # eq: transfer
+        variances = held.var(-1, correction=0), student.var(-1, correction=0)  # eq: transfer
+        sums["variance"].append(gate * (variances[0] - variances[1]).abs().mean())  # eq: transfer
+    weighed = {name: getattr(weights, name) / layers for name in sums}
+    terms = {name: torch.stack(values).sum() * weighed[name] for name, values in sums.items()}  # eq: transfer
     return torch.stack(list(terms.values())).sum(), terms
 
 
@@ -127,8 +129,8 @@ def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
 
 # --- MiniLM
 
-RELATIONS_V2 = {("query", "query"): 1 / 3, ("key", "key"): 1 / 3, ("value", "value"): 1 / 3}
-RELATIONS_V1 = {("query", "key"): 1.0, ("value", "value"): 1.0}  # in as many heads as the models have
+RELATIONS_V2 = {("query", "query"): 1 / 3, ("key", "key"): 1 / 3, ("value", "value"): 1 / 3}  # eq: pairs
+RELATIONS_V1 = {("query", "key"): 1.0, ("value", "value"): 1.0}  # in as many heads as the models have  # eq: pairs
 
 
 def projections(block: nn.Module, layer_input: Tensor) -> dict[str, Tensor]:
@@ -166,8 +168,10 @@ def relation_loss(
         log_teacher = _relations(teacher[first].detach(), teacher[second].detach(), num_heads, real)
         log_student = _relations(student[first], student[second], num_heads, real)
         both = (real[:, None, :, None] & real[:, None, None, :]).expand_as(log_teacher)
-        divergence = (log_teacher.exp() * (log_teacher - log_student)).masked_fill(~both, 0).sum((1, 2, 3))  # (batch,)
-        total = total + weight * (divergence / (num_heads * counts)).mean()
+        divergence = (  # eq: relation-loss
+            (log_teacher.exp() * (log_teacher - log_student)).masked_fill(~both, 0).sum((1, 2, 3))
+        )  # (batch,)
+        total = total + weight * (divergence / (num_heads * counts)).mean()  # eq: relation-loss
     return total
 
 
@@ -176,8 +180,8 @@ def _relations(a: Tensor, b: Tensor, num_heads: int, real: Tensor) -> Tensor:
     if a.shape[2] % num_heads:
         raise TaskError(f"{num_heads} relation heads do not divide the hidden size {a.shape[2]}")
     a, b = (rearrange(x, "batch length (heads size) -> batch heads length size", heads=num_heads) for x in (a, b))
-    scores = a @ b.transpose(2, 3) / a.shape[3] ** 0.5
-    return scores.masked_fill(~real[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
+    scores = a @ b.transpose(2, 3) / a.shape[3] ** 0.5  # eq: relations
+    return scores.masked_fill(~real[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)  # eq: relations
 
 
 # --- TinyBERT

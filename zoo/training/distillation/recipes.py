@@ -24,7 +24,7 @@ def distilbert_terms() -> list[DistillationTerm]:
     """DistilBERT's triple loss: 5 softened divergence at T = 2, 2 masked words, 1 cosine of the
     last states; for masked-LM models.
     """
-    return [SoftTargets(temperature=2.0, weight=5.0, hard_weight=2.0), LastStates(form="cosine")]
+    return [SoftTargets(temperature=2.0, weight=5.0, hard_weight=2.0), LastStates(form="cosine")]  # eq: distilbert
 
 
 def pkd_terms(

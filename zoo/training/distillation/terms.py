@@ -255,7 +255,7 @@ class HiddenStates(DistillationTerm):
             if self.form == "mse":
                 losses.append(F.mse_loss(student, teacher))
             else:
-                losses.append((1 - F.cosine_similarity(student, teacher, dim=-1)).mean())
+                losses.append((1 - F.cosine_similarity(student, teacher, dim=-1)).mean())  # eq: cosine
         return torch.stack(losses).sum()
 
 
