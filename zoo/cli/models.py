@@ -85,7 +85,9 @@ def _cell(value: Any) -> str:
     """A value of an overview for a table."""
     if isinstance(value, int):
         return f"{value:,}"
-    return ", ".join(value) if isinstance(value, list) else str(value or "")
+    if isinstance(value, list):
+        return ", ".join(value) if len(value) < 4 else f"{len(value)} languages"
+    return str(value or "")
 
 
 def info(name: str, as_json: Json = False) -> None:
