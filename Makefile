@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SETUP  := pyproject.toml constraints.txt
 MACHINE ?= mine
 
-.PHONY: demo test lint types bench mutants clean
+.PHONY: demo test lint types docs bench mutants clean
 
 demo: $(VENV)/.run
 	$(BIN)/python examples/demo.py
@@ -20,6 +20,9 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m docs.site   # into build/site; open build/site/index.html, no server is needed
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.speed --out docs/performance/$(MACHINE).csv
@@ -40,6 +43,10 @@ $(VENV)/.run: $(VENV)/.python $(SETUP)
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.run

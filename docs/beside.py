@@ -3,11 +3,11 @@
 A page names the lines right after a fence of LaTeX::
 
     ```math
-    h_0 = W\\,\\mathrm{norm}(t + s + p)
+    h_0 = W\\,\\mathrm{LN}(T_t + S_s + P_p) + b
     ```
-    <!-- code: zoo/models/albert.py#embedding -->
+    <!-- code: zoo/models/albert.py#embeddings -->
 
-and the source marks them by a trailing comment, ``# eq: embedding``, on the first line of a statement or
+and the source marks them by a trailing comment, ``# eq: embeddings``, on the first line of a statement or
 of a ``def``. Several places are separated by commas, on a page and in a marker. A name may mark several
 statements of its file, which are shown in order. Markers and docstrings are not shown.
 """
@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
-from itertools import dropwhile
 from pathlib import Path
 
 from zoo.errors import ZooError
@@ -148,7 +147,7 @@ def _places(text: str) -> tuple[tuple[str, str], ...]:
     for place in text.split(","):
         match = PLACE.fullmatch(place.strip())
         if match is None:
-            raise BesideError(f"{place.strip()!r} must be a file of zoo/ and a name: zoo/models/albert.py#embedding")
+            raise BesideError(f"{place.strip()!r} must be a file of zoo/ and a name: zoo/models/albert.py#embeddings")
         found.append((match[1], match[2]))
     return tuple(found)
 
@@ -200,18 +199,24 @@ def _statements(source: str) -> dict[int, ast.stmt]:
 
 def _pieces(source: str, shown: list[ast.stmt]) -> Iterator[Piece]:
     lines = source.split("\n")
-    end, indent = 0, -1  # of the statement before
+    runs: list[tuple[int, int, int, bool]] = []  # first and last line, indentation, whether a gap is before
+    end = 0  # of the statement before
     for node in shown:
         first, last = _span(node)
         if last <= end:
             continue  # inside of a statement that is shown already
-        gap = end > 0 and (node.col_offset != indent or any(line.strip() for line in lines[end : first - 1]))
+        indent, gap = node.col_offset, end > 0 and any(line.strip() for line in lines[end : first - 1])
         for run in _without_docstrings(node, first, last):
-            numbers = [*dropwhile(lambda number: not lines[number - 1].strip(), run)]
-            text = [MARKER.sub("", lines[number - 1][node.col_offset :]) for number in numbers]
-            yield Piece(numbers[0], numbers[-1], "\n".join(text), after_gap=gap)
+            begin = next(number for number in run if lines[number - 1].strip())
+            if runs and not gap and begin == first and runs[-1][2] == indent:
+                runs[-1] = (runs[-1][0], run[-1], indent, runs[-1][3])
+            else:
+                runs.append((begin, run[-1], indent, gap or (begin == first and bool(runs))))
             gap = False
-        end, indent = last, node.col_offset
+        end = last
+    for begin, last, indent, gap in runs:
+        text = [MARKER.sub("", line[indent:]) for line in lines[begin - 1 : last]]
+        yield Piece(begin, last, "\n".join(text), after_gap=gap)
 
 
 def _span(node: ast.stmt) -> tuple[int, int]:

@@ -35,6 +35,16 @@ PARTS = (  # the first pattern that a module's whole name meets says what its pa
 ORDER = ("embeddings", "attention", "feed-forward", "norms", "bottlenecks", "entity table", "entity linking", "pooler")
 STREAMS = ("image", "entity", "ngram", "decoder", "wiki", "wordnet")
 """The streams beside the text's, as the components of parameters' names begin."""
+READS = {
+    "text": "the text's states",
+    "pooled": "the pooled vector",
+    "words": "the words' states",
+    "regions": "the regions' states",
+    "fused": "the pooled vector of words and regions",
+    "target": "the target's states",
+    "mentions": "the linked mentions",
+}
+"""What a model offers to heads, in words."""
 MEANINGS = {
     DOWNLOADED: (
         "This project downloaded the file and recorded its SHA-256; every check of `zoo.verify` passes on it, and "
@@ -83,6 +93,23 @@ def sizes(variants: Variants) -> str:
             checked += f", which has {stated:,}"
         rows.append([f"`{v.name}`", *(str(getattr(configs[v.name], n)) for n in shown), f"{count:,}", checked])
     return table(["variant", *shown, "parameters", "count checked against"], rows)
+
+
+def papers(variants: Variants) -> str:
+    """A row per paper whose models the family holds."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for v in registry.families()[variants[0].family]:
+        found.setdefault((v.title, v.paper), []).append(f"`{v.name}`")
+    rows = [[f"[{title}]({address_of(paper)})", paper, ", ".join(names)] for (title, paper), names in found.items()]
+    return table(["paper", "by", "variants"], rows)
+
+
+def address_of(paper: str) -> str:
+    """Where a paper is, by its arXiv number or DOI."""
+    match = re.search(r"(arXiv|doi):([\w./-]+)", paper)
+    if match is None:
+        raise SystemExit(f"docs/family_tables.py: {paper!r} names neither arXiv:... nor doi:...")
+    return ("https://arxiv.org/abs/" if match[1] == "arXiv" else "https://doi.org/") + match[2]
 
 
 def parts(variants: Variants) -> str:
@@ -161,8 +188,8 @@ def labels_of(task: str, variant: registry.Variant) -> list[str]:
 
 
 def heads(variants: Variants) -> str:
-    """A row per pre-training head: what it reads and gives, its loss's weight, its parameters in the first variant."""
-    v = variants[0]
+    """A row per pre-training head: what it reads and gives, its loss's weight, its parameters."""
+    v = registry.families()[variants[0].family][0]
     cls, config = v.model_class(), registry.config(v.name)
     own = {term.name: term for term in cls.pretraining}
     terms: dict[str, PretrainingTerm] = {**{t.head_name: t for t in reversed(TERMS) if t.head_name in cls.heads}, **own}
@@ -173,13 +200,15 @@ def heads(variants: Variants) -> str:
         if name in cls.heads:
             with torch.device("meta"):
                 count = f"{sum(p.numel() for p in cls.heads[name](config).parameters()):,}"
-        reads = "–" if term is None else ", ".join(f"`{each}`" for each in term.reads)
+        reads = "–" if term is None else " and ".join(READS.get(each, f"`{each}`") for each in term.reads)
         gives = "–" if term is None else f"`{term.output}`" if term.output else f'`scores["{name}"]`'
-        weight = _weight(own[name]) if name in own else "not trained by `pretraining`"
+        weight = _weight(own[name]) if name in own else "trained by a task of its own"
         rows.append([f"`{name}`", reads, gives, weight, count])
     if not rows:
         return "No pre-training head.\n"
-    return table(["head", "reads", "gives", "weight in `pretraining`", f"parameters in `{v.name}`"], rows)
+    columns = ["head", "reads", "field of the result", "weight in `pretraining`", f"own parameters in `{v.name}`"]
+    note = "A table that a head shares with the model, such as the token table, is not counted here."
+    return f"{table(columns, rows)}\n{note}\n"
 
 
 def _weight(term: PretrainingTerm) -> str:
@@ -218,6 +247,7 @@ def checkpoints(variants: Variants) -> str:
 
 TABLES: dict[str, Callable[[Variants], str]] = {
     "sizes": sizes,
+    "papers": papers,
     "parts": parts,
     "inputs": inputs,
     "heads": heads,

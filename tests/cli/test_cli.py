@@ -41,6 +41,18 @@ def zoo_command(monkeypatch, capsys):
     return lambda *arguments: run(monkeypatch, capsys, *arguments)
 
 
+def test_list_long_says_what_a_model_is(zoo_command):
+    code, out, _ = zoo_command("list", "xlm-mlm-tlm*", "--long")
+    assert code == 0
+    assert "15 languages" in " ".join(out.split())
+    code, out, _ = zoo_command("list", "albert-*", "--long", "--json")
+    rows = json.loads(out)
+    assert [row["name"] for row in rows] == zoo.list_models("albert-*")
+    assert rows[0]["parameters"] == 11_683_584
+    assert rows[0]["checkpoints"] == ["v2", "v1"]
+    assert {"languages", "licences", "tasks", "proof", "pillar", "streams"} <= set(rows[0])
+
+
 def test_list_and_info_print_names_or_json(zoo_command):
     code, out, _ = zoo_command("list", "albert-*", "--pillar", "lightweight")
     assert (code, out.split()) == (0, ["albert-base", "albert-large", "albert-rxn", "albert-xlarge", "albert-xxlarge"])

@@ -122,10 +122,10 @@ def test_a_marked_function_is_shown_without_its_docstring_and_its_markers(source
     ]
 
 
-def test_several_statements_of_one_name_are_shown_in_order_with_a_gap_between_those_that_are_not_adjacent(source):
+def test_adjacent_statements_of_one_name_are_shown_in_one_piece_and_others_behind_a_gap(source):
     shown = beside.pieces(MADE_UP, "thing")
-    assert [piece.text for piece in shown] == ["self.a = torch.ones(\n    3,\n)", "self.b = 1", "self.d = 3"]
-    assert [piece.after_gap for piece in shown] == [False, False, True]
+    assert [piece.text for piece in shown] == ["self.a = torch.ones(\n    3,\n)\n\nself.b = 1", "self.d = 3"]
+    assert [piece.after_gap for piece in shown] == [False, True]
     assert [piece.text for piece in beside.pieces(MADE_UP, "other")] == ["z = y  # (batch, length)"]
     assert [piece.text for piece in beside.pieces(MADE_UP, "one")] == [
         "@property\ndef one(self):",
@@ -138,7 +138,8 @@ def test_the_lines_stand_beside_the_equation_with_the_numbers_of_the_file(source
     made = beside.expand(page, lambda path, first, last: f"https://example.org/{path}#L{first}-L{last}")
     assert made.startswith('Before.\n\n<div class="beside" markdown>\n<div class="beside-math" markdown>\n\n```math\na')
     assert f'<a href="https://example.org/{MADE_UP}#L17-L23">{MADE_UP}, lines 17–23</a>' in made
-    assert '```python linenums="21"\nself.b = 1\n```' in made
+    assert '```python linenums="17"\nself.a = torch.ones(\n' in made
+    assert '```python linenums="23"\nself.d = 3\n```' in made
     assert made.count('<p class="beside-gap">') == 1
     assert made.index(f"{MADE_UP}, line 11<") > made.index("self.d = 3")
     assert made.endswith("</div>\n</div>\n\n```math\nb\n```\nAfter.")

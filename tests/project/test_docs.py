@@ -7,13 +7,15 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from docs import generate
+from zoo.cli.app import app
 from zoo.errors import FetchError
 
 ROOT = Path(__file__).parents[2]
@@ -70,13 +72,49 @@ def test_every_link_inside_the_repository_leads_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_commands_of_the_readme_are_real():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command in set(re.findall(r"^zoo (\S+)", text, re.MULTILINE)):
-        done = subprocess.run(
-            [sys.executable, "-m", "zoo", command, "--help"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, command
+def examples(page: Path) -> list[list[str]]:
+    """The commands `zoo ...` of a page's shell blocks, in words; lines that end in a backslash go on."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(re.split(r" [<>|&] ", line)[0], comments=True)[1:] for line in lines if line.startswith("zoo ")]
+
+
+def parsed(words: list[str]) -> tuple[str, ...]:
+    """The command that the words call; an error where it has no such option or argument."""
+    command, called = typer.main.get_command(app), []
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"there is no command {' '.join([*called, words[0]])}"
+        called.append(words[0])
+        command, words = command.commands[words[0]], words[1:]
+    given, left, _ = command.make_parser(command.context_class(command)).parse_args(list(words))
+    assert not left, f"{' '.join(called)} takes no {left}"
+    missing = [each.name for each in command.params if each.required and given.get(each.name) in (None, ())]
+    assert not missing, f"{' '.join(called)} needs {missing}"
+    return tuple(called)
+
+
+def test_every_command_of_the_pages_is_one_that_zoo_takes():
+    found = [(page, words) for page in PAGES if page.name != "CHANGELOG.md" for words in examples(page)]
+    assert len(found) > 60
+    for page, words in found:
+        try:
+            parsed(words)
+        except Exception as error:
+            pytest.fail(f"{page.relative_to(ROOT)}: zoo {shlex.join(words)}: {error}")
+    with pytest.raises(Exception, match="--pilar"):
+        parsed(["list", "--pilar", "lightweight"])
+
+
+def test_the_page_on_the_command_line_has_an_example_of_each_command():
+    def commands(group: Any, *above: str) -> list[tuple[str, ...]]:
+        return [
+            path
+            for name, command in group.commands.items()
+            for path in (commands(command, *above, name) if hasattr(command, "commands") else [(*above, name)])
+        ]
+
+    page = ROOT / "docs" / "guides" / "command-line.md"
+    assert set(commands(typer.main.get_command(app))) == {parsed(words) for words in examples(page)}
 
 
 def test_every_command_of_the_page_on_prediction_runs(tmp_path, monkeypatch, capsys):

@@ -18,6 +18,13 @@ def cells(table):
     return {row[0].strip("`"): dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
 
+def test_every_variant_stands_beside_its_paper_once():
+    rows = family_tables.papers(FAMILIES["bert"]).splitlines()[2:]
+    assert all(sum(f"`{v.name}`" in row for row in rows) == 1 for v in FAMILIES["bert"])
+    assert any("(https://arxiv.org/abs/2010.10499)" in row and "`bort`" in row for row in rows)
+    assert any("(https://doi.org/10.1038/s42256-020-00284-w)" in row for row in rows)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_parts_of_a_model_are_in_sum_its_parameters(family):
     for variant in {v.name: v for v in (FAMILIES[family][0], FAMILIES[family][-1])}.values():
@@ -53,10 +60,10 @@ def test_the_table_of_inputs_names_the_tasks_that_read_a_label():
 
 def test_heads_are_listed_with_their_weight_and_their_own_parameters():
     rows = cells(family_tables.heads([registry.variant("electra-base")]))
-    assert rows["replaced_token"]["weight in `pretraining`"] == "not trained by `pretraining`"
-    assert rows["replaced_token"]["parameters in `electra-base`"] == f"{768 * 768 + 768 + 768 + 1:,}"
+    assert rows["replaced_token"]["weight in `pretraining`"] == "trained by a task of its own"
+    assert rows["replaced_token"]["own parameters in `electra-base`"] == f"{768 * 768 + 768 + 768 + 1:,}"
     linking = cells(family_tables.heads([registry.variant("knowbert-wiki")]))["entity_linking"]
-    assert (linking["reads"], linking["parameters in `knowbert-wiki`"]) == ("`mentions`", "–")
+    assert (linking["reads"], linking["own parameters in `knowbert-wiki`"]) == ("the linked mentions", "–")
 
 
 def test_what_is_called_downloaded_and_checked_is_what_the_tests_of_real_weights_check():

@@ -42,7 +42,8 @@ def create(
     ``"hub:org/name@revision"``, or tensors by their foreign names; what has no config beside it
     takes the tag's, where the name has one. overrides: config fields and the task's options
     (``num_labels``); on top of loaded weights only those fields that shape no weight. device: may
-    be "meta". dtype: or its name; random weights are float32 unless you say, loaded ones come as stored.
+    be "meta". dtype: torch's, or its name; random weights are float32 unless you say, loaded ones come
+    as stored.
     generator: draws the random weights. techniques: applied in order, see `zoo.apply`. init_from:
     another family's checkpoint (``"bert-base.google"``, a file or folder) that fills what it can by
     declared rules; ``model.load_report`` says what stays random.

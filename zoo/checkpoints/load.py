@@ -78,9 +78,11 @@ def load(
     layout: a public key layout, None = recognised from config and keys. config: the foreign config,
     verbatim (a dict or a JSON file), where the source has none beside it. task: the head wanted; a
     folder that `save` wrote knows its own, a foreign one where its config names the class of a
-    classifier or the like, or modules.json a sentence encoder. Loading is strict: a missing, extra or mis-shaped tensor
-    is a CheckpointError, except heads nobody asked for and the asked-for head where the checkpoint
-    lacks it; ``model.load_report`` names both.
+    classifier or the like, or modules.json a sentence encoder.
+
+    Loading is strict: a missing, extra or mis-shaped tensor is a CheckpointError, except heads
+    nobody asked for and the asked-for head where the checkpoint lacks it; ``model.load_report``
+    names both.
 
     The model holds a copy of what is stored, made tensor by tensor. mmap: parameters show the file
     instead, where its layout and ``dtype`` allow it: their bytes come in when they are used, and

@@ -36,10 +36,12 @@ def save(
     The files are written beside the folder and moved in when they are whole; a folder that exists
     is replaced file by file, and a tokenizer in it stays where none is given. Each file says which
     save it is of, so that no two saves are mixed. Tensors stand under the canonical names, a task's
-    heads under ``heads.``. shard_size: bytes after which a new weights file begins. sparse: tensors
-    with many zeros are stored by their other values alone where that is smaller; `load` and every
-    converter here read them. A model in shares (`zoo.training.shard`) is saved by all processes
-    together. -> the folder.
+    heads under ``heads.``. A model in shares (`zoo.training.shard`) is saved by all processes
+    together. Returns the folder.
+
+    shard_size: bytes after which a new weights file begins. sparse: tensors with many zeros are
+    stored by their other values alone where that is smaller; `load` and every converter here read
+    them.
     """
     folder = Path(folder)
     *outside, model = wrappers(model)

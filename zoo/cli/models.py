@@ -27,6 +27,10 @@ def list_(
     names_there: Annotated[
         bool, typer.Option("--aliases", help="Each checkpoint with what the hub calls it, which is taken too.")
     ] = False,
+    long: Annotated[
+        bool,
+        typer.Option("--long", help="With pillar, size, languages and licences; with --json also tasks and proof."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List registered models."""
@@ -41,6 +45,9 @@ def list_(
     )
     if names_there:
         _print_aliases(names, as_json)
+        return
+    if long:
+        _print_overviews(names, as_json)
         return
     if as_json:
         print_json(names)
@@ -61,6 +68,26 @@ def _print_aliases(names: list[str], as_json: bool) -> None:
     width = max((len(name) for name in names), default=0)
     for name, known in found.items():
         print(f"{name:{width}}  {', '.join(known)}".rstrip())
+
+
+def _print_overviews(names: list[str], as_json: bool) -> None:
+    from zoo.registry.listing import overview
+
+    rows = [overview(name) for name in names]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("name", "pillar", "parameters", "languages", "licences")
+    print_table("models", list(columns), [[_cell(row[column]) for column in columns] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    """A value of an overview for a table."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(value) if len(value) < 4 else f"{len(value)} languages"
+    return str(value or "")
 
 
 def info(name: str, as_json: Json = False) -> None:

@@ -104,11 +104,13 @@ def export(
 
     inputs: examples by name, which fix what the file reads; None = what `example_inputs` makes.
     rows, length: fix the batch and the text's length; None = any. Padding is computed, since
-    packing depends on the data. Before the file takes its name it has been opened and has given what
-    the model gives, for several sizes of the batch: a ``.pt2`` in torch, an ``.onnx``, once onnx's
-    checker has passed it, in onnxruntime where that is installed. -> ``inputs`` in their order,
-    ``outputs``, ``bytes``, ``ran_in`` (the library with its version; None where the file was not
-    run) and ``difference``, the largest one that was found, as a part of the result's largest value.
+    packing depends on the data.
+
+    Before the file takes its name it has been opened and has given what the model gives, for
+    several sizes of the batch: a ``.pt2`` in torch, an ``.onnx``, once onnx's checker has passed
+    it, in onnxruntime where that is installed. Returns ``inputs`` in their order, ``outputs``,
+    ``bytes``, ``ran_in`` (the library with its version; None where the file was not run) and
+    ``difference``, the largest one that was found, as a part of the result's largest value.
 
     A ``.pt2`` is opened with ``torch.export.load(path).module()`` and called with the inputs in
     their order; it gives a dict of tensors. Raises InputError for another ending, ExportError where

@@ -25,11 +25,11 @@ def generate(
     model: a model with the task conditional-generation, in eval mode. input_ids, attention_mask
     (batch, length): the source. max_length: of what is written, first and last token included; the
     last place is always the end's (None: as many as the model has positions). start_ids (batch, n):
-    a beginning to go on from, in place of the config's ``start_token_id``. Other inputs go to the
-    encoder, or to the decoder where their names begin with ``decoder_``:
-    ``decoder_language_ids="fr"``.
+    a beginning to go on from, in place of the config's ``start_token_id``.
 
-    -> ids (batch, written length), after each end filled with the padding id.
+    Other inputs go to the encoder, or to the decoder where their names begin with ``decoder_``:
+    ``decoder_language_ids="fr"``. Returns ids (batch, written length), filled with the padding id
+    after each end.
     """
     if not hasattr(model, "predict") or not hasattr(getattr(model, "model", None), "decode"):
         raise TaskError(

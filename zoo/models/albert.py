@@ -31,7 +31,7 @@ from zoo.registry.terms import MASKED_LM, SENTENCE_ORDER
 @dataclass(frozen=True, kw_only=True)
 class AlbertConfig(Config):
     vocab_size: int = 30_000
-    embedding_size: int = 128
+    embedding_size: int = 128  # width of the tables, widened to hidden_size
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12

@@ -31,7 +31,7 @@ from zoo.models.base.text_encoder import TextEncoder
 @dataclass(frozen=True, kw_only=True)
 class ElectraConfig(Config):
     vocab_size: int = 30_522
-    embedding_size: int = 768
+    embedding_size: int = 768  # width of the tables; widened where it is not hidden_size
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12

@@ -47,7 +47,7 @@ class ErnieConfig(BertConfig):
     num_segments: int = 4
     norm_eps: float = 1e-5
     task_embeddings: bool = True  # from 2.0 on
-    num_tasks: int = 16
+    num_tasks: int = 16  # rows of the task table
 
     def check(self) -> None:
         super().check()

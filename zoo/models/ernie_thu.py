@@ -56,8 +56,8 @@ KINDS = ("sim", "mix", "norm")
 
 @dataclass(frozen=True, kw_only=True)
 class ErnieThuConfig(BertConfig):
-    entity_size: int = 100
-    entity_heads: int = 4
+    entity_size: int = 100  # width of the entity stream
+    entity_heads: int = 4  # heads of its attention
     layer_types: tuple[
         str, ...
     ] = ()  # "sim", "mix" or "norm" for each layer, "sim" where it ends early; empty: as the released model

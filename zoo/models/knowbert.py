@@ -82,34 +82,34 @@ class Knowledge:
 @dataclass(frozen=True, kw_only=True)
 class KnowBertConfig(BertConfig):
     wiki_layer: int | None = None  # the block after which it is asked, counted from 0; None: not at all
-    wiki_entities: int = 470_000
-    wiki_entity_size: int = 300
-    wiki_vector_size: int = 0
-    wiki_pos_size: int = 0
-    wiki_span_layers: int = 1
-    wiki_span_heads: int = 4
-    wiki_span_intermediate: int = 1024
-    wiki_word_heads: int = 4
-    wiki_word_intermediate: int = 1024
-    wiki_linking_hidden: int = 100
-    wiki_loss: str = "margin"
+    wiki_entities: int = 470_000  # entities of Wikipedia, rows of the table
+    wiki_entity_size: int = 300  # width of an entity in the attention over candidates
+    wiki_vector_size: int = 0  # of the frozen vectors that are projected; 0: none
+    wiki_pos_size: int = 0  # of the part-of-speech vector beside them
+    wiki_span_layers: int = 1  # blocks over the mentions
+    wiki_span_heads: int = 4  # heads of those blocks
+    wiki_span_intermediate: int = 1024  # inner width of their feed-forward
+    wiki_word_heads: int = 4  # heads with which words look at entities
+    wiki_word_intermediate: int = 1024  # inner width of that feed-forward
+    wiki_linking_hidden: int = 100  # inner width of the scorer of candidates
+    wiki_loss: str = "margin"  # of the linker: "margin" or "softmax"
     wiki_threshold: float = 0.0  # the margin loss's: below it a candidate counts for nothing
-    wiki_margin: float = free(0.2)
-    wordnet_layer: int | None = None
-    wordnet_entities: int = 117_700
-    wordnet_entity_size: int = 200
-    wordnet_vector_size: int = 2223
-    wordnet_pos_size: int = 25
-    wordnet_span_layers: int = 1
-    wordnet_span_heads: int = 4
-    wordnet_span_intermediate: int = 1024
-    wordnet_word_heads: int = 4
-    wordnet_word_intermediate: int = 1024
-    wordnet_linking_hidden: int = 100
-    wordnet_loss: str = "softmax"
-    wordnet_threshold: float = 0.0
-    wordnet_margin: float = free(0.2)
-    null_entity_id: int = 3
+    wiki_margin: float = free(0.2)  # of the margin loss
+    wordnet_layer: int | None = None  # as `wiki_layer`, for WordNet
+    wordnet_entities: int = 117_700  # entities of WordNet, rows of the table
+    wordnet_entity_size: int = 200  # width of an entity in the attention over candidates
+    wordnet_vector_size: int = 2223  # of the frozen vectors that are projected; 0: none
+    wordnet_pos_size: int = 25  # of the part-of-speech vector beside them
+    wordnet_span_layers: int = 1  # blocks over the mentions
+    wordnet_span_heads: int = 4  # heads of those blocks
+    wordnet_span_intermediate: int = 1024  # inner width of their feed-forward
+    wordnet_word_heads: int = 4  # heads with which words look at entities
+    wordnet_word_intermediate: int = 1024  # inner width of that feed-forward
+    wordnet_linking_hidden: int = 100  # inner width of the scorer of candidates
+    wordnet_loss: str = "softmax"  # of the linker: "margin" or "softmax"
+    wordnet_threshold: float = 0.0  # the margin loss's, as above
+    wordnet_margin: float = free(0.2)  # of the margin loss
+    null_entity_id: int = 3  # the entity that means: none of these
 
     def check(self) -> None:
         super().check()

@@ -62,9 +62,9 @@ class MbartConfig(Config):
     num_layers: int = 12  # of the encoder
     num_heads: int = 16
     intermediate_size: int = 4096
-    decoder_num_layers: int = 12
-    decoder_num_heads: int = 16
-    decoder_intermediate_size: int = 4096
+    decoder_num_layers: int = 12  # depth of the decoder
+    decoder_num_heads: int = 16  # heads of its attention
+    decoder_intermediate_size: int = 4096  # inner width of its feed-forward
     max_positions: int = 1024  # places of a text on either side
     scale_embeddings: bool = True  # tokens times sqrt(hidden_size)
     activation: str = "gelu"
@@ -73,7 +73,7 @@ class MbartConfig(Config):
     tie_word_embeddings: bool = True
     dropout: float = free(0.1)
     attention_dropout: float = free(0.0)
-    activation_dropout: float = free(0.0)
+    activation_dropout: float = free(0.0)  # behind the activation
     initializer_range: float = free(0.02)
     start_token_id: int | None = free(
         None

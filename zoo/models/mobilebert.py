@@ -57,23 +57,23 @@ NORMS = ("no_norm", "layer_norm", "layer_norm_hf", "manual_layer_norm")
 @dataclass(frozen=True, kw_only=True)
 class MobileBertConfig(Config):
     vocab_size: int = 30_522
-    embedding_size: int = 128
+    embedding_size: int = 128  # width of the token table
     hidden_size: int = 512
     num_layers: int = 24
     num_heads: int = 4
     intermediate_size: int = 512
-    num_feed_forwards: int = 4
-    bottleneck: bool = True
-    bottleneck_size: int = 128
+    num_feed_forwards: int = 4  # in each block, one after the other
+    bottleneck: bool = True  # blocks work at bottleneck_size inside
+    bottleneck_size: int = 128  # width inside a block
     bottleneck_attention: bool = False  # query, key and value all read the input bottleneck
     shared_key_query: bool = (
         True  # query and key share a bottleneck of their own; without either option they read the full state
     )
-    trigram: bool = True
+    trigram: bool = True  # a token is embedded with its two neighbors
     max_positions: int = 512
     num_segments: int = 2
     activation: str = "relu"
-    norm: str = "no_norm"
+    norm: str = "no_norm"  # "no_norm": a scale and a shift; or "layer_norm"
     norm_eps: float = 1e-12
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True

@@ -30,7 +30,7 @@ from zoo.registry.terms import MASKED_LM
 class RemBertConfig(Config):
     vocab_size: int = 250_300
     embedding_size: int = 256  # of the input
-    output_embedding_size: int = 1664
+    output_embedding_size: int = 1664  # of the table that predicts words
     hidden_size: int = 1152
     num_layers: int = 32
     num_heads: int = 18

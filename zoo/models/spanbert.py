@@ -36,7 +36,7 @@ from zoo.registry.terms import MASKED_LM, NEXT_SENTENCE, SPAN_BOUNDARY
 class SpanBertConfig(BertConfig):
     vocab_size: int = 28_996
     max_span_targets: int = 15  # words of a span that are guessed, from its first on
-    span_position_size: int = 200
+    span_position_size: int = 200  # width of the position within a span
     span_layer: int = -1  # the block whose states the objective reads, -1 = the last
 
     def check(self) -> None:

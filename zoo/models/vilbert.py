@@ -75,20 +75,20 @@ class ViLBertConfig(Config):
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
     visual_size: int = 2048  # width of a region's feature
-    box_size: int = 5
+    box_size: int = 5  # numbers that describe a box
     whole_image: bool = free(True)  # region 0 stands for the whole picture; MMF's checkpoints were trained without
-    image_hidden_size: int = 1024
-    image_num_layers: int = 6
-    image_num_heads: int = 8
-    image_intermediate_size: int = 1024
-    image_activation: str = "gelu"
+    image_hidden_size: int = 1024  # width of the image stream
+    image_num_layers: int = 6  # its depth
+    image_num_heads: int = 8  # heads of its self-attention
+    image_intermediate_size: int = 1024  # inner width of its feed-forward
+    image_activation: str = "gelu"  # of its feed-forward
     co_hidden_size: int = 1024  # width of co-attention and of the pooled vectors
-    co_num_heads: int = 8
-    text_connections: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
-    image_connections: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    co_num_heads: int = 8  # heads of co-attention
+    text_connections: tuple[int, ...] = (6, 7, 8, 9, 10, 11)  # text layers that a connection comes before
+    image_connections: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # image layers that it comes before
     co_attention: bool = True  # False: two streams that never meet
-    dynamic_attention: bool = False
-    fusion: str = "mul"
+    dynamic_attention: bool = False  # the mean of the text scales the image's queries and keys
+    fusion: str = "mul"  # of the pooled vectors: "mul" or "sum"
     num_tasks: int = 0  # rows of the task table; 0: no task token
     whole_image_at: ClassVar[str] = "first"  # where `Regions.for_model` puts it
     region_target_size: int = (
@@ -96,8 +96,8 @@ class ViLBertConfig(Config):
     )
     dropout: float = free(0.1)
     attention_dropout: float = free(0.1)
-    image_dropout: float = free(0.1)
-    image_attention_dropout: float = free(0.1)
+    image_dropout: float = free(0.1)  # in the image stream
+    image_attention_dropout: float = free(0.1)  # on its attention probabilities
     classifier_dropout: float | None = free(0.1)
     initializer_range: float = free(0.02)
 

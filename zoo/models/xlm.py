@@ -59,11 +59,11 @@ class XlmConfig(Config):
     num_layers: int = 12
     num_heads: int = 8
     max_positions: int = 512
-    num_languages: int = 15
+    num_languages: int = 15  # rows of the language table
     languages: tuple[str, ...] = ()  # their names in the order of their ids; empty: known by id alone
-    language_embeddings: bool = True
-    sinusoidal_positions: bool = False
-    causal: bool = False
+    language_embeddings: bool = True  # add a vector for the language
+    sinusoidal_positions: bool = False  # sines and cosines in place of a learned table
+    causal: bool = False  # a token sees those before it alone
     activation: str = "gelu"
     norm_eps: float = 1e-12
     pad_token_id: int | None = 2

@@ -153,8 +153,13 @@ _INPUTS = (
         counts="regions",
     ),
     Input("all_pairs", (), "bool", "ViLBERT: every text with every picture"),
-    Input("output_hidden_states", (), "bool or ints", "give every block's states, or those of these numbers"),
-    Input("output_attentions", (), "bool or ints", "give the attention maps too, or those of these numbers"),
+    Input(
+        "output_hidden_states",
+        (),
+        "bool or ints",
+        "True: give every block's states; or the numbers of the states to give",
+    ),
+    Input("output_attentions", (), "bool or ints", "True: give the attention maps too; or the numbers of the layers"),
 )
 _LABELS = (
     Input(

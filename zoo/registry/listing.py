@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from typing import Any
 
 from zoo.errors import unknown
-from zoo.registry.tasks import offered, spec_for
-from zoo.registry.variants import FUSIONS, PILLARS, Variant, _all, split, tags
+from zoo.registry.records import DOWNLOADED, KEY_MAP_ONLY, records
+from zoo.registry.tasks import fitting, offered, spec_for
+from zoo.registry.variants import FUSIONS, PILLARS, Variant, _all, resolve, split, tags
 
 
 def list_models(
@@ -50,6 +52,39 @@ def list_models(
     else:
         found = [v.name for v in chosen if fnmatch.fnmatchcase(v.name, pattern)]
     return sorted(found, key=natural)
+
+
+NO_CHECKPOINT = "no public checkpoint"
+PROOFS = (DOWNLOADED, KEY_MAP_ONLY, NO_CHECKPOINT)
+"""How far the checkpoints of a model are tested, from the best."""
+
+
+def overview(name: str) -> dict[str, Any]:
+    """What one row says of a model, or of one checkpoint where the name has a tag: where it belongs,
+    its size, languages, licences, tasks and proof. Imports no torch, so ``parameters`` is None where
+    no count is stated.
+    """
+    model, tag = resolve(name)
+    known = records()
+    public = [entry for each in ([tag] if tag else tags(model)) if (entry := known.get(f"{model.name}.{each}"))]
+    return {
+        "name": name,
+        "family": model.family,
+        "pillar": model.pillar,
+        "streams": model.streams,
+        "fusion": model.fusion,
+        "parameters": model.parameters.get("count"),
+        "languages": list(model.languages),
+        "licences": list(dict.fromkeys(entry.licence for entry in public if entry.licence)),
+        "tasks": fitting(offers_of(model)),
+        "checkpoints": [entry.tag for entry in public],
+        "proof": DOWNLOADED
+        if any(not entry.unverified for entry in public)
+        else KEY_MAP_ONLY
+        if public
+        else NO_CHECKPOINT,
+        "paper": model.paper,
+    }
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

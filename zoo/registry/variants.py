@@ -46,6 +46,7 @@ _FAMILY_KEYS = {
     "inputs",
     "offers",
     "pretraining",
+    "languages",
     "licence",
     "paper",
     "title",
@@ -53,6 +54,7 @@ _FAMILY_KEYS = {
 }
 _ROW_KEYS = {
     "like",
+    "languages",
     "title",
     "paper",
     "config",
@@ -97,6 +99,7 @@ class Variant:
     inputs: tuple[str, ...] = TEXT_INPUTS
     offers: tuple[str, ...] = ("text", "pooled")  # what tasks may read of it
     pretraining: tuple[str, ...] = ()  # the terms of its objective
+    languages: tuple[str, ...] = ()  # ISO 639-1 codes, or words where it is many or no language
     maps: str = ""  # the family whose layouts serve it
     notes: str = ""
     cls: type | None = None  # given by `register`; otherwise imported from class_path
@@ -152,6 +155,9 @@ def _read_family(path: Path, variants: dict[str, Variant], renamed: dict[str, tu
             inputs=tuple(table.get("inputs", Variant.inputs)),
             offers=tuple(table.get("offers", Variant.offers)),
             pretraining=tuple(table.get("pretraining", ())),
+            languages=tuple(
+                row.get("languages") or row.get("config", {}).get("languages") or table.get("languages", ())
+            ),
             maps=table.get("maps", table["family"]),
             notes=row.get("notes", ""),
         )
@@ -170,7 +176,7 @@ def _inherit(name: str, rows: Mapping[str, dict[str, Any]], where: str, seen: tu
         )
     parent = _inherit(base, rows, where, (*seen, name))
     merged = {
-        key: value for key, value in parent.items() if key in ("title", "paper", "config", "pillar")
+        key: value for key, value in parent.items() if key in ("title", "paper", "config", "pillar", "languages")
     }  # counts and tags are a row's own
     merged.update({key: value for key, value in row.items() if key != "config"})
     merged["config"] = {**parent.get("config", {}), **row.get("config", {})}

@@ -194,7 +194,7 @@ def all_but(size: int, gone: Iterable[int], what: str) -> Tensor:
 
 
 def apply(model: M, *techniques: Technique, generator: torch.Generator | None = None) -> M:
-    """Apply techniques to a model in place, in order, all or none. -> the same model. ``generator``
+    """Apply techniques to a model in place, in order, all or none, and return it. ``generator``
     draws the new weights.
     """
     for technique in techniques:

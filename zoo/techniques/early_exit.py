@@ -189,9 +189,9 @@ class EarlyExit(Technique):
     model itself gives what it gave.
     """
 
-    num_labels: int = 2
-    stack: str = "encoder"
-    dropout: float = 0.1
+    num_labels: int = 2  # of each classifier
+    stack: str = "encoder"  # path of the stack
+    dropout: float = 0.1  # ahead of each classifier
 
     def check(self) -> None:
         check_positive(self, "num_labels")

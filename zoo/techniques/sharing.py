@@ -40,9 +40,9 @@ class Sharing(Technique):
     layers.
     """
 
-    share: str = "all"
-    groups: int = 1
-    start: str = "first"
+    share: str = "all"  # "all", "attention" or "feed-forward"
+    groups: int = 1  # of layers, each with one set of weights
+    start: str = "first"  # weights of a group: its "first" layer or the "average"
     streams: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -164,8 +164,8 @@ class FactorizedEmbedding(Technique):
     norm are as narrow and one projection widens their sum, as in ALBERT.
     """
 
-    size: int = 128
-    whole: bool = False
+    size: int = 128  # width of the narrow table
+    whole: bool = False  # positions, segments and norm are narrow too
 
     needs = ("token-embedding",)
 

@@ -69,11 +69,11 @@ class Theseus(Technique):
     the first chance to be used while training; ``stack``: its path.
     """
 
-    layers: int = 6
-    rate: float = 0.5
-    stack: str = "encoder"
-    num_heads: int = 0
-    intermediate_size: int = 0
+    layers: int = 6  # successors
+    rate: float = 0.5  # first chance that a successor is used
+    stack: str = "encoder"  # path of the stack
+    num_heads: int = 0  # of the successors; 0: the stack's
+    intermediate_size: int = 0  # of the successors; 0: the stack's
 
     def check(self) -> None:
         check_positive(self, "layers")

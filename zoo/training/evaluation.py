@@ -119,7 +119,7 @@ def evaluate(
     """The task's figures over rows: a file (csv, tsv, jsonl, parquet, txt) or dicts.
 
     columns, regions, max_length: see `TableReader`. What is drawn at random (masks) is the same each
-    time. -> metrics by name, ``loss`` among them: the mean over batches.
+    time. Returns metrics by name, ``loss`` among them: the mean over batches.
     """
     reader = TableReader(tokenizer, columns, max_length, regions)
     examples = table if isinstance(table, Examples) else reader.examples(table, model)

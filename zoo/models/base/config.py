@@ -8,6 +8,7 @@ when weights are loaded.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 import types
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from zoo.errors import ConfigError, unknown
+from zoo.models.base.fields import documented
 
 
 def free(default: Any) -> Any:
@@ -85,8 +87,28 @@ def _check_numbers(name: str, value: object) -> None:
         raise ConfigError(f"{name}={value} is a standard deviation, which is at least 0")
 
 
+class _Annotation(str):
+    """A type as it is written, for a signature without quotes."""
+
+    __repr__ = str.__str__
+
+
 class _Named(type):
-    """A class whose call refuses a field that it doesn't have, with the closest that it has."""
+    """A class whose call refuses a field that it doesn't have, with the closest that it has. Its
+    signature is that of its fields, and `dir` and `help` leave out what every dataclass has.
+    """
+
+    @property
+    def __doc__(cls) -> str:  # type: ignore[override]
+        return documented(cls)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return inspect.Signature([each.replace(annotation=_Annotation(each.annotation)) for each in parameters])
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("__")]
 
     def __call__(cls, *values: Any, **named: Any) -> Any:
         cls._refuse_unknown(named)  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -84,6 +85,8 @@ class Model(nn.Module):
         if "own_inputs" in vars(cls):
             cls.input_table = INPUTS.plus(cls.own_inputs)
         cls.arguments = _arguments(cls)
+        if "Config" in vars(cls) and cls.__doc__ is None:  # a family, whose paper, equations and traps its file tells
+            cls.__doc__ = getattr(sys.modules.get(cls.__module__), "__doc__", None)
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -53,22 +53,22 @@ class BottleneckAdapter(PlacedTechnique):
     `AdapterFusion` change that.
     """
 
-    kind: str = "pfeiffer"
-    reduction: float = 16.0
-    after: tuple[str, ...] | None = None
-    activation: str | None = None
-    norm_before: bool | None = None
-    norm_after: bool = True
-    residual: str = "result"
-    parallel: bool | None = None
-    scaling: float | str | None = None
-    input_norm: bool = False
-    output_norm: bool = False
-    own_residual_first: bool = False
-    gate: bool = False
-    dropout: float = 0.0
-    initialization: str | None = None
-    name: str = "default"
+    kind: str = "pfeiffer"  # "houlsby", "pfeiffer" or "parallel"
+    reduction: float = 16.0  # hidden_size / width of the bottleneck
+    after: tuple[str, ...] | None = None  # sublayers; None: as `kind` says
+    activation: str | None = None  # f; None: as `kind` says
+    norm_before: bool | None = None  # the input is normed; None: as `kind` says
+    norm_after: bool = True  # the block's norm follows
+    residual: str = "result"  # "result", "sum" or "input"
+    parallel: bool | None = None  # beside the sublayer; None: as `kind` says
+    scaling: float | str | None = None  # s: a number, "learned" or "channel"
+    input_norm: bool = False  # a norm of its own ahead
+    output_norm: bool = False  # a norm of its own behind
+    own_residual_first: bool = False  # its residual comes before that norm
+    gate: bool = False  # each text weighs it
+    dropout: float = 0.0  # behind W_up
+    initialization: str | None = None  # "bert", "houlsby" or "mam"; None: as `kind` says
+    name: str = "default"  # of the adapter
 
     def check(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -148,9 +148,9 @@ class ActiveAdapters(PlacedTechnique):
 
     adds_tensors = False
 
-    names: tuple[str, ...] = ()
-    how: str = "stack"
-    weights: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()  # of the adapters that act, in order
+    how: str = "stack"  # "stack", "average" or "parallel"
+    weights: tuple[float, ...] = ()  # of the average, one for each name
 
     def check(self) -> None:
         if self.weights and (self.how != "average" or len(self.weights) != len(self.names)):
@@ -202,15 +202,15 @@ class AdapterFusion(PlacedTechnique):
     residual is added to each A_i.
     """
 
-    names: tuple[str, ...]
-    query: bool = True
-    key: bool = True
-    value: bool = True
-    value_first: bool = True
-    query_before_norm: bool = False
-    residual_first: bool = False
-    temperature: float = 1.0
-    dropout: float = 0.0
+    names: tuple[str, ...]  # of the adapters that are fused
+    query: bool = True  # a learned matrix; False: none
+    key: bool = True  # the same for keys
+    value: bool = True  # the same for values
+    value_first: bool = True  # V before the sum
+    query_before_norm: bool = False  # the query is d, not z
+    residual_first: bool = False  # the residual is added to each A_i
+    temperature: float = 1.0  # of the softmax over adapters
+    dropout: float = 0.0  # on its scores
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         if len(self.names) < 2:
@@ -263,9 +263,9 @@ def adapted(technique: PlacedTechnique, model: Model, names: Sequence[str]) -> l
 class InvertibleAdapter(Technique):
     """``y_1 = x_1 + F(x_2)``, ``y_2 = x_2 + G(y_1)`` behind the text's embeddings (MAD-X)."""
 
-    reduction: float = 2.0
-    activation: str = "relu"
-    name: str = "default"
+    reduction: float = 2.0  # half the width / width inside F and G
+    activation: str = "relu"  # inside F and G
+    name: str = "default"  # of the adapter
 
     needs = ("embeddings", "embedding-norm")
 

@@ -27,11 +27,11 @@ class AdaptiveSpan(PlacedTechnique):
     optimizer.
     """
 
-    limit: int = 512
-    ramp: int = 32
-    start: float = 0.0
-    coefficient: float = 2e-6
-    positions: bool = False
+    limit: int = 512  # longest span to either side
+    ramp: int = 32  # tokens over which a span fades out
+    start: float = 0.0  # first span, as a share of the limit
+    coefficient: float = 2e-6  # weight of the loss on spans
+    positions: bool = False  # a learned score for each distance
 
     def check(self) -> None:
         check_positive(self, "limit", "ramp")

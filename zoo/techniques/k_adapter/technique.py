@@ -34,17 +34,17 @@ class KAdapter(Technique):
     real ones, gives its numbers.
     """
 
-    names: tuple[str, ...] = ("factual",)
-    taps: tuple[int, ...] = ()
-    size: int = 768
-    num_layers: int = 2
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    activation: str = "gelu"
-    norm_eps: float = 1e-5
-    skip: int = 0
-    fusion: str = "concat"
-    dropout: float = 0.1
+    names: tuple[str, ...] = ("factual",)  # one adapter each
+    taps: tuple[int, ...] = ()  # hidden states that an adapter reads
+    size: int = 768  # width of an adapter's encoder
+    num_layers: int = 2  # blocks at each tap
+    num_heads: int = 12  # heads of those blocks
+    intermediate_size: int = 3072  # inner width of their feed-forward
+    activation: str = "gelu"  # of that feed-forward
+    norm_eps: float = 1e-5  # of their norms
+    skip: int = 0  # an earlier result is added after every skip-th tap; 0: never
+    fusion: str = "concat"  # "concat" or "add"
+    dropout: float = 0.1  # inside the adapters
 
     def check(self) -> None:
         check_positive(self, "size", "num_layers", "num_heads", "intermediate_size")

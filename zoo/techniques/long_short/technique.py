@@ -27,13 +27,13 @@ class LongShortRange(PlacedTechnique):
     dynamic, glu, softmax: see `zoo.techniques.long_short.layers`; clean: padding changes nothing.
     """
 
-    share: float = 0.5
-    widths: tuple[int, ...] = (3, 7, 15, 31)
-    dynamic: bool = True
-    glu: bool = True
-    softmax: bool = True
-    dropout: float = 0.0
-    clean: bool = True
+    share: float = 0.5  # of channels and heads that attend
+    widths: tuple[int, ...] = (3, 7, 15, 31)  # of the kernels, in turn by layer
+    dynamic: bool = True  # kernels computed from each token
+    glu: bool = True  # gate the input of the convolution
+    softmax: bool = True  # normalize the kernels
+    dropout: float = 0.0  # on the kernels
+    clean: bool = True  # padding changes nothing
 
     def check(self) -> None:
         if not 0 < self.share < 1:

@@ -51,19 +51,19 @@ class LoRA(PlacedTechnique):
     ``name`` tells several updates of one layer apart; they add up. ``alpha`` None = rank (s = 1).
     """
 
-    rank: int = 8
-    alpha: float | None = None
-    dropout: float = 0.0
-    roles: tuple[str, ...] = ("attention-query", "attention-value")
-    rank_stabilized: bool = False
+    rank: int = 8  # width of B A
+    alpha: float | None = None  # scales the update; None: as rank
+    dropout: float = 0.0  # on what enters A
+    roles: tuple[str, ...] = ("attention-query", "attention-value")  # the linear layers that get an update
+    rank_stabilized: bool = False  # s = alpha / sqrt(rank)
     bias: bool = False  # B has a bias
-    dora: bool = False
+    dora: bool = False  # a learned length for each output's weights (DoRA)
     gate: bool = False  # each text weighs the update; without dora and bias
     dora_whole: bool = (
         False  # m scales the bias too, over the norm of W + B A without s: the form of the library `adapters`
     )
     paths: tuple[str, ...] = ()  # these parts by their paths, in place of roles
-    name: str = "default"
+    name: str = "default"  # tells several updates of one layer apart
 
     def check(self) -> None:
         check_positive(self, "rank")
@@ -110,11 +110,11 @@ class IA3(PlacedTechnique):
     input_roles=("feed-forward-down",))``. Ahead of it is how ``adapters`` does.
     """
 
-    roles: tuple[str, ...] = ("attention-key", "attention-value", "feed-forward-up")
-    input_roles: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ("attention-key", "attention-value", "feed-forward-up")  # layers whose outputs are scaled
+    input_roles: tuple[str, ...] = ()  # layers whose inputs are scaled
     paths: tuple[str, ...] = ()  # parts by their paths: with these or `input_paths`, neither of the roles counts
-    input_paths: tuple[str, ...] = ()
-    name: str = "default"
+    input_paths: tuple[str, ...] = ()  # parts whose inputs are scaled, by their paths
+    name: str = "default"  # tells several scales of one layer apart
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         by_path = bool(self.paths or self.input_paths)

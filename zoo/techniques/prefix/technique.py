@@ -32,12 +32,12 @@ class PrefixTuning(PlacedTechnique):
     ``peft`` has it; else they keep theirs.
     """
 
-    length: int = 30
-    bottleneck: int | None = 512
-    activation: str = "tanh"
-    dropout: float = 0.0
-    shift_positions: bool = False
-    name: str = "default"
+    length: int = 30  # keys and values ahead of the real ones
+    bottleneck: int | None = 512  # inner width of the network that makes them
+    activation: str = "tanh"  # of that network
+    dropout: float = 0.0  # on the prefixes
+    shift_positions: bool = False  # real tokens begin at position `length`
+    name: str = "default"  # of the prefix
 
     def check(self) -> None:
         check_positive(self, "length")

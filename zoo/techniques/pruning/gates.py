@@ -39,8 +39,8 @@ class GatePruning(PlacedTechnique):
     shut. ``streams`` and ``depths`` restrict the first two.
     """
 
-    gates: tuple[str, ...] = ("heads", "units")
-    start: float = 2.197
+    gates: tuple[str, ...] = ("heads", "units")  # of "heads", "units", "hidden"
+    start: float = 2.197  # first logit of the gates
 
     def check(self) -> None:
         if not self.gates or set(self.gates) - set(GATES):

@@ -34,9 +34,9 @@ class StructuredPruning(PlacedTechnique):
     parts.
     """
 
-    kept: float = 0.5
+    kept: float = 0.5  # share that stays in each layer
     paths: tuple[str, ...] = ()
-    counts: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()  # how many stay at each of the paths
 
     def check(self) -> None:
         check_share("kept", self.kept)
@@ -95,7 +95,7 @@ class HeadPruning(StructuredPruning):
     ones.
     """
 
-    roles: tuple[str, ...] = ("self-attention",)
+    roles: tuple[str, ...] = ("self-attention",)  # the attentions that are pruned
 
     def parts(self, model: Model) -> list[Site]:
         sites = self.places(model, *self.roles)
@@ -157,8 +157,8 @@ class LayerPruning(Technique):
     path, where it is not the encoder.
     """
 
-    layers: tuple[int, ...] = ()
-    stack: str = "encoder"
+    layers: tuple[int, ...] = ()  # numbers of the layers that go
+    stack: str = "encoder"  # its path
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         refuse_read_depths(self, model)

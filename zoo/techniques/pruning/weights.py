@@ -60,10 +60,10 @@ class WeightPruning(PlacedTechnique):
     ``sparsity=0`` makes the places ready for `remask`.
     """
 
-    sparsity: float = 0.5
-    scope: str = "matrix"
-    by: str = "magnitude"
-    roles: tuple[str, ...] = LINEAR_ROLES
+    sparsity: float = 0.5  # share of the weights that become zero
+    scope: str = "matrix"  # "matrix": in each; "across": in all together
+    by: str = "magnitude"  # "magnitude" or "random"
+    roles: tuple[str, ...] = LINEAR_ROLES  # the linear layers that are pruned
 
     adds_tensors = False
     only_values = True
@@ -97,10 +97,10 @@ class MovementPruning(PlacedTechnique):
     sigmoid ("sigmoid-threshold") is larger than it (soft movement).
     """
 
-    method: str = "top"
-    threshold: float = 0.15
-    start: float = 0.0
-    roles: tuple[str, ...] = LINEAR_ROLES
+    method: str = "top"  # "top", "threshold" or "sigmoid-threshold"
+    threshold: float = 0.15  # share that stays, or the score to reach
+    start: float = 0.0  # first score
+    roles: tuple[str, ...] = LINEAR_ROLES  # the linear layers that are pruned
 
     def check(self) -> None:
         check_choice("method", self.method, METHODS)
@@ -118,8 +118,8 @@ class L0Pruning(PlacedTechnique):
     al., 2018).
     """
 
-    start: float = 2.197
-    roles: tuple[str, ...] = LINEAR_ROLES
+    start: float = 2.197  # first logit of the gates
+    roles: tuple[str, ...] = LINEAR_ROLES  # the linear layers that are pruned
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         add_scores(plain_weights(self, model, self.roles), HardConcrete, self.start, 1.0)

@@ -48,9 +48,9 @@ class WidthPruning(Technique):
     stream). `remove_dimensions` removes chosen ones.
     """
 
-    kept: float = 0.75
-    count: int | None = None
-    width: str = "hidden_size"
+    kept: float = 0.75  # share of the dimensions that stays
+    count: int | None = None  # how many stay, in place of a share
+    width: str = "hidden_size"  # the config's name for the width
 
     def check(self) -> None:
         check_share("kept", self.kept)

@@ -112,13 +112,17 @@ class Q8Bert(PlacedTechnique):
     requantize: roles whose outputs are rounded too. After training `Int8` makes it run in integers.
     """
 
-    bits: int = 8
-    activation_bits: int = 8
-    mode: str = "ema"
-    decay: float = 0.9999
-    start_step: int = 0
-    requantize: tuple[str, ...] = ("attention-query", "attention-key", "attention-value")
-    embeddings: bool = True
+    bits: int = 8  # of the weights
+    activation_bits: int = 8  # of the activations
+    mode: str = "ema"  # range of activations: "ema" or "dynamic"
+    decay: float = 0.9999  # of the moving range
+    start_step: int = 0  # calls before rounding begins
+    requantize: tuple[str, ...] = (
+        "attention-query",
+        "attention-key",
+        "attention-value",
+    )  # roles whose outputs are rounded too
+    embeddings: bool = True  # round the tables too
 
     def check(self) -> None:
         check_choice("mode", self.mode, ("ema", "dynamic"))
@@ -158,11 +162,11 @@ class QBert(PlacedTechnique):
     `zoo.techniques.quantization.hessian.choose_bits`). embedding_bits 0 leaves the tables.
     """
 
-    bits: int | tuple[int, ...] = 4
-    groups: int = 128
-    embedding_bits: int = 8
-    activation_bits: int = 8
-    momentum: float = 0.95
+    bits: int | tuple[int, ...] = 4  # of the weights, one number or one for each depth
+    groups: int = 128  # of outputs, each with its own range
+    embedding_bits: int = 8  # of the tables; 0: not rounded
+    activation_bits: int = 8  # of the activations
+    momentum: float = 0.95  # of the moving range
 
     def check(self) -> None:
         check_positive(self, "groups")
@@ -201,9 +205,9 @@ class FullyQt(PlacedTechnique):
     norm's numerator, denominator and quotient; no gradient for what is cut.
     """
 
-    bits: int = 8
-    momentum: float = 0.9
-    embeddings: bool = True
+    bits: int = 8  # of everything
+    momentum: float = 0.9  # of the moving ranges
+    embeddings: bool = True  # round the tables too
 
     def check(self) -> None:
         Grid(self.bits, symmetric=False)
@@ -235,11 +239,11 @@ class IBert(PlacedTechnique):
     refused.
     """
 
-    bits: int = 8
-    activation_bits: int = 8
+    bits: int = 8  # of the weights
+    activation_bits: int = 8  # of the activations
     gelu_bits: int = 16  # what enters GELU comes from a 32-bit product; in 8 bits its polynomial would vanish
-    norm_bits: int = 22
-    momentum: float = 0.95
+    norm_bits: int = 22  # of what enters a norm
+    momentum: float = 0.95  # of the moving ranges
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         sites, norms = linears(self, model), norms_of(self, model)
@@ -277,7 +281,7 @@ class Int8(PlacedTechnique):
     ranges. Tables: int8 with a step for each row. For inference: no gradient passes a product.
     """
 
-    embeddings: bool = True
+    embeddings: bool = True  # store the tables in int8 too
 
     def change(self, model: Model, generator: torch.Generator | None) -> Sequence[str] | None:
         sites = linears(self, model, SymmetricLinear)
@@ -308,10 +312,10 @@ class WeightOnly(PlacedTechnique):
     be trained further.
     """
 
-    bits: int = 4
-    block: int = 32
-    symmetric: bool = False
-    embeddings: bool = False
+    bits: int = 4  # of the weights
+    block: int = 32  # inputs that share a range
+    symmetric: bool = False  # zero stays zero: a step without an offset
+    embeddings: bool = False  # store the tables so too
 
     def check(self) -> None:
         check_positive(self, "block")

@@ -30,7 +30,7 @@ class SparseTechnique(PlacedTechnique):
 
     adds_tensors = False
 
-    causal: bool = False
+    causal: bool = False  # a token sees those before it alone
 
     def patterns(self, heads: int, place: int) -> tuple[Sparsity, ...]:
         """The patterns that the heads of the ``place``-th attention take in turn."""
@@ -49,8 +49,8 @@ class StridedAttention(SparseTechnique):
     of "heads" or of "layers".
     """
 
-    stride: int = 128
-    mix: str = "merged"
+    stride: int = 128  # width of the window and distance of the summary tokens
+    mix: str = "merged"  # "merged", or by turns of "heads" or "layers"
 
     def check(self) -> None:
         check_positive(self, "stride")
@@ -69,9 +69,9 @@ class FixedAttention(SparseTechnique):
     > 1 the heads take runs of summary tokens in turn, counted from the stretch's end.
     """
 
-    stretch: int = 128
-    summary: int = 8
-    groups: int = 1
+    stretch: int = 128  # tokens of a stretch
+    summary: int = 8  # tokens at its end that all see
+    groups: int = 1  # runs of summary tokens that heads take in turn
 
     def check(self) -> None:
         check_positive(self, "stretch", "summary", "groups")
@@ -93,8 +93,8 @@ class SlidingWindow(SparseTechnique):
     seen by everyone.
     """
 
-    radius: int = 64
-    global_tokens: int = 0
+    radius: int = 64  # tokens on either side
+    global_tokens: int = 0  # first tokens that see and are seen by all
 
     def check(self) -> None:
         if self.radius < 0 or self.global_tokens < 0:
