@@ -245,6 +245,31 @@ def check_features(features: Tensor, batch: int, width: int, name: str) -> None:
             )
 
 
+class RegionSizes(Protocol):
+    """What `check_boxes` reads from a config."""
+
+    @property
+    def visual_size(self) -> int: ...
+    @property
+    def box_size(self) -> int: ...
+
+
+def check_boxes(features: Tensor, boxes: Tensor | None, batch: int, config: RegionSizes) -> Tensor:
+    """Refuse features and boxes of another width than the config's, or not one box for each region ->
+    the boxes.
+    """
+    if boxes is None:
+        raise InputError("this model reads boxes: give visual_boxes beside visual_features")
+    check_features(features, batch, config.visual_size, "visual_features")
+    check_features(boxes, batch, config.box_size, "visual_boxes")
+    if boxes.shape[1] != features.shape[1]:
+        raise InputError(
+            f"visual_boxes must be one for each of the {features.shape[1]} regions of visual_features, got "
+            f"{boxes.shape[1]}"
+        )
+    return boxes
+
+
 Languages = Int[Tensor, "_batch _length"] | str | int | Sequence[str | int]
 
 

@@ -48,7 +48,7 @@ from zoo.layers import (
     interleaved,
     pool,
 )
-from zoo.layers.embeddings import check_features, check_ids
+from zoo.layers.embeddings import check_boxes, check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, RegionHead, masked_lm_of
 from zoo.layers.padding import carried
@@ -356,13 +356,7 @@ class ViLBert(VisionLanguageModel):
         text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         text = text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
         batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
-        check_features(visual_features, batch, self.config.visual_size, "visual_features")
-        check_features(visual_boxes, batch, self.config.box_size, "visual_boxes")
-        if visual_boxes.shape[1] != visual_features.shape[1]:
-            raise InputError(
-                f"visual_boxes must be one for each of the {visual_features.shape[1]} regions of visual_features, got "
-                f"{visual_boxes.shape[1]}"
-            )
+        check_boxes(visual_features, visual_boxes, batch, self.config)
         text = self.embeddings.with_task(text, task_type_ids)  # (batch, length, hidden), or a token longer
         image = self.image_embeddings(visual_features, visual_boxes)  # (batch, regions, image hidden)
         mask, lengths = self.with_task(attention_mask, lengths)

@@ -40,6 +40,7 @@ class PretrainingTerm:
     grid: bool = False
     only_where: tuple[str, int] | None = None
     optional: bool = False
+    scorer: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -125,6 +126,33 @@ IMAGE_TEXT_MATCHING = PretrainingTerm(
     loss="rows",
     output="seq_relationship_logits",
     dropout="matching_dropout",
+)
+REGION_FEATURE = PretrainingTerm(
+    name="region_feature",
+    reads=("regions",),
+    labels="feature_targets",
+    takes=("region_table",),
+    loss="region-feature",
+    loss_takes=("region_labels",),
+)
+REGION_CLASS = PretrainingTerm(
+    name="region_class",
+    reads=("regions",),
+    labels="class_targets",
+    loss="region-class",
+    loss_takes=("region_labels", "class_loss"),
+    output="region_logits",
+    options={"class_loss": "distribution"},
+)
+WORD_REGION_ALIGNMENT = PretrainingTerm(
+    name="word_region_alignment",
+    reads=("tokens", "regions"),
+    head="",
+    scorer="zoo.tasks.transport:distances",
+    labels="match_labels",
+    loss="pairs-apart",
+    weight="alignment_weight",
+    options={"alignment_weight": 0.1},
 )
 LANGUAGE_MODEL = PretrainingTerm(
     name="language_model",

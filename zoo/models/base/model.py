@@ -169,6 +169,7 @@ class VisionLanguageModel(Model):
     """
 
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
+    ranking_loss: ClassVar[str] = "softmax"  # over pairs of words and pictures that compete, see `zoo.tasks.ranking`
     # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
     pairs_of_pictures: ClassVar[bool] = True
     matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training
