@@ -14,7 +14,7 @@ from tests.strategies import build, small_batch, small_config
 from zoo.errors import ConfigError, InputError, TaskError, UnknownNameError
 from zoo.tasks.losses import region_class_loss, region_feature_loss
 from zoo.tasks.pairs import PairedAttentionHead
-from zoo.tasks.ranking import hard_negatives, hinge_loss
+from zoo.tasks.ranking import hard_negatives, hinge_loss, ranking_loss
 from zoo.tasks.transport import transport
 
 
@@ -282,3 +282,69 @@ def test_visual_reasoning_with_paired_attention_is_saved_and_loaded(tmp_path):
         assert torch.allclose(model(**given).logits, back(**given).logits, atol=1e-12)
     with pytest.raises(ConfigError, match="pairs of pictures"):
         uniter("visual-reasoning", head="paired-attention", pairs=False)
+
+
+def test_a_region_of_unicoder_vl_is_its_parts_added_and_normed():
+    model, batch = build("unicoder-vl", small_config("unicoder-vl")), dict(small_batch("unicoder-vl").inputs)
+    segments = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 0, 1], [1, 1, 0]])
+    part, tables = model.image_embeddings, model.embeddings
+    for given, rows in (({}, torch.ones_like(segments)), ({"visual_token_type_ids": segments}, segments)):
+        with torch.no_grad():
+            mine = model(**batch, **given, output_hidden_states=True).image.hidden_states[0]
+            for row in range(4):
+                for region in range(3):
+                    if not batch["visual_mask"][row, region]:
+                        continue
+                    x = part.features.weight @ batch["visual_features"][row, region] + part.features.bias
+                    x = x + part.boxes.weight @ batch["visual_boxes"][row, region] + part.boxes.bias
+                    x = x + tables.segment.weight[rows[row, region]] + tables.position.weight[0]
+                    x = (x - x.mean()) / (x.var(correction=0) + 1e-12).sqrt() * part.norm.weight + part.norm.bias
+                    assert torch.allclose(mine[row, region], x, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["unicoder-vl", "imagebert"])
+def test_words_and_regions_count_on_matched_pairs_alone(name):
+    model, batch = build(name, small_config(name), "pretraining"), small_batch(name)
+    matched, words = torch.tensor([1, 0, 1, -100]), torch.full((4, 6), -100)
+    words[:, 3:] = torch.arange(12).view(4, 3)
+    classes, features = drawn(4, 3, 4).softmax(-1), drawn(4, 3, 5, seed=1)
+    labels = {"labels": words, "region_labels": torch.ones(4, 3, dtype=torch.long), "class_targets": classes}
+    labels |= {"feature_targets": features} if name == "imagebert" else {}
+    with torch.no_grad():
+        out = model(**batch.inputs, match_labels=matched, **labels)
+    real, regions = batch.real(), batch.real("visual_mask")
+    rows = [row for row in range(4) if matched[row] == 1]
+    lost = [
+        -log_softmax(out.prediction_logits[r, c])[int(words[r, c])] for r in rows for c in range(3, 6) if real[r, c]
+    ]
+    assert math.isclose(float(out.losses["masked_lm"]), sum(lost) / len(lost), rel_tol=1e-10)
+    lost = [
+        -log_softmax(out.region_logits[r, c])[1 + int(classes[r, c, 1:].argmax())]
+        for r in rows
+        for c in range(3)
+        if regions[r, c]
+    ]
+    assert math.isclose(float(out.losses["region_class"]), sum(lost) / len(lost), rel_tol=1e-10)
+    if name == "imagebert":
+        squares = (out.scores["region_feature"] - features)[rows][regions[rows]] ** 2
+        assert math.isclose(float(out.losses["region_feature"]), float(squares.mean()), rel_tol=1e-10)
+    logits = out.seq_relationship_logits[:, 0].tolist()
+    lost = [math.log1p(math.exp(-x if match == 1 else x)) for x, match in zip(logits, [1, 0, 1], strict=False)]
+    assert math.isclose(float(out.losses["image_text_matching"]), sum(lost) / 3, rel_tol=1e-10)
+    with pytest.raises(InputError, match="give match_labels too"):
+        model(**batch.inputs, **labels)
+
+
+def test_imagebert_ranks_by_each_pair_and_by_the_choice():
+    logits, labels = drawn(3, 4), torch.tensor([2, 0, -100])
+    cells = [(r, c, -1 if c == labels[r] else 1) for r in range(2) for c in range(4)]
+    single = [math.log1p(math.exp(sign * float(logits[r, c]))) for r, c, sign in cells]
+    choice = [-log_softmax(logits[r])[int(labels[r])] for r in range(2)]
+    mine = ranking_loss("binary-softmax", logits, labels, 0.2)
+    assert math.isclose(float(mine), sum(single) / 8 + sum(choice) / 2, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["unicoder-vl", "imagebert"])
+def test_what_nobody_can_be_compared_with_says_so(name):
+    assert zoo.info(f"{name}-base")["notes"] == "no public reference; not verified against any"
+    assert zoo.list_models(f"{name}*", pretrained=True) == []

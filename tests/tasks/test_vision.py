@@ -748,7 +748,9 @@ ROUND_TRIPS = {
     "uniter/vqa": ("uniter", ("visual_question_answering",)),
     "uniter/vcr": ("uniter", ("multiple_choice",)),
     "uniter/nlvr2-paired": ("uniter", ("visual_reasoning",)),
+    "uniter/nlvr2-paired-attn": ("uniter", ("visual_reasoning",)),
     "uniter/refexp-mlp1": ("uniter", ("grounding",)),
+    "uniter/refexp-mlp2": ("uniter", ("grounding",)),
     "uniter/itm-rank": ("uniter", ("image_text_matching", "image_text_retrieval")),
 }
 

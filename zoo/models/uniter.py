@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ConfigError
 from zoo.layers import FirstTokenPooler, Stack, Wanted, bert_block_of, text_embeddings_of
-from zoo.layers.embeddings import check_boxes, check_ids, same_shape
+from zoo.layers.embeddings import check_boxes, same_shape
 from zoo.layers.feed_forward import activation, check_activation
 from zoo.layers.heads import AnswerHead, RegionHead, masked_lm_of
 from zoo.layers.padding import as_bool
@@ -40,7 +40,7 @@ from zoo.registry.terms import (
     IMAGE_TEXT_MATCHING,
     MASKED_WORDS,
     REGION_CLASS,
-    REGION_FEATURE,
+    TIED_REGION_FEATURE,
     WORD_REGION_ALIGNMENT,
 )
 from zoo.registry.variants import TEXT_INPUTS
@@ -141,7 +141,7 @@ class Uniter(JointEncoder):
     }
     pretraining = (
         MASKED_WORDS,
-        REGION_FEATURE,
+        TIED_REGION_FEATURE,
         REGION_CLASS,
         IMAGE_TEXT_MATCHING,
         WORD_REGION_ALIGNMENT,
@@ -206,16 +206,10 @@ class Uniter(JointEncoder):
     ) -> Float[Tensor, "batch regions hidden"]:
         """Embedded regions; their segments are rows of the text's table."""
         boxes = check_boxes(features, boxes, batch, self.config)
-        table = self.embeddings.segment
-        assert table is not None
-        segment = table.weight[self.config.visual_segment]
-        if segments is not None:
-            same_shape(segments, features, "visual_token_type_ids", "regions")
-            segment = table(check_ids(segments, table.num_embeddings, "visual_token_type_ids"))
         if masked is not None:
             same_shape(masked, features, "visual_masked", "regions")
             masked = as_bool(masked, "visual_masked")
-        return self.image_embeddings(features, boxes, segment, masked)
+        return self.image_embeddings(features, boxes, self.region_segments(segments, features), masked)
 
     @property
     def region_table(self) -> Float[Tensor, "hidden visual_size"]:

@@ -8,7 +8,7 @@ Heads are named as in `Model.heads`, what is read as in `Model.offers`, losses a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -131,10 +131,10 @@ REGION_FEATURE = PretrainingTerm(
     name="region_feature",
     reads=("regions",),
     labels="feature_targets",
-    takes=("region_table",),
     loss="region-feature",
     loss_takes=("region_labels",),
 )
+TIED_REGION_FEATURE = replace(REGION_FEATURE, takes=("region_table",))  # through the matrix that embeds features
 REGION_CLASS = PretrainingTerm(
     name="region_class",
     reads=("regions",),
@@ -154,6 +154,7 @@ WORD_REGION_ALIGNMENT = PretrainingTerm(
     weight="alignment_weight",
     options={"alignment_weight": 0.1},
 )
+MATCHING_SCORE = replace(IMAGE_TEXT_MATCHING, loss="binary-rows")  # one output: the logit of "they belong together"
 LANGUAGE_MODEL = PretrainingTerm(
     name="language_model",
     reads=("target",),
@@ -162,6 +163,12 @@ LANGUAGE_MODEL = PretrainingTerm(
     loss="tokens",
     output="prediction_logits",
 )
+
+
+def where_matched(term: PretrainingTerm, **options: Any) -> PretrainingTerm:
+    """The same for the pairs of words and picture alone that belong together (match label 1)."""
+    return replace(term, only_where=("match_labels", 1), options={**term.options, **options})
+
 
 TERMS: tuple[PretrainingTerm, ...] = (
     MASKED_LM,

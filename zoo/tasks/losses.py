@@ -402,6 +402,13 @@ def _rows(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside
     return row_loss(scores, label_tensor(labels, name).flatten(), name)
 
 
+def _binary_rows(name: str, scores: Tensor, labels: Tensor, real: None, beside: Mapping[str, Any]) -> Tensor:
+    """One logit a row (batch, 1)."""
+    labels = label_tensor(labels, name).flatten()
+    check_labels(labels, (scores.shape[0],), name, 2, integers=True)
+    return binary_loss(scores.squeeze(1), labels, None)
+
+
 def _spans(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
     labels = label_tensor(labels, name)
     check_labels(labels, tuple(scores.shape[:3]), name, scores.shape[3] if labels.dtype == torch.bool else None)
@@ -475,6 +482,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "tokens": _tokens,
     "binary-tokens": _binary_tokens,
     "rows": _rows,
+    "binary-rows": _binary_rows,
     "spans": _spans,
     "regions": _regions,
     "region-feature": _region_feature,

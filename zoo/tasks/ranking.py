@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.errors import InputError, TaskError, unknown
 from zoo.tasks.base import TaskModel, with_an_axis
-from zoo.tasks.losses import IGNORED, check_labels, label_tensor, mean_of, row_loss, widened
+from zoo.tasks.losses import IGNORED, binary_loss, check_labels, label_tensor, mean_of, row_loss, widened
 
 
 def hinge_loss(logits: Tensor, labels: Tensor, margin: float = 0.2) -> Tensor:
@@ -31,7 +31,20 @@ def _softmax(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     return row_loss(logits, labels)
 
 
-RANKING_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"softmax": _softmax, "hinge": hinge_loss}
+def _binary_softmax(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Each pair alone, and the right one among all: ImageBERT's two losses added."""
+    labels = label_tensor(labels)
+    loss = row_loss(logits, labels)
+    numbers = torch.arange(logits.shape[1], device=labels.device)
+    each = torch.where(labels[:, None] == IGNORED, IGNORED, (numbers == labels[:, None]).long())
+    return loss + binary_loss(logits, each, None)
+
+
+RANKING_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "softmax": _softmax,
+    "hinge": hinge_loss,
+    "binary-softmax": _binary_softmax,
+}
 """Over (batch, choices) logits, of which labels (batch,) tell the right one; the last argument is the margin."""
 
 

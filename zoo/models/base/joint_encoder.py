@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError
+from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.padding import Part, joined
 from zoo.layers.run import Run
 from zoo.layers.stack import Stack
@@ -49,6 +50,17 @@ class JointEncoder(VisionLanguageModel):
         run = Run(x, self.joint_mask(x.shape[0], length, count, real), None, *kept)
         encoded = run.encoded(run.through(self.encoder), self.pooler)
         return Joint(**vars(encoded), text_length=length or 0)
+
+    def region_segments(
+        self, segments: Int[Tensor, "batch regions"] | None, features: Float[Tensor, "batch regions visual_size"]
+    ) -> Float[Tensor, "*grid hidden"]:
+        """Rows of the text's table of segments for each region, or one for all: ``config.visual_segment``."""
+        table = self.embeddings.segment
+        assert table is not None
+        if segments is None:
+            return table.weight[self.config.visual_segment]
+        same_shape(segments, features, "visual_token_type_ids", "regions")
+        return table(check_ids(segments, table.num_embeddings, "visual_token_type_ids"))
 
     @staticmethod
     def joint_mask(
