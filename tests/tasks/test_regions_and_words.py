@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from tests.references.case import GOLDEN, load_case
 from tests.strategies import build, small_batch, small_config
-from zoo.errors import ConfigError, InputError, TaskError, UnknownNameError
+from zoo.errors import CheckpointError, ConfigError, InputError, TaskError, UnknownNameError
 from zoo.tasks.losses import region_class_loss, region_feature_loss
 from zoo.tasks.pairs import PairedAttentionHead
 from zoo.tasks.ranking import hard_negatives, hinge_loss, ranking_loss
 from zoo.tasks.transport import transport
+from zoo.training import grow_tables
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -348,3 +350,69 @@ def test_imagebert_ranks_by_each_pair_and_by_the_choice():
 def test_what_nobody_can_be_compared_with_says_so(name):
     assert zoo.info(f"{name}-base")["notes"] == "no public reference; not verified against any"
     assert zoo.list_models(f"{name}*", pretrained=True) == []
+
+
+def test_boxes_of_another_form_are_refused_with_the_right_one_named():
+    for name, size, form in (("uniter", 7, "width and height"), ("unicoder-vl", 5, "share of its area")):
+        model, batch = build(name, small_config(name, box_size=size)), dict(small_batch(name).inputs)
+        batch["visual_boxes"] = drawn(4, 3, 4).sigmoid()
+        with pytest.raises(
+            InputError, match=rf"{size} numbers for each region, x1, y1, x2, y2.*{form}.*got 4.*for_model"
+        ):
+            model(**batch)
+
+
+def test_what_for_model_makes_of_regions_is_what_each_model_reads():
+    features, boxes = torch.rand(2, 5), torch.tensor([[10.0, 4, 50, 24], [0, 0, 100, 40]])
+    regions, shares = zoo.Regions(features, boxes, (100, 40)), [0.1, 0.1, 0.5, 0.6]
+    for name, more in (("uniter", [0.4, 0.5, 0.2]), ("unicoder-vl", [0.2]), ("imagebert", [0.2])):
+        given = regions.for_model(small_config(name, box_size=4 + len(more)))
+        assert torch.allclose(given["visual_boxes"][0, 0], torch.tensor([*shares, *more]))
+        assert given["visual_features"].shape == (1, 2, 5), "no region for the whole picture"
+
+
+def test_a_whole_file_of_the_authors_is_read_with_its_copies_checked(tmp_path):
+    from safetensors.torch import save_file
+
+    case = load_case(GOLDEN / "uniter" / "pretrain-heads")
+    whole = dict(case.weights)
+    whole["cls.predictions.decoder.weight"] = whole["uniter.embeddings.word_embeddings.weight"].clone()
+    whole["feat_regress.weight"] = whole["uniter.img_embeddings.img_linear.weight"].clone()
+    save_file(whole, tmp_path / "uniter-base.safetensors")
+    model = zoo.load(tmp_path / "uniter-base.safetensors", config=case.config, task="pretraining")
+    assert model.load_report.layout == "uniter"
+    assert not model.load_report.random
+    back = zoo.convert(zoo.save(model, tmp_path / "ours"), tmp_path / "theirs", to="uniter")
+    assert back.checks.ok
+    whole["feat_regress.weight"][0, 0] += 1
+    save_file(whole, tmp_path / "broken.safetensors")
+    with pytest.raises(CheckpointError, match="feat_regress"):
+        zoo.load(tmp_path / "broken.safetensors", config=case.config, task="pretraining")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_grow_by_new_words_and_by_copies_of_segments(tied, tmp_path):
+    model, batch = uniter("masked-lm", seed=4), dict(small_batch("uniter").inputs)
+    if not tied:
+        model = build("uniter", small_config("uniter", tie_word_embeddings=False), "masked-lm", seed=4)
+    with torch.no_grad():
+        before = model(**batch).logits
+        grown = grow_tables(model, words=3, segments=(0, 1, 0), generator=torch.Generator().manual_seed(0))
+        after = grown(**batch).logits
+    assert grown is model
+    assert (model.config.vocab_size, model.config.num_segments) == (22, 5)
+    assert after.shape[2] == 22
+    assert torch.allclose(before, after[..., :19], atol=1e-12), "what was there says what it said"
+    table = model.model.embeddings.segment.weight
+    assert torch.equal(table[2:], table[[0, 1, 0]])
+    new = model.model.embeddings.token.weight[19:]
+    assert 0 < float(new.detach().abs().max()) <= 2 * model.config.initializer_range
+    with torch.no_grad():
+        same = model(**batch, token_type_ids=torch.full((4, 6), 4)).logits
+    assert torch.allclose(same, after, atol=1e-12)
+    assert zoo.load(zoo.save(model, tmp_path / "grown")).config == model.config
+    for wrong, message in (({"segments": (9,)}, r"rows in 0\.\.4, got 9"), ({"words": -1}, "0 or more")):
+        with pytest.raises(InputError, match=message):
+            grow_tables(model, **wrong)
+    with pytest.raises(InputError, match="only plain tables grow"):
+        grow_tables(build("distilbert", small_config("distilbert")), segments=(0,))
