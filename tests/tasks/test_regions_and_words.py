@@ -416,3 +416,40 @@ def test_tables_grow_by_new_words_and_by_copies_of_segments(tied, tmp_path):
             grow_tables(model, **wrong)
     with pytest.raises(InputError, match="only plain tables grow"):
         grow_tables(build("distilbert", small_config("distilbert")), segments=(0,))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_retrieval_starts_as_the_second_output_of_the_matching_head(ours, tmp_path, recwarn):
+    case = load_case(GOLDEN / "uniter" / "pretrain-heads")
+    source, config = case.weights, case.config
+    if ours:
+        source, config = zoo.save(zoo.load(source, config=config, task="image-text-matching"), tmp_path / "ours"), None
+    recwarn.clear()
+    model = zoo.load(source, config=config, task="image-text-retrieval")
+    assert not recwarn.list
+    assert not model.load_report.random
+    assert "heads.image_text_retrieval starts as row 1 of heads.image_text_matching" in model.load_report.notes
+    matching = zoo.load(source, config=config, task="image-text-matching")
+    head = matching.heads["image_text_matching"]
+    assert torch.equal(model.heads["image_text_retrieval"].weight, head.weight[1:])
+    assert torch.equal(model.heads["image_text_retrieval"].bias, head.bias[1:])
+    bare = {name: x for name, x in case.weights.items() if name.startswith("uniter.")}
+    with pytest.warns(zoo.errors.ZooWarning, match=r"has no heads.image_text_retrieval"):
+        assert zoo.load(bare, config=case.config, task="image-text-retrieval").load_report.random
+    stored = load_case(GOLDEN / "uniter" / "itm-rank")
+    kept = zoo.load(stored.weights, config=stored.config, task="image-text-retrieval")
+    assert torch.equal(kept.heads["image_text_retrieval"].weight, stored.weights["rank_output.weight"])
+
+
+def test_an_expression_is_ranked_against_the_wrong_region_that_scores_highest():
+    model, batch = uniter("grounding", ranking="hardest", margin=0.4), small_batch("uniter")
+    labels = torch.tensor([1, 0, -100, 1])
+    with torch.no_grad():
+        out = model(**batch.inputs, labels=labels)
+    real, parts = batch.real("visual_mask"), []
+    for row in (0, 1, 3):
+        right = int(labels[row])
+        wrong = [1 / (1 + math.exp(-float(out.logits[row, c]))) for c in range(3) if c != right and real[row, c]]
+        sigmoid = 1 / (1 + math.exp(-float(out.logits[row, right])))
+        parts.append(max(0.0, 0.4 + max(wrong, default=0.0) - sigmoid))  # 0: padding alone is wrong
+    assert math.isclose(float(out.loss), sum(parts) / 3, rel_tol=1e-10)
