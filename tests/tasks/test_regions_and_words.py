@@ -1,4 +1,6 @@
-"""Losses and heads over regions beside words, each held to a plain loop that shares no code with it."""
+"""Losses and heads over regions beside words, each held to a plain loop that shares no code with
+it.
+"""
 
 from __future__ import annotations
 
