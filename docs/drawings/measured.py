@@ -154,9 +154,7 @@ def knowledge() -> str:
     said = []
     for task, _, *results in _cells(found[2]):
         canvas.text(MARGIN, y + 4, task, bold=True)
-        ranges = [
-            [float(value) for value in re.findall(r"[\d.]+(?!\d*\.\.)", cell) if value != ".."] for cell in results
-        ]
+        ranges = [[float(value) for value in re.findall(r"\d+\.\d+", cell)] for cell in results]
         left, room = MARGIN + 110, WIDTH - 2 * MARGIN - 110 - 40
         y += 16
         for name, (mean, *ends) in zip(methods, ranges, strict=True):
