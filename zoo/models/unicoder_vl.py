@@ -47,7 +47,7 @@ class UnicoderVLConfig(Config):
     max_positions: int = 512
     num_segments: int = 2
     visual_size: int = 2048  # width of a region's feature
-    box_size: int = 5
+    box_size: int = 5  # numbers that describe a box
     region_target_size: int = 1601  # the detector's classes, the first of them the background
     activation: str = "gelu"
     norm_eps: float = 1e-12
