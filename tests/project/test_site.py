@@ -53,6 +53,18 @@ def test_pages_read_well_in_a_browser(site, browser):
             light = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(c => c > 200)"
             assert browser.evaluate(light) is not dark, f"{page} does not follow the system's colors"
 
+    browser.open(f"file://{site}/models/bert.html")
+    browser.evaluate("document.querySelector('.equation').scrollIntoView({block: 'center'})")
+    place = browser.evaluate(
+        "(box => ({x: box.left + 20, y: box.top + box.height / 2}))"
+        "(document.querySelector('.equation').getBoundingClientRect())"
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+    assert browser.evaluate("new Promise(done => setTimeout(() => done(!!document.querySelector('.copied')), 200))")
+    tall = "[...document.querySelectorAll('.equation math')].every(drawn => drawn.getBoundingClientRect().height > 10)"
+    assert browser.evaluate(tall), "an equation is not drawn"
+
     browser.open(f"file://{site}/finder.html#pillar=cross-modal&streams=2&most=200")
     shown = "[...document.querySelectorAll('#models tbody tr')].filter(row => !row.hidden).map(row => row.dataset.name)"
     wanted = [
