@@ -154,6 +154,8 @@ def test_every_family_says_its_languages_and_how_far_it_is_tested():
         assert row["proof"] in PROOFS
     assert overview("xlm-mlm-enfr-1024")["languages"] == ["en", "fr"]
     assert overview("minilm-l6-h384.all-minilm-l6-v2")["proof"] == PROOFS[0]
+    assert overview("albert-base.v2")["proof"] == PROOFS[1]
+    assert overview("bert-xlarge")["proof"] == PROOFS[2]
 
 
 def test_arguments_that_a_docstring_explains_stand_in_a_list():
