@@ -95,6 +95,23 @@ def sizes(variants: Variants) -> str:
     return table(["variant", *shown, "parameters", "count checked against"], rows)
 
 
+def papers(variants: Variants) -> str:
+    """A row per paper whose models the family holds."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for v in registry.families()[variants[0].family]:
+        found.setdefault((v.title, v.paper), []).append(f"`{v.name}`")
+    rows = [[f"[{title}]({address_of(paper)})", paper, ", ".join(names)] for (title, paper), names in found.items()]
+    return table(["paper", "by", "variants"], rows)
+
+
+def address_of(paper: str) -> str:
+    """Where a paper is, by its arXiv number or DOI."""
+    match = re.search(r"(arXiv|doi):([\w./-]+)", paper)
+    if match is None:
+        raise SystemExit(f"docs/family_tables.py: {paper!r} names neither arXiv:... nor doi:...")
+    return ("https://arxiv.org/abs/" if match[1] == "arXiv" else "https://doi.org/") + match[2]
+
+
 def parts(variants: Variants) -> str:
     """A row per architecture, or per stream of one: how many parameters each part has, in sum the model's."""
     counted: dict[tuple[Any, ...], list[str]] = {}
@@ -230,6 +247,7 @@ def checkpoints(variants: Variants) -> str:
 
 TABLES: dict[str, Callable[[Variants], str]] = {
     "sizes": sizes,
+    "papers": papers,
     "parts": parts,
     "inputs": inputs,
     "heads": heads,

@@ -174,7 +174,8 @@ def page(name: str, notebook: Sequence[Cell], record: Record) -> str:
     title, _, rest = notebook[0].source.partition("\n")
     head = (
         f"{title}\n\n<!-- notebook: {record.digest} -->\n{record.ran}\n\n"
-        f"The script is [examples/notebooks/{name}.py](../../examples/notebooks/{name}.py).\n"
+        f"The script is [examples/notebooks/{name}.py](../../examples/notebooks/{name}.py); "
+        f"`python -m docs.notebooks {name} --ipynb FOLDER` writes it for Jupyter.\n"
     )
     parts, outputs, files = [head], iter(record.outputs), iter(figure_files(name, record))
     for cell in (Cell(rest.strip("\n"), False, 0), *notebook[1:]):

@@ -234,8 +234,8 @@ def machines(runs: Sequence[Results]) -> str:
     for run in runs:
         name, own, onednn = run.machine()
         versions = ", ".join(f"{key} {value}" for key, value in run.about.items() if key not in ("date", "torch"))
-        rows.append([f"`{run.name}`", name, f"{own:.0f}", f"{onednn:.0f}", run.about["date"], versions])
-    return table(["run", "machine", "torch, GFLOP/s", "oneDNN, GFLOP/s", "date", "versions"], rows)
+        rows.append([f"`{run.name}`", run.about["date"], f"{own:.0f}", f"{onednn:.0f}", f"{name}, {versions}"])
+    return table(["run", "date", "torch, GFLOP/s", "oneDNN, GFLOP/s", "machine and versions"], rows)
 
 
 def side_by_side(runs: Sequence[Results]) -> str:

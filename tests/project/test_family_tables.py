@@ -18,6 +18,13 @@ def cells(table):
     return {row[0].strip("`"): dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
 
+def test_every_variant_stands_beside_its_paper_once():
+    rows = family_tables.papers(FAMILIES["bert"]).splitlines()[2:]
+    assert all(sum(f"`{v.name}`" in row for row in rows) == 1 for v in FAMILIES["bert"])
+    assert any("(https://arxiv.org/abs/2010.10499)" in row and "`bort`" in row for row in rows)
+    assert any("(https://doi.org/10.1038/s42256-020-00284-w)" in row for row in rows)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_parts_of_a_model_are_in_sum_its_parameters(family):
     for variant in {v.name: v for v in (FAMILIES[family][0], FAMILIES[family][-1])}.values():

@@ -75,6 +75,7 @@ def test_a_cell_gives_what_it_prints_then_its_last_value_then_its_figures():
         (True, 'pyplot.figure().set_label("nothing")'),
     ]
     record = notebooks.run("tiny", SCRIPT)
+    assert not notebooks.pyplot.get_fignums()
     assert [output.text for output in record.outputs] == ["printed\n42", ""]
     (figure,) = record.outputs[1].figures
     assert figure.label == "nothing"

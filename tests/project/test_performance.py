@@ -43,7 +43,7 @@ def test_machines_stand_side_by_side_and_a_peer_that_one_lacks_is_a_dash(tmp_pat
     table = report.side_by_side(runs)
     assert "| bert-base | full | transformers | zoo optimized | 2.00 x | 1.30 x |" in table
     assert "| bert-base | full | ctranslate2 int8 | zoo int8 | 1.20 x | - |" in table
-    assert "| `b` | b | 1 | 2 | 2026-03-04 |" in report.machines(runs)
+    assert "| `b` | 2026-03-04 | 1 | 2 | b" in report.machines(runs)
 
 
 def test_a_file_that_does_not_say_when_it_was_measured_is_refused(tmp_path):
