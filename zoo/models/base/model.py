@@ -70,6 +70,8 @@ class Model(nn.Module):
     task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}
     # of them, those that read the first token's state and not the pooled vector
     reads_first: ClassVar[frozenset[str]] = frozenset()
+    # the config's field that says how many labels a task's head has, where the family's config says it
+    label_fields: ClassVar[Mapping[str, str]] = {}
     offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
     """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
     pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
