@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 import zoo
 from tests.api.test_create import same, tiny
-from zoo.errors import CheckpointError, InputError
+from zoo.errors import CheckpointError, InputError, ZooWarning
 
 Tensors = dict[str, torch.Tensor]
 
@@ -293,7 +293,17 @@ def wrapped_models() -> dict[str, Any]:
 @pytest.mark.parametrize("kind", wrapped_models())
 def test_a_wrapped_model_is_saved_as_the_one_inside(kind, tmp_path):
     model = tiny("masked-lm")
-    zoo.save(wrapped_models()[kind](model), tmp_path / "saved")
+    wrapped = wrapped_models()[kind](model)
+    said = {"both": "OptimizedModule in DataParallel", "torch.compile": "OptimizedModule"}.get(kind, kind)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        zoo.save(wrapped, tmp_path / "saved")
+    heard = [str(warning.message) for warning in seen if issubclass(warning.category, ZooWarning)]
+    assert heard == (
+        [f"what is saved is the Objective inside of {said}, with the weights that it has there"]
+        if wrapped is not model
+        else []
+    )
     again = zoo.load(tmp_path / "saved")
     assert same(again, model)
     assert again.task == "masked-lm"

@@ -273,8 +273,7 @@ def test_the_question_is_never_the_answer_and_an_empty_text_has_none(tokenizer):
     assert ask(("who", "")) == {"answer": "", "score": 0.0, "start": None, "end": None, "no_answer": None}
     found = ask([("who", "ada"), ("who", ""), ("who", "who")])
     assert [row["answer"] for row in found] == ["ada", "", "who"]
-    with pytest.raises(InputError, match="leave no room for a text within max_length=16"):
-        ask(("who " * 14, "ada"))
+    assert ask(("who " * 14, "ada"))["answer"] == "ada"  # the question is cut to half of the window
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import socket
 from pathlib import Path
 
 import numpy
 import pytest
 
 import zoo
-from zoo.errors import MissingExtraError
+from zoo.errors import InputError, MissingExtraError, ZooError
 from zoo.inference.bulk import write_results
 from zoo.inference.pipeline.embeddings import SentenceEmbeddingPipeline
+from zoo.inference.ray import check_answers, read, written
 from zoo.tokenization.wordpiece import wordpiece
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "barks"]
@@ -33,6 +35,41 @@ def test_ray_names_the_extra_that_it_needs():
     if ray is None:
         with pytest.raises(MissingExtraError, match=r"extended-zoo\[ray\]"):
             on_ray(dict)
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]  # bound, but nobody listens
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            with pytest.raises(ZooError, match=f"no Ray cluster answers at '{address}'"):
+                check_answers(address)
+        taken.listen()
+        check_answers(f"127.0.0.1:{port}")
+    with pytest.raises(InputError, match="between 1 and 65535"):
+        check_answers("127.0.0.1:70000")
+    for address in (None, "auto", "local"):
+        check_answers(address)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a text with \ud800 half a pair",
+        ("a", ("pair", None)),
+        {"label": "x", "score": 0.1, "words": [{"start": 3}], "tuple": [float("inf")], "array": 1},
+        {"embedding": numpy.arange(6, dtype=numpy.float32).reshape(2, 3), "empty": numpy.zeros((0, 4), numpy.float16)},
+    ],
+)
+def test_rows_and_results_come_back_from_a_worker_as_they_were(value):
+    back = read(written(value))
+    assert type(back) is type(value)
+    if isinstance(value, dict) and "embedding" in value:
+        for name, array in value.items():
+            assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
+            assert numpy.array_equal(back[name], array)
+    else:
+        assert back == value
 
 
 class Dying(SentenceEmbeddingPipeline):

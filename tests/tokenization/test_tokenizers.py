@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import BertTokenizer
 from zoo.errors import CheckpointError, ConfigError, InputError, UnknownNameError, ZooError
 from zoo.tokenization import Tokenizer, load_tokenizer
 from zoo.tokenization.arabic import ArabicCleaner
+from zoo.tokenization.wordpiece import wordpiece
 
 LETTERS = (
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-éèüßñçøåÉαβγωжщя你好世界学习คำ日本語"
@@ -371,3 +373,32 @@ def test_each_cleaning_of_arabic_is_that_of_its_model():
     assert ArabicCleaner.of("bert-base-arabertv02", replace_addresses=False, insert_blanks=False)("@user!") == "@user!"
     with pytest.raises(ConfigError, match=r"'vowels'.*strip_vowels"):
         ArabicCleaner.of("bert-base-arabertv02", vowels=True)
+
+
+LONG = st.lists(st.text("abcdexyz.", min_size=1, max_size=6), min_size=1, max_size=8)
+
+
+@given(LONG, LONG, st.integers(5, 20), st.integers(0, 12), st.sampled_from(["left", "right"]))
+def test_windows_cover_a_text_and_lead_back_to_its_characters(asked, words, length, overlap, side):
+    characters = "abcdexyz"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters), "ab", "."]
+    tokenizer = wordpiece({token: number for number, token in enumerate(vocabulary)})
+    tokenizer.truncation_side = side
+    question, passage = " ".join(asked), " ".join(words)
+    whole = tokenizer.backend.encode(passage, add_special_tokens=False)
+    first = tokenizer.backend.encode(question, add_special_tokens=False).ids
+    kept = min(len(first), (length - 3) // 2)  # a question takes at most half of what fits
+    seen, offsets = {}, []
+    for window in tokenizer.windows(question, passage, overlap=overlap, max_length=length):
+        assert len(window.ids) <= length
+        of = window.sequence_ids
+        begin = window.special_tokens_mask.index(1, 1)
+        assert window.ids[1:begin] == (first[:kept] if side == "right" else first[len(first) - kept :])
+        offsets.append([offset for offset, s in zip(window.offsets, of, strict=True) if s == 1])
+        seen |= {offset: i for i, offset, s in zip(window.ids, window.offsets, of, strict=True) if s == 1}
+    assert seen == dict(zip(whole.offsets, whole.ids, strict=True))
+    room = length - 3 - kept
+    for before, after in pairwise(offsets):
+        assert len(set(before) & set(after)) == min(overlap, room // 2)
+    with pytest.raises(InputError, match="max_length=4 leaves no room for the text; it must be at least 5"):
+        tokenizer.windows(question, passage, max_length=4)

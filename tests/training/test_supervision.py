@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers, processors
 
 import zoo
 from tests.strategies import randomised, small_config
@@ -19,9 +22,10 @@ from zoo.data.tables import find_columns
 from zoo.errors import InputError, TaskError
 from zoo.registry.tasks import TASKS
 from zoo.tasks.metrics.language import class_scores
+from zoo.tokenization import Tokenizer
+from zoo.tokenization.tokenizer import SpecialTokens
 from zoo.training import evaluate, fit, task_options
 from zoo.training.supervision import SUPERVISIONS, supervision_of
-from zoo.training.supervision.answers import best_span
 from zoo.training.supervision.base import label_names, label_number
 from zoo.training.supervision.embedding import cosent
 
@@ -67,11 +71,40 @@ def built(task: str, rows: list[dict]):
     return model_for(task, FAMILY.get(task, "bert-base"), dropout=0.0, attention_dropout=0.0, **options)
 
 
-@pytest.mark.parametrize("task", [task for task in SUPERVISIONS if task != "conditional-generation"])
-def test_every_task_learns_from_rows(task, tokenizer):  # noqa: F811
+@pytest.fixture(scope="module")
+def framed():
+    """A tokenizer in mBART's manner: ``w1 w2 [SEP] en_XX``."""
+    words = ["[PAD]", "[UNK]", "[SEP]", "en_XX", "ro_RO", *(f"w{n}" for n in range(40))]
+    backend = tokenizers.Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(words[:5])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A [SEP] en_XX", pair="$A $B [SEP] en_XX", special_tokens=[("[SEP]", 2), ("en_XX", 3)]
+    )
+    special = SpecialTokens(pad="[PAD]", sep="[SEP]", unk="[UNK]", pad_id=0)
+    return Tokenizer(backend, special=special, inputs=("input_ids", "attention_mask"))
+
+
+def test_a_target_is_written_in_its_own_language(framed):
+    rows = [{"source": "w1 w2", "target": "w3", "src_lang": "en_XX", "tgt_lang": "ro_RO"} for _ in range(2)]
+    rows[1] |= {"source": "w9", "target": "w3 w4", "src_lang": "ro_RO", "tgt_lang": "en_XX"}
+    generation = reader("conditional-generation", framed, rows)
+    batch = generation.batch(rows)
+    assert batch["input_ids"].tolist() == [[6, 7, 2, 3], [14, 2, 4, 0]]
+    assert batch["labels"].tolist() == [[8, 2, 4, -100], [8, 9, 2, 3]]
+    model = built("conditional-generation", rows)
+    made = model.model.decoder_inputs(batch["labels"])  # the language comes to the front
+    assert made[:, :3].tolist() == [[4, 8, 2], [3, 8, 9]]
+    plain = reader("conditional-generation", framed, [{"source": "w1", "target": "w2"}])
+    assert plain.batch([{"source": "w1", "target": "w2"}])["labels"].tolist() == [[7, 2, 3]]
+
+
+@pytest.mark.parametrize("task", SUPERVISIONS)
+def test_every_task_learns_from_rows(task, tokenizer, framed):  # noqa: F811
     torch.manual_seed(0)
     rows = rows_for(task)
     model = built(task, rows)
+    tokenizer = framed if task == "conditional-generation" else tokenizer
     before = evaluate(model, rows, tokenizer=tokenizer)
     fit(model, rows, tokenizer=tokenizer, steps=30, batch_size=16, lr=1e-2)
     after = evaluate(model, rows, tokenizer=tokenizer)
@@ -113,13 +146,32 @@ def test_an_answer_is_found_where_it_is_said_to_start(tokenizer):  # noqa: F811
     place = batch["start_positions"].item()
     assert place == batch["end_positions"].item() == 5  # [CLS] w1 [SEP] w2 w3 w2
     assert batch["input_ids"][0, place] == tokenizer.token_to_id("w2")
-    scores = torch.zeros(len(asked.window.ids))
-    scores[0] = 9.0  # no place of the passage's
-    starts, ends = scores.clone(), scores.clone()
-    starts[4], ends[6] = 2.0, 2.0
-    assert best_span(starts, ends, asked.window, asked.passage) == (4.0, "w3 w2 w4")
-    ends[3] = 5.0  # before the start: 0 + 5 for the token alone is the most
-    assert best_span(starts, ends, asked.window, asked.passage) == (5.0, "w2")
+    starts = torch.zeros(1, len(asked.window.ids))
+    starts[0, 0] = 9.0  # no place of the passage's
+    ends = starts.clone()
+    starts[0, 4], ends[0, 6] = 2.0, 2.0
+    output = SimpleNamespace(start_logits=starts, end_logits=ends)
+    assert answers.results(output, batch, [asked]) == [(0, 4.0, "w3 w2 w4", 18.0, ("w2",))]
+    ends[0, 3] = 5.0  # before the start: 0 + 5 for the token alone is the most
+    assert answers.results(output, batch, [asked]) == [(0, 5.0, "w2", 18.0, ("w2",))]
+
+
+def test_a_passage_in_windows_holds_its_answer_in_those_that_show_it_whole(tokenizer):  # noqa: F811
+    passage = " ".join(f"w{number % 8}" for number in range(300))
+    rows = [{"question": "w1", "context": passage, "answer": "w3 w4", "start": passage.index("w3 w4", 700)}]
+    answers = reader("question-answering", tokenizer, rows)
+    answers.max_length = 200
+    examples = list(answers.examples(rows[0]))
+    assert len(examples) > 1
+    assert len({example.number for example in examples}) == 1
+    for example in examples:
+        assert len(example.window.ids) <= 200
+        first, last = example.span
+        shown = [passage[slice(*example.window.offsets[place])] for place in range(first, last + 1)]
+        assert example.span == (0, 0) or (
+            shown == ["w3", "w4"] and example.window.offsets[first][0] == rows[0]["start"]
+        )
+    assert any(example.span != (0, 0) for example in examples)
 
 
 def test_a_question_without_an_answer_is_right_at_the_first_token(tokenizer):  # noqa: F811

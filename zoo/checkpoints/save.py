@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, hashes
 from zoo.checkpoints.description import describe, write_description
 from zoo.checkpoints.staging import staged
-from zoo.errors import InputError
+from zoo.errors import InputError, warn
 from zoo.formats.disk import writing
 from zoo.formats.sparse_tensors import packed
 from zoo.formats.writer import write_tensors
-from zoo.models.base.model import Model, unwrapped
+from zoo.models.base.model import Model, wrappers
 from zoo.tasks.base import TaskModel, canonical_state
 from zoo.techniques.blueprint import Blueprint, WithHeads
 
@@ -30,7 +30,8 @@ def save(
     sparse: bool = False,
 ) -> Path:
     """Write ``config.json`` and ``model.safetensors`` (and the tokenizer's files) into a folder,
-    all or nothing. What torch wraps around a model (torch.compile, DataParallel) is left out.
+    all or nothing. What torch wraps around a model (torch.compile, DataParallel, AveragedModel) is
+    left out, and a ZooWarning names it.
 
     The files are written beside the folder and moved in when they are whole; a folder that exists
     is replaced file by file, and a tokenizer in it stays where none is given. Each file says which
@@ -40,7 +41,8 @@ def save(
     converter here read them. A model in shares (`zoo.training.shard`) is saved by all processes
     together. -> the folder.
     """
-    folder, model = Path(folder), unwrapped(model)
+    folder = Path(folder)
+    *outside, model = wrappers(model)
     if not isinstance(model, Model | TaskModel | WithHeads):
         raise InputError(f"a model of the zoo is saved, got a {type(model).__name__}; pass the model inside of it")
     if getattr(model, "prepared", None) is not None:
@@ -48,6 +50,9 @@ def save(
             "this model was prepared by zoo.optimize and holds its weights in no form that can be saved; save the "
             "original"
         )
+    if outside:
+        around = " in ".join(type(wrapper).__name__ for wrapper in reversed(outside))
+        warn(f"what is saved is the {type(model).__name__} inside of {around}, with the weights that it has there")
     description = describe(Blueprint.of(model))
     if sparse and shard_size is not None:
         raise InputError("sparse=True writes one file; leave shard_size out")

@@ -1,6 +1,4 @@
-"""Words and passages as tokens, with the way back: which token begins a word, and where in the
-passage a token stands.
-"""
+"""Words as tokens, with the way back: which token begins a word."""
 
 from __future__ import annotations
 
@@ -52,54 +50,6 @@ def encode_words(
         if current < len(words) and first[current] is None:
             first[current] = place
     return Words(tuple(encoding.ids), tuple(encoding.type_ids), tuple(first))
-
-
-@dataclass(frozen=True)
-class Window:
-    """A question with a part of a passage: ``ids`` and ``type_ids`` of the tokens, and for each the
-    (start, end) of its characters in the passage, None where it is none of the passage's.
-    """
-
-    ids: tuple[int, ...]
-    type_ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int] | None, ...]
-
-
-def encode_windows(
-    tokenizer: Tokenizer,
-    question: str,
-    passage: str,
-    max_length: int | None = None,
-    stride: int = 128,
-    language: str | None = None,
-) -> list[Window]:
-    """A question with a passage, cut into windows that fit, of which each repeats the last ``stride``
-    tokens of the one before. A question takes at most half of a window.
-
-    Offsets count characters of the passage as the tokenizer's own step leaves it
-    (``tokenizer.prepared``); most families have none.
-    """
-    first, second = (_encoded(tokenizer, tokenizer.prepared(text, language)) for text in (question, passage))
-    room = _room(tokenizer, max_length, pair=True)
-    if room is not None:
-        if len(first.ids) > room // 2:
-            first.truncate(room // 2)
-        left = room - len(first.ids)
-        if left < 1:
-            raise InputError(f"max_length={max_length} leaves no room for a passage; it must be larger")
-        if len(second.ids) > left:
-            second.truncate(left, stride=min(stride, left - 1))
-    windows = []
-    for part in (second, *second.overflowing):
-        encoding = tokenizer.backend.post_process(first, part, True)
-        offsets = tuple(
-            offset if belongs == 1 and not special else None
-            for offset, belongs, special in zip(
-                encoding.offsets, encoding.sequence_ids, encoding.special_tokens_mask, strict=True
-            )
-        )
-        windows.append(Window(tuple(encoding.ids), tuple(encoding.type_ids), offsets))
-    return windows
 
 
 def _encoded(tokenizer: Tokenizer, text: str) -> Any:

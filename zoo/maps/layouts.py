@@ -91,6 +91,7 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
             if len(fitting) > 1:
                 fitting = [one for one in fitting if not load(one).leftovers(archive.tensors, below)] or fitting
             break
+    fitting = _knowing(fitting)
     outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # by the config, not names alone
     if len(fitting) == 1 or len(outright) == 1:
         return (outright or fitting)[0]
@@ -110,6 +111,14 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
         f"no known layout fits a file with {sample} and model_type={model_type!r}. Candidates were {reasons}. "
         "Name one with layout=, or pass a map of your own"
     )
+
+
+def _knowing(fitting: list[str]) -> list[str]:
+    """Of several layouts those with a line for every name that another of them asks for: a BERT with
+    parts beside it is no BERT. All where none has.
+    """
+    asked = {key for layout in fitting for key in load(layout).recognise.get("keys", ())}
+    return [layout for layout in fitting if all(load(layout).by_source.find(key) for key in asked)] or fitting
 
 
 def _agree(keymaps: list[KeyMap], archive: Listed, config: Mapping[str, object] | None) -> bool:

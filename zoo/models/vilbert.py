@@ -34,6 +34,7 @@ from zoo.layers import (
     CoAttentionBlock,
     EncoderBlock,
     FeedForward,
+    RegionEmbeddings,
     ReluPooler,
     Run,
     Runs,
@@ -174,23 +175,6 @@ class TaskEmbeddings(TextEmbeddings):
         ids = check_ids(ids, self.task.num_embeddings, "task_type_ids")
         rows = self.task(ids).expand(x.shape[0], -1, -1)  # (batch, 1, hidden)
         return self.dropout(self.norm(torch.cat([x[:, :1], rows, x[:, 1:]], 1)))
-
-
-class RegionEmbeddings(nn.Module):
-    """``norm(W_f f + W_l l)``: a region's feature and its box."""
-
-    def __init__(self, visual_size: int, box_size: int, hidden_size: int, norm_eps: float, dropout: float) -> None:
-        super().__init__()
-        self.features = nn.Linear(visual_size, hidden_size)
-        self.boxes = nn.Linear(box_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, norm_eps)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, features: Float[Tensor, "batch regions visual_size"], boxes: Float[Tensor, "batch regions box_size"]
-    ) -> Float[Tensor, "batch regions hidden"]:
-        dtype = self.features.weight.dtype
-        return self.dropout(self.norm(self.features(features.to(dtype)) + self.boxes(boxes.to(dtype))))
 
 
 class GatedAttention(Attention):

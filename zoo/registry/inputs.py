@@ -132,6 +132,12 @@ _INPUTS = (
         "segment of each region; the config's `visual_segment` by default",
     ),
     Input(
+        "visual_masked",
+        ("batch", "regions"),
+        "int or bool",
+        "UNITER: 1/True = a masked region, whose feature the caller has set to zero",
+    ),
+    Input(
         "image_text_alignment",
         ("batch", "regions", "words"),
         "int",
@@ -194,6 +200,20 @@ _LABELS = (
     Input("attribute_labels", ("batch", "regions"), "int", "LXMERT: the detector's attribute of each region"),
     Input("attribute_confidence", ("batch", "regions"), "float", "LXMERT: how much that attribute counts"),
     Input("answer_labels", ("batch",), "int", "LXMERT: the answer, where the text is a question, -100 = it is none"),
+    Input(
+        "feature_targets",
+        ("batch", "regions", "visual size"),
+        "float",
+        "the features of the regions before they were masked; those count whose region label is 1",
+    ),
+    Input(
+        "class_targets",
+        ("batch", "regions", "classes"),
+        "float, or int",
+        "what the detector says of each region, the background first, or (batch, regions) numbers of classes; those "
+        "count whose region label is 1",
+        dims=(2,),
+    ),
     Input("negatives", ("batch", "regions", "number"), "int", "contrastive targets: indexes of wrong regions"),
     Input("phrase_positions", ("batch", "phrases"), "int", "the place of each phrase in the text, -1 = padding"),
     Input("start_positions", ("batch",), "int", "first token of an answer; outside the text = left out"),

@@ -155,8 +155,10 @@ SPECS = (
         "fused",
         "vision:Retrieval",
         "a score for how well words and picture match, for ranking",
+        ranking=None,
+        margin=0.2,
     ),
-    _spec("grounding", "regions", "vision:Grounding", "the region that an expression means (RefCOCO)"),
+    _spec("grounding", "regions", "vision:Grounding", "the region that an expression means (RefCOCO)", head=None),
     _spec(
         "region-to-phrase",
         "words regions",

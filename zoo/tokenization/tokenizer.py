@@ -221,8 +221,8 @@ class Tokenizer:
         self, text: str, pair: str | None = None, *, overlap: int = 64, max_length: int | None = None
     ) -> list[tokenizers.Encoding]:
         """A long text in as many encodings as it takes, with its special tokens each; neighbors have
-        ``overlap`` tokens in common, or half of what fits. With a pair the first text stands whole in
-        each and the second is cut.
+        ``overlap`` tokens in common, or half of what fits. With a pair the first text stands in each,
+        cut to half of what fits where it is longer, and the second is spread over the windows.
         """
         limit = self.max_length if max_length is None else max_length
         frame = self._frame_of(None, None)
@@ -230,12 +230,17 @@ class Tokenizer:
         second = None if pair is None else self._encode_parts([pair], [None])[0]
         if limit is None:
             return [self._assemble(first, second, None, False, 0, frame)]
-        cut, beside = (first, 0) if second is None else (second, len(first.ids))
-        room = limit - self.backend.num_special_tokens_to_add(second is not None) - beside
-        if room < min(len(cut.ids), 1):
-            kept = f"the first text of {beside} tokens and " if beside else ""
-            raise InputError(f"{kept}the special tokens leave no room for a text within max_length={limit}; shorten it")
-        cut.truncate(max(room, 0), min(overlap, max(room, 0) // 2), self.truncation_side)
+        special, shortest = self.backend.num_special_tokens_to_add(second is not None), 1 + (second is not None)
+        room = limit - special
+        if room < shortest:
+            raise InputError(
+                f"max_length={limit} leaves no room for the text; it must be at least {special + shortest}"
+            )
+        cut = first if second is None else second
+        if second is not None:
+            first.truncate(min(len(first.ids), room // 2), direction=self.truncation_side)
+            room -= len(first.ids)
+        cut.truncate(room, min(overlap, room // 2), self.truncation_side)
         parts = [cut, *cut.overflowing]
         if self.truncation_side == "left":
             parts.reverse()

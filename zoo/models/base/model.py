@@ -171,6 +171,7 @@ class VisionLanguageModel(Model):
     """
 
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
+    ranking_loss: ClassVar[str] = "softmax"  # over pairs of words and pictures that compete, see `zoo.tasks.ranking`
     # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
     pairs_of_pictures: ClassVar[bool] = True
     matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training
@@ -217,14 +218,24 @@ def need_pooler(encoded: Encoded | Streams) -> Float[Tensor, "batch pooled"]:
     return encoded.pooler_output
 
 
+INSIDE = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Where torch's wrappers keep a model: torch.compile, DataParallel and AveragedModel, FSDP, activation
+checkpointing.
+"""
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """What torch wrapped around a model, from outside to the model itself, which comes last."""
+    inner: nn.Module | None = model
+    while inner is not None:
+        yield inner
+        inner = next((part for name in INSIDE if (part := inner._modules.get(name)) is not None), None)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of what torch wraps around one: torch.compile, DataParallel, FSDP,
-    AveragedModel, activation checkpointing.
-    """
-    names = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-    while (inner := next((part for name in names if (part := model._modules.get(name)) is not None), None)) is not None:
-        model = inner
-    return model
+    """The model inside of what torch wraps around one."""
+    *_, inner = wrappers(model)
+    return inner
 
 
 def bare_model(model: nn.Module) -> Model:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.layers import Runs, Schedule
-from zoo.layers.embeddings import check_features
+from zoo.layers.embeddings import check_boxes
 from zoo.models.base.model import Reading, VisionLanguageModel
 from zoo.models.base.outputs import Streams
 
@@ -39,13 +39,7 @@ class TwoStreamModel(VisionLanguageModel):
         if features is None or boxes is None:
             raise InputError("this model reads pictures: give visual_features and visual_boxes")
         batch = features.shape[0] if texts == 1 or all_pairs else texts
-        check_features(features, batch, self.config.visual_size, "visual_features")
-        check_features(boxes, batch, self.config.box_size, "visual_boxes")
-        if boxes.shape[1] != features.shape[1]:
-            raise InputError(
-                f"visual_boxes must be one for each of the {features.shape[1]} regions of visual_features, got "
-                f"{boxes.shape[1]}"
-            )
+        check_boxes(features, boxes, batch, self.config)
 
     def through(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
         """Both streams through the schedule. Where their batches differ, or with ``all_pairs``, they run apart until

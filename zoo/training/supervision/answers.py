@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import tokenizers
 import torch
 
-from zoo.data.aligned import Window, encode_windows
 from zoo.data.tables import Row
 from zoo.errors import InputError
+from zoo.inference.pipeline.answers import best_span
 from zoo.tasks.metrics.language import answer_f1, best_over_answers, exact_match
 from zoo.training.supervision.base import Batch, Supervision
 
@@ -25,7 +26,7 @@ class Asked(NamedTuple):
     """
 
     number: int
-    window: Window
+    window: tokenizers.Encoding
     passage: str
     answers: tuple[str, ...]
     span: tuple[int, int]
@@ -53,7 +54,7 @@ class Answers(Supervision):
             texts = [self.tokenizer.prepared(text) for text in texts]
             starts = [plain.find(text) for text in texts]
         number, self.asked = self.asked, self.asked + 1
-        windows = encode_windows(self.tokenizer, question, passage, self.max_length, STRIDE)
+        windows = self.tokenizer.windows(question, passage, overlap=STRIDE, max_length=self.max_length)
         begin = starts[0] if starts else -1
         wanted = (begin, begin + len(texts[0])) if begin >= 0 and texts[0] else None
         return [Asked(number, window, plain, tuple(texts) or ("",), _tokens(window, wanted)) for window in windows]
@@ -86,12 +87,13 @@ class Answers(Supervision):
         }
 
     def results(self, output: Any, batch: Batch, examples: Sequence[Asked]) -> list[Any]:
-        starts, ends = output.start_logits.detach().float().cpu(), output.end_logits.detach().float().cpu()
+        logits = torch.stack((output.start_logits, output.end_logits), 1).detach().float().cpu()  # (batch, 2, length)
         kept = []
-        for row, example in enumerate(examples):
-            score, text = best_span(starts[row], ends[row], example.window, example.passage)
-            nothing = float(starts[row, 0] + ends[row, 0])
-            kept.append((example.number, score, text, nothing, example.answers))
+        for scores, example in zip(logits, examples, strict=True):
+            inside = _inside(example.window)
+            score, first, last = best_span(scores[:, [place for place, _ in inside]], LONGEST_ANSWER)
+            text = example.passage[inside[first][1][0] : inside[last][1][1]].strip() if first <= last else ""
+            kept.append((example.number, score, text, float(scores[:, 0].sum()), example.answers))
         return kept
 
     def figures(self, results: Sequence[Any]) -> dict[str, float]:
@@ -114,23 +116,6 @@ def _f1(prediction: str, answer: str) -> float:
     return answer_f1(prediction, answer, empty_matches=not answer)
 
 
-def best_span(starts: Any, ends: Any, window: Window, passage: str) -> tuple[float, str]:
-    """The best span of the passage's tokens, by the sum of its two scores: (score, its text)."""
-    inside = [place for place, offset in enumerate(window.offsets) if offset is not None]
-    if not inside:
-        return float("-inf"), ""
-    low, high = inside[0], inside[-1] + 1
-    allowed = torch.ones(high - low, high - low, dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
-    real = torch.tensor([offset is not None for offset in window.offsets[low:high]])
-    allowed &= real[:, None] & real
-    scores = (starts[low:high, None] + ends[None, low:high]).masked_fill(~allowed, float("-inf"))
-    start, end = divmod(int(scores.argmax()), high - low)
-    first, last = window.offsets[low + start], window.offsets[low + end]
-    if first is None or last is None:  # only places inside were allowed
-        return float("-inf"), ""
-    return float(scores[start, end]), passage[first[0] : last[1]].strip()
-
-
 def _place(text: str, passage: str, start: Any) -> int:
     """Where an answer stands: as said, where it does stand there, else its first place."""
     try:
@@ -140,16 +125,21 @@ def _place(text: str, passage: str, start: Any) -> int:
     return said if said >= 0 and passage[said : said + len(text)] == text else passage.find(text)
 
 
-def _tokens(window: Window, wanted: tuple[int, int] | None) -> tuple[int, int]:
+def _inside(window: tokenizers.Encoding) -> list[tuple[int, tuple[int, int]]]:
+    """The places of the passage's tokens in a window, each with its (start, end) in the passage."""
+    return [
+        (place, offset)
+        for place, (offset, of) in enumerate(zip(window.offsets, window.sequence_ids, strict=True))
+        if of == 1
+    ]
+
+
+def _tokens(window: tokenizers.Encoding, wanted: tuple[int, int] | None) -> tuple[int, int]:
     """The first and last token of the characters, where the window has them all."""
     if wanted is None:
         return 0, 0
-    inside = [
-        (place, offset)
-        for place, offset in enumerate(window.offsets)
-        if offset is not None and offset[1] > wanted[0] and offset[0] < wanted[1]
-    ]
-    if not inside:
+    held = [(place, at) for place, at in _inside(window) if at[1] > wanted[0] and at[0] < wanted[1]]
+    if not held:
         return 0, 0
-    whole = inside[0][1][0] <= wanted[0] and inside[-1][1][1] >= wanted[1]
-    return (inside[0][0], inside[-1][0]) if whole else (0, 0)
+    whole = held[0][1][0] <= wanted[0] and held[-1][1][1] >= wanted[1]
+    return (held[0][0], held[-1][0]) if whole else (0, 0)

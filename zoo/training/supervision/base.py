@@ -69,9 +69,11 @@ class Supervision:
         """The metrics over all results."""
         raise NotImplementedError
 
-    def encoded(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
-        """The inputs for texts or pairs."""
-        batch: Batch = self.tokenizer(texts, pairs, max_length=self.max_length, return_lengths=True)
+    def encoded(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, languages: Sequence[str] | None = None
+    ) -> Batch:
+        """The inputs for texts or pairs; ``languages``: of each."""
+        batch: Batch = self.tokenizer(texts, pairs, max_length=self.max_length, return_lengths=True, language=languages)
         batch["lengths"] = tuple(batch["lengths"].tolist())
         return batch
 

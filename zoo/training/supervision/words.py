@@ -63,16 +63,23 @@ class MaskedWords(_Guesses):
 
 
 class Generation(_Guesses):
-    """``source`` and ``target``: the words of the target, each given the source and those before it."""
+    """``source`` and ``target``: the words of the target, each given the source and those before it;
+    ``source_language`` and ``target_language`` for tokenizers that know languages.
+    """
 
     needed = ("source", "target")
-    optional = ()
+    optional = ("source_language", "target_language")
 
     def size(self, example: Row) -> int:
         return len(self.columns.text(example, "source")) + len(self.columns.text(example, "target"))
 
     def batch(self, examples: Sequence[Row]) -> Batch:
-        batch = self.encoded([self.columns.text(row, "source") for row in examples])
-        target = self.encoded([self.columns.text(row, "target") for row in examples])
+        batch, target = self._texts(examples, "source"), self._texts(examples, "target")
         labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, IGNORED)
         return {**batch, "labels": labels}
+
+    def _texts(self, rows: Sequence[Row], which: str) -> Batch:
+        languages = None
+        if (meaning := f"{which}_language") in self.columns:
+            languages = [self.columns.text(row, meaning) for row in rows]
+        return self.encoded([self.columns.text(row, which) for row in rows], languages=languages)
