@@ -209,10 +209,11 @@ class VisionMultipleChoice(VisionTask, text.MultipleChoice):
         (head,) = self.heads.values()
         scores = head(self.dropout(need_pooler(encoded)))  # (batch · choices, 1 or 2)
         logits = scores[:, -1].view(-1, choices)
+        judged = {"choice": scores} if scores.shape[1] > 1 else {}
         if labels is None:
-            return TaskOutput(logits=logits, encoded=encoded)
+            return TaskOutput(logits=logits, scores=judged, encoded=encoded)
         loss = self.choice_loss(scores, logits, label_tensor(labels))
-        return TaskOutput(loss, logits, losses={"choice": loss}, encoded=encoded)
+        return TaskOutput(loss, logits, losses={"choice": loss}, scores=judged, encoded=encoded)
 
     def choice_loss(self, scores: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """scores (batch · choices, 1 or 2), logits (batch, choices)."""

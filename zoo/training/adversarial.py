@@ -193,7 +193,11 @@ def divergence(clean: Any, other: Any, over_classes: str) -> Tensor:
 
 
 def scores_of(output: Any) -> list[Tensor]:
-    """A result's scores over classes, (..., classes) each; one score for a yes or no stands beside a zero."""
+    """A result's scores over classes, (..., classes) each; one score for a yes or no stands beside a zero. Of a head
+    that judges each choice alone the two outputs of each.
+    """
+    if (judged := getattr(output, "scores", {}).get("choice")) is not None:
+        return [judged]
     names = ("logits", "start_logits", "end_logits")
     found = [value for name in names if (value := getattr(output, name, None)) is not None]
     if not found:
