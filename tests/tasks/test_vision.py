@@ -796,6 +796,8 @@ SYSTEMS = {
     "vilbert": "vilbert",
     "mmf-vilbert": "vilbert",
     "12-in-1": "vilbert",
+    "ernie-vil": "ernie-vil",
+    "villa": "uniter",
     "lxmert": "lxmert",
     "uniter": "uniter",
 }

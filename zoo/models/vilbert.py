@@ -289,8 +289,8 @@ class ViLBert(TwoStreamModel):
             "both": [co_attention_block(c) for _ in c.text_connections if c.co_attention],
         }
         self.encoder = Schedule(blocks, c.schedule)
-        self.text_pooler = ReluPooler(c.hidden_size, c.co_hidden_size)
-        self.image_pooler = ReluPooler(c.image_hidden_size, c.co_hidden_size)
+        self.text_pooler: nn.Module | None = ReluPooler(c.hidden_size, c.co_hidden_size)
+        self.image_pooler: nn.Module | None = ReluPooler(c.image_hidden_size, c.co_hidden_size)
 
     @classmethod
     def widths(cls, config: ViLBertConfig) -> Mapping[str, int]:
@@ -338,7 +338,7 @@ class ViLBert(TwoStreamModel):
         return Streams(
             text=one,
             image=other,
-            pooler_output=self.fused(need_pooler(one), need_pooler(other)),
+            pooler_output=None if self.text_pooler is None else self.fused(need_pooler(one), need_pooler(other)),
             cross_attentions=both_ways(runs),
         )
 

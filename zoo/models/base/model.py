@@ -171,6 +171,8 @@ class VisionLanguageModel(Model):
     """
 
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
+    choice_loss: ClassVar[str] = "softmax"  # over one score for each choice: "softmax", or "binary", each alone
+    grounding_loss: ClassVar[str] = "sum"  # on soft scores of regions, over a picture's: "sum", or "mean" over all
     ranking_loss: ClassVar[str] = "softmax"  # over pairs of words and pictures that compete, see `zoo.tasks.ranking`
     # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
     pairs_of_pictures: ClassVar[bool] = True
