@@ -274,7 +274,13 @@ class ViLBert(TwoStreamModel):
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }
     own_inputs = (Input("task_type_ids", ("batch",), "int", "12-in-1: the row of the task's token"),)
-    inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")
+    inputs: ClassVar[tuple[str, ...]] = (
+        *TEXT_INPUTS,
+        "visual_features",
+        "visual_boxes",
+        "visual_mask",
+        "task_type_ids",
+    )
     matching_dropout = 0.1
     embeddings: TaskEmbeddings
 
