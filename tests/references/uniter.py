@@ -19,7 +19,7 @@ from zoo.data.vcr import answer_texts, rationale_texts
 from zoo.data.vision_masking import choose_regions, mask_each_word
 from zoo.models.base.joint_encoder import JointEncoder
 from zoo.tasks.losses import region_class_loss, region_feature_loss, row_loss, soft_answer_loss, token_loss
-from zoo.tasks.ranking import hard_negatives, hinge_loss
+from zoo.tasks.ranking import hard_negatives, hinge_loss, ranking_loss
 from zoo.tasks.transport import transport
 
 LAYOUT = "uniter"
@@ -261,21 +261,19 @@ def retrieval(case: Case) -> Mapping[str, Any]:
 
 
 def expressions(case: Case) -> Mapping[str, Any]:
-    model = load(case, "grounding", LAYOUT)
+    """The loss by ranking draws wrong regions; where all are the hardest ones nothing is drawn."""
+    ranking = "hardest" if case.config.get("loss") == "rank" else "softmax"
+    model = load(case, "grounding", LAYOUT, ranking=ranking, margin=case.config.get("margin", 0.2))
     given, compact = arguments(case.inputs)
     targets = case.inputs["targets"].long().flatten()
     with torch.no_grad():
         logits = model(**given).logits
-        each = torch.stack(
-            [
-                model(
-                    **{n: x if n == "position_ids" and len(x) == 1 else x[i : i + 1] for n, x in given.items()},
-                    labels=targets[i : i + 1],
-                ).loss
-                for i in range(len(targets))
-            ]
-        )
-    return {"scores": at_real(logits, compact.masks["visual_mask"]), "loss": each}
+        each = [
+            ranking_loss(ranking, logits[i : i + 1], targets[i : i + 1], model.options["margin"])
+            for i in range(len(targets))
+        ]
+        agree(torch.stack(each).mean(), model(**given, labels=targets).loss)
+    return {"scores": at_real(logits, compact.masks["visual_mask"]), "loss": torch.stack(each)}
 
 
 def optimal_transport(case: Case) -> Mapping[str, Any]:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from tests.references.case import GOLDEN, load_case
 from tests.strategies import build, small_batch, small_config
-from zoo.errors import ConfigError, InputError, TaskError, UnknownNameError
+from zoo.errors import CheckpointError, ConfigError, InputError, TaskError, UnknownNameError
 from zoo.tasks.losses import region_class_loss, region_feature_loss
 from zoo.tasks.pairs import PairedAttentionHead
 from zoo.tasks.ranking import hard_negatives, hinge_loss, ranking_loss
 from zoo.tasks.transport import transport
+from zoo.training import grow_tables
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -348,3 +350,106 @@ def test_imagebert_ranks_by_each_pair_and_by_the_choice():
 def test_what_nobody_can_be_compared_with_says_so(name):
     assert zoo.info(f"{name}-base")["notes"] == "no public reference; not verified against any"
     assert zoo.list_models(f"{name}*", pretrained=True) == []
+
+
+def test_boxes_of_another_form_are_refused_with_the_right_one_named():
+    for name, size, form in (("uniter", 7, "width and height"), ("unicoder-vl", 5, "share of its area")):
+        model, batch = build(name, small_config(name, box_size=size)), dict(small_batch(name).inputs)
+        batch["visual_boxes"] = drawn(4, 3, 4).sigmoid()
+        with pytest.raises(
+            InputError, match=rf"{size} numbers for each region, x1, y1, x2, y2.*{form}.*got 4.*for_model"
+        ):
+            model(**batch)
+
+
+def test_what_for_model_makes_of_regions_is_what_each_model_reads():
+    features, boxes = torch.rand(2, 5), torch.tensor([[10.0, 4, 50, 24], [0, 0, 100, 40]])
+    regions, shares = zoo.Regions(features, boxes, (100, 40)), [0.1, 0.1, 0.5, 0.6]
+    for name, more in (("uniter", [0.4, 0.5, 0.2]), ("unicoder-vl", [0.2]), ("imagebert", [0.2])):
+        given = regions.for_model(small_config(name, box_size=4 + len(more)))
+        assert torch.allclose(given["visual_boxes"][0, 0], torch.tensor([*shares, *more]))
+        assert given["visual_features"].shape == (1, 2, 5), "no region for the whole picture"
+
+
+def test_a_whole_file_of_the_authors_is_read_with_its_copies_checked(tmp_path):
+    from safetensors.torch import save_file
+
+    case = load_case(GOLDEN / "uniter" / "pretrain-heads")
+    whole = dict(case.weights)
+    whole["cls.predictions.decoder.weight"] = whole["uniter.embeddings.word_embeddings.weight"].clone()
+    whole["feat_regress.weight"] = whole["uniter.img_embeddings.img_linear.weight"].clone()
+    save_file(whole, tmp_path / "uniter-base.safetensors")
+    model = zoo.load(tmp_path / "uniter-base.safetensors", config=case.config, task="pretraining")
+    assert model.load_report.layout == "uniter"
+    assert not model.load_report.random
+    back = zoo.convert(zoo.save(model, tmp_path / "ours"), tmp_path / "theirs", to="uniter")
+    assert back.checks.ok
+    whole["feat_regress.weight"][0, 0] += 1
+    save_file(whole, tmp_path / "broken.safetensors")
+    with pytest.raises(CheckpointError, match="feat_regress"):
+        zoo.load(tmp_path / "broken.safetensors", config=case.config, task="pretraining")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_grow_by_new_words_and_by_copies_of_segments(tied, tmp_path):
+    model, batch = uniter("masked-lm", seed=4), dict(small_batch("uniter").inputs)
+    if not tied:
+        model = build("uniter", small_config("uniter", tie_word_embeddings=False), "masked-lm", seed=4)
+    with torch.no_grad():
+        before = model(**batch).logits
+        grown = grow_tables(model, words=3, segments=(0, 1, 0), generator=torch.Generator().manual_seed(0))
+        after = grown(**batch).logits
+    assert grown is model
+    assert (model.config.vocab_size, model.config.num_segments) == (22, 5)
+    assert after.shape[2] == 22
+    assert torch.allclose(before, after[..., :19], atol=1e-12), "what was there says what it said"
+    table = model.model.embeddings.segment.weight
+    assert torch.equal(table[2:], table[[0, 1, 0]])
+    new = model.model.embeddings.token.weight[19:]
+    assert 0 < float(new.detach().abs().max()) <= 2 * model.config.initializer_range
+    with torch.no_grad():
+        same = model(**batch, token_type_ids=torch.full((4, 6), 4)).logits
+    assert torch.allclose(same, after, atol=1e-12)
+    assert zoo.load(zoo.save(model, tmp_path / "grown")).config == model.config
+    for wrong, message in (({"segments": (9,)}, r"rows in 0\.\.4, got 9"), ({"words": -1}, "0 or more")):
+        with pytest.raises(InputError, match=message):
+            grow_tables(model, **wrong)
+    with pytest.raises(InputError, match="only plain tables grow"):
+        grow_tables(build("distilbert", small_config("distilbert")), segments=(0,))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_retrieval_starts_as_the_second_output_of_the_matching_head(ours, tmp_path, recwarn):
+    case = load_case(GOLDEN / "uniter" / "pretrain-heads")
+    source, config = case.weights, case.config
+    if ours:
+        source, config = zoo.save(zoo.load(source, config=config, task="image-text-matching"), tmp_path / "ours"), None
+    recwarn.clear()
+    model = zoo.load(source, config=config, task="image-text-retrieval")
+    assert not recwarn.list
+    assert not model.load_report.random
+    assert "heads.image_text_retrieval starts as row 1 of heads.image_text_matching" in model.load_report.notes
+    matching = zoo.load(source, config=config, task="image-text-matching")
+    head = matching.heads["image_text_matching"]
+    assert torch.equal(model.heads["image_text_retrieval"].weight, head.weight[1:])
+    assert torch.equal(model.heads["image_text_retrieval"].bias, head.bias[1:])
+    bare = {name: x for name, x in case.weights.items() if name.startswith("uniter.")}
+    with pytest.warns(zoo.errors.ZooWarning, match=r"has no heads.image_text_retrieval"):
+        assert zoo.load(bare, config=case.config, task="image-text-retrieval").load_report.random
+    stored = load_case(GOLDEN / "uniter" / "itm-rank")
+    kept = zoo.load(stored.weights, config=stored.config, task="image-text-retrieval")
+    assert torch.equal(kept.heads["image_text_retrieval"].weight, stored.weights["rank_output.weight"])
+
+
+def test_an_expression_is_ranked_against_the_wrong_region_that_scores_highest():
+    model, batch = uniter("grounding", ranking="hardest", margin=0.4), small_batch("uniter")
+    labels = torch.tensor([1, 0, -100, 1])
+    with torch.no_grad():
+        out = model(**batch.inputs, labels=labels)
+    real, parts = batch.real("visual_mask"), []
+    for row in (0, 1, 3):
+        right = int(labels[row])
+        wrong = [1 / (1 + math.exp(-float(out.logits[row, c]))) for c in range(3) if c != right and real[row, c]]
+        sigmoid = 1 / (1 + math.exp(-float(out.logits[row, right])))
+        parts.append(max(0.0, 0.4 + max(wrong, default=0.0) - sigmoid))  # 0: padding alone is wrong
+    assert math.isclose(float(out.loss), sum(parts) / 3, rel_tol=1e-10)

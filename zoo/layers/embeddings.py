@@ -283,6 +283,13 @@ class RegionSizes(Protocol):
     def box_size(self) -> int: ...
 
 
+BOX_FORMS = {
+    4: "x1, y1, x2, y2 as shares of the picture",
+    5: "x1, y1, x2, y2 as shares of the picture and the share of its area",
+    7: "x1, y1, x2, y2, width and height as shares of the picture and the product of the last two",
+}
+
+
 def check_boxes(features: Tensor, boxes: Tensor | None, batch: int, config: RegionSizes) -> Tensor:
     """Refuse features and boxes of another width than the config's, or not one box for each region ->
     the boxes.
@@ -290,6 +297,12 @@ def check_boxes(features: Tensor, boxes: Tensor | None, batch: int, config: Regi
     if boxes is None:
         raise InputError("this model reads boxes: give visual_boxes beside visual_features")
     check_features(features, batch, config.visual_size, "visual_features")
+    if isinstance(boxes, Tensor) and boxes.dim() == 3 and boxes.shape[2] != config.box_size:
+        form = f", {BOX_FORMS[config.box_size]}" if config.box_size in BOX_FORMS else ""
+        raise InputError(
+            f"visual_boxes must be {config.box_size} numbers for each region{form}, got {boxes.shape[2]}; "
+            "Regions(...).for_model(model.config) makes them"
+        )
     check_features(boxes, batch, config.box_size, "visual_boxes")
     if boxes.shape[1] != features.shape[1]:
         raise InputError(

@@ -153,6 +153,7 @@ class Uniter(JointEncoder):
     }
     inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "visual_token_type_ids", "visual_masked")
     ranking_loss = "hinge"
+    head_starts = {"image_text_retrieval": ("image_text_matching", (1,))}  # the logit of "they belong together"
 
     def __init__(self, config: UniterConfig) -> None:
         super().__init__(config)

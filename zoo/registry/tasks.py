@@ -158,7 +158,15 @@ SPECS = (
         ranking=None,
         margin=0.2,
     ),
-    _spec("grounding", "regions", "vision:Grounding", "the region that an expression means (RefCOCO)", head=None),
+    _spec(
+        "grounding",
+        "regions",
+        "vision:Grounding",
+        "the region that an expression means (RefCOCO)",
+        head=None,
+        ranking="softmax",
+        margin=0.2,
+    ),
     _spec(
         "region-to-phrase",
         "words regions",

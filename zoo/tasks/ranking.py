@@ -28,6 +28,15 @@ def hinge_loss(logits: Tensor, labels: Tensor, margin: float = 0.2) -> Tensor:
     return mean_of((margin + scores - scores.gather(1, place)).clamp(min=0), wrong & (labels != IGNORED)[:, None])
 
 
+def hardest_loss(logits: Tensor, labels: Tensor, margin: float = 0.2) -> Tensor:
+    """`hinge_loss` over the right choice and the wrong one that scores highest."""
+    labels = label_tensor(labels)
+    check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
+    place = labels.clamp(min=0)[:, None]  # (batch, 1)
+    hardest = logits.detach().scatter(1, place, -torch.inf).argmax(1, keepdim=True)
+    return hinge_loss(logits.gather(1, torch.cat([place, hardest], 1)), labels.clamp(max=0), margin)
+
+
 def _softmax(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     return row_loss(logits, labels)
 
@@ -71,6 +80,7 @@ RANKING_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "softmax": _softmax,
     "hinge": hinge_loss,
     "circle": _circle,
+    "hardest": hardest_loss,
     "binary-softmax": _binary_softmax,
 }
 """Over (batch, choices) logits, of which labels (batch,) tell the right one; the last argument is the margin."""

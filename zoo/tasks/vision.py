@@ -260,7 +260,9 @@ class Retrieval(VisionMultipleChoice):
 
 class Grounding(VisionTask):
     """The region that an expression means: ``logits`` (batch, regions), `FAR` below the others at
-    padding.
+    padding. ``ranking``: the loss for integer labels, "softmax" over the regions, or "hardest", the
+    hinge over sigmoids of the wrong region that scores highest, with its ``margin`` (UNITER's other
+    loss, without its share of wrong regions drawn at random).
     """
 
     reads = "image"
@@ -285,7 +287,7 @@ class Grounding(VisionTask):
             if real is not None:
                 there = real.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
                 labels = real_labels(labels[:, None], there[:, None])[:, 0]
-            loss = row_loss(logits, labels)
+            loss = ranking_loss(self.options["ranking"], logits, labels, self.options["margin"])
         return TaskOutput(loss, logits, losses={"grounding": loss}, encoded=encoded)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -125,8 +125,8 @@ def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
         torch.from_numpy(features.astype(numpy.float32)),
         torch.from_numpy(boxes.astype(numpy.float32)),
         size,
-        **{name: _vector(find(values, name), count, kind) for name, kind in kinds.items()},
         **given,
+        **cast(Any, {name: _vector(find(values, name), count, kind) for name, kind in kinds.items()}),
     )
 
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -191,17 +191,18 @@ class Regions:
             return torch.cat([one, rest] if where == "first" else [rest, one], axis)
 
         lead = self.features.shape[:-2]
+        told: dict[str, Any] = {
+            name: put(torch.full(lead, float(value)), detected, -1)
+            for name, value in DETECTED.items()
+            if (detected := getattr(self, name)) is not None
+        }
         return replace(
             self,
             features=put(feature, self.features, -2),
             boxes=put(box, self.boxes, -2),
             mask=None if self.mask is None else put(torch.ones(lead, dtype=torch.bool), self.mask, -1),
             whole_image=where,
-            **{
-                name: put(torch.full(lead, float(value)), detected, -1)
-                for name, value in DETECTED.items()
-                if (detected := getattr(self, name)) is not None
-            },
+            **told,
         )
 
     # --- for models
@@ -324,7 +325,7 @@ def stack(pictures: Sequence[Regions]) -> Regions:
         boxes=boxes,
         image_size=torch.stack([p.image_size for p in pictures]),
         mask=mask,
-        **{name: padded(name) for name in DETECTED},
+        **cast(Any, {name: padded(name) for name in DETECTED}),
     )
 
 

@@ -72,6 +72,8 @@ class Model(nn.Module):
     reads_first: ClassVar[frozenset[str]] = frozenset()
     # the config's field that says how many labels a task's head has, where the family's config says it
     label_fields: ClassVar[Mapping[str, str]] = {}
+    # heads of tasks that start, where a checkpoint lacks them, as rows of a head that it has: (head, rows)
+    head_starts: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
     offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
     """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
     pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
