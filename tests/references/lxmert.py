@@ -114,6 +114,8 @@ def pretraining(case: Case) -> Mapping[str, Any]:
         outputs["loss_visual"] = sum(visual)
     if "image_question_answering" in result.scores:
         outputs["question_answering_score"] = result.scores["image_question_answering"]
+    else:  # without its head the port gives one number of the pooled vectors
+        outputs["question_answering_score"] = result.encoded.pooler_output[0, 0]
     return outputs
 
 
