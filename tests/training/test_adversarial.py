@@ -12,6 +12,7 @@ import zoo
 from tests.pictures import labels_for as picture_labels
 from tests.strategies import build, families, labels_for, model_class, several_streams, small_batch, small_config
 from tests.training.test_loop import classifier, rows, tokenizer  # noqa: F401
+from tests.training.test_parallel import torchrun
 from zoo.errors import ConfigError, InputError, UnknownNameError
 from zoo.training import Adversarial, fit
 from zoo.training.adversarial import attacks, divergence
@@ -187,6 +188,35 @@ def test_fit_trains_with_it_and_the_first_steps_differ_from_plain_ones(tokenizer
         losses.append([row["loss"] for row in report.history])
     assert losses[0] != losses[1]
     assert losses[1][-1] < losses[1][0]
+
+
+COPIES = """
+from tests.training.test_adversarial import batches
+from tests.training.test_loop import classifier
+from torch.nn.parallel import DistributedDataParallel
+from zoo.training import fit
+model = DistributedDataParallel(classifier(dropout=0.0, attention_dropout=0.0).double())
+fit(model, batches(rank, 2), epochs=2, lr=1e-2, log_every=1, adversarial={"text_lr": 0.5, "steps": 2})
+if rank == 0:
+    torch.save(model.module.state_dict(), sys.argv[1])
+"""
+
+
+def batches(rank: int, processes: int) -> list[dict[str, Tensor]]:
+    """A process's share of a few batches."""
+    draw = torch.Generator().manual_seed(0)
+    whole = [(torch.randint(5, 45, (8, 6), generator=draw), torch.randint(2, (8,), generator=draw)) for _ in range(3)]
+    return [{"input_ids": ids[rank::processes], "labels": labels[rank::processes]} for ids, labels in whole]
+
+
+@pytest.mark.slow
+def test_two_copies_learn_what_one_learns(tmp_path):
+    torchrun(COPIES, tmp_path / "two.pt")
+    model = classifier(dropout=0.0, attention_dropout=0.0).double()
+    fit(model, batches(0, 1), epochs=2, lr=1e-2, adversarial={"text_lr": 0.5, "steps": 2})
+    other = torch.load(tmp_path / "two.pt", weights_only=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(tensor, other[name], rtol=1e-8, atol=1e-9), name
 
 
 def test_settings_that_make_no_sense_are_refused():
