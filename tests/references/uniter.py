@@ -1,5 +1,6 @@
-"""UNITER: ChenRocks/UNITER. Its code reads one compact sequence, each text's regions right behind its last
-token; ours reads both streams padded, so masks are read from the index that makes the one from the other.
+"""UNITER: ChenRocks/UNITER. Its code reads one compact sequence, each text's regions right behind
+its last token; ours reads both streams padded, so masks are read from the index that makes the one
+from the other.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Compact:
-    """The compact sequence of a batch: ``index`` (batch, compact) into [text ; regions], ``real`` (batch, compact)."""
+    """The compact sequence of a batch: ``index`` (batch, compact) into [text ; regions], ``real``
+    (batch, compact).
+    """
 
     index: Tensor
     real: Tensor

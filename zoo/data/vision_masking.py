@@ -1,5 +1,5 @@
-"""Masking words and regions as the pre-training of ViLBERT and UNITER does, from given draws, and the
-whole-image feature that goes with the one.
+"""Masking words and regions as the pre-training of ViLBERT and UNITER does, from given draws, and
+the whole-image feature that goes with the one.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
 
 
 def _knowing(fitting: list[str]) -> list[str]:
-    """Of several layouts those with a line for every name that another of them asks for: a BERT with
-    parts beside it is no BERT. All where none has.
+    """Of several layouts that fit, those that have a rule for every name which another of them asks
+    for: hf-bert has none for the regions of a UNITER. All of them where none has.
     """
     asked = {key for layout in fitting for key in load(layout).recognise.get("keys", ())}
     return [layout for layout in fitting if all(load(layout).by_source.find(key) for key in asked)] or fitting

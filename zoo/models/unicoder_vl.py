@@ -12,8 +12,8 @@ Differs from UNITER: five numbers for a box, one norm in a region, a position, n
 (nine in ten masked regions have feature zero, one keeps it), one logit for matching, and words and
 regions that count on matched pairs alone. From VisualBERT: boxes are read, regions are masked.
 
-Traps: the paper writes the picture before the text. Attention is blind to that; only positions count,
-and regions share one. Hard classes: the detector's likeliest but the background.
+Traps: the paper writes the picture before the text. Attention is blind to that; only positions
+count, and regions share one. Hard classes: the detector's likeliest but the background.
 """
 
 from __future__ import annotations

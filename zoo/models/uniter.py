@@ -1,4 +1,4 @@
-"""UNITER (Chen et al., 2020): one BERT over words and regions, each embedded and normed by its own rule.
+"""UNITER (Chen et al., 2020): one BERT over words and regions, with three norms in a region.
 
     text_t   = norm(token + position + segment)
     region_r = norm(norm_f(W_f f_r) + norm_b(W_b b_r) + segment)     b: x1, y1, x2, y2, w, h, w·h as shares
@@ -11,11 +11,11 @@ likeliest or as its distribution; does the picture belong; and a transport of wo
 
 Differs from VisualBERT: boxes are read, three norms in a region, no position for regions.
 
-Traps: a region's segment is row 1 of the *text's* table. Vectors m and W_f are as wide as the feature, and
-the model adds m and clears nothing: whoever masks sets the feature to zero. Row 0 of the mask's table is never
-read. Files tuned on VCR have 81 words and 2 segments more, those tuned on NLVR2 one segment. VCR's head is
-ReLU where the others are GELU, and has two outputs, of which the second is the score.
-Matching label 1 = the caption belongs to the picture.
+Traps: a region's segment is row 1 of the *text's* table. m is as wide as the feature; the model adds
+it and clears nothing, so the caller sets the feature of a masked region to zero. Row 0 of the mask's
+table is never read. Files tuned on VCR have 81 words and 2 segments more, those tuned on
+NLVR2 1 segment. VCR's head is ReLU where the others are GELU, and has two outputs, of which the
+second is the score. Matching label 1 = the caption belongs to the picture.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class UniterConfig(Config):
 
 
 class NormedRegionEmbeddings(nn.Module):
-    """``norm(norm_f(W_f f) + norm_b(W_b b) + segment)``, with ``m`` added to the feature of masked regions."""
+    """``norm(norm_f(W_f f) + norm_b(W_b b) + segment)``, with ``m`` added to the feature of masked
+    regions.
+    """
 
     def __init__(self, c: UniterConfig) -> None:
         super().__init__()
@@ -113,7 +115,9 @@ class NormedRegionEmbeddings(nn.Module):
 
 
 class RegionFeatureHead(nn.Module):
-    """``W_fᵀ norm(act(W h + b)) + b'``: the feature behind a mask, through the matrix that embeds features."""
+    """``W_fᵀ norm(act(W h + b)) + b'``: the feature behind a mask, through the matrix that embeds
+    features.
+    """
 
     def __init__(self, c: UniterConfig) -> None:
         super().__init__()

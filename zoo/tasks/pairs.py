@@ -1,4 +1,6 @@
-"""A head over two pictures of one sentence whose sequences look at each other before they are pooled."""
+"""A head over two pictures of one sentence whose sequences look at each other before they are
+pooled.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ class PairedAttentionHead(nn.Linear):
         self.gate_dropout = nn.Dropout(config.attention_dropout)
 
     def pooled(self, states: Tensor, real: Tensor | None) -> Tensor:
-        """Both pictures' vectors side by side, (batch, 2 · hidden); states (2 · batch, positions, hidden) of rows
-        2i and 2i + 1 are those of sentence i, real (2 · batch, positions) bool.
+        """Both pictures' vectors side by side, (batch, 2 · hidden); states (2 · batch, positions, hidden)
+        of rows 2i and 2i + 1 are those of sentence i, real (2 · batch, positions) bool.
         """
         x, y = states[::2], states[1::2]
         seen = (None, None) if real is None else (real[::2], real[1::2])
@@ -50,7 +52,9 @@ class PairedAttentionHead(nn.Linear):
         return torch.cat(pools, 1)
 
     def pool(self, states: Tensor, real: Tensor | None) -> Tensor:
-        """(batch, positions, hidden) -> (batch, hidden): the mean, weighed by what the gate says of each state."""
+        """(batch, positions, hidden) -> (batch, hidden): the mean, weighed by what the gate says of each
+        state.
+        """
         scores = F.relu(self.gate(states)).squeeze(2)  # (batch, positions)
         scores = scores if real is None else scores + torch.where(real, 0.0, FAR).to(scores.dtype)
         return (self.gate_dropout(scores.softmax(1)).unsqueeze(1) @ states).squeeze(1)

@@ -1,5 +1,5 @@
-"""How well words and pictures match, learned from right and wrong pairs: losses over pairs that compete,
-and the wrong ones that are hardest to tell.
+"""How well words and pictures match, learned from right and wrong pairs: losses over pairs that
+compete, and the wrong ones that are hardest to tell.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def ranking_loss(kind: str, logits: Tensor, labels: Tensor, margin: float) -> Te
 def hard_negatives(
     model: TaskModel, inputs: Mapping[str, Any], labels: Tensor, number: int
 ) -> tuple[dict[str, Any], Tensor]:
-    """Of the choices of each row the right one and the ``number`` wrong ones that the model, in eval mode
-    and without gradient, scores highest -> inputs with (batch, 1 + number, ...) choices, the right one
-    first, and labels (batch,) of zeros.
+    """Of the choices of each row the right one and the ``number`` wrong ones that the model, in eval
+    mode and without gradient, scores highest -> inputs with (batch, 1 + number, ...) choices, the right
+    one first, and labels (batch,) of zeros.
 
     model: of the task image-text-retrieval. Inputs that all choices share (batch, length) stay as they
     are. labels (batch,): the number of the right choice.

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.layers import Padding
+from zoo.tasks.losses import widened
 
 
 def distances(states: Sequence[Tensor], paddings: Sequence[Padding | None]) -> Tensor:
     """The distance (batch,) of each text from its picture, from the states of both and their paddings."""
     words, regions = states
     real = [None if padding is None else padding.real for padding in paddings]
-    return transport(words, regions, real[0], real[1])[0].to(words.dtype)
+    return transport(words, regions, real[0], real[1])[0]
 
 
 def transport(
@@ -36,20 +37,22 @@ def transport(
     """States (batch, words, size) and (batch, regions, size), and which are real, bool -> distances
     (batch,), costs (batch, words, regions) and plans (batch, regions, words), zero at padding.
 
-    In float32 whatever comes in, as the authors compute it; the plan is a constant, so gradients go
-    through the costs alone.
+    In float32 where the states are narrower, as the authors compute it under mixed precision. The plan
+    is a constant, so gradients go through the costs alone.
     """
-    unit = [F.normalize(x.float(), dim=-1, eps=1e-5) for x in (words, regions)]
-    cost = 1 - unit[0] @ unit[1].transpose(1, 2)  # eq: transport-cost
-    seen = [
-        torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if real is None else real
-        for x, real in ((words, real_words), (regions, real_regions))
-    ]
-    both = seen[0].unsqueeze(2) & seen[1].unsqueeze(1)
-    cost = torch.where(both, cost, 0)
-    plan = ipot(cost.detach(), seen[0], seen[1], beta, iterations)
-    distance = (cost * plan.transpose(1, 2)).sum((1, 2))  # eq: transport-distance
-    return distance, cost, plan
+    kind = words.device.type
+    with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):  # which would narrow what was widened
+        unit = [F.normalize(widened(x), dim=-1, eps=1e-5) for x in (words, regions)]
+        cost = 1 - unit[0] @ unit[1].transpose(1, 2)  # eq: transport-cost
+        seen = [
+            torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if real is None else real
+            for x, real in ((words, real_words), (regions, real_regions))
+        ]
+        both = seen[0].unsqueeze(2) & seen[1].unsqueeze(1)
+        cost = torch.where(both, cost, 0)
+        plan = ipot(cost.detach(), seen[0], seen[1], beta, iterations)
+        distance = (cost * plan.transpose(1, 2)).sum((1, 2))  # eq: transport-distance
+        return distance, cost, plan
 
 
 @torch.no_grad()

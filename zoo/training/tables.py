@@ -1,4 +1,6 @@
-"""Rows that fine-tuning adds to a trained model's tables: new words, and segments that start as old ones."""
+"""Rows that fine-tuning adds to a trained model's tables: new words, and segments that start as old
+ones.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ def grow_tables(model: M, words: int = 0, segments: Sequence[int] = (), generato
     segments a copy of each row that ``segments`` names -> the same model, changed in place; its config
     counts the rows.
 
-    UNITER on VCR takes ``words=81, segments=(0, 0)``, on NLVR2 ``segments=(1,)``. Heads that predict words
-    learn the new ones too.
+    UNITER on VCR takes ``words=81, segments=(0, 0)``, on NLVR2 ``segments=(1,)``. Heads that predict
+    words learn the new ones too.
     """
     bare = bare_model(model)
     wanted = [name for name, rows in (("token", words), ("segment", segments)) if rows]

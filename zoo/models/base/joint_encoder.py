@@ -49,7 +49,7 @@ class JointEncoder(VisionLanguageModel):
         length, count = (None if part is None else part.shape[1] for part in (text, regions))
         run = Run(x, self.joint_mask(x.shape[0], length, count, real), None, *kept)
         encoded = run.encoded(run.through(self.encoder), self.pooler)
-        return Joint(**vars(encoded), text_length=length or 0)
+        return Joint(**vars(encoded), text_length=length or 0, region_length=count or 0)
 
     def region_segments(
         self, segments: Int[Tensor, "batch regions"] | None, features: Float[Tensor, "batch regions visual_size"]
