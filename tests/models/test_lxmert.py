@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import math
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.references.case import GOLDEN, load_case
 from tests.references.lxmert import RENAMED
 from tests.strategies import Batch, batches, build, relative, small_batch, small_config
 from zoo.errors import ConfigError, InputError, TaskError
+from zoo.registry import records as sources
 from zoo.tasks.losses import masked_feature_loss, weighted_class_loss
 
 SETTINGS = {"deadline": None, "derandomize": True}
@@ -253,3 +256,26 @@ def test_the_authors_fine_tuned_files_are_read_for_the_task_that_is_asked_for(wr
     assert not model.load_report.random
     assert model.options["num_labels"] == 5
     assert torch.equal(model.heads[task.replace("-", "_")].output.weight, part.output.weight)
+
+
+@pytest.mark.parametrize(
+    ("layout", "prefix", "head"),
+    [
+        ("hf-lxmert", "lxmert.", "answer_head.logit_fc"),
+        ("lxmert-original", "module.bert.", "module.answer_head.logit_fc"),
+        ("lxmert-fine-tuned", "lxrt_encoder.model.bert.", "logit_fc"),
+    ],
+)
+def test_somebodys_own_file_takes_the_config_of_a_tag_in_whatever_layout(layout, prefix, head, monkeypatch, tmp_path):
+    case, name = load_case(GOLDEN / "lxmert" / "qa"), "lxmert-base.vqa"
+    known = dataclasses.replace(sources.record(name), config=case.config)
+    assert not isinstance(sources.record(name).config, str)
+    module = importlib.import_module("zoo.checkpoints.checkpoint")
+    monkeypatch.setattr(module, "record_of", lambda asked: {name: known}[asked])
+    renamed = {
+        key.replace("lxmert.", prefix).replace("answer_head.logit_fc", head): x for key, x in case.weights.items()
+    }
+    torch.save(renamed, tmp_path / "their.pth")
+    model = zoo.create(name, pretrained=tmp_path / "their.pth", task="visual-question-answering")
+    assert model.load_report.layout == layout
+    assert model.options["num_labels"] == 17
