@@ -249,8 +249,12 @@ def test_a_family_says_how_choices_compete_and_an_option_says_otherwise(ranking,
         out = model(**batch, labels=labels)
     wanted = hinge_loss(out.logits, labels) if name == "hinge" else nn.functional.cross_entropy(out.logits, labels)
     assert torch.allclose(out.loss, wanted)
-    with pytest.raises(UnknownNameError, match="ranking loss"):
-        uniter("image-text-retrieval", ranking="circle-of-friends")(**batch, labels=labels)
+    for task in ("image-text-retrieval", "grounding"):
+        with pytest.raises(UnknownNameError, match="ranking loss"):
+            uniter(task, ranking="hing")
+        for margin in (-0.1, True, "wide", math.nan):
+            with pytest.raises(ConfigError, match="margin must be a number of 0 or more"):
+                uniter(task, margin=margin)
 
 
 def test_paired_attention_is_torchs_attention_both_ways_and_a_gated_mean():

@@ -4,6 +4,7 @@ compete, and the wrong ones that are hardest to tell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.errors import InputError, TaskError, unknown
+from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.tasks.base import TaskModel, with_an_axis
 from zoo.tasks.losses import IGNORED, binary_loss, check_labels, label_tensor, mean_of, row_loss, widened
 
@@ -86,10 +87,17 @@ RANKING_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 """Over (batch, choices) logits, of which labels (batch,) tell the right one; the last argument is the margin."""
 
 
+def check_ranking(options: Mapping[str, Any]) -> None:
+    """Refuse a ``ranking`` that is none of the `RANKING_LOSSES`, and a margin that is no number from 0."""
+    if options["ranking"] is not None and options["ranking"] not in RANKING_LOSSES:
+        raise unknown("ranking loss", options["ranking"], RANKING_LOSSES)
+    margin = options["margin"]
+    if not isinstance(margin, int | float) or isinstance(margin, bool) or not 0 <= margin < math.inf:
+        raise ConfigError(f"margin must be a number of 0 or more, got {margin!r}")
+
+
 def ranking_loss(kind: str, logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     """One of the `RANKING_LOSSES`."""
-    if kind not in RANKING_LOSSES:
-        raise unknown("ranking loss", kind, RANKING_LOSSES)
     return RANKING_LOSSES[kind](logits, labels, margin)
 
 

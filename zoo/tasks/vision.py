@@ -38,7 +38,7 @@ from zoo.tasks.losses import (
     widened,
 )
 from zoo.tasks.pairs import PAIRED, PairedAttentionHead
-from zoo.tasks.ranking import ranking_loss
+from zoo.tasks.ranking import check_ranking, ranking_loss
 
 FORMS = ("linear", "mlp", "transform", "weight-normed")
 SHOWN_BY = {
@@ -238,6 +238,11 @@ class Retrieval(VisionMultipleChoice):
 
     several = None
 
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
+        check_ranking(options)
+        return super().build(model, options, task)
+
     def choice_loss(self, scores: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         model: Any = self.model
         return ranking_loss(self.options["ranking"] or model.ranking_loss, logits, labels, self.options["margin"])
@@ -267,6 +272,11 @@ class Grounding(VisionTask):
 
     reads = "image"
 
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
+        check_ranking(options)
+        return super().build(model, options, task)
+
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch, regions) float for soft scores (binary cross entropy summed over regions),
         or (batch,) int.
@@ -287,7 +297,7 @@ class Grounding(VisionTask):
             if real is not None:
                 there = real.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
                 labels = real_labels(labels[:, None], there[:, None])[:, 0]
-            loss = ranking_loss(self.options["ranking"], logits, labels, self.options["margin"])
+            loss = ranking_loss(self.options["ranking"] or "softmax", logits, labels, self.options["margin"])
         return TaskOutput(loss, logits, losses={"grounding": loss}, encoded=encoded)
 
 
