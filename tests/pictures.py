@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.strategies import MASKS, Batch, attention_masks, text_batches
+from tests.strategies import MASKS, Batch, attention_masks, families, family, model_class, text_batches
 
 
 @st.composite
@@ -50,8 +51,8 @@ def picture_batches(
     return Batch(inputs)
 
 
-def ragged(boxes: bool) -> Batch:
-    """Ragged texts and pictures: right padding, holes, full, left padding."""
+def ragged(boxes: int) -> Batch:
+    """Ragged texts and pictures: right padding, holes, full, left padding. ``boxes``: the numbers of a box, 0: none."""
     generator = torch.Generator().manual_seed(4)
     inputs = {
         "input_ids": torch.randint(1, 19, (4, 6), generator=generator),
@@ -62,7 +63,7 @@ def ragged(boxes: bool) -> Batch:
         "visual_mask": torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0]]),
     }
     if boxes:
-        inputs["visual_boxes"] = torch.rand(4, 3, 5, generator=generator, dtype=torch.float64)
+        inputs["visual_boxes"] = torch.rand(4, 3, boxes, generator=generator, dtype=torch.float64)
     return Batch(inputs)
 
 
@@ -79,6 +80,11 @@ def reasoning(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
     if model.task == "visual-reasoning" and model.options["pairs"]:
         return {name: x.unflatten(0, (-1, 2)) for name, x in given.items()}
     return given
+
+
+def module_of(model: Any) -> ModuleType | None:
+    """The tests' module of a task model's family."""
+    return next((family(name) for name in families() if model_class(name) is type(model.model)), None)
 
 
 def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
@@ -98,6 +104,8 @@ def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
         return {"labels": matching}
     if task in ("pretraining", "masked-region"):
         own = {} if task == "masked-region" else {"labels": words, "match_labels": matching}
+        if (more := getattr(module_of(model), "pretraining_labels", None)) is not None:
+            own |= more(model, batch)
         if "masked_region" in model.heads:
             own |= {"region_labels": chosen, "region_targets": soft(rows, regions, 4).softmax(-1)}
         if "region_class" in model.heads:

@@ -144,8 +144,10 @@ def _beside(graph: Graph, node: Node) -> Node:
 def _block_column(graph: Graph, path: str) -> int:
     """The column of a block; -1 = both."""
     parent = graph.model.get_submodule(path.rsplit(".", 2)[0])
-    streams = {name for step in parent.steps for name in step.writes} if isinstance(parent, Schedule) else set()
-    return -1 if streams and path.split(".")[-2] not in streams else column_of(path)
+    if not isinstance(parent, Schedule):
+        return column_of(path)
+    written = {name for step in parent.steps if step.part == path.split(".")[-2] for name in step.writes}
+    return column_of(".".join(written)) if len(written) == 1 else -1
 
 
 def _shape(graph: Graph, run: int, nodes: Sequence[Node]) -> tuple[object, ...]:
@@ -298,9 +300,18 @@ class Drawing:
     def parts(self, section: Section, y: float) -> float:
         """The parts of a section, in one sequence, or in two where it spans both columns."""
         if section.column < 0:
+            sides = [[each for each in section.nodes if self.side(section, each) == side] for side in (0, 1)]
+            if not all(sides):  # the same parts serve both streams
+                spans = self.span(0), self.span(1)
+                left, right = (sum(a) / 2 for a in zip(*spans, strict=True))
+                end = self.sequence(section, section.nodes, left, right, y + 22)
+                first = self.at[section.nodes[0]]
+                for (a, b), share in zip(spans, (0.25, 0.75), strict=True):
+                    target = first[0] + (first[1] - first[0]) * share
+                    self.canvas.line([((a + b) / 2, y - 4), (target, self.tops[section.nodes[0]])], arrow=True)
+                return end
             ends = []
-            for side in (0, 1):
-                nodes = [each for each in section.nodes if self.side(section, each) == side]
+            for side, nodes in enumerate(sides):
                 left, right = self.span(side)
                 ends.append(self.sequence(section, nodes, left, right, y + 22))
                 middle = [(a + b) / 2 for a, b in (self.span(0), self.span(1))]

@@ -55,6 +55,21 @@ def test_a_folder_is_fine_tuned_and_scored(zoo_command, base, tables, tmp_path):
     assert "saved in" in text
 
 
+def test_training_is_adversarial_where_it_is_said(zoo_command, base, tables, tmp_path):  # noqa: F811
+    train, _ = tables
+    history = []
+    for number, more in enumerate(([], ["--adversarial", "text_lr=0.5", "--adversarial", "steps=2"])):
+        out = ("--train", train, "--out", str(tmp_path / str(number)), "--steps", "3")
+        code, text, _ = zoo_command("finetune", base, *TASK, *out, *more, "--json")
+        assert code == 0
+        history.append(json.loads(text)["history"])
+    assert history[0] != history[1]
+    out = ("--train", train, "--out", str(tmp_path / "out"), "--steps", "3")
+    code, _, err = zoo_command("finetune", base, *TASK, *out, "--adversarial", "text_rate=0.5")
+    assert code != 0
+    assert "text_lr" in err
+
+
 def test_a_name_begins_at_random_only_where_it_is_said(zoo_command, base, tables, tmp_path):  # noqa: F811
     train, _ = tables
     out = ("--train", train, "--out", str(tmp_path / "out"), "--steps", "2")

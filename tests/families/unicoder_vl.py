@@ -26,7 +26,7 @@ SMALL = {"visual_size": 5, "region_target_size": 4}
 
 
 def small_batch() -> Batch:
-    return ragged(boxes=True)
+    return ragged(boxes=5)
 
 
 def states(output: Any) -> dict[str, Tensor]:

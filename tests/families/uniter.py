@@ -28,7 +28,7 @@ SMALL = {"visual_size": 5, "box_size": 5, "region_target_size": 4}
 
 
 def small_batch() -> Batch:
-    return ragged(boxes=True).with_(visual_masked=torch.tensor([[0, 1, 0], [1, 1, 0], [1, 0, 0], [0, 1, 1]]).bool())
+    return ragged(boxes=5).with_(visual_masked=torch.tensor([[0, 1, 0], [1, 1, 0], [1, 0, 0], [0, 1, 1]]).bool())
 
 
 def states(output: Any) -> dict[str, Tensor]:

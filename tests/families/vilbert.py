@@ -67,7 +67,7 @@ SMALL = {
 
 
 def small_batch() -> Batch:
-    return ragged(boxes=True)
+    return ragged(boxes=5)
 
 
 def states(output: Any) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ SMALL = {"visual_size": 5}
 
 
 def small_batch() -> Batch:
-    return ragged(boxes=False)
+    return ragged(boxes=0)
 
 
 def states(output: Any) -> dict[str, Tensor]:

@@ -194,7 +194,9 @@ def _of_others(
     if foreign is None and name is not None and registry.split(name)[1]:  # "name.tag": what is on record of it
         known = record_of(name)
         if isinstance(known.config, Mapping):
-            foreign, record = dict(known.config), known
+            foreign = dict(known.config)
+            if known.layout is None or not layouts.load(known.layout).fits(archive.tensors, below=True):
+                record = known  # else somebody's own file, in another layout of the family
     written = None if config is not None or header.generation is None else header.json(FOREIGN)
     recorded = record.layout if record is not None else None
     found_layout = layout or recorded or layouts.recognise(archive, foreign if written is None else written)

@@ -11,7 +11,10 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.formats.disk import read_regular
 from zoo.formats.plain_json import parse_json
 
-CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json", "ernie_config.json")
+CONFIG_NAMES = (
+    *("config.json", "bert_config.json", "albert_config.json", "ernie_config.json"),
+    *("ernie_vil_config.base.json", "ernie_vil_config.large.json"),
+)
 LARGEST_CONFIG = 16 << 20
 MOST_VALUES = 1_000_000  # in a config: it may name the labels of a large classifier
 

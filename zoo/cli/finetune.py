@@ -59,6 +59,12 @@ def finetune(
     patience: Annotated[int | None, typer.Option(min=1, help="End after so many evaluations without a better.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Updates; else each epoch.")] = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Updates after which a killed run can go on.")] = None,
+    adversarial: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Perturb words or regions in training: text_lr=0.001, steps=3, image_lr, norm, ... Repeatable."
+        ),
+    ] = None,
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in --out stopped.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="A log for TensorBoard too.")] = False,
@@ -99,6 +105,7 @@ def finetune(
         "patience": patience,
         "evaluate_every": evaluate_every,
         "save_every": save_every,
+        "adversarial": overrides_of(adversarial) if adversarial else None,
         "seed": seed,
     }
     events: list[Callable[[Mapping[str, Any]], None]] = []

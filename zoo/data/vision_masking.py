@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.data.regions.regions import box_overlap
+from zoo.data.masking import BERT_SHARES, Shares
+from zoo.data.regions.regions import Regions, box_overlap
 from zoo.errors import InputError
 
 
@@ -110,3 +111,45 @@ def choose_regions(number: int, rng: random.Random, *, probability: float = 0.15
     if number and not any(chosen):
         chosen[rng.choice(range(number))] = True
     return chosen
+
+
+def mask_objects(
+    regions: Regions,
+    *,
+    probability: float = 0.15,
+    shares: Shares = BERT_SHARES,
+    everywhere: bool = True,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """LXMERT's masking of a batch of pictures -> ``visual_features`` as the model reads them, and the labels of its
+    three losses of regions.
+
+    Each real region is chosen with ``probability``; ``shares`` of the chosen lose their feature, keep it, and get
+    that of a region of another picture; boxes stay. ``region_labels`` (1 = chosen) and ``region_targets`` are always
+    given; ``object_labels``, ``attribute_labels`` and how much each counts where the detector told. everywhere: these
+    count at all regions, as in the authors' code, not at chosen ones alone.
+    """
+    if not regions.batched or len(regions.features) < 2:
+        raise InputError("masked regions take features of other pictures: give a batch of two pictures at least")
+    features, real = regions.features, regions.real
+    draws = torch.rand(2, *real.shape, generator=generator)
+    chosen = (draws[0] < probability) & real
+    pictures, slots = real.shape
+    other = torch.randint(1, pictures, real.shape, generator=generator)
+    other = (torch.arange(pictures)[:, None] + other) % pictures  # any picture but its own
+    places = (torch.rand(real.shape, generator=generator) * real.sum(1)[other]).long()  # among its real regions
+    order = real.int().argsort(dim=1, descending=True, stable=True)  # real ones first
+    taken = features[other, order[other, places.clamp(max=slots - 1)]]
+    masked = features.masked_fill((chosen & (draws[1] < shares[0])).unsqueeze(2), 0)
+    swapped = chosen & (draws[1] >= shares[0] + shares[1]) & (real.sum(1)[other] > 0)
+    masked = torch.where(swapped.unsqueeze(2), taken, masked)
+    found = {"visual_features": masked, "region_labels": chosen.long(), "region_targets": features}
+    counted = real if everywhere else chosen
+    for name, labels, sure in (
+        ("object", regions.labels, regions.confidence),
+        ("attribute", regions.attributes, regions.attribute_confidence),
+    ):
+        if labels is not None:
+            weights = torch.ones(real.shape) if sure is None else sure
+            found |= {f"{name}_labels": labels, f"{name}_confidence": weights.masked_fill(~counted, 0)}
+    return found

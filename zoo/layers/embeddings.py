@@ -118,6 +118,12 @@ class TextEmbeddings(nn.Module):
             )
         return inputs_embeds
 
+    def places(self, input_ids: Int[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"] | None:
+        """The positions that follow from the ids, for who gives embeddings in place of them; None where
+        ids say nothing of positions.
+        """
+        return None
+
     def segments(
         self, token_type_ids: Int[Tensor, "batch length"] | None, tokens: Float[Tensor, "batch length size"]
     ) -> Float[Tensor, "*grid hidden"] | float:

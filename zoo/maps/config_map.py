@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo.errors import ConfigError, MapError, closest
 from zoo.maps.templates import Template, same
-from zoo.maps.value_forms import FORMS
+from zoo.maps.value_forms import DERIVED, FORMS
 
 _MISSING = object()
 
@@ -61,7 +61,10 @@ class ConfigEntry:
 
 
 SAVE = "zoo_generation"  # in a config that the zoo wrote for another library: which save it is of
-PARTS = ("defaults", "ignored", "only", "constants", "task", "fixed", "lost", "from_keys", "from_shapes", "aliases")
+PARTS = (
+    *("defaults", "ignored", "only", "constants", "task", "fixed"),
+    *("lost", "from_keys", "from_shapes", "aliases", "derived"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class ConfigMap:
     lost: Mapping[str, str]  # field -> why the layout can't carry it
     from_keys: Mapping[str, Template]  # field -> tensor whose presence it states
     from_shapes: Mapping[str, tuple[Template, int]]  # field -> tensor and the axis whose size it is
+    derived: Mapping[str, tuple[str, str]]  # field -> key that makes a field of its own, and how this one follows
     flatten: tuple[str, ...] = ()  # foreign keys whose tables are read as "key.inner key"
 
     @classmethod
@@ -109,7 +113,7 @@ class ConfigMap:
             raise MapError(
                 f"{where}: config key {key!r} stands in [{first}] and in [{second}]; it may have one meaning"
             )
-        made = {f"config.{name}": parts[name] for name in ("fixed", "lost", "from_keys", "from_shapes")}
+        made = {f"config.{name}": parts[name] for name in ("fixed", "lost", "from_keys", "from_shapes", "derived")}
         for field, first, second in _repeated({"config": [entry.field for entry in entries.values()], **made}):
             raise MapError(f"{where}: our field {field!r} is made in [{first}] and again in [{second}]")
         return cls(
@@ -119,6 +123,7 @@ class ConfigMap:
             written={key: said["value"] for key, said in parts["only"].items() if said.get("written")},
             from_keys={field: Template.parse(str(name)) for field, name in parts["from_keys"].items()},
             from_shapes={field: _axis_of(field, written, where) for field, written in parts["from_shapes"].items()},
+            derived={field: _derived(field, said, entries, where) for field, said in parts["derived"].items()},
             flatten=tuple(table.get("flatten", ())),
             **{name: parts[name] for name in ("aliases", "ignored", "constants", "task", "fixed", "lost")},
         )
@@ -127,7 +132,7 @@ class ConfigMap:
     def fields(self) -> set[str]:
         """The zoo's fields that this map speaks of."""
         made = {entry.field for entry in self.entries.values()}
-        return made.union(self.fixed, self.lost, self.from_keys, self.from_shapes)
+        return made.union(self.fixed, self.lost, self.from_keys, self.from_shapes, self.derived)
 
     @property
     def sized(self) -> dict[str, tuple[Template, int]]:
@@ -167,6 +172,9 @@ class ConfigMap:
                     f"it has {', '.join(sorted(foreign)) or 'no keys'}"
                 )
         fields.update(self.fixed)
+        for field, (key, form) in self.derived.items():
+            own = fields[self.entries[key].field]
+            fields[field] = DERIVED[form](own, f"{self.layout}: config key {key!r}")
         if names is not None:
             for field, template in self.from_keys.items():
                 fields[field] = any(template.match(name) is not None for name in names)
@@ -212,6 +220,15 @@ class ConfigMap:
                     f"{self.layout} has no key for our field {field!r} (value {value!r}); closest: "
                     f"{', '.join(closest(field, self.fields))}"
                 )
+        for field, (key, form) in self.derived.items():
+            source = self.entries[key].field
+            if field in fields and source in fields:
+                follows = DERIVED[form](fields[source], f"{self.layout}: config key {key!r}")
+                if not same(fields[field], follows):
+                    raise ConfigError(
+                        f"{self.layout} cannot say {field}={fields[field]!r}; it follows from {source}, and is "
+                        f"{follows!r}"
+                    )
         foreign = {key: _listed(constant)[0] for key, constant in self.constants.items()} | dict(self.written)
         for key, entry in self.entries.items():
             if entry.field in fields:
@@ -311,6 +328,18 @@ def _only(written: object, where: str) -> tuple[tuple[object, ...], str]:
         raise MapError(f"{where}: written = true stands beside one value, which the way back writes, got {written!r}")
     accepted = list(options["values"]) if "values" in options else [options["value"]]
     return tuple(accepted), str(options["reason"])
+
+
+def _derived(field: str, written: object, entries: Mapping[str, ConfigEntry], where: str) -> tuple[str, str]:
+    """``[key, form]``: the field follows from what the key makes."""
+    if isinstance(written, list) and [type(part) for part in written] == [str, str]:
+        key, form = written
+        if key in entries and form in DERIVED:
+            return key, form
+    raise MapError(
+        f"{where}: [config.derived] {field!r}: write [key of [config], form], a form being one of "
+        f"{', '.join(DERIVED)}, got {written!r}"
+    )
 
 
 def _axis_of(field: str, written: object, where: str) -> tuple[Template, int]:

@@ -79,7 +79,8 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
     ours.
 
     A layout fits if all the names it asks for are there and the config, where there is one, does
-    not contradict it. None or several is an error that lists the candidates.
+    not contradict it. Of several families, those count that have a line for every tensor (a file of
+    LXMERT holds all that one of BERT does). None or several is an error that lists the candidates.
     """
     if is_ours(archive):
         return OURS
@@ -87,6 +88,8 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
     for below in (False, True):  # as the names are; then below a prefix that all of them share
         verdicts = {layout: _verdict(load(path), archive, config, below) for layout, path in available().items()}
         if fitting := [layout for layout, reason in verdicts.items() if reason is None]:
+            whole = {load(one).family for one in fitting if not load(one).leftovers(archive.tensors, below)}
+            fitting = [one for one in fitting if not whole or load(one).family in whole]
             break
     fitting = _knowing(fitting)
     outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # by the config, not names alone

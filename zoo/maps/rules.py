@@ -144,6 +144,15 @@ class RuleSet:
         lacking = [key for key in self.recognise.get("keys", ()) if key not in names]
         return lacking + [f"!{key}" for key in self.recognise.get("absent", ()) if key in names]
 
+    def leftovers(self, tensors: Iterable[str], below: bool = False) -> list[str]:
+        """The names that no line of the map takes, not even as a head of some task."""
+        patterns = [pattern for pattern, _ in (*self.drop_patterns, *self.foreign_heads)]
+        return [
+            name
+            for name in self.clean(tensors, strict=False, below=below)[0]
+            if not self.by_source.find(name) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+
     def clean(
         self, tensors: Iterable[str], strict: bool = True, below: bool = True
     ) -> tuple[dict[str, tuple[str, bool]], str]:

@@ -46,4 +46,18 @@ def ids_of_names(value: object) -> object:
     return {name: number for number, name in enumerate(cast(tuple[str, ...], value))}
 
 
+def behind_the_last(value: object, what: str) -> object:
+    """``[6, 7, 8]`` -> 9: how many layers there are where one more stands behind the last connection."""
+    if not isinstance(value, list | tuple) or not value or not isinstance(value[-1], int):
+        raise ConfigError(f"{what} must be a list of numbers of layers, got {value!r}")
+    return value[-1] + 1
+
+
+def same_value(value: object, what: str) -> object:
+    """The value of another key."""
+    return value
+
+
 FORMS: dict[str, Form] = {"names-by-id": Form(names_of_ids, ids_of_names)}
+DERIVED: dict[str, Callable[[object, str], object]] = {"behind-the-last": behind_the_last, "same": same_value}
+"""What a field can follow from another key by, which makes a field of its own: forward alone."""

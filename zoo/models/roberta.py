@@ -103,9 +103,11 @@ class RobertaEmbeddings(TextEmbeddings):
         x = tokens + self.segments(token_type_ids, tokens) + self.positions(position_ids, tokens)  # eq: embedding
         return self.dropout(self.norm(x))  # eq: embedding
 
-    def count(
-        self, input_ids: Int[Tensor, "batch length"] | None, tokens: Float[Tensor, "batch length hidden"]
-    ) -> Int[Tensor, "#batch length"]:
+    def places(self, input_ids: Int[Tensor, "*rows length"]) -> Int[Tensor, "*rows length"]:
+        rows = input_ids.flatten(0, -2)
+        return self.count(rows, rows).reshape(input_ids.shape)
+
+    def count(self, input_ids: Int[Tensor, "batch length"] | None, tokens: Tensor) -> Int[Tensor, "#batch length"]:
         """``pad + #{s <= t : x_s is not padding}``, behind a prefix so much further, and ``pad`` at padding."""
         if input_ids is None:
             return torch.arange(1, 1 + tokens.shape[1], device=tokens.device)[None] + self.first_position + self.padding

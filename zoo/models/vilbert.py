@@ -20,12 +20,11 @@ all results of the text are one longer than the input, and a text starts in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -49,14 +48,15 @@ from zoo.layers import (
     interleaved,
     pool,
 )
-from zoo.layers.embeddings import check_boxes, check_ids
+from zoo.layers.embeddings import check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, RegionHead, masked_lm_of
 from zoo.layers.padding import carried
 from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import Reading, VisionLanguageModel, need_pooler
+from zoo.models.base.model import need_pooler
 from zoo.models.base.outputs import Streams
+from zoo.models.base.two_streams import TwoStreamModel, both_ways
 from zoo.registry.inputs import Input
 from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_REGION, MASKED_WORDS
 from zoo.registry.variants import TEXT_INPUTS
@@ -214,13 +214,6 @@ class GatedBlock(EncoderBlock):
         return self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout)
 
 
-def both_ways(
-    text: tuple[Tensor, ...] | None, image: tuple[Tensor, ...] | None
-) -> tuple[tuple[Tensor, Tensor], ...] | None:
-    """The maps of each connection together: the text's looks at the image, the image's at the text."""
-    return None if text is None or image is None else tuple(zip(text, image, strict=True))
-
-
 def co_attention_block(c: ViLBertConfig) -> CoAttentionBlock:
     """A connection: queries of one stream, keys and values of the other, at width
     ``co_hidden_size``.
@@ -269,7 +262,7 @@ def image_block(c: ViLBertConfig) -> nn.Module:
     )
 
 
-class ViLBert(VisionLanguageModel):
+class ViLBert(TwoStreamModel):
     Config = ViLBertConfig
     heads = {
         "masked_lm": masked_lm_of,
@@ -281,14 +274,14 @@ class ViLBert(VisionLanguageModel):
         "visual_question_answering": lambda c, n: AnswerHead(c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
         "visual_reasoning": lambda c, n: AnswerHead(2 * c.co_hidden_size, 2 * c.co_hidden_size, n, c.norm_eps),
     }
-    offers = {
-        **VisionLanguageModel.offers,
-        "regions": Reading(
-            lambda e: e.image.last_hidden_state, "regions", mask=lambda model, given, e: model.region_mask(given, e)
-        ),
-    }
     own_inputs = (Input("task_type_ids", ("batch",), "int", "12-in-1: the row of the task's token"),)
-    inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "task_type_ids")
+    inputs: ClassVar[tuple[str, ...]] = (
+        *TEXT_INPUTS,
+        "visual_features",
+        "visual_boxes",
+        "visual_mask",
+        "task_type_ids",
+    )
     matching_dropout = 0.1
     embeddings: TaskEmbeddings
 
@@ -303,8 +296,8 @@ class ViLBert(VisionLanguageModel):
             "both": [co_attention_block(c) for _ in c.text_connections if c.co_attention],
         }
         self.encoder = Schedule(blocks, c.schedule)
-        self.text_pooler = ReluPooler(c.hidden_size, c.co_hidden_size)
-        self.image_pooler = ReluPooler(c.image_hidden_size, c.co_hidden_size)
+        self.text_pooler: nn.Module | None = ReluPooler(c.hidden_size, c.co_hidden_size)
+        self.image_pooler: nn.Module | None = ReluPooler(c.image_hidden_size, c.co_hidden_size)
 
     @classmethod
     def widths(cls, config: ViLBertConfig) -> Mapping[str, int]:
@@ -336,29 +329,26 @@ class ViLBert(VisionLanguageModel):
         pictures varying fastest. lengths, visual_lengths: real tokens and regions per row, where
         these stand first.
         """
-        if visual_features is None or visual_boxes is None:
-            raise InputError("this model reads pictures: give visual_features and visual_boxes")
         text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
         text = (  # eq: text
             text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
         )
-        batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
-        check_boxes(visual_features, visual_boxes, batch, self.config)
+        self.check_regions(visual_features, visual_boxes, text.shape[0], all_pairs)
         text = self.embeddings.with_task(text, task_type_ids)  # (batch, length, hidden), or a token longer
         image = self.image_embeddings(visual_features, visual_boxes)  # (batch, regions, image hidden)
-        mask, lengths = self.with_task(attention_mask, lengths)
+        mask, lengths = self.text_given(attention_mask, lengths)
         kept = output_hidden_states, output_attentions
         words = Run(text, mask, lengths, *kept)
         regions = Run(image, visual_mask, visual_lengths, *kept, name="visual_mask")
         runs = Runs({"text": words, "image": regions})
-        runs, x = self.paired(runs, all_pairs) if all_pairs or runs.apart else (runs, runs.through(self.encoder))
+        runs, x = self.through(runs, all_pairs)
         one = runs["text"].encoded(x["text"], self.text_pooler)
         other = runs["image"].encoded(x["image"], self.image_pooler)
         return Streams(
             text=one,
             image=other,
-            pooler_output=self.fused(need_pooler(one), need_pooler(other)),
-            cross_attentions=both_ways(runs["text"].cross_attentions, runs["image"].cross_attentions),
+            pooler_output=None if self.text_pooler is None else self.fused(need_pooler(one), need_pooler(other)),
+            cross_attentions=both_ways(runs),
         )
 
     def fused(
@@ -367,23 +357,7 @@ class ViLBert(VisionLanguageModel):
         """The product or the sum of the pooled vectors."""
         return text * image if self.config.fusion == "mul" else text + image  # eq: fused
 
-    def paired(self, runs: Runs, all_pairs: bool) -> tuple[Runs, dict[str, Tensor]]:
-        """The streams run apart until they first meet; there one text, or with ``all_pairs`` each,
-        is repeated for each picture; pictures vary fastest.
-        """
-        steps = self.encoder.steps
-        meet = next((i for i, step in enumerate(steps) if len(step.writes) > 1), len(steps))
-        x = runs.through(self.encoder, slice(meet))
-        texts, pictures = x["text"].shape[0], x["image"].shape[0]
-        change: dict[str, Callable[[Tensor], Tensor]] = {
-            "text": lambda y: repeat(y, "texts ... -> (texts pictures) ...", pictures=pictures)
-        }
-        if all_pairs:
-            change["image"] = lambda y: repeat(y, "pictures ... -> (texts pictures) ...", texts=texts)
-        runs = runs.repeated(x, change)
-        return runs, runs.through(self.encoder, slice(meet, None))
-
-    def with_task(
+    def text_given(
         self, mask: Tensor | None, lengths: Sequence[int] | None
     ) -> tuple[Tensor | None, Sequence[int] | None]:
         """The text's mask and lengths, a real token longer where the model has task tokens."""
@@ -396,19 +370,3 @@ class ViLBert(VisionLanguageModel):
                 )
             mask = torch.cat([mask[:, :1], mask.new_ones(mask.shape[0], 1), mask[:, 1:]], 1)
         return mask, None if lengths is None else [n + 1 for n in lengths]
-
-    def word_mask(self, given: Mapping[str, Any], encoded: Streams) -> tuple[Tensor | None, Sequence[int] | None]:
-        assert encoded.text is not None
-        rows = encoded.text.last_hidden_state.shape[0]
-        mask, lengths = self.with_task(given.get("attention_mask"), given.get("lengths"))
-        # one text, or each, may have met many pictures
-        mask = None if mask is None else mask.repeat_interleave(rows // mask.shape[0], 0)
-        return mask, None if lengths is None else [n for n in lengths for _ in range(rows // len(lengths))]
-
-    def region_mask(self, given: Mapping[str, Any], encoded: Streams) -> tuple[Tensor | None, Sequence[int] | None]:
-        """Which regions are real; every picture may have met every text, pictures running fast."""
-        assert encoded.image is not None
-        rows = encoded.image.last_hidden_state.shape[0]
-        mask, lengths = given.get("visual_mask"), given.get("visual_lengths")
-        mask = None if mask is None else mask.repeat(rows // mask.shape[0], 1)
-        return mask, None if lengths is None else [*lengths] * (rows // len(lengths))

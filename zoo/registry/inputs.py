@@ -200,6 +200,11 @@ _LABELS = (
     Input(
         "region_targets", ("batch", "regions", "size"), "float", "what it was: the detector's classes, or its feature"
     ),
+    Input("object_labels", ("batch", "regions"), "int", "LXMERT: the detector's class of each region, -100 = left out"),
+    Input("object_confidence", ("batch", "regions"), "float", "LXMERT: how much that class counts"),
+    Input("attribute_labels", ("batch", "regions"), "int", "LXMERT: the detector's attribute of each region"),
+    Input("attribute_confidence", ("batch", "regions"), "float", "LXMERT: how much that attribute counts"),
+    Input("answer_labels", ("batch",), "int", "LXMERT: the answer, where the text is a question, -100 = it is none"),
     Input(
         "feature_targets",
         ("batch", "regions", "visual size"),

@@ -23,7 +23,9 @@ class PretrainingTerm:
     it. output: the field of the result that the scores stand in, "" = ``scores[name]``. dropout: the rate, or the
     layer, that is applied to what is read. layer: the config field with the block whose states are read. grid: the
     head takes (batch, length, ...) and not rows of real tokens. only_where: (labels, value) of the rows that count:
-    matched pairs only. optional: left out where the config builds no pooler. options: the task's, with defaults.
+    matched pairs only. optional: left out where the config builds no pooler. needs: config fields that must be true,
+    or the term is left out. part: the name of the scores, where the head gives several by name. options: the task's,
+    with defaults.
     """
 
     name: str
@@ -40,6 +42,8 @@ class PretrainingTerm:
     grid: bool = False
     only_where: tuple[str, int] | None = None
     optional: bool = False
+    needs: tuple[str, ...] = ()
+    part: str = ""
     scorer: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 

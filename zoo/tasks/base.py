@@ -185,7 +185,10 @@ class TaskModel(nn.Module):
         head = self.heads[term.head_name]
         if padding is None or term.grid:
             return head(*states, *taken), padding
-        return padding.unpack(head(padding.pack(states[0]), *taken)), padding
+        found = head(padding.pack(states[0]), *taken)
+        if isinstance(found, Mapping):
+            return {name: padding.unpack(part) for name, part in found.items()}, padding
+        return padding.unpack(found), padding
 
     def _last(self, term: PretrainingTerm) -> bool:
         layers = self.config.num_layers
@@ -238,6 +241,8 @@ def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, A
     built_by = task_class(spec)
     if "pooler" in config.field_names():
         config = config.replace(pooler=built_by.pooled(spec, model_class, config))
+    if (field := model_class.label_fields.get(task.replace("-", "_"))) is not None:
+        config = config.replace(**{field: options["num_labels"]})
     built = built_by.build(model_class(config), options, task)
     built.task = task
     return built

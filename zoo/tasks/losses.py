@@ -302,6 +302,33 @@ def region_loss(
     return (each * chosen.flatten()).sum() / count
 
 
+def weighted_class_loss(logits: Tensor, labels: Tensor, weights: Tensor, real: Tensor | None = None) -> Tensor:
+    """``mean of weight · -log p(label)`` over all real regions, LXMERT's loss of classes: a label that
+    is -100 adds nothing, and counts in the mean.
+
+    logits (batch, regions, classes); labels, weights and real (batch, regions).
+    """
+    labels = real_labels(labels, real)
+    logits = widened(logits)
+    rows = logits.flatten(0, -2), labels.flatten()
+    each = F.cross_entropy(*rows, ignore_index=IGNORED, reduction="none")  # eq: weighted-classes
+    weights = finite_labels(weights.masked_fill(labels == IGNORED, 0), "the confidences").to(logits.dtype)
+    return (each * weights.flatten()).sum() / (labels.numel() if real is None else real.sum().clamp(min=1))
+
+
+def masked_feature_loss(logits: Tensor, labels: Tensor, targets: Tensor, real: Tensor | None = None) -> Tensor:
+    """LXMERT's regression: the smooth L1 distance to each region's feature, averaged over its
+    dimensions, summed over the regions with label 1 and divided by the number of all real regions.
+
+    logits and targets (batch, regions, size); labels and real (batch, regions).
+    """
+    chosen = labels == 1 if real is None else (labels == 1) & real
+    logits = widened(logits)
+    targets = finite_labels(targets.masked_fill(~chosen.unsqueeze(2), 0), "region_targets").to(logits.dtype)
+    each = F.smooth_l1_loss(logits, targets, reduction="none").mean(2)  # eq: masked-features
+    return (each * chosen).sum() / (labels.numel() if real is None else real.sum().clamp(min=1))
+
+
 CLASS_LOSSES = ("distribution", "likeliest")
 
 
@@ -439,6 +466,28 @@ def _regions(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, bes
     )
 
 
+def _weighted_classes(
+    name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]
+) -> Tensor:
+    check_labels(labels, tuple(scores.shape[:-1]), name)
+    check_labels(real_labels(labels, real), tuple(scores.shape[:-1]), name, scores.shape[-1])
+    ((weight_name, weights),) = beside.items()
+    if weights is None:
+        raise InputError(f"{name} were given without {weight_name}: what each region counts, 1 where all count alike")
+    check_labels(label_tensor(weights, weight_name), tuple(scores.shape[:-1]), weight_name)
+    return weighted_class_loss(scores, labels, weights, real)
+
+
+def _masked_features(
+    name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]
+) -> Tensor:
+    check_labels(labels, tuple(scores.shape[:-1]), name)
+    if (targets := beside["region_targets"]) is None:
+        raise InputError(f"{name} say which regions count; give region_targets too: what they were")
+    check_labels(label_tensor(targets, "region_targets"), tuple(scores.shape), "region_targets")
+    return masked_feature_loss(scores, labels, targets, real)
+
+
 def _region_feature(
     name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]
 ) -> Tensor:
@@ -489,6 +538,8 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "binary-rows": _binary_rows,
     "spans": _spans,
     "regions": _regions,
+    "weighted-classes": _weighted_classes,
+    "masked-features": _masked_features,
     "region-feature": _region_feature,
     "region-class": _region_class,
     "pairs-apart": _pairs_apart,

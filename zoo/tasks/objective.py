@@ -53,7 +53,7 @@ class Objective(TaskModel):
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
-        terms = [t for t in terms_of(task, type(model)) if not t.optional or getattr(model.config, "pooler", True)]
+        terms = [term for term in terms_of(task, type(model)) if _wanted(term, model.config)]
         for term in terms:
             if term.loss in OPTION_CHECKS:
                 OPTION_CHECKS[term.loss](options)
@@ -92,6 +92,7 @@ class Objective(TaskModel):
         losses: dict[str, Tensor] = {}
         fields: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
+        several: dict[tuple[str, tuple[str, ...]], tuple[Any, Padding | None]] = {}
         for term in self.terms:
             labels = self._labels(term, given)
             if term.scorer and labels is None:
@@ -102,7 +103,13 @@ class Objective(TaskModel):
                     meaning = (LABELS.get(missing[0]) or INPUTS[missing[0]]).meaning
                     raise InputError(f"{term.labels} were given without {missing[0]}: {meaning}")
                 continue
-            found, padding = self.score(term, given, encoded)
+            key = term.head_name, term.reads
+            if not term.part:
+                found, padding = self.score(term, given, encoded)
+            else:  # a head that gives several scores runs once
+                if key not in several:
+                    several[key] = self.score(term, given, encoded)
+                found, padding = several[key][0][term.part], several[key][1]
             if isinstance(found, Mapping):  # by source
                 scores |= {name: part.scores for name, part in found.items()}
             elif term.output:
@@ -162,6 +169,13 @@ class Objective(TaskModel):
         if given.get(name) is not None:
             return given[name]
         return self.options.get(name, getattr(self.config, name, None))
+
+
+def _wanted(term: PretrainingTerm, config: Any) -> bool:
+    """Whether a model of this config trains the term."""
+    if term.optional and not getattr(config, "pooler", True):
+        return False
+    return all(getattr(config, name) for name in term.needs)
 
 
 def _loss(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.tasks.base import TaskModel, with_an_axis
@@ -50,9 +51,36 @@ def _binary_softmax(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     return loss + binary_loss(logits, each, None)
 
 
+def circle_loss(right: Tensor, wrong: Tensor, margin: float = 0.2, scale: float = 32.0) -> Tensor:
+    """Circle loss on scores of 0 to 1: ``mean log(1 + sum exp(g a_n (s_n - m)) · sum exp(-g a_p (s_p - (1 - m))))``
+    with ``a_p = max(0, 1 + m - s_p)`` and ``a_n = max(0, s_n + m)``, through which no gradient goes.
+
+    right (batch, right ones), wrong (batch, wrong ones), scores behind the sigmoid. ERNIE-ViL and UNIMO take it once
+    with wrong pictures and once with wrong captions, and average.
+    """
+    right, wrong = widened(right), widened(wrong)
+    near = scale * (1 + margin - right).clamp(min=0).detach() * (right - (1 - margin))
+    far = scale * (wrong + margin).clamp(min=0).detach() * (wrong - margin)
+    return F.softplus(far.logsumexp(1) + (-near).logsumexp(1)).mean()  # eq: circle
+
+
+def _circle(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """The right choice against all others; rows without one (-100) are left out."""
+    labels = label_tensor(labels)
+    check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
+    scores, counted = widened(logits).sigmoid(), labels != IGNORED
+    place = labels.clamp(min=0)[:, None]
+    right = scores.gather(1, place)
+    others = torch.arange(logits.shape[1] - 1, device=labels.device)[None].expand(len(labels), -1)
+    wrong = scores.gather(1, others + (others >= place))
+    each = torch.stack([circle_loss(r[None], w[None], margin) for r, w in zip(right, wrong, strict=True)])
+    return mean_of(each, counted)
+
+
 RANKING_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "softmax": _softmax,
     "hinge": hinge_loss,
+    "circle": _circle,
     "hardest": hardest_loss,
     "binary-softmax": _binary_softmax,
 }

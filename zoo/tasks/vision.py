@@ -86,6 +86,8 @@ class VisionTask(TaskModel):
     ) -> dict[str, Any]:
         name = f"heads.{spec.name.replace('-', '_')}"
         shown = next((form for ending, form in SHOWN_BY.items() if f"{name}.{ending}" in sizes), None)
+        if shown == "mlp" and f"{name}.norm.weight" not in sizes:  # a head of the family's own
+            shown = None
         found: dict[str, Any] = {"head": shown} if shown and "head" in spec.options else {}
         last = next(
             (sizes[n] for n in (f"{name}.weight", f"{name}.output.weight", f"{name}.output.direction") if n in sizes),
@@ -197,7 +199,7 @@ class VisionMultipleChoice(VisionTask, text.MultipleChoice):
     """The right one of several pairs of words and picture: ``logits`` (batch, choices).
 
     A head of two outputs judges each choice alone, wrong or right (UNITER): the second is its score, and
-    the loss is the mean over all choices.
+    the loss is the mean over all choices. So does a head of one where the family says so (ERNIE-ViL).
     """
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
@@ -209,21 +211,23 @@ class VisionMultipleChoice(VisionTask, text.MultipleChoice):
         (head,) = self.heads.values()
         scores = head(self.dropout(need_pooler(encoded)))  # (batch · choices, 1 or 2)
         logits = scores[:, -1].view(-1, choices)
+        judged = {"choice": scores} if scores.shape[1] > 1 else {}
         if labels is None:
-            return TaskOutput(logits=logits, encoded=encoded)
+            return TaskOutput(logits=logits, scores=judged, encoded=encoded)
         loss = self.choice_loss(scores, logits, label_tensor(labels))
-        return TaskOutput(loss, logits, losses={"choice": loss}, encoded=encoded)
+        return TaskOutput(loss, logits, losses={"choice": loss}, scores=judged, encoded=encoded)
 
     def choice_loss(self, scores: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """scores (batch · choices, 1 or 2), logits (batch, choices)."""
-        if scores.shape[1] == 1:
+        model: Any = self.model
+        if scores.shape[1] == 1 and model.choice_loss == "softmax":
             return row_loss(logits, labels)
         if labels.dim() == 1:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
             numbers = torch.arange(logits.shape[1], device=labels.device)
             labels = torch.where(labels[:, None] == IGNORED, IGNORED, (numbers == labels[:, None]).long())
         check_labels(labels, tuple(logits.shape), "labels", 2, integers=True)
-        return row_loss(scores, labels.flatten())
+        return row_loss(scores, labels.flatten()) if scores.shape[1] == 2 else binary_loss(logits, labels, None)
 
 
 class Retrieval(VisionMultipleChoice):
@@ -286,7 +290,8 @@ class Grounding(VisionTask):
         labels = label_tensor(labels)
         if labels.is_floating_point():
             check_labels(labels, tuple(logits.shape), "labels")
-            loss = soft_answer_loss(logits, labels, "bce", real)
+            alone = getattr(self.model, "grounding_loss", "sum") == "mean"
+            loss = binary_loss(logits, labels, real) if alone else soft_answer_loss(logits, labels, "bce", real)
         else:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
             if real is not None:

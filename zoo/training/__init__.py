@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
+    "Adversarial": "zoo.training.adversarial",
     "Settings": "zoo.training.settings",
     "evaluate": "zoo.training.evaluation",
     "fit": "zoo.training.loop",
@@ -16,9 +17,10 @@ _WHERE = {
     "shard": "zoo.training.parallel",
     "task_options": "zoo.training.evaluation",
 }
-__all__ = ["Settings", "evaluate", "fit", "for_trainer", "grow_tables", "shard", "task_options"]
+__all__ = ["Adversarial", "Settings", "evaluate", "fit", "for_trainer", "grow_tables", "shard", "task_options"]
 
 if TYPE_CHECKING:
+    from zoo.training.adversarial import Adversarial as Adversarial
     from zoo.training.evaluation import evaluate as evaluate
     from zoo.training.evaluation import task_options as task_options
     from zoo.training.loop import fit as fit

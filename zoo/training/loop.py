@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from zoo.data.corpus import MaskedCorpus
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.formats.disk import write_atomically
 from zoo.models.base.model import unwrapped
+from zoo.training.adversarial import attacks
 from zoo.training.evaluation import Examples, Table, TableReader, autocast, evaluate, grouped, moved
 from zoo.training.fine_tuning import layerwise_groups_of
 from zoo.training.optimizers import clip_gradients, decay_groups
@@ -206,10 +208,7 @@ class _Run:
         device = next(iter(self.parameters.values())).device
         for number, batch in enumerate(group, 1):
             with self._alone(number < len(group)):
-                with autocast(device, self.chosen.precision):
-                    loss, _ = self.data.run(self.model, batch)
-                (loss / len(group)).backward()
-            total += float(loss.detach()) / len(group)
+                total += self._learned(batch, device, len(group))
         total = mean_over_processes(total, device)
         if not math.isfinite(total):
             raise ConfigError(f"the loss is {total} at update {self.step + 1}; a lower lr or float32 may help")
@@ -238,6 +237,20 @@ class _Run:
             self._log(row)
         if self.out is not None and not last and (self.step % chosen.save_every == 0 if chosen.save_every else due):
             self._write_state()
+
+    def _learned(self, batch: Any, device: torch.device, share: int) -> float:
+        """A batch's gradients, of one pass or of the steps of adversarial training, and its part of the loss."""
+        chosen, total = self.chosen, 0.0
+        if chosen.adversarial is None:
+            with autocast(device, chosen.precision):
+                loss, _ = self.data.run(self.model, batch)
+            (loss / share).backward()
+            return float(loss.detach()) / share
+        context = partial(autocast, device, chosen.precision)
+        for attack in attacks(self.data.run, self.model, batch, chosen.adversarial, context):
+            (attack.loss / share).backward(retain_graph=not attack.last)
+            total += float(attack.loss.detach()) / share
+        return total
 
     def _evaluated(self, row: Mapping[str, Any]) -> dict[str, float]:
         assert self.held_out is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from zoo.errors import ConfigError, UnknownNameError, unknown
+from zoo.training.adversarial import Adversarial
 from zoo.training.schedules import Schedule
 
 PRECISIONS = ("float32", "bfloat16")
@@ -53,6 +54,7 @@ class Settings:
     evaluate_every: int | None = None  # updates; None: each epoch
     save_every: int | None = None  # updates after which a killed run can go on; None: at each evaluation
     log_every: int = 10  # updates
+    adversarial: Adversarial | None = None  # perturb words or regions in training; its fields as a dict do too
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +71,10 @@ class Settings:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a number, zero or above")
         if self.decay not in ("linear", "cosine", "constant"):
             raise unknown("decay of the learning rate", self.decay, ("linear", "cosine", "constant"))
+        if isinstance(self.adversarial, Mapping):
+            object.__setattr__(self, "adversarial", adversarial_of(self.adversarial))
+        if self.adversarial is not None and not isinstance(self.adversarial, Adversarial):
+            raise ConfigError(f"adversarial must be a zoo.training.Adversarial or its fields, got {self.adversarial!r}")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
 
@@ -100,3 +106,12 @@ class Settings:
                 (step + 1) / warmup if step < warmup else (1 + math.cos(math.pi * min(1.0, (step - warmup) / ramp))) / 2
             )
         return lambda step: min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def adversarial_of(values: Mapping[str, Any]) -> Adversarial:
+    """From plain values; an unknown name is refused with the closest."""
+    known = [item.name for item in dataclasses.fields(Adversarial)]
+    for name in values:
+        if name not in known:
+            raise unknown("setting of adversarial training", name, known)
+    return Adversarial(**values)

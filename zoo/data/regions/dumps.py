@@ -37,6 +37,8 @@ NAMES = {
     "count": ("num_boxes", "num_bbox", "max_features"),
     "confidence": ("objects_conf", "conf", "confidence", "max_conf"),
     "labels": ("objects_id", "labels", "objects"),
+    "attributes": ("attrs_id", "attributes"),
+    "attribute_confidence": ("attrs_conf",),
     "image_id": ("image_id", "img_id", "image_ids", "ids"),
     "normalised": ("norm_bb", "normalized_boxes"),
 }

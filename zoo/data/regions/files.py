@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
 from torch import Tensor
 
 from zoo.data.regions.dumps import Said, find, kind_of, read_dump
-from zoo.data.regions.regions import HEADER, PARTS, Regions, described
+from zoo.data.regions.regions import DETECTED, HEADER, PARTS, Regions, described
 from zoo.errors import CheckpointError, InputError, ZooError
 from zoo.formats.archive import DTYPE_NAMES, Archive, Info
 from zoo.formats.nodes import ArrayRef, LongBytes
@@ -120,14 +120,13 @@ def _regions(values: Mapping[str, Any], options: Mapping[str, Any]) -> Regions:
     else:
         boxes = _matrix(boxes, count, 4)
         size = _one(width, "the picture's width"), _one(height, "the picture's height")
-    confidence, labels = (find(values, name) for name in ("confidence", "labels"))
+    kinds = {name: numpy.dtype("<f4" if name.endswith("confidence") else "<i8") for name in DETECTED}
     return Regions(
         torch.from_numpy(features.astype(numpy.float32)),
         torch.from_numpy(boxes.astype(numpy.float32)),
         size,
-        confidence=_vector(confidence, count, numpy.dtype("<f4")),
-        labels=_vector(labels, count, numpy.dtype("<i8")),
         **given,
+        **cast(Any, {name: _vector(find(values, name), count, kind) for name, kind in kinds.items()}),
     )
 
 
@@ -295,7 +294,7 @@ def save_regions(
 
 def _columns(regions: Regions) -> dict[str, tuple[tuple[int, ...], str]]:
     """The columns of a file of such pictures: each one's shape behind the rows, and its dtype."""
-    values = {part: getattr(regions, part) for part in ("features", "boxes", "confidence", "labels")}
+    values = {part: getattr(regions, part) for part in ("features", "boxes", *DETECTED)}
     return {part: (tuple(v.shape[1:]), DTYPE_NAMES[v.dtype]) for part, v in values.items() if v is not None}
 
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class Regions:
     features (regions, size) or (batch, regions, size) float; boxes (..., regions, 4); image_size
     (width, height) in pixels, or (batch, 2); mask (..., regions) bool, True = a real region, None =
     all. ``format`` of the boxes: "xyxy" x1, y1, x2, y2 in pixels, "xywh" x, y, width, height in
-    pixels, "normalised" x1, y1, x2, y2 as shares of the picture. confidence (..., regions) and
-    labels (..., regions): the detector's. ``detector``: whose features these are, a name of
+    pixels, "normalised" x1, y1, x2, y2 as shares of the picture. confidence, labels, attributes and
+    attribute_confidence (..., regions): the detector's. ``detector``: whose features these are, a name of
     `DETECTORS`. ``whole_image``: where a region stands for the whole picture, "first", "last" or
     None. Raises InputError for what can't be meant.
     """
@@ -55,6 +55,8 @@ class Regions:
     labels: Tensor | None = None
     detector: str | None = None
     whole_image: str | None = None
+    attributes: Tensor | None = None
+    attribute_confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -189,14 +191,18 @@ class Regions:
             return torch.cat([one, rest] if where == "first" else [rest, one], axis)
 
         lead = self.features.shape[:-2]
+        told: dict[str, Any] = {
+            name: put(torch.full(lead, float(value)), detected, -1)
+            for name, value in DETECTED.items()
+            if (detected := getattr(self, name)) is not None
+        }
         return replace(
             self,
             features=put(feature, self.features, -2),
             boxes=put(box, self.boxes, -2),
             mask=None if self.mask is None else put(torch.ones(lead, dtype=torch.bool), self.mask, -1),
-            confidence=None if self.confidence is None else put(torch.ones(lead), self.confidence, -1),
-            labels=None if self.labels is None else put(torch.zeros(lead), self.labels, -1),
             whole_image=where,
+            **told,
         )
 
     # --- for models
@@ -249,7 +255,9 @@ class Regions:
             return Regions(**parts, **about)
 
 
-PARTS = ("features", "boxes", "image_size", "mask", "confidence", "labels")
+# what a detector says of each region besides where it is, and what stands there for the whole picture
+DETECTED = {"confidence": 1, "labels": 0, "attributes": 0, "attribute_confidence": 1}
+PARTS = ("features", "boxes", "image_size", "mask", *DETECTED)
 HEADER = "zoo.regions"
 
 
@@ -291,7 +299,7 @@ def stack(pictures: Sequence[Regions]) -> Regions:
     if not pictures:
         raise InputError("no regions to stack")
     kinds = {
-        (p.format, p.width, p.detector, p.whole_image, p.batched, p.confidence is None, p.labels is None)
+        (p.format, p.width, p.detector, p.whole_image, p.batched, *(getattr(p, name) is None for name in DETECTED))
         for p in pictures
     }
     if len(kinds) > 1 or pictures[0].batched:
@@ -317,8 +325,7 @@ def stack(pictures: Sequence[Regions]) -> Regions:
         boxes=boxes,
         image_size=torch.stack([p.image_size for p in pictures]),
         mask=mask,
-        confidence=padded("confidence"),
-        labels=padded("labels"),
+        **cast(Any, {name: padded(name) for name in DETECTED}),
     )
 
 
@@ -347,7 +354,7 @@ def _check_shapes(regions: Regions) -> None:
             f"image_size must be (width, height), or one pair for each picture: {(*lead[:-1], 2)}, got "
             f"{tuple(size.shape)}"
         )
-    for name in ("mask", "confidence", "labels"):
+    for name in ("mask", *DETECTED):
         value = getattr(regions, name)
         if value is not None and tuple(value.shape) != lead:
             raise InputError(f"{name} must be {lead}, got {tuple(value.shape)}")

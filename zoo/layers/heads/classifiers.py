@@ -10,12 +10,21 @@ from zoo.layers.feed_forward import activation
 
 
 class ClassificationHead(nn.Module):
-    """``W' dropout(act(W x + b)) + b'``: a classifier with a layer of its own (ELECTRA: GELU)."""
+    """``W' dropout(act(W x + b)) + b'``: a classifier with a layer of its own (ELECTRA: GELU), as wide as
+    its input unless ``inner_size`` says otherwise.
+    """
 
-    def __init__(self, hidden_size: int, num_labels: int, activation_name: str, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_labels: int,
+        activation_name: str,
+        dropout: float = 0.0,
+        inner_size: int | None = None,
+    ) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, num_labels)
+        self.dense = nn.Linear(hidden_size, inner_size or hidden_size)
+        self.output = nn.Linear(inner_size or hidden_size, num_labels)
         self.activation = activation(activation_name)
         self.dropout = nn.Dropout(dropout)
 

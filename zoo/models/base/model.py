@@ -71,6 +71,8 @@ class Model(nn.Module):
     task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}
     # of them, those that read the first token's state and not the pooled vector
     reads_first: ClassVar[frozenset[str]] = frozenset()
+    # the config's field that says how many labels a task's head has, where the family's config says it
+    label_fields: ClassVar[Mapping[str, str]] = {}
     # heads of tasks that start, where a checkpoint lacks them, as rows of a head that it has: (head, rows)
     head_starts: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
     offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
@@ -174,6 +176,8 @@ class VisionLanguageModel(Model):
     """
 
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
+    choice_loss: ClassVar[str] = "softmax"  # over one score for each choice: "softmax", or "binary", each alone
+    grounding_loss: ClassVar[str] = "sum"  # on soft scores of regions, over a picture's: "sum", or "mean" over all
     ranking_loss: ClassVar[str] = "softmax"  # over pairs of words and pictures that compete, see `zoo.tasks.ranking`
     # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
     pairs_of_pictures: ClassVar[bool] = True

@@ -33,7 +33,10 @@ class Site:
         setattr(self.parent, self.name, module)
 
 
-def _sites(module: nn.Module, path: str, stream: str, own_depths: tuple[int, ...]) -> Iterator[Site]:
+def _sites(
+    module: nn.Module, path: str, stream: str, own_depths: tuple[int, ...], streams: tuple[str, ...] = ()
+) -> Iterator[Site]:
+    """The places in a part of a stream; its children that bear one of the names in ``streams`` are those streams'."""
     roles: Mapping[str, str] = getattr(module, "roles", {})
     for name, child in module.named_children():
         depths = tuple(
@@ -52,7 +55,8 @@ def _sites(module: nn.Module, path: str, stream: str, own_depths: tuple[int, ...
         elif isinstance(child, Schedule):
             yield from _schedule_sites(child, where)
         else:
-            yield from _sites(child, where, getattr(child, "stream", stream), depths)
+            own = name if name in streams else getattr(child, "stream", stream)
+            yield from _sites(child, where, own, depths)
 
 
 def _stack_sites(stack: Stack, path: str, stream: str) -> Iterator[Site]:
@@ -65,7 +69,7 @@ def _stack_sites(stack: Stack, path: str, stream: str) -> Iterator[Site]:
 
 def _schedule_sites(schedule: Schedule, path: str) -> Iterator[Site]:
     """A block of one stream is that stream's; in a block of several the part named like a stream
-    is. A depth is a step's number.
+    is, and what is left is "joint". A depth is a step's number.
     """
     ran: dict[str, tuple[tuple[str, ...], list[int]]] = {}
     for depth, (where, writes) in enumerate(schedule.runs()):
@@ -75,8 +79,7 @@ def _schedule_sites(schedule: Schedule, path: str) -> Iterator[Site]:
         if len(writes) == 1:
             yield from _sites(block, f"{path}.{where}", writes[0], tuple(at))
         else:
-            for name, side in block.named_children():
-                yield from _sites(side, f"{path}.{where}.{name}", name if name in writes else "joint", tuple(at))
+            yield from _sites(block, f"{path}.{where}", "joint", tuple(at), writes)
 
 
 def _runs_of(stack: Stack, path: str) -> Iterator[str]:
