@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LISTS = Path(__file__).with_suffix("")
 GOAL = 0.95
-COPIED = ("zoo", "tests", "weights", "pyproject.toml")
+COPIED = ("zoo", "tests", "weights", "pyproject.toml", "docs", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 FAMILIES = ("bert", "albert")  # what the shared tests draw, unless a list says more
 TESTS = (
     "tests/layers/test_attention.py",

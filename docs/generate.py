@@ -18,16 +18,18 @@ from pathlib import Path
 
 import zoo
 from docs.drawings import drawings
-from docs.family_tables import TABLES, table
+from docs.family_tables import MEANINGS, TABLES, table
 from zoo.registry import variants as registry
 from zoo.registry.inputs import INPUTS, LABELS, InputTable
 from zoo.registry.listing import natural
+from zoo.registry.records import records
 from zoo.registry.techniques import TECHNIQUES
 
 PAGES = Path(__file__).parent / "models"
 IMAGES = Path(__file__).parent / "images"
 TECHNIQUE_PAGES = Path(__file__).parent / "techniques"
 INTEROP = Path(__file__).parent / "interop.csv"
+COMMON = ("architecture", "concepts/proof", "families", "guides/interop", "techniques")
 PACKAGE = Path(zoo.__file__)
 NAMES = re.compile(r"(^if TYPE_CHECKING:.*\n)(?:    from .*\n)+", re.MULTILINE)
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -35,7 +37,7 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def pages() -> list[Path]:
     """The pages that may hold tables."""
-    common = (PAGES.parent / f"{name}.md" for name in ("architecture", "families", "guides/interop", "techniques"))
+    common = (PAGES.parent / f"{name}.md" for name in COMMON)
     return [*common, *sorted(PAGES.glob("*.md"))]
 
 
@@ -57,6 +59,15 @@ def families_table(_: object = None) -> str:
             page = f"[{family}](models/{family}.md)"
         rows.append([page, variants[0].pillar, str(variants[0].streams), str(len(variants)), str(tags), own])
     return table(["family", "pillar", "streams", "variants", "tags", "layouts"], rows)
+
+
+def proofs(_: object = None) -> str:
+    """How far checkpoints are tested, in the words of their pages, and how many are."""
+    found = [record.proof.partition(" (")[0] for record in records().values()]
+    return table(
+        ["tested", "checkpoints", "means"],
+        [[words, f"{found.count(words)} of {len(found)}", meaning] for words, meaning in MEANINGS.items()],
+    )
 
 
 def arguments(_: object = None) -> str:
@@ -147,7 +158,7 @@ def render(page: Path) -> str:
     name = page.stem
     family = next((f for f in families if f.replace("-", "_") == name.replace("-", "_")), None)
     common = {"arguments": arguments, "families": families_table, "techniques": techniques_table, "matrix": matrix}
-    common["interop"] = interop
+    common |= {"interop": interop, "tested": proofs}
     makers = {**TABLES, **common}
 
     def fill(match: re.Match[str]) -> str:

@@ -15,7 +15,7 @@ Each seed draws its own words and tunes the model on them in each of these ways:
     adapter     a K-Adapter trained on the graph's facts while the model is frozen (which object belongs to the
                 word?), then frozen itself while the model and the head are tuned on the sentence alone
 
-    python examples/knowledge_gain.py WORDNET COUNTRIES MODEL [--image docs/images/knowledge-gain.png]
+    python examples/knowledge_gain.py WORDNET COUNTRIES MODEL
 
 WORDNET a folder with data.noun, COUNTRIES the countries.json of npm's world-countries, MODEL a
 MiniLM or BERT that `zoo.load` reads.
@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import charts
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -296,17 +295,6 @@ def run(way: str, task: Task, source: str, tokenizer: Any, seed: int, options: a
     return right | known
 
 
-def draw(scores: dict[str, dict[str, list[float]]], path: str) -> None:
-    """A bar for each way, a dot for each seed."""
-    with charts.chart(Path(path), len(scores), squeeze=False) as axes:
-        for axis, (name, ways) in zip(axes[0], scores.items(), strict=True):
-            for place, found in enumerate(ways.values()):
-                axis.bar(place, 100 * statistics.mean(found), color=charts.BLUE, alpha=0.6, width=0.6)
-                axis.plot([place] * len(found), [100 * share for share in found], "k.", markersize=6)
-            axis.set_xticks(range(len(ways)), list(ways))
-            axis.set(title=name, ylabel="sorted correctly, %", ylim=(0, 100))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wordnet")
@@ -318,7 +306,6 @@ def main() -> None:
         "--nouns", type=int, nargs=2, default=[100, 60], metavar=("TRAIN", "TEST"), help="nouns of each kind"
     )
     parser.add_argument("--adapter-epochs", type=int, default=15)
-    parser.add_argument("--image", help="where to draw the bars")
     options = parser.parse_args()
     started = time.perf_counter()
     tokenizer = zoo.tokenizer(options.model)
@@ -361,8 +348,6 @@ def main() -> None:
             f"| {name} | facts that the adapter knows | {statistics.mean(known):.1%} | {min(known):.1%} | "
             f"{max(known):.1%} |"
         )
-    if options.image:
-        draw(scores, options.image)
 
 
 if __name__ == "__main__":

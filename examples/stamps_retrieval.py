@@ -41,6 +41,7 @@ LONG = {"max_positions": 128}  # some captions are sentences
 WIDE = TINY | LONG | {"hidden_size": 200, "num_heads": 4, "intermediate_size": 800}
 FAMILIES = {
     "VisualBERT": Family("visualbert-base", WIDE, 1, False, STEPS, 1e-3),
+    "UNITER": Family("uniter-base", WIDE | {"region_target_size": 1, "alignment_weight": 0.0}, 1, False, STEPS, 1e-3),
     "ViLBERT": Family("vilbert-base", TINY | TINY_STREAM | LONG, 0, True, STEPS, 1e-3),
 }
 """Sizes of like numbers of parameters, within a fifth of each other."""

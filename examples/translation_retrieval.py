@@ -7,7 +7,7 @@ A tiny XLM reads messages of the user interfaces of Django and Wagtail in two la
 masked on both sides, positions counted from 0 in each half. Messages that it never saw are then
 embedded, each language alone, as the mean of their states after the first block, and each English
 one is searched for among the others. To compare with: chance, the same model before training, and
-the words that both languages share. Draws the retrieval and the curve of the training.
+the words that both languages share. Draws the curve of the training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import charts
 import pretraining
 import torch
 from pretraining import LANGUAGES, LENGTH, OBJECTIVES, Corpus
@@ -66,19 +65,6 @@ def accuracy(first: Tensor, second: Tensor) -> float:
     return float(((scores.argmax(1) == right).float().mean() + (scores.argmax(0) == right).float().mean()) / 2)
 
 
-def draw(rows: dict[str, list[float]], chance: float, count: int, path: Path) -> None:
-    with charts.chart(path) as axes:
-        width = 0.8 / len(rows)
-        for number, (name, values) in enumerate(rows.items()):
-            places = [place + (number - (len(rows) - 1) / 2) * width for place in range(len(values))]
-            axes.bar_label(axes.bar(places, values, width * 0.92, label=name), fmt="{:.0%}", fontsize=7)
-        axes.axhline(chance, color=charts.RED, linestyle="--", label=f"chance: {chance:.1%}")
-        axes.set_xticks(range(len(LANGUAGES)), [f"en - {language}" for language in LANGUAGES])
-        axes.set(title=f"The translation among {count} unseen messages", ylabel="found first", ylim=(0, 1))
-        axes.yaxis.set_major_formatter("{x:.0%}")
-        axes.legend()
-
-
 def retrieval(corpus: Corpus, fresh: Any, trained: Any) -> dict[str, list[float]]:
     """Accuracy for each language beside English: of shared words, before training and after."""
     found: dict[str, list[float]] = {"shared words": [], "before training": [], "after training": []}
@@ -96,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=OBJECTIVES["tlm"].steps)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=Path, default=Path("curves"), help="the folder for the drawing")
+    parser.add_argument("--images", type=Path, default=Path("curves"), help="the folder for the curve")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     corpus = pretraining.translated_corpus()
@@ -118,7 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{name:16s}"
             + "  ".join(f"en-{language} {value:.1%}" for language, value in zip(LANGUAGES, values, strict=True))
         )
-    draw(found, 1 / count, count, options.images / "translation-retrieval.png")
     return 0
 
 

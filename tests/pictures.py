@@ -19,6 +19,7 @@ def picture_batches(
     boxes: bool,
     segments: bool,
     alignment: bool,
+    masked: bool = False,
     kinds: tuple[str, ...] = MASKS,
     least: int = 1,
 ) -> Batch:
@@ -40,6 +41,8 @@ def picture_batches(
         inputs["visual_boxes"] = torch.rand(batch, regions, config.box_size, generator=generator, dtype=torch.float64)
     if segments and draw(st.booleans()):
         inputs["visual_token_type_ids"] = torch.randint(config.num_segments, (batch, regions), generator=generator)
+    if masked and draw(st.booleans()):
+        inputs["visual_masked"] = torch.randint(2, (batch, regions), generator=generator)
     if alignment and draw(st.booleans()):
         inputs["image_text_alignment"] = torch.randint(-1, length, (batch, regions, 2), generator=generator)
     if getattr(config, "num_tasks", 0):
@@ -97,6 +100,10 @@ def labels_for(task: str, model: Any, batch: Batch) -> dict[str, Any]:
         own = {} if task == "masked-region" else {"labels": words, "match_labels": matching}
         if "masked_region" in model.heads:
             own |= {"region_labels": chosen, "region_targets": soft(rows, regions, 4).softmax(-1)}
+        if "region_class" in model.heads:
+            own |= {"region_labels": chosen, "class_targets": soft(rows, regions, 4).softmax(-1)}
+        if "region_feature" in model.heads:
+            own |= {"region_labels": chosen, "feature_targets": soft(rows, regions, model.config.visual_size)}
         return own
     if task == "visual-question-answering":
         return {"labels": soft(rows, model.options["num_labels"])}

@@ -1,5 +1,5 @@
 """The charts of what was measured, drawn anew from the figures that are stored: `docs/performance`,
-`benchmarks/sparse.json`, and the table of `docs/guides/compression.md`.
+`benchmarks/sparse.json`, and the tables of pages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.speed.report import stored
-from docs.drawings.canvas import BLUE, GREEN, MARGIN, ORANGE, RED, SOFT, WIDTH, Canvas
+from docs.drawings.canvas import BLUE, FILL, GRAY, GREEN, INK, MARGIN, ORANGE, RED, SOFT, WIDTH, Canvas
 from docs.drawings.charts import Axis, bars, dots, legend, lines
 
 DOCS = Path(__file__).parents[1]
@@ -117,10 +117,70 @@ def compressed(rows: Sequence[tuple[str, float, float, float]]) -> str:
     return canvas.svg()
 
 
+def translations() -> str:
+    """How often a translation is found first, from the table of the page on objectives."""
+    text = (DOCS / "concepts" / "objectives.md").read_text(encoding="utf-8")
+    found = re.search(r"^\| found first among (\d+) \| (.*) \|\n\|[- |]+\n((?:\|.*\n)+)", text, re.M)
+    assert found is not None
+    languages = found[2].split(" | ")
+    table = {cells[0]: [float(cell.removesuffix(" %")) for cell in cells[1:]] for cells in _cells(found[3])}
+    shown = {name: values for name, values in table.items() if name != "chance"}
+    said = (
+        f"{name}: " + ", ".join(f"{pair} {value}%" for pair, value in zip(languages, values, strict=True))
+        for name, values in table.items()
+    )
+    canvas = Canvas("How often a translation is found first", "; ".join(said))
+    y = canvas.heading(
+        "The translation found first",
+        f"Percent of {found[1]} messages that the model never saw; by chance {table['chance'][0]}.",
+    )
+    colors = (GRAY, ORANGE, BLUE)
+    y = legend(canvas, y + 2, dict.fromkeys(shown, ""), colors) + 10
+    rows = {pair: [values[n] for values in shown.values()] for n, pair in enumerate(languages)}
+    bars(canvas, y, rows, colors, names=54, written="{:.1f}")
+    return canvas.svg()
+
+
+def knowledge() -> str:
+    """Accuracy with and without a fact of the graph, from the table of K-BERT's page."""
+    text = (DOCS / "models" / "k-bert.md").read_text(encoding="utf-8")
+    found = re.search(r"^\| task \| train / test \| (.*) \|\n\|[- |]+\n((?:\|.*\n)+)", text, re.M)
+    assert found is not None
+    methods = found[1].split(" | ")
+    canvas = Canvas("Does a fact of the graph help?", "")
+    y = canvas.heading(
+        "Does a fact of the graph help?", "Percent sorted correctly. Bars are means, lines the range of three seeds."
+    )
+    said = []
+    for task, _, *results in _cells(found[2]):
+        canvas.text(MARGIN, y + 4, task, bold=True)
+        ranges = [[float(value) for value in re.findall(r"\d+\.\d+", cell)] for cell in results]
+        left, room = MARGIN + 110, WIDTH - 2 * MARGIN - 110 - 40
+        y += 16
+        for name, (mean, *ends) in zip(methods, ranges, strict=True):
+            canvas.text(MARGIN, y + 6, name, size=11)
+            canvas.rect(left, y, room * mean / 70, 12, fill=FILL[BLUE], stroke=BLUE, radius=2)
+            if ends:
+                canvas.line([(left + room * end / 70, y + 6) for end in ends], color=INK, width=1.8)
+            canvas.text(WIDTH - MARGIN, y + 6, f"{mean:.1f}", size=11, anchor="end")
+            y += 19
+        y += 8
+        said.append(f"{task}: " + ", ".join(f"{name} {cell}" for name, cell in zip(methods, results, strict=True)))
+    canvas.description = f"Percent sorted correctly, mean (lowest .. highest). {'; '.join(said)}."
+    return canvas.svg()
+
+
+def _cells(rows: str) -> list[list[str]]:
+    """The cells of the rows of a Markdown table."""
+    return [line.strip("| ").split(" | ") for line in rows.strip().splitlines()]
+
+
 def drawings() -> dict[str, str]:
     return {
         "speed.svg": sides(),
         "tokens.svg": tokens(),
         "sparse-time.svg": sparse(),
         "compression.svg": compression(),
+        "translation-retrieval.svg": translations(),
+        "knowledge-gain.svg": knowledge(),
     }

@@ -49,8 +49,8 @@ def drawings() -> dict[str, str]:
     y = canvas.paragraph(
         MARGIN,
         y + 8,
-        "The real tokens only, texts of one length beside each other. Embeddings come before, linear layers, norms and "
-        "feed-forwards run on these rows.",
+        "The real tokens only, texts of one length beside each other. Linear layers, norms and feed-forwards run on "
+        "these rows.",
         WIDTH - 2 * MARGIN,
         size=11,
     )

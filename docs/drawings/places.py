@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import zoo
-from docs.drawings.canvas import BLUE, GRAY, GREEN, MARGIN, ORANGE, PALE, RED, VIOLET, WIDTH, Canvas, amount
+from docs.drawings.canvas import BLUE, GRAY, GREEN, MARGIN, ORANGE, PALE, RED, SOFT, VIOLET, WIDTH, Canvas, amount
 from zoo.models.base.model import Model
 from zoo.techniques.base import Technique
 
@@ -29,7 +29,7 @@ PARTS = {
 OVERVIEW: Mapping[str, tuple[Technique, str]] = {
     "LoRA": (zoo.LoRA(rank=8), BLUE),
     "IA3": (zoo.IA3(), ORANGE),
-    "prefix": (zoo.PrefixTuning(length=20), VIOLET),
+    "prefix": (zoo.PrefixTuning(length=20, bottleneck=None), VIOLET),
     "adapter": (zoo.BottleneckAdapter(kind="houlsby"), GREEN),
 }
 SINGLE: Mapping[str, Mapping[str, tuple[Technique, str]]] = {
@@ -40,7 +40,7 @@ SINGLE: Mapping[str, Mapping[str, tuple[Technique, str]]] = {
         "IA3": (zoo.IA3(), ORANGE),
         "paper": (zoo.IA3(roles=("attention-key", "attention-value"), input_roles=("feed-forward-down",)), RED),
     },
-    "prefix-tuning": {"prefix": (zoo.PrefixTuning(length=20), VIOLET)},
+    "prefix-tuning": {"prefix": (zoo.PrefixTuning(length=20, bottleneck=None), VIOLET)},
     "adapters": {
         "houlsby": (zoo.BottleneckAdapter(kind="houlsby"), GREEN),
         "pfeiffer": (zoo.BottleneckAdapter(kind="pfeiffer"), BLUE),
@@ -125,12 +125,19 @@ def draw(name: str, title: str, techniques: Mapping[str, tuple[Technique, str]])
     pale.rect(MARGIN, top, WIDTH - 2 * MARGIN, y - top, fill=PALE, stroke="#d5dbe3", radius=8)
     canvas.parts.insert(start, pale.parts[0])
     y += 16
-    for label, (_, color) in techniques.items():
+    for label, (technique, color) in techniques.items():
         canvas.rect(MARGIN, y - 8, 16, 16, fill=color, radius=4)
         more = places[label][1]
         canvas.text(MARGIN + 22, y, label, bold=True, note=f"adds {amount(more)} parameters")
-        y += 21
+        canvas.text(MARGIN + 22, y + 14, written(technique), size=10, color=SOFT)
+        y += 34
     return canvas.svg()
+
+
+def written(technique: Technique) -> str:
+    """How a technique is written in code, its longest form shortened."""
+    text = f"zoo.{technique}"
+    return text if len(text) < 52 else f"{text[:50]}…"
 
 
 def _marks(

@@ -102,6 +102,22 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                         yield f"{path}.{index}", child
 
 
+def _shaped(name: str, args: tuple[Any, ...]) -> Any:
+    """What the most frequent operations give, by shape: on the meta device torch computes shapes in
+    Python, which takes most of a pass. None for all others.
+    """
+    if name == "addmm":
+        return args[1].new_empty(args[1].shape[0], args[2].shape[1])
+    if name == "native_layer_norm":
+        stats = args[0].new_empty(*args[0].shape[:-1], 1)
+        return torch.empty_like(args[0]), stats, stats
+    if name == "gelu":
+        return torch.empty_like(args[0])
+    if name in ("add", "mul") and all(isinstance(each, Tensor) and each.is_floating_point() for each in args[:2]):
+        return args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape))
+    return None
+
+
 def ordered(nodes: frozenset[Node]) -> list[Node]:
     """A set in an order that does not depend on hashes."""
     return sorted(nodes, key=lambda node: (node.run, node.path))
@@ -138,9 +154,10 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         name = func.overloadpacket.__name__
+        out = _shaped(name, args)
+        out = func(*args, **(kwargs or {})) if out is None else out
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         weights = frozenset().union(*(self.weights.get(id(t), frozenset()) for t in given))
         sets = [self.data.get(id(t), frozenset()) for t in given]

@@ -564,3 +564,16 @@ def test_files_that_are_no_dumps_are_refused(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="holds no regions"):
         list(read_regions(tmp_path / "plain.safetensors"))
+
+
+def test_as_many_regions_are_kept_as_the_detector_is_sure_of_within_bounds():
+    confidence = torch.tensor([0.9, 0.5, 0.3, 0.21, 0.2, 0.1])
+    boxes = torch.tensor([[0.0, 0, 9, 9]]).repeat(6, 1) + torch.arange(6)[:, None]
+    regions = zoo.Regions(torch.rand(6, 4), boxes, (50, 40), confidence=confidence, labels=torch.arange(6))
+    for bounds, count in (((0.2, 1, 100), 4), ((0.2, 5, 100), 5), ((0.2, 1, 3), 3), ((0.2, 10, 100), 6)):
+        kept = regions.confident(*bounds)
+        assert len(kept) == count
+        assert torch.equal(kept.features, regions.features[:count])
+        assert kept.labels.tolist() == list(range(count))
+    with pytest.raises(InputError, match="confidence"):
+        zoo.Regions(torch.rand(6, 4), boxes, (50, 40)).confident()

@@ -19,6 +19,7 @@ from zoo.errors import CheckpointError, ConfigError, MapError, UnknownNameError
 from zoo.formats.archive import Info
 from zoo.formats.memory import DictArchive
 from zoo.maps import layouts
+from zoo.maps.config_map import ConfigMap
 from zoo.maps.ops import Copies
 from zoo.maps.parsing import parse_map, read_map
 from zoo.maps.templates import Condition, Template
@@ -927,3 +928,17 @@ def test_a_user_may_bring_a_map_of_their_own(tmp_path):
     path.write_text('family = "bert"\nlayout = "mine"\nversion = 1\n[rules]\n"w" = "embeddings.token.weight"\n')
     plan = layouts.load(path).forward({"w": Info((2, 3))}, {})
     assert list(plan.outputs) == ["embeddings.token.weight"]
+
+
+def test_a_tensors_size_may_win_over_what_the_config_says():
+    table = {
+        "words": {"to": "vocab_size", "size_of": ["table.weight", 0]},
+        "defaults": {"words": 5},
+    }
+    read = ConfigMap.parse(table, "a-layout", "a.toml")
+    assert read.forward({"words": 7}) == {"vocab_size": 7}
+    assert read.forward({"words": 7}, ["table.weight"], {"table.weight": (9, 2)}) == {"vocab_size": 9}
+    assert read.forward({}, ["other"], {"other": (9, 2)}) == {"vocab_size": 5}
+    assert read.back({"vocab_size": 9}) == {"words": 9}
+    with pytest.raises(MapError, match=r"write \[tensor, axis\]"):
+        ConfigMap.parse({"words": {"to": "vocab_size", "size_of": "table.weight"}}, "a-layout", "a.toml")

@@ -604,7 +604,7 @@ def test_a_text_without_a_token_is_refused(name):
         _small_model(name)(**empty)
 
 
-@pytest.mark.parametrize("name", ["bert", "visualbert", "vilbert"])
+@pytest.mark.parametrize("name", ["bert", "visualbert", "vilbert", "uniter"])
 def test_lengths_that_contradict_the_mask_are_refused(name):
     ours, batch = _small_model(name), small_batch(name)
     rows, length = batch.inputs["input_ids"].shape
@@ -631,7 +631,7 @@ def test_lengths_that_contradict_a_matrix_are_refused():
         model()(IDS, attention_mask=matrix, lengths=[3, 2])
 
 
-@pytest.mark.parametrize("name", ["vilbert", "visualbert"])
+@pytest.mark.parametrize("name", ["vilbert", "visualbert", "uniter"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_regions_that_are_not_finite_are_refused(name, value):
     batch = small_batch(name)

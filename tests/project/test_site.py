@@ -53,6 +53,18 @@ def test_pages_read_well_in_a_browser(site, browser):
             light = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(c => c > 200)"
             assert browser.evaluate(light) is not dark, f"{page} does not follow the system's colors"
 
+    browser.open(f"file://{site}/models/bert.html")
+    browser.evaluate("document.querySelector('.equation').scrollIntoView({block: 'center'})")
+    place = browser.evaluate(
+        "(box => ({x: box.left + 20, y: box.top + box.height / 2}))"
+        "(document.querySelector('.equation').getBoundingClientRect())"
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+    assert browser.evaluate("new Promise(done => setTimeout(() => done(!!document.querySelector('.copied')), 200))")
+    tall = "[...document.querySelectorAll('.equation math')].every(drawn => drawn.getBoundingClientRect().height > 10)"
+    assert browser.evaluate(tall), "an equation is not drawn"
+
     browser.open(f"file://{site}/finder.html#pillar=cross-modal&streams=2&most=200")
     shown = "[...document.querySelectorAll('#models tbody tr')].filter(row => !row.hidden).map(row => row.dataset.name)"
     wanted = [
@@ -142,6 +154,8 @@ def test_every_family_says_its_languages_and_how_far_it_is_tested():
         assert row["proof"] in PROOFS
     assert overview("xlm-mlm-enfr-1024")["languages"] == ["en", "fr"]
     assert overview("minilm-l6-h384.all-minilm-l6-v2")["proof"] == PROOFS[0]
+    assert overview("albert-base.v2")["proof"] == PROOFS[1]
+    assert overview("bert-xlarge")["proof"] == PROOFS[2]
 
 
 def test_arguments_that_a_docstring_explains_stand_in_a_list():

@@ -158,7 +158,7 @@ def original(case: Case) -> Mapping[str, Any]:
 
 
 def embedding_of(model: Any, given: Mapping[str, Tensor]) -> Tensor:
-    """What leaves the embedding norm."""
+    """What leaves the embedding norm, the text first."""
     kept: list[Tensor] = []
     handle = model.embeddings.norm.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
     try:
@@ -166,7 +166,7 @@ def embedding_of(model: Any, given: Mapping[str, Tensor]) -> Tensor:
             model(**{name: given[name] for name in MODEL_INPUTS if name in given})
     finally:
         handle.remove()
-    return kept[0]
+    return torch.cat(kept, 1)
 
 
 ADAPTERS: dict[str, Adapter] = {

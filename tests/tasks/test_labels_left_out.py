@@ -145,7 +145,7 @@ def test_an_answer_at_padding_is_none():
         assert relative(loss, wanted) <= EXACT
 
 
-@pytest.mark.parametrize("name", ["vilbert", "visualbert"])
+@pytest.mark.parametrize("name", ["vilbert", "visualbert", "uniter"])
 def test_an_expression_that_means_a_padded_region_means_none(name):
     model, _, given, _ = case(name, "grounding")
     some, none = torch.tensor([1, 1, 1, 1]), torch.tensor([1, -100, -100, 1])  # rows 1 and 2 have no region 1

@@ -1064,13 +1064,12 @@ def test_a_group_starts_as_its_first_layer_or_as_the_mean(start):
     assert [site.depths for site in model.sites() if site.role == "feed-forward"] == [(0, 1, 2), (3, 4)]
 
 
-@pytest.mark.parametrize("family", ["bert", "vilbert", "visualbert"])
+@pytest.mark.parametrize("family", ["bert", "vilbert", "visualbert", "uniter"])
 def test_sharing_and_a_factorised_table_start_from_trained_weights(family, tmp_path):
     trained = build(family, small_config(family), seed=3)
     folder = zoo.save(trained, tmp_path / "trained")
     techniques = [zoo.Sharing(start="average"), zoo.FactorizedEmbedding(size=3)]
-    name = {"bert": "bert-base", "vilbert": "vilbert-base", "visualbert": "visualbert-base"}[family]
-    model = zoo.create(name, pretrained=folder, techniques=techniques)
+    model = zoo.create(f"{family}-base", pretrained=folder, techniques=techniques)
     sharing, factorised = model.changes
     assert sharing.after < sharing.before == trained.num_parameters()
     assert factorised.after < factorised.before == sharing.after

@@ -276,7 +276,7 @@ SEEN = {
 
 
 @pytest.mark.parametrize("task", SEEN)
-@pytest.mark.parametrize("name", ["visualbert-base", "vilbert-base"])
+@pytest.mark.parametrize("name", ["visualbert-base", "vilbert-base", "uniter-base"])
 def test_pictures_are_learned_with_their_regions(name, task, tokenizer):  # noqa: F811
     rows = [
         {"question": "w1 w2", "image_id": f"p{n}"} | {column: value(n) for column, value in SEEN[task].items()}

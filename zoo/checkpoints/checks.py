@@ -261,7 +261,7 @@ def check_contract(opened: Opened) -> Check:
     held = [name for name in config if name not in opened.overrides]
     resolved = keymap.config.resolved(config)
     said = {} if opened.foreign is None else keymap.config_forward(opened.foreign)
-    if different := _different(said, resolved, held):
+    if different := _different(said, resolved, [name for name in held if name not in keymap.config.sized]):
         name = different[0]
         why = f"the foreign config says {name}={said[name]!r}, the model has {config[name]!r}"
         return Check("contract", False, why)

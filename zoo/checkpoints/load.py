@@ -159,6 +159,8 @@ def filled(
     tensors, checks = read(checkpoint, plan, wanted, dtype, targets)
     mixed = widest(plan.outputs, targets) if dtype is None else None
     notes = (*plan.notes, *([] if mixed is None else [MIXED.format(mixed)]))
+    begun, said = _begun(checkpoint, module, random, dtype)
+    tensors, random, notes = tensors | begun, tuple(name for name in random if name not in begun), (*notes, *said)
     _draw(module, random, tensors, generator)
     prefix = "model." if isinstance(module, TaskModel) else ""
     ready = {name if name.startswith("heads.") else prefix + name: t.to(device) for name, t in tensors.items()}
@@ -269,6 +271,34 @@ def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
     if task is None:
         return ()
     return task_class(spec := spec_of_class(task, model_class)).heads_from(spec, model_class)
+
+
+def _begun(
+    checkpoint: Checkpoint, module: Any, missing: Sequence[str], dtype: torch.dtype | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The heads among what a checkpoint lacks that start as rows of another head which it has, where the
+    family says so (`Model.head_starts`), and a note on each.
+    """
+    found: dict[str, Tensor] = {}
+    notes = []
+    for head, (other, rows) in (module.model.head_starts if isinstance(module, TaskModel) else {}).items():
+        parts = [name for name in missing if name.startswith(f"heads.{head}.")]
+        if not parts:
+            continue
+        plan = checkpoint.plan(heads=(other,))
+        sources = {name: name.replace(f"heads.{head}.", f"heads.{other}.", 1) for name in parts}
+        shapes = {name: tuple(tensor.shape) for name, tensor in canonical_state(module).items()}
+        fitting = [
+            name
+            for name, source in sources.items()
+            if source in plan.outputs and (len(rows), *plan.outputs[source].shape[1:]) == shapes[name]
+        ]
+        if fitting != parts:
+            continue
+        tensors, _ = read(checkpoint, plan, set(sources.values()), dtype, {})
+        found |= {name: tensors[source][list(rows)] for name, source in sources.items()}
+        notes.append(f"heads.{head} starts as row {', '.join(map(str, rows))} of heads.{other}")
+    return found, notes
 
 
 def _draw(module: Any, random: Sequence[str], tensors: dict[str, Tensor], generator: torch.Generator | None) -> None:

@@ -1,10 +1,11 @@
-"""Masking words and regions as ViLBERT's pre-training does, from given draws, and the whole-image
-feature that goes with it.
+"""Masking words and regions as the pre-training of ViLBERT and UNITER does, from given draws, and
+the whole-image feature that goes with the one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,18 +72,20 @@ def whole_image_feature(features: Tensor, marked: Tensor) -> Tensor:
 
 def mask_each_word(
     tokens: Sequence[int],
-    draws: Sequence[float],
+    draws: Iterable[float],
     random_id: Callable[[], int],
     mask_id: int,
     *,
     probability: float = 0.15,
     ignore: int = -100,
+    at_least_one: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Choose each word with ``probability`` by its own draw; the same draw decides: 80 % the mask,
     10 % a random word, 10 % as it is.
 
     ``random_id`` is asked only where a random word is needed -> (tokens, labels), labels ``ignore``
-    where nothing is predicted.
+    where nothing is predicted. ``at_least_one``: where none was chosen, the first word is masked
+    (UNITER).
     """
     masked, labels = list(tokens), [ignore] * len(tokens)
     for place, (token, draw) in enumerate(zip(tokens, draws, strict=True)):
@@ -94,4 +97,16 @@ def mask_each_word(
             masked[place] = mask_id
         elif share < 0.9:
             masked[place] = random_id()
+    if at_least_one and masked and all(label == ignore for label in labels):
+        masked[0], labels[0] = mask_id, tokens[0]
     return masked, labels
+
+
+def choose_regions(number: int, rng: random.Random, *, probability: float = 0.15) -> list[bool]:
+    """Which of ``number`` regions UNITER masks: each by a draw of its own; where none was chosen, one
+    by another draw. Set the features of these to zero and give them as ``visual_masked`` too.
+    """
+    chosen = [rng.random() < probability for _ in range(number)]
+    if number and not any(chosen):
+        chosen[rng.choice(range(number))] = True
+    return chosen

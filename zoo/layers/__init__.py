@@ -2,7 +2,7 @@
 
 from zoo.layers.attention import Attention, AttentionArgs, AttentionCore
 from zoo.layers.blocks import CoAttentionBlock, DecoderBlock, EncoderBlock, Side, bert_block, bert_block_of
-from zoo.layers.embeddings import TextEmbeddings, text_embeddings_of
+from zoo.layers.embeddings import RegionEmbeddings, TextEmbeddings, text_embeddings_of
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, activation
 from zoo.layers.masks import Mask, Pattern, causal, cross_mask, prefix, window
 from zoo.layers.outputs import Encoded
@@ -29,6 +29,7 @@ __all__ = [
     "Padding",
     "Pattern",
     "Pooler",
+    "RegionEmbeddings",
     "ReluPooler",
     "Residual",
     "Run",

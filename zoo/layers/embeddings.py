@@ -245,6 +245,67 @@ def check_features(features: Tensor, batch: int, width: int, name: str) -> None:
             )
 
 
+class RegionEmbeddings(nn.Module):
+    """``norm(W_f f + W_l l)``: a region's feature and its box; ``added`` stands inside the norm too, as
+    segments and positions.
+    """
+
+    def __init__(self, visual_size: int, box_size: int, hidden_size: int, norm_eps: float, dropout: float) -> None:
+        super().__init__()
+        self.features = nn.Linear(visual_size, hidden_size)
+        self.boxes = nn.Linear(box_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch regions visual_size"],
+        boxes: Float[Tensor, "batch regions box_size"],
+        added: Float[Tensor, "*grid hidden"] | float = 0.0,
+    ) -> Float[Tensor, "batch regions hidden"]:
+        dtype = self.features.weight.dtype
+        x = self.features(features.to(dtype)) + self.boxes(boxes.to(dtype)) + added  # eq: regions
+        return self.dropout(self.norm(x))  # eq: regions
+
+
+class RegionSizes(Protocol):
+    """What `check_boxes` reads from a config."""
+
+    @property
+    def visual_size(self) -> int: ...
+    @property
+    def box_size(self) -> int: ...
+
+
+BOX_FORMS = {
+    4: "x1, y1, x2, y2 as shares of the picture",
+    5: "x1, y1, x2, y2 as shares of the picture and the share of its area",
+    7: "x1, y1, x2, y2, width and height as shares of the picture and the product of the last two",
+}
+
+
+def check_boxes(features: Tensor, boxes: Tensor | None, batch: int, config: RegionSizes) -> Tensor:
+    """Refuse features and boxes of another width than the config's, or not one box for each region ->
+    the boxes.
+    """
+    if boxes is None:
+        raise InputError("this model reads boxes: give visual_boxes beside visual_features")
+    check_features(features, batch, config.visual_size, "visual_features")
+    if isinstance(boxes, Tensor) and boxes.dim() == 3 and boxes.shape[2] != config.box_size:
+        form = f", {BOX_FORMS[config.box_size]}" if config.box_size in BOX_FORMS else ""
+        raise InputError(
+            f"visual_boxes must be {config.box_size} numbers for each region{form}, got {boxes.shape[2]}; "
+            "Regions(...).for_model(model.config) makes them"
+        )
+    check_features(boxes, batch, config.box_size, "visual_boxes")
+    if boxes.shape[1] != features.shape[1]:
+        raise InputError(
+            f"visual_boxes must be one for each of the {features.shape[1]} regions of visual_features, got "
+            f"{boxes.shape[1]}"
+        )
+    return boxes
+
+
 Languages = Int[Tensor, "_batch _length"] | str | int | Sequence[str | int]
 
 

@@ -28,6 +28,7 @@ class ConfigEntry:
     optional: bool = False
     none: str = ""  # on the way back, an unset field is written as the value of this one
     default: object = _MISSING
+    size_of: tuple[Template, int] | None = None  # a tensor and the axis whose size wins over what the config says
     form: str = ""  # a named pair of functions of zoo.maps.value_forms, for values that no list of pairs can tell
 
     def forward(self, value: object, layout: str) -> object:
@@ -128,6 +129,11 @@ class ConfigMap:
         made = {entry.field for entry in self.entries.values()}
         return made.union(self.fixed, self.lost, self.from_keys, self.from_shapes)
 
+    @property
+    def sized(self) -> dict[str, tuple[Template, int]]:
+        """The fields that a key states and a tensor's size knows better."""
+        return {entry.field: entry.size_of for entry in self.entries.values() if entry.size_of is not None}
+
     def forward(
         self,
         foreign: Mapping[str, object],
@@ -164,7 +170,7 @@ class ConfigMap:
         if names is not None:
             for field, template in self.from_keys.items():
                 fields[field] = any(template.match(name) is not None for name in names)
-        for field, (template, axis) in self.from_shapes.items():
+        for field, (template, axis) in {**self.sized, **self.from_shapes}.items():
             for name, shape in (shapes or {}).items():
                 if template.match(name) is not None and axis < len(shape):
                     fields[field] = int(shape[axis])
@@ -279,9 +285,10 @@ def _entry(
         return ConfigEntry(key, written, default=default)
     if not isinstance(written, Mapping) or not isinstance(written.get("to"), str):
         raise MapError(f'{where}: write our field, or a table with "to", got {written!r}')
-    unknown = set(written) - {"to", "values", "optional", "none", "form"}
+    unknown = set(written) - {"to", "values", "optional", "none", "form", "size_of"}
     if unknown:
-        raise MapError(f"{where}: unknown option {sorted(unknown)[0]!r}; there are to, values, optional, none, form")
+        known = "to, values, optional, none, form, size_of"
+        raise MapError(f"{where}: unknown option {sorted(unknown)[0]!r}; there are {known}")
     form = str(written.get("form", ""))
     if form and form not in FORMS:
         raise MapError(f"{where}: unknown form {form!r}; there are {', '.join(FORMS)}")
@@ -292,7 +299,8 @@ def _entry(
         values = named[values]
     pairs = tuple(values.items() if isinstance(values, Mapping) else ((foreign, own) for foreign, own in values))
     optional, none = bool(written.get("optional", False)), str(written.get("none", ""))
-    return ConfigEntry(key, written["to"], pairs, optional, none, default, form)
+    size_of = _axis_of(key, written["size_of"], where) if "size_of" in written else None
+    return ConfigEntry(key, written["to"], pairs, optional, none, default, size_of, form)
 
 
 def _only(written: object, where: str) -> tuple[tuple[object, ...], str]:
@@ -309,4 +317,4 @@ def _axis_of(field: str, written: object, where: str) -> tuple[Template, int]:
     """``[tensor, axis]``: the field is the size of that axis."""
     if isinstance(written, list) and [type(part) for part in written] == [str, int]:
         return Template.parse(written[0]), written[1]
-    raise MapError(f"{where}: [config.from_shapes] {field!r}: write [tensor, axis], got {written!r}")
+    raise MapError(f"{where}: {field!r}: write [tensor, axis], got {written!r}")

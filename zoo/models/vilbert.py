@@ -35,6 +35,7 @@ from zoo.layers import (
     CoAttentionBlock,
     EncoderBlock,
     FeedForward,
+    RegionEmbeddings,
     ReluPooler,
     Run,
     Runs,
@@ -48,7 +49,7 @@ from zoo.layers import (
     interleaved,
     pool,
 )
-from zoo.layers.embeddings import check_features, check_ids
+from zoo.layers.embeddings import check_boxes, check_ids
 from zoo.layers.feed_forward import check_activation, check_choice
 from zoo.layers.heads import AnswerHead, RegionHead, masked_lm_of
 from zoo.layers.padding import carried
@@ -174,23 +175,6 @@ class TaskEmbeddings(TextEmbeddings):
         ids = check_ids(ids, self.task.num_embeddings, "task_type_ids")
         rows = self.task(ids).expand(x.shape[0], -1, -1)  # (batch, 1, hidden)  # eq: task
         return self.dropout(self.norm(torch.cat([x[:, :1], rows, x[:, 1:]], 1)))  # eq: task
-
-
-class RegionEmbeddings(nn.Module):
-    """``norm(W_f f + W_l l)``: a region's feature and its box."""
-
-    def __init__(self, visual_size: int, box_size: int, hidden_size: int, norm_eps: float, dropout: float) -> None:
-        super().__init__()
-        self.features = nn.Linear(visual_size, hidden_size)
-        self.boxes = nn.Linear(box_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, norm_eps)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, features: Float[Tensor, "batch regions visual_size"], boxes: Float[Tensor, "batch regions box_size"]
-    ) -> Float[Tensor, "batch regions hidden"]:
-        dtype = self.features.weight.dtype
-        return self.dropout(self.norm(self.features(features.to(dtype)) + self.boxes(boxes.to(dtype))))  # eq: image
 
 
 class GatedAttention(Attention):
@@ -359,13 +343,7 @@ class ViLBert(VisionLanguageModel):
             text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
         )
         batch = visual_features.shape[0] if text.shape[0] == 1 or all_pairs else text.shape[0]
-        check_features(visual_features, batch, self.config.visual_size, "visual_features")
-        check_features(visual_boxes, batch, self.config.box_size, "visual_boxes")
-        if visual_boxes.shape[1] != visual_features.shape[1]:
-            raise InputError(
-                f"visual_boxes must be one for each of the {visual_features.shape[1]} regions of visual_features, got "
-                f"{visual_boxes.shape[1]}"
-            )
+        check_boxes(visual_features, visual_boxes, batch, self.config)
         text = self.embeddings.with_task(text, task_type_ids)  # (batch, length, hidden), or a token longer
         image = self.image_embeddings(visual_features, visual_boxes)  # (batch, regions, image hidden)
         mask, lengths = self.with_task(attention_mask, lengths)

@@ -38,9 +38,9 @@ from zoo.layers import (
 from zoo.layers.embeddings import check_features, check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import RegionToPhraseHead, masked_lm_of
-from zoo.layers.padding import Part, joined
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.model import VisionLanguageModel, before_last
+from zoo.models.base.joint_encoder import JointEncoder
+from zoo.models.base.model import before_last
 from zoo.models.base.outputs import Joint
 from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_WORDS
 from zoo.registry.variants import TEXT_INPUTS
@@ -89,7 +89,7 @@ class VisualBertConfig(Config):
 
 
 class JointEmbeddings(TextEmbeddings):
-    """``norm([token + segment + position ; W f + visual segment + visual position_0])``."""
+    """``norm([token + segment + position ; W f + visual segment + visual position_0])``: one norm for both."""
 
     def __init__(self, c: VisualBertConfig) -> None:
         norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
@@ -98,17 +98,6 @@ class JointEmbeddings(TextEmbeddings):
         self.visual_segment = nn.Embedding(c.num_segments, c.hidden_size)
         self.visual_position = nn.Embedding(c.max_positions, c.hidden_size)  # only row 0 is ever used
         self.default_segment = c.visual_segment
-
-    def join(
-        self,
-        text: Float[Tensor, "batch length hidden"],
-        features: Float[Tensor, "batch regions visual_size"] | None,
-        segments: Int[Tensor, "batch regions"] | None,
-        alignment: Int[Tensor, "batch regions words"] | None,
-    ) -> Float[Tensor, "batch joint_length hidden"]:
-        """The text's sum, then the regions'."""
-        parts = [text] if features is None else [text, self.regions(features, segments, alignment)]  # eq: joint
-        return self.dropout(self.norm(torch.cat(parts, 1)))  # eq: joint
 
     def regions(
         self,
@@ -126,7 +115,7 @@ class JointEmbeddings(TextEmbeddings):
             x = x + self.visual_segment(
                 check_ids(segments, self.visual_segment.num_embeddings, "visual_token_type_ids")
             )
-        return x if alignment is None else x + self.aligned(alignment)
+        return self.dropout(self.norm(x if alignment is None else x + self.aligned(alignment)))  # eq: joint
 
     def aligned(self, alignment: Int[Tensor, "batch regions words"]) -> Float[Tensor, "batch regions hidden"]:
         """Mean of the positions of each region's words, -1 = no word."""
@@ -141,7 +130,7 @@ class JointEmbeddings(TextEmbeddings):
         return positions.sum(2) / real.sum(2, keepdim=True).clamp(min=1)  # eq: vcr
 
 
-class VisualBert(VisionLanguageModel):
+class VisualBert(JointEncoder):
     Config = VisualBertConfig
     heads = {
         "masked_lm": masked_lm_of,
@@ -187,52 +176,24 @@ class VisualBert(VisionLanguageModel):
         of a region's words in the text, -1 = none. visual_lengths: real regions per row, where these
         stand first. The other arguments are BERT's.
         """
-        text = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
-        text = (  # eq: text
-            text + self.embeddings.segments(token_type_ids, text) + self.embeddings.positions(position_ids, text)
-        )
+        text = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
+        regions = None
         if visual_features is not None:
             check_features(visual_features, text.shape[0], self.config.visual_size, "visual_features")
-        x = self.embeddings.join(text, visual_features, visual_token_type_ids, image_text_alignment)
-        length, regions = text.shape[1], None if visual_features is None else visual_features.shape[1]
-        given = attention_mask, visual_mask, lengths, visual_lengths
-        mask = self.joint_mask((text.shape[0], length), regions, *given)
-        kept = output_hidden_states, output_attentions
-        joint = Run(x, mask, None, *kept)  # (batch, length + regions, hidden)
+            regions = self.embeddings.regions(visual_features, visual_token_type_ids, image_text_alignment)
+        real, kept = (attention_mask, visual_mask, lengths, visual_lengths), (output_hidden_states, output_attentions)
         if self.joining is None:
-            encoded = joint.encoded(joint.through(self.encoder), self.pooler)  # eq: encoder
-            return Joint(**vars(encoded), text_length=length)
-        words = Run(x[:, :length], attention_mask, lengths, *kept)  # eq: bypass
-        joint = Run(torch.cat([words.through(self.encoder), x[:, length:]], 1), mask, None, *kept)  # eq: bypass
+            return self.encode(text, regions, real, kept)
+        words = Run(text, attention_mask, lengths, *kept)  # eq: bypass
+        x, length = words.through(self.encoder), text.shape[1]  # eq: bypass
+        x = x if regions is None else torch.cat([x, regions], 1)  # (batch, length + regions, hidden)  # eq: bypass
+        mask = self.joint_mask(len(x), length, None if regions is None else regions.shape[1], real)
+        joint = Run(x, mask, None, *kept)
         encoded = joint.encoded(joint.through(self.joining), self.pooler)  # eq: bypass
         states, maps = encoded.hidden_states, encoded.attentions
         states = None if states is None else (*(words.hidden_states or ()), *states[1:])
         maps = None if maps is None else (*(words.attentions or ()), *maps)
         return Joint(encoded.last_hidden_state, encoded.pooler_output, states, maps, length)
-
-    @staticmethod
-    def joint_mask(
-        grid: tuple[int, int],
-        regions: int | None,
-        attention_mask: Tensor | None,
-        visual_mask: Tensor | None,
-        lengths: Sequence[int] | None,
-        visual_lengths: Sequence[int] | None,
-    ) -> Tensor | None:
-        """What is real of text and regions as one mask (batch, length + regions); None where all is. On
-        the CPU where lengths say it.
-        """
-        if regions is None:
-            if not (visual_mask is None and visual_lengths is None):
-                raise InputError("visual_mask was given without visual_features")
-            return Part(grid, attention_mask, lengths).given()
-        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 3:
-            raise InputError(
-                "attention_mask must be (batch, length) here: a matrix can't say what words and regions see of each "
-                "other"
-            )
-        text = Part(grid, attention_mask, lengths, "attention_mask", "lengths")
-        return joined(text, Part((grid[0], regions), visual_mask, visual_lengths, "visual_mask", "visual_lengths"))
 
     def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Float[Tensor, "batch hidden"]:
         """The word before the closing [SEP], where the authors put a [MASK]."""
@@ -240,9 +201,3 @@ class VisualBert(VisionLanguageModel):
         return before_last(  # eq: answer
             encoded.text.last_hidden_state, None if real is None else real[:, : encoded.text_length]
         )
-
-    def word_mask(self, given: Mapping[str, Any], encoded: Joint) -> tuple[Tensor | None, None]:
-        batch, total = encoded.last_hidden_state.shape[:2]
-        length = encoded.text_length
-        names = ("attention_mask", "visual_mask", "lengths", "visual_lengths")
-        return self.joint_mask((batch, length), total - length or None, *(given.get(name) for name in names)), None

@@ -137,6 +137,12 @@ _INPUTS = (
         "segment of each region; the config's `visual_segment` by default",
     ),
     Input(
+        "visual_masked",
+        ("batch", "regions"),
+        "int or bool",
+        "UNITER: 1/True = a masked region, whose feature the caller has set to zero",
+    ),
+    Input(
         "image_text_alignment",
         ("batch", "regions", "words"),
         "int",
@@ -203,6 +209,20 @@ _LABELS = (
         ("batch", "regions", "size"),
         "float",
         "the target: the detector's class probabilities, or the region's feature",
+    ),
+    Input(
+        "feature_targets",
+        ("batch", "regions", "visual size"),
+        "float",
+        "the features of the regions before they were masked; those count whose region label is 1",
+    ),
+    Input(
+        "class_targets",
+        ("batch", "regions", "classes"),
+        "float, or int",
+        "what the detector says of each region, the background first, or (batch, regions) numbers of classes; those "
+        "count whose region label is 1",
+        dims=(2,),
     ),
     Input("negatives", ("batch", "regions", "number"), "int", "contrastive targets: indexes of wrong regions"),
     Input("phrase_positions", ("batch", "phrases"), "int", "the position of each phrase in the text, -1 = padding"),

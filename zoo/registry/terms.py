@@ -8,7 +8,7 @@ Heads are named as in `Model.heads`, what is read as in `Model.offers`, losses a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -40,6 +40,7 @@ class PretrainingTerm:
     grid: bool = False
     only_where: tuple[str, int] | None = None
     optional: bool = False
+    scorer: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -126,6 +127,34 @@ IMAGE_TEXT_MATCHING = PretrainingTerm(
     output="seq_relationship_logits",
     dropout="matching_dropout",
 )
+REGION_FEATURE = PretrainingTerm(
+    name="region_feature",
+    reads=("regions",),
+    labels="feature_targets",
+    loss="region-feature",
+    loss_takes=("region_labels",),
+)
+TIED_REGION_FEATURE = replace(REGION_FEATURE, takes=("region_table",))  # through the matrix that embeds features
+REGION_CLASS = PretrainingTerm(
+    name="region_class",
+    reads=("regions",),
+    labels="class_targets",
+    loss="region-class",
+    loss_takes=("region_labels", "class_loss"),
+    output="region_logits",
+    options={"class_loss": "distribution"},
+)
+WORD_REGION_ALIGNMENT = PretrainingTerm(
+    name="word_region_alignment",
+    reads=("tokens", "regions"),
+    head="",
+    scorer="zoo.tasks.transport:distances",
+    labels="match_labels",
+    loss="pairs-apart",
+    weight="alignment_weight",
+    options={"alignment_weight": 0.1},
+)
+MATCHING_SCORE = replace(IMAGE_TEXT_MATCHING, loss="binary-rows")  # one output: the logit of "they belong together"
 LANGUAGE_MODEL = PretrainingTerm(
     name="language_model",
     reads=("target",),
@@ -134,6 +163,12 @@ LANGUAGE_MODEL = PretrainingTerm(
     loss="tokens",
     output="prediction_logits",
 )
+
+
+def where_matched(term: PretrainingTerm, **options: Any) -> PretrainingTerm:
+    """The same for the pairs of words and picture alone that belong together (match label 1)."""
+    return replace(term, only_where=("match_labels", 1), options={**term.options, **options})
+
 
 TERMS: tuple[PretrainingTerm, ...] = (
     MASKED_LM,

@@ -173,6 +173,13 @@ class TaskModel(nn.Module):
             states = [self._dropped(term.dropout, state) for state in states]
         padded = model.offers[term.reads[0]].padded
         padding = model.padding_of(term.reads[0], given, encoded) if padded else None
+        if term.scorer:
+            offers = [model.offers[what] for what in term.reads]
+            paddings = [
+                model.padding_of(what, given, encoded, pack=False) if offer.padded else None
+                for what, offer in zip(term.reads, offers, strict=True)
+            ]
+            return by_path(term.scorer)(states, paddings), None
         if not term.head_name:
             return states[0], padding
         head = self.heads[term.head_name]
@@ -215,6 +222,12 @@ class TaskModel(nn.Module):
         return token.table if isinstance(token, FactorizedTable | NarrowTable) else token.weight  # type: ignore[union-attr, return-value]
 
 
+def by_path(path: str) -> Any:
+    """What ``"module:name"`` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, Any], name: str) -> TaskModel:
     """A task model around a fresh model of ``model_class``; parts that the task does not read (the
     pooler) are left out.
@@ -232,8 +245,7 @@ def build_task(task: str, model_class: Any, config: Any, options: Mapping[str, A
 
 def task_class(spec: TaskSpec) -> type[TaskModel]:
     """The class that a spec names."""
-    module, _, class_name = spec.class_path.partition(":")
-    found: type[TaskModel] = getattr(importlib.import_module(module), class_name)
+    found: type[TaskModel] = by_path(spec.class_path)
     return found
 
 

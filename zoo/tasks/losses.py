@@ -302,6 +302,59 @@ def region_loss(
     return (each * chosen.flatten()).sum() / count
 
 
+CLASS_LOSSES = ("distribution", "likeliest")
+
+
+def predicted_regions(region_labels: Tensor | None, targets: Tensor, real: Tensor | None) -> Tensor:
+    """(batch, regions) bool: those with label 1 that are ``real`` and whose target is not -100."""
+    if region_labels is None:
+        raise InputError("targets of regions were given without region_labels, which say which regions count (1)")
+    check_labels(region_labels, tuple(targets.shape[:2]), "region_labels")
+    left_out = (targets == IGNORED).flatten(2).any(2) if targets.dim() > 2 else targets == IGNORED
+    chosen = (label_tensor(region_labels, "region_labels") == 1) & ~left_out
+    return chosen if real is None else chosen & real
+
+
+def region_feature_loss(
+    predicted: Tensor, targets: Tensor, region_labels: Tensor | None, real: Tensor | None = None
+) -> Tensor:
+    """``mean over chosen regions and numbers of (predicted - feature)²``; predicted and targets (batch,
+    regions, size).
+    """
+    check_labels(targets, tuple(predicted.shape), "feature_targets")
+    chosen = predicted_regions(region_labels, targets, real)
+    wanted = finite_labels(targets.masked_fill(~chosen.unsqueeze(2), 0), "feature_targets")
+    squares = (widened(predicted) - wanted.to(widened(predicted).dtype)) ** 2
+    return mean_of(squares, chosen.unsqueeze(2).expand_as(squares))
+
+
+def region_class_loss(
+    logits: Tensor,
+    targets: Tensor,
+    region_labels: Tensor | None,
+    kind: str = "distribution",
+    real: Tensor | None = None,
+) -> Tensor:
+    """What the detector said of the chosen regions; logits (batch, regions, classes).
+
+    targets (batch, regions) int: cross entropy. (batch, regions, classes) float: "distribution", the
+    KL divergence, each class's part a number of its own in the mean over regions and classes;
+    "likeliest", cross entropy with the likeliest class but class 0, the background.
+    """
+    logits, targets = widened(logits), label_tensor(targets, "class_targets")
+    if not targets.is_floating_point():
+        check_labels(targets, tuple(logits.shape[:2]), "class_targets")
+        chosen = predicted_regions(region_labels, targets, real)
+        return token_loss(logits, targets.masked_fill(~chosen, IGNORED), None, "class_targets")
+    check_labels(targets, tuple(logits.shape), "class_targets")
+    chosen = predicted_regions(region_labels, targets, real)
+    wanted = finite_labels(targets.masked_fill(~chosen.unsqueeze(2), 0), "class_targets").to(logits.dtype)
+    if kind == "likeliest":
+        return token_cross_entropy(logits, (wanted[..., 1:].argmax(2) + 1).masked_fill(~chosen, IGNORED))
+    divergence = F.kl_div(logits.log_softmax(-1), wanted, reduction="none")
+    return mean_of(divergence, chosen.unsqueeze(2).expand_as(divergence))
+
+
 def draw_negatives(
     batch: int,
     regions: int,
@@ -353,6 +406,13 @@ def _rows(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside
     return row_loss(scores, label_tensor(labels, name).flatten(), name)
 
 
+def _binary_rows(name: str, scores: Tensor, labels: Tensor, real: None, beside: Mapping[str, Any]) -> Tensor:
+    """One logit a row (batch, 1)."""
+    labels = label_tensor(labels, name).flatten()
+    check_labels(labels, (scores.shape[0],), name, 2, integers=True)
+    return binary_loss(scores.squeeze(1), labels, None)
+
+
 def _spans(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
     labels = label_tensor(labels, name)
     check_labels(labels, tuple(scores.shape[:3]), name, scores.shape[3] if labels.dtype == torch.bool else None)
@@ -377,6 +437,26 @@ def _regions(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, bes
         beside["negatives"],
         real,
     )
+
+
+def _region_feature(
+    name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]
+) -> Tensor:
+    return region_feature_loss(scores, label_tensor(labels, name), beside["region_labels"], real)
+
+
+def _region_class(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    return region_class_loss(scores, labels, beside["region_labels"], beside["class_loss"], real)
+
+
+def _pairs_apart(name: str, scores: Tensor, labels: Tensor, real: None, beside: Mapping[str, Any]) -> Tensor:
+    """Distances (batch,) of pairs: small for those that match (label 1), large for others (0); the sum
+    over the one less the sum over the other, divided by the pairs.
+    """
+    labels = label_tensor(labels, name).flatten()
+    check_labels(labels, tuple(scores.shape), name, 2)
+    counted = counted_labels(labels) != IGNORED
+    return mean_of(torch.where(labels == 1, scores, -scores), counted)
 
 
 def _linking(
@@ -406,8 +486,12 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "tokens": _tokens,
     "binary-tokens": _binary_tokens,
     "rows": _rows,
+    "binary-rows": _binary_rows,
     "spans": _spans,
     "regions": _regions,
+    "region-feature": _region_feature,
+    "region-class": _region_class,
+    "pairs-apart": _pairs_apart,
     "linking": _linking,
     "contrastive": _contrastive,
 }
@@ -420,5 +504,14 @@ def check_region_target(options: Mapping[str, Any]) -> None:
         raise ConfigError(f"region_target must be one of {', '.join(REGION_TARGETS)}, got {options['region_target']!r}")
 
 
-OPTION_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {"regions": check_region_target}
+def check_class_loss(options: Mapping[str, Any]) -> None:
+    """Refuse a loss that classes of regions do not have."""
+    if options["class_loss"] not in CLASS_LOSSES:
+        raise ConfigError(f"class_loss must be one of {', '.join(CLASS_LOSSES)}, got {options['class_loss']!r}")
+
+
+OPTION_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "regions": check_region_target,
+    "region-class": check_class_loss,
+}
 """What the options of a loss are held to, when a task is built."""

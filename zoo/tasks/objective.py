@@ -5,7 +5,6 @@ loss = sum over the terms of  weight · loss(head(what is read), labels)
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from zoo.models.base.outputs import TaskOutput
 from zoo.registry.inputs import INPUTS, LABELS
 from zoo.registry.tasks import TASKS, TaskSpec
 from zoo.registry.terms import TERMS, PretrainingTerm
-from zoo.tasks.base import TaskModel
+from zoo.tasks.base import TaskModel, by_path
 from zoo.tasks.losses import IGNORED, LOSSES, OPTION_CHECKS, label_tensor
 
 
@@ -95,6 +94,8 @@ class Objective(TaskModel):
         scores: dict[str, Tensor] = {}
         for term in self.terms:
             labels = self._labels(term, given)
+            if term.scorer and labels is None:
+                continue
             missing = [name for name in term.takes if self._taken(name, given) is None]
             if missing:
                 if labels is not None:
@@ -165,7 +166,4 @@ class Objective(TaskModel):
 
 def _loss(name: str) -> Any:
     """A loss by its key, or by ``"module:function"``."""
-    if ":" not in name:
-        return LOSSES[name]
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
+    return by_path(name) if ":" in name else LOSSES[name]

@@ -26,6 +26,7 @@ from zoo.tasks import text
 from zoo.tasks.base import TaskModel, along, with_an_axis
 from zoo.tasks.losses import (
     FAR,
+    IGNORED,
     binary_loss,
     check_labels,
     classification_loss,
@@ -36,9 +37,12 @@ from zoo.tasks.losses import (
     soft_answer_loss,
     widened,
 )
+from zoo.tasks.pairs import PAIRED, PairedAttentionHead
+from zoo.tasks.ranking import check_ranking, ranking_loss
 
 FORMS = ("linear", "mlp", "transform", "weight-normed")
 SHOWN_BY = {
+    "first.query.weight": PAIRED,
     "weight": "linear",
     "dense.direction": "weight-normed",
     "dense.weight": "mlp",
@@ -125,14 +129,20 @@ class VisualReasoning(Classification):
     With ``pairs`` each picture runs with the sentence on its own and the two pooled vectors are
     joined; visual inputs are (batch, 2, regions, ...), and so are text inputs or (batch, length)
     ones. Without, both pictures' regions stand in one sequence, told apart by visual_token_type_ids
-    (VisualBERT's own form). ``pairs`` None: as the family does it.
+    (VisualBERT's own form). ``pairs`` None: as the family does it. ``head="paired-attention"``: the two
+    sequences look at each other before they are pooled (`zoo.tasks.pairs`).
     """
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
         assert isinstance(model, VisionLanguageModel)
         pairs = model.pairs_of_pictures if options["pairs"] is None else options["pairs"]
-        head = cls.own_head(model, "visual_reasoning", options["num_labels"], options, 2 if pairs else 1)
+        if options["head"] == PAIRED:
+            if not pairs:
+                raise ConfigError(f"head={PAIRED!r} is for pairs of pictures; leave pairs=False out")
+            head: nn.Module = PairedAttentionHead(model.config, options["num_labels"])
+        else:
+            head = cls.own_head(model, "visual_reasoning", options["num_labels"], options, 2 if pairs else 1)
         made = cls(model, {"visual_reasoning": head}, {**options, "pairs": pairs})
         made.several = ("regions", 2) if pairs else None
         return made
@@ -143,7 +153,9 @@ class VisualReasoning(Classification):
     ) -> dict[str, Any]:
         found = super().options_from(sizes, spec, config, model_class)
         name = f"heads.{spec.name.replace('-', '_')}"
-        first = next((sizes[n] for ending in SHOWN_BY if (n := f"{name}.{ending}") in sizes), None)
+        first = next(
+            (sizes[n] for end, form in SHOWN_BY.items() if form != PAIRED and (n := f"{name}.{end}") in sizes), None
+        )
         return found | ({} if first is None else {"pairs": first[1] == 2 * model_class.widths(config)["pooled"]})
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
@@ -151,6 +163,11 @@ class VisualReasoning(Classification):
             return super().forward(*inputs, labels=labels, **named)
         given, _ = along(self.model, self.given(inputs, named), "pictures", 2)
         encoded = self.model(**given)
+        if self.options["head"] == PAIRED:
+            states = self.model.offers["words"].read(encoded)
+            head: Any = self.heads["visual_reasoning"]
+            joined = head.pooled(states, self.model.padding_of("words", given, encoded).real)
+            return self.judged(joined, labels, encoded)
         joined = rearrange(need_pooler(encoded), "(batch pair) size -> batch (pair size)", pair=2)
         return self.judged(joined, labels, encoded)
 
@@ -177,15 +194,54 @@ class VisualQuestionAnswering(VisionTask):
 
 
 class VisionMultipleChoice(VisionTask, text.MultipleChoice):
-    """The right one of several pairs of words and picture: ``logits`` (batch, choices)."""
+    """The right one of several pairs of words and picture: ``logits`` (batch, choices).
+
+    A head of two outputs judges each choice alone, wrong or right (UNITER): the second is its score, and
+    the loss is the mean over all choices.
+    """
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels (batch,): the number of the right one; of a head of two outputs also (batch, choices),
+        1/0 = right or wrong, -100 = left out.
+        """
+        given, choices = along(self.model, self.given(inputs, named), "choices")
+        encoded = self.model(**given)
+        (head,) = self.heads.values()
+        scores = head(self.dropout(need_pooler(encoded)))  # (batch · choices, 1 or 2)
+        logits = scores[:, -1].view(-1, choices)
+        if labels is None:
+            return TaskOutput(logits=logits, encoded=encoded)
+        loss = self.choice_loss(scores, logits, label_tensor(labels))
+        return TaskOutput(loss, logits, losses={"choice": loss}, encoded=encoded)
+
+    def choice_loss(self, scores: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """scores (batch · choices, 1 or 2), logits (batch, choices)."""
+        if scores.shape[1] == 1:
+            return row_loss(logits, labels)
+        if labels.dim() == 1:
+            check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
+            numbers = torch.arange(logits.shape[1], device=labels.device)
+            labels = torch.where(labels[:, None] == IGNORED, IGNORED, (numbers == labels[:, None]).long())
+        check_labels(labels, tuple(logits.shape), "labels", 2, integers=True)
+        return row_loss(scores, labels.flatten())
 
 
 class Retrieval(VisionMultipleChoice):
     """How well words and picture match: ``logits`` (batch,), or (batch, choices) for inputs with
-    choices, of which training tells one.
+    choices, of which training tells one. ``ranking``: the loss over choices, one of
+    `zoo.tasks.ranking.RANKING_LOSSES`, the family's own by default, with its ``margin``.
     """
 
     several = None
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
+        check_ranking(options)
+        return super().build(model, options, task)
+
+    def choice_loss(self, scores: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        model: Any = self.model
+        return ranking_loss(self.options["ranking"] or model.ranking_loss, logits, labels, self.options["margin"])
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch,): the number of the right choice; for pairs without choices 1/0 = they
@@ -205,10 +261,17 @@ class Retrieval(VisionMultipleChoice):
 
 class Grounding(VisionTask):
     """The region that an expression means: ``logits`` (batch, regions), `FAR` below the others at
-    padding.
+    padding. ``ranking``: the loss for integer labels, "softmax" over the regions, or "hardest", the
+    hinge over sigmoids of the wrong region that scores highest, with its ``margin`` (UNITER's other
+    loss, without its share of wrong regions drawn at random).
     """
 
     reads = "image"
+
+    @classmethod
+    def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:
+        check_ranking(options)
+        return super().build(model, options, task)
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels (batch, regions) float for soft scores (binary cross entropy summed over regions),
@@ -229,7 +292,7 @@ class Grounding(VisionTask):
             if real is not None:
                 there = real.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
                 labels = real_labels(labels[:, None], there[:, None])[:, 0]
-            loss = row_loss(logits, labels)
+            loss = ranking_loss(self.options["ranking"] or "softmax", logits, labels, self.options["margin"])
         return TaskOutput(loss, logits, losses={"grounding": loss}, encoded=encoded)
 
 

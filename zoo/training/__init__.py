@@ -12,10 +12,11 @@ _WHERE = {
     "evaluate": "zoo.training.evaluation",
     "fit": "zoo.training.loop",
     "for_trainer": "zoo.training.trainer",
+    "grow_tables": "zoo.training.tables",
     "shard": "zoo.training.parallel",
     "task_options": "zoo.training.evaluation",
 }
-__all__ = ["Settings", "evaluate", "fit", "for_trainer", "shard", "task_options"]
+__all__ = ["Settings", "evaluate", "fit", "for_trainer", "grow_tables", "shard", "task_options"]
 
 if TYPE_CHECKING:
     from zoo.training.evaluation import evaluate as evaluate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from zoo.training.loop import fit as fit
     from zoo.training.parallel import shard as shard
     from zoo.training.settings import Settings as Settings
+    from zoo.training.tables import grow_tables as grow_tables
     from zoo.training.trainer import for_trainer as for_trainer
 
 

@@ -148,6 +148,21 @@ class Regions:
         angles = numbers.unsqueeze(-1) / rates  # (..., regions, 4, half)
         return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2).masked_fill(~self.real.unsqueeze(-1), 0)
 
+    # --- how many
+
+    def confident(self, threshold: float = 0.2, least: int = 10, most: int = 100) -> Regions:
+        """Of one picture the first regions, as many as the detector is sure of (confidence above
+        ``threshold``), but ``least`` at least and ``most`` at most: UNITER's rule for dumps that list the
+        surest first.
+        """
+        if self.confidence is None or self.batched:
+            raise InputError("confident is for the regions of one picture with the detector's confidence")
+        count = number_confident(self.confidence, threshold, least, most)
+        parts: dict[str, Any] = {
+            name: None if (x := getattr(self, name)) is None else x[:count] for name in PARTS if name != "image_size"
+        }
+        return replace(self, **parts)
+
     # --- the whole picture
 
     def with_whole_image(self, where: str = "first", feature: Tensor | None = None) -> Regions:
@@ -249,6 +264,13 @@ def described(archive: Archive) -> dict[str, Any]:
             f"{archive.path}: {HEADER} must say format, detector and whole_image, got {written[:200]}"
         )
     return about
+
+
+def number_confident(confidence: Tensor, threshold: float = 0.2, least: int = 10, most: int = 100) -> int:
+    """How many regions have a confidence above ``threshold``, but ``least`` at least and ``most`` at
+    most; ``least`` may be more than there are.
+    """
+    return min(most, max(least, int((confidence > threshold).sum())))
 
 
 def box_overlap(left: Tensor, right: Tensor, *, inclusive: bool = True) -> Tensor:

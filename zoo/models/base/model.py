@@ -71,6 +71,8 @@ class Model(nn.Module):
     task_heads: ClassVar[Mapping[str, TaskHeadFactory]] = {}
     # of them, those that read the first token's state and not the pooled vector
     reads_first: ClassVar[frozenset[str]] = frozenset()
+    # heads of tasks that start, where a checkpoint lacks them, as rows of a head that it has: (head, rows)
+    head_starts: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
     offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
     """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
     pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
@@ -172,6 +174,7 @@ class VisionLanguageModel(Model):
     """
 
     answer_loss: ClassVar[str] = "bce"  # on soft answer scores: "bce" summed over answers, or "kl"
+    ranking_loss: ClassVar[str] = "softmax"  # over pairs of words and pictures that compete, see `zoo.tasks.ranking`
     # two pictures of one text: two passes whose pooled vectors are joined, or one sequence
     pairs_of_pictures: ClassVar[bool] = True
     matching_dropout: ClassVar[float] = 0.0  # on the pooled vector before the image-text matching head, while training

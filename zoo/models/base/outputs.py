@@ -21,6 +21,7 @@ class Joint(Encoded):
     """
 
     text_length: int = 0
+    region_length: int | None = None  # None: all that stands behind the text
 
     @property
     def text(self) -> Encoded:
@@ -32,7 +33,9 @@ class Joint(Encoded):
     @property
     def image(self) -> Encoded:
         """The regions' positions (batch, regions, hidden)."""
-        return Encoded(self.last_hidden_state[:, self.text_length :], None, self._cut(slice(self.text_length, None)))
+        end = None if self.region_length is None else self.text_length + self.region_length
+        where = slice(self.text_length, end)
+        return Encoded(self.last_hidden_state[:, where], None, self._cut(where))
 
     def _cut(self, where: slice) -> tuple[Tensor, ...] | None:
         return None if self.hidden_states is None else tuple(state[:, where] for state in self.hidden_states)
