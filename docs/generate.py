@@ -74,7 +74,7 @@ def arguments(_: object = None) -> str:
     """A row per argument and label that a model or a task reads."""
     rows = [(row, INPUTS) for row in INPUTS.values()] + [(row, LABELS) for row in LABELS.values()]
     return table(
-        ["argument", "shape", "dtype", "padding is told by", "meaning"],
+        ["argument", "shape", "dtype", "padding is given by", "meaning"],
         [
             [
                 f"`{row.name}`",
