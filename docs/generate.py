@@ -130,12 +130,12 @@ def interop(_: object = None) -> str:
             [
                 f"{first['library']} {first['version']}",
                 ", ".join(beside),
-                "it reads the zoo's" if first["way"] == "reads ours" else "the zoo reads its",
+                f"zoo → {first['library']}" if first["way"] == "reads ours" else f"{first['library']} → zoo",
                 f"{first['claim']} ({first['weights']} weights)",
                 "; ".join(dict.fromkeys(digits(row["difference"]) for row in same)),
             ]
         )
-    return table(["library", "beside", "way", "what", "equal"], rows)
+    return table(["library", "installed with", "direction", "what was compared", "equal"], rows)
 
 
 def digits(difference: str) -> str:
