@@ -74,7 +74,7 @@ def arguments(_: object = None) -> str:
     """A row per argument and label that a model or a task reads."""
     rows = [(row, INPUTS) for row in INPUTS.values()] + [(row, LABELS) for row in LABELS.values()]
     return table(
-        ["argument", "shape", "dtype", "padding is told by", "meaning"],
+        ["argument", "shape", "dtype", "padding is given by", "meaning"],
         [
             [
                 f"`{row.name}`",
@@ -130,12 +130,12 @@ def interop(_: object = None) -> str:
             [
                 f"{first['library']} {first['version']}",
                 ", ".join(beside),
-                "it reads the zoo's" if first["way"] == "reads ours" else "the zoo reads its",
+                f"zoo → {first['library']}" if first["way"] == "reads ours" else f"{first['library']} → zoo",
                 f"{first['claim']} ({first['weights']} weights)",
                 "; ".join(dict.fromkeys(digits(row["difference"]) for row in same)),
             ]
         )
-    return table(["library", "beside", "way", "what", "equal"], rows)
+    return table(["library", "installed with", "direction", "what was compared", "equal"], rows)
 
 
 def digits(difference: str) -> str:

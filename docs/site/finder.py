@@ -55,14 +55,14 @@ def finder() -> str:
         _select("language", "Language", languages),
         _select("licence", "Licence", licences),
         _select("task", "Task", tasks),
-        _select("proof", "Proof", [proof for proof in PROOFS if any(row["proof"] == proof for row in found)]),
+        _select("proof", "Tested", [proof for proof in PROOFS if any(row["proof"] == proof for row in found)]),
         _size("least", "At least, million parameters"),
         _size("most", "At most, million parameters"),
         '<button type="reset" class="md-button">Clear</button>',
         "</form>",
         f'<p id="found" role="status">{len(found)} models</p>',
     ]
-    columns = ("Model", "Parameters", "Pillar", "Streams", "Languages", "Licence", "Proof", "Tasks")
+    columns = ("Model", "Parameters", "Pillar", "Streams", "Languages", "Licence", "Tested", "Tasks")
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     table = [
         '<div class="md-typeset__scrollwrap" tabindex="0" role="region" aria-label="Models">',

@@ -35,7 +35,7 @@ train, test, unlabeled = rows(0, TRAIN), rows(100, TEST), [row["text"] for row i
 print(len(train), "texts to train on,", len(test), "to test,", len(unlabeled), "without labels")
 
 # %% [markdown]
-# ## The model to begin with
+# ## The model to start from
 
 # %%
 name, task = "minilm-l6-h384.all-minilm-l6-v2", "sequence-classification"
@@ -73,7 +73,7 @@ measure("fine-tuned, 6 layers", teacher)
 # %% [markdown]
 # ## Remove heads and units
 #
-# A technique changes a model in place and says what it did. A few updates afterwards repair most of the damage.
+# A technique changes a model in place and reports what it did. A little training afterwards recovers most of the loss.
 
 # %%
 pruned = zoo.apply(copy.deepcopy(teacher), zoo.HeadPruning(kept=0.5))
@@ -94,8 +94,8 @@ measure("3 of 6 layers", shallow)
 # %% [markdown]
 # ## Learn from the large one
 #
-# A student of two layers begins as layers 0 and 5 of its teacher. It learns the teacher's answers to texts that nobody
-# labeled, which are cheap to have.
+# A student of two layers starts from layers 0 and 5 of its teacher. It learns the teacher's predictions for unlabeled
+# texts, which are easy to get.
 
 # %%
 student = student_of(teacher, [0, 5])
@@ -116,8 +116,8 @@ measure("student, 2 layers", student)
 # %% [markdown]
 # ## Run in int8
 #
-# `zoo.optimize` needs no training: weights become int8, inputs are quantized as they come, and what is left runs
-# in oneDNN. It works on what the other techniques made, too. Token tables stay in float32 in memory here.
+# `zoo.optimize` needs no training: weights are stored as int8, and inputs are quantized on the fly. It also works on
+# models that other techniques have changed. Token tables stay in float32.
 
 # %%
 
@@ -148,5 +148,5 @@ figure.set_label("Accuracy against time for each model; the area of a dot is the
 
 # %% [markdown]
 # All techniques on the same task: [compression](../guides/compression.md). How to combine terms of
-# distillation: [distillation](../guides/distillation.md). Which technique goes onto which family:
+# distillation: [distillation](../guides/distillation.md). Which technique works on which family:
 # [techniques](../techniques.md).

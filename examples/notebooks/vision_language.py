@@ -103,8 +103,8 @@ print({name: tuple(value.shape) for name, value in seen(train[:2]).items()})
 # ## Training
 #
 # Two of ViLBERT's objectives: say whether words and picture belong together (half of the names belong to another
-# picture), and fill masked words (only where the name belongs to the picture, for otherwise the picture tells
-# nothing). In this family, label 0 means that they belong together.
+# picture), and fill masked words (only where the name belongs to the picture, since another picture doesn't
+# help). In this family, label 0 means that they belong together.
 
 # %%
 STEPS, BATCH = 900, 48
@@ -139,7 +139,7 @@ figure.set_label("The losses of matching and of masked words fall while the mode
 # ## Find the picture
 #
 # Every held-out name with every held-out picture: with `all_pairs=True` each name and each picture runs through its
-# own stream once before they meet. Guessing would find one in 60.
+# own stream only once before the first co-attention. Guessing would find one in 60.
 
 # %%
 model.eval()
@@ -184,5 +184,5 @@ for name in (name for base in people[:2] for name in pictures if name.startswith
     print(f"{name:55}", ", ".join(guesses), "(held out)" if name in held_out else "")
 
 # %% [markdown]
-# Detectors' dumps, boxes and what models read of them: [regions of pictures](../guides/regions.md). The same with
-# 2,140 pictures, VisualBERT beside ViLBERT: [words and pictures, learned from emoji](../guides/emoji-retrieval.md).
+# Files of detector features, boxes, and how models read them: [regions of pictures](../guides/regions.md). The same
+# with 2,140 pictures and VisualBERT too: [words and pictures, learned from emoji](../guides/emoji-retrieval.md).

@@ -135,7 +135,7 @@ def both(ours: Any, theirs: Any, our_tokenizer: Any, their_tokenizer: Any, texts
 
 @check("transformers", reads=True)
 def classifiers_out(folder: Path) -> float:
-    """A classifier of three labels, ten families: labels, ids of 30 odd texts, logits."""
+    """A classifier of three labels, ten families: labels, ids of 30 unusual texts, logits."""
     import transformers
 
     worst = 0.0
@@ -152,7 +152,7 @@ def classifiers_out(folder: Path) -> float:
 
 @check("transformers", reads=True)
 def albert_and_back(folder: Path) -> float:
-    """An ALBERT of three labels with SentencePiece, there and back: labels, ids of 30 odd texts, logits of both."""
+    """An ALBERT of three labels with SentencePiece, there and back: labels, ids of 30 unusual texts, logits of both."""
     import transformers
 
     backend = unigram()
@@ -237,7 +237,7 @@ def classifiers_in(folder: Path) -> float:
 
 @check("transformers", reads=True, trained=True)
 def trained_out(folder: Path) -> float:
-    """MiniLM, the reactions' ALBERT and BERT, sapiens' RoBERTa after `zoo convert --to`: last states."""
+    """MiniLM, ALBERT and BERT for chemical reactions, and sapiens' RoBERTa, after `zoo convert --to`: last states."""
     import transformers
 
     texts = {
@@ -262,7 +262,7 @@ def trained_out(folder: Path) -> float:
 
 @check("transformers", reads=False, trained=True)
 def trained_in(folder: Path) -> float:
-    """MiniLM and the reactions' ALBERT and BERT, from the packages' own folders: last states."""
+    """MiniLM, and ALBERT and BERT for chemical reactions, from the packages' own folders: last states."""
     import transformers
 
     from zoo.checkpoints.locate import locate
@@ -291,7 +291,7 @@ def trained_in(folder: Path) -> float:
 
 @check("sentence-transformers", reads=True)
 def encoders_out(folder: Path) -> float:
-    """A sentence encoder with each pooling, with and without length one: vectors of 30 odd texts."""
+    """A sentence encoder with each pooling, normalized and not: vectors of 30 unusual texts."""
     from sentence_transformers import SentenceTransformer
 
     worst = 0.0
@@ -307,7 +307,7 @@ def encoders_out(folder: Path) -> float:
 
 @check("sentence-transformers", reads=False)
 def encoders_in(folder: Path) -> float:
-    """A sentence encoder that it saved: pooling, length, vectors of 30 odd texts."""
+    """A sentence encoder that it saved: pooling, length, vectors of 30 unusual texts."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers import models as modules
 

@@ -41,7 +41,7 @@ class Input:
 def _text(prefix: str, axis: str, which: str) -> tuple[Input, ...]:
     rows = ("batch", axis)
     real = f"1/True = a real token{which}, wherever it stands (right padding, left padding, holes)"
-    matrix = "; or (batch, query, key): the query may look at the key (K-BERT's visible matrix, sequence-to-sequence)"
+    matrix = "; or (batch, query, key): the query attends to the key (K-BERT's visible matrix, sequence-to-sequence)"
     return (
         Input(f"{prefix}input_ids", rows, "int", f"token ids{which}", example="ids"),
         Input(
@@ -53,7 +53,12 @@ def _text(prefix: str, axis: str, which: str) -> tuple[Input, ...]:
             dims=(3,),
             example="" if prefix else "1",
         ),
-        Input(f"{prefix}position_ids", rows, "int", f"positions{which}; 0, 1, ... by default; one row serves all"),
+        Input(
+            f"{prefix}position_ids",
+            rows,
+            "int",
+            f"positions{which}; 0, 1, ... by default; one row is used for the whole batch",
+        ),
         Input(
             f"{prefix}language_ids",
             rows,
@@ -86,7 +91,7 @@ _INPUTS = (
         "task_type_ids",
         ("batch", "length"),
         "int",
-        "which task a text is for. ERNIE of Baidu, from 2.0 on: (batch, length) or (batch,), 0 by default; "
+        "the task that a text is for. ERNIE of Baidu, from 2.0 on: (batch, length) or (batch,), 0 by default; "
         "12-in-1: (batch,), the row of the task's token",
         dims=(1,),
     ),
@@ -141,21 +146,21 @@ _INPUTS = (
         "image_text_alignment",
         ("batch", "regions", "words"),
         "int",
-        "places of each region's words in the text, -1 = none",
+        "positions of each region's words in the text, -1 = none",
     ),
     Input(
         "lengths",
         ("batch",),
         "sequence of ints",
-        "real tokens per row, where each row is real tokens first: a packed batch is then planned on the CPU, and no "
-        "accelerator is waited for",
+        "real tokens per row, for rows that are padded on the right: the batch is packed without a synchronization "
+        "with the accelerator",
         counts="length",
     ),
     Input(
         "visual_lengths",
         ("batch",),
         "sequence of ints",
-        "real regions per row, where they stand first: the same for pictures",
+        "real regions per row, for rows that are padded on the right: the same for pictures",
         counts="regions",
     ),
     Input("all_pairs", (), "bool", "ViLBERT: every text with every picture"),
@@ -163,16 +168,18 @@ _INPUTS = (
         "output_hidden_states",
         (),
         "bool or ints",
-        "True: give every block's states; or the numbers of the states to give",
+        "True: return the states of all layers; or a list of the layers whose states to return, 0 = the embeddings",
     ),
-    Input("output_attentions", (), "bool or ints", "True: give the attention maps too; or the numbers of the layers"),
+    Input(
+        "output_attentions", (), "bool or ints", "True: return the attention maps of all layers; or a list of layers"
+    ),
 )
 _LABELS = (
     Input(
         "labels",
         (),
         "by task",
-        "(batch, length) with -100 left out for tokens, (batch,) classes, (batch, classes) floats for several at once",
+        "(batch, length) for tokens, -100 = ignored; (batch,) classes; (batch, classes) floats for several at once",
     ),
     Input("next_sentence_label", ("batch",), "int", "0 = B follows A"),
     Input("sentence_order_label", ("batch",), "int", "0 = the order was kept"),
@@ -180,10 +187,10 @@ _LABELS = (
         "match_labels",
         ("batch",),
         "int",
-        "do words and picture belong together; which label means yes is on the model's page",
+        "whether words and picture belong together; the model's page says which label means yes",
     ),
-    Input("pairs", ("batch", "spans", "2"), "int", "SpanBERT: the places of each span's outer neighbors"),
-    Input("pair_labels", ("batch", "spans", "places"), "int", "SpanBERT: the span's words, -100 = left out"),
+    Input("pairs", ("batch", "spans", "2"), "int", "SpanBERT: the positions of each span's outer neighbors"),
+    Input("pair_labels", ("batch", "spans", "places"), "int", "SpanBERT: the span's words, -100 = ignored"),
     Input(
         "entity_labels",
         ("batch", "length"),
@@ -195,10 +202,13 @@ _LABELS = (
         "region_labels",
         ("batch", "regions"),
         "int",
-        "1 = predict this region. One region fewer where region 0 is the whole picture",
+        "1 = predict this region. Without region 0 where that stands for the whole picture",
     ),
     Input(
-        "region_targets", ("batch", "regions", "size"), "float", "what it was: the detector's classes, or its feature"
+        "region_targets",
+        ("batch", "regions", "size"),
+        "float",
+        "the target: the detector's class probabilities, or the region's feature",
     ),
     Input("object_labels", ("batch", "regions"), "int", "LXMERT: the detector's class of each region, -100 = left out"),
     Input("object_confidence", ("batch", "regions"), "float", "LXMERT: how much that class counts"),
@@ -220,9 +230,9 @@ _LABELS = (
         dims=(2,),
     ),
     Input("negatives", ("batch", "regions", "number"), "int", "contrastive targets: indexes of wrong regions"),
-    Input("phrase_positions", ("batch", "phrases"), "int", "the place of each phrase in the text, -1 = padding"),
-    Input("start_positions", ("batch",), "int", "first token of an answer; outside the text = left out"),
-    Input("end_positions", ("batch",), "int", "last token of an answer; outside the text = left out"),
+    Input("phrase_positions", ("batch", "phrases"), "int", "the position of each phrase in the text, -1 = padding"),
+    Input("start_positions", ("batch",), "int", "first token of an answer; ignored if it is outside the text"),
+    Input("end_positions", ("batch",), "int", "last token of an answer; ignored if it is outside the text"),
 )
 
 

@@ -45,8 +45,8 @@ def _spec(name: str, reads: str, where: str, summary: str, *heads: str, **option
 _REGIONS = {"region_target": "classes", "num_negatives": 128}
 
 SPECS = (
-    _spec("masked-lm", "text", "objective:Objective", "the words behind the masks", "masked_lm"),
-    _spec("masked-lm", "words", "objective:Objective", "the words behind the masks", "masked_lm"),
+    _spec("masked-lm", "text", "objective:Objective", "the masked words", "masked_lm"),
+    _spec("masked-lm", "words", "objective:Objective", "the masked words", "masked_lm"),
     _spec(
         "replaced-token-detection",
         "text",
@@ -54,16 +54,16 @@ SPECS = (
         "which tokens are not the original ones",
         "replaced_token",
     ),
-    _spec("next-sentence", "pooled", "objective:Objective", "does B follow A (0 = it does)", "next_sentence"),
-    _spec("sentence-order", "pooled", "objective:Objective", "were A and B swapped (0 = no)", "sentence_order"),
+    _spec("next-sentence", "pooled", "objective:Objective", "whether B follows A (0 = it does)", "next_sentence"),
+    _spec("sentence-order", "pooled", "objective:Objective", "whether A and B were swapped (0 = no)", "sentence_order"),
     _spec(
         "pretraining",
         "pretraining words",
         "objective:Objective",
-        "all the terms that the family declares together",
+        "all pre-training objectives of the family together",
         **_REGIONS,
     ),
-    _spec("pretraining", "pretraining", "objective:Objective", "all the terms that the family declares together"),
+    _spec("pretraining", "pretraining", "objective:Objective", "all pre-training objectives of the family together"),
     _spec(
         "sequence-classification",
         "pooled",
@@ -92,9 +92,9 @@ SPECS = (
         labels=None,
     ),
     _spec("question-answering", "text", "text:QuestionAnswering", "the span that answers a question"),
-    _spec("multiple-choice", "pooled", "text:MultipleChoice", "the right one of several texts"),
+    _spec("multiple-choice", "pooled", "text:MultipleChoice", "which of several texts is right"),
     _spec(
-        "multiple-choice", "fused", "vision:VisionMultipleChoice", "the right one of several texts or pictures (VCR)"
+        "multiple-choice", "fused", "vision:VisionMultipleChoice", "which of several texts or pictures is right (VCR)"
     ),
     _spec(
         "conditional-generation",
@@ -112,14 +112,12 @@ SPECS = (
         layers=[],  # what the pooled vector goes through, see zoo.tasks.sentences
         normalize=True,
     ),
-    _spec(
-        "masked-region", "regions", "objective:Objective", "the regions behind the masks", "masked_region", **_REGIONS
-    ),
+    _spec("masked-region", "regions", "objective:Objective", "the masked regions", "masked_region", **_REGIONS),
     _spec(
         "image-text-matching",
         "fused",
         "objective:Objective",
-        "do the words belong to the picture",
+        "whether the words belong to the picture",
         "image_text_matching",
     ),
     _spec(
@@ -135,7 +133,7 @@ SPECS = (
         "visual-reasoning",
         "fused",
         "vision:VisualReasoning",
-        "is a sentence true of two pictures (NLVR2)",
+        "whether a sentence is true of two pictures (NLVR2)",
         num_labels=2,
         labels=None,
         pairs=None,
@@ -145,7 +143,7 @@ SPECS = (
         "visual-entailment",
         "fused",
         "vision:VisualEntailment",
-        "does a picture entail a sentence (SNLI-VE)",
+        "whether a picture entails a sentence (SNLI-VE)",
         num_labels=3,
         labels=None,
         head=None,
@@ -178,7 +176,7 @@ SPECS = (
         "multi-task",
         "words regions fused",
         "multi_task:MultiTask",
-        "every head of a 12-in-1 checkpoint over one pass",
+        "all heads of a 12-in-1 checkpoint, from one pass",
         "masked_lm",
         "masked_region",
         "image_text_matching",
