@@ -39,10 +39,18 @@ HELD_OUT, VOCABULARY, STEPS, SEEDS = 190, 800, 2000, (0, 1, 2)
 AT = (1, 5, 10)
 LONG = {"max_positions": 128}  # some captions are sentences
 WIDE = TINY | LONG | {"hidden_size": 200, "num_heads": 4, "intermediate_size": 800}
+LXMERT = (
+    TINY
+    | LONG
+    | {"image_num_layers": 1, "cross_num_layers": 1, "num_layers": 1, "hidden_size": 160, "intermediate_size": 640}
+    | {"predict_regions": False, "predict_answers": False}
+)
 FAMILIES = {
     "VisualBERT": Family("visualbert-base", WIDE, 1, False, STEPS, 1e-3),
     "UNITER": Family("uniter-base", WIDE | {"region_target_size": 1, "alignment_weight": 0.0}, 1, False, STEPS, 1e-3),
+    "LXMERT": Family("lxmert-base", LXMERT, 1, False, STEPS, 1e-3),
     "ViLBERT": Family("vilbert-base", TINY | TINY_STREAM | LONG, 0, True, STEPS, 1e-3),
+    "ERNIE-ViL": Family("ernie-vil-base", TINY | TINY_STREAM | LONG, 1, True, STEPS, 1e-3),
 }
 """Sizes of like numbers of parameters, within a fifth of each other."""
 
