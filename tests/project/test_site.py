@@ -15,7 +15,6 @@ from docs.site.reference import entries
 from docs.site.sources import ADOPTED, Links
 from tests.browser import NAMES, Browser, found
 from zoo.errors import ZooError
-from zoo.registry import variants as registry
 from zoo.registry.listing import PROOFS, overview
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +69,7 @@ def test_pages_read_well_in_a_browser(site, browser):
     wanted = [
         name
         for name in zoo.list_models(pillar="cross-modal", streams=2)
-        if (registry.variant(name).parameters.get("count") or 0) <= 200e6
+        if zoo.info(name)["parameters"] <= 200e6
     ]
     assert browser.evaluate(shown) == wanted != []
     assert browser.evaluate("document.getElementById('found').textContent") == f"{len(wanted)} models"
