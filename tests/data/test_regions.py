@@ -315,6 +315,11 @@ def test_a_broken_line_says_where_it_is_and_a_wrong_picture_which(tmp_path):
     report = check_regions(path)
     assert not report.passed
     assert list(report.problems) == ["101"]
+    (tmp_path / "empty.tsv").write_text("")
+    with pytest.raises(InputError, match=r"empty.tsv holds no picture"):
+        check_regions(tmp_path / "empty.tsv")
+    with pytest.raises(InputError, match="Bert reads no pictures"):
+        Regions(torch.rand(1, 8), torch.tensor([[0, 0, 5, 5]]), (9, 9)).for_model(zoo.config("bert-base"))
     path.write_text("1\t200\t100\t1\tAAAA\tnot base64!\n")
     with pytest.raises(CheckpointError, match="base64"):
         list(read_regions(path))

@@ -19,7 +19,7 @@ from tests.training.test_loop import model_for, tokenizer  # noqa: F401
 from zoo.data.regions.files import save_regions
 from zoo.data.regions.regions import Regions
 from zoo.data.tables import find_columns
-from zoo.errors import InputError, TaskError
+from zoo.errors import InputError, TaskError, UnknownNameError
 from zoo.registry.tasks import TASKS
 from zoo.tasks.metrics.language import class_scores
 from zoo.tokenization import Tokenizer
@@ -117,6 +117,12 @@ def test_every_task_is_a_task_and_others_are_refused():
     assert set(SUPERVISIONS) <= set(TASKS)
     with pytest.raises(TaskError, match="learns from batches, not from rows"):
         supervision_of("entity-typing")
+    with pytest.raises(UnknownNameError, match=r"unknown task .*did you mean .sequence-classification."):
+        supervision_of("sequence-clasification")
+    with pytest.raises(TaskError, match="visual-question-answering learns from pictures"):
+        supervision_of("visual-question-answering")
+    with pytest.raises(TaskError, match="masked-lm learns from texts alone; leave the regions out"):
+        supervision_of("masked-lm", pictured=True)
 
 
 def reader(task, tokenizer, rows, **options):  # noqa: F811

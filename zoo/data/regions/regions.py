@@ -216,7 +216,11 @@ class Regions:
         width and says which detectors give the wanted one.
         """
         name = type(config).__name__.removesuffix("Config")
-        wanted = config.visual_size
+        wanted = getattr(config, "visual_size", None)
+        if wanted is None:
+            raise InputError(
+                f"{name} reads no pictures; regions are for models with visual_features among their inputs"
+            )
         if self.width != wanted:
             trained = ", ".join(f"{kind} ({about.width})" for kind, about in DETECTORS.items() if about.width == wanted)
             raise InputError(
