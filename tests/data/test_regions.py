@@ -175,7 +175,7 @@ def test_a_model_gets_what_it_reads():
     assert out.image.last_hidden_state.shape == (1, 4, 6)
     with pytest.raises(InputError, match="4 wide, these are 6 wide"):
         some(width=6).for_model(vilbert)
-    with pytest.raises(InputError, match=r"detectors of that width: bottom-up-attention \(2048\)"):
+    with pytest.raises(InputError, match=r"detectors whose features are 2048 wide: bottom-up-attention \(2048\)"):
         some().for_model(zoo.config("vilbert-base"))
     assert {about.width for about in DETECTORS.values()} == {512, 1024, 2048, None}  # None: grids
 

@@ -224,8 +224,8 @@ class Regions:
         if self.width != wanted:
             trained = ", ".join(f"{kind} ({about.width})" for kind, about in DETECTORS.items() if about.width == wanted)
             raise InputError(
-                f"{name} reads features {wanted} wide, these are {self.width} wide; detectors of that width: "
-                f"{trained or 'none'}"
+                f"{name} reads features {wanted} wide, these are {self.width} wide; detectors whose features are "
+                f"{wanted} wide: {trained or 'none'}"
             )
         regions = self
         place = getattr(config, "whole_image_at", None) if getattr(config, "whole_image", True) else None
