@@ -35,6 +35,7 @@ class Case:
     peers: bool = False  # also against ONNX Runtime, OpenVINO and CTranslate2
     int8: bool = False
     num_layers: int | None = None  # fewer than the published model has, where it is too large to time
+    kinds: tuple[str, ...] = ("full", "third")  # of batches
 
     def write(self, folder: Path) -> None:
         """``folder/zoo`` and, where there is a layout, ``folder/theirs``."""
@@ -58,8 +59,10 @@ class Case:
                 (folder / "theirs" / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
 
     def inputs(self, kind: str) -> dict[str, numpy.ndarray]:
-        """``full``: every token real; ``third``: about one third of them."""
-        ids, mask = batch(self.batch, kind)
+        """``full``: every token real; ``third``: about one third of them, and of the regions; ``text``: one
+        third of the tokens, and every region (published LXMERT always has 36).
+        """
+        ids, mask = batch(self.batch, "third" if kind == "text" else kind)
         arrays = {"input_ids": ids % zoo.config(self.name).vocab_size, "attention_mask": mask}
         if self.layout == "hf-xlm":
             arrays["langs"] = numpy.full_like(ids, 4)  # English
@@ -69,8 +72,11 @@ class Case:
             count, width = self.regions
             generator = numpy.random.default_rng(0)
             arrays["visual_embeds"] = generator.standard_normal((self.batch, count, width), dtype=numpy.float32)
-            kept = numpy.full(self.batch, count) if kind == "full" else generator.integers(10, count // 2, self.batch)
-            if self.layout:
+            kept = generator.integers(10, count // 2, self.batch) if kind == "third" else numpy.full(self.batch, count)
+            if self.layout == "hf-lxmert":
+                arrays["visual_feats"] = arrays.pop("visual_embeds")
+                arrays["visual_pos"] = generator.random((self.batch, count, 4), dtype=numpy.float32)
+            elif self.layout:
                 arrays["visual_token_type_ids"] = numpy.ones((self.batch, count), dtype=numpy.int64)
             else:  # ViLBERT reads boxes: corners and area, as shares of the picture
                 arrays["visual_boxes"] = generator.random((self.batch, count, 5), dtype=numpy.float32)
@@ -94,6 +100,7 @@ CASES = (
     Case("mbart-large-cc25", 8, "hf-mbart", num_layers=2),
     Case("visualbert-base", 8, "hf-visualbert", regions=(36, 2048)),
     Case("vilbert-base", 8, None, regions=(37, 2048)),
+    Case("lxmert-base", 8, "hf-lxmert", regions=(36, 2048), kinds=("full", "third", "text")),
 )
 
 

@@ -130,7 +130,7 @@ def measure(case: Case, rounds: int, folder: Path, skip: set[str]) -> list[Row]:
     workers = {name: Worker.start(name, folder / "theirs", folder / f"{name}.log") for name in names}
     rows = []
     try:
-        for kind in ("full", "third"):
+        for kind in case.kinds:
             arrays = case.inputs(kind)
             inputs = folder / f"{kind}.npz"
             numpy.savez(inputs, **arrays)

@@ -242,8 +242,9 @@ def side_by_side(runs: Sequence[Results]) -> str:
     """How many times as fast as each peer ours is, on each machine."""
     ours = {"bfloat16": "zoo bfloat16", "int8": "zoo int8"}
     rows = []
-    for model in runs[0].models():
-        for kind, batch in (("full", "full"), ("third", "one third real")):
+    batches = (("full", "full"), ("third", "one third real"), ("text", "one third of the words real"))
+    for model in dict.fromkeys(model for run in runs for model in run.models()):
+        for kind, batch in batches:
             peers = {
                 row["side"]: None
                 for run in runs

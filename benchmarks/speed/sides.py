@@ -55,7 +55,8 @@ class TorchSide(Side):
             return self.model(**given)
 
     def states(self, result: Any) -> numpy.ndarray:
-        found = result.text.last_hidden_state if hasattr(result, "text") else result.last_hidden_state
+        words = getattr(result, "text", result)  # of several streams, the text's
+        found = words.language_output if hasattr(words, "language_output") else words.last_hidden_state
         return found.float().numpy()
 
 
@@ -79,9 +80,9 @@ class Zoo(TorchSide):
         given = super().prepare(arrays)
         if "langs" in given:
             given["language_ids"] = given.pop("langs")
-        if "visual_embeds" in given:
-            given["visual_features"] = given.pop("visual_embeds")
-            given["visual_mask"] = given.pop("visual_attention_mask")
+        theirs = {"visual_embeds": "visual_features", "visual_feats": "visual_features", "visual_pos": "visual_boxes"}
+        theirs |= {"visual_attention_mask": "visual_mask"}
+        given = {theirs.get(name, name): value for name, value in given.items()}
         return given
 
 

@@ -278,7 +278,7 @@ class Drawing:
             section.bottom = section.top + height
             self.at[section.nodes[0]] = (x, x + width, section.top + height / 2)
             return
-        size = 12 if width_of(name, 12, bold=True) < right - left - 12 else 11
+        size = 12 if width_of(name, 12, bold=True) < right - left - 20 else 11
         self.canvas.text(left + 8, section.top + 13, name, bold=True, size=size)
         y = section.top + 24
         if self.two and section.column >= 0:

@@ -14,7 +14,7 @@ from docs.site.reference import fill as fill_reference
 
 BUILD = sources.ROOT / "build"
 OWN = ("site.css", "site.js", "source.css", "finder.js", "iframe-worker.js")  # what pages load, from docs/site
-WIDE = "---\nhide: [toc]\n---\n"  # a page whose table needs the room of its list of headings
+WIDE, ROOMY = "---\nhide: [toc]\n---\n", ("finder.md",)  # a table that needs the room of the list of headings
 SHOWN = (".svg", ".png", ".jpg", ".csv")  # what pages show or link to
 
 
@@ -35,7 +35,8 @@ def prepare(build: Path = BUILD) -> None:
         text = fill_finder(fill_reference(links.relink(text, page)))
         write(
             page,
-            beside.expand(text, lambda path, first, _, page=page: sources.relative(links.source(path, first), page)),
+            (WIDE if page in ROOMY else "")
+            + beside.expand(text, lambda path, first, _, page=page: sources.relative(links.source(path, first), page)),
         )
     for path in (path for path in docs.rglob("*") if path.suffix in SHOWN):
         name = pages / path.relative_to(docs)

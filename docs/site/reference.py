@@ -7,6 +7,7 @@ An entry is a line ``::: zoo.create``, which mkdocstrings turns into signature a
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -85,9 +86,12 @@ def files() -> set[str]:
 
 
 def fields_of(path: str) -> str:
-    """The table of a config's or technique's fields."""
+    """The table of the fields of a config, a technique or another dataclass that explains each."""
     entry = find(path)
-    if not (inspect.isclass(entry) and issubclass(entry, Config)) or not (rows := described(entry)):
+    if not (inspect.isclass(entry) and dataclasses.is_dataclass(entry)) or not (rows := described(entry)):
+        return ""
+    methods = [name for name, value in vars(entry).items() if callable(value) and not name.startswith("_")]
+    if not issubclass(entry, Config) and (methods or not all(row.meaning for row in rows)):
         return ""
     lines = [
         f"| `{row.name}: {row.type}{f' = {row.default}' if row.default else ''}` | {row.meaning} |" for row in rows

@@ -339,3 +339,22 @@ def test_without_a_tokenizer_the_report_says_so(tmp_path):
     report = zoo.convert(tmp_path / "ours", tmp_path / "theirs", to="hf-bert")
     assert report.notes == ("no tokenizer.json lies beside the source, so no tokenizer was written",)
     assert sorted(file.name for file in (tmp_path / "theirs").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "sizes"),
+    [
+        ("uniter-base", "uniter", {"region_target_size": 5}),
+        ("lxmert-base", "hf-lxmert", {"image_num_layers": 1, "cross_num_layers": 1}),
+    ],
+)
+def test_a_head_over_answers_comes_back_with_its_task(name, layout, sizes, tmp_path):
+    small = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "vocab_size": 40}
+    options = {**small, **sizes, "visual_size": 8, "num_labels": 7}
+    model = zoo.create(name, task="visual-question-answering", **options)
+    zoo.convert(zoo.save(model, tmp_path / "ours"), tmp_path / "theirs", to=layout)
+    zoo.convert(tmp_path / "theirs", tmp_path / "back")
+    for folder in ("theirs", "back"):
+        again = zoo.load(tmp_path / folder)
+        assert again.task == "visual-question-answering"
+        assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,15 +87,16 @@ def test_a_name_begins_at_random_only_where_it_is_said(zoo_command, base, tables
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--task", "sequence-classificatoin"), 1, "sequence-classification"),
+        (("--task", "sequence-classificatoin"), 2, "did you mean 'sequence-classification'"),
         ((), 1, "masked-lm"),
-        ((*TASK, "--technique", "lorra:rank=2"), 2, "did you mean 'lo-ra'"),
+        ((*TASK, "--technique", "lorra:rank=2"), 2, "did you mean 'lora'"),
         ((*TASK, "--technique", "lora:rnk=2"), 2, "did you mean 'rank'"),
         ((*TASK, "--column", "txt=sentence"), 2, "did you mean 'text'"),
         ((*TASK, "--column", "text=sentense"), 2, "did you mean 'sentence'"),
         ((*TASK, "--metric", "f5", "--patience", "2"), 1, "give rows to evaluate on"),
         ((*TASK, "--lr", "0"), 1, "lr=0.0 must be a number above zero"),
         ((*TASK, "--set", "hidden_size=3"), 1, "hidden_size"),
+        (("--task", "visual-question-answering"), 1, "learns from pictures; give the dump"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(zoo_command, base, tables, tmp_path, options, code, said):  # noqa: F811
@@ -106,3 +108,20 @@ def test_what_is_wrong_is_said_before_anything_is_written(zoo_command, base, tab
     assert found[0] == code, found
     assert said in found[2]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_tokenizer_needs_one_named(zoo_command, tables, tmp_path):  # noqa: F811
+    model = zoo.create("bert-base", task="masked-lm", generator=torch.Generator().manual_seed(0), **SIZES)
+    bare = str(zoo.save(model, tmp_path / "bare"))
+    code, _, said = zoo_command("finetune", bare, *TASK, "--train", tables[0], "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert "holds no tokenizer; name one by --tokenizer" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_not_trained_over_itself(zoo_command, base, tables):  # noqa: F811
+    before = {path: path.read_bytes() for path in Path(base).iterdir()}
+    code, _, said = zoo_command("finetune", base, *TASK, "--train", tables[0], "--out", f"{base}/")
+    assert code == 1
+    assert "is the folder of the model to train" in said
+    assert {path: path.read_bytes() for path in Path(base).iterdir()} == before

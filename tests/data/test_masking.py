@@ -322,11 +322,9 @@ def test_pairs_fit_and_keep_their_documents_in_order(data):
                 assert pair.second[0] > pair.first[-1]
                 assert {owner[t] for t in pair.first + pair.second} == {index}
             elif {owner[t] for t in pair.first + pair.second} == {index} and objective == "sentence-order":
-                assert (
-                    pair.second[-1] < pair.first[0]
-                    or len(documents[index]) == 1
-                    or pair.second[0] != pair.first[-1] + 1
-                )
+                alone = any(set(pair.first) <= set(sentence) for sentence in documents[index])
+                # one sentence alone gets a random other, which after ten tries may be of its own document
+                assert pair.second[-1] < pair.first[0] or alone
 
 
 @pytest.mark.parametrize("objective", ["next-sentence", "sentence-order"])

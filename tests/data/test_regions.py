@@ -175,7 +175,7 @@ def test_a_model_gets_what_it_reads():
     assert out.image.last_hidden_state.shape == (1, 4, 6)
     with pytest.raises(InputError, match="4 wide, these are 6 wide"):
         some(width=6).for_model(vilbert)
-    with pytest.raises(InputError, match=r"detectors of that width: bottom-up-attention \(2048\)"):
+    with pytest.raises(InputError, match=r"detectors whose features are 2048 wide: bottom-up-attention \(2048\)"):
         some().for_model(zoo.config("vilbert-base"))
     assert {about.width for about in DETECTORS.values()} == {512, 1024, 2048, None}  # None: grids
 
@@ -315,6 +315,11 @@ def test_a_broken_line_says_where_it_is_and_a_wrong_picture_which(tmp_path):
     report = check_regions(path)
     assert not report.passed
     assert list(report.problems) == ["101"]
+    (tmp_path / "empty.tsv").write_text("")
+    with pytest.raises(InputError, match=r"empty.tsv holds no picture"):
+        check_regions(tmp_path / "empty.tsv")
+    with pytest.raises(InputError, match="Bert reads no pictures"):
+        Regions(torch.rand(1, 8), torch.tensor([[0, 0, 5, 5]]), (9, 9)).for_model(zoo.config("bert-base"))
     path.write_text("1\t200\t100\t1\tAAAA\tnot base64!\n")
     with pytest.raises(CheckpointError, match="base64"):
         list(read_regions(path))

@@ -15,7 +15,6 @@ from docs.site.reference import entries
 from docs.site.sources import ADOPTED, Links
 from tests.browser import NAMES, Browser, found
 from zoo.errors import ZooError
-from zoo.registry import variants as registry
 from zoo.registry.listing import PROOFS, overview
 
 ROOT = Path(__file__).parents[2]
@@ -68,9 +67,7 @@ def test_pages_read_well_in_a_browser(site, browser):
     browser.open(f"file://{site}/finder.html#pillar=cross-modal&streams=2&most=200")
     shown = "[...document.querySelectorAll('#models tbody tr')].filter(row => !row.hidden).map(row => row.dataset.name)"
     wanted = [
-        name
-        for name in zoo.list_models(pillar="cross-modal", streams=2)
-        if (registry.variant(name).parameters.get("count") or 0) <= 200e6
+        name for name in zoo.list_models(pillar="cross-modal", streams=2) if zoo.info(name)["parameters"] <= 200e6
     ]
     assert browser.evaluate(shown) == wanted != []
     assert browser.evaluate("document.getElementById('found').textContent") == f"{len(wanted)} models"
@@ -115,6 +112,7 @@ def test_each_public_name_stands_in_the_reference_once():
     named = [name for page in pages for name in entries(page.read_text(encoding="utf-8"))]
     assert sorted(name for name in named if name.count(".") == 1) == sorted(f"zoo.{name}" for name in zoo.__all__)
     assert len(named) == len(set(named))
+    assert {f"zoo.training.{name}" for name in zoo.training.__all__} <= set(named)
 
 
 def test_every_page_has_its_place_in_the_navigation():

@@ -19,7 +19,7 @@ from tests.training.test_loop import model_for, tokenizer  # noqa: F401
 from zoo.data.regions.files import save_regions
 from zoo.data.regions.regions import Regions
 from zoo.data.tables import find_columns
-from zoo.errors import InputError, TaskError
+from zoo.errors import InputError, TaskError, UnknownNameError
 from zoo.registry.tasks import TASKS
 from zoo.tasks.metrics.language import class_scores
 from zoo.tokenization import Tokenizer
@@ -117,6 +117,12 @@ def test_every_task_is_a_task_and_others_are_refused():
     assert set(SUPERVISIONS) <= set(TASKS)
     with pytest.raises(TaskError, match="learns from batches, not from rows"):
         supervision_of("entity-typing")
+    with pytest.raises(UnknownNameError, match=r"unknown task .*did you mean .sequence-classification."):
+        supervision_of("sequence-clasification")
+    with pytest.raises(TaskError, match="visual-question-answering learns from pictures"):
+        supervision_of("visual-question-answering")
+    with pytest.raises(TaskError, match="masked-lm learns from texts alone; leave the regions out"):
+        supervision_of("masked-lm", pictured=True)
 
 
 def reader(task, tokenizer, rows, **options):  # noqa: F811
@@ -308,3 +314,18 @@ def test_regions_are_read_from_a_dump(tokenizer, tmp_path):  # noqa: F811
     model = zoo.create("visualbert-base", task="sequence-classification", **config.to_dict(), **options)
     figures = evaluate(model, rows, tokenizer=tokenizer, regions=tmp_path / "regions.safetensors")
     assert figures == pytest.approx(evaluate(model, rows, tokenizer=tokenizer, regions=pictures()))
+
+
+def test_a_wrong_label_is_refused_with_its_row_and_one_label_is_none(tokenizer, tmp_path):  # noqa: F811
+    rows = [{"text": "w1", "label": "yes"}, {"text": "w2", "label": "no"}, {"text": "w3", "label": "maybe"}]
+    model = model_for("sequence-classification", labels=["no", "yes"])
+    with pytest.raises(InputError, match="row 3: the label 'maybe' is none that the model knows: no, yes"):
+        evaluate(model, rows, tokenizer=tokenizer)
+    (tmp_path / "dev.csv").write_text("text,label\nw1,yes\nw2,\n")
+    with pytest.raises(InputError, match=r"dev.csv, row 2: a label must be a word or a whole number, got ''"):
+        evaluate(model, tmp_path / "dev.csv", tokenizer=tokenizer)
+    with pytest.raises(InputError, match="label 2: a label must be a word or a whole number, got ''"):
+        task_options(tmp_path / "dev.csv", "sequence-classification")
+    with pytest.raises(InputError, match="all rows have the label 'yes'; a classifier needs two or more"):
+        task_options(rows[:1], "sequence-classification")
+    assert task_options(rows[:1], "sequence-classification", labels=["no", "yes"])["labels"] == ["no", "yes"]

@@ -75,7 +75,8 @@ class Checkpoint(Opened):
             return "sentence-embedding", prompt_note(self.source)
         named, model_class = architectures_of(self.foreign), self.blueprint.model_class
         known = [name for name in named if name in self.keymap.architectures]
-        heads = {head for name in known for head in self.keymap.architectures[name]} - set(model_class.heads)
+        said = {head for name in known for head in self.keymap.architectures[name]}
+        heads = {head for head in said if head not in model_class.heads or (said == {head} and self._classifies(head))}
         present = self.plan(inspect=True).heads if heads else frozenset()
         tasks = [task for head in sorted(heads & present) if (task := head.replace("_", "-")) in TASKS]
         if len(tasks) == 1:
@@ -89,6 +90,11 @@ class Checkpoint(Opened):
         if strange and not known:
             return None, f"the zoo has no head like that of {', '.join(strange)}; the model comes without it"
         return None, ""
+
+    def _classifies(self, head: str) -> bool:
+        """Whether a head is that of a task with classes of its own, as answers are, and no guess at masked words."""
+        task = head.replace("_", "-")
+        return task in TASKS and "num_labels" in spec_of_class(task, self.blueprint.model_class).options
 
     def targets(self, blueprint: Blueprint | None = None) -> dict[str, Target]:
         """What of ours the whole file must give, with every head that it has, for this ``blueprint`` or

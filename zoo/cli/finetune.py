@@ -12,7 +12,7 @@ import typer
 
 import zoo
 from zoo.cli.shared import Json, overrides_of, print_json, print_table
-from zoo.errors import ConfigError, InputError
+from zoo.errors import CheckpointError, ConfigError, InputError
 from zoo.registry.techniques import TECHNIQUES
 
 Table = Annotated[Path, typer.Option(help="Rows to learn from: csv, tsv, jsonl, parquet or txt.")]
@@ -78,6 +78,8 @@ def finetune(
     from zoo.training import fit, task_options
     from zoo.training.loop import FOLDER
 
+    if Path(source).is_dir() and out.resolve() == Path(source).resolve() and not resume:
+        raise InputError(f"--out {out} is the folder of the model to train, which would be lost; name another")
     chosen = [technique_of(spelled) for spelled in technique or ()]
     columns, options = _pairs(column, "--column"), overrides_of(override)
     wanted = task or _task_of(source)
@@ -88,7 +90,7 @@ def finetune(
     zoo.apply(model, *chosen, generator=generator)
     if not train_base and any(TECHNIQUES[type(each).__name__].alone for each in chosen):
         freeze_all_but(model)
-    encoder = zoo.tokenizer(tokenizer or source)
+    encoder = _tokenizer(source, tokenizer)
     settings: dict[str, Any] = {
         "epochs": epochs,
         "steps": steps,
@@ -178,7 +180,7 @@ def evaluate(
     found = figures_of(
         model,
         rows,
-        tokenizer=zoo.tokenizer(tokenizer or source),
+        tokenizer=_tokenizer(source, tokenizer),
         columns=_pairs(column, "--column"),
         regions=regions,
         batch_size=batch_size,
@@ -189,6 +191,19 @@ def evaluate(
         print_json({"model": source, "rows": str(rows), "figures": found})
     else:
         print_table(f"{source} on {rows}", ["figure", "value"], [[n, f"{value:.4f}"] for n, value in found.items()])
+
+
+def _tokenizer(source: str, named: str | None) -> Any:
+    """The tokenizer that the user names, or that of the source."""
+    try:
+        return zoo.tokenizer(named or source)
+    except CheckpointError as error:
+        if named is None and "holds no tokenizer" in str(error):
+            raise InputError(
+                f"{source} holds no tokenizer; name one by --tokenizer, a public name or a folder "
+                "(zoo.save(model, folder, tokenizer) keeps it with the model)"
+            ) from error
+        raise
 
 
 def _labels(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "tags": ("tags", "ner_tags", "pos_tags", "labels", "label"),
     "question": ("question", "query"),
     "context": ("context", "passage", "paragraph", "text"),
-    "answer": ("answer", "answers", "answer_text"),
+    "answer": ("answer", "answers", "answer_text", "label"),
     "start": ("start", "answer_start"),
     "choices": ("choices", "endings", "options"),
     "image2": ("image2", "image_2", "right_image", "second_image"),

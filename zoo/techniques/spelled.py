@@ -48,4 +48,5 @@ def _plain(name: str) -> str:
 
 
 def _hyphenated(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+    """AdapterFusion -> adapter-fusion, LoRA -> lora."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "-", name).lower()

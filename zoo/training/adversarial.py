@@ -33,21 +33,18 @@ Run = Callable[[Any, dict[str, Any]], tuple[Tensor, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial:
-    """What is perturbed, and how. The defaults are VILLA's for VQA, NLVR2 and SNLI-VE.
+    """What is perturbed, and how. The defaults are VILLA's for VQA, NLVR2 and SNLI-VE."""
 
-    text_lr, image_lr: how far a step goes, 0 = that side stays as it is. norm: what a step's length and ``max_norm``
-    (0: no bound) are measured in. kl: over a row's classes the "sum", or, as VILLA does for VCR, the "mean".
-    alternate: two passes a step, one with the words perturbed and one with the regions, in place of one with both.
-    """
-
-    steps: int = 3
-    text_lr: float = 1e-3
-    image_lr: float = 0.0
-    norm: Literal["l2", "linf"] = "l2"
-    max_norm: float = 0.0
-    kl_weight: float = 1.5
-    kl: Literal["sum", "mean"] = "sum"
-    alternate: bool = False
+    steps: int = 3  # perturbed passes of an update
+    text_lr: float = 1e-3  # how far a step moves the words' embeddings; 0: they stay as they are
+    image_lr: float = 0.0  # how far a step moves the regions' features; 0: they stay as they are
+    norm: Literal["l2", "linf"] = "l2"  # in which a step's length and max_norm are measured
+    max_norm: float = 0.0  # of a perturbation, at most; 0: no bound
+    kl_weight: float = 1.5  # of both divergences between clean and perturbed scores, beside the loss
+    kl: Literal["sum", "mean"] = "sum"  # over a row's classes; VILLA takes the mean for VCR
+    alternate: bool = (
+        False  # two passes a step, one with words and one with regions perturbed, in place of one with both
+    )
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 1:

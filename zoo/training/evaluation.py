@@ -86,11 +86,12 @@ class TableReader:
                 raise InputError("rows about pictures need their regions: pass regions=, a dump such as features.h5")
             supervision.look(self.regions, bare.config, rows)
         examples: list[Any] = []
+        where = f"{os.fspath(table)}, " if isinstance(table, str | os.PathLike) else ""
         for number, row in enumerate(rows, 1):
             try:
                 examples.extend(supervision.examples(row))
             except InputError as error:
-                raise InputError(f"row {number}: {error}") from error
+                raise InputError(f"{where}row {number}: {error}") from error
         return Examples(supervision, examples)
 
 

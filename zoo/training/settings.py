@@ -37,25 +37,25 @@ class Settings:
     (Devlin et al. 2019, appendix A.3), an update an optimizer step over ``accumulate`` batches.
     """
 
-    epochs: int = 3
+    epochs: int = 3  # passes over the training rows
     steps: int | None = None  # updates in all, in place of epochs
-    batch_size: int = 32
+    batch_size: int = 32  # rows of a batch
     accumulate: int = 1  # batches of one update
-    lr: float = 5e-5
+    lr: float = 5e-5  # the highest learning rate
     warmup: float = 0.1  # a share of the updates below 1, their number from 1 on
-    decay: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: float = 0.01
+    decay: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate, after warm-up
+    weight_decay: float = 0.01  # of all but biases and norms
     layer_decay: float = 1.0  # each layer has so many times the rate of the one above it
     clip: float = 1.0  # the gradients' common norm at most; 0: as they are
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay as they are
-    max_length: int | None = None
+    max_length: int | None = None  # tokens; longer texts are cut. None: as the tokenizer says
     metric: str | None = None  # of the evaluation, by which the best model is chosen; None: the task's own
     patience: int | None = None  # evaluations without a better one, after which the run ends
     evaluate_every: int | None = None  # updates; None: each epoch
     save_every: int | None = None  # updates after which a killed run can go on; None: at each evaluation
-    log_every: int = 10  # updates
+    log_every: int = 10  # updates between two lines of the log
     adversarial: Adversarial | None = None  # perturb words or regions in training; its fields as a dict do too
-    seed: int = 0
+    seed: int = 0  # of the order of rows and of dropout
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every"):

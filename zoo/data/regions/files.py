@@ -363,7 +363,7 @@ def check_regions(path: Path | str, *, limit: int | None = None, **options: Any)
     most 20 of them are shown).
     """
     path = Path(path)
-    pictures, fewest, most, widths = 0, 0, 0, set()
+    pictures, counts, widths = 0, set[int](), set[int]()
     problems: dict[str, str] = {}
     for name, values in islice(_raw(path), limit):
         pictures += 1
@@ -373,9 +373,11 @@ def check_regions(path: Path | str, *, limit: int | None = None, **options: Any)
             if len(problems) < 20:
                 problems[name] = str(error)
             continue
-        fewest = len(regions) if pictures == 1 else min(fewest, len(regions))
-        most = max(most, len(regions))
+        counts.add(len(regions))
         widths.add(regions.width)
+    if not pictures:
+        raise InputError(f"{path} holds no picture; a dump has a row, a file or an entry for each")
+    fewest, most = min(counts, default=0), max(counts, default=0)
     return RegionReport(str(path), kind_of(path), pictures, fewest, most, tuple(sorted(widths)), problems)
 
 

@@ -216,12 +216,16 @@ class Regions:
         width and says which detectors give the wanted one.
         """
         name = type(config).__name__.removesuffix("Config")
-        wanted = config.visual_size
+        wanted = getattr(config, "visual_size", None)
+        if wanted is None:
+            raise InputError(
+                f"{name} reads no pictures; regions are for models with visual_features among their inputs"
+            )
         if self.width != wanted:
             trained = ", ".join(f"{kind} ({about.width})" for kind, about in DETECTORS.items() if about.width == wanted)
             raise InputError(
-                f"{name} reads features {wanted} wide, these are {self.width} wide; detectors of that width: "
-                f"{trained or 'none'}"
+                f"{name} reads features {wanted} wide, these are {self.width} wide; detectors whose features are "
+                f"{wanted} wide: {trained or 'none'}"
             )
         regions = self
         place = getattr(config, "whole_image_at", None) if getattr(config, "whole_image", True) else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 
-from zoo.errors import TaskError
+from zoo.errors import TaskError, unknown
+from zoo.registry.tasks import TASKS
 from zoo.training.supervision.base import Supervision as Supervision
 
 SUPERVISIONS: Mapping[str, str] = {
@@ -30,7 +31,12 @@ PICTURED: Mapping[str, str] = {
 
 def supervision_of(task: str, pictured: bool = False) -> type[Supervision]:
     """The class that reads rows for a task; ``pictured``: of a model that reads regions."""
-    known = PICTURED if pictured else SUPERVISIONS
+    known, other = (PICTURED, SUPERVISIONS) if pictured else (SUPERVISIONS, PICTURED)
+    if task and task not in TASKS:
+        raise unknown("task", task, [*SUPERVISIONS, *PICTURED])
+    if task in other and task not in known:
+        hint = "leave the regions out" if pictured else "give the dump that its pictures stand in (regions, --regions)"
+        raise TaskError(f"{task} learns from {'texts alone' if pictured else 'pictures'}; {hint}")
     if task not in known:
         raise TaskError(
             f"{task or 'a model without a task'} learns from batches, not from rows of a table; tasks that do: "

@@ -110,7 +110,12 @@ def label_names(values: Iterable[Any], what: str = "label") -> list[str]:
     Whole numbers from 0 name themselves, up to the largest; others stand in the order of their
     numbers, words in that of the alphabet.
     """
-    distinct = {_named(value, what) for value in values}
+    distinct = set()
+    for number, value in enumerate(values, 1):
+        try:
+            distinct.add(_named(value, what))
+        except InputError as error:
+            raise InputError(f"{what} {number}: {error}") from error
     numbers = [number_of(name) for name in distinct]
     if all(isinstance(number, int) for number in numbers):
         whole = sorted(int(number) for number in numbers if number is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,17 @@ class TextClassification(Supervision):
         if kind == "regression":
             return {**found, "num_labels": 1}
         each = [name for entry in lists for name in entry or ()] if kind == "multi-label" else values
-        return {**found, "labels": label_names(each)}
+        names = label_names(each)
+        if kind == "single-label" and len(names) < 2:
+            raise InputError(
+                f"all rows have the label {names[0]!r}; a classifier needs two or more (labels=[...] names those that "
+                "the table lacks)"
+            )
+        return {**found, "labels": names}
+
+    def examples(self, row: Row) -> Iterable[Row]:
+        self._label(self.columns.of(row, "label"))  # a wrong one is refused with its row
+        return (row,)
 
     def batch(self, examples: Sequence[Row]) -> Batch:
         pairs = [self.columns.text(row, "pair") for row in examples] if "pair" in self.columns else None
