@@ -106,7 +106,12 @@ def sections_of(graph: Graph) -> tuple[list[Section], dict[Node, Section]]:
     # a schedule mixes its blocks: those of one stream stand above those of several
     place = {id(section): n for n, section in enumerate(sections)}
     both = next((n for n, section in enumerate(sections) if section.column < 0), len(sections))
-    sections.sort(key=lambda s: (place[id(s)] > both and not s.runs, s.column < 0, place[id(s)]))
+    before = {section.column for section in sections[:both] if section.runs}  # a stream's own blocks, ahead of both's
+
+    def late(section: Section) -> bool:
+        return place[id(section)] > both and (not section.runs or section.column in before)
+
+    sections.sort(key=lambda s: (late(s), s.column < 0, place[id(s)]))
     return sections, found
 
 
@@ -286,7 +291,9 @@ class Drawing:
             y += 14
         else:
             if section.column < 0:
-                self.canvas.text(left + 8, section.top + 27, "in turns with those above", size=11, color=SOFT)
+                below = any(s.runs for s in self.sections[self.sections.index(section) + 1 :])
+                where = "below" if below else "above"
+                self.canvas.text(left + 8, section.top + 27, f"in turns with those {where}", size=11, color=SOFT)
             self.canvas.text(right - 8, section.top + 13, note, size=11, color=SOFT, anchor="end")
         if section.again:
             y = self.canvas.paragraph(left + 8, y - 1, "built as above", right - left - 16, size=11)
