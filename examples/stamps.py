@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from emoji_pictures import BACKGROUND
 from torch import Tensor
 
 from zoo.errors import InputError, missing_extra
@@ -27,7 +28,6 @@ HOW = (
     "    apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb stamps\n"
     "    and then --stamps stamps/usr/share/tuxpaint/stamps"
 )
-BACKGROUND = (124, 116, 104)  # ImageNet's mean, which features count as zero
 ALIKE = 5  # bits of 64 in which the fingerprints of two pictures that look alike may differ
 TRANSLATION = re.compile(r"([A-Za-z_@]+)\.utf8=(.*)")
 

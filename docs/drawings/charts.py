@@ -46,6 +46,23 @@ class Axis:
         return (value - low) / (high - low)
 
 
+def frame(canvas: Canvas, top: float, height: float, x: Axis, y: Axis, beyond: float) -> tuple[float, float, float]:
+    """Grid, marks and labels of both axes, with ``beyond`` free to the right. -> left, width and top of the field."""
+    left = MARGIN + 8 + max(width_of(y.written.format(tick), 10.5) for tick in y.ticks)
+    width = WIDTH - MARGIN - beyond - left
+    canvas.text(MARGIN, top + 4, y.label, size=11, color=SOFT)
+    top += 20
+    for tick in y.ticks:
+        at = top + height * (1 - y.place(tick))
+        canvas.parts.append(f'<path d="M{number(left)} {number(at)}h{number(width)}" stroke="{GRID}"/>')
+        canvas.text(left - 6, at, y.written.format(tick), size=10.5, color=SOFT, anchor="end")
+    for tick in x.ticks:
+        at = left + width * x.place(tick)
+        canvas.text(at, top + height + 12, x.written.format(tick), size=10.5, color=SOFT, anchor="middle")
+    canvas.text(left + width, top + height + 28, x.label, size=11, color=SOFT, anchor="end")
+    return left, width, top
+
+
 def lines(
     canvas: Canvas,
     top: float,
@@ -57,18 +74,7 @@ def lines(
     notes: Mapping[str, str] | None = None,
 ) -> float:
     """A line with dots for each series, its names below. -> the bottom."""
-    left = MARGIN + 8 + max(width_of(y.written.format(tick), 10.5) for tick in y.ticks)
-    width = WIDTH - MARGIN - 8 - left
-    canvas.text(MARGIN, top + 4, y.label, size=11, color=SOFT)
-    top += 20
-    for tick in y.ticks:
-        at = top + height * (1 - y.place(tick))
-        canvas.parts.append(f'<path d="M{number(left)} {number(at)}h{number(width)}" stroke="{GRID}"/>')
-        canvas.text(left - 6, at, y.written.format(tick), size=10.5, color=SOFT, anchor="end")
-    for tick in x.ticks:
-        at = left + width * x.place(tick)
-        canvas.text(at, top + height + 12, x.written.format(tick), size=10.5, color=SOFT, anchor="middle")
-    canvas.text(left + width, top + height + 28, x.label, size=11, color=SOFT, anchor="end")
+    left, width, top = frame(canvas, top, height, x, y, 8)
     for (_, points), color in zip(series.items(), COLORS, strict=False):
         placed = [(left + width * x.place(a), top + height * (1 - y.place(b))) for a, b in points]
         canvas.line_through(placed, color)
@@ -117,18 +123,7 @@ def dots(
     canvas: Canvas, top: float, points: Sequence[tuple[float, float, float, str]], x: Axis, y: Axis, height: float = 300
 ) -> float:
     """A numbered dot for each (x, y, radius, color). -> the bottom."""
-    left = MARGIN + 8 + max(width_of(y.written.format(tick), 10.5) for tick in y.ticks)
-    width = WIDTH - MARGIN - 14 - left
-    canvas.text(MARGIN, top + 4, y.label, size=11, color=SOFT)
-    top += 20
-    for tick in y.ticks:
-        at = top + height * (1 - y.place(tick))
-        canvas.parts.append(f'<path d="M{number(left)} {number(at)}h{number(width)}" stroke="{GRID}"/>')
-        canvas.text(left - 6, at, y.written.format(tick), size=10.5, color=SOFT, anchor="end")
-    for tick in x.ticks:
-        at = left + width * x.place(tick)
-        canvas.text(at, top + height + 12, x.written.format(tick), size=10.5, color=SOFT, anchor="middle")
-    canvas.text(left + width, top + height + 28, x.label, size=11, color=SOFT, anchor="end")
+    left, width, top = frame(canvas, top, height, x, y, 14)
     for n, (a, b, radius, color) in enumerate(points, 1):
         at_x, at_y = left + width * x.place(a), top + height * (1 - y.place(b))
         canvas.parts.append(

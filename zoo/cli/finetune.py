@@ -12,7 +12,7 @@ import typer
 
 import zoo
 from zoo.cli.shared import Json, overrides_of, print_json, print_table
-from zoo.errors import CheckpointError, ConfigError, InputError
+from zoo.errors import ConfigError, InputError
 from zoo.registry.techniques import TECHNIQUES
 
 Table = Annotated[Path, typer.Option(help="Rows to learn from: csv, tsv, jsonl, parquet or txt.")]
@@ -195,15 +195,14 @@ def evaluate(
 
 def _tokenizer(source: str, named: str | None) -> Any:
     """The tokenizer that the user names, or that of the source."""
-    try:
-        return zoo.tokenizer(named or source)
-    except CheckpointError as error:
-        if named is None and "holds no tokenizer" in str(error):
-            raise InputError(
-                f"{source} holds no tokenizer; name one by --tokenizer, a public name or a folder "
-                "(zoo.save(model, folder, tokenizer) keeps it with the model)"
-            ) from error
-        raise
+    from zoo.checkpoints.convert import has_tokenizer
+
+    if named is None and Path(source).exists() and not has_tokenizer(source):
+        raise InputError(
+            f"{source} holds no tokenizer; name one by --tokenizer, a public name or a folder "
+            "(zoo.save(model, folder, tokenizer) keeps it with the model)"
+        )
+    return zoo.tokenizer(named or source)
 
 
 def _labels(options: Mapping[str, Any]) -> dict[str, Any]:

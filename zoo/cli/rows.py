@@ -214,9 +214,8 @@ class Prediction:
 
         try:
             return self._write(out)
-        except BaseException as error:
-            foreign = isinstance(error, InputError) and "of another run" in str(error)
-            if not foreign and (kept := kept_rows(out)):
+        except BaseException:
+            if kept := kept_rows(out, self.run):
                 print(f"zoo: {counted(kept, 'row')} kept; the same command goes on from there", file=sys.stderr)
             raise
 

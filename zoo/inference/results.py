@@ -238,13 +238,22 @@ def part_of(out: Path) -> tuple[Path, Path]:
     return out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
 
 
-def kept_rows(out: Path) -> int:
-    """How many rows a stopped run has left to go on with."""
+def kept_rows(out: Path, run: Mapping[str, Any] | None = None) -> int:
+    """How many rows a stopped run has left to go on with; ``run``: for this one, which none of
+    another's are.
+    """
     part, record = part_of(out)
     try:
-        return int(json.loads(record.read_text(encoding="utf-8"))["rows"]) if part.is_file() else 0
+        said = json.loads(record.read_text(encoding="utf-8"))
+        foreign = run is not None and differing(json.loads(json_of(run)), said["run"])
+        return int(said["rows"]) if part.is_file() and not foreign else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+def differing(run: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In what two runs differ, by name."""
+    return [name for name in {*run, *other} if run.get(name) != other.get(name)]
 
 
 class ResultFile:
@@ -292,12 +301,11 @@ class ResultFile:
             raise InputError(f"{self.record} is damaged; remove it and {self.part.name} to begin anew")
         if not os.fstat(self.file.fileno()).st_size >= said["bytes"] > 0:
             return {}  # of a part that is no more
-        for name in {*self.run, *said["run"]}:
-            if self.run.get(name) != said["run"].get(name):
-                raise InputError(
-                    f"{self.part} holds {said['rows']} rows of another run, whose {name} is {said['run'].get(name)!r} "
-                    f"and not {self.run.get(name)!r}; finish that run, or remove the file"
-                )
+        for name in differing(self.run, said["run"])[:1]:
+            raise InputError(
+                f"{self.part} holds {said['rows']} rows of another run, whose {name} is {said['run'].get(name)!r} "
+                f"and not {self.run.get(name)!r}; finish that run, or remove the file"
+            )
         return said
 
     def __enter__(self) -> ResultFile:

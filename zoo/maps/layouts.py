@@ -91,7 +91,6 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
             whole = {load(one).family for one in fitting if not load(one).leftovers(archive.tensors, below)}
             fitting = [one for one in fitting if not whole or load(one).family in whole]
             break
-    fitting = _knowing(fitting)
     outright = [layout for layout in fitting if load(layout).recognise.get("stated")]  # by the config, not names alone
     if len(fitting) == 1 or len(outright) == 1:
         return (outright or fitting)[0]
@@ -111,14 +110,6 @@ def recognise(archive: Listed, config: Mapping[str, object] | None = None) -> st
         f"no known layout fits a file with {sample} and model_type={model_type!r}. Candidates were {reasons}. "
         "Name one with layout=, or pass a map of your own"
     )
-
-
-def _knowing(fitting: list[str]) -> list[str]:
-    """Of several layouts that fit, those that have a rule for every name which another of them asks
-    for: hf-bert has none for the regions of a UNITER. All of them where none has.
-    """
-    asked = {key for layout in fitting for key in load(layout).recognise.get("keys", ())}
-    return [layout for layout in fitting if all(load(layout).by_source.find(key) for key in asked)] or fitting
 
 
 def _agree(keymaps: list[KeyMap], archive: Listed, config: Mapping[str, object] | None) -> bool:

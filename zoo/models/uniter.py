@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from zoo.errors import ConfigError
 from zoo.layers import FirstTokenPooler, Stack, Wanted, bert_block_of, text_embeddings_of
 from zoo.layers.embeddings import check_boxes, same_shape
-from zoo.layers.feed_forward import activation, check_activation
+from zoo.layers.feed_forward import activation
 from zoo.layers.heads import AnswerHead, RegionHead, masked_lm_of
 from zoo.layers.padding import as_bool
-from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.joint_encoder import JointEncoder
+from zoo.models.base.config import Config, free
+from zoo.models.base.joint_encoder import JointEncoder, check_joint
 from zoo.models.base.outputs import Joint
 from zoo.registry.terms import (
     IMAGE_TEXT_MATCHING,
@@ -71,12 +71,7 @@ class UniterConfig(Config):
     visual_segment: ClassVar[int] = 1  # of regions whose segment the caller does not give
 
     def check(self) -> None:
-        check_positive(
-            self, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions"
-        )
-        check_positive(self, "visual_size", "box_size", "region_target_size")
-        check_heads(self.hidden_size, self.num_heads)
-        check_activation(self.activation)
+        check_joint(self, "box_size", "region_target_size")
         if self.num_segments <= self.visual_segment:
             raise ConfigError(
                 f"num_segments={self.num_segments} must be 2 or more: regions have segment {self.visual_segment}"

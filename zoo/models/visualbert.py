@@ -36,10 +36,9 @@ from zoo.layers import (
     bert_block_of,
 )
 from zoo.layers.embeddings import check_features, check_ids, same_shape
-from zoo.layers.feed_forward import check_activation
 from zoo.layers.heads import RegionToPhraseHead, masked_lm_of
-from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.joint_encoder import JointEncoder
+from zoo.models.base.config import Config, free
+from zoo.models.base.joint_encoder import JointEncoder, check_joint
 from zoo.models.base.model import before_last
 from zoo.models.base.outputs import Joint
 from zoo.registry.terms import IMAGE_TEXT_MATCHING, MASKED_WORDS
@@ -69,19 +68,7 @@ class VisualBertConfig(Config):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "intermediate_size",
-            "max_positions",
-            "num_segments",
-        )
-        check_positive(self, "visual_size")
-        check_heads(self.hidden_size, self.num_heads)
-        check_activation(self.activation)
+        check_joint(self, "num_segments")
         if not 0 <= self.visual_segment < self.num_segments:
             raise ConfigError(
                 f"visual_segment={self.visual_segment} must lie in 0..{self.num_segments - 1} (num_segments)"

@@ -159,7 +159,12 @@ class TaskModel(nn.Module):
     def given(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         """A call's arguments by name; one that neither the model nor a task takes is refused."""
         for name in named:
-            if self.model.arguments and name not in self.model.arguments and name not in (*LABELS, *self.kept):
+            if (
+                self.model.arguments
+                and name not in self.model.arguments
+                and name not in LABELS
+                and name not in self.kept
+            ):
                 raise unknown(f"input of {type(self).__name__}", name, [*sorted(self.model.arguments), *LABELS])
         return dict(zip(self.names, inputs, strict=False)) | dict(named)
 

@@ -80,6 +80,17 @@ def mean_of(losses: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)
 
 
+def over_real(losses: Tensor, real: Tensor | None) -> Tensor:
+    """The sum of losses, zero where they don't count, divided by the number of ``real`` places (None: all)."""
+    return losses.sum() / (losses.numel() if real is None else real.sum().clamp(min=1))
+
+
+def one_of(labels: Tensor, choices: int) -> Tensor:
+    """Numbers of the right choice (batch,) as (batch, choices) of 1 and 0, -100 where the number is."""
+    numbers = torch.arange(choices, device=labels.device)
+    return torch.where(labels[:, None] == IGNORED, IGNORED, (numbers == labels[:, None]).long())
+
+
 def check_labels(
     labels: Tensor, shape: tuple[int, ...], name: str, classes: int | None = None, *, integers: bool = False
 ) -> None:
@@ -313,7 +324,7 @@ def weighted_class_loss(logits: Tensor, labels: Tensor, weights: Tensor, real: T
     rows = logits.flatten(0, -2), labels.flatten()
     each = F.cross_entropy(*rows, ignore_index=IGNORED, reduction="none")  # eq: weighted-classes
     weights = finite_labels(weights.masked_fill(labels == IGNORED, 0), "the confidences").to(logits.dtype)
-    return (each * weights.flatten()).sum() / (labels.numel() if real is None else real.sum().clamp(min=1))
+    return over_real(each * weights.flatten(), real)
 
 
 def masked_feature_loss(logits: Tensor, labels: Tensor, targets: Tensor, real: Tensor | None = None) -> Tensor:
@@ -326,7 +337,7 @@ def masked_feature_loss(logits: Tensor, labels: Tensor, targets: Tensor, real: T
     logits = widened(logits)
     targets = finite_labels(targets.masked_fill(~chosen.unsqueeze(2), 0), "region_targets").to(logits.dtype)
     each = F.smooth_l1_loss(logits, targets, reduction="none").mean(2)  # eq: masked-features
-    return (each * chosen).sum() / (labels.numel() if real is None else real.sum().clamp(min=1))
+    return over_real(each * chosen, real)
 
 
 CLASS_LOSSES = ("distribution", "likeliest")

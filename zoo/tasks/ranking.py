@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.tasks.base import TaskModel, with_an_axis
-from zoo.tasks.losses import IGNORED, binary_loss, check_labels, label_tensor, mean_of, row_loss, widened
+from zoo.tasks.losses import IGNORED, binary_loss, check_labels, label_tensor, mean_of, one_of, row_loss, widened
 
 
 def hinge_loss(logits: Tensor, labels: Tensor, margin: float = 0.2) -> Tensor:
@@ -46,9 +46,7 @@ def _binary_softmax(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     """Each pair alone, and the right one among all: ImageBERT's two losses added."""
     labels = label_tensor(labels)
     loss = row_loss(logits, labels)
-    numbers = torch.arange(logits.shape[1], device=labels.device)
-    each = torch.where(labels[:, None] == IGNORED, IGNORED, (numbers == labels[:, None]).long())
-    return loss + binary_loss(logits, each, None)
+    return loss + binary_loss(logits, one_of(labels, logits.shape[1]), None)
 
 
 def circle_loss(right: Tensor, wrong: Tensor, margin: float = 0.2, scale: float = 32.0) -> Tensor:
@@ -58,10 +56,14 @@ def circle_loss(right: Tensor, wrong: Tensor, margin: float = 0.2, scale: float 
     right (batch, right ones), wrong (batch, wrong ones), scores behind the sigmoid. ERNIE-ViL and UNIMO take it once
     with wrong pictures and once with wrong captions, and average.
     """
-    right, wrong = widened(right), widened(wrong)
+    return _circles(widened(right), widened(wrong), margin, scale).mean()
+
+
+def _circles(right: Tensor, wrong: Tensor, margin: float, scale: float = 32.0) -> Tensor:
+    """The circle loss of each row (batch,)."""
     near = scale * (1 + margin - right).clamp(min=0).detach() * (right - (1 - margin))
     far = scale * (wrong + margin).clamp(min=0).detach() * (wrong - margin)
-    return F.softplus(far.logsumexp(1) + (-near).logsumexp(1)).mean()  # eq: circle
+    return F.softplus(far.logsumexp(1) + (-near).logsumexp(1))  # eq: circle
 
 
 def _circle(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
@@ -73,8 +75,7 @@ def _circle(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     right = scores.gather(1, place)
     others = torch.arange(logits.shape[1] - 1, device=labels.device)[None].expand(len(labels), -1)
     wrong = scores.gather(1, others + (others >= place))
-    each = torch.stack([circle_loss(r[None], w[None], margin) for r, w in zip(right, wrong, strict=True)])
-    return mean_of(each, counted)
+    return mean_of(_circles(right, wrong, margin), counted)
 
 
 RANKING_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {

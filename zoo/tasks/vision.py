@@ -26,12 +26,12 @@ from zoo.tasks import text
 from zoo.tasks.base import TaskModel, along, with_an_axis
 from zoo.tasks.losses import (
     FAR,
-    IGNORED,
     binary_loss,
     check_labels,
     classification_loss,
     finite_labels,
     label_tensor,
+    one_of,
     real_labels,
     row_loss,
     soft_answer_loss,
@@ -224,8 +224,7 @@ class VisionMultipleChoice(VisionTask, text.MultipleChoice):
             return row_loss(logits, labels)
         if labels.dim() == 1:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
-            numbers = torch.arange(logits.shape[1], device=labels.device)
-            labels = torch.where(labels[:, None] == IGNORED, IGNORED, (numbers == labels[:, None]).long())
+            labels = one_of(labels, logits.shape[1])
         check_labels(labels, tuple(logits.shape), "labels", 2, integers=True)
         return row_loss(scores, labels.flatten()) if scores.shape[1] == 2 else binary_loss(logits, labels, None)
 
@@ -290,8 +289,12 @@ class Grounding(VisionTask):
         labels = label_tensor(labels)
         if labels.is_floating_point():
             check_labels(labels, tuple(logits.shape), "labels")
-            alone = getattr(self.model, "grounding_loss", "sum") == "mean"
-            loss = binary_loss(logits, labels, real) if alone else soft_answer_loss(logits, labels, "bce", real)
+            model: Any = self.model
+            loss = (
+                binary_loss(logits, labels, real)
+                if model.grounding_loss == "mean"
+                else soft_answer_loss(logits, labels, "bce", real)
+            )
         else:
             check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
             if real is not None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ConfigError, InputError
 from zoo.models.base.model import bare_model, unwrapped
-from zoo.tasks.losses import widened
+from zoo.tasks.losses import mean_of, widened
 
 SMALLEST = 1e-8  # what a gradient's norm is at least
 REGIONS = "visual_features"
@@ -42,9 +42,7 @@ class Adversarial:
     max_norm: float = 0.0  # of a perturbation, at most; 0: no bound
     kl_weight: float = 1.5  # of both divergences between clean and perturbed scores, beside the loss
     kl: Literal["sum", "mean"] = "sum"  # over a row's classes; VILLA takes the mean for VCR
-    alternate: bool = (
-        False  # two passes a step, one with words and one with regions perturbed, in place of one with both
-    )
+    alternate: bool = False  # two passes a step, for words and for regions, in place of one for both
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 1:
@@ -90,8 +88,8 @@ def attacks(
     with context():
         _, clean = run(model, dict(batch))
     deltas = first_deltas(model, batch, chosen)
-    groups = [{name: delta} for name, delta in deltas.items()] if chosen.alternate else [deltas]
     for step in range(chosen.steps):
+        groups = [{name: delta} for name, delta in deltas.items()] if chosen.alternate else [deltas]
         for delta in deltas.values():
             delta.requires_grad_()
         with context():
@@ -106,9 +104,7 @@ def attacks(
         if last:
             return
         rates = {name: chosen.image_lr if name == REGIONS else chosen.text_lr for name in deltas}
-        moved = {name: moved_delta(delta, rates[name], chosen) for name, delta in deltas.items()}
-        deltas.update(moved)
-        groups = [{name: delta} for name, delta in deltas.items()] if chosen.alternate else [deltas]
+        deltas.update({name: moved_delta(delta, rates[name], chosen) for name, delta in deltas.items()})
 
 
 def first_deltas(model: nn.Module, batch: Mapping[str, Any], chosen: Adversarial) -> dict[str, Tensor]:
@@ -173,20 +169,18 @@ def divergence(clean: Any, other: Any, over_classes: str) -> Tensor:
     """``KL(clean || other) + KL(other || clean)`` of the softmax of each of a result's scores, the mean over rows;
     over a row's classes the "sum" or the "mean".
     """
-    pairs = [(mine, theirs) for mine, theirs in zip(scores_of(clean), scores_of(other), strict=True)]
+    pairs = list(zip(scores_of(clean), scores_of(other), strict=True))
     if not pairs:
         raise ConfigError("the task gives no scores over classes to compare; set kl_weight=0")
-    total = None
+    parts = []
     for mine, theirs in pairs:
         p, q = widened(mine).log_softmax(-1), widened(theirs).log_softmax(-1)
         each = (p.exp() - q.exp()) * (p - q)  # both directions together  # eq: divergence
         rows = each.sum(-1) if over_classes == "sum" else each.mean(-1)
         # places that are zeros in both, padding, are the same for certain and no row
         counted = (mine != 0).any(-1)
-        part = torch.where(counted, rows, 0).sum() / counted.sum().clamp(min=1)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+        parts.append(mean_of(rows, counted))
+    return sum(parts[1:], parts[0])
 
 
 def scores_of(output: Any) -> list[Tensor]:

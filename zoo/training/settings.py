@@ -6,12 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from zoo.errors import ConfigError, UnknownNameError, unknown
 from zoo.training.adversarial import Adversarial
 from zoo.training.schedules import Schedule
 
+T = TypeVar("T")
 PRECISIONS = ("float32", "bfloat16")
 ELSEWHERE = {
     "learning_rate": "lr",
@@ -72,7 +73,9 @@ class Settings:
         if self.decay not in ("linear", "cosine", "constant"):
             raise unknown("decay of the learning rate", self.decay, ("linear", "cosine", "constant"))
         if isinstance(self.adversarial, Mapping):
-            object.__setattr__(self, "adversarial", adversarial_of(self.adversarial))
+            object.__setattr__(
+                self, "adversarial", _of(Adversarial, self.adversarial, "setting of adversarial training")
+            )
         if self.adversarial is not None and not isinstance(self.adversarial, Adversarial):
             raise ConfigError(f"adversarial must be a zoo.training.Adversarial or its fields, got {self.adversarial!r}")
         if self.precision not in PRECISIONS:
@@ -86,13 +89,10 @@ class Settings:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """From plain values; an unknown name is refused with the closest."""
-        known = [item.name for item in dataclasses.fields(cls)]
         for name in values:
             if name in ELSEWHERE:
                 raise UnknownNameError(f"{name!r} is called {ELSEWHERE[name]!r} here")
-            if name not in known:
-                raise unknown("setting of a training run", name, known)
-        return cls(**values)
+        return _of(cls, values, "setting of a training run")
 
     def schedule(self, total: int) -> Schedule:
         """The share of the rate at each update, from 0: up in the warm-up, then down to zero."""
@@ -108,10 +108,10 @@ class Settings:
         return lambda step: min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
-def adversarial_of(values: Mapping[str, Any]) -> Adversarial:
-    """From plain values; an unknown name is refused with the closest."""
-    known = [item.name for item in dataclasses.fields(Adversarial)]
+def _of(cls: type[T], values: Mapping[str, Any], what: str) -> T:
+    """A dataclass from plain values; an unknown name is refused with the closest."""
+    known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            raise unknown("setting of adversarial training", name, known)
-    return Adversarial(**values)
+            raise unknown(what, name, known)
+    return cls(**values)

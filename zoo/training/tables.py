@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.layers.heads import MaskedLMHead, TableHead
+from zoo.layers.init import truncated_normal
 from zoo.models.base.model import M, bare_model
 
 
@@ -59,6 +60,7 @@ def _append(table: nn.Embedding, rows: Tensor) -> None:
 
 
 def _drawn(like: Tensor, rows: int, std: float, generator: torch.Generator | None) -> Tensor:
-    """New rows, normal and cut at two deviations."""
+    """New rows, as those of a fresh model are drawn."""
     new = like.new_empty(rows, like.shape[1])
-    return nn.init.trunc_normal_(new, 0, std, -2 * std, 2 * std, generator=generator)
+    truncated_normal(new, std, generator)
+    return new

@@ -11,15 +11,25 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.layers.embeddings import check_ids, same_shape
+from zoo.layers.feed_forward import check_activation
 from zoo.layers.padding import Part, joined
 from zoo.layers.run import Run
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Wanted
+from zoo.models.base.config import check_heads, check_positive
 from zoo.models.base.model import Reading, VisionLanguageModel
 from zoo.models.base.outputs import Joint
 
 Real = tuple[Tensor | None, Tensor | None, Sequence[int] | None, Sequence[int] | None]
 """What a call says is real: attention_mask, visual_mask, lengths, visual_lengths."""
+
+
+def check_joint(c: Any, *positive: str) -> None:
+    """Refuse sizes that no such model can have; ``positive``: further fields that must be above zero."""
+    check_positive(c, "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+    check_positive(c, *positive, "visual_size")
+    check_heads(c.hidden_size, c.num_heads)
+    check_activation(c.activation)
 
 
 class JointEncoder(VisionLanguageModel):
