@@ -12,7 +12,7 @@ from torch import nn
 from zoo.layers.attention import Attention
 from zoo.layers.feed_forward import FeedForward
 from zoo.layers.masks import Mask
-from zoo.layers.residual import Residual, post_norm
+from zoo.layers.residual import Residual, post_norm, pre_norm
 from zoo.layers.run import Run
 from zoo.layers.shapes import Bias, Rows, SourceRows
 from zoo.layers.trace import Trace
@@ -115,7 +115,7 @@ def bert_block(
 
 
 class BlockSizes(Protocol):
-    """What `bert_block_of` reads from a config; most text models' configs have these fields."""
+    """What `bert_block_of` and `pre_norm_block_of` read from a config; most text models' configs have these fields."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -143,6 +143,18 @@ def bert_block_of(config: BlockSizes) -> EncoderBlock:
         norm_eps=config.norm_eps,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
+    )
+
+
+def pre_norm_block_of(c: BlockSizes) -> EncoderBlock:  # eq: pre-norm-block
+    """BERT's operations with the norm before each, at the sizes of a config: GPT-2, XLM-R XL."""
+    return EncoderBlock(
+        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
+        FeedForward(c.hidden_size, c.intermediate_size, c.activation),
+        nn.LayerNorm(c.hidden_size, c.norm_eps),
+        nn.LayerNorm(c.hidden_size, c.norm_eps),
+        dropout=c.dropout,
+        residual=pre_norm,
     )
 
 
