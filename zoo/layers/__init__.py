@@ -1,15 +1,7 @@
 """Parts that serve more than one model. They know nothing of any model."""
 
 from zoo.layers.attention import Attention, AttentionArgs, AttentionCore
-from zoo.layers.blocks import (
-    CoAttentionBlock,
-    DecoderBlock,
-    EncoderBlock,
-    Side,
-    bert_block,
-    bert_block_of,
-    pre_norm_block_of,
-)
+from zoo.layers.blocks import CoAttentionBlock, DecoderBlock, EncoderBlock, Side, bert_block, bert_block_of
 from zoo.layers.embeddings import RegionEmbeddings, TextEmbeddings, text_embeddings_of
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward, activation
 from zoo.layers.masks import Mask, Pattern, causal, cross_mask, prefix, window
@@ -61,7 +53,6 @@ __all__ = [
     "pool",
     "post_norm",
     "pre_norm",
-    "pre_norm_block_of",
     "prefix",
     "text_embeddings_of",
     "window",

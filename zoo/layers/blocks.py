@@ -12,7 +12,7 @@ from torch import nn
 from zoo.layers.attention import Attention
 from zoo.layers.feed_forward import FeedForward
 from zoo.layers.masks import Mask
-from zoo.layers.residual import Residual, post_norm, pre_norm
+from zoo.layers.residual import Residual, post_norm
 from zoo.layers.run import Run
 from zoo.layers.shapes import Bias, Rows, SourceRows
 from zoo.layers.trace import Trace
@@ -101,9 +101,10 @@ def bert_block(
     norm_eps: float = 1e-12,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
+    residual: Residual = post_norm,
 ) -> EncoderBlock:
-    """BERT's block: post-norm, LayerNorm, dropout on probabilities and on both sublayers'
-    results.
+    """BERT's block: LayerNorm, dropout on probabilities and on both sublayers' results; post-norm unless
+    ``residual`` says otherwise.
     """
     return EncoderBlock(
         Attention(hidden_size, num_heads, dropout=attention_dropout),
@@ -111,11 +112,12 @@ def bert_block(
         nn.LayerNorm(hidden_size, norm_eps),
         nn.LayerNorm(hidden_size, norm_eps),
         dropout=dropout,
+        residual=residual,
     )
 
 
 class BlockSizes(Protocol):
-    """What `bert_block_of` and `pre_norm_block_of` read from a config; most text models' configs have these fields."""
+    """What `bert_block_of` reads from a config; most text models' configs have these fields."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -133,7 +135,7 @@ class BlockSizes(Protocol):
     def attention_dropout(self) -> float: ...
 
 
-def bert_block_of(config: BlockSizes) -> EncoderBlock:
+def bert_block_of(config: BlockSizes, residual: Residual = post_norm) -> EncoderBlock:
     """`bert_block` at the sizes of a config."""
     return bert_block(
         config.hidden_size,
@@ -143,18 +145,7 @@ def bert_block_of(config: BlockSizes) -> EncoderBlock:
         norm_eps=config.norm_eps,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
-    )
-
-
-def pre_norm_block_of(c: BlockSizes) -> EncoderBlock:  # eq: pre-norm-block
-    """BERT's operations with the norm before each, at the sizes of a config: GPT-2, XLM-R XL."""
-    return EncoderBlock(
-        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
-        FeedForward(c.hidden_size, c.intermediate_size, c.activation),
-        nn.LayerNorm(c.hidden_size, c.norm_eps),
-        nn.LayerNorm(c.hidden_size, c.norm_eps),
-        dropout=c.dropout,
-        residual=pre_norm,
+        residual=residual,
     )
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.layers import Padding, Pooler, Stack, TextEmbeddings, causal, pool, pre_norm_block_of
+from zoo.layers import Padding, Pooler, Stack, TextEmbeddings, bert_block_of, causal, pool, pre_norm
 from zoo.layers.feed_forward import check_activation
 from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.text_encoder import TextEncoder
@@ -97,7 +97,7 @@ class Gpt2(TextEncoder):
         self.embeddings = TextEmbeddings(  # eq: embedding
             c.vocab_size, c.hidden_size, c.max_positions, 0, nn.Identity(), dropout=c.embedding_dropout
         )
-        self.encoder = Stack([pre_norm_block_of(c) for _ in range(c.num_layers)])
+        self.encoder = Stack([bert_block_of(c, pre_norm) for _ in range(c.num_layers)])  # eq: block
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)  # eq: norm
         self.pooler = LastTokenPooler() if c.pooler else None
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zoo.layers import FirstTokenPooler, Stack, pre_norm_block_of
+from zoo.layers import FirstTokenPooler, Stack, bert_block_of, pre_norm
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.roberta import Roberta, RobertaConfig, RobertaEmbeddings
 
@@ -38,6 +38,8 @@ class XlmRobertaXl(TextEncoder):
     def __init__(self, config: XlmRobertaXlConfig) -> None:
         super().__init__(config)
         self.embeddings = RobertaEmbeddings(config, nn.Identity())  # eq: embedding
-        self.encoder = Stack([pre_norm_block_of(config) for _ in range(config.num_layers)])
+        self.encoder = Stack(  # eq: block
+            [bert_block_of(config, pre_norm) for _ in range(config.num_layers)]
+        )
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)  # eq: norm
         self.pooler = FirstTokenPooler(config.hidden_size) if config.pooler else None
