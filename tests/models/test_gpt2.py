@@ -16,6 +16,7 @@ from tests.oracle import hugging_face, taught
 from tests.references.case import golden_cases, load_case
 from tests.strategies import build, relative, small_config
 from zoo.errors import TaskError
+from zoo.layers.cache import Cache
 from zoo.layers.padding import Padding
 from zoo.maps import layouts
 from zoo.models.gpt2 import LastTokenPooler
@@ -66,6 +67,24 @@ def test_a_later_token_changes_nothing_before_it():
         a, b = model(IDS).last_hidden_state, model(other).last_hidden_state
     assert torch.equal(a[:, :4], b[:, :4])
     assert (a[:, 4:] != b[:, 4:]).any(2).all()
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_text_behind_a_cache_has_the_states_that_it_has_in_one_pass(cut):
+    model = build("gpt2", small_config("gpt2"), seed=2)
+    places = (MASK.cumsum(1) - 1).clamp(min=0)  # wherever padding stands
+    cache = Cache()
+    with torch.no_grad():
+        whole = model(IDS, MASK, position_ids=places).last_hidden_state
+        parts = [
+            model.decode(IDS[:, part], MASK[:, part], places[:, part], cache=cache).last_hidden_state
+            for part in (slice(cut), *(slice(t, t + 1) for t in range(cut, 6)))
+        ]
+    assert relative(torch.cat(parts, 1)[MASK.bool()], whole[MASK.bool()]) < 1e-12
+    with torch.no_grad():
+        plain, cache = model(IDS).last_hidden_state, Cache()
+        model.decode(IDS[:, :cut], cache=cache)
+        assert relative(model.decode(IDS[:, cut:], cache=cache).last_hidden_state, plain[:, cut:]) < 1e-12
 
 
 def test_the_pooled_vector_is_the_last_real_tokens_state():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.references.case import Case
 from tests.references.text_models import at_real, encoded_outputs, load, real_of
+from zoo.layers.cache import Cache
 
 
 def hugging_face(case: Case) -> Mapping[str, Any]:
@@ -28,7 +29,9 @@ def hugging_face(case: Case) -> Mapping[str, Any]:
 
 
 def megatron(case: Case) -> Mapping[str, Any]:
-    """Logits, those of the second half too, what leaves each block, and the loss of the next token."""
+    """Logits, those of the second half behind a cache of the first, what leaves each block, and the loss
+    of the next token.
+    """
     model = load(case, "causal-lm")
     ids = case.inputs["input_ids"].long()
     given = {"position_ids": case.inputs["position_ids"].long()} if "position_ids" in case.inputs else {}
@@ -38,9 +41,13 @@ def megatron(case: Case) -> Mapping[str, Any]:
         result = model(ids, labels=ids, **given)
     for hook in hooks:
         hook.remove()
+    cache, half = Cache(), ids.shape[1] // 2
+    with torch.no_grad():
+        for part in (ids[:, :half], ids[:, half:]):
+            cached = model.predict(model.model.decode(part, cache=cache).last_hidden_state)
     return {
         "logits": result.logits,
-        "logits_cached": result.logits[:, ids.shape[1] // 2 :],
+        "logits_cached": cached,
         "lm_loss": result.loss,
         **{f"layer.{i}": state for i, state in enumerate(left)},
     }

@@ -27,10 +27,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.layers import Padding, Pooler, Stack, TextEmbeddings, bert_block_of, causal, pool, pre_norm
+from zoo.layers import Padding, Pooler, Stack, TextEmbeddings, bert_block_of, pool, pre_norm
 from zoo.layers.feed_forward import check_activation
+from zoo.models.base.causal import CausalModel
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.text_encoder import TextEncoder
 from zoo.registry.terms import NEXT_TOKEN
 
 
@@ -83,13 +83,12 @@ class NextTokenHead(nn.Module):
         return F.linear(hidden, table if self.decoder is None else self.decoder.weight)
 
 
-class Gpt2(TextEncoder):
+class Gpt2(CausalModel):
     Config = Gpt2Config
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "position_ids")
     heads = {"language_model": lambda c: NextTokenHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings)}
     task_heads = {"sequence_classification": lambda c, labels: nn.Linear(c.hidden_size, labels, bias=False)}
     pretraining = (NEXT_TOKEN,)
-    pattern = causal()  # eq: causal
 
     def __init__(self, config: Gpt2Config) -> None:
         super().__init__(config)

@@ -41,7 +41,7 @@ class SpacedWords:
         return jieba_segmenter()
 
     def __call__(self, text: str, language: str | None = None) -> str:
-        words = " ".join(word.translate(self.symbols) for word in self.segment(text))
+        words = " ".join(word.translate(self.symbols) for word in self.segment(text))  # eq: words
         return words if self.then is None else self.then(words)
 
     def options(self) -> dict[str, object]:

@@ -388,14 +388,12 @@ def inputs_of(backend: tokenizers.Tokenizer, hints: Hints) -> tuple[str, ...]:
     return KNOWN_INPUTS if any(pair.type_ids) else KNOWN_INPUTS[:2]
 
 
-def _saved_longest_match(
-    options: Mapping[str, Any], backend: tokenizers.Tokenizer
-) -> sentence_piece.LongestMatch:
+def _saved_longest_match(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> sentence_piece.LongestMatch:
     tables = charsmaps_of(backend)
     if len(tables) != 1:
         raise CheckpointError(
-            f"the saved tokenizer names a pre-step by SentencePiece's table; its normalizer has {len(tables)} tables instead "
-            "of one"
+            f"the saved tokenizer names a pre-step by SentencePiece's table; its normalizer has {len(tables)} tables "
+            "instead of one"
         )
     return sentence_piece.LongestMatch(rules_of(tables[0]), [str(text) for text in options["keep"]])
 

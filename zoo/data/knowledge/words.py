@@ -10,6 +10,7 @@ from zoo.errors import InputError
 from zoo.tokenization.chinese import Segmenter as Segmenter
 from zoo.tokenization.chinese import jieba_segmenter as jieba_segmenter
 
+
 def mark_words(tokens: Sequence[str], words: Iterable[str], mark: str = "##") -> list[str]:
     """Tokens of one text with ``mark`` before each that goes on with a word: whole-word masking
     then takes a word's characters together.
