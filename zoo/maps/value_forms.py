@@ -58,6 +58,13 @@ def same_value(value: object, what: str) -> object:
     return value
 
 
+def four_times(value: object, what: str) -> object:
+    """Four times the value: the inner width of a feed-forward that no key states."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be a whole number, got {value!r}")
+    return 4 * value
+
+
 def complement(value: object, what: str) -> object:
     """0.99 -> 0.01: the share of the new in place of that of the old."""
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -77,5 +84,9 @@ FORMS: dict[str, Form] = {
 }
 COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {"stage-inputs": stage_inputs}
 """Foreign values that follow from our fields: checked on the way here, written on the way back."""
-DERIVED: dict[str, Callable[[object, str], object]] = {"behind-the-last": behind_the_last, "same": same_value}
+DERIVED: dict[str, Callable[[object, str], object]] = {
+    "behind-the-last": behind_the_last,
+    "four-times": four_times,
+    "same": same_value,
+}
 """What a field can follow from another key by, which makes a field of its own: forward alone."""
