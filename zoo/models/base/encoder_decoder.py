@@ -54,6 +54,7 @@ class EncoderDecoder(Model):
         "decoder_attention_mask",
         "decoder_position_ids",
     )
+    writes = "encoder-decoder"
     offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
     embeddings: nn.Module
     encoder: Stack
