@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests import oracle
 from tests.strategies import build, small_config
-from zoo.inference.generate import Written, generate
+from zoo.inference.generate import Generated, generate
 
 WRITERS = {"mbart": ("hf-mbart", "MBartForConditionalGeneration"), "bart": ("hf-bart", "BartForConditionalGeneration")}
 SOURCES, LONGEST, VOCABULARY = 4, 24, 19
@@ -102,7 +102,7 @@ def theirs(model: Any, given: dict[str, Tensor], drawn: dict[str, Any]) -> tuple
     return found.sequences, getattr(found, "sequences_scores", None)
 
 
-def compared(mine: Written, sequences: Tensor, scores: Tensor | None) -> str:
+def compared(mine: Generated, sequences: Tensor, scores: Tensor | None) -> str:
     """ "equal", "tie" where all that differs scores alike, or what is wrong."""
     ids = mine.sequences
     width = max(ids.shape[1], sequences.shape[1])

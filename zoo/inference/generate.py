@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import InputError, unknown
-from zoo.inference.search.choosing import Found, Stops
+from zoo.inference.search.choosing import FoundText, Stops
 from zoo.inference.search.loop import Outside, Streamer, write
 from zoo.inference.search.settings import FIELDS, Search
 from zoo.inference.search.writers import check_source, writer_of
@@ -19,7 +19,7 @@ from zoo.layers.padding import as_bool
 
 
 @dataclass(frozen=True)
-class Written(Output):
+class Generated(Output):
     """What `generate` wrote, ``num_return_sequences`` texts for each source, one source behind the other.
 
     ``sequences`` (texts, length): ids with the beginning and the end, then padding. ``scores`` (texts):
@@ -46,7 +46,7 @@ def generate(
     streamer: Streamer | None = None,
     progress: Callable[[int, int], None] | None = None,
     **named: Any,
-) -> Written:
+) -> Generated:
     """Write a text for each source of a batch.
 
     model: with a task that writes (conditional-generation, causal-lm), in eval mode. input_ids,
@@ -139,7 +139,7 @@ def _stops(model: Any, strings: Sequence[str], beginning: int) -> Stops:
     return stops
 
 
-def _joined(found: Sequence[Found], beginning: int, padding: int) -> Written:
+def _joined(found: Sequence[FoundText], beginning: int, padding: int) -> Generated:
     """Texts of several lengths as one batch."""
     lengths = tuple(len(text.ids) for text in found)
     ids, longest = found[0].ids, max(lengths)
@@ -149,7 +149,7 @@ def _joined(found: Sequence[Found], beginning: int, padding: int) -> Written:
         sequences[row, : lengths[row]] = text.ids
         log_probs[row, : len(text.log_probs)] = text.log_probs
     scores = torch.tensor([text.score for text in found], dtype=log_probs.dtype, device=ids.device)
-    return Written(sequences, scores, log_probs, lengths)
+    return Generated(sequences, scores, log_probs, lengths)
 
 
 @dataclass(frozen=True)

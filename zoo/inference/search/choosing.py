@@ -23,7 +23,7 @@ Stops = Callable[[Tensor], Tensor]  # ids (rows, length) -> which rows hold a st
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundText:
     """A text with its score and the log-probability of each of its tokens behind the beginning."""
 
     ids: Tensor  # (length,)
@@ -69,7 +69,7 @@ class Chooser:
         self.ids = beginning.repeat_interleave(each, 0)  # (rows, length)
         self.sources = torch.arange(len(beginning), device=beginning.device)  # numbers of the open ones
         self.log_probs = torch.empty(len(self.ids), 0, device=beginning.device)  # of each token
-        self.found: list[list[Found]] = [[] for _ in range(len(beginning))]
+        self.found: list[list[FoundText]] = [[] for _ in range(len(beginning))]
 
     @property
     def rows(self) -> Tensor:
@@ -107,7 +107,7 @@ class OneByOne(Chooser):
         super().__init__(beginning, search.num_return_sequences, search, limits)
         self.generator, self.limited = generator, limited
         self.ended = torch.zeros(len(self.ids), dtype=torch.bool, device=beginning.device)
-        self.texts: dict[tuple[int, int], Found] = {}
+        self.texts: dict[tuple[int, int], FoundText] = {}
 
     def choose(self, scores: Tensor, logits: Tensor) -> Move:
         if self.search.do_sample:
@@ -123,7 +123,7 @@ class OneByOne(Chooser):
         for row in new.nonzero().flatten().tolist():
             source, place = int(self.sources[row // self.each]), row % self.each
             log_probs = self.log_probs[row]
-            self.texts[source, place] = Found(self.ids[row], float(log_probs.sum()), log_probs)
+            self.texts[source, place] = FoundText(self.ids[row], float(log_probs.sum()), log_probs)
         chosen, done = self.ids[:, -1], self.ended.unflatten(0, (-1, self.each)).all(1)
         still: Tensor | None = None
         if bool(done.any()):
@@ -212,7 +212,7 @@ class Beams(Chooser):
             row = place * sums.shape[1] + candidate
             if float(sums[place, candidate]) <= DEAD:
                 continue
-            kept.append(Found(ids[row], scores[place][candidate], log_probs[row]))
+            kept.append(FoundText(ids[row], scores[place][candidate], log_probs[row]))
         for source in self.sources.tolist():
             self.found[source] = sorted(self.found[source], key=lambda text: -text.score)[:beams]
 
@@ -260,7 +260,7 @@ def chooser_of(
     return OneByOne(beginning, search, limits, generator, limited=limited)
 
 
-def texts(chooser: Chooser, returned: int) -> list[Found]:
+def texts(chooser: Chooser, returned: int) -> list[FoundText]:
     """The best of each source, one source behind the other."""
     for source, found in enumerate(chooser.found):
         if len(found) < returned:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.inference.search.choosing import Found, Limits, Stops, chooser_of, texts
-from zoo.inference.search.rules import Step, rules_of
+from zoo.inference.search.choosing import FoundText, Limits, Stops, chooser_of, texts
+from zoo.inference.search.rules import SoFar, rules_of
 from zoo.inference.search.settings import Search
 from zoo.inference.search.writers import Writer
 
@@ -28,7 +28,7 @@ class Outside:
     stops: Stops | None = None
 
 
-def write(writer: Writer, search: Search, ends: tuple[int, ...], longest: int, outside: Outside) -> list[Found]:
+def write(writer: Writer, search: Search, ends: tuple[int, ...], longest: int, outside: Outside) -> list[FoundText]:
     """The texts of all sources, ``num_return_sequences`` for each."""
     beginning = writer.beginning
     limits = Limits(beginning.shape[1], longest, ends, outside.stops)
@@ -37,7 +37,7 @@ def write(writer: Writer, search: Search, ends: tuple[int, ...], longest: int, o
     logits = wide(writer.start()).repeat_interleave(chooser.each, 0)  # (rows, vocabulary)
     writer.repeat(chooser.each)
     while True:
-        step = Step(chooser.ids, chooser.rows, of_rows(writer.source_ids, chooser.rows))
+        step = SoFar(chooser.ids, chooser.rows, of_rows(writer.source_ids, chooser.rows))
         scores = logits if search.num_beams == 1 else logits.log_softmax(1)
         for rule in rules:
             scores = rule(step, scores)

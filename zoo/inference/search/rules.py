@@ -1,6 +1,6 @@
 """Which tokens may follow: rules on the scores of the next token.
 
-A rule takes a `Step` and scores (rows, vocabulary) and gives scores; minus infinity forbids a token.
+A rule takes a `SoFar` and scores (rows, vocabulary) and gives scores; minus infinity forbids a token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEVER = -torch.inf
 
 
 @dataclass(frozen=True)
-class Step:
+class SoFar:
     """What is written so far. ``ids`` (rows, length), ``sources`` (rows): the number of each row's source;
     ``source_ids`` (rows, source length) where there is one.
     """
@@ -27,7 +27,7 @@ class Step:
     source_ids: Tensor | None = None
 
 
-Rule = Callable[[Step, Tensor], Tensor]
+Rule = Callable[[SoFar, Tensor], Tensor]
 
 
 def rules_of(search: Search, ends: tuple[int, ...], beginning: int, limit: int) -> list[Rule]:
@@ -73,7 +73,7 @@ def repeated_less(penalty: float) -> Rule:
     2019).
     """
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         found = scores.gather(1, step.ids)
         return scores.scatter(1, step.ids, torch.where(found < 0, found * penalty, found / penalty))
 
@@ -83,7 +83,7 @@ def repeated_less(penalty: float) -> Rule:
 def no_repeat(size: int, *, of_source: bool = False) -> Rule:
     """No token that would complete an n-gram of this size that was written, or stands in the source."""
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         text = step.source_ids if of_source else step.ids
         if text is None or text.shape[1] < size or step.ids.shape[1] < size - 1:
             return scores
@@ -101,7 +101,7 @@ def without_sequences(sequences: Sequence[tuple[int, ...]]) -> Rule:
     singles = [words[0] for words in sequences if len(words) == 1]
     longer = [words for words in sequences if len(words) > 1]
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         scores = without(singles)(step, scores) if singles else scores
         for *before, last in longer:
             if len(before) > step.ids.shape[1]:
@@ -123,7 +123,7 @@ def no_end_before(length: int, ends: tuple[int, ...]) -> Rule:
 def only_allowed(allowed: Allowed) -> Rule:
     """Only what the user's function gives for each row."""
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         masked = torch.full_like(scores, NEVER)
         for row, (source, ids) in enumerate(zip(step.sources.tolist(), step.ids, strict=True)):
             some = torch.as_tensor(list(allowed(source, ids)), dtype=torch.long, device=scores.device)
@@ -136,7 +136,7 @@ def only_allowed(allowed: Allowed) -> Rule:
 def forced_at(length: int, token: int) -> Rule:
     """Nothing but ``token`` behind so many tokens."""
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         if step.ids.shape[1] != length:
             return scores
         forced = torch.full_like(scores, NEVER)
@@ -149,7 +149,7 @@ def forced_at(length: int, token: int) -> Rule:
 def without(tokens: Sequence[int], at: int | None = None) -> Rule:
     """None of these tokens; ``at``: behind so many tokens alone."""
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         if at is not None and step.ids.shape[1] != at:
             return scores
         return scores.index_fill(1, torch.tensor(list(tokens), device=scores.device), NEVER)
@@ -160,7 +160,7 @@ def without(tokens: Sequence[int], at: int | None = None) -> Rule:
 def only(tokens: Sequence[int]) -> Rule:
     """None but these tokens."""
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         some = torch.tensor(list(tokens), device=scores.device)
         return torch.full_like(scores, NEVER).index_copy(1, some, scores[:, some])
 
@@ -187,7 +187,7 @@ def drawing_rules(search: Search, least: int) -> list[Rule]:
 def likeliest(count: int) -> Rule:
     """The ``count`` likeliest alone (top-k)."""
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         worst = scores.topk(min(count, scores.shape[1]), 1).values[:, -1:]
         return scores.masked_fill(scores < worst, NEVER)
 
@@ -197,7 +197,7 @@ def likeliest(count: int) -> Rule:
 def nucleus(probability: float, least: int) -> Rule:
     """The likeliest that together reach a probability (top-p; Holtzman et al., 2020)."""
 
-    def rule(step: Step, scores: Tensor) -> Tensor:
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
         ordered, places = scores.sort(1, descending=False)
         left_out = ordered.softmax(1).cumsum(1) <= 1 - probability
         left_out[:, -least:] = False

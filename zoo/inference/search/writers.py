@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError, TaskError
 from zoo.layers.attention import Attention, DenseAttention
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.padding import as_bool
 from zoo.models.base.model import Model
 
@@ -82,7 +82,7 @@ class EncoderDecoderWriter:
         self.beginning = beginning(start_ids, sources, config, input_ids.device)
         self.source_ids, self.longest = input_ids, config.max_positions
         self.memory: Tensor | None = self.body.encode(input_ids, attention_mask, **of_encoder).last_hidden_state
-        self.cache = Cache() if use_cache and remembers(self.body, "decoder") else None
+        self.cache = KeyValueCache() if use_cache and remembers(self.body, "decoder") else None
         self.ids = self.beginning  # of each row, where nothing is remembered
         self.rows = torch.arange(sources, device=input_ids.device)  # the source of each row
 
@@ -177,7 +177,7 @@ class CausalWriter:
         self.mask: Tensor | None = None if attention_mask is None else as_bool(attention_mask)
         self.beginning, self.source_ids = input_ids, None
         self.longest = task.config.max_positions
-        self.cache = Cache() if use_cache and remembers(self.body) else None
+        self.cache = KeyValueCache() if use_cache and remembers(self.body) else None
         self.ids = input_ids
         self.rows = torch.arange(len(input_ids), device=input_ids.device)
 
