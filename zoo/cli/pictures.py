@@ -32,7 +32,7 @@ def picture_source(given: Sequence[str]) -> RowSource | None:
     rows = chain.from_iterable(_rows(Path(text), kind) for text, kind in zip(given, kinds, strict=True))
     first = next(rows, None)
     if first is None:
-        raise InputError(f"there is no picture in {', '.join(given)}")
+        raise InputError(f"there is no sample in {', '.join(given)}")
     files = all(kind == "file" for kind in kinds)
     return RowSource(chain([first], rows), files, len(given) if files else None, tuple(first))
 
@@ -41,7 +41,9 @@ def _kind(path: Path) -> str | None:
     from zoo.data.images.reading import SUFFIXES
 
     if path.is_dir():
-        return "folder"
+        from zoo.inference.picture_index import list_pictures
+
+        return "folder" if next(list_pictures(path), None) is not None else None
     if not path.is_file():
         return None
     return "shard" if path.suffix == SHARD else "file" if path.name.lower().endswith(SUFFIXES) else None

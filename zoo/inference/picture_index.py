@@ -94,7 +94,7 @@ class PictureIndex:
     ) -> list[tuple[str, Stamp, Tensor]]:
         """The rows of a batch; where it can't be read, of each file alone."""
         try:
-            vectors = embed([self.folder / name for name, _ in some]).float().cpu()
+            vectors = embed([self.folder / name for name, _ in some]).detach().float().cpu()
             return [(name, stamp, vector) for (name, stamp), vector in zip(some, vectors, strict=True)]
         except InputError as error:
             if len(some) == 1:
