@@ -8,10 +8,13 @@ import tarfile
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
+from zoo.data.batches import EpochBatches
+from zoo.data.images.batches import PictureTexts
 from zoo.data.images.images import Images
-from zoo.data.images.shards import Member, Shards
+from zoo.data.images.shards import ShardFile, Shards
 from zoo.errors import InputError
 
 
@@ -104,4 +107,52 @@ def test_what_is_no_shard_is_refused(tmp_path, two):
     with pytest.raises(InputError, match="no regular file"):
         list(Shards(tmp_path / "link.tar"))
     with pytest.raises(InputError, match="ends after"):
-        Member(str(two[0]), "1.png", two[0].stat().st_size - 3, 10).read()
+        ShardFile(str(two[0]), "1.png", two[0].stat().st_size - 3, 10).read()
+
+
+# -- batches for training ----------------------------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer that gives a text's length, and something that the model doesn't read."""
+
+    def __call__(self, texts):
+        return {
+            "input_ids": torch.tensor([[len(text)] for text in texts]),
+            "token_type_ids": torch.zeros(len(texts), 1),
+        }
+
+
+@pytest.fixture
+def texts(two):
+    tiny = Images(size=2, crop=2, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return PictureTexts(Shards(two)[:4], tiny, Words(), ("input_ids", "pixel_values"), batch_size=3)
+
+
+def reds(batches):
+    return [[round(float(red) * 255) for red in batch["pixel_values"][:, 0, 0, 0]] for batch in batches]
+
+
+def test_an_epoch_has_each_sample_once_and_can_be_begun_at_any_batch(texts):
+    assert (len(texts), isinstance(texts, EpochBatches)) == (2, True)
+    first, second = (reds(texts.epoch(number)) for number in (0, 1))
+    assert [sorted(sum(some, [])) for some in (first, second)] == [[0, 1, 2, 7]] * 2
+    assert first != second
+    assert first == reds(texts.epoch(0))
+    assert reds(texts.epoch(0, start=1)) == first[1:]
+    assert set(next(texts.epoch(0))) == {"input_ids", "pixel_values"}
+
+
+def test_processes_share_a_batch(texts):
+    whole = reds(texts.epoch(0))
+    parts = [reds(texts.epoch(0, share=(number, 2))) for number in range(2)]
+    assert sorted(parts[0][0] + parts[1][0]) == sorted(whole[0])
+    assert parts[0][1] == parts[1][1] == whole[1]  # of one row each process gets that one
+
+
+def test_a_sample_without_a_text_is_named(two):
+    images = Images(size=2, crop=2)
+    for where, lacking in ((slice(4, 5), "image"), (slice(0, 1), "caption")):
+        made = PictureTexts(Shards(two)[where], images, Words(), ("pixel_values",), text="caption")
+        with pytest.raises(InputError, match=f"no '{lacking}'"):
+            next(made.epoch(0))

@@ -37,8 +37,8 @@ WHITE = (255, 255, 255)
 
 
 @runtime_checkable
-class Stored(Protocol):
-    """A file that lies in another, such as a `zoo.data.images.shards.Member`; its text names it."""
+class Readable(Protocol):
+    """A file that lies in another, such as a `zoo.data.images.shards.ShardFile`; its text names it."""
 
     def read(self) -> bytes:
         """Its bytes."""
@@ -47,7 +47,7 @@ class Stored(Protocol):
 
 def is_picture(value: Any) -> bool:
     """Whether a value is one of the kinds that `read_picture` takes."""
-    kinds = str | os.PathLike | bytes | bytearray | memoryview | numpy.ndarray | Tensor | Stored
+    kinds = str | os.PathLike | bytes | bytearray | memoryview | numpy.ndarray | Tensor | Readable
     return isinstance(value, kinds) or type(value).__module__.startswith("PIL.")
 
 
@@ -56,7 +56,7 @@ def read_picture(
 ) -> Picture:
     """A picture as Pillow's RGB, turned as its EXIF data say.
 
-    source: a path, the bytes of a file, a `Stored` one, a picture of Pillow, or a uint8 array or tensor
+    source: a path, the bytes of a file, a `Readable` one, a picture of Pillow, or a uint8 array or tensor
     (height, width, 3), (3, height, width) or (height, width). Of an animation the first frame. ``background`` shows
     through transparent pixels; None: their hidden color is taken, as Pillow's ``convert("RGB")`` does.
     """
@@ -70,7 +70,7 @@ def read_picture(
         name, content = f"a picture of {len(source):,} bytes", bytes(source)
     elif isinstance(source, str | os.PathLike):
         name, content = os.fspath(source), _content(Path(source))
-    elif isinstance(source, Stored):
+    elif isinstance(source, Readable):
         name, content = str(source), source.read()
     else:
         raise InputError(

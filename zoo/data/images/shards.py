@@ -31,7 +31,7 @@ LARGEST_TEXT = 16 << 20  # bytes of a .txt or .json
 
 
 @dataclass(frozen=True)
-class Member:
+class ShardFile:
     """A file in a tar file, read when it is asked for. As text: ``shard.tar#0001.jpg``."""
 
     shard: str
@@ -58,8 +58,8 @@ class Member:
 class Shards(Sequence[dict[str, Any]]):
     """The samples of tar files by their numbers, those of the first file first.
 
-    A sample: ``key``; ``image``, a `Member`, for a member that ends like a picture's file; ``text`` for .txt;
-    the columns of .json; other members under their endings, as `Member`. Members of one sample follow
+    A sample: ``key``; ``image``, a `ShardFile`, for a member that ends like a picture's file; ``text`` for .txt;
+    the columns of .json; other members under their endings, as `ShardFile`. Members of one sample follow
     each other.
     """
 
@@ -70,7 +70,7 @@ class Shards(Sequence[dict[str, Any]]):
             raise InputError("no shards were given; give at least one .tar file")
 
     @cached_property
-    def _found(self) -> tuple[list[list[list[Member]]], list[int]]:
+    def _found(self) -> tuple[list[list[list[ShardFile]]], list[int]]:
         """The members of each sample of each shard, and how many samples there are up to each."""
         found = [list(_samples(path)) for path in self.paths]
         return found, list(itertools.accumulate(map(len, found)))
@@ -107,18 +107,18 @@ class Shards(Sequence[dict[str, Any]]):
                     yield _row(members)
 
 
-def _samples(path: Path) -> Iterator[list[Member]]:
+def _samples(path: Path) -> Iterator[list[ShardFile]]:
     """The members of each sample of one shard."""
     if not path.is_file():
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; give a .tar file")
-    waiting: list[Member] = []
+    waiting: list[ShardFile] = []
     done: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 if info.isdir() or Path(info.name).name.startswith((".", "__")):
                     continue
-                member = Member(str(path), info.name, info.offset_data, info.size)
+                member = ShardFile(str(path), info.name, info.offset_data, info.size)
                 if not info.isreg() or info.sparse:
                     raise InputError(f"{member} is no regular file; a shard holds nothing else")
                 if waiting and _key(member) != _key(waiting[0]):
@@ -135,17 +135,17 @@ def _samples(path: Path) -> Iterator[list[Member]]:
         yield waiting
 
 
-def _key(member: Member) -> str:
+def _key(member: ShardFile) -> str:
     """What the files of a sample have in common: the path up to the first dot of the name."""
     folder, slash, name = member.name.rpartition("/")
     return folder + slash + name.partition(".")[0]
 
 
-def _ending(member: Member) -> str:
+def _ending(member: ShardFile) -> str:
     return member.name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _row(members: Sequence[Member]) -> dict[str, Any]:
+def _row(members: Sequence[ShardFile]) -> dict[str, Any]:
     """A sample as a row."""
     row: dict[str, Any] = {"key": _key(members[0])}
     for member in members:
@@ -167,7 +167,7 @@ def _row(members: Sequence[Member]) -> dict[str, Any]:
     return row
 
 
-def _text(member: Member) -> str:
+def _text(member: ShardFile) -> str:
     if member.size > LARGEST_TEXT:
         raise InputError(f"{member} has {member.size:,} bytes; at most {LARGEST_TEXT:,} of a text are read")
     try:
@@ -176,7 +176,7 @@ def _text(member: Member) -> str:
         raise InputError(f"{member} can't be read as UTF-8 text: {error}") from error
 
 
-def _add_columns(row: dict[str, Any], member: Member) -> None:
+def _add_columns(row: dict[str, Any], member: ShardFile) -> None:
     """The columns of a sample's .json; those that its other files make are kept."""
     columns = parse_json(_text(member), str(member))
     if not isinstance(columns, dict):
