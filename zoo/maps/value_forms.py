@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from zoo.errors import ConfigError
+from zoo.layers.convolution import widened
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,18 @@ FORMS: dict[str, Form] = {
     "names-by-id": Form(names_of_ids, ids_of_names),
     "complement": Form(complement, lambda value: complement(value, "the value")),
 }
-COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {"stage-inputs": stage_inputs}
+
+
+def last_stage(fields: Mapping[str, object]) -> object:
+    """The channels that leave the last stage of a network that is made wider by a factor."""
+    channels = cast(Sequence[int], fields["stage_channels"])[-1]
+    return widened(channels, cast(float, fields["width_multiplier"]), cast(int, fields["channel_multiple"]))
+
+
+COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
+    "last-stage": last_stage,
+    "stage-inputs": stage_inputs,
+}
 """Foreign values that follow from our fields: checked on the way here, written on the way back."""
 DERIVED: dict[str, Callable[[object, str], object]] = {
     "behind-the-last": behind_the_last,
