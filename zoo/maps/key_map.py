@@ -85,12 +85,13 @@ class KeyMap(RuleSet):
         """The plan from the zoo's names (-> shapes or infos) to the foreign layout. ``ties`` writes
         stored copies too, as old files have them.
 
-        Encoders alone get bare names where the layout knows them; with a head, or where it does
-        not, the canonical prefix.
+        Encoders alone get bare names where the layout knows them; with a head or another tensor that
+        stands outside the prefix, or where it does not, the canonical prefix.
         """
         wanted = None if heads is None else set(heads)
         written = heads_of(targets) if wanted is None else heads_of(targets) & wanted
         if prefix is None:
-            prefix = "" if not written and "" in self.prefixes else self.prefixes[0]
+            outside = written or any(rule.bare for name in targets for rule, _ in self.by_target.find(name))
+            prefix = "" if not outside and "" in self.prefixes else self.prefixes[0]
         infos = {name: Info(shape_of(t), getattr(t, "dtype", "F32")) for name, t in targets.items()}
         return Back(self, config, infos, wanted, prefix).plan(written, ties, inspect)

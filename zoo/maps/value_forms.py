@@ -4,6 +4,7 @@ means, and the way back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -58,6 +59,38 @@ def same_value(value: object, what: str) -> object:
     return value
 
 
-FORMS: dict[str, Form] = {"names-by-id": Form(names_of_ids, ids_of_names)}
+def end_token(value: object, what: str) -> object:
+    """CLIP's end token: 2, which configs had before it was read, means the largest id."""
+    return None if value == 2 else value
+
+
+def grid_size(rows: int, cell: int) -> int:
+    """A picture's height from the rows of its position table, one of them for no cell, and a cell's height."""
+    return math.isqrt(max(rows - 1, 0)) * cell
+
+
+def ratio(fields: Mapping[str, object], whole: str, part: str) -> float:
+    """How many times one size is another."""
+    return cast(int, fields[whole]) / cast(int, fields[part])
+
+
+FORMS: dict[str, Form] = {
+    "names-by-id": Form(names_of_ids, ids_of_names),
+    "clip-end-token": Form(end_token, lambda value: 2 if value is None else value),
+}
+COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
+    "inner-ratio": lambda fields: ratio(fields, "intermediate_size", "hidden_size"),
+    "image-inner-ratio": lambda fields: ratio(fields, "image_intermediate_size", "image_hidden_size"),
+    "projection-size": lambda fields: fields.get("projection_size"),
+    "image-head-size": lambda fields: int(ratio(fields, "image_hidden_size", "image_num_heads")),
+}
+"""Foreign values that follow from our fields: checked on the way here, written on the way back, unless they are None."""
 DERIVED: dict[str, Callable[[object, str], object]] = {"behind-the-last": behind_the_last, "same": same_value}
 """What a field can follow from another key by, which makes a field of its own: forward alone."""
+INFERRED: dict[str, Callable[..., object]] = {
+    "same": lambda value: value,
+    "quotient": lambda whole, part: whole // part,
+    "grid-size": grid_size,
+    "listed": lambda *values: values,
+}
+"""What a field can follow from, sizes of tensors and values of other fields and keys, where no key states it."""

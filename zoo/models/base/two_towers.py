@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class TwoTowers(Model):
     offers = {
         "text_vector": Reading(lambda e: e.text_embeds),
         "image_vector": Reading(lambda e: e.image_embeds),
+        "picture": Reading(lambda e: need_pooler(e.image)),  # ahead of the projection, as linear probes read it
     }
 
     def __init__(
@@ -143,6 +144,11 @@ class TwoTowers(Model):
     def embeddings(self) -> Any:
         """The text tower's."""
         return self.text.embeddings
+
+    @classmethod
+    def widths(cls, config: Any) -> Mapping[str, int]:
+        """The widths that heads read: of the text's pooled vector and of the picture's."""
+        return {"text": config.hidden_size, "pooled": config.hidden_size, "image": config.image_hidden_size}
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
