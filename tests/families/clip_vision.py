@@ -31,4 +31,4 @@ def small_batch() -> Batch:
 
 
 def states(output: Any) -> dict[str, Any]:
-    return {}
+    return {"image": output.last_hidden_state}

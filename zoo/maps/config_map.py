@@ -106,6 +106,7 @@ def _read(source: object, fields: Mapping[str, object], given: Mapping[str, obje
 
 
 SAVE = "zoo_generation"  # in a config that the zoo wrote for another library: which save it is of
+SETTINGS = ("flatten", "within")
 PARTS = (
     *("defaults", "ignored", "only", "constants", "task", "fixed"),
     *("lost", "from_keys", "from_shapes", "aliases", "derived", "computed", "inferred"),

@@ -84,7 +84,7 @@ COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
     "projection-size": lambda fields: fields.get("projection_size"),
     "image-head-size": lambda fields: int(ratio(fields, "image_hidden_size", "image_num_heads")),
 }
-"""Foreign values that follow from our fields: checked on the way here, written on the way back, unless they are None."""
+"""Foreign values that follow from our fields: checked on the way here and written on the way back, where not None."""
 DERIVED: dict[str, Callable[[object, str], object]] = {"behind-the-last": behind_the_last, "same": same_value}
 """What a field can follow from another key by, which makes a field of its own: forward alone."""
 INFERRED: dict[str, Callable[..., object]] = {

@@ -61,7 +61,7 @@ class ClipConfig(PictureConfig):
     @property
     def text(self) -> ClipTextConfig:
         """The text tower's config."""
-        names = set(ClipTextConfig.field_names()) - {"projection_size"}
+        names = set(ClipTextConfig.field_names()) & set(self.field_names()) - {"projection_size"}
         return ClipTextConfig(**{name: getattr(self, name) for name in names})
 
     @property

@@ -4,9 +4,10 @@ The equations and the traps stand in `zoo.models.clip`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -49,8 +50,10 @@ class ClipTextConfig(Config):
     eos_token_id: int | None = None  # a text's vector stands at the first such token; None: at the largest id
     layer_scale: bool = False  # a learned factor for each dimension of a sublayer's result
     projection_size: int | None = None  # width of a projection of the pooled vector; None: it has none
+    pooler: bool = True
     dropout: float = free(0.0)
     attention_dropout: float = free(0.0)
+    classifier_dropout: float | None = free(None)  # None: as `dropout`
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
@@ -159,12 +162,10 @@ class ClipPooler(Pooler):
 
 
 class ClipText(TextEncoder):
-    """The text tower."""
-
     Config = ClipTextConfig
     inputs = ("input_ids", "attention_mask", "position_ids")
     norm: nn.Module
-    pooler: ClipPooler
+    pooler: ClipPooler | None
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__(config)
@@ -172,7 +173,7 @@ class ClipText(TextEncoder):
         self.embeddings = TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, 0, nn.Identity())
         self.encoder = transformer(c)
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.pooler = ClipPooler(nn.Identity(), c.hidden_size, c.projection_size)
+        self.pooler = ClipPooler(nn.Identity(), c.hidden_size, c.projection_size) if c.pooler else None
 
     def forward(
         self,
@@ -195,7 +196,7 @@ class ClipText(TextEncoder):
             attention_mask = places <= self.ends(input_ids)[:, None]
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
         x = run.through(self.encoder, causal(), norm=self.norm)  # zeros at padding
-        return run.encoded(x, partial(self.at_end, input_ids))
+        return run.encoded(x, None if self.pooler is None else partial(self.pooled, self.pooler, input_ids))
 
     def ends(
         self, input_ids: Int[Tensor, "batch length"], real: Bool[Tensor, "batch length"] | None = None
@@ -207,12 +208,22 @@ class ClipText(TextEncoder):
         found = found if real is None else found & real
         return torch.where(found.any(1), found.int().argmax(1), last_real(input_ids, real))
 
-    def at_end(
-        self, input_ids: Tensor | None, hidden: Float[Tensor, "batch length hidden"], padding: Padding
+    def pooled(
+        self,
+        pooler: ClipPooler,
+        input_ids: Tensor | None,
+        hidden: Float[Tensor, "batch length hidden"],
+        padding: Padding,
     ) -> Float[Tensor, "batch pooled"]:
-        """The pooled vector: the end token's state."""
+        """The end token's state, or what a projection makes of it."""
         where = last_real(hidden, padding.real) if input_ids is None else self.ends(input_ids, padding.real)
-        return self.pooler.transform(hidden[torch.arange(len(where), device=where.device), where])
+        state = hidden.gather(1, where[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
+        return pooler.transform(state)
+
+    @classmethod
+    def widths(cls, config: Any) -> Mapping[str, int]:
+        """The widths that heads read."""
+        return {"text": config.hidden_size, "pooled": config.projection_size or config.hidden_size}
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -256,8 +267,6 @@ class PatchEmbeddings(nn.Module):
 
 
 class ClipVision(ImageEncoder):
-    """The image tower: a Vision Transformer."""
-
     Config = ClipVisionConfig
 
     def __init__(self, config: ClipVisionConfig) -> None:
@@ -278,6 +287,11 @@ class ClipVision(ImageEncoder):
         x = self.embeddings(pixel_values)  # (batch, 1 + patches, hidden)
         run = Run(x, None, None, output_hidden_states, output_attentions)
         return run.encoded(run.through(self.encoder), self.pooler)
+
+    @classmethod
+    def widths(cls, config: Any) -> Mapping[str, int]:
+        """The widths that heads read."""
+        return {"image": config.projection_size or config.hidden_size}
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
