@@ -1,4 +1,4 @@
-"""CLIP: its tokenizer, and its losses. The case's own merges take the place of the public file's."""
+"""CLIP: its tokenizer, its preprocessing, and its losses. The case's own merges take the place of the public file's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from tests.references import clip_models
 from tests.references.case import Adapter, Case
 from tests.references.contrast import open_clip, open_siglip
+from tests.references.images import clip_transform
 from zoo.errors import InputError
 from zoo.tokenization import load_tokenizer
 
@@ -49,6 +50,7 @@ ADAPTERS: dict[str, Adapter] = {
     "open_clip.model.CLIP": clip_models.open_clip,
     "transformers.CLIPModel": clip_models.hugging_face,
     "clip.simple_tokenizer": bpe_tokenizer,
+    "clip.clip._transform": clip_transform,
     "ClipLoss": open_clip,
     "SigLipLoss": open_siglip,
 }

@@ -18,6 +18,7 @@ from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.checks import MIXED, Checks, widest
 from zoo.checkpoints.convert import conversion
 from zoo.checkpoints.description import targets_within
+from zoo.checkpoints.images import find_images
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.checkpoints.tokenizer import tokenizer
@@ -25,6 +26,7 @@ from zoo.errors import CheckpointError, ConfigError, unknown, warn
 from zoo.formats.archive import torch_dtype
 from zoo.layers.init import initialise, shapes_only
 from zoo.maps.plans import heads_of
+from zoo.models.base.model import bare_model
 from zoo.registry.records import Record
 from zoo.registry.tasks import TASKS
 from zoo.tasks.base import TaskModel, canonical_state, spec_of_class, task_class
@@ -166,8 +168,10 @@ def filled(
     ready = {name if name.startswith("heads.") else prefix + name: t.to(device) for name, t in tensors.items()}
     module.load_state_dict(ready, strict=True, assign=True)
     module.requires_grad_(True)
-    if isinstance(module, TaskModel) and not isinstance(checkpoint.source, Mapping):
-        module.find_tokenizer = partial(tokenizer, _home(shown))
+    if not isinstance(checkpoint.source, Mapping):
+        home = _home(shown)
+        for part in (module, bare_model(module)):
+            part.find_tokenizer, part.find_images = partial(tokenizer, home), partial(find_images, home)  # type: ignore[assignment]
     left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
         shown, checkpoint.layout, left_out, random, checkpoint.differs, (*checkpoint.notes, *notes), checks, left
