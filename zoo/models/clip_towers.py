@@ -133,7 +133,7 @@ class ScaledBlock(EncoderBlock):
 def transformer(c: ClipTextConfig | ClipVisionConfig) -> Stack:
     """The blocks of either tower."""
     sizes: BlockSizes = c
-    blocks = [bert_block_of(sizes, pre_norm) for _ in range(c.num_layers)]
+    blocks = [bert_block_of(sizes, pre_norm) for _ in range(c.num_layers)]  # eq: block
     return Stack([ScaledBlock(block, c.hidden_size) for block in blocks] if c.layer_scale else blocks)
 
 
@@ -157,7 +157,7 @@ class ClipPooler(Pooler):
         self.projection = None if projection_size is None else nn.Linear(hidden_size, projection_size, bias=False)
 
     def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
-        pooled = self.norm(state)
+        pooled = self.norm(state)  # eq: pooled
         return pooled if self.projection is None else self.projection(pooled)
 
 
@@ -195,7 +195,7 @@ class ClipText(TextEncoder):
             places = torch.arange(x.shape[1], device=x.device)
             attention_mask = places <= self.ends(input_ids)[:, None]
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
-        x = run.through(self.encoder, causal(), norm=self.norm)  # zeros at padding
+        x = run.through(self.encoder, causal(), norm=self.norm)  # zeros at padding  # eq: causal
         return run.encoded(x, None if self.pooler is None else partial(self.pooled, self.pooler, input_ids))
 
     def ends(
@@ -203,7 +203,7 @@ class ClipText(TextEncoder):
     ) -> Int[Tensor, "batch"]:
         """Where each text's end token stands, among its real tokens; the last of them where it has none."""
         if self.config.eos_token_id is None:
-            return (input_ids if real is None else input_ids.masked_fill(~real, -1)).argmax(1)
+            return (input_ids if real is None else input_ids.masked_fill(~real, -1)).argmax(1)  # eq: end-token
         found = input_ids == self.config.eos_token_id
         found = found if real is None else found & real
         return torch.where(found.any(1), found.int().argmax(1), last_real(input_ids, real))
@@ -261,9 +261,9 @@ class PatchEmbeddings(nn.Module):
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch positions hidden"]:
         pixels = check_pixels(pixel_values, self.patch.in_channels, self.size, self.patch.weight.dtype)
-        x = self.patch(pixels).flatten(2).mT  # (batch, patches, hidden)
-        x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)
-        return self.norm(x + self.position.weight)
+        x = self.patch(pixels).flatten(2).mT  # (batch, patches, hidden)  # eq: patches
+        x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)  # eq: patches
+        return self.norm(x + self.position.weight)  # eq: patches
 
 
 class ClipVision(ImageEncoder):

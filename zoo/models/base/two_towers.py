@@ -69,20 +69,20 @@ class TwoTowers(Model):
     @property
     def scale(self) -> Float[Tensor, ""]:
         """What the logits are multiplied by."""
-        return self.logit_scale.exp()
+        return self.logit_scale.exp()  # eq: scale
 
     # --- what callers use ---------------------------------------------------------------------------------------------
 
     def encode_text(self, *inputs: Any, normalize: bool = False, **named: Any) -> Float[Tensor, "batch size"]:
         """A vector for each text; takes what the text tower takes. ``normalize``: of unit length."""
-        vectors = self.text_projection(self.text_vector(self.text(*inputs, **named)))
+        vectors = self.text_projection(self.text_vector(self.text(*inputs, **named)))  # eq: text-vector
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     def encode_image(
         self, pixel_values: Float[Tensor, "batch channels height width"], *, normalize: bool = False
     ) -> Float[Tensor, "batch size"]:
         """A vector for each picture. ``normalize``: of unit length."""
-        vectors = self.image_projection(self.image_vector(self.image(pixel_values)))
+        vectors = self.image_projection(self.image_vector(self.image(pixel_values)))  # eq: image-vector
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     def forward(
@@ -135,7 +135,7 @@ class TwoTowers(Model):
         self, image_embeds: Float[Tensor, "pictures size"], text_embeds: Float[Tensor, "texts size"]
     ) -> Float[Tensor, "pictures texts"]:
         """How well each picture and each text go together, from vectors of unit length."""
-        logits = self.scale.to(text_embeds.dtype) * image_embeds @ text_embeds.T
+        logits = self.scale.to(text_embeds.dtype) * image_embeds @ text_embeds.T  # eq: logits
         return logits if self.logit_bias is None else logits + self.logit_bias
 
     # --- the common surface of a model --------------------------------------------------------------------------------
