@@ -331,6 +331,9 @@ SMALL = {
 }
 
 
+READ = {"vocab_size": 19, "max_positions": 10, "num_channels": 3}  # what a config needs to read the small batch
+
+
 def small_config(name: str, **fields: Any) -> Any:
     """A fixed small config of a family, without dropout; a family's ``SMALL`` adds to the sizes
     here.

@@ -210,6 +210,8 @@ class ConfigMap:
         given: dict[str, object] = {}
         for key, value in foreign.items():
             name = self.aliases.get(key, key)
+            if name in self.computed:
+                continue
             if name in self.entries:
                 if name in given and not same(given[name], value):
                     raise ConfigError(
@@ -245,9 +247,9 @@ class ConfigMap:
         for field, rule in self.inferred.items():
             if field not in fields and (value := rule.value(fields, given, shapes or {})) is not _MISSING:
                 fields[field] = value
-        for key, form in self.computed.items() if shapes is not None else ():
-            follows = COMPUTED[form](fields)
-            if key in foreign and follows is not None and not _close(foreign[key], follows):
+        for key, form in self.computed.items():
+            follows = _follows(form, fields) if key in foreign else None
+            if follows is not None and not _close(foreign[key], follows):
                 raise ConfigError(
                     f"{self.layout}: config key {key!r} is {foreign[key]!r}; by the others it is {follows!r}, and no "
                     "other value can be converted"
@@ -319,7 +321,7 @@ class ConfigMap:
                 foreign[key] = entry.back(fields[entry.field], fields, self.layout)
             elif not entry.optional and entry.default is _MISSING:
                 raise ConfigError(f"{self.layout}: the config lacks our field {entry.field!r}, which becomes {key!r}")
-        computed = {key: COMPUTED[form](fields) for key, form in self.computed.items()}
+        computed = {key: _follows(form, fields) for key, form in self.computed.items()}
         foreign |= {key: value for key, value in computed.items() if value is not None}
         nested = _nested(foreign, self.flatten)
         return {self.within: nested} if self.within else nested
@@ -339,6 +341,14 @@ class ConfigMap:
         model's config.
         """
         return {key: value for key, value in foreign.items() if key in self.task}
+
+
+def _follows(form: str, fields: Mapping[str, object]) -> object:
+    """What follows from the fields; None where it is nothing, or where only tensors tell a size."""
+    try:
+        return COMPUTED[form](fields)
+    except KeyError:
+        return None
 
 
 def _close(value: object, follows: object) -> bool:

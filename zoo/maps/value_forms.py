@@ -5,7 +5,7 @@ means, and the way back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -69,6 +69,19 @@ def grid_size(rows: int, cell: int) -> int:
     return math.isqrt(max(rows - 1, 0)) * cell
 
 
+def complement(value: object, what: str) -> object:
+    """0.99 -> 0.01: the share of the new in place of that of the old."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be a number, got {value!r}")
+    return round(1 - value, 12)
+
+
+def stage_inputs(fields: Mapping[str, object]) -> object:
+    """The channels that enter each stage of a network: the stem's, then those of the stage before."""
+    stages = cast(Sequence[int], fields["stage_channels"])
+    return [fields["stem_channels"], *stages[:-1]]
+
+
 def ratio(fields: Mapping[str, object], whole: str, part: str) -> float:
     """How many times one size is another."""
     return cast(int, fields[whole]) / cast(int, fields[part])
@@ -76,9 +89,11 @@ def ratio(fields: Mapping[str, object], whole: str, part: str) -> float:
 
 FORMS: dict[str, Form] = {
     "names-by-id": Form(names_of_ids, ids_of_names),
+    "complement": Form(complement, lambda value: complement(value, "the value")),
     "clip-end-token": Form(end_token, lambda value: 2 if value is None else value),
 }
 COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
+    "stage-inputs": stage_inputs,
     "inner-ratio": lambda fields: ratio(fields, "intermediate_size", "hidden_size"),
     "image-inner-ratio": lambda fields: ratio(fields, "image_intermediate_size", "image_hidden_size"),
     "projection-size": lambda fields: fields.get("projection_size"),
