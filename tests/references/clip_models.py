@@ -67,7 +67,7 @@ def openai(case: Case) -> dict[str, Any]:
     parts = blocks_of(model.text, "text")
     if resnet:
         parts |= {"vision.stem": "image.stem"}
-        parts |= {f"vision.layer{i + 1}": f"image.stages.{i}" for i in range(4)}
+        parts |= {f"vision.layer{i + 1}": f"image.encoder.blocks.{i}" for i in range(4)}
     else:
         parts |= {f"vision.block{i}": f"image.{BLOCKS}{i}" for i in range(len(model.image.encoder.blocks))}
         parts |= {"vision.ln_pre": "image.embeddings.norm"}
@@ -145,10 +145,10 @@ def shapes(case: Case) -> dict[str, Any]:
         model = zoo.create(variant, device="meta", **overrides(layout, sizes, variant))
         infos = {key: Info(tuple(tensor.shape), "F32") for key, tensor in model.state_dict().items()}
         written = layout.back(infos, model.config.to_dict(), ties=True).outputs
-        found[name] = {
-            "parameter_count": model.num_parameters(),
-            "state_dict": {key: list(info.shape) for key, info in written.items()},
-        }
+        named = {key: list(info.shape) for key, info in written.items()}
+        # a scalar beside each batch norm counts batches; ours reads and writes none
+        named |= {key.replace("running_mean", "num_batches_tracked"): [] for key in written if "running_mean" in key}
+        found[name] = {"parameter_count": model.num_parameters(), "state_dict": named}
     return found
 
 

@@ -210,8 +210,6 @@ class ConfigMap:
         given: dict[str, object] = {}
         for key, value in foreign.items():
             name = self.aliases.get(key, key)
-            if name in self.computed:
-                continue
             if name in self.entries:
                 if name in given and not same(given[name], value):
                     raise ConfigError(

@@ -291,7 +291,7 @@ class ClipVision(ImageEncoder):
     @classmethod
     def widths(cls, config: Any) -> Mapping[str, int]:
         """The widths that heads read."""
-        return {"image": config.projection_size or config.hidden_size}
+        return dict.fromkeys(("image", "pooled"), config.projection_size or config.hidden_size)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -147,8 +147,8 @@ class TwoTowers(Model):
 
     @classmethod
     def widths(cls, config: Any) -> Mapping[str, int]:
-        """The widths that heads read: of the text's pooled vector and of the picture's."""
-        return {"text": config.hidden_size, "pooled": config.hidden_size, "image": config.image_hidden_size}
+        """The widths that heads read; the pooled vector is the picture's."""
+        return {"text": config.hidden_size, **dict.fromkeys(("image", "pooled"), config.image_hidden_size)}
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
