@@ -72,7 +72,7 @@ class MeanShortcut(ConvNorm):
         return super().forward(x if self.stride == 1 else F.avg_pool2d(x, self.stride))
 
 
-class Bottleneck(nn.Module):
+class PooledBottleneck(nn.Module):
     """``relu(shortcut(x) + last(pool(middle(first(x)))))``."""
 
     def __init__(self, inputs: int, inner: int, stride: int, style: ConvStyle) -> None:
@@ -86,9 +86,9 @@ class Bottleneck(nn.Module):
         self.stride = stride
 
     def forward(self, x: Grid) -> NewGrid:
-        y = self.middle(self.first(x))  # eq: block
-        y = self.last(y if self.stride == 1 else F.avg_pool2d(y, self.stride))  # eq: block
-        return F.relu(self.shortcut(x) + y)  # eq: block
+        y = self.middle(self.first(x))  # eq: residual
+        y = self.last(y if self.stride == 1 else F.avg_pool2d(y, self.stride))  # eq: residual
+        return F.relu(self.shortcut(x) + y)  # eq: residual
 
 
 class AttentionPool(nn.Module):
@@ -124,7 +124,7 @@ class ClipResNetVision(ImageEncoder):
         for stage, depth in enumerate(c.stage_blocks):
             inner, blocks = width * 2**stage, []
             for block in range(depth):
-                blocks.append(Bottleneck(inputs, inner, 2 if stage and not block else 1, style))
+                blocks.append(PooledBottleneck(inputs, inner, 2 if stage and not block else 1, style))
                 inputs = 4 * inner
             stages.append(nn.Sequential(*blocks))
         self.encoder = ConvStack(stages)
@@ -160,7 +160,7 @@ class ClipResNetVision(ImageEncoder):
         """As the authors draw them."""
         super().init_weights(generator)
         for block in self.modules():
-            if isinstance(block, Bottleneck):
+            if isinstance(block, PooledBottleneck):
                 nn.init.zeros_(block.last.norm.weight)
         for weight in self.pooler.parameters():
             if weight.dim() == 2:
