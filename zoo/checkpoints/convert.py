@@ -40,7 +40,7 @@ from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
 from zoo.registry.resources import VERSION
 from zoo.registry.tasks import TASKS
-from zoo.tasks.base import spec_of_class, task_class
+from zoo.tasks.base import heads_of_task, spec_of_class, task_class
 from zoo.tokenization import load_tokenizer
 from zoo.tokenization.hints import Hints
 from zoo.tokenization.load import recognise
@@ -180,7 +180,10 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
         notes += (
             [TO_FILE] if to_file else [] if dry_run else write_companions(checkpoint, keymap, stage, layers, to.dtype)
         )
-        report = engine.convert_back(archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
+        heads = heads_of_task(blueprint.task, blueprint.model_class)
+        report = engine.convert_back(
+            archive, keymap, checkpoint.config, to, tied_heads=heads, said=said, dry_run=dry_run
+        )
     files = report.files if to_file else tuple(out / file.name for file in report.files)
     return replace(report, files=files, notes=(*report.notes, *notes))
 

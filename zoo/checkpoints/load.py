@@ -29,7 +29,7 @@ from zoo.maps.plans import heads_of
 from zoo.models.base.model import bare_model
 from zoo.registry.records import Record
 from zoo.registry.tasks import TASKS
-from zoo.tasks.base import TaskModel, canonical_state, spec_of_class, task_class
+from zoo.tasks.base import TaskModel, canonical_state, heads_of_task, spec_of_class, task_class
 from zoo.techniques.blueprint import Blueprint
 
 
@@ -268,13 +268,6 @@ def overridden(found: Any, fields: Mapping[str, Any], shown: str) -> Any:
                 f"{key}={value!r} contradicts the weights of {shown}, which have {key}={stored!r}; leave it out"
             )
     return found.replace(**fields)
-
-
-def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
-    """The heads whose tensors a task needs from a file."""
-    if task is None:
-        return ()
-    return task_class(spec := spec_of_class(task, model_class)).heads_from(spec, model_class)
 
 
 def _begun(

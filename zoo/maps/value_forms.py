@@ -87,6 +87,13 @@ def ratio(fields: Mapping[str, object], whole: str, part: str) -> float:
     return cast(int, fields[whole]) / cast(int, fields[part])
 
 
+def four_times(value: object, what: str) -> object:
+    """Four times the value: the inner width of a feed-forward that no key states."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be a whole number, got {value!r}")
+    return 4 * value
+
+
 FORMS: dict[str, Form] = {
     "names-by-id": Form(names_of_ids, ids_of_names),
     "complement": Form(complement, lambda value: complement(value, "the value")),
@@ -100,7 +107,11 @@ COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
     "image-head-size": lambda fields: int(ratio(fields, "image_hidden_size", "image_num_heads")),
 }
 """Foreign values that follow from our fields: checked on the way here and written on the way back, where not None."""
-DERIVED: dict[str, Callable[[object, str], object]] = {"behind-the-last": behind_the_last, "same": same_value}
+DERIVED: dict[str, Callable[[object, str], object]] = {
+    "behind-the-last": behind_the_last,
+    "four-times": four_times,
+    "same": same_value,
+}
 """What a field can follow from another key by, which makes a field of its own: forward alone."""
 INFERRED: dict[str, Callable[..., object]] = {
     "same": lambda value: value,

@@ -242,6 +242,13 @@ def spec_of_class(task: str, model_class: Any) -> TaskSpec:
     return spec if spec.missing(offers_of_class(model_class)) else task_class(spec).spec_of(spec, model_class)
 
 
+def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
+    """The heads whose tensors a task needs from a file."""
+    if task is None:
+        return ()
+    return task_class(spec := spec_of_class(task, model_class)).heads_from(spec, model_class)
+
+
 def offers_of_class(model_class: Any) -> frozenset[str]:
     """What a model class offers to tasks."""
     return offered(model_class.offers, model_class.heads, [term.name for term in model_class.pretraining])
