@@ -30,7 +30,7 @@ from zoo.layers import Attention, Encoded, Mask, Trace, Wanted
 from zoo.layers.convolution import ConvNorm, ConvStack, ConvStyle, Grid, NewGrid, rows_of
 from zoo.layers.trace import chosen
 from zoo.models.base.config import check_heads, check_positive, free
-from zoo.models.base.image_encoder import ImageEncoder, PictureConfig, check_pixels
+from zoo.models.base.image_encoder import ImageEncoder, PictureConfig, check_pixels, resized_positions
 from zoo.models.base.two_towers import TwoTowers
 from zoo.models.clip_towers import ClipText, ClipTextConfig
 
@@ -110,6 +110,8 @@ class ClipResNetVision(ImageEncoder):
     """The image tower."""
 
     Config = ClipResNetVisionConfig
+    resizable = frozenset(["image_size"])
+    pooler: AttentionPool
 
     def __init__(self, config: ClipResNetVisionConfig) -> None:
         super().__init__(config)
@@ -149,6 +151,11 @@ class ClipResNetVision(ImageEncoder):
             None if kept is None else tuple(map(rows_of, chosen(kept, output_hidden_states, "output_hidden_states")))
         )
         return Encoded(cells, self.pooler(cells), states, None if trace.attentions is None else ())
+
+    def resize_image_size(self, size: int) -> None:
+        """Interpolate the pooling's positions for pictures of another size."""
+        self.config.replace(image_size=size)  # refuses what no picture can have
+        self.pooler.position = resized_positions(self.pooler.position, size // SHRINKS)
 
     @classmethod
     def widths(cls, config: Any) -> Mapping[str, int]:
@@ -212,6 +219,7 @@ class ClipResNetConfig(PictureConfig):
 
 class ClipResNet(TwoTowers):
     Config = ClipResNetConfig
+    resizable = frozenset(["image_size"])
 
     def __init__(self, config: ClipResNetConfig) -> None:
         c = config
@@ -227,3 +235,7 @@ class ClipResNet(TwoTowers):
     def widths(cls, config: Any) -> Mapping[str, int]:
         """The widths that heads read; a picture's vector is pooled at that of the comparison."""
         return {"text": config.hidden_size, **dict.fromkeys(("image", "pooled"), config.projection_size)}
+
+    def resize_image_size(self, size: int) -> None:
+        """Interpolate the image tower's positions for pictures of another size."""
+        self.image.resize(image_size=size)

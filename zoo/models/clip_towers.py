@@ -33,7 +33,7 @@ from zoo.layers.blocks import BlockSizes
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.shapes import Bias, Rows
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.image_encoder import ImageEncoder, PictureConfig, check_pixels
+from zoo.models.base.image_encoder import ImageEncoder, PictureConfig, check_pixels, resized_positions
 from zoo.models.base.text_encoder import TextEncoder
 
 
@@ -265,9 +265,15 @@ class PatchEmbeddings(nn.Module):
         x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)  # eq: patches
         return self.norm(x + self.position.weight)  # eq: patches
 
+    def resize(self, image_size: int) -> None:
+        """Positions for pictures of another size."""
+        self.size, self.position = image_size, resized_positions(self.position, image_size // self.patch.kernel_size[0])
+
 
 class ClipVision(ImageEncoder):
     Config = ClipVisionConfig
+    resizable = frozenset(["image_size"])
+    embeddings: PatchEmbeddings
 
     def __init__(self, config: ClipVisionConfig) -> None:
         super().__init__(config)
@@ -287,6 +293,11 @@ class ClipVision(ImageEncoder):
         x = self.embeddings(pixel_values)  # (batch, 1 + patches, hidden)
         run = Run(x, None, None, output_hidden_states, output_attentions)
         return run.encoded(run.through(self.encoder), self.pooler)
+
+    def resize_image_size(self, size: int) -> None:
+        """Interpolate the positions for pictures of another size."""
+        self.config.replace(image_size=size)  # refuses what no picture can have
+        self.embeddings.resize(size)
 
     @classmethod
     def widths(cls, config: Any) -> Mapping[str, int]:

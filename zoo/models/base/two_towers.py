@@ -20,6 +20,14 @@ from zoo.models.base.outputs import Towers
 from zoo.models.base.sites import Site, _sites
 
 TEMPERATURE = 0.07  # that the logits are divided by before training
+LARGEST_SCALE = 100.0  # that they are ever multiplied by
+
+
+def picture_of(towers: Towers) -> Float[Tensor, "batch size"]:
+    """The pooled vector of the image tower, ahead of the projection."""
+    if towers.image is None:
+        raise InputError("give pixel_values: this reads the picture's vector")
+    return need_pooler(towers.image)
 
 
 class TwoTowers(Model):
@@ -36,7 +44,7 @@ class TwoTowers(Model):
     offers = {
         "text_vector": Reading(lambda e: e.text_embeds),
         "image_vector": Reading(lambda e: e.image_embeds),
-        "picture": Reading(lambda e: need_pooler(e.image)),  # ahead of the projection, as linear probes read it
+        "picture": Reading(lambda e: picture_of(e)),  # ahead of the projection, as linear probes read it
     }
 
     def __init__(
@@ -137,6 +145,13 @@ class TwoTowers(Model):
         """How well each picture and each text go together, from vectors of unit length."""
         logits = self.scale.to(text_embeds.dtype) * image_embeds @ text_embeds.T  # eq: logits
         return logits if self.logit_bias is None else logits + self.logit_bias
+
+    @torch.no_grad()
+    def limit_scale(self, largest: float = LARGEST_SCALE) -> None:
+        """Keep what the logits are multiplied by from growing beyond ``largest``, as CLIP's training does behind each
+        step.
+        """
+        self.logit_scale.clamp_(max=math.log(largest))  # eq: limit
 
     # --- the common surface of a model --------------------------------------------------------------------------------
 
