@@ -122,7 +122,7 @@ class Classification(VisionTask):
 
 
 class ImageClassification(Classification):
-    """A label for a picture, from its vector; where a model reads texts too, from its image tower's, as a linear probe."""
+    """A label for a picture, from its pooled vector; of two towers the image tower's, as a linear probe has it."""
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
         """labels as of `Classification` -> logits (batch, classes)."""
