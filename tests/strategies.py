@@ -84,7 +84,7 @@ def family_tasks() -> list[tuple[str, str]]:
     return [
         (name, task)
         for name in families()
-        for task in tasks_of(name)
+        for task in getattr(family(name), "TASKS", tasks_of(name))
         if hasattr(family(name), "labels") or (task in TEXT_TASKS and not several_streams(name))
     ]
 

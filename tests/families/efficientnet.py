@@ -11,6 +11,8 @@ from torch import Tensor
 from tests.strategies import ACTIVATIONS, Batch
 from zoo.models.efficientnet import EfficientNetConfig
 
+TASKS = ("image-classification",)  # those that contrast two views have tests of their own
+
 
 def tiny_config(draw: st.DrawFn, **fixed: Any) -> EfficientNetConfig:
     stages = draw(st.integers(1, 3))

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from tests.families.efficientnet import labels, pictures, states
+from tests.families.efficientnet import TASKS, labels, pictures, states
 from tests.strategies import ACTIVATIONS, Batch
 from zoo.models.resnet import ResNetConfig
 
-__all__ = ["inputs", "labels", "small_batch", "states", "tiny_config"]
+__all__ = ["TASKS", "inputs", "labels", "small_batch", "states", "tiny_config"]
 
 
 def tiny_config(draw: st.DrawFn, **fixed: Any) -> ResNetConfig:

@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.families import resnet
-from tests.families.resnet import inputs, labels, small_batch, states
+from tests.families.resnet import TASKS, inputs, labels, small_batch, states
 from zoo.models.resnet import ResNetConfig
 
-__all__ = ["SMALL", "inputs", "labels", "small_batch", "states", "tiny_config"]
+__all__ = ["SMALL", "TASKS", "inputs", "labels", "small_batch", "states", "tiny_config"]
 
 SMALL = {**resnet.SMALL, "selective_ratio": 0.0625, "pool_padding": "same"}
 
