@@ -23,8 +23,9 @@ from zoo.tasks.objective import Objective, terms_of
 
 Variants = list[registry.Variant]
 PARTS = (  # the first pattern that a module's whole name meets says what its parameters belong to
-    (r"(?:.*\.)?\w*embeddings\..*", "embeddings"),
-    (r"\w*pooler\..*", "pooler"),
+    (r"(?:.*\.)?\w*embeddings(?:\..*)?", "embeddings"),
+    (r"(?:.*\.)?\w*pooler\..*", "pooler"),
+    (r"(?:(?:text|image)_projection)?", "projections and scale"),
     (r"knowledge\.\w+\.linker\.entities.*", "entity table"),
     (r"knowledge\.\w+\.(?:linker\.(?!span_encoder)|output|span_norm).*", "entity linking"),
     (r".*bottleneck.*", "bottlenecks"),
@@ -36,7 +37,7 @@ PARTS = (  # the first pattern that a module's whole name meets says what its pa
 )
 ORDER = (
     *("embeddings", "attention", "feed-forward", "convolutions", "squeeze and excite", "norms"),
-    *("bottlenecks", "entity table", "entity linking", "pooler"),
+    *("bottlenecks", "entity table", "entity linking", "pooler", "projections and scale"),
 )
 STREAMS = ("image", "entity", "ngram", "decoder", "wiki", "wordnet")
 """The streams beside the text's, as the components of parameters' names begin."""

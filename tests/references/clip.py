@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.references import clip_models
 from tests.references.case import Adapter, Case
 from tests.references.contrast import open_clip, open_siglip
 from tests.references.images import clip_transform
@@ -44,6 +45,10 @@ def bpe_tokenizer(case: Case) -> dict[str, Any]:
 
 
 ADAPTERS: dict[str, Adapter] = {
+    "clip.model.CLIP": clip_models.openai,
+    "clip.model.CLIP state_dict": clip_models.shapes,
+    "open_clip.model.CLIP": clip_models.open_clip,
+    "transformers.CLIPModel": clip_models.hugging_face,
     "clip.simple_tokenizer": bpe_tokenizer,
     "clip.clip._transform": clip_transform,
     "ClipLoss": open_clip,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.images import find_images
+from zoo.checkpoints.images import at_size, find_images
 from zoo.checkpoints.load import filled, open_to_load, split_overrides
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.warm_start import warm_start
@@ -76,6 +76,6 @@ def create(
     blueprint = Blueprint(model_class, config, variant.name, task, options, tuple(techniques))
     module = blueprint.drawn(device, dtype, generator)
     if registry.image_values(name):
-        bare_model(module).find_images = module.find_images = partial(find_images, name)
+        bare_model(module).find_images = module.find_images = partial(at_size, partial(find_images, name), fields)
     module.load_report = None if init_from is None else warm_start(module, variant, init_from)
     return module

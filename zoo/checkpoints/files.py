@@ -13,6 +13,7 @@ from zoo.formats.plain_json import parse_json
 
 CONFIG_NAMES = (
     *("config.json", "bert_config.json", "albert_config.json", "ernie_config.json"),
+    "open_clip_config.json",
     *("ernie_vil_config.base.json", "ernie_vil_config.large.json"),
 )
 LARGEST_CONFIG = 16 << 20

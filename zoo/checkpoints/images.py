@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from zoo.checkpoints.binding import check_beside, header_beside
 from zoo.checkpoints.files import folder_of, read_description
@@ -49,6 +51,12 @@ def find_images(source: str | os.PathLike[str]) -> Images | None:
         except LookupError:  # registered nowhere here
             return None
     return found
+
+
+def at_size(find: Callable[[], Images | None], fields: Mapping[str, Any]) -> Images | None:
+    """What ``find`` gives, for a model with these config fields: their ``image_size``, where they have one."""
+    found, size = find(), fields.get("image_size")
+    return found if found is None or size is None else found.at_size(size)
 
 
 def of_name(name: str) -> Images | None:

@@ -18,7 +18,7 @@ from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.checks import MIXED, Checks, widest
 from zoo.checkpoints.convert import conversion
 from zoo.checkpoints.description import targets_within
-from zoo.checkpoints.images import find_images
+from zoo.checkpoints.images import at_size, find_images
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.checkpoints.tokenizer import tokenizer
@@ -142,6 +142,8 @@ def filled(
     if "num_labels" in given and "labels" not in given:  # the names are of the old labels
         known = {name: value for name, value in known.items() if name != "labels"}
     options = {**known, **given}
+    resized = {k: v for k, v in fields.items() if k in saved.model_class.resizable and v != getattr(saved.config, k)}
+    fields = {name: value for name, value in fields.items() if name not in resized}
     config = overridden(saved.config, fields, shown)
     checkpoint = replace(checkpoint, config=config.to_dict(), overrides=tuple(fields))
     plan = checkpoint.plan(heads=heads_of_task(task, saved.model_class))
@@ -172,6 +174,13 @@ def filled(
         home = _home(shown)
         for part in (module, bare_model(module)):
             part.find_tokenizer, part.find_images = partial(tokenizer, home), partial(find_images, home)  # type: ignore[assignment]
+    if resized:
+        bare_model(module).resize(**resized)
+        notes += tuple(f"{name} was {getattr(config, name)} and is {value} now" for name, value in resized.items())
+        parts: tuple[Any, ...] = (module, bare_model(module))
+        for part in parts:
+            if part.find_images is not None:
+                part.find_images = partial(at_size, part.find_images, resized)
     left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
         shown, checkpoint.layout, left_out, random, checkpoint.differs, (*checkpoint.notes, *notes), checks, left

@@ -7,15 +7,18 @@ with a reason.
 from __future__ import annotations
 
 import fnmatch
+import functools
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import ConfigError, MapError, closest
 from zoo.maps.templates import Template, same
-from zoo.maps.value_forms import COMPUTED, DERIVED, FORMS
+from zoo.maps.value_forms import COMPUTED, DERIVED, FORMS, INFERRED
 
 _MISSING = object()
+Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,53 @@ class ConfigEntry:
         raise ConfigError(f"{layout} cannot say {self.field}={value!r}; it can say {known}")
 
 
+@dataclass(frozen=True)
+class Inferred:
+    """A field that follows, where no key states it, from tensors' sizes, numbers of layers, other fields and keys.
+
+    ``sources``: each a number; a field; (a tensor, an axis), its size; (a tensor, None), how many there are of that
+    name; or (a key, its default).
+    """
+
+    form: str  # of zoo.maps.value_forms.INFERRED
+    sources: tuple[object, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The foreign keys that it reads."""
+        return tuple(source.key for source in self.sources if isinstance(source, _Key))
+
+    def value(self, fields: Mapping[str, object], given: Mapping[str, object], shapes: Shapes) -> object:
+        """What follows, or `_MISSING` where a source is not there."""
+        values = [_read(source, fields, given, shapes) for source in self.sources]
+        return _MISSING if _MISSING in values else INFERRED[self.form](*values)
+
+
+@dataclass(frozen=True)
+class _Key:
+    key: str
+    default: object
+
+
+def _read(source: object, fields: Mapping[str, object], given: Mapping[str, object], shapes: Shapes) -> Any:
+    if isinstance(source, _Key):
+        return given.get(source.key, source.default)
+    if isinstance(source, str):
+        return fields.get(source, _MISSING)
+    if not isinstance(source, tuple):
+        return source
+    template, axis = source
+    found = [(bound, shape) for name, shape in shapes.items() if (bound := template.match(name)) is not None]
+    if axis is None:
+        return len(found) or _MISSING
+    return next((int(shape[axis]) for _, shape in found if axis < len(shape)), _MISSING)
+
+
 SAVE = "zoo_generation"  # in a config that the zoo wrote for another library: which save it is of
+SETTINGS = ("flatten", "within")
 PARTS = (
     *("defaults", "ignored", "only", "constants", "task", "fixed"),
-    *("lost", "from_keys", "from_shapes", "aliases", "derived", "computed"),
+    *("lost", "from_keys", "from_shapes", "aliases", "derived", "computed", "inferred"),
 )
 
 
@@ -85,7 +131,9 @@ class ConfigMap:
     from_shapes: Mapping[str, tuple[Template, int]]  # field -> tensor and the axis whose size it is
     derived: Mapping[str, tuple[str, str]]  # field -> key that makes a field of its own, and how this one follows
     computed: Mapping[str, str]  # key -> how its value follows from our fields
+    inferred: Mapping[str, Inferred]  # field -> what it follows from, where no key states it
     flatten: tuple[str, ...] = ()  # foreign keys whose tables are read as "key.inner key"
+    within: str = ""  # a foreign key whose table is the config; it may also come without
 
     @classmethod
     def parse(
@@ -96,7 +144,8 @@ class ConfigMap:
         entries = {
             key: _entry(key, written, parts["defaults"], named or {}, f"{where}: [config] {key}")
             for key, written in table.items()
-            if key != "flatten" and (key not in PARTS or not isinstance(written, Mapping) or "to" in written)
+            if key not in ("flatten", "within")
+            and (key not in PARTS or not isinstance(written, Mapping) or "to" in written)
         }
         for key in parts["defaults"]:
             if key not in entries:
@@ -111,9 +160,8 @@ class ConfigMap:
                     raise MapError(f"{where}: [config.{name}] {key!r} needs its reason in words")
         for key, form in parts["computed"].items():
             if form not in COMPUTED:
-                raise MapError(
-                    f"{where}: [config.computed] {key!r}: unknown form {form!r}; there are {', '.join(COMPUTED)}"
-                )
+                known = ", ".join(COMPUTED)
+                raise MapError(f"{where}: [config.computed] {key!r}: unknown form {form!r}; there are {known}")
         said = ("ignored", "only", "constants", "task", "aliases", "computed")
         keys = {f"config.{name}": parts[name] for name in said}
         for key, first, second in _repeated({"config": entries, **keys}):
@@ -131,7 +179,9 @@ class ConfigMap:
             from_keys={field: Template.parse(str(name)) for field, name in parts["from_keys"].items()},
             from_shapes={field: _axis_of(field, written, where) for field, written in parts["from_shapes"].items()},
             derived={field: _derived(field, said, entries, where) for field, said in parts["derived"].items()},
+            inferred={field: _inferred(field, said, where) for field, said in parts["inferred"].items()},
             flatten=tuple(table.get("flatten", ())),
+            within=str(table.get("within", "")),
             **{name: parts[name] for name in ("aliases", "ignored", "constants", "task", "fixed", "lost", "computed")},
         )
 
@@ -139,7 +189,7 @@ class ConfigMap:
     def fields(self) -> set[str]:
         """The zoo's fields that this map speaks of."""
         made = {entry.field for entry in self.entries.values()}
-        return made.union(self.fixed, self.lost, self.from_keys, self.from_shapes, self.derived)
+        return made.union(self.fixed, self.lost, self.from_keys, self.from_shapes, self.derived, self.inferred)
 
     @property
     def sized(self) -> dict[str, tuple[Template, int]]:
@@ -155,12 +205,11 @@ class ConfigMap:
         """The zoo's fields from a foreign config; ``names``, the file's tensors cleaned of
         prefixes, and their ``shapes`` decide the fields that no key states.
         """
-        foreign = _flat(foreign, self.flatten)
+        inner = foreign.get(self.within)
+        foreign = _flat(inner if isinstance(inner, Mapping) else foreign, self.flatten)
         given: dict[str, object] = {}
         for key, value in foreign.items():
             name = self.aliases.get(key, key)
-            if name in self.computed:
-                continue
             if name in self.entries:
                 if name in given and not same(given[name], value):
                     raise ConfigError(
@@ -168,8 +217,10 @@ class ConfigMap:
                         f"{given[name]!r}"
                     )
                 given[name] = value
-            else:
-                self._check(key, value)
+            elif name in self._read:
+                given[name] = value
+            elif name not in self.computed:
+                self._check(name, value)
         fields: dict[str, object] = {}
         for key, entry in self.entries.items():
             value = given.get(key, entry.default)
@@ -191,16 +242,33 @@ class ConfigMap:
             for name, shape in (shapes or {}).items():
                 if template.match(name) is not None and axis < len(shape):
                     fields[field] = int(shape[axis])
+        for field, rule in self.inferred.items():
+            if field not in fields and (value := rule.value(fields, given, shapes or {})) is not _MISSING:
+                fields[field] = value
         for key, form in self.computed.items():
-            if key in foreign and not same(foreign[key], follows := COMPUTED[form](fields)):
+            follows = _follows(form, fields) if key in foreign else None
+            if follows is not None and not _close(foreign[key], follows):
                 raise ConfigError(
-                    f"{self.layout}: config key {key!r} is {foreign[key]!r}; by the others it is {follows!r}, and "
-                    "nothing else can be converted"
+                    f"{self.layout}: config key {key!r} is {foreign[key]!r}; by the others it is {follows!r}, and no "
+                    "other value can be converted"
                 )
         return fields
 
+    @functools.cached_property
+    def _read(self) -> frozenset[str]:
+        """The keys that are read for what follows from them."""
+        return frozenset(key for rule in self.inferred.values() for key in rule.keys)
+
+    def _common(self, key: str) -> str:
+        """The key's name in the tables that say what any config may hold: a table of its own has them too."""
+        first, _, inner = key.partition(".")
+        if first not in self.flatten or key in self.constants or key in self.only or key in self.task:
+            return key
+        return key if any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored) else inner
+
     def _check(self, key: str, value: object) -> None:
         """Refuse a key that makes no field where it is unknown or says what can't be converted."""
+        key, said = self._common(key), key
         if key in self.constants:
             constants = _listed(self.constants[key])
             if not any(same(value, constant) for constant in constants):
@@ -216,18 +284,11 @@ class ConfigMap:
                     f"{self.layout}: config key {key!r} is {value!r}; only {shown} can be converted: {reason}"
                 )
         elif key not in (*self.task, SAVE) and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
-            known = [
-                *self.entries,
-                *self.aliases,
-                *self.ignored,
-                *self.only,
-                *self.constants,
-                *self.task,
-                *self.computed,
-            ]
-            near = ", ".join(repr(k) for k in closest(key, known))
+            known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
+            known += self.computed
+            near = ", ".join(repr(k) for k in closest(said, known))
             raise ConfigError(
-                f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. If it says nothing "
+                f"{self.layout}: config key {said!r} (value {value!r}) is unknown; closest: {near}. If it says nothing "
                 "about the model, leave it out or list it in the map's [config.ignored] with a reason"
             )
 
@@ -258,8 +319,10 @@ class ConfigMap:
                 foreign[key] = entry.back(fields[entry.field], fields, self.layout)
             elif not entry.optional and entry.default is _MISSING:
                 raise ConfigError(f"{self.layout}: the config lacks our field {entry.field!r}, which becomes {key!r}")
-        foreign |= {key: COMPUTED[form](fields) for key, form in self.computed.items()}
-        return _nested(foreign, self.flatten)
+        computed = {key: _follows(form, fields) for key, form in self.computed.items()}
+        foreign |= {key: value for key, value in computed.items() if value is not None}
+        nested = _nested(foreign, self.flatten)
+        return {self.within: nested} if self.within else nested
 
     def resolved(self, fields: Mapping[str, object]) -> dict[str, object]:
         """The fields, unset ones filled by those that stand for them (a classifier's dropout by the
@@ -276,6 +339,21 @@ class ConfigMap:
         model's config.
         """
         return {key: value for key, value in foreign.items() if key in self.task}
+
+
+def _follows(form: str, fields: Mapping[str, object]) -> object:
+    """What follows from the fields; None where it is nothing, or where only tensors tell a size."""
+    try:
+        return COMPUTED[form](fields)
+    except KeyError:
+        return None
+
+
+def _close(value: object, follows: object) -> bool:
+    """Whether a value is what follows from others; a ratio may have been rounded."""
+    if isinstance(value, int | float) and isinstance(follows, float):
+        return math.isclose(value, follows, rel_tol=1e-3)
+    return same(value, follows)
 
 
 def _listed(constant: object) -> list[object]:
@@ -364,6 +442,28 @@ def _derived(field: str, written: object, entries: Mapping[str, ConfigEntry], wh
         f"{where}: [config.derived] {field!r}: write [key of [config], form], a form being one of "
         f"{', '.join(DERIVED)}, got {written!r}"
     )
+
+
+def _inferred(field: str, written: object, where: str) -> Inferred:
+    """``{ form = ..., from = [...] }``, see `Inferred`."""
+    where = f"{where}: [config.inferred] {field!r}"
+    options = written if isinstance(written, Mapping) else {}
+    if set(options) != {"form", "from"} or options["form"] not in INFERRED:
+        raise MapError(
+            f"{where}: write {{ form = ..., from = [...] }}, a form being one of {', '.join(INFERRED)}, got {written!r}"
+        )
+    sources: list[object] = []
+    for source in options["from"]:
+        if isinstance(source, Mapping):
+            if set(source) != {"key", "default"}:
+                raise MapError(f"{where}: a key is written {{ key = ..., default = ... }}, got {source!r}")
+            sources.append(_Key(source["key"], source["default"]))
+        elif isinstance(source, list):
+            template, axis = source
+            sources.append((Template.parse(template), None if axis == "count" else axis))
+        else:
+            sources.append(source)
+    return Inferred(options["form"], tuple(sources))
 
 
 def _axis_of(field: str, written: object, where: str) -> tuple[Template, int]:

@@ -87,13 +87,14 @@ class KeyMap(RuleSet):
         stored copies too, as old files have them. ``tied_heads``: heads of the model that may have no
         tensor of their own (GPT-2's is the token table); they count where no rule makes one.
 
-        Encoders alone get bare names where the layout knows them; with a head, or where it does
-        not, the canonical prefix.
+        Encoders alone get bare names where the layout knows them; with a head or another tensor that
+        stands outside the prefix, or where it does not, the canonical prefix.
         """
         wanted = None if heads is None else set(heads)
         present = heads_of(targets).union(set(tied_heads) - {rule.head for rule in self.rules if rule.active(config)})
         written = present if wanted is None else present & wanted
         if prefix is None:
-            prefix = "" if not written and "" in self.prefixes else self.prefixes[0]
+            outside = written or any(rule.bare for name in targets for rule, _ in self.by_target.find(name))
+            prefix = "" if not outside and "" in self.prefixes else self.prefixes[0]
         infos = {name: Info(shape_of(t), getattr(t, "dtype", "F32")) for name, t in targets.items()}
         return Back(self, config, infos, wanted, prefix).plan(written, ties, inspect)

@@ -4,6 +4,7 @@ means, and the way back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -59,11 +60,14 @@ def same_value(value: object, what: str) -> object:
     return value
 
 
-def four_times(value: object, what: str) -> object:
-    """Four times the value: the inner width of a feed-forward that no key states."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{what} must be a whole number, got {value!r}")
-    return 4 * value
+def end_token(value: object, what: str) -> object:
+    """CLIP's end token: 2, which configs had before it was read, means the largest id."""
+    return None if value == 2 else value
+
+
+def grid_size(rows: int, cell: int) -> int:
+    """A picture's height from the rows of its position table, one of them for no cell, and a cell's height."""
+    return math.isqrt(max(rows - 1, 0)) * cell
 
 
 def complement(value: object, what: str) -> object:
@@ -79,9 +83,22 @@ def stage_inputs(fields: Mapping[str, object]) -> object:
     return [fields["stem_channels"], *stages[:-1]]
 
 
+def ratio(fields: Mapping[str, object], whole: str, part: str) -> float:
+    """How many times one size is another."""
+    return cast(int, fields[whole]) / cast(int, fields[part])
+
+
+def four_times(value: object, what: str) -> object:
+    """Four times the value: the inner width of a feed-forward that no key states."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be a whole number, got {value!r}")
+    return 4 * value
+
+
 FORMS: dict[str, Form] = {
     "names-by-id": Form(names_of_ids, ids_of_names),
     "complement": Form(complement, lambda value: complement(value, "the value")),
+    "clip-end-token": Form(end_token, lambda value: 2 if value is None else value),
 }
 
 
@@ -94,11 +111,22 @@ def last_stage(fields: Mapping[str, object]) -> object:
 COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
     "last-stage": last_stage,
     "stage-inputs": stage_inputs,
+    "inner-ratio": lambda fields: ratio(fields, "intermediate_size", "hidden_size"),
+    "image-inner-ratio": lambda fields: ratio(fields, "image_intermediate_size", "image_hidden_size"),
+    "projection-size": lambda fields: fields.get("projection_size"),
+    "image-head-size": lambda fields: int(ratio(fields, "image_hidden_size", "image_num_heads")),
 }
-"""Foreign values that follow from our fields: checked on the way here, written on the way back."""
+"""Foreign values that follow from our fields: checked on the way here and written on the way back, where not None."""
 DERIVED: dict[str, Callable[[object, str], object]] = {
     "behind-the-last": behind_the_last,
     "four-times": four_times,
     "same": same_value,
 }
 """What a field can follow from another key by, which makes a field of its own: forward alone."""
+INFERRED: dict[str, Callable[..., object]] = {
+    "same": lambda value: value,
+    "quotient": lambda whole, part: whole // part,
+    "grid-size": grid_size,
+    "listed": lambda *values: values,
+}
+"""What a field can follow from, sizes of tensors and values of other fields and keys, where no key states it."""

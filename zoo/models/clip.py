@@ -61,7 +61,7 @@ class ClipConfig(PictureConfig):
     @property
     def text(self) -> ClipTextConfig:
         """The text tower's config."""
-        names = set(ClipTextConfig.field_names()) - {"projection_size"}
+        names = set(ClipTextConfig.field_names()) & set(self.field_names()) - {"projection_size"}
         return ClipTextConfig(**{name: getattr(self, name) for name in names})
 
     @property
@@ -74,6 +74,7 @@ class ClipConfig(PictureConfig):
 
 class Clip(TwoTowers):
     Config = ClipConfig
+    resizable = frozenset(["image_size"])
 
     def __init__(self, config: ClipConfig) -> None:
         c = config
@@ -85,3 +86,7 @@ class Clip(TwoTowers):
             image_projection=nn.Linear(c.image_hidden_size, c.projection_size, bias=False),
             logit_bias=c.logit_bias,
         )
+
+    def resize_image_size(self, size: int) -> None:
+        """Interpolate the image tower's positions for pictures of another size."""
+        self.image.resize(image_size=size)

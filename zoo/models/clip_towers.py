@@ -4,9 +4,10 @@ The equations and the traps stand in `zoo.models.clip`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,7 +33,7 @@ from zoo.layers.blocks import BlockSizes
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.shapes import Bias, Rows
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.image_encoder import ImageEncoder, PictureConfig, check_pixels
+from zoo.models.base.image_encoder import ImageEncoder, PictureConfig, check_pixels, resized_positions
 from zoo.models.base.text_encoder import TextEncoder
 
 
@@ -49,8 +50,10 @@ class ClipTextConfig(Config):
     eos_token_id: int | None = None  # a text's vector stands at the first such token; None: at the largest id
     layer_scale: bool = False  # a learned factor for each dimension of a sublayer's result
     projection_size: int | None = None  # width of a projection of the pooled vector; None: it has none
+    pooler: bool = True
     dropout: float = free(0.0)
     attention_dropout: float = free(0.0)
+    classifier_dropout: float | None = free(None)  # None: as `dropout`
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
@@ -130,7 +133,7 @@ class ScaledBlock(EncoderBlock):
 def transformer(c: ClipTextConfig | ClipVisionConfig) -> Stack:
     """The blocks of either tower."""
     sizes: BlockSizes = c
-    blocks = [bert_block_of(sizes, pre_norm) for _ in range(c.num_layers)]
+    blocks = [bert_block_of(sizes, pre_norm) for _ in range(c.num_layers)]  # eq: block
     return Stack([ScaledBlock(block, c.hidden_size) for block in blocks] if c.layer_scale else blocks)
 
 
@@ -154,17 +157,15 @@ class ClipPooler(Pooler):
         self.projection = None if projection_size is None else nn.Linear(hidden_size, projection_size, bias=False)
 
     def transform(self, state: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch output_size"]:
-        pooled = self.norm(state)
+        pooled = self.norm(state)  # eq: pooled
         return pooled if self.projection is None else self.projection(pooled)
 
 
 class ClipText(TextEncoder):
-    """The text tower."""
-
     Config = ClipTextConfig
     inputs = ("input_ids", "attention_mask", "position_ids")
     norm: nn.Module
-    pooler: ClipPooler
+    pooler: ClipPooler | None
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__(config)
@@ -172,7 +173,7 @@ class ClipText(TextEncoder):
         self.embeddings = TextEmbeddings(c.vocab_size, c.hidden_size, c.max_positions, 0, nn.Identity())
         self.encoder = transformer(c)
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.pooler = ClipPooler(nn.Identity(), c.hidden_size, c.projection_size)
+        self.pooler = ClipPooler(nn.Identity(), c.hidden_size, c.projection_size) if c.pooler else None
 
     def forward(
         self,
@@ -194,25 +195,35 @@ class ClipText(TextEncoder):
             places = torch.arange(x.shape[1], device=x.device)
             attention_mask = places <= self.ends(input_ids)[:, None]
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
-        x = run.through(self.encoder, causal(), norm=self.norm)  # zeros at padding
-        return run.encoded(x, partial(self.at_end, input_ids))
+        x = run.through(self.encoder, causal(), norm=self.norm)  # zeros at padding  # eq: causal
+        return run.encoded(x, None if self.pooler is None else partial(self.pooled, self.pooler, input_ids))
 
     def ends(
         self, input_ids: Int[Tensor, "batch length"], real: Bool[Tensor, "batch length"] | None = None
     ) -> Int[Tensor, "batch"]:
         """Where each text's end token stands, among its real tokens; the last of them where it has none."""
         if self.config.eos_token_id is None:
-            return (input_ids if real is None else input_ids.masked_fill(~real, -1)).argmax(1)
+            return (input_ids if real is None else input_ids.masked_fill(~real, -1)).argmax(1)  # eq: end-token
         found = input_ids == self.config.eos_token_id
         found = found if real is None else found & real
         return torch.where(found.any(1), found.int().argmax(1), last_real(input_ids, real))
 
-    def at_end(
-        self, input_ids: Tensor | None, hidden: Float[Tensor, "batch length hidden"], padding: Padding
+    def pooled(
+        self,
+        pooler: ClipPooler,
+        input_ids: Tensor | None,
+        hidden: Float[Tensor, "batch length hidden"],
+        padding: Padding,
     ) -> Float[Tensor, "batch pooled"]:
-        """The pooled vector: the end token's state."""
+        """The end token's state, or what a projection makes of it."""
         where = last_real(hidden, padding.real) if input_ids is None else self.ends(input_ids, padding.real)
-        return self.pooler.transform(hidden[torch.arange(len(where), device=where.device), where])
+        state = hidden.gather(1, where[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
+        return pooler.transform(state)
+
+    @classmethod
+    def widths(cls, config: Any) -> Mapping[str, int]:
+        """The widths that heads read."""
+        return {"text": config.hidden_size, "pooled": config.projection_size or config.hidden_size}
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -250,15 +261,19 @@ class PatchEmbeddings(nn.Module):
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch positions hidden"]:
         pixels = check_pixels(pixel_values, self.patch.in_channels, self.size, self.patch.weight.dtype)
-        x = self.patch(pixels).flatten(2).mT  # (batch, patches, hidden)
-        x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)
-        return self.norm(x + self.position.weight)
+        x = self.patch(pixels).flatten(2).mT  # (batch, patches, hidden)  # eq: patches
+        x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)  # eq: patches
+        return self.norm(x + self.position.weight)  # eq: patches
+
+    def resize(self, image_size: int) -> None:
+        """Positions for pictures of another size."""
+        self.size, self.position = image_size, resized_positions(self.position, image_size // self.patch.kernel_size[0])
 
 
 class ClipVision(ImageEncoder):
-    """The image tower: a Vision Transformer."""
-
     Config = ClipVisionConfig
+    resizable = frozenset(["image_size"])
+    embeddings: PatchEmbeddings
 
     def __init__(self, config: ClipVisionConfig) -> None:
         super().__init__(config)
@@ -278,6 +293,16 @@ class ClipVision(ImageEncoder):
         x = self.embeddings(pixel_values)  # (batch, 1 + patches, hidden)
         run = Run(x, None, None, output_hidden_states, output_attentions)
         return run.encoded(run.through(self.encoder), self.pooler)
+
+    def resize_image_size(self, size: int) -> None:
+        """Interpolate the positions for pictures of another size."""
+        self.config.replace(image_size=size)  # refuses what no picture can have
+        self.embeddings.resize(size)
+
+    @classmethod
+    def widths(cls, config: Any) -> Mapping[str, int]:
+        """The widths that heads read."""
+        return dict.fromkeys(("image", "pooled"), config.projection_size or config.hidden_size)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -87,7 +87,7 @@ SPECS = (
     _spec(
         "image-classification",
         "picture",
-        "vision:Classification",
+        "vision:ImageClassification",
         "a label for a picture",
         num_labels=1000,
         problem_type=None,
@@ -205,6 +205,14 @@ SPECS = (
     ),
     _spec(
         "image-text-contrast",
+        "text_vector image_vector",
+        "views:ImageTextContrast",
+        "which of the batch's texts belongs to a picture, and which picture to a text (CLIP)",
+        loss="softmax",
+        smoothing=0.0,
+    ),
+    _spec(
+        "pretraining",
         "text_vector image_vector",
         "views:ImageTextContrast",
         "which of the batch's texts belongs to a picture, and which picture to a text (CLIP)",

@@ -344,6 +344,10 @@ class ImageTextContrast(Contrastive):
         found = {"image": encoded.image_embeds, "text": encoded.text_embeds}
         return {name: vectors for name, vectors in found.items() if vectors is not None}, encoded
 
+    def after_step(self, outputs: Sequence[Any]) -> None:
+        """CLIP's limit of the logits' scale."""
+        cast(Any, self.model).limit_scale()
+
     def contrast(self, vectors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         image, text, model = vectors["image"], vectors["text"], cast(Any, self.model)
         if self.options["loss"] == "sigmoid":

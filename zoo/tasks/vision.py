@@ -121,6 +121,15 @@ class Classification(VisionTask):
         return TaskOutput(loss, logits, losses={name: loss}, encoded=encoded)
 
 
+class ImageClassification(Classification):
+    """A label for a picture, from its pooled vector; of two towers the image tower's, as a linear probe has it."""
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
+        """labels as of `Classification` -> logits (batch, classes)."""
+        encoded = self.model(**self.given(inputs, named))
+        return self.judged(self.model.offers["picture"].read(encoded), labels, encoded)
+
+
 class VisualEntailment(Classification):
     """Does the picture entail the sentence? The order of the three labels is the data's."""
 

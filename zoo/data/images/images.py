@@ -111,6 +111,14 @@ class Images:
         """The same with other values."""
         return self.from_dict({**self.to_dict(), **changes})
 
+    def at_size(self, side: int) -> Images:
+        """For a model of another picture size: ``side`` pixels come out, and a larger size that is resized to keeps
+        its ratio to them.
+        """
+        (height, width), one = self.shape or (self.size, self.size), isinstance(self.size, int)  # type: ignore[misc]
+        resized = round(self.size * side / min(height, width)) if one else (side, side)  # type: ignore[operator]
+        return self.replace(size=resized, crop=None if self.crop is None else (side, side))
+
     @property
     def shape(self) -> tuple[int, int] | None:
         """Height and width of what comes out, None where they depend on the picture."""

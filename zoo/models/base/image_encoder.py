@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.errors import InputError
 from zoo.layers.outputs import Encoded
@@ -62,6 +64,19 @@ class ImageEncoder(Model):
         raise NotImplementedError
 
 
+@torch.no_grad()
+def resized_positions(table: nn.Embedding, side: int) -> nn.Embedding:
+    """A table of positions, one row for no cell and then a square grid row by row, for a grid of another side: bicubic
+    interpolation, as vectors of a picture.
+    """
+    old, size = math.isqrt(table.num_embeddings - 1), table.embedding_dim
+    grid = table.weight[1:].unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, hidden, rows, columns)
+    wide = F.interpolate(grid.double(), (side, side), mode="bicubic", align_corners=False).to(grid.dtype)
+    made = nn.Embedding(side**2 + 1, size, device="meta")
+    made.weight = nn.Parameter(torch.cat([table.weight[:1], wide[0].flatten(1).T]), table.weight.requires_grad)
+    return made
+
+
 def check_pixels(
     pixel_values: Tensor, channels: int = 3, size: int | None = None, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "batch channels height width"]:
@@ -79,8 +94,8 @@ def check_pixels(
         raise InputError(f"pixel_values must be (batch, {channels}, height, width), got {shape}{hint}")
     if size is not None and shape[2:] != (size, size):
         raise InputError(
-            f"this model reads pictures of {size} x {size} pixels, got {shape[2]} x {shape[3]}; resize them, or build "
-            f"the model with image_size={shape[2]}, which interpolates a checkpoint's positions"
+            f"this model reads pictures of {size} x {size} pixels, got {shape[2]} x {shape[3]}; resize them, or call "
+            f"model.resize(image_size={shape[2]}), which interpolates the positions"
         )
     if at_hand(pixel_values):
         for end in pixel_values.detach().aminmax():  # both are NaN where one value is

@@ -84,6 +84,8 @@ class Model(Companions, nn.Module):
     own_inputs: ClassVar[tuple[Input, ...]] = ()  # rows for `inputs` that the common table lacks
     input_table: ClassVar[InputTable] = INPUTS  # the common table with them
     arguments: ClassVar[frozenset[str]] = frozenset()  # what a call takes by name; empty: anything
+    # config fields to which a model with weights can be brought, see `resize`
+    resizable: ClassVar[frozenset[str]] = frozenset()
     # common properties that the paper's own model breaks, each with its reason
     exceptions: ClassVar[Mapping[str, str]] = {}
 
@@ -146,6 +148,15 @@ class Model(Companions, nn.Module):
     def num_parameters(self) -> int:
         """Distinct parameters, counted once however often they are used."""
         return sum(p.numel() for p in self.parameters())
+
+    def resize(self, **fields: int) -> None:
+        """Bring the model to other sizes that its weights can be fitted to, in place: those of `resizable`."""
+        for name in fields:
+            if name not in self.resizable:
+                raise unknown(f"size to which {own_class(self).__name__} can be brought", name, self.resizable)
+        for name, size in fields.items():
+            getattr(self, f"resize_{name}")(size)
+        self.config = self.config.replace(**fields)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,14 @@ from zoo.models.base.outputs import Towers
 from zoo.models.base.sites import Site, _sites
 
 TEMPERATURE = 0.07  # that the logits are divided by before training
+LARGEST_SCALE = 100.0  # that they are ever multiplied by
+
+
+def picture_of(towers: Towers) -> Float[Tensor, "batch size"]:
+    """The pooled vector of the image tower, ahead of the projection."""
+    if towers.image is None:
+        raise InputError("give pixel_values: this reads the picture's vector")
+    return need_pooler(towers.image)
 
 
 class TwoTowers(Model):
@@ -37,6 +45,7 @@ class TwoTowers(Model):
     offers = {
         "text_vector": Reading(lambda e: e.text_embeds),
         "image_vector": Reading(lambda e: e.image_embeds),
+        "picture": Reading(lambda e: picture_of(e)),  # ahead of the projection, as linear probes read it
     }
 
     def __init__(
@@ -69,20 +78,20 @@ class TwoTowers(Model):
     @property
     def scale(self) -> Float[Tensor, ""]:
         """What the logits are multiplied by."""
-        return self.logit_scale.exp()
+        return self.logit_scale.exp()  # eq: scale
 
     # --- what callers use ---------------------------------------------------------------------------------------------
 
     def encode_text(self, *inputs: Any, normalize: bool = False, **named: Any) -> Float[Tensor, "batch size"]:
         """A vector for each text; takes what the text tower takes. ``normalize``: of unit length."""
-        vectors = self.text_projection(self.text_vector(self.text(*inputs, **named)))
+        vectors = self.text_projection(self.text_vector(self.text(*inputs, **named)))  # eq: text-vector
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     def encode_image(
         self, pixel_values: Float[Tensor, "batch channels height width"], *, normalize: bool = False
     ) -> Float[Tensor, "batch size"]:
         """A vector for each picture. ``normalize``: of unit length."""
-        vectors = self.image_projection(self.image_vector(self.image(pixel_values)))
+        vectors = self.image_projection(self.image_vector(self.image(pixel_values)))  # eq: image-vector
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     def forward(
@@ -135,8 +144,15 @@ class TwoTowers(Model):
         self, image_embeds: Float[Tensor, "pictures size"], text_embeds: Float[Tensor, "texts size"]
     ) -> Float[Tensor, "pictures texts"]:
         """How well each picture and each text go together, from vectors of unit length."""
-        logits = self.scale.to(text_embeds.dtype) * image_embeds @ text_embeds.T
+        logits = self.scale.to(text_embeds.dtype) * image_embeds @ text_embeds.T  # eq: logits
         return logits if self.logit_bias is None else logits + self.logit_bias
+
+    @torch.no_grad()
+    def limit_scale(self, largest: float = LARGEST_SCALE) -> None:
+        """Keep what the logits are multiplied by from growing beyond ``largest``, as CLIP's training does behind each
+        step.
+        """
+        self.logit_scale.clamp_(max=math.log(largest))  # eq: limit
 
     # --- the common surface of a model --------------------------------------------------------------------------------
 
@@ -144,6 +160,11 @@ class TwoTowers(Model):
     def embeddings(self) -> Any:
         """The text tower's."""
         return self.text.embeddings
+
+    @classmethod
+    def widths(cls, config: Any) -> Mapping[str, int]:
+        """The widths that heads read; the pooled vector is the picture's."""
+        return {"text": config.hidden_size, **dict.fromkeys(("image", "pooled"), config.image_hidden_size)}
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

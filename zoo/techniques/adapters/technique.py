@@ -267,7 +267,7 @@ class InvertibleAdapter(Technique):
     activation: str = "relu"  # inside F and G
     name: str = "default"  # of the adapter
 
-    needs = ("embeddings", "embedding-norm")
+    needs = ("embeddings", "embedding-norm", "token-embedding")
 
     def check(self) -> None:
         check_activation(self.activation)
