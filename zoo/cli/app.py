@@ -26,6 +26,7 @@ from zoo.cli import (
     prune,
     quantize,
     regions,
+    write,
 )
 from zoo.cli.shared import print_json
 from zoo.errors import UnknownNameError, ZooError, ZooWarning
@@ -52,6 +53,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "push": checkpoints.push,
     "embed": predict.embed,
     "fill-mask": predict.fill_mask,
+    "write": write.write,
+    "translate": write.translate,
     "finetune": finetune.finetune,
     "evaluate": finetune.evaluate,
     "tokenize": pretrain.tokenize,

@@ -55,9 +55,9 @@ def classify(
     making = Making("sequence-classification", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
     pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column, "pair": pair_column})
-    shape = _kept(lambda result: result if scores or result.keys() == {"scores"} else _without(result, "scores"))
-    job = Prediction(source, reader, making, _run(making, reader, scores=scores), shape)
-    _deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
+    shape = kept(lambda result: result if scores or result.keys() == {"scores"} else _without(result, "scores"))
+    job = Prediction(source, reader, making, run_of(making, reader, scores=scores), shape)
+    deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
 
 
 def tag(
@@ -80,8 +80,8 @@ def tag(
     reader = Reader.of(pipeline, source.header, {"text": column, "words": words_column})
     if not reader.columns.names:
         raise InputError(f"no column of {', '.join(source.header)} holds texts or words; name one by --column")
-    job = Prediction(source, reader, making, _run(making, reader), _kept())
-    _deliver(job, out, as_json, _tag_table)
+    job = Prediction(source, reader, making, run_of(making, reader), kept())
+    deliver(job, out, as_json, _tag_table)
 
 
 def ask(
@@ -106,8 +106,8 @@ def ask(
     pipeline = making()
     named = {"context": column, "question": question_column}
     reader = Reader.of(pipeline, source.header, named, question=question)
-    job = Prediction(source, reader, making, _run(making, reader, question=question), _kept())
-    _deliver(job, out, as_json, _answer_table)
+    job = Prediction(source, reader, making, run_of(making, reader, question=question), kept())
+    deliver(job, out, as_json, _answer_table)
 
 
 def embed(
@@ -133,12 +133,12 @@ def embed(
     pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column})
     alone = out is not None and out.suffix.lower() == ".npy"
-    shape: Shape = (lambda row, result: dict(result)) if alone else _kept()
-    job = Prediction(source, reader, making, _run(making, reader), shape)
+    shape: Shape = (lambda row, result: dict(result)) if alone else kept()
+    job = Prediction(source, reader, making, run_of(making, reader), shape)
     if source.spoken and as_json and out is None:
         print_json({"model": model, "embeddings": [result["embedding"].tolist() for _, result in job.results()]})
         return
-    _deliver(job, out, as_json, _cosine_table)
+    deliver(job, out, as_json, _cosine_table)
 
 
 def fill_mask(
@@ -167,15 +167,15 @@ def fill_mask(
         if pipeline.mask not in text:
             raise InputError(f"{text!r} holds no mask token; write {pipeline.mask} where a word is missing")
     reader = Reader.of(pipeline, source.header, {"text": column})
-    job = Prediction(source, reader, making, _run(making, reader, top=top), _kept())
+    job = Prediction(source, reader, making, run_of(making, reader, top=top), kept())
     if source.spoken and as_json and out is None:
         found = [result["masks"] for _, result in job.results()]
         print_json(found[0] if len(found) == 1 else found)
         return
-    _deliver(job, out, as_json, _mask_tables)
+    deliver(job, out, as_json, _mask_tables)
 
 
-def _run(making: Making, reader: Reader, **options: Any) -> dict[str, Any]:
+def run_of(making: Making, reader: Reader, **options: Any) -> dict[str, Any]:
     """What the results depend on besides the rows; neither the size of batches nor the engine."""
     return {
         "task": making.task,
@@ -187,7 +187,7 @@ def _run(making: Making, reader: Reader, **options: Any) -> dict[str, Any]:
     }
 
 
-def _kept(of: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda result: result) -> Shape:
+def kept(of: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda result: result) -> Shape:
     """A row's columns with what ``of`` keeps of its result."""
     from zoo.inference.bulk import joined
 
@@ -198,7 +198,7 @@ def _without(result: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key != name}
 
 
-def _deliver(job: Prediction, out: Path | None, as_json: bool, table: Callable[[Sequence[Any]], None]) -> None:
+def deliver(job: Prediction, out: Path | None, as_json: bool, table: Callable[[Sequence[Any]], None]) -> None:
     """Into the file; else a few texts of the command itself as a table on a terminal, or as one JSON
     document; else a line of JSON for each row, as it is made.
     """

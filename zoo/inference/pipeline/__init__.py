@@ -1,4 +1,4 @@
-"""From texts to labels, entities, answers, words and vectors: a class for each task, see
+"""From texts to labels, entities, answers, words, vectors and other texts: a class for each task, see
 `zoo.inference.pipeline.base.Pipeline`.
 """
 
@@ -10,6 +10,7 @@ from zoo.inference.pipeline.classification import MultipleChoicePipeline, Sequen
 from zoo.inference.pipeline.embeddings import SentenceEmbeddingPipeline
 from zoo.inference.pipeline.tags import TokenClassificationPipeline
 from zoo.inference.pipeline.words import FillMaskPipeline
+from zoo.inference.pipeline.writing import ContinuingPipeline, WritingPipeline
 
 PIPELINES: dict[str, type[Pipeline]] = {
     pipeline.task: pipeline
@@ -20,5 +21,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
         MultipleChoicePipeline,
         FillMaskPipeline,
         SentenceEmbeddingPipeline,
+        WritingPipeline,
+        ContinuingPipeline,
     )
 }
