@@ -1,4 +1,4 @@
-"""BART: its small configs and its inputs, which are mBART's; tests/models/test_bart.py asks
+"""BART: its small configs and its inputs, which are mBART's; tests/models/test_mbart.py asks
 transformers about them.
 """
 

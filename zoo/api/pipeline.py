@@ -31,9 +31,10 @@ def pipeline(
     task: sequence-classification, token-classification, question-answering, multiple-choice,
     fill-mask, sentence-embedding, conditional-generation or causal-lm; what rows and results look
     like stands at the classes of `zoo.inference.pipeline`. model: a name, a file or a folder, whose
-    tokenizer is then read too, or a model with the task's head, which is taken as it is. A model that is loaded here onto the CPU
-    is prepared by `zoo.optimize`, in float32 or the ``dtype`` asked for ("bfloat16", "int8"). options:
-    ``batch_size``, ``top`` of fill-mask, and the settings of what writes.
+    tokenizer is then read too, or a model with the task's head, which is taken as it is. A model
+    that is loaded here onto the CPU is prepared by `zoo.optimize`, in float32 or the ``dtype`` asked
+    for ("bfloat16", "int8"). options: ``batch_size``, ``top`` of fill-mask, and the settings of what
+    writes.
 
     Raises TaskError where the model's head for the task would start at random.
     """

@@ -37,7 +37,6 @@ class WritingPipeline(Pipeline):
         to: str | None = None,
         cut: bool = False,
         seed: int = 0,
-        progress: Callable[[int, int], None] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(model, tokenizer, batch_size=batch_size)
@@ -45,7 +44,8 @@ class WritingPipeline(Pipeline):
             if name not in FIELDS:
                 raise unknown("setting of a search", name, FIELDS)
         self.search = (search or getattr(model, "search", None) or Search()).replace(**settings)
-        self.language, self.cut, self.progress = language, cut, progress
+        self.language, self.cut = language, cut
+        self.progress: Callable[[int, int], None] | None = None  # as those of `zoo.generate`
         self.streamer: Callable[[int, int], None] | None = None
         self.generator = torch.Generator(model.device).manual_seed(seed)
         self.named, changes = languages_of(model, self.tokenizer, language, to)
