@@ -66,9 +66,9 @@ def classify(
         options = {"dtype": dtype, "batch_size": batch_size, **more}
         making = Making("zero-shot-image-classification", model, options, engine, address)
         reader = Reader.of(making(), pictures.header, {"image": column})
-        shape = _kept(lambda result: result if scores else _without(result, "scores"))
-        job = Prediction(pictures, reader, making, _run(making, reader, scores=scores, **more), shape)
-        _deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
+        shape = kept(lambda result: result if scores else _without(result, "scores"))
+        job = Prediction(pictures, reader, making, run_of(making, reader, scores=scores, **more), shape)
+        deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
         return
     if labels is not None or templates is not None:
         raise InputError("--labels and --templates are for pictures; a model for texts has labels of its own")
