@@ -15,11 +15,11 @@ from zoo.layers.cache import Cache
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.masks import causal
-from zoo.layers.padding import Part, at_hand, joined
+from zoo.layers.padding import Part, joined
 from zoo.layers.run import Run
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Wanted
-from zoo.models.base.config import check_heads, check_positive
+from zoo.models.base.config import LARGEST_NUMBER, check_heads, check_positive
 from zoo.models.base.model import Reading, VisionLanguageModel
 from zoo.models.base.outputs import Joint
 
@@ -82,9 +82,7 @@ class JointEncoder(VisionLanguageModel):
         if text is None:
             raise InputError("ranks are of words: give input_ids or inputs_embeds with them")
         same_shape(ranks, text, "ranks")
-        if ranks.is_floating_point() or (at_hand(ranks) and int(ranks.min()) < 0):
-            raise InputError("ranks must be whole numbers of 0 and above: 0 = read, 1, 2, ... = written")
-        return F.pad(ranks.long(), (0, regions))
+        return F.pad(check_ids(ranks, LARGEST_NUMBER + 1, "ranks"), (0, regions))
 
     def region_segments(
         self, segments: Int[Tensor, "batch regions"] | None, features: Float[Tensor, "batch regions visual_size"]
