@@ -18,7 +18,7 @@ START = ("install", "tour")
 GUIDES = {
     "Checkpoints": ("convert", "export", "interop"),
     "Training": ("fine-tuning", "corpora-and-clusters", "many-processes", "distillation"),
-    "Use": ("command-line", "prediction", "swap-a-part"),
+    "Use": ("command-line", "prediction", "writing", "swap-a-part"),
     "Pictures, knowledge, languages": ("regions", "emoji-retrieval", "knowledge", "many-languages", "mixed-vocabulary"),
     "Smaller models": ("compression", "subarchitecture", "trimming"),
 }

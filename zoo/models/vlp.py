@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ConfigError
 from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, Wanted, bert_block_of
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.embeddings import check_boxes
 from zoo.layers.heads import ClassificationHead, masked_lm_of
 from zoo.models.base.config import Config, free
@@ -162,7 +162,7 @@ class Vlp(JointEncoder):
         visual_lengths: Sequence[int] | None = None,
         output_hidden_states: Wanted = False,
         output_attentions: Wanted = False,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Joint:
         """Encode texts and the regions of their pictures, either of them alone too; the result holds the
         text's positions first, then the regions'.
@@ -177,7 +177,9 @@ class Vlp(JointEncoder):
             text = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # eq: text-embedding
         if visual_features is not None:
             batch = visual_features.shape[0] if text is None else text.shape[0]
-            v, g = self.image_embeddings(visual_features, check_boxes(visual_features, visual_boxes, batch, self.config))
+            v, g = self.image_embeddings(
+                visual_features, check_boxes(visual_features, visual_boxes, batch, self.config)
+            )
             x = v + g + self.region_segments(visual_token_type_ids, visual_features)  # eq: region-embedding
             regions = self.embeddings.dropout(self.embeddings.norm(x))  # eq: region-embedding
         real, kept = (attention_mask, visual_mask, lengths, visual_lengths), (output_hidden_states, output_attentions)

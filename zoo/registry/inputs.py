@@ -178,7 +178,12 @@ _INPUTS = (
         "which tokens are written: 0 = read, which all attend to; 1, 2, ... = written in this order, each attends to "
         "what is read and to those before it (VLP, UNIMO)",
     ),
-    Input("cache", (), "`zoo.layers.cache.Cache`", "keys and values of the tokens before these, while a text is written"),
+    Input(
+        "cache",
+        (),
+        "`zoo.layers.cache.KeyValueCache`",
+        "keys and values of the tokens before these, while a text is written",
+    ),
     Input("all_pairs", (), "bool", "ViLBERT: every text with every picture"),
     Input(
         "output_hidden_states",

@@ -8,7 +8,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.masks import Pattern, causal
 from zoo.layers.outputs import Encoded
 from zoo.layers.run import Run
@@ -34,7 +34,7 @@ class CausalModel(TextEncoder):
         lengths: Sequence[int] | None = None,
         output_hidden_states: Wanted = False,
         output_attentions: Wanted = False,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Encoded:
         """As `TextEncoder`. cache: keys and values of the tokens before these; ids and mask are then of
         the new ones alone, whose positions go on behind those before where none are given.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.masks import causal
@@ -51,7 +51,7 @@ class JointEncoder(VisionLanguageModel):
         real: Real,
         kept: tuple[Wanted, Wanted],
         ranks: Int[Tensor, "batch length"] | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Joint:
         """Embedded words and regions through the encoder, padding left out. ``regions`` None: a text
         alone; ``text`` None: a picture alone, whose first region is pooled. kept: which hidden states
@@ -71,7 +71,9 @@ class JointEncoder(VisionLanguageModel):
         if ranks is not None:
             ranks = self._joint_ranks(ranks, text, count or 0)  # eq: ranks
         run = Run(x, mask, None, *kept, ranks=ranks, cache=cache)
-        encoded = run.encoded(run.through(self.encoder, None if ranks is None else causal()), self.pooler)  # eq: encoder
+        encoded = run.encoded(
+            run.through(self.encoder, None if ranks is None else causal()), self.pooler
+        )  # eq: encoder
         return Joint(**vars(encoded), text_length=length or 0, region_length=count or 0)
 
     @staticmethod
