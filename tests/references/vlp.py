@@ -13,6 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
+import zoo
 from tests.references.case import Adapter, Case, Output
 from tests.references.text_models import load
 from zoo.data.captions import WRITING, CaptionCollator, hidden_regions
@@ -104,6 +105,33 @@ def answers(case: Case) -> Mapping[str, Any]:
     }
 
 
+def decoding(case: Case) -> Mapping[str, Any]:
+    """Captions that are written greedily, to the longest: the reference does not stop at [SEP]. Of each word its
+    score, not its log-probability.
+    """
+    scores: list[Tensor] = []
+
+    def keep(ids: Tensor, logits: Tensor) -> Tensor:
+        scores.append(logits.amax(1))
+        return logits
+
+    config = case.config
+    model = load(case, "masked-lm", LAYOUT, mask_token_id=config["mask_word_id"])
+    regions, segments = config["len_vis_input"], case.inputs["token_type_ids"].long()
+    written = zoo.generate(
+        model,
+        without_regions(case.inputs["input_ids"].long().T, regions).T,
+        token_type_ids=without_regions(segments.T, regions).T[:, :2],
+        visual_features=case.inputs["vis_feats"],
+        visual_boxes=case.inputs["vis_pe"],
+        visual_token_type_ids=segments[:, 1 : regions + 1],
+        max_new_tokens=config["max_tgt_length"],
+        end_token_id=(),
+        processors=(keep,),
+    )
+    return {"ids": written.sequences, "max_scores": torch.stack(scores, 1)}
+
+
 def loader(case: Case) -> Mapping[str, Any]:
     """Captions with hidden words in both ways of reading, and what the decoder begins with."""
     given = case.given
@@ -180,4 +208,8 @@ def seen_by(ranks: list[int], length: int) -> list[str]:
     return ["".join("1" if at < len(ranks) and ranks[at] <= row else "0" for at in range(length)) for row in rows]
 
 
-ADAPTERS: dict[str, Adapter] = {"BertForPreTrainingLossMask": pretraining, "seq2seq_loader.Preprocess4Seq2seq": loader}
+ADAPTERS: dict[str, Adapter] = {
+    "BertForPreTrainingLossMask": pretraining,
+    "BertForSeq2SeqDecoder": decoding,
+    "seq2seq_loader.Preprocess4Seq2seq": loader,
+}

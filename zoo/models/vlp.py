@@ -67,6 +67,7 @@ class VlpConfig(Config):
     end_token_id: int | None = free(102)  # [SEP], which ends what is written
     mask_token_id: int | None = free(103)  # [MASK], in whose place words are written
 
+    written_segment: ClassVar[int] = 5  # of words that are written
     visual_segment: ClassVar[int] = 0  # of regions whose segment the caller does not give
     box_code: ClassVar[str] = "vlp"  # how `Regions` writes boxes
 
@@ -95,10 +96,12 @@ class VlpEmbeddings(TextEmbeddings):
     def positions(
         self, position_ids: Int[Tensor, "*#batch length"] | None, tokens: Float[Tensor, "batch length size"]
     ) -> Float[Tensor, "*#batch length hidden"]:
-        if position_ids is not None:
-            return super().positions(position_ids, tokens)
-        end = self.first_position + tokens.shape[1]
-        return torch.cat([self.position.weight[:1], self.position.weight[self.first_position + 1 : end]])  # eq: place
+        return super().positions(self.places_of(tokens) if position_ids is None else position_ids, tokens)
+
+    def places_of(self, tokens: Tensor) -> Int[Tensor, "1 length"]:
+        """The positions of a text."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return torch.where(places > 0, places + self.first_position, 0)[None]  # eq: place
 
 
 class PlacedRegions(nn.Module):
@@ -122,6 +125,7 @@ class PlacedRegions(nn.Module):
 
 class Vlp(JointEncoder):
     Config = VlpConfig
+    writes = "masked"
     heads = {"masked_lm": masked_lm_of}
     pretraining = (
         replace(
@@ -137,6 +141,7 @@ class Vlp(JointEncoder):
         )
     }
     inputs = (*TEXT_INPUTS, "visual_features", "visual_boxes", "visual_mask", "visual_token_type_ids", "ranks")
+    embeddings: VlpEmbeddings
 
     def __init__(self, config: VlpConfig) -> None:
         super().__init__(config)
@@ -184,6 +189,19 @@ class Vlp(JointEncoder):
             regions = self.embeddings.dropout(self.embeddings.norm(x))  # eq: region-embedding
         real, kept = (attention_mask, visual_mask, lengths, visual_lengths), (output_hidden_states, output_attentions)
         return self.encode(text, regions, real, kept, ranks, cache)  # eq: encoder
+
+    def written_room(self, read: int) -> int:
+        """How many words may be written behind those that are read."""
+        return self.config.longest - read
+
+    def read_positions(self, input_ids: Int[Tensor, "batch length"]) -> Int[Tensor, "1 length"]:
+        """The positions of words that are read."""
+        return self.embeddings.places_of(input_ids)
+
+    def written_inputs(self, read: Int[Tensor, "rows"], places: Int[Tensor, "new"]) -> dict[str, Tensor]:
+        """Where the written words of these places (0, 1, ...) stand behind so many that are read."""
+        positions = self.config.num_regions + read[:, None] + places
+        return {"position_ids": positions, "token_type_ids": torch.full_like(positions, self.config.written_segment)}
 
     def answer_vector(self, given: Mapping[str, Any], encoded: Joint) -> Float[Tensor, "batch hidden"]:
         """The states of [CLS] and of the first [SEP], element by element."""

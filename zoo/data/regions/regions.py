@@ -258,8 +258,8 @@ class Regions:
             boxes: Tensor = getattr(regions, code)()
             if boxes.shape[-1] != numbers:
                 raise InputError(
-                    f"{name} reads {numbers} numbers for a box and its class, these regions give {boxes.shape[-1]}: its "
-                    f"detector has {numbers - 6} classes"
+                    f"{name} reads {numbers} numbers for a box and its class, these regions give {boxes.shape[-1]}: "
+                    f"its detector has {numbers - 6} classes"
                 )
             return found | {"visual_boxes": boxes}
         return found | ({"visual_boxes": regions.encoded(numbers)} if numbers else {})

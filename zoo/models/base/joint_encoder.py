@@ -70,6 +70,8 @@ class JointEncoder(VisionLanguageModel):
         mask = self.joint_mask(x.shape[0], length, count, real)
         if ranks is not None:
             ranks = self._joint_ranks(ranks, text, count or 0)  # eq: ranks
+        elif cache is not None:  # all of it is read
+            ranks = x.new_zeros(x.shape[:2], dtype=torch.int64)
         run = Run(x, mask, None, *kept, ranks=ranks, cache=cache)
         encoded = run.encoded(
             run.through(self.encoder, None if ranks is None else causal()), self.pooler
