@@ -146,9 +146,8 @@ class Regions:
         assert self.class_probabilities is not None
         real = self.real.unsqueeze(-1)
         boxes = self.xyxy()
-        largest = (
-            boxes.unflatten(-1, (2, 2)).masked_fill(~real.unsqueeze(-1), 0).amax((-3, -2))
-        )  # of x, of y  # eq: vlp
+        corners = boxes.unflatten(-1, (2, 2)).masked_fill(~real.unsqueeze(-1), 0)
+        largest = corners.amax((-3, -2))  # x and y of each picture  # eq: vlp
         x = boxes / (torch.cat([largest, largest], -1).unsqueeze(-2) + 1e-5)  # eq: vlp
         area = ((x[..., 2] - x[..., 0]) * (x[..., 3] - x[..., 1])).clamp(min=0)  # eq: vlp
         numbers = torch.cat([x, area.unsqueeze(-1), self.confidence.float().unsqueeze(-1)], -1)  # eq: vlp

@@ -73,9 +73,8 @@ class JointEncoder(VisionLanguageModel):
         elif cache is not None:  # all of it is read
             ranks = x.new_zeros(x.shape[:2], dtype=torch.int64)
         run = Run(x, mask, None, *kept, ranks=ranks, cache=cache)
-        encoded = run.encoded(
-            run.through(self.encoder, None if ranks is None else causal()), self.pooler
-        )  # eq: encoder
+        x = run.through(self.encoder, None if ranks is None else causal())  # eq: encoder
+        encoded = run.encoded(x, self.pooler)
         return Joint(**vars(encoded), text_length=length or 0, region_length=count or 0)
 
     @staticmethod
