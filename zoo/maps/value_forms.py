@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from zoo.errors import ConfigError
+from zoo.layers.convolution import widened
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,16 @@ FORMS: dict[str, Form] = {
     "complement": Form(complement, lambda value: complement(value, "the value")),
     "clip-end-token": Form(end_token, lambda value: 2 if value is None else value),
 }
+
+
+def last_stage(fields: Mapping[str, object]) -> object:
+    """The channels that leave the last stage of a network that is made wider by a factor."""
+    channels = cast(Sequence[int], fields["stage_channels"])[-1]
+    return widened(channels, cast(float, fields["width_multiplier"]), cast(int, fields["channel_multiple"]))
+
+
 COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
+    "last-stage": last_stage,
     "stage-inputs": stage_inputs,
     "inner-ratio": lambda fields: ratio(fields, "intermediate_size", "hidden_size"),
     "image-inner-ratio": lambda fields: ratio(fields, "image_intermediate_size", "image_hidden_size"),

@@ -24,6 +24,7 @@ between which the passes of an update run. `zoo.training.fit` calls all three. A
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -34,6 +35,7 @@ from zoo.errors import ConfigError, InputError, TaskError, unknown
 from zoo.layers.pooler import pool
 from zoo.models.base.model import Model
 from zoo.models.base.outputs import TaskOutput
+from zoo.registry.tasks import TaskSpec
 from zoo.tasks.base import TaskModel, along, with_an_axis
 from zoo.tasks.contrast import clip_loss, nt_xent, pair_logits, queue_logits, queue_loss, sigmoid_loss
 from zoo.tasks.memory import MomentumTwin, Queue, momentum_schedule, shuffled_keys
@@ -317,9 +319,13 @@ class CrossLingualContrast(MomentumContrast):
 class ImageTextContrast(Contrastive):
     """CLIP's objective for two towers: row i of the pictures belongs to row i of the texts.
 
-    options: loss, "softmax" (both ways) or "sigmoid" (SigLIP's); smoothing, of the softmax's labels
-    (ALIGN: 0.1).
+    options: loss, "softmax" (both ways) or "sigmoid" (SigLIP's); smoothing, of the softmax's labels, the
+    family's own unless it is given (ALIGN: 0.1).
     """
+
+    @classmethod
+    def spec_of(cls, spec: TaskSpec, model_class: Any) -> TaskSpec:
+        return replace(spec, options={**spec.options, "smoothing": model_class.smoothing})
 
     @classmethod
     def build(cls, model: Model, options: Mapping[str, Any], task: str) -> TaskModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,7 @@ class TwoTowers(Model):
     pooled vector unless a family reads another; ``scale`` is what logits are multiplied by.
     """
 
+    smoothing: ClassVar[float] = 0.0  # of the labels of the contrastive loss
     inputs = ("input_ids", "attention_mask", "position_ids", "pixel_values")
     offers = {
         "text_vector": Reading(lambda e: e.text_embeds),
