@@ -11,6 +11,8 @@ from tests.families import clip
 from tests.strategies import Batch
 from zoo.models.clip_resnet import ClipResNetConfig
 
+TASKS, labels = clip.TASKS, clip.labels
+
 
 def tiny_config(draw: st.DrawFn, **fixed: Any) -> ClipResNetConfig:
     own = {

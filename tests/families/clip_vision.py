@@ -11,6 +11,7 @@ from tests.strategies import Batch
 from zoo.models.clip_towers import ClipVisionConfig
 
 LAYOUT = "hf-clip-vision"
+TASKS, labels = clip.TASKS, clip.labels
 
 
 def tiny_config(draw: st.DrawFn, **fixed: Any) -> ClipVisionConfig:

@@ -41,7 +41,7 @@ class TwoTowers(Model):
     """
 
     smoothing: ClassVar[float] = 0.0  # of the labels of the contrastive loss
-    inputs = ("input_ids", "attention_mask", "position_ids", "pixel_values")
+    inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "position_ids", "pixel_values")
     offers = {
         "text_vector": Reading(lambda e: e.text_embeds),
         "image_vector": Reading(lambda e: e.image_embeds),
