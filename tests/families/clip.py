@@ -12,7 +12,7 @@ from tests.strategies import ACTIVATIONS, MASKS, Batch, attention_masks
 from zoo.models.clip import ClipConfig
 
 LAYOUT = "hf-clip"
-TASKS = ("image-classification",)  # those that contrast have tests of their own
+TASKS = ()  # those of two towers have tests of their own, in tests/models/test_clip.py
 
 
 def tower_fields(draw: st.DrawFn, prefix: str = "") -> dict[str, Any]:
@@ -92,8 +92,3 @@ def small_batch() -> Batch:
 
 def states(output: Any) -> dict[str, Tensor]:
     return {"attention_mask": output.text.last_hidden_state}
-
-
-def labels(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {"labels": torch.randint(model.options["num_labels"], (batch.rows,), generator=generator)}

@@ -11,7 +11,7 @@ from tests.families import clip
 from tests.strategies import Batch
 from zoo.models.clip_resnet import ClipResNetConfig
 
-TASKS, labels = clip.TASKS, clip.labels
+TASKS = clip.TASKS
 
 
 def tiny_config(draw: st.DrawFn, **fixed: Any) -> ClipResNetConfig:
