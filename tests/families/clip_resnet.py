@@ -11,6 +11,8 @@ from tests.families import clip
 from tests.strategies import Batch
 from zoo.models.clip_resnet import ClipResNetConfig
 
+TASKS = clip.TASKS
+
 
 def tiny_config(draw: st.DrawFn, **fixed: Any) -> ClipResNetConfig:
     own = {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.families import clip
 from tests.strategies import Batch
 from zoo.models.clip_towers import ClipVisionConfig
 
 LAYOUT = "hf-clip-vision"
+TASKS = ("image-classification",)  # those that contrast two views have tests of their own
 
 
 def tiny_config(draw: st.DrawFn, **fixed: Any) -> ClipVisionConfig:
@@ -32,3 +35,8 @@ def small_batch() -> Batch:
 
 def states(output: Any) -> dict[str, Any]:
     return {"image": output.last_hidden_state}
+
+
+def labels(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"labels": torch.randint(min(model.options["num_labels"], 100), (batch.rows,), generator=generator)}

@@ -404,7 +404,8 @@ def test_the_loss_is_the_sum_of_the_named_losses(name, task):
 def test_every_parameter_is_reached_by_the_gradient(name, task, data):
     config = data.draw(configs(name))
     batch = small_batch(name)
-    size = {key: value for key, value in strategies.READ.items() if key in config.field_names()}
+    own = {key: value for key, value in getattr(strategies.family(name), "SMALL", {}).items() if key == "image_size"}
+    size = {key: value for key, value in {**strategies.READ, **own}.items() if key in config.field_names()}
     model = build(name, config.replace(**size), task, **data.draw(task_options(task))).train()
     if "token_type_ids" in batch.inputs:
         ids = batch.inputs["input_ids"]

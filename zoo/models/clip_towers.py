@@ -202,6 +202,7 @@ class ClipText(TextEncoder):
         self, input_ids: Int[Tensor, "batch length"], real: Bool[Tensor, "batch length"] | None = None
     ) -> Int[Tensor, "batch"]:
         """Where each text's end token stands, among its real tokens; the last of them where it has none."""
+        input_ids = input_ids.long()
         if self.config.eos_token_id is None:
             return (input_ids if real is None else input_ids.masked_fill(~real, -1)).argmax(1)  # eq: end-token
         found = input_ids == self.config.eos_token_id
