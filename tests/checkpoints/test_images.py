@@ -6,8 +6,11 @@ import copy
 import dataclasses
 import json
 
+import numpy
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 import zoo
 from tests import towers
@@ -116,3 +119,44 @@ def test_an_optimized_copy_and_a_copy_keep_it():
     assert zoo.optimize(model).images == copy.deepcopy(model).images == towers.IMAGES
     pixels = towers.IMAGES(torch.zeros(9, 9, 3, dtype=torch.uint8))
     assert model.encode_image(pixels).shape == (1, 6)
+
+
+def test_it_comes_along_through_conversion_and_back(tmp_path):
+    """As ALIGN's public file has it: an offset, and no normalization of its own."""
+    config = transformers.EfficientNetConfig(
+        width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=320, image_size=64
+    )
+    theirs = transformers.EfficientNetImageProcessorPil(
+        size={"height": 70, "width": 70},
+        do_center_crop=True,
+        crop_size={"height": 64, "width": 64},
+        include_top=False,
+        rescale_offset=True,
+        rescale_factor=1 / 127.5,
+        do_normalize=False,
+    )
+    for part in (transformers.EfficientNetModel(config).eval(), theirs):
+        part.save_pretrained(tmp_path / "hf")
+    picture = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (90, 80, 3), dtype=numpy.uint8))
+    wanted = torch.as_tensor(theirs(picture, return_tensors="pt")["pixel_values"])
+    assert torch.allclose(zoo.load(tmp_path / "hf").images(picture), wanted, atol=1e-6)
+    report = zoo.convert(tmp_path / "hf", tmp_path / "ours")
+    assert not [note for note in report.notes if "tokenizer" in note]  # it reads no texts
+    assert zoo.images(tmp_path / "ours") == zoo.images(tmp_path / "hf")
+    zoo.convert(tmp_path / "ours", tmp_path / "back", to="hf-efficientnet")
+    again = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / "back")
+    assert torch.allclose(torch.as_tensor(again(picture, return_tensors="pt")["pixel_values"]), wanted, atol=1e-5)
+
+
+def names_that_read_pictures():
+    """Every registered name, with its tags, that reads pixels."""
+    found = [row for rows in variants.families().values() for row in rows if "pixel_values" in row.inputs]
+    return [name for row in found for name in (row.name, *(f"{row.name}.{tag}" for tag in variants.tags(row)))]
+
+
+def test_every_registered_model_of_pictures_says_how_it_wants_them():
+    names = [name for name in names_that_read_pictures() if not name.startswith(towers.NAME)]
+    assert len(names) > 20
+    for name in names:
+        side = zoo.config(name).image_size
+        assert zoo.images(name).shape == (side, side), name

@@ -191,7 +191,7 @@ def _tell(asked: Sequence[str], folder: Path, hits: Sequence[Sequence[tuple[str,
 def _sheet(asked: Sequence[str], folder: Path, hits: Sequence[Sequence[tuple[str, float]]], out: Path) -> None:
     from zoo.data.images.sheet import contact_sheet
 
-    pairs = [(folder / name, f"{score:.3f}  {name}") for some in hits for name, score in some]
+    pairs = [(folder / name, f"{name}  {score:.3f}") for some in hits for name, score in some]
     if not pairs:
         raise InputError("there are no hits to draw")
     paths, captions = zip(*pairs, strict=True)
