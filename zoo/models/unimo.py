@@ -94,12 +94,14 @@ class TwoPoolers(nn.Module):
         self.fusion = c.fusion
 
     def forward(self, joint: Joint, words: Padding, regions: Padding) -> Float[Tensor, "batch hidden"]:
-        text = self.text(joint.text.last_hidden_state, words) if joint.text_length else None
-        image = None
+        found: list[Tensor] = []
+        if joint.text_length:
+            found.append(self.text(joint.text.last_hidden_state, words))
         if self.image is not None and joint.region_length:
-            image = self.image(joint.image.last_hidden_state, regions)
-        if text is None or image is None:
-            return image if text is None else text
+            found.append(self.image(joint.image.last_hidden_state, regions))
+        if len(found) == 1:
+            return found[0]
+        text, image = found
         return text * image if self.fusion == "mul" else text + image  # eq: pooled
 
 
