@@ -22,7 +22,7 @@ GUIDES = {
     "Pictures, knowledge, languages": ("regions", "emoji-retrieval", "knowledge", "many-languages", "mixed-vocabulary"),
     "Smaller models": ("compression", "subarchitecture", "trimming"),
 }
-CONCEPTS = ("packing", "sites", "maps", "proof", "objectives")
+CONCEPTS = ("packing", "sites", "maps", "proof", "objectives", "contrast")
 NOTEBOOKS = ("tour", "convert", "fine_tune", "compress", "vision_language")
 API = (
     *("create", "models", "families", "layers", "tasks", "techniques"),

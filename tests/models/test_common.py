@@ -107,7 +107,7 @@ def test_the_stated_parameter_count_is_met_and_the_build_on_meta_is_complete(nam
     if stated:
         assert stated["source"]
         assert model.num_parameters() == stated["count"]
-    if {"visual_features", "decoder_input_ids"} & set(variant.inputs):
+    if {"visual_features", "pixel_values", "decoder_input_ids"} & set(variant.inputs):
         return
     ids = torch.zeros(2, 5, dtype=torch.int64, device="meta")
     out = model(ids, torch.ones_like(ids), **({"language_ids": ids} if "language_ids" in variant.inputs else {}))

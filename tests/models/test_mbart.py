@@ -16,7 +16,7 @@ from tests.strategies import batches, build, configs, randomised, relative, smal
 from zoo.data.denoising import DenoisingNoise, TorchDraws, permute_sentences, poisson_lengths
 from zoo.errors import ConfigError, InputError
 from zoo.inference.generate import generate
-from zoo.models.mbart import shift_right
+from zoo.models.base.encoder_decoder import shift_right
 from zoo.tasks.losses import label_smoothed_loss
 
 LAYOUT, BARE, WRITER = "hf-mbart", "MBartModel", "MBartForConditionalGeneration"

@@ -1,4 +1,4 @@
-"""CLIP: its tokenizer. The case's own merges take the place of the public file's."""
+"""CLIP: its tokenizer, and its losses. The case's own merges take the place of the public file's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.references.case import Adapter, Case
+from tests.references.contrast import open_clip, open_siglip
 from zoo.errors import InputError
 from zoo.tokenization import load_tokenizer
 
@@ -41,4 +42,8 @@ def bpe_tokenizer(case: Case) -> dict[str, Any]:
     }
 
 
-ADAPTERS: dict[str, Adapter] = {"clip.simple_tokenizer": bpe_tokenizer}
+ADAPTERS: dict[str, Adapter] = {
+    "clip.simple_tokenizer": bpe_tokenizer,
+    "ClipLoss": open_clip,
+    "SigLipLoss": open_siglip,
+}

@@ -15,7 +15,7 @@ import zoo
 from tests.references import text_models
 from tests.references.case import Adapter, Case, Output, Skipped
 from zoo.data.denoising import DenoisingNoise, TorchDraws, collate
-from zoo.models.mbart import shift_right
+from zoo.models.base.encoder_decoder import shift_right
 from zoo.tasks.losses import label_smoothed_loss, token_cross_entropy
 
 DRAWS = 3000

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zoo.errors import InputError
 from zoo.inference.int8 import Int8Linear
 from zoo.layers.attention import Attention, AttentionArgs, DenseAttention
+from zoo.layers.cache import remembered
 from zoo.layers.masks import Mask
 from zoo.layers.trace import Trace
 
@@ -156,4 +157,5 @@ class JoinedAttention(Attention):
         assert key is value
         made = self.joined(query).unflatten(-1, (3, self.num_heads, self.head_size))
         q, k, v = (part.contiguous() for part in made.unbind(-3))
+        k, v = remembered(None if trace is None else trace.memory, lambda: (k, v))
         return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError
+from zoo.layers.cache import remembered
 from zoo.layers.kernels.explicit import explicit_attention
 from zoo.layers.kernels.fused import fused_attention
 from zoo.layers.masks import Mask
@@ -151,12 +152,17 @@ class Attention(nn.Module):
         trace: Trace | None = None,
     ) -> Float[Tensor, "*rows output_size"]:
         """``bias`` is added to the scores, one for all rows where the batch is packed. ``trace`` keeps
-        the probabilities where somebody asked.
+        the probabilities where somebody asked, and knows the keys and values of the tokens before.
         """
         heads = self.num_heads, self.head_size
         q = self.query(query).unflatten(-1, heads)  # (batch, length, heads, head size), or  # eq: heads
-        k = self.key(key).unflatten(-1, heads)  # (tokens, heads, head size) when packed  # eq: heads
-        v = self.value(value).unflatten(-1, heads)  # eq: heads
+
+        def made() -> tuple[Tensor, Tensor]:
+            k = self.key(key).unflatten(-1, heads)  # (tokens, heads, head size) when packed  # eq: heads
+            v = self.value(value).unflatten(-1, heads)  # eq: heads
+            return k, v
+
+        k, v = remembered(None if trace is None else trace.memory, made)
         return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))  # eq: heads
 
     def attend(
@@ -170,6 +176,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "*rows heads size"]:
         """What the core makes of projected queries, keys and values, packed or not."""
         args = AttentionArgs(mask, bias, trace, self.dropout if self.training else 0.0)
+        if q.dim() == 4 and q.shape[0] != k.shape[0]:  # several rows look at one source
+            return attended(self.core, q.reshape(k.shape[0], -1, *q.shape[2:]), k, v, args).reshape(q.shape)
         return attended(self.core, q, k, v, args)
 
 

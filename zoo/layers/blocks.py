@@ -101,9 +101,10 @@ def bert_block(
     norm_eps: float = 1e-12,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
+    residual: Residual = post_norm,
 ) -> EncoderBlock:
-    """BERT's block: post-norm, LayerNorm, dropout on probabilities and on both sublayers'
-    results.
+    """BERT's block: LayerNorm, dropout on probabilities and on both sublayers' results; post-norm unless
+    ``residual`` says otherwise.
     """
     return EncoderBlock(
         Attention(hidden_size, num_heads, dropout=attention_dropout),
@@ -111,6 +112,7 @@ def bert_block(
         nn.LayerNorm(hidden_size, norm_eps),
         nn.LayerNorm(hidden_size, norm_eps),
         dropout=dropout,
+        residual=residual,
     )
 
 
@@ -133,7 +135,7 @@ class BlockSizes(Protocol):
     def attention_dropout(self) -> float: ...
 
 
-def bert_block_of(config: BlockSizes) -> EncoderBlock:
+def bert_block_of(config: BlockSizes, residual: Residual = post_norm) -> EncoderBlock:
     """`bert_block` at the sizes of a config."""
     return bert_block(
         config.hidden_size,
@@ -143,6 +145,7 @@ def bert_block_of(config: BlockSizes) -> EncoderBlock:
         norm_eps=config.norm_eps,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
+        residual=residual,
     )
 
 

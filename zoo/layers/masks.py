@@ -75,8 +75,8 @@ class Mask:
     pattern: Pattern | None = None
     query_rows: Packed | None = None
     key_rows: Packed | None = None
-    query_positions: Int[Tensor, "batch query"] | None = field(default=None, repr=False)
-    key_positions: Int[Tensor, "batch key"] | None = field(default=None, repr=False)
+    query_positions: Int[Tensor, "#batch query"] | None = field(default=None, repr=False)
+    key_positions: Int[Tensor, "#batch key"] | None = field(default=None, repr=False)
 
     def __and__(self, other: Mask | Pattern) -> Mask:
         if isinstance(other, Pattern):

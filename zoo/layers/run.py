@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.errors import InputError
+from zoo.layers.cache import Cache, Remembering
 from zoo.layers.masks import Mask, Pattern, cross_mask
 from zoo.layers.outputs import Encoded
 from zoo.layers.padding import Padding, padding_like, together
@@ -37,6 +39,8 @@ class Run:
     given. name: what the mask is called in messages.
     ranks: what patterns compare in place of columns: with ``causal()``, 0 for what everybody
     sees and 1, 2, ... for words that are written one after the other.
+    cache: keys and values of the columns before these, which the pass adds its own to; mask and
+    ranks are then of the new columns alone.
     """
 
     def __init__(
@@ -49,14 +53,27 @@ class Run:
         *,
         name: str = "attention_mask",
         ranks: Int[Tensor, "batch length"] | None = None,
+        cache: Cache | None = None,
     ) -> None:
-        padding = padding_like(x, attention_mask, lengths, pack=not attentions, name=name, ranks=ranks)
-        self._set(x, padding, Trace(hidden_states, attentions), None)
+        memory = None
+        if cache is None:
+            padding = padding_like(x, attention_mask, lengths, pack=not attentions, name=name, ranks=ranks)
+        else:
+            rows, new = x.shape[:2]
+            cache.entered((rows, new), attention_mask, ranks, x.device, name)
+            real = None if cache.real is None else cache.real[:, -new:]
+            padding, memory = Padding(real, (rows, new)), Remembering(cache, new)
+        self._set(x, padding, Trace(hidden_states, attentions, memory), None, cache)
 
     def _set(
-        self, x: Float[Tensor, "batch length hidden"], padding: Padding, trace: Trace, earlier: Run | None
+        self,
+        x: Float[Tensor, "batch length hidden"],
+        padding: Padding,
+        trace: Trace,
+        earlier: Run | None,
+        cache: Cache | None = None,
     ) -> None:
-        self.x, self.padding, self.trace = x, padding, trace
+        self.x, self.padding, self.trace, self.cache = x, padding, trace, cache
         self._earlier = earlier  # the pass that this one goes on from, with other rows
         self._masks: dict[int, Mask] = {}
 
@@ -92,22 +109,38 @@ class Run:
         norm: nn.Module | None = None,
     ) -> Float[Tensor, "batch length hidden"]:
         """What a stack, or a single block, makes of the states; ``norm``: that it ends in."""
-        mask = self.mask if pattern is None else self.mask & pattern
-        return self._ended(stack(self.enter(), mask, None, self.trace), norm)
+        return self._ended(stack(self.enter(), self._under(pattern), None, self.trace), norm)
 
     def across(
         self,
         decoder: Callable[[Tensor, Tensor, Mask, Mask, Trace], Tensor],
-        source: Run,
+        source: Run | None,
         pattern: Pattern | None = None,
         *,
         norm: nn.Module | None = None,
     ) -> Float[Tensor, "batch length hidden"]:
-        """What a decoder makes of the states while it looks at ``source``'s."""
-        self.padding, source.padding = together(self.padding, source.padding)
-        memory, mask = source.padding.pack(source.x), self.mask if pattern is None else self.mask & pattern
-        x = decoder(self.enter(), memory, mask, self.looking_at(source), self.trace)
-        return self._ended(x, norm)
+        """What a decoder makes of the states while it looks at ``source``'s; None: at those that the
+        cache knows.
+        """
+        if self.cache is not None:
+            if source is not None:
+                self.cache.source = source.padding.pack(source.x), source.padding
+            if self.cache.source is None:
+                raise InputError("the cache knows no source yet; its first pass needs one")
+            memory, padding = self.cache.source
+            looking = Mask(keys=padding.real)
+        else:
+            assert source is not None
+            self.padding, source.padding = together(self.padding, source.padding)
+            memory, looking = source.padding.pack(source.x), self.looking_at(source)
+        return self._ended(decoder(self.enter(), memory, self._under(pattern), looking, self.trace), norm)
+
+    def _under(self, pattern: Pattern | None) -> Mask:
+        """The mask of this stream joined with a pattern."""
+        if self.cache is not None:
+            new = self.x.shape[1]
+            return self.cache.under(self.cache.mask(new, self.x.device), pattern, new)
+        return self.mask if pattern is None else self.mask & pattern
 
     def enter(self) -> Float[Tensor, "*rows hidden"]:
         """The states as blocks take them: rows of real tokens, or (batch, length, hidden) where the

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.layers.cache import Remembered, Remembering
 
 Wanted = bool | Sequence[int]  # all, none, or those of these numbers
 T = TypeVar("T")
@@ -30,11 +31,14 @@ class Trace:
     """Passed down through one stream's pass; blocks and attention cores add to it what was asked for.
 
     Each list is None where nobody asked. ``cross_attentions``: of attention to other streams. ``wanted``:
-    what was asked for, states and maps, True or the numbers of those to be given in the end.
+    what was asked for, states and maps, True or the numbers of those to be given in the end. ``memory``: what
+    attentions remember of the tokens before these, where they do.
     """
 
-    def __init__(self, hidden_states: Wanted = False, attentions: Wanted = False) -> None:
-        self.wanted = hidden_states, attentions
+    def __init__(
+        self, hidden_states: Wanted = False, attentions: Wanted = False, memory: Remembered | None = None
+    ) -> None:
+        self.wanted, self.memory = (hidden_states, attentions), memory
         self.hidden_states: list[Tensor] | None = [] if hidden_states else None
         self.attentions: list[Tensor] | None = [] if attentions else None
         self.cross_attentions: list[Tensor] | None = [] if attentions else None
@@ -55,6 +59,6 @@ class Trace:
 
     def across(self) -> Trace:
         """The trace for a cross-attention: its maps are kept apart from the self-attention's."""
-        other = Trace()
+        other = Trace(memory=self.memory.across if isinstance(self.memory, Remembering) else None)
         other.attentions = self.cross_attentions
         return other

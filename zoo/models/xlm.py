@@ -143,8 +143,10 @@ class XlmEmbeddings(TextEmbeddings):
 
 
 def zero_padding(x: Rows, mask: Mask) -> Rows:  # eq: block
-    """``1[real] · x``: rows of padding become zeros. A packed batch has none of them."""
-    return x if mask.keys is None else x.masked_fill(~mask.keys.unsqueeze(2), 0)
+    """``1[real] · x``: rows of padding become zeros. A packed batch has none of them; behind a cache
+    the rows are the last of the keys.
+    """
+    return x if mask.keys is None else x.masked_fill(~mask.keys[:, -x.shape[1] :].unsqueeze(2), 0)
 
 
 class XlmBlock(EncoderBlock):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zoo.layers import Attention, EncoderBlock, FeedForward, FirstTokenPooler, Stack, pre_norm
+from zoo.layers import FirstTokenPooler, Stack, bert_block_of, pre_norm
 from zoo.models.base.text_encoder import TextEncoder
 from zoo.models.roberta import Roberta, RobertaConfig, RobertaEmbeddings
 
@@ -30,18 +30,6 @@ class XlmRobertaXlConfig(RobertaConfig):
     intermediate_size: int = 10_240
 
 
-def pre_norm_block(c: RobertaConfig) -> EncoderBlock:  # eq: block
-    """BERT's operations with the norm before each."""
-    return EncoderBlock(
-        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
-        FeedForward(c.hidden_size, c.intermediate_size, c.activation),
-        nn.LayerNorm(c.hidden_size, c.norm_eps),
-        nn.LayerNorm(c.hidden_size, c.norm_eps),
-        dropout=c.dropout,
-        residual=pre_norm,
-    )
-
-
 class XlmRobertaXl(TextEncoder):
     Config = XlmRobertaXlConfig
     heads, pretraining, task_heads = Roberta.heads, Roberta.pretraining, Roberta.task_heads
@@ -50,6 +38,8 @@ class XlmRobertaXl(TextEncoder):
     def __init__(self, config: XlmRobertaXlConfig) -> None:
         super().__init__(config)
         self.embeddings = RobertaEmbeddings(config, nn.Identity())  # eq: embedding
-        self.encoder = Stack([pre_norm_block(config) for _ in range(config.num_layers)])
+        self.encoder = Stack(  # eq: block
+            [bert_block_of(config, pre_norm) for _ in range(config.num_layers)]
+        )
         self.norm = nn.LayerNorm(config.hidden_size, config.norm_eps)  # eq: norm
         self.pooler = FirstTokenPooler(config.hidden_size) if config.pooler else None

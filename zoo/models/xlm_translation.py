@@ -15,30 +15,22 @@ Traps: the encoder's file holds a prediction layer too, which translating never 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.layers import (
-    Attention,
-    DecoderBlock,
-    Encoded,
-    FeedForward,
-    Mask,
-    Run,
-    Trace,
-    Wanted,
-    causal,
-)
+from zoo.layers import Attention, DecoderBlock, Encoded, FeedForward, Mask, Pooler, Run, Stack, Trace, Wanted
+from zoo.layers.cache import Cache
 from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
 from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import free
-from zoo.models.base.model import Reading
+from zoo.models.base.encoder_decoder import Decoder, EncoderDecoder, following
 from zoo.models.base.outputs import Seq2Seq
-from zoo.models.xlm import Xlm, XlmConfig, XlmEmbeddings, zero_padding
+from zoo.models.xlm import XlmConfig, XlmEmbeddings, xlm_block, zero_padding
 from zoo.registry.terms import PretrainingTerm
 
 
@@ -77,23 +69,16 @@ def decoder_block(c: XlmConfig) -> XlmDecoderBlock:
     )
 
 
-class XlmDecoder(nn.Module):
+class XlmDecoder(Decoder):
     """The second XLM: embeddings of its own and blocks that look across."""
 
-    def __init__(self, c: XlmConfig) -> None:
-        super().__init__()
-        self.embeddings = XlmEmbeddings(c)
-        self.blocks = nn.ModuleList(decoder_block(c) for _ in range(c.num_layers))
+    embeddings: XlmEmbeddings
 
     def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace) -> Rows:
-        x = zero_padding(x, mask)
-        for block in self.blocks:
-            x = block(x, memory, mask, memory_mask, trace)
-            trace.hidden(x)
-        return x
+        return super().forward(zero_padding(x, mask), memory, mask, memory_mask, trace)
 
 
-class XlmTranslation(Xlm):
+class XlmTranslation(EncoderDecoder):
     Config = XlmTranslationConfig
     inputs: ClassVar[tuple[str, ...]] = (
         "input_ids",
@@ -109,12 +94,16 @@ class XlmTranslation(Xlm):
         "language_model": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
         "masked_lm": lambda c: TableHead(c.hidden_size, c.vocab_size, tied=c.tie_word_embeddings),
     }
-    offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
     pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # two pre-trained models start it
+    embeddings: XlmEmbeddings
+    decoder: XlmDecoder
 
     def __init__(self, config: XlmTranslationConfig) -> None:
         super().__init__(config)
-        self.decoder = XlmDecoder(config)
+        self.embeddings = XlmEmbeddings(config)
+        self.encoder = Stack([xlm_block(config) for _ in range(config.num_layers)])
+        self.pooler = Pooler() if config.pooler else None
+        self.decoder = XlmDecoder(XlmEmbeddings(config), [decoder_block(config) for _ in range(config.num_layers)])
 
     @property
     def output_table(self) -> Float[Tensor, "vocabulary hidden"]:  # eq: words
@@ -132,6 +121,7 @@ class XlmTranslation(Xlm):
         decoder_language_ids: Languages | None = None,
         decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         output_hidden_states: Wanted = False,
         output_attentions: Wanted = False,
     ) -> Seq2Seq:
@@ -140,8 +130,8 @@ class XlmTranslation(Xlm):
         Masks like the ids, 1/True = a real token; languages as `Xlm` takes them. The result holds the
         decoder's states, the encoder's under ``encoder``.
         """
-        shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        encoded = self.encode(input_ids, attention_mask, language_ids, position_ids, **shown)
+        shown: Any = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        encoded = self.encode(input_ids, attention_mask, language_ids, position_ids, lengths=lengths, **shown)
         decoded = self.decode(
             decoder_input_ids,
             encoded.last_hidden_state,
@@ -149,47 +139,45 @@ class XlmTranslation(Xlm):
             decoder_attention_mask,
             decoder_language_ids,
             decoder_position_ids,
+            lengths=lengths,
             **shown,
         )
         return replace(decoded, encoder=encoded)
 
-    def encode(
+    def encode(  # type: ignore[override]
         self,
         input_ids: Int[Tensor, "batch length"] | None = None,
         attention_mask: Tensor | None = None,
         language_ids: Languages | None = None,
         position_ids: Int[Tensor, "*#batch length"] | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         output_hidden_states: Wanted = False,
         output_attentions: Wanted = False,
     ) -> Encoded:
-        """What the first XLM reads."""
-        return Xlm.forward(  # eq: memory
-            self,
-            input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            language_ids=language_ids,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        """What the first XLM makes of the source."""
+        x = self.embeddings(input_ids, position_ids=position_ids, language_ids=language_ids)  # eq: memory
+        run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
+        run.x = zero_padding(run.x, run.mask)
+        return run.encoded(run.through(self.encoder), self.pooler)  # (batch, length, hidden)  # eq: memory
 
-    def decode(
+    def decode(  # type: ignore[override]
         self,
-        decoder_input_ids: Int[Tensor, "batch target_length"] | None,
-        memory: Float[Tensor, "batch length hidden"],
+        decoder_input_ids: Int[Tensor, "rows target_length"] | None,
+        memory: Float[Tensor, "batch length hidden"] | None = None,
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         decoder_language_ids: Languages | None = None,
-        decoder_position_ids: Int[Tensor, "*#batch target_length"] | None = None,
+        decoder_position_ids: Int[Tensor, "*#rows target_length"] | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         output_hidden_states: Wanted = False,
         output_attentions: Wanted = False,
+        cache: Cache | None = None,
     ) -> Seq2Seq:
         """What the second makes of ``memory``, the encoder's states; ``attention_mask`` is the source's."""
-        x = self.decoder.embeddings(decoder_input_ids, None, decoder_position_ids, None, decoder_language_ids)
+        positions = following(decoder_position_ids, decoder_input_ids, cache)
+        x = self.decoder.embeddings(decoder_input_ids, position_ids=positions, language_ids=decoder_language_ids)
         kept = output_hidden_states, output_attentions
-        source = Run(memory, attention_mask, None, *kept)
-        target = Run(x, decoder_attention_mask, None, *kept, name="decoder_attention_mask")
-        x = target.across(self.decoder, source, causal())  # (batch, target length, hidden)  # eq: decoder
-        return Seq2Seq(x, target.hidden_states, target.attentions, target.cross_attentions)
+        target = Run(x, decoder_attention_mask, None, *kept, name="decoder_attention_mask", cache=cache)
+        return self.looking(target, None if memory is None else Run(memory, attention_mask, lengths, *kept))

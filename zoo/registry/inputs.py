@@ -149,6 +149,14 @@ _INPUTS = (
         "positions of each region's words in the text, -1 = none",
     ),
     Input(
+        "pixel_values",
+        ("batch", "channels", "height", "width"),
+        "float",
+        "pictures, three channels, resized and normalized as the model's `Images` do; a batch of pictures may differ "
+        "in size from the batch of texts that they are compared with",
+        example="random",
+    ),
+    Input(
         "lengths",
         ("batch",),
         "sequence of ints",

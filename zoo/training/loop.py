@@ -34,11 +34,12 @@ from zoo.data.corpus import MaskedCorpus
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.formats.disk import write_atomically
 from zoo.models.base.model import unwrapped
+from zoo.tasks.processes import rank, world
 from zoo.training.adversarial import attacks
 from zoo.training.evaluation import Examples, Table, TableReader, autocast, evaluate, grouped, moved
 from zoo.training.fine_tuning import layerwise_groups_of
 from zoo.training.optimizers import clip_gradients, decay_groups
-from zoo.training.parallel import gathered, is_share, mean_over_processes, rank, world
+from zoo.training.parallel import gathered, is_share, mean_over_processes
 from zoo.training.settings import Settings
 from zoo.training.state import State, read_state, write_state
 

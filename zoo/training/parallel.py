@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ConfigError
 from zoo.models.base.model import bare_model, unwrapped
+from zoo.tasks.processes import world
 from zoo.training.fine_tuning import blocks_of
 
 
@@ -64,16 +65,6 @@ def copies(model: nn.Module) -> Iterator[nn.Module]:
 def is_share(tensor: Tensor) -> bool:
     """Whether a tensor is one process's share of a whole."""
     return hasattr(tensor, "full_tensor")
-
-
-def rank() -> int:
-    """The number of this process, 0 where there is only one."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def mean_over_processes(value: float, device: torch.device) -> float:

@@ -61,6 +61,7 @@ class Model(nn.Module):
 
     Config: ClassVar[type[Config]]
     roles: ClassVar[Mapping[str, str]] = {"embeddings": "embeddings", "encoder": "encoder", "pooler": "pooler"}
+    stream: ClassVar[str] = "text"  # that its places belong to, where it has one
     techniques: tuple[Any, ...] = ()  # what was applied, in order, see `zoo.techniques`
     pruned_widths: Mapping[str, int] = {}
     # the pre-training heads that the family's checkpoints carry, from config to part
@@ -153,7 +154,7 @@ class Model(nn.Module):
 
     def sites(self) -> Iterator[Site]:
         """Every place that a technique may look for, in the order of the model's parts."""
-        yield from _sites(self, "", "text", ())
+        yield from _sites(self, "", self.stream, ())
 
 
 def _arguments(cls: type) -> frozenset[str]:

@@ -92,6 +92,22 @@ class Streams(Output):
 
 
 @dataclass(frozen=True)
+class Towers(Output):
+    """Texts and pictures that were encoded apart. What was not given is None.
+
+    ``logits_per_image`` (pictures, texts) and ``logits_per_text``, its transpose; ``text_embeds`` (texts, size) and
+    ``image_embeds`` (pictures, size), of unit length; ``text`` and ``image``: what each tower returned.
+    """
+
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text: Encoded | None = None
+    image: Encoded | None = None
+
+
+@dataclass(frozen=True)
 class Seq2Seq(Output):
     """An encoder-decoder: the decoder's side flat, the encoder's under ``encoder``."""
 

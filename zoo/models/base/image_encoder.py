@@ -1,0 +1,89 @@
+"""A model that reads pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.errors import InputError
+from zoo.layers.outputs import Encoded
+from zoo.layers.padding import at_hand
+from zoo.layers.trace import Wanted
+from zoo.models.base.config import Config
+from zoo.models.base.model import Model, Reading, need_pooler
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig(Config):
+    """The base of configs of models that read pixels."""
+
+    image_size: int = 224  # height and width of a picture, in pixels
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    @property
+    def height(self) -> int:
+        return self.image_size
+
+    @property
+    def width(self) -> int:
+        return self.image_size
+
+
+class ImageEncoder(Model):
+    """A model of pictures: a family embeds the pixels, runs its blocks and pools.
+
+    The result is an `Encoded`: ``last_hidden_state`` (batch, positions, hidden), a transformer's class token first,
+    then the patches, or a convnet's grid cells, row by row; ``pooler_output`` (batch, size), what a tower gives
+    ahead of its projection.
+    """
+
+    inputs = ("pixel_values",)
+    offers = {
+        "patches": Reading(lambda e: e.last_hidden_state),
+        "picture": Reading(need_pooler, pooled=True),
+    }
+    stream: ClassVar[str] = "image"
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "batch channels height width"],
+        *,
+        output_hidden_states: Wanted = False,
+        output_attentions: Wanted = False,
+    ) -> Encoded:
+        """Encode pictures: (batch, 3, height, width), resized and normalized as the model's `Images` do."""
+        raise NotImplementedError
+
+
+def check_pixels(
+    pixel_values: Tensor, channels: int = 3, size: int | None = None, dtype: torch.dtype | None = None
+) -> Float[Tensor, "batch channels height width"]:
+    """The pixels in the model's dtype. Refuse what is not (batch, channels, height, width) of finite floats, and,
+    where ``size`` is given, pictures of another height or width. Values are looked at on the CPU, not under compile.
+    """
+    if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+        got = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+        raise InputError(
+            f"pixel_values must be a float tensor, resized and normalized, got {got}; model.images(pictures) makes it"
+        )
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != channels:
+        hint = "; channels come second, not last" if len(shape) == 4 and shape[3] == channels else ""
+        raise InputError(f"pixel_values must be (batch, {channels}, height, width), got {shape}{hint}")
+    if size is not None and shape[2:] != (size, size):
+        raise InputError(
+            f"this model reads pictures of {size} x {size} pixels, got {shape[2]} x {shape[3]}; resize them, or build "
+            f"the model with image_size={shape[2]}, which interpolates a checkpoint's positions"
+        )
+    if at_hand(pixel_values):
+        for end in pixel_values.detach().aminmax():  # both are NaN where one value is
+            if not bool(end.isfinite()):
+                raise InputError(f"pixel_values must be finite, got {end.item()}; look at where the pictures come from")
+    return pixel_values if dtype is None else pixel_values.to(dtype)
