@@ -43,6 +43,7 @@ $(VENV)/.run: $(VENV)/.python $(SETUP)
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m tests.torchvision_pair   # beside a CPU build of torch: see there
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.run

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.formats.archive import Info
 from zoo.maps import layouts
-from zoo.tasks.base import canonical_state
+from zoo.tasks.base import TaskModel, canonical_state
 
 PROBLEMS = {
     "regression": "regression",
@@ -41,6 +42,20 @@ def hugging_face(layout: str, class_name: str, config: Any, options: Mapping[str
     return (cls(theirs, add_pooling_layer=config.pooler) if bare else cls(theirs)).double().eval()
 
 
+def in_float64(theirs: nn.Module) -> nn.Module:
+    """A class of transformers that takes its softmax or its loss in float32 whatever the dtype, by
+    ``Tensor.float``: here that keeps float64.
+    """
+    forward = theirs.forward
+
+    def wide(**named: Any) -> Any:
+        with mock.patch.object(torch.Tensor, "float", lambda tensor: tensor):
+            return forward(**named)
+
+    theirs.forward = wide
+    return theirs
+
+
 def config_class(class_name: str) -> Any:
     """The config class of a class of transformers."""
     return getattr(transformers, class_name).config_class
@@ -52,7 +67,9 @@ def way_back(layout: str, model: nn.Module, tensors: Mapping[str, Tensor] | None
     """
     ours = dict(canonical_state(model)) if tensors is None else dict(tensors)
     infos = {name: Info(tuple(tensor.shape), "F64") for name, tensor in ours.items()}
-    return layouts.load(layout).back(infos, model.config.to_dict(), ties=True).run(lambda name: ours[name])
+    heads = model.heads if isinstance(model, TaskModel) else {}
+    plan = layouts.load(layout).back(infos, model.config.to_dict(), tied_heads=tuple(heads), ties=True)
+    return plan.run(lambda name: ours[name])
 
 
 def taught(layout: str, theirs: nn.Module, ours: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from zoo.registry.tasks import TASKS, fitting
 
 TEXT_TASKS = (
     "masked-lm",
+    "causal-lm",
     "pretraining",
     "next-sentence",
     "sentence-order",
@@ -420,6 +421,10 @@ def labels_for(task: str, model: Any, batch: Batch, seed: int = 0) -> dict[str, 
                 )
                 labels["entity_labels"] = per_token(5)
         return labels
+    if task == "causal-lm":  # transformers predicts what follows padding too: such labels are left out
+        labels = per_token(model.config.vocab_size)
+        labels[:, 1:] = labels[:, 1:].masked_fill(~real[:, :-1], -100)
+        return {"labels": labels}
     if task == "entity-typing":
         return {"labels": torch.randint(2, (rows, model.options["num_labels"]), generator=generator).double()}
     if task == "replaced-token-detection":

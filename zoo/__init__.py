@@ -25,6 +25,7 @@ _WHERE = {
     "HiddenStates": "zoo.training.distillation.terms",
     "Model": "zoo.models.base.model",
     "Patience": "zoo.training.distillation.terms",
+    "Images": "zoo.data.images.images",
     "Regions": "zoo.data.regions.regions",
     "Relations": "zoo.training.distillation.terms",
     "SoftTargets": "zoo.training.distillation.terms",
@@ -37,6 +38,7 @@ _WHERE = {
     "diff": "zoo.api.diff",
     "export": "zoo.inference.export",
     "generate": "zoo.inference.generate",
+    "images": "zoo.checkpoints.images",
     "info": "zoo.api.info",
     "inspect": "zoo.api.info",
     "list_models": "zoo.registry.listing",
@@ -63,11 +65,13 @@ if TYPE_CHECKING:  # written from _WHERE by `python -m docs.generate`
     from zoo.api.info import inspect as inspect
     from zoo.api.pipeline import pipeline as pipeline
     from zoo.checkpoints.convert import convert as convert
+    from zoo.checkpoints.images import images as images
     from zoo.checkpoints.load import load as load
     from zoo.checkpoints.publishing import push_to_hub as push_to_hub
     from zoo.checkpoints.save import save as save
     from zoo.checkpoints.tokenizer import tokenizer as tokenizer
     from zoo.checkpoints.verify import verify as verify
+    from zoo.data.images.images import Images as Images
     from zoo.data.regions.regions import Regions as Regions
     from zoo.errors import ZooError as ZooError
     from zoo.inference.export import export as export

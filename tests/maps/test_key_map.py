@@ -271,6 +271,27 @@ OPERATIONS = {
         {"rank0.5": W[:3], "rank1.5": W[3:]},
         {"b.5": W},
     ),
+    "join over ranks of two digits": (
+        {"rank_{r:02}.{i}": {"to": "b.{i}", "op": "join", "over": "r", "parts": 3, "flexible": True}},
+        {f"rank_{r:02}.10": W[2 * r : 2 * r + 2] for r in range(3)},
+        {"b.10": W},
+    ),
+    "join of ranks whose pieces hold several parts": (
+        {
+            "rank{r}": {
+                "to": ["q", "k", "v"],
+                "op": [{"op": "join", "groups": 3, "parts": 2}, "split"],
+                "over": "r",
+            }
+        },
+        {"rank0": W[[0, 2, 4]], "rank1": W[[1, 3, 5]]},
+        {"q": W[:2], "k": W[2:4], "v": W[4:]},
+    ),
+    "the same in every rank": (
+        {"rank{r}": {"to": "b", "op": "same", "over": "r", "parts": 2}},
+        {"rank0": W, "rank1": W},
+        {"b": W},
+    ),
     "split over a number": (
         {"a": {"to": "b.{e}", "op": "split", "over": "e", "parts": "three"}},
         {"a": W},
@@ -317,6 +338,31 @@ def test_the_order_of_names_in_a_file_does_not_matter(what):
     assert equal(a_map(rules=rules).forward(infos(shuffled), {"three": 3, "ranks": 2}).run(theirs.__getitem__), ours)
 
 
+def test_a_flexible_join_takes_as_many_pieces_as_the_file_has():
+    rules = {"rank{r}": {"to": "b", "op": "join", "over": "r", "parts": 2, "flexible": True}}
+    keymap, theirs = a_map(rules=rules), {f"rank{r}": W[2 * r : 2 * r + 2] for r in range(3)}
+    ours = keymap.forward(infos(theirs), {}).run(theirs.__getitem__)
+    assert equal(ours, {"b": W})
+    assert equal(keymap.back(infos(ours), {}).run(ours.__getitem__), {"rank0": W[:3], "rank1": W[3:]})
+
+
+def test_a_head_without_tensors_is_written_where_no_rule_makes_one():
+    lines = {
+        "rules": {
+            "a": "b",
+            "top": {"to": "heads.top.weight", "head": "top", "when": "!tied"},
+            "other": {"to": "heads.other.weight", "head": "other"},
+        },
+        "tie": {"top": {"of": "a", "head": "top", "when": "tied"}},
+        "config": {"tied": "tied"},
+    }
+    keymap, ours = a_map(**lines), {"b": W}
+    plan = keymap.back(infos(ours), {"tied": True}, tied_heads=("top", "other"), ties=True)
+    assert plan.heads == {"top"}
+    assert equal(plan.run(ours.__getitem__), {"a": W, "top": W})
+    assert not keymap.back(infos(ours), {"tied": False}, tied_heads=("top",)).heads
+
+
 def test_a_copy_that_canonical_files_hold_is_always_written():
     rules = {"a": {"to": "b", "op": "transpose"}}
     ours = {"b": W}
@@ -349,6 +395,16 @@ MISFITS = {
     "join of unequal pieces": ("join", {"x": W, "y": W[:, :1]}, "needs lengths"),
     "stack with a gap": ("stack over a number", {"e.0.x0": W, "e.0.x2": W}, "without gaps"),
     "join of another number of ranks": ("join over ranks", {"rank0.1": W}, "join needs 2 tensors, the file has 1"),
+    "a number of copies that the map does not allow": (
+        "the same in every rank",
+        {"rank0": W},
+        "same needs 2 tensors, the file has 1",
+    ),
+    "pieces that do not hold the parts": (
+        "join of ranks whose pieces hold several parts",
+        {"rank0": W[:2], "rank1": W[2:4]},
+        "pieces of 3 parts",
+    ),
     "join of two dtypes": ("join", {"x": W[:, :2], "y": W[:, 2:].half()}, "several dtypes"),
     "rows of a short tensor": ("rows", {"a": torch.zeros(2, 4)}, "has only 2"),
     "cast of another dtype": ("cast", {"a": W}, "got a tensor of F32"),

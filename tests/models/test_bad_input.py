@@ -657,7 +657,7 @@ def test_an_input_that_is_misspelled_is_refused_with_the_closest(name):
     model, batch = build(name, small_config(name)), small_batch(name).inputs
     with pytest.raises(UnknownNameError, match="'attention_mask'"):
         model(**batch, atention_mask=None)
-    task = next(task for task in tasks_of(name) if task in ("masked-lm", "conditional-generation"))
+    task = next(task for task in tasks_of(name) if task in ("masked-lm", "causal-lm", "conditional-generation"))
     headed = build(name, small_config(name), task)
     with pytest.raises(UnknownNameError, match="'labels'"):
         headed(**batch, lables=None)

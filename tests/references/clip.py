@@ -1,4 +1,4 @@
-"""CLIP: its tokenizer, and its losses. The case's own merges take the place of the public file's."""
+"""CLIP: its tokenizer, its preprocessing, and its losses. The case's own merges take the place of the public file's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.references.case import Adapter, Case
 from tests.references.contrast import open_clip, open_siglip
+from tests.references.images import clip_transform
 from zoo.errors import InputError
 from zoo.tokenization import load_tokenizer
 
@@ -44,6 +45,7 @@ def bpe_tokenizer(case: Case) -> dict[str, Any]:
 
 ADAPTERS: dict[str, Adapter] = {
     "clip.simple_tokenizer": bpe_tokenizer,
+    "clip.clip._transform": clip_transform,
     "ClipLoss": open_clip,
     "SigLipLoss": open_siglip,
 }

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.checkpoints.images import find_images
 from zoo.checkpoints.load import filled, open_to_load, split_overrides
 from zoo.checkpoints.locate import record_of
 from zoo.checkpoints.warm_start import warm_start
 from zoo.errors import ConfigError
 from zoo.formats.archive import torch_dtype
+from zoo.models.base.model import bare_model
 from zoo.registry import variants as registry
 from zoo.registry.records import Record
 from zoo.registry.tasks import require_fit
@@ -72,5 +75,7 @@ def create(
     config = model_class.Config.from_dict(registry.config_values(name)).replace(**fields)
     blueprint = Blueprint(model_class, config, variant.name, task, options, tuple(techniques))
     module = blueprint.drawn(device, dtype, generator)
+    if registry.image_values(name):
+        bare_model(module).find_images = module.find_images = partial(find_images, name)
     module.load_report = None if init_from is None else warm_start(module, variant, init_from)
     return module

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +215,22 @@ def edited(
             )
         told.append(f"{file.name} was edited: {words}; it is taken, since no weight depends on it")
     return told
+
+
+def check_beside(header: Header, folder: Path, names: Collection[str], again: str, alone: str) -> None:
+    """Tell of files in a folder that are not those written with the weights beside them; refused where
+    they may be of another save. ``header``: as it was before the files were read; ``again``, ``alone``: what
+    to save again, and how to read such a file by itself.
+    """
+    there = [name for name in names if name in header.files and (folder / name).exists()]
+    if not (found := faults(folder, header.files, there)):
+        return
+    if not same_save(folder, header.generation) or replaced(folder, header):
+        raise CheckpointError(
+            f"{folder}: {found[0]}: it is of another save, of which one was cut short.\nSave the model with its "
+            f"{again} again, or take this one as it is: {alone}"
+        )
+    warnings.warn(f"{folder}: {found[0]}: it was edited, and is taken as it is", UserWarning, stacklevel=5)
 
 
 # --- what is damaged

@@ -15,6 +15,7 @@ from zoo.checkpoints.checkpoint import Checkpoint
 from zoo.checkpoints.files import PROBLEM_TYPES, folder_of
 from zoo.checkpoints.locate import shapes_of
 from zoo.checkpoints.sentence_modules import ACTIVATIONS, POOLING_KEYS, Layers
+from zoo.data.images.files import read_images, write_images
 from zoo.errors import ConfigError
 from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import dtype_name
@@ -77,6 +78,11 @@ def write_companions(
         notes += write_tokenizer(tokenizer, folder, longest, unread)
     else:
         notes.append(f"no {SAVED_BACKEND} lies beside the source, so no tokenizer was written")
+    if source is not None and "pixel_values" in blueprint.model_class.inputs:
+        if (images := read_images(source)) is not None:
+            write_images(images, folder)
+        else:
+            notes.append("nothing beside the source says how it wants its pictures, so that was not written")
     own = blueprint.task == "sentence-embedding"
     if options := blueprint.options if own else checkpoint.hints_for("sentence-embedding"):
         write_modules(folder, options, config.hidden_size, longest)

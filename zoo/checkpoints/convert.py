@@ -26,10 +26,12 @@ from zoo.checkpoints.description import (
 )
 from zoo.checkpoints.fetching.cache import LOCAL, Cache, CacheEntry, home, locked
 from zoo.checkpoints.files import folder_of, read_description
+from zoo.checkpoints.images import of_name
 from zoo.checkpoints.locate import locate, narrowed
 from zoo.checkpoints.sentence_modules import without_layers
 from zoo.checkpoints.staging import staged
 from zoo.checkpoints.streaming import Destination, Progress
+from zoo.data.images.files import read_images, write_images
 from zoo.errors import CheckpointError, FetchError, InputError, ZooError
 from zoo.formats.archive import Archive
 from zoo.formats.disk import in_use, safe_path, writing
@@ -38,7 +40,7 @@ from zoo.maps.key_map import KeyMap
 from zoo.registry.records import Record
 from zoo.registry.resources import VERSION
 from zoo.registry.tasks import TASKS
-from zoo.tasks.base import spec_of_class, task_class
+from zoo.tasks.base import heads_of_task, spec_of_class, task_class
 from zoo.tokenization import load_tokenizer
 from zoo.tokenization.hints import Hints
 from zoo.tokenization.load import recognise
@@ -126,6 +128,7 @@ def _forward(
         to, whole = replace(destination, path=out if to_file else stage / WEIGHTS_FILE), not (dry_run or to_file)
         if whole:
             lost = _copy_tokenizer(source, record, stage)
+            _copy_images(checkpoint, record, stage)
         binding = Binding(description, files=hashes(stage) if whole else {})
         report = engine.convert(checkpoint, checkpoint.targets(blueprint), to, dry_run=dry_run, binding=binding)
         if whole and report.content_sha256 is not None:
@@ -177,7 +180,10 @@ def _back(checkpoint: Checkpoint, keymap: KeyMap, destination: Destination, dry_
         notes += (
             [TO_FILE] if to_file else [] if dry_run else write_companions(checkpoint, keymap, stage, layers, to.dtype)
         )
-        report = engine.convert_back(archive, keymap, checkpoint.config, to, said=said, dry_run=dry_run)
+        heads = heads_of_task(blueprint.task, blueprint.model_class)
+        report = engine.convert_back(
+            archive, keymap, checkpoint.config, to, tied_heads=heads, said=said, dry_run=dry_run
+        )
     files = report.files if to_file else tuple(out / file.name for file in report.files)
     return replace(report, files=files, notes=(*report.notes, *notes))
 
@@ -231,6 +237,18 @@ def _copy_tokenizer(path: Any, record: Record | None, stage: Path) -> str:
             raise  # a registered checkpoint promises one
         return f"no tokenizer was written: {error}"
     return ""
+
+
+def _copy_images(checkpoint: Checkpoint, record: Record | None, stage: Path) -> None:
+    """How the model wants its pictures, beside the converted weights: as the registered variant says, else
+    as the files beside the source do.
+    """
+    if "pixel_values" in checkpoint.blueprint.model_class.inputs:
+        folder = folder_of(checkpoint.source)
+        found = of_name(record.name) if record is not None else None
+        found = read_images(folder) if found is None and folder is not None else found
+        if found is not None:
+            write_images(found, stage)
 
 
 TRIES = 16  # where the cache is pruned, or found damaged, while it is used

@@ -18,6 +18,7 @@ from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from zoo.checkpoints.checks import MIXED, Checks, widest
 from zoo.checkpoints.convert import conversion
 from zoo.checkpoints.description import targets_within
+from zoo.checkpoints.images import find_images
 from zoo.checkpoints.locate import locate
 from zoo.checkpoints.streaming import read
 from zoo.checkpoints.tokenizer import tokenizer
@@ -25,9 +26,10 @@ from zoo.errors import CheckpointError, ConfigError, unknown, warn
 from zoo.formats.archive import torch_dtype
 from zoo.layers.init import initialise, shapes_only
 from zoo.maps.plans import heads_of
+from zoo.models.base.model import bare_model
 from zoo.registry.records import Record
 from zoo.registry.tasks import TASKS
-from zoo.tasks.base import TaskModel, canonical_state, spec_of_class, task_class
+from zoo.tasks.base import TaskModel, canonical_state, heads_of_task, spec_of_class, task_class
 from zoo.techniques.blueprint import Blueprint
 
 
@@ -166,8 +168,10 @@ def filled(
     ready = {name if name.startswith("heads.") else prefix + name: t.to(device) for name, t in tensors.items()}
     module.load_state_dict(ready, strict=True, assign=True)
     module.requires_grad_(True)
-    if isinstance(module, TaskModel) and not isinstance(checkpoint.source, Mapping):
-        module.find_tokenizer = partial(tokenizer, _home(shown))
+    if not isinstance(checkpoint.source, Mapping):
+        home = _home(shown)
+        for part in (module, bare_model(module)):
+            part.find_tokenizer, part.find_images = partial(tokenizer, home), partial(find_images, home)  # type: ignore[assignment]
     left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
         shown, checkpoint.layout, left_out, random, checkpoint.differs, (*checkpoint.notes, *notes), checks, left
@@ -264,13 +268,6 @@ def overridden(found: Any, fields: Mapping[str, Any], shown: str) -> Any:
                 f"{key}={value!r} contradicts the weights of {shown}, which have {key}={stored!r}; leave it out"
             )
     return found.replace(**fields)
-
-
-def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
-    """The heads whose tensors a task needs from a file."""
-    if task is None:
-        return ()
-    return task_class(spec := spec_of_class(task, model_class)).heads_from(spec, model_class)
 
 
 def _begun(

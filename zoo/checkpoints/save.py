@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, hashes
 from zoo.checkpoints.description import describe, write_description
 from zoo.checkpoints.staging import staged
+from zoo.data.images.files import write_images
+from zoo.data.images.images import Images
 from zoo.errors import InputError, warn
 from zoo.formats.disk import writing
 from zoo.formats.sparse_tensors import packed
 from zoo.formats.writer import write_tensors
-from zoo.models.base.model import Model, wrappers
+from zoo.models.base.model import Model, bare_model, wrappers
 from zoo.tasks.base import TaskModel, canonical_state
 from zoo.techniques.blueprint import Blueprint, WithHeads
 
@@ -26,12 +28,14 @@ def save(
     folder: str | os.PathLike[str],
     tokenizer: Any = None,
     *,
+    images: Images | None = None,
     shard_size: int | None = None,
     sparse: bool = False,
 ) -> Path:
-    """Write ``config.json`` and ``model.safetensors`` (and the tokenizer's files) into a folder,
-    all or nothing. What torch wraps around a model (torch.compile, DataParallel, AveragedModel) is
-    left out, and a ZooWarning names it.
+    """Write ``config.json`` and ``model.safetensors`` (the tokenizer's files too, and for a model
+    that reads pictures ``preprocessor_config.json``) into a folder, all or nothing. What torch wraps
+    around a model (torch.compile, DataParallel, AveragedModel) is left out, and a ZooWarning names
+    it.
 
     The files are written beside the folder and moved in when they are whole; a folder that exists
     is replaced file by file, and a tokenizer in it stays where none is given. Each file says which
@@ -39,6 +43,7 @@ def save(
     heads under ``heads.``. A model in shares (`zoo.training.shard`) is saved by all processes
     together. Returns the folder.
 
+    images: how the model wants its pictures; ``model.images`` by default.
     shard_size: bytes after which a new weights file begins. sparse: tensors with many zeros are
     stored by their other values alone where that is smaller; `load` and every converter here read
     them.
@@ -58,6 +63,8 @@ def save(
     description = describe(Blueprint.of(model))
     if sparse and shard_size is not None:
         raise InputError("sparse=True writes one file; leave shard_size out")
+    if images is None and "pixel_values" in bare_model(model).inputs:
+        images = bare_model(model).images
     tensors = {name: whole(tensor.detach()) for name, tensor in canonical_state(model).items()}
     if is_shared_out(model) and dist.get_rank():
         dist.barrier()  # the first process writes
@@ -65,6 +72,8 @@ def save(
     with writing(folder), staged(folder, keep=True) as stage:
         if tokenizer is not None:
             tokenizer.save(stage)
+        if images is not None:
+            write_images(images, stage)
         binding = Binding(description, files=hashes(stage))
         tensors, how = packed(tensors) if sparse else (tensors, {})
         how = {"format": "pt", **how}  # without it the loaders of accelerate and transformers refuse a file

@@ -149,7 +149,7 @@ def convert_back(
     config: Mapping[str, object],
     to: Destination,
     *,
-    heads: Collection[str] | None = None,
+    tied_heads: Collection[str] = (),
     ties: bool = False,
     said: Mapping[str, object] | None = None,
     dry_run: bool = False,
@@ -157,14 +157,15 @@ def convert_back(
     """A file of ours into a public layout, with the config that the other library reads beside it
     where ``to`` is a folder; what lies in that already belongs to the file.
 
-    ``ties`` writes stored copies too, as old files have them. ``said``: what the config says
-    besides. What the layout implies without storing is held against the tensors on the way.
+    ``ties`` writes stored copies too, as old files have them; ``tied_heads`` as `KeyMap.back` takes
+    them. ``said``: what the config says besides. What the layout implies without storing is held
+    against the tensors on the way.
     """
     started = time.perf_counter()
     folder = None if to.path.suffix == ".safetensors" else to.path
     to = to if folder is None else replace(to, path=folder / "model.safetensors")
     passengers = set(str(archive.metadata.get("zoo.passengers", "")).split())
-    plan = keymap.back(archive.tensors, config, heads=heads, ties=ties)
+    plan = keymap.back(archive.tensors, config, tied_heads=tied_heads, ties=ties)
     if unknown_passengers := passengers - {source for step in plan.steps for source in step.sources}:
         raise CheckpointError(f"{keymap.layout} has no place for the passenger {sorted(unknown_passengers)[0]!r}")
     foreign = {**keymap.config_back(config, plan.heads), **(said or {})}

@@ -78,18 +78,21 @@ class KeyMap(RuleSet):
         config: Mapping[str, object],
         *,
         heads: Collection[str] | None = None,
+        tied_heads: Collection[str] = (),
         ties: bool = False,
         prefix: str | None = None,
         inspect: bool = False,
     ) -> Plan:
         """The plan from the zoo's names (-> shapes or infos) to the foreign layout. ``ties`` writes
-        stored copies too, as old files have them.
+        stored copies too, as old files have them. ``tied_heads``: heads of the model that may have no
+        tensor of their own (GPT-2's is the token table); they count where no rule makes one.
 
         Encoders alone get bare names where the layout knows them; with a head, or where it does
         not, the canonical prefix.
         """
         wanted = None if heads is None else set(heads)
-        written = heads_of(targets) if wanted is None else heads_of(targets) & wanted
+        present = heads_of(targets).union(set(tied_heads) - {rule.head for rule in self.rules if rule.active(config)})
+        written = present if wanted is None else present & wanted
         if prefix is None:
             prefix = "" if not written and "" in self.prefixes else self.prefixes[0]
         infos = {name: Info(shape_of(t), getattr(t, "dtype", "F32")) for name, t in targets.items()}

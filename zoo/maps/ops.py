@@ -114,17 +114,42 @@ class Permute(Op):
 
 
 @dataclass(frozen=True)
-class _Pieces(Op):
-    """Along an axis, in equal pieces or in the given ``sizes``."""
+class _Numbered(Op):
+    """Between one tensor and several. ``parts``: how many, where the rule's names don't say;
+    ``flexible``: a file may have another number of them, the way back writes ``parts``.
+    """
 
-    axis: int = 0
-    sizes: tuple[Size, ...] = ()
-    parts: Size | None = None  # how many, where the rule's names don't say
+    parts: Size | None = None
+    flexible: bool = False
     count: int = 0
 
     def bound(self, config: Mapping[str, object]) -> Op:
-        sizes = tuple(size_of(size, config) for size in self.sizes)
-        return replace(self, sizes=sizes, parts=None if self.parts is None else size_of(self.parts, config))
+        return replace(self, parts=None if self.parts is None else size_of(self.parts, config))
+
+    def counted(self, count: int) -> Op:
+        if self.fan == "in" and isinstance(self.parts, int) and self.parts != count and not self.flexible:
+            raise CheckpointError(f"{self.name} needs {self.parts} tensors, the file has {count}")
+        return replace(self, count=count)
+
+
+@dataclass(frozen=True)
+class _Pieces(_Numbered):
+    """Along an axis, in equal pieces or in the given ``sizes``. ``groups``: each piece holds so many
+    parts one after the other, and the whole holds the first parts of all pieces, then the second ones
+    (query, key and value of each rank).
+    """
+
+    axis: int = 0
+    sizes: tuple[Size, ...] = ()
+    groups: int = 1
+
+    def bound(self, config: Mapping[str, object]) -> Op:
+        return replace(super().bound(config), sizes=tuple(size_of(size, config) for size in self.sizes))  # type: ignore[call-arg]
+
+    def counted(self, count: int) -> Op:
+        if self.fan == "out" and self.sizes and len(self.sizes) != count:
+            raise MapError(f"{self.name} has {len(self.sizes)} sizes for {count} tensors")
+        return super().counted(count)
 
 
 @dataclass(frozen=True)
@@ -133,11 +158,6 @@ class Split(_Pieces):
 
     name: ClassVar[str] = "split"
     fan: ClassVar[str] = "out"
-
-    def counted(self, count: int) -> Op:
-        if self.sizes and len(self.sizes) != count:
-            raise MapError(f"{self.name} has {len(self.sizes)} sizes for {count} tensors")
-        return replace(self, count=count)
 
     def _lengths(self, shape: Shape) -> list[int]:
         length = shape[_axis(self.axis, shape, self.name)]
@@ -148,9 +168,10 @@ class Split(_Pieces):
                     f"split into {lengths} needs {sum(lengths)} along axis {self.axis}, got shape {shape}"
                 )
             return lengths
-        if self.count < 1 or length % self.count:
+        if self.count < 1 or length % (self.count * self.groups):
+            grouped = f" of {self.groups} parts each" if self.groups > 1 else ""
             raise CheckpointError(
-                f"split into {self.count} equal pieces along axis {self.axis} does not fit shape {shape}"
+                f"split into {self.count} equal pieces{grouped} along axis {self.axis} does not fit shape {shape}"
             )
         return [length // self.count] * self.count
 
@@ -159,10 +180,15 @@ class Split(_Pieces):
         return [_resized(shape, self.axis, length) for length in self._lengths(shape)]
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return list(tensors[0].split(self._lengths(tuple(tensors[0].shape)), dim=self.axis))
+        (tensor,) = tensors
+        lengths = self._lengths(tuple(tensor.shape))
+        if self.groups == 1:
+            return list(tensor.split(lengths, dim=self.axis))
+        parts = tensor.split(lengths[0] // self.groups, dim=self.axis)  # the first of all pieces, the second, ...
+        return [torch.cat(parts[piece :: self.count], dim=self.axis) for piece in range(self.count)]
 
     def inverse(self) -> Op:
-        return Join(self.axis, self.sizes, self.parts, self.count)
+        return Join(self.parts, self.flexible, self.count, self.axis, self.sizes, self.groups)
 
 
 @dataclass(frozen=True)
@@ -173,11 +199,6 @@ class Join(_Pieces):
 
     name: ClassVar[str] = "join"
     fan: ClassVar[str] = "in"
-
-    def counted(self, count: int) -> Op:
-        if isinstance(self.parts, int) and self.parts != count:
-            raise CheckpointError(f"join needs {self.parts} tensors, the file has {count}")
-        return replace(self, count=count)
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         first = shapes[0]
@@ -190,13 +211,18 @@ class Join(_Pieces):
         wanted = [int(size) for size in self.sizes] or [lengths[0]] * len(lengths)
         if lengths != wanted:
             raise CheckpointError(f"join along axis {self.axis} needs lengths {wanted}, got {lengths}")
+        if lengths[0] % self.groups:
+            raise CheckpointError(f"join needs pieces of {self.groups} parts along axis {self.axis}, got shape {first}")
         return [_resized(first, axis, sum(lengths))]
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(list(tensors), dim=self.axis)]
+        if self.groups == 1:
+            return [torch.cat(list(tensors), dim=self.axis)]
+        parts = [tensor.chunk(self.groups, dim=self.axis) for tensor in tensors]
+        return [torch.cat([piece[group] for group in range(self.groups) for piece in parts], dim=self.axis)]
 
     def inverse(self) -> Op:
-        return Split(self.axis, self.sizes, self.parts, self.count)
+        return Split(self.parts, self.flexible, self.count, self.axis, self.sizes, self.groups)
 
 
 @dataclass(frozen=True)
@@ -242,15 +268,11 @@ class Unstack(Op):
 
 
 @dataclass(frozen=True)
-class Copies(Op):
+class Copies(_Numbered):
     """One tensor under each of several names."""
 
-    count: int = 0
     name: ClassVar[str] = "copies"
     fan: ClassVar[str] = "out"
-
-    def counted(self, count: int) -> Op:
-        return replace(self, count=count)
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return [_only(shapes)] * self.count
@@ -259,19 +281,15 @@ class Copies(Op):
         return [tensors[0]] * self.count
 
     def inverse(self) -> Op:
-        return Same(self.count)
+        return Same(self.parts, self.flexible, self.count)
 
 
 @dataclass(frozen=True)
-class Same(Op):
+class Same(_Numbered):
     """Several tensors that are one and the same into one."""
 
-    count: int = 0
     name: ClassVar[str] = "same"
     fan: ClassVar[str] = "in"
-
-    def counted(self, count: int) -> Op:
-        return replace(self, count=count)
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         if any(shape != shapes[0] for shape in shapes):
@@ -284,7 +302,7 @@ class Same(Op):
         return [tensors[0]]
 
     def inverse(self) -> Op:
-        return Copies(self.count)
+        return Copies(self.parts, self.flexible, self.count)
 
 
 @dataclass(frozen=True)
@@ -436,12 +454,12 @@ def parse(written: object, where: str) -> tuple[Op, ...]:
 _WORDS: Mapping[str, tuple[type[Op], str, str]] = {  # word in a map: class, its options, those that must be given
     "transpose": (Permute, "", ""),
     "permute": (Permute, "axes", "axes"),
-    "split": (Split, "axis sizes parts", ""),
-    "join": (Join, "axis sizes parts", ""),
+    "split": (Split, "axis sizes groups parts flexible", ""),
+    "join": (Join, "axis sizes groups parts flexible", ""),
     "stack": (StackTensors, "axis", ""),
     "unstack": (Unstack, "axis", ""),
-    "copies": (Copies, "", ""),
-    "same": (Same, "", ""),
+    "copies": (Copies, "parts flexible", ""),
+    "same": (Same, "parts flexible", ""),
     "rows": (Rows, "before after axis fill lost", "lost"),
     "pad": (Pad, "before after axis fill", ""),
     "cast": (Cast, "to from lost", "to from"),

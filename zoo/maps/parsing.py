@@ -347,17 +347,18 @@ def _counted(
     names.
     """
     fan_in, fan_out = any(op.fan == "in" for op in ops), any(op.fan == "out" for op in ops)
-    several = [len(names) > 1 or (bool(over) and f"{{{over}}}" in names[0]) for names in (sources, targets)]
+    numbered = [bool(over) and over in _template(names[0], where).placeholders for names in (sources, targets)]
+    several = [len(names) > 1 or by_number for names, by_number in zip((sources, targets), numbered, strict=True)]
     if several != [fan_in, fan_out]:
         raise MapError(
             f"{where}: {len(sources)} name(s) to {len(targets)} with operations {[op.name for op in ops]}: join and "
             "stack take several names to one, split and unstack one to several; with `over` one name with that "
             "placeholder stands for several"
         )
-    if over and (len(sources) > 1 or len(targets) > 1 or fan_in is fan_out):
-        raise MapError(f"{where}: `over` goes with one name on each side and one join, stack, split or unstack")
-    counts = {"in": len(sources), "out": len(targets)}
+    if over and (all(numbered) or len(sources if numbered[0] else targets) > 1):
+        raise MapError(f"{where}: `over` goes with one name that has its placeholder, on one side")
+    counts = {"in": 0 if numbered[0] else len(sources), "out": 0 if numbered[1] else len(targets)}  # 0: not known yet
     try:
-        return tuple(op.counted(counts[op.fan]) if op.fan and not over else op for op in ops)
+        return tuple(op.counted(counts[op.fan]) if counts.get(op.fan) else op for op in ops)
     except MapError as error:
         raise MapError(f"{where}: {error}") from None

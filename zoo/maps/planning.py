@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from zoo.errors import CheckpointError, ConfigError, MapError, ZooError, closest
 from zoo.formats.archive import Described
-from zoo.maps.ops import Op, Shape, Split, Unstack, size_of
+from zoo.maps.ops import Copies, Op, Shape, Split, Unstack, size_of
 from zoo.maps.plans import Plan, PlanStep, head_of, heads_of, shape_of
 from zoo.maps.rules import Drop, MapLine, Passenger, Rule, RuleSet, Tie, holds
 from zoo.maps.templates import Bindings
@@ -110,7 +110,7 @@ class Planner:
         for op in (op.bound(self.config) for op in rule.ops):
             if op.fan == "in":
                 op = op.counted(len(names))
-            elif op.fan == "out" and rule.over:
+            elif op.fan == "out" and rule.over in rule.targets[0].placeholders:
                 op = op.counted(_pieces(op, shapes[0], rule))
             shapes, dtype = op.shapes(shapes), op.dtype(dtype)
             ops.append(op)
@@ -180,7 +180,7 @@ def _pieces(op: Op, shape: Shape, rule: Rule) -> int:
     """How many tensors an operation makes whose rule counts its pieces by a placeholder."""
     if isinstance(op, Unstack):
         return shape[op.axis]
-    if isinstance(op, Split) and op.parts is not None:
+    if isinstance(op, Split | Copies) and op.parts is not None:
         return int(op.parts)
     raise MapError(f"rule {rule.label!r}: say into how many pieces with parts = a number or a config field")
 

@@ -18,14 +18,18 @@ Bindings = Mapping[str, int]
 Payload = TypeVar("Payload")
 
 _DIGITS = re.compile(r"(\d+)")
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w+(?::0[1-9])?)\}")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a template takes a whole number."""
+    """Where a template takes a whole number, with zeros in front up to ``width`` digits."""
 
     name: str
+    width: int = 1
+
+    def written(self, number: int) -> str:
+        return str(number).zfill(self.width)
 
 
 def tokens(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -36,7 +40,9 @@ def tokens(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Template:
-    """``encoder.layer.{i}.output``: a name in which each ``{word}`` stands for a whole number."""
+    """``encoder.layer.{i}.output``: a name in which each ``{word}`` stands for a whole number, written
+    with two digits as ``{word:02}``.
+    """
 
     text: str
     pieces: tuple[str, ...]
@@ -53,7 +59,8 @@ class Template:
                     raise MapError(
                         f"{text!r}: text must stand between the placeholder {{{chunk}}} and the number before it"
                     )
-                slots.append(Slot(chunk))
+                name, _, width = chunk.partition(":")
+                slots.append(Slot(name, int(width or 1)))
                 pieces.append("")
                 continue
             texts, digits = tokens(chunk)
@@ -70,19 +77,19 @@ class Template:
         return tuple(dict.fromkeys(slot.name for slot in self.slots if isinstance(slot, Slot)))
 
     def fill(self, bindings: Bindings) -> str:
-        numbers = [str(bindings[slot.name]) if isinstance(slot, Slot) else slot for slot in self.slots]
+        numbers = [slot.written(bindings[slot.name]) if isinstance(slot, Slot) else slot for slot in self.slots]
         return self.pieces[0] + "".join(number + piece for number, piece in zip(numbers, self.pieces[1:], strict=True))
 
     def bind(self, digits: tuple[str, ...]) -> dict[str, int] | None:
         """The numbers with which this template is the name with these runs of digits, or None.
-        Leading zeros fit no placeholder.
+        Zeros in front fit no placeholder but those up to its width.
         """
         bindings: dict[str, int] = {}
         for slot, run in zip(self.slots, digits, strict=True):
             if isinstance(slot, str):
                 if slot != run:
                     return None
-            elif str(int(run)) != run or bindings.setdefault(slot.name, int(run)) != int(run):
+            elif slot.written(int(run)) != run or bindings.setdefault(slot.name, int(run)) != int(run):
                 return None
         return bindings
 

@@ -59,5 +59,18 @@ def same_value(value: object, what: str) -> object:
 
 
 FORMS: dict[str, Form] = {"names-by-id": Form(names_of_ids, ids_of_names)}
-DERIVED: dict[str, Callable[[object, str], object]] = {"behind-the-last": behind_the_last, "same": same_value}
+
+
+def four_times(value: object, what: str) -> object:
+    """Four times the value: the inner width of a feed-forward that no key states."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be a whole number, got {value!r}")
+    return 4 * value
+
+
+DERIVED: dict[str, Callable[[object, str], object]] = {
+    "behind-the-last": behind_the_last,
+    "four-times": four_times,
+    "same": same_value,
+}
 """What a field can follow from another key by, which makes a field of its own: forward alone."""

@@ -96,6 +96,7 @@ SPECS = (
     _spec(
         "multiple-choice", "fused", "vision:VisionMultipleChoice", "which of several texts or pictures is right (VCR)"
     ),
+    _spec("causal-lm", "text", "causal:CausalLM", "the next word of a text", "language_model"),
     _spec(
         "conditional-generation",
         "target",

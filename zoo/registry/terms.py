@@ -169,6 +169,9 @@ LANGUAGE_MODEL = PretrainingTerm(
 )
 
 
+NEXT_TOKEN = replace(LANGUAGE_MODEL, reads=("text",), takes=("token_table",), loss="next-tokens")  # labels: the ids
+
+
 def where_matched(term: PretrainingTerm, **options: Any) -> PretrainingTerm:
     """The same for the pairs of words and picture alone that belong together (match label 1)."""
     return replace(term, only_where=("match_labels", 1), options={**term.options, **options})
@@ -186,5 +189,6 @@ TERMS: tuple[PretrainingTerm, ...] = (
     MASKED_REGION,
     IMAGE_TEXT_MATCHING,
     LANGUAGE_MODEL,
+    NEXT_TOKEN,
 )
 """Those that tasks of their own name train alone; a family's own terms stand in its file."""

@@ -46,6 +46,7 @@ _FAMILY_KEYS = {
     "inputs",
     "offers",
     "pretraining",
+    "images",
     "languages",
     "licence",
     "paper",
@@ -54,6 +55,7 @@ _FAMILY_KEYS = {
 }
 _ROW_KEYS = {
     "like",
+    "images",
     "languages",
     "title",
     "paper",
@@ -70,12 +72,13 @@ _ROW_KEYS = {
 
 @dataclass(frozen=True)
 class Tag:
-    """What a checkpoint brings of its own: config values, a parameter count with its source, a
-    note.
+    """What a checkpoint brings of its own: config values, a parameter count with its source, how it
+    wants its pictures, a note.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
     notes: str = ""
 
 
@@ -99,6 +102,7 @@ class Variant:
     inputs: tuple[str, ...] = TEXT_INPUTS
     offers: tuple[str, ...] = ("text", "pooled")  # what tasks may read of it
     pretraining: tuple[str, ...] = ()  # the terms of its objective
+    images: Mapping[str, Any] = field(default_factory=dict)  # fields of `zoo.data.images.images.Images`
     languages: tuple[str, ...] = ()  # ISO 639-1 codes, or words where it is many or no language
     maps: str = ""  # the family whose layouts serve it
     notes: str = ""
@@ -155,6 +159,7 @@ def _read_family(path: Path, variants: dict[str, Variant], renamed: dict[str, tu
             inputs=tuple(table.get("inputs", Variant.inputs)),
             offers=tuple(table.get("offers", Variant.offers)),
             pretraining=tuple(table.get("pretraining", ())),
+            images={**table.get("images", {}), **row.get("images", {})},
             languages=tuple(
                 row.get("languages") or row.get("config", {}).get("languages") or table.get("languages", ())
             ),
@@ -176,10 +181,11 @@ def _inherit(name: str, rows: Mapping[str, dict[str, Any]], where: str, seen: tu
         )
     parent = _inherit(base, rows, where, (*seen, name))
     merged = {
-        key: value for key, value in parent.items() if key in ("title", "paper", "config", "pillar", "languages")
+        key: value for key, value in parent.items() if key in ("title", "paper", "pillar", "languages")
     }  # counts and tags are a row's own
-    merged.update({key: value for key, value in row.items() if key != "config"})
-    merged["config"] = {**parent.get("config", {}), **row.get("config", {})}
+    merged.update(row)
+    for key in ("config", "images"):
+        merged[key] = {**parent.get(key, {}), **row.get(key, {})}
     return merged
 
 
@@ -329,6 +335,13 @@ def config_values(name: str) -> dict[str, Any]:
     model, tag = resolve(name)
     own = model.tags[tag].config if tag is not None and tag in model.tags else {}
     return {**model.config, **own}
+
+
+def image_values(name: str) -> dict[str, Any]:
+    """How a variant wants its pictures, a tag's own values included; empty where it reads none."""
+    model, tag = resolve(name)
+    own = model.tags[tag].images if tag is not None and tag in model.tags else {}
+    return {**model.images, **own}
 
 
 def config(name: str) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,15 +18,15 @@ from zoo.layers import Padding
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
 from zoo.maps.rules import unwrapped
+from zoo.models.base.companions import Companions
 from zoo.models.base.config import LARGEST_NUMBER
 from zoo.models.base.model import Model, check_tensors
 from zoo.registry.inputs import LABELS
 from zoo.registry.tasks import TaskSpec, offered, require_fit, spec_for
 from zoo.registry.terms import PretrainingTerm
-from zoo.tokenization import Tokenizer
 
 
-class TaskModel(nn.Module):
+class TaskModel(Companions, nn.Module):
     """Base of the task models. ``options`` are the task's own (num_labels, pooling, ...), saved
     beside the config.
     """
@@ -46,8 +46,6 @@ class TaskModel(nn.Module):
         self.dropout = nn.Dropout(getattr(self.config, "dropout", 0.0) if rate is None else rate)
         self.task = ""
         self.names = tuple(inspect.signature(model.forward).parameters)  # of what may come by position
-        self.find_tokenizer: Callable[[], Tokenizer] | None = None  # by where the weights came from
-        self._tokenizer: Tokenizer | None = None
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         check_tensors(self, inputs, named)
@@ -107,27 +105,6 @@ class TaskModel(nn.Module):
     @property
     def config(self) -> Any:
         return self.model.config
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies with the weights, read when it is first asked for; None for a model
-        without files of its own, until it is set.
-        """
-        if self._tokenizer is None and self.find_tokenizer is not None:
-            self._tokenizer = self.find_tokenizer()
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def need_tokenizer(self) -> Tokenizer:
-        """The tokenizer, or an InputError that says how to give one."""
-        if (found := self.tokenizer) is None:
-            raise InputError(
-                "this model was not loaded from a place with a tokenizer; set model.tokenizer = zoo.tokenizer(NAME)"
-            )
-        return found
 
     @property
     def packing(self) -> bool:
@@ -263,6 +240,13 @@ def spec_of_class(task: str, model_class: Any) -> TaskSpec:
     """The task's spec as it is for a model class."""
     spec = spec_for(task, offers_of_class(model_class))
     return spec if spec.missing(offers_of_class(model_class)) else task_class(spec).spec_of(spec, model_class)
+
+
+def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
+    """The heads whose tensors a task needs from a file."""
+    if task is None:
+        return ()
+    return task_class(spec := spec_of_class(task, model_class)).heads_from(spec, model_class)
 
 
 def offers_of_class(model_class: Any) -> frozenset[str]:

@@ -134,6 +134,21 @@ def token_loss(logits: Tensor, labels: Tensor, real: Tensor | None, name: str = 
     return token_cross_entropy(logits, labels)
 
 
+def next_labels(labels: Tensor, real: Tensor | None) -> Tensor:
+    """The label of the next real token at each token, -100 at the last one and at padding; labels
+    (batch, length), ``real`` (batch, length) bool, None = all.
+    """
+    labels = real_labels(labels, real)
+    ended = labels.new_full((len(labels), 1), IGNORED)
+    if real is None:
+        return torch.cat([labels[:, 1:], ended], 1)  # eq: next-tokens
+    length = labels.shape[1]
+    columns = torch.arange(length, device=labels.device).expand_as(labels)
+    later = columns.masked_fill(~real, length).flip(1).cummin(1).values.flip(1)  # the next real column from each on
+    later = torch.cat([later[:, 1:], later.new_full((len(labels), 1), length)], 1)
+    return torch.cat([labels, ended], 1).gather(1, later).masked_fill(~real, IGNORED)  # eq: next-tokens
+
+
 def row_loss(logits: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
     """Mean cross-entropy of one label a row, -100 left out: logits (batch, classes), labels (batch,)."""
     check_labels(labels, (logits.shape[0],), name, logits.shape[1])
@@ -434,6 +449,12 @@ def _tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, besi
     return token_loss(scores, labels, real, name)
 
 
+def _next_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    labels = label_tensor(labels, name)
+    check_labels(labels, tuple(scores.shape[:-1]), name, integers=True)
+    return token_loss(scores, next_labels(labels, real), None, name)
+
+
 def _binary_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
     check_labels(labels, tuple(scores.shape), name)
     check_labels(real_labels(labels, real), tuple(scores.shape), name, 2)
@@ -544,6 +565,7 @@ def _contrastive(name: str, scores: Tensor, labels: None, real: None, beside: Ma
 
 LOSSES: dict[str, Callable[..., Any]] = {
     "tokens": _tokens,
+    "next-tokens": _next_tokens,
     "binary-tokens": _binary_tokens,
     "rows": _rows,
     "binary-rows": _binary_rows,

@@ -15,7 +15,7 @@ import tokenizers
 from zoo.errors import CheckpointError, ConfigError, unknown
 from zoo.formats.limits import check_json
 from zoo.formats.plain_json import parse_json
-from zoo.tokenization import bpe, sentence_piece, wordpiece, xlm
+from zoo.tokenization import bpe, chinese, sentence_piece, wordpiece, xlm
 from zoo.tokenization.files import (
     MAX_VALUES,
     guarded,
@@ -52,7 +52,7 @@ def load_tokenizer(source: Path | str, spec: Mapping[str, Any] | None = None) ->
     ``spec`` has one key that names the kind and its file or files (relative to the folder), and
     options beside it: ``{"json": "tokenizer.json"}``, ``{"wordpiece": "vocab.txt", "lower_case":
     True}``, ``{"smiles": "vocab.txt"}``, ``{"sentencepiece": "spiece.model", "rules": "albert" |
-    "rembert" | "xlm-roberta" | "mbart" | "mbart-50" | "plain"}``, mBART's with ``"language":
+    "rembert" | "xlm-roberta" | "mbart" | "mbart-50" | "cpm" | "plain"}``, mBART's with ``"language":
     "ro_RO"`` for the language of the texts, ``{"bpe": ["vocab.json", "merges.txt"], "rules": "gpt2" | "roberta"
     | "clip"}``, with ``"dict": "dict.txt"`` for fairseq's id order, ``{"clip":
     "bpe_simple_vocab_16e6.txt.gz"}``, ``{"fairseq": "dict.txt", "level": "word" | "character"}``,
@@ -186,6 +186,7 @@ def from_smiles(folder: Path, name: object, options: dict[str, Any], hints: Hint
 # the rules for a .model, and the options that go with each
 SENTENCEPIECE_RULES = {
     "plain": {"frame", "special"},
+    "cpm": {"special"},
     "albert": {"lower_case", "keep_accents", "digit_comma", "special"},
     "rembert": {"lower_case", "keep_accents", "special"},
     "xlm-roberta": set(),
@@ -200,7 +201,7 @@ def sentencepiece_rules(model: SentencePieceModel, name: str, hints: Hints) -> s
         # fairseq's order puts one piece in front; mBART-50 has 52 languages and <mask> behind
         fifty = hints.config.get("vocab_size") == len(model.pieces) + 1 + 52 + 1
         return "mbart-50" if hints.speaks_of("mbart50") or fifty else "mbart"
-    for family in ("albert", "rembert"):
+    for family in ("albert", "rembert", "cpm"):
         if hints.speaks_of(family):
             return family
     if hints.speaks_of("xlm-roberta", "xlm-roberta-xl", "xlmroberta") or name == "sentencepiece.bpe.model":
@@ -233,9 +234,11 @@ def from_sentencepiece(folder: Path, name: object, options: dict[str, Any], hint
         return sentence_piece.mbart(model, language=language, fifty=fifty, max_length=max_length)
     default = replace(roles_among(model.pieces.__contains__), unk=model.pieces[model.unk_id])
     special = special_of(options, default, hints)
-    if rules == "plain":
+    if rules in ("plain", "cpm"):
         absent = [role for role in ROLE_NAMES if getattr(special, role) not in model.pieces]
         special = replace(special, **dict.fromkeys(absent), pad_id=None)
+        if rules == "cpm":
+            return chinese.cpm(model, special=special, max_length=max_length)
         return sentence_piece.plain(model, frame=options.get("frame", "none"), special=special, max_length=max_length)
     lower, keep = hints.flag("do_lower_case"), hints.flag("keep_accents")
     if rules == "rembert":
@@ -385,14 +388,18 @@ def inputs_of(backend: tokenizers.Tokenizer, hints: Hints) -> tuple[str, ...]:
     return KNOWN_INPUTS if any(pair.type_ids) else KNOWN_INPUTS[:2]
 
 
-def _saved_longest_match(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> PreStep:
+def _saved_longest_match(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> sentence_piece.LongestMatch:
     tables = charsmaps_of(backend)
     if len(tables) != 1:
         raise CheckpointError(
-            f"the saved tokenizer names the pre-step 'sentencepiece'; its normalizer has {len(tables)} tables instead "
-            "of one"
+            f"the saved tokenizer names a pre-step by SentencePiece's table; its normalizer has {len(tables)} tables "
+            "instead of one"
         )
     return sentence_piece.LongestMatch(rules_of(tables[0]), [str(text) for text in options["keep"]])
+
+
+def _saved_words(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> PreStep:
+    return chinese.SpacedWords(None if options["keep"] is None else _saved_longest_match(options, backend))
 
 
 def _saved_xlm(options: Mapping[str, Any], backend: tokenizers.Tokenizer) -> PreStep:
@@ -404,6 +411,7 @@ PRE_STEPS: dict[str, Callable[[Mapping[str, Any], tokenizers.Tokenizer], PreStep
     "none": lambda options, backend: NoPreStep(),
     "albert": lambda options, backend: sentence_piece.DigitComma(backend),
     "clip": lambda options, backend: bpe.CleanCaption(),
+    "cpm": _saved_words,
     "sentencepiece": _saved_longest_match,
     "xlm": _saved_xlm,
 }

@@ -4,20 +4,11 @@ masking.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from zoo.errors import InputError, missing_extra
-
-Segmenter = Callable[[str], Iterable[str]]
-
-
-def jieba_segmenter() -> Segmenter:
-    """Chinese words by the package jieba; raises MissingExtraError where it is not installed."""
-    try:
-        import jieba  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError:
-        raise missing_extra("cutting Chinese into words", "jieba", "chinese") from None
-    return lambda text: jieba.cut(text)
+from zoo.errors import InputError
+from zoo.tokenization.chinese import Segmenter as Segmenter
+from zoo.tokenization.chinese import jieba_segmenter as jieba_segmenter
 
 
 def mark_words(tokens: Sequence[str], words: Iterable[str], mark: str = "##") -> list[str]:

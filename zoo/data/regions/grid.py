@@ -38,6 +38,11 @@ def resnet_grid(name: str = "resnet50", *, pretrained: bool = False) -> nn.Modul
         from torchvision import models  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         raise missing_extra("a ResNet", "torchvision", "vision") from None
+    except RuntimeError as error:
+        raise InputError(
+            f"torchvision can't be imported beside torch {torch.__version__}: {error}; install the two from one index, "
+            "both for the CPU or both for the same CUDA"
+        ) from error
     whole = models.get_model(name, weights="DEFAULT" if pretrained else None)
     return (ImageNetGrid if pretrained else nn.Sequential)(*list(whole.children())[:-2]).eval()
 

@@ -20,6 +20,7 @@ from zoo.layers.embeddings import TextEmbeddings
 from zoo.layers.extend import Extension, own_class
 from zoo.layers.init import initialise
 from zoo.layers.padding import Padding, packing_enabled, padding_like
+from zoo.models.base.companions import Companions
 from zoo.models.base.config import Config
 from zoo.models.base.outputs import Encoded, Joint, Streams
 from zoo.models.base.sites import Site, _sites
@@ -54,7 +55,7 @@ class Reading:
         return self.axis is not None or self.mask is not None
 
 
-class Model(nn.Module):
+class Model(Companions, nn.Module):
     """Base of every family's model. Subclasses set `Config` and `heads`, assemble in ``__init__``
     and write ``forward`` as the paper does.
     """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.layers.embeddings import TextEmbeddings
+from zoo.layers.masks import Pattern
 from zoo.layers.outputs import Encoded
 from zoo.layers.run import Run
 from zoo.layers.stack import Stack
@@ -20,6 +21,7 @@ class TextEncoder(Model):
     """A model that reads one text: embeddings, a stack, a pooler where the config has one."""
 
     offers = {**Model.offers, "pooled": Reading(need_pooler, pooled=True)}
+    pattern: ClassVar[Pattern | None] = None  # who looks at whom, besides padding: `causal()` for GPT-2
     embeddings: TextEmbeddings
     encoder: Stack
     norm: nn.Module | None  # that the stack ends in, where its blocks leave their states unnormalized
@@ -50,5 +52,5 @@ class TextEncoder(Model):
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (batch, length, hidden)
         run = Run(x, attention_mask, lengths, output_hidden_states, output_attentions)
-        x = run.through(self.encoder, norm=self.norm)  # zeros at padding  # eq: encoder
+        x = run.through(self.encoder, self.pattern, norm=self.norm)  # zeros at padding  # eq: encoder
         return run.encoded(x, self.pooler)
