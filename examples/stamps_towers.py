@@ -103,15 +103,20 @@ def features(given: Stamps, kept: Path) -> Tensor:
     if kept.is_file() and key in (found := load_file(kept)):
         return found[key]
     print("running the image tower", file=sys.stderr, flush=True)
-    found = {key: seen(given.pixels, zoo.create(IMAGE, pretrained=True), zoo.images(IMAGE))}
+    found = {key: seen(given.pixels, *image_tower())}
     kept.parent.mkdir(parents=True, exist_ok=True)
     save_file(found, kept)
     return found[key]
 
 
-def text_tower() -> Any:
-    """MiniLM with its weights."""
-    return zoo.create(TEXT, pretrained=True)
+def image_tower() -> tuple[Any, Any]:
+    """EfficientNet-lite0 with its weights, and how it wants its pictures."""
+    return zoo.create(IMAGE, pretrained=True), zoo.images(IMAGE)
+
+
+def text_tower() -> tuple[Any, Any]:
+    """MiniLM with its weights, and its tokenizer."""
+    return zoo.create(TEXT, pretrained=True), zoo.tokenizer(TEXT)
 
 
 # --- what captions are ------------------------------------------------------------------------------------------------
@@ -437,10 +442,10 @@ def draw_sheet(run: Mapping[str, Any], data: Data, pixels: Tensor, path: Path, c
     sheet.save(path)
 
 
-def data_of(given: Stamps, seen: Callable[[Stamps], Tensor], held_out: int = HELD_OUT) -> Data:
+def data_of(given: Stamps, seen: Callable[[Stamps], Tensor]) -> Data:
     """The pictures as the image tower sees them, with their captions, split as in stamps_retrieval.py."""
     places = {path: number for number, path in enumerate(given.paths)}
-    train, rest = ([places[p] for p in part.paths] for part in split(given, held_out, torch.Generator().manual_seed(0)))
+    train, rest = ([places[p] for p in part.paths] for part in split(given, HELD_OUT, torch.Generator().manual_seed(0)))
     return Data({name: given.texts(name) for name in LANGUAGES}, seen(given), train, rest)
 
 
@@ -456,7 +461,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = stamps(stamps_folder(options.stamps), SIDE + SHIFT)
         data = data_of(given, lambda some: features(some, options.runs / "towers-features.safetensors"))
-        read = TextTower(text_tower(), zoo.tokenizer(TEXT), data.captions)
+        read = TextTower(*text_tower(), data.captions)
     except zoo.ZooError as error:
         print(error, file=sys.stderr)
         return 1
