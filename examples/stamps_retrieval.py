@@ -179,19 +179,15 @@ def chance(right: Tensor, at: int, dim: int) -> float:
 def report(runs: dict[str, list[dict[str, Any]]], right: Tensor) -> str:
     """Tables as Markdown: recall with intervals, and paired differences of recall@5."""
     generator = torch.Generator().manual_seed(0)
-    directions = {"t2i": "caption → picture", "i2t": "picture → caption"}
-    lines = [
-        "| model | parameters | seeds | " + " | ".join(f"{d} @{k}" for d in directions.values() for k in AT) + " |",
-        "| --- " * (3 + len(directions) * len(AT)) + "|",
-        "| chance | | | " + " | ".join(f"{chance(right, k, d):.1%}" for d in (1, 0) for k in AT) + " |",
-    ]
-    for name, some in runs.items():
-        cells = []
-        for direction, at in itertools.product(directions, AT):
-            mean, low, high = interval(hits(some, direction, at), generator)
-            cells.append(f"{mean:.1%} ({low:.1%} to {high:.1%})")
-        lines.append(f"| {name} | {some[0]['parameters']:,} | {len(some)} | " + " | ".join(cells) + " |")
-    lines += ["", "| recall@5 | " + " | ".join(directions.values()) + " |", "| --- | --- | --- |"]
+    directions, lines = {"t2i": "caption → picture", "i2t": "picture → caption"}, []
+    for (direction, arrow), dim in zip(directions.items(), (1, 0), strict=True):
+        lines += [f"| {arrow} | parameters | seeds | @1 | @5 | @10 |", "| --- " * (3 + len(AT)) + "|"]
+        lines.append(f"| chance | | | {' | '.join(f'{chance(right, at, dim):.1%}' for at in AT)} |")
+        for name, some in runs.items():
+            cells = ["{:.1%} ({:.1%} to {:.1%})".format(*interval(hits(some, direction, at), generator)) for at in AT]
+            lines.append(f"| {name} | {some[0]['parameters']:,} | {len(some)} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += ["| recall@5 | " + " | ".join(directions.values()) + " |", "| --- | --- | --- |"]
     for first, second in itertools.combinations(runs, 2):
         count = min(len(runs[first]), len(runs[second]))
         cells = []

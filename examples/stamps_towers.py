@@ -53,7 +53,7 @@ LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ru": "Russian", "
 WAYS = ("untrained", "n-grams", "frozen", "tuned")
 IMAGE, TEXT = "efficientnet-lite0", "minilm-l6-h384.all-minilm-l6-v2"
 SIDE, SHIFT = 224, 16  # pixels of what the image tower reads, and by which its views are shifted
-SIZE, STEPS, BATCH, DROPOUT = 256, 300, 64, 0.3
+SIZE, STEPS, BATCH, DROPOUT = 256, 150, 64, 0.3
 RATE, TOWER_RATE = 1e-3, 1e-4  # of the maps, and of the text tower
 BUCKETS, LONGEST = 4096, 4  # n-grams are told apart by so many buckets, and are as long as this
 BEST = 5  # pictures that are drawn for a caption
@@ -320,19 +320,20 @@ def recalled(runs: Runs, way: str, language: str, direction: str, at: int) -> Te
 def report(runs: Runs, data: Data, unknown: Mapping[str, float]) -> str:
     """Tables as Markdown: recall with intervals in each language, and paired differences of recall@5."""
     generator = torch.Generator().manual_seed(0)
-    heads = [f"{arrow} @{at}" for arrow in DIRECTIONS.values() for at in AT]
-    lines = [f"| language | way | {' | '.join(heads)} |", "| --- " * (2 + len(heads)) + "|"]
-    for language in data.captions:
-        truth, told = right(data, language), f"{LANGUAGES[language]}, {unknown[language]:.0%} [UNK]"
-        cells = [f"{chance(truth, at, dim):.1%}" for dim in (1, 0) for at in AT]
-        lines.append(f"| {told}, {len(truth)} held out | chance | {' | '.join(cells)} |")
-        for way in runs:
+    lines = []
+    for (direction, arrow), dim in zip(DIRECTIONS.items(), (1, 0), strict=True):
+        lines += [f"| {arrow} | | chance | {' | '.join(runs)} |", "| --- " * (3 + len(runs)) + "|"]
+        for language, at in itertools.product(data.captions, AT):
             cells = [
                 "{:.1%} ({:.1%} to {:.1%})".format(*interval(recalled(runs, way, language, direction, at), generator))
-                for direction in DIRECTIONS
-                for at in AT
+                for way in runs
             ]
-            lines.append(f"| | {way} | {' | '.join(cells)} |")
+            told = LANGUAGES[language] if at == AT[0] else ""
+            by_chance = chance(right(data, language), at, dim)
+            lines.append(f"| {told} | @{at} | {by_chance:.1%} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += ["| language | held out | word pieces that are [UNK] |", "| --- | --- | --- |"]
+    lines += [f"| {LANGUAGES[name]} | {len(told_in(data, name))} | {unknown[name]:.1%} |" for name in data.captions]
     pairs = [pair for pair in itertools.combinations(reversed(list(runs)), 2) if "untrained" not in pair]
     heads = [f"{one} less {other}, {arrow}" for one, other in pairs for arrow in DIRECTIONS.values()]
     lines += ["", f"| recall@5 | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
