@@ -21,7 +21,7 @@ from pathlib import Path
 import grimp
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-PUBLIC = {"forward", "create", "load", "convert", "register", "save", "fit"}
+PUBLIC = {"forward", "encode", "decode", "create", "load", "convert", "register", "save", "fit"}
 
 
 def floors() -> dict[str, int]:

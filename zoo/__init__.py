@@ -28,6 +28,7 @@ _WHERE = {
     "Images": "zoo.data.images.images",
     "Regions": "zoo.data.regions.regions",
     "Relations": "zoo.training.distillation.terms",
+    "Search": "zoo.inference.search.settings",
     "SoftTargets": "zoo.training.distillation.terms",
     "Transfer": "zoo.training.distillation.terms",
     "ZooError": "zoo.errors",
@@ -49,6 +50,7 @@ _WHERE = {
     "push_to_hub": "zoo.checkpoints.publishing",
     "register": "zoo.registry.variants",
     "save": "zoo.checkpoints.save",
+    "score": "zoo.inference.generate",
     "tokenizer": "zoo.checkpoints.tokenizer",
     "trim_vocabulary": "zoo.techniques.trimming",
     "unregister": "zoo.registry.variants",
@@ -76,7 +78,9 @@ if TYPE_CHECKING:  # written from _WHERE by `python -m docs.generate`
     from zoo.errors import ZooError as ZooError
     from zoo.inference.export import export as export
     from zoo.inference.generate import generate as generate
+    from zoo.inference.generate import score as score
     from zoo.inference.optimize import optimize as optimize
+    from zoo.inference.search.settings import Search as Search
     from zoo.layers.padding import packing as packing
     from zoo.models.base.config import Config as Config
     from zoo.models.base.model import Model as Model

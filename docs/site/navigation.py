@@ -17,8 +17,8 @@ DOCS = Path(__file__).parents[1]
 START = ("install", "tour")
 GUIDES = {
     "Checkpoints": ("convert", "export", "interop"),
-    "Training": ("fine-tuning", "corpora-and-clusters", "many-processes", "distillation"),
-    "Use": ("command-line", "prediction", "swap-a-part"),
+    "Training": ("fine-tuning", "corpora-and-clusters", "many-processes", "many-machines", "distillation"),
+    "Use": ("command-line", "prediction", "writing", "swap-a-part"),
     "Pictures, knowledge, languages": ("regions", "emoji-retrieval", "knowledge", "many-languages", "mixed-vocabulary"),
     "Smaller models": ("compression", "subarchitecture", "trimming"),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 import zoo
 from tests.strategies import build, relative, small_config
 from zoo.errors import InputError
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 2], [4, 3, 2, 1, 1, 1], [9, 8, 7, 2, 1, 1]])
 SIDES = {"right": SOURCE != 1, "left": (SOURCE != 1).flip(1), "holes": SOURCE % 3 != 1}
@@ -37,7 +37,7 @@ def both(model: Any, family: str, source_mask: Tensor | None, target_mask: Tenso
     memory = model.encode(SOURCE, source_mask, **encoder).last_hidden_state
     ids = written(length=sum(pieces))
     whole = model.decode(ids, memory, source_mask, target_mask, **decoder).last_hidden_state
-    cache, start = Cache(), 0
+    cache, start = KeyValueCache(), 0
     for new in pieces:
         some = slice(start, start + new)
         mask = None if target_mask is None else target_mask[:, some]
@@ -66,7 +66,7 @@ def test_rows_follow_others_and_leave():
     model = build("mbart", small_config("mbart"))
     mask = SIDES["right"]
     memory = model.encode(SOURCE, mask).last_hidden_state
-    cache, ids = Cache(), written(6, 4)
+    cache, ids = KeyValueCache(), written(6, 4)
     ids[:, 0] = 2  # the rows of one source begin alike
     model.decode(ids[::2, :1], memory, mask, cache=cache)
     cache.repeat(2)
@@ -88,6 +88,6 @@ def test_rows_follow_others_and_leave():
 def test_a_cache_without_a_source_is_refused():
     model = build("mbart", small_config("mbart"))
     with pytest.raises(InputError, match="knows no source"):
-        model.decode(written(), cache=Cache())
+        model.decode(written(), cache=KeyValueCache())
     with pytest.raises(InputError, match="memory is missing"):
         model.decode(written())

@@ -16,7 +16,7 @@ from tests.oracle import hugging_face, taught
 from tests.references.case import golden_cases, load_case
 from tests.strategies import build, relative, small_config
 from zoo.errors import TaskError
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.padding import Padding
 from zoo.maps import layouts
 from zoo.models.gpt2 import LastTokenPooler
@@ -73,7 +73,7 @@ def test_a_later_token_changes_nothing_before_it():
 def test_a_text_behind_a_cache_has_the_states_that_it_has_in_one_pass(cut):
     model = build("gpt2", small_config("gpt2"), seed=2)
     places = (MASK.cumsum(1) - 1).clamp(min=0)  # wherever padding stands
-    cache = Cache()
+    cache = KeyValueCache()
     with torch.no_grad():
         whole = model(IDS, MASK, position_ids=places).last_hidden_state
         parts = [
@@ -82,7 +82,7 @@ def test_a_text_behind_a_cache_has_the_states_that_it_has_in_one_pass(cut):
         ]
     assert relative(torch.cat(parts, 1)[MASK.bool()], whole[MASK.bool()]) < 1e-12
     with torch.no_grad():
-        plain, cache = model(IDS).last_hidden_state, Cache()
+        plain, cache = model(IDS).last_hidden_state, KeyValueCache()
         model.decode(IDS[:, :cut], cache=cache)
         assert relative(model.decode(IDS[:, cut:], cache=cache).last_hidden_state, plain[:, cut:]) < 1e-12
 

@@ -92,7 +92,7 @@ def test_it_writes_what_transformers_writes(start):
     theirs = oracle.taught(LAYOUT, oracle.hugging_face(LAYOUT, WRITER, ours.config, {}), ours)
     source = {name: x for name, x in small_batch("mbart").inputs.items() if not name.startswith("decoder")}
     beginning = torch.tensor([start] * 4)
-    mine = generate(ours, **source, max_length=8, start_ids=beginning)
+    mine = generate(ours, **source, max_length=8, start_ids=beginning, forced_eos_token_id=2).sequences
     reference = theirs.generate(
         **source,
         decoder_input_ids=beginning,
@@ -111,7 +111,7 @@ def test_a_text_without_a_stated_language_is_not_begun():
     with pytest.raises(InputError, match="start_ids"):
         generate(model, torch.tensor([[4, 5, 2]]))
     begun = build("mbart", small_config("mbart", start_token_id=2), TASK)
-    assert (generate(begun, torch.tensor([[4, 5, 2]]), max_length=4)[:, 0] == 2).all()
+    assert (generate(begun, torch.tensor([[4, 5, 2]]), max_length=4).sequences[:, 0] == 2).all()
 
 
 def test_fairseq_s_layout_gives_its_files_back():

@@ -173,7 +173,8 @@ def translator() -> torch.nn.Module:
 
 def test_writing_is_choosing_the_likeliest_word_again_and_again():
     model = translator()
-    written = generate(model, IDS, REAL, max_length=8, language_ids="en", decoder_language_ids="fr")
+    found = generate(model, IDS, REAL, max_length=8, end_at_limit=True, language_ids="en", decoder_language_ids="fr")
+    written = found.sequences
     for row in range(2):
         length = int(REAL[row].sum())
         so_far = [1]

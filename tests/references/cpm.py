@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.references.case import Case
 from tests.references.text_models import at_real, encoded_outputs, load, real_of
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 
 
 def hugging_face(case: Case) -> Mapping[str, Any]:
@@ -41,7 +41,7 @@ def megatron(case: Case) -> Mapping[str, Any]:
         result = model(ids, labels=ids, **given)
     for hook in hooks:
         hook.remove()
-    cache, half = Cache(), ids.shape[1] // 2
+    cache, half = KeyValueCache(), ids.shape[1] // 2
     with torch.no_grad():
         for part in (ids[:, :half], ids[:, half:]):
             cached = model.predict(model.model.decode(part, cache=cache).last_hidden_state)

@@ -234,9 +234,10 @@ def translation(case: Case) -> dict[str, Any]:
         )
         if target_languages:
             target_languages = {"decoder_language_ids": inputs["langs2"][0].tolist()}
+        longest = int(stated[1]) if stated else None
         generated = generate(
-            model, source, read, max_length=int(stated[1]) if stated else None, **languages, **target_languages
-        )
+            model, source, read, max_length=longest, end_at_limit=True, **languages, **target_languages
+        ).sequences
     predicted = (labels != -100).T
     return {
         "enc": text_models.at_real(result.encoded.encoder.last_hidden_state, read),

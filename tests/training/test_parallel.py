@@ -179,6 +179,14 @@ def test_a_model_in_shares_is_saved_whole_and_goes_on(tmp_path):
     saved = zoo.load(tmp_path / "cut-saved").state_dict()
     for name, tensor in alone.state_dict().items():
         assert torch.allclose(saved[name], tensor, atol=1e-9), name
+    described = (
+        tmp_path / "cut-saved" / "config.json"
+    )  # the sharded folder itself is read, and leaves for another library
+    read = zoo.load(tmp_path / "cut", config=described).state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in saved.items())
+    zoo.convert(tmp_path / "cut", tmp_path / "theirs", to="hf-albert", config=described)
+    back = zoo.load(tmp_path / "theirs", task="masked-lm").state_dict()
+    assert all(torch.equal(back[name], tensor) for name, tensor in saved.items())
 
 
 def test_without_a_group_it_is_said():

@@ -67,10 +67,10 @@ def convert(
     source: a file, a folder, a registered tag, ``"hub:org/name"``, or tensors under foreign names.
     out: a ``.safetensors`` file, or a folder, which gets ``model.safetensors`` and ``config.json``.
     layout: the source's, None = recognised. config: the foreign config, where none lies beside the
-    source. to: a layout such as ``"hf-albert"``; the source must then be ours. map_file: your own
-    map. dtype: cast floating tensors. shard_size: bytes after which a new file begins. dry_run:
-    plan and check, write nothing. progress: a function of (bytes done, bytes in all), or True for a
-    bar.
+    source. to: a layout such as ``"hf-albert"``; the source must then be ours, or a state_dict under
+    our names with the config.json of `save` as ``config``. map_file: your own map. dtype: cast
+    floating tensors. shard_size: bytes after which a new file begins. dry_run: plan and check,
+    write nothing. progress: a function of (bytes done, bytes in all), or True for a bar.
 
     All heads that the file has come along. Nothing is left behind where it fails. Raises
     CheckpointError, ConfigError, MapError, FetchError.
@@ -82,9 +82,11 @@ def convert(
         if to is not None:
             if isinstance(path, Mapping):
                 raise InputError("the way back starts from a file or folder of ours; save the model first")
-            if read_description(path) is None:
+            if config is None and read_description(path) is None:
                 raise CheckpointError(f"{path} is not in our layout; convert it first, then the way back is open")
             with open_checkpoint(path, config=config) as checkpoint:
+                if checkpoint.keymap is not None:
+                    raise CheckpointError(f"{path} is not in our layout; convert it first, then the way back is open")
                 return _back(checkpoint, layouts.load(own_map or to), destination, dry_run)
         with open_checkpoint(path, record=record, layout=own_map or layout, config=config) as checkpoint:
             if checkpoint.keymap is None:

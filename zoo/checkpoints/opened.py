@@ -122,11 +122,15 @@ def _plan_of_ours(archive: Archive, targets: Mapping[str, object] | None, inspec
 
 def under_own_names(archive: Archive) -> Archive:
     """An archive of ours under the names of our files, where a module's state_dict was saved as it
-    is: ``model.`` of tasks, and what wrappers put into names, is taken off.
+    is: ``model.`` of tasks, and what wrappers put into names, is taken off; what trains beside the
+    model is left out.
     """
     names = {name: layouts.own_name(name) for name in archive.tensors if name not in COUNTS}
-    if all(name == own for name, own in names.items()):
+    beside = [name for name, own in names.items() if own.startswith(layouts.BESIDE)]
+    if not beside and all(name == own for name, own in names.items()):
         return archive
+    for name in beside:
+        del names[name]
     if len(set(names.values())) != len(names):
         raise CheckpointError(f"{archive.path} holds two tensors of one name, with and without a wrapper's prefix")
     entries = {

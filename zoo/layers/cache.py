@@ -41,7 +41,7 @@ class Grown:
         return self.held[:, :, :end].transpose(1, 2)
 
 
-class Cache:
+class KeyValueCache:
     """Keys and values so far. ``length``: columns; ``real`` (rows, length): which of them are tokens,
     None = all; ``ranks`` (rows, length): what patterns compare in place of columns, None = columns.
 
@@ -160,7 +160,7 @@ class Remembering:
     and values, it gives all that the attention sees.
     """
 
-    def __init__(self, cache: Cache, new: int) -> None:
+    def __init__(self, cache: KeyValueCache, new: int) -> None:
         self.cache, self.start = cache, cache.length - new
         self._turn = 0
         self._across: _OfSource | None = None
@@ -182,7 +182,7 @@ class Remembering:
 
 
 class _OfSource:
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: KeyValueCache) -> None:
         self.cache, self._turn = cache, 0
 
     def __call__(self, make: Callable[[], Pair]) -> Pair:
@@ -196,6 +196,7 @@ class _OfSource:
         return found[self._turn - 1]
 
 
+Cache = KeyValueCache
 Remembered = Remembering | _OfSource
 
 

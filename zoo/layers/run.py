@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.layers.cache import Cache, Remembering
+from zoo.layers.cache import KeyValueCache, Remembering
 from zoo.layers.masks import Mask, Pattern, cross_mask
 from zoo.layers.outputs import Encoded
 from zoo.layers.padding import Padding, padding_like, together
@@ -53,7 +53,7 @@ class Run:
         *,
         name: str = "attention_mask",
         ranks: Int[Tensor, "batch length"] | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> None:
         memory = None
         if cache is None:
@@ -71,7 +71,7 @@ class Run:
         padding: Padding,
         trace: Trace,
         earlier: Run | None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> None:
         self.x, self.padding, self.trace, self.cache = x, padding, trace, cache
         self._earlier = earlier  # the pass that this one goes on from, with other rows

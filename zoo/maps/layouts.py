@@ -19,6 +19,7 @@ TRANSFER = "transfer-"  # maps from one family's names to another's, for `init_f
 MAX_PARTS = 16  # prefixes of one file that are tried by themselves
 OWN_TABLE = "embeddings.token.weight"
 OURS = "zoo"  # the layout of files that we wrote
+BESIDE = "beside."  # names in a task model's state_dict of what trains beside the model; no file of ours has them
 
 
 class Listed(Protocol):

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.layers import Attention, DecoderBlock, Encoded, FeedForward, Mask, Pooler, Run, Stack, Trace, Wanted
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
 from zoo.layers.shapes import Rows, SourceRows
@@ -173,7 +173,7 @@ class XlmTranslation(EncoderDecoder):
         lengths: Sequence[int] | None = None,
         output_hidden_states: Wanted = False,
         output_attentions: Wanted = False,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Seq2Seq:
         """What the second makes of ``memory``, the encoder's states; ``attention_mask`` is the source's."""
         positions = following(decoder_position_ids, decoder_input_ids, cache)

@@ -42,6 +42,7 @@ def _spec(name: str, reads: str, where: str, summary: str, *heads: str, **option
     return TaskSpec(name, frozenset(reads.split()), f"zoo.tasks.{where}", heads, options, summary)
 
 
+_PROJECTED = {"projection": "mlp", "projection_size": 128, "projection_layers": 2, "pooling": "cls", "layer": None}
 _REGIONS = {"region_target": "classes", "num_negatives": 128}
 
 SPECS = (
@@ -192,6 +193,50 @@ SPECS = (
         "knowledge:EntityTyping",
         "all the types of a marked mention",
         num_labels=2,
+    ),
+    _spec(
+        "image-text-contrast",
+        "text_vector image_vector",
+        "views:ImageTextContrast",
+        "which of the batch's texts belongs to a picture, and which picture to a text (CLIP)",
+        loss="softmax",
+        smoothing=0.0,
+    ),
+    _spec(
+        "view-contrast",
+        "picture",
+        "views:ViewContrast",
+        "which two views of the batch show one picture (SimCLR)",
+        temperature=0.1,
+        scale="mean",
+        normalize=True,
+        **_PROJECTED,
+    ),
+    _spec(
+        "momentum-contrast",
+        "picture",
+        "views:MomentumContrast",
+        "which view shows the same picture, among a queue of former ones (MoCo)",
+        temperature=0.2,
+        normalize=True,
+        reduction="mean",
+        queue_size=65_536,
+        queue_wrap=False,
+        momentum=0.999,
+        **_PROJECTED,
+    ),
+    _spec(
+        "cross-lingual-contrast",
+        "text",
+        "views:CrossLingualContrast",
+        "which text is the translation, among a queue of former ones (InfoXLM)",
+        temperature=0.25,
+        normalize=False,
+        reduction="sum",
+        queue_size=131_072,
+        queue_wrap=True,
+        momentum=0.9999,
+        **{**_PROJECTED, "projection": "none"},
     ),
     _spec("entity-linking", "mentions", "objective:Objective", "which entity each candidate span means, if any"),
 )

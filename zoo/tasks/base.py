@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from zoo.errors import ConfigError, InputError, unknown
 from zoo.layers import Padding
 from zoo.layers.embeddings import FactorizedTable, NarrowTable
 from zoo.layers.init import initialise
+from zoo.maps.layouts import BESIDE
 from zoo.maps.rules import unwrapped
 from zoo.models.base.companions import Companions
 from zoo.models.base.config import LARGEST_NUMBER
@@ -187,6 +188,20 @@ class TaskModel(Companions, nn.Module):
         rate = getattr(self, name, None)
         return F.dropout(x, getattr(self.model, name), self.training) if rate is None else rate(x)
 
+    def start(self, seed: int = 0) -> None:
+        """Make what trains beside the model, such as a queue of keys, in the part ``beside``; nothing where it is
+        there already, or where the task has none.
+        """
+
+    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """What is done with the first batches of a run before it trains on them, such as filling a queue."""
+
+    def before_step(self) -> None:
+        """What changes beside the model ahead of the passes of an update."""
+
+    def after_step(self, outputs: Sequence[Any]) -> None:
+        """What changes beside the model behind the optimizer's step; outputs: the results of the update's passes."""
+
     def num_parameters(self) -> int:
         """Distinct parameters, counted once however often they are used."""
         return sum(p.numel() for p in self.parameters())
@@ -327,7 +342,9 @@ def along(model: Model, given: Mapping[str, Any], what: str, number: int | None 
 
 def canonical_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors under the names they have in files: the model's bare, a task's heads under
-    ``heads.``; without what torch.compile and other wrappers of parts put into them.
+    ``heads.``; without what torch.compile and other wrappers of parts put into them, and without what
+    trains beside the model.
     """
     prefix = "model." if isinstance(module, TaskModel) else ""
-    return {unwrapped(name).removeprefix(prefix): tensor for name, tensor in module.state_dict().items()}
+    named = {unwrapped(name).removeprefix(prefix): tensor for name, tensor in module.state_dict().items()}
+    return {name: x for name, x in named.items() if not (prefix and name.startswith(BESIDE))}

@@ -13,14 +13,26 @@ _WHERE = {
     "evaluate": "zoo.training.evaluation",
     "fit": "zoo.training.loop",
     "for_trainer": "zoo.training.trainer",
+    "grad_cache": "zoo.training.cached_gradients",
     "grow_tables": "zoo.training.tables",
     "shard": "zoo.training.parallel",
     "task_options": "zoo.training.evaluation",
 }
-__all__ = ["Adversarial", "Settings", "evaluate", "fit", "for_trainer", "grow_tables", "shard", "task_options"]
+__all__ = [
+    "Adversarial",
+    "Settings",
+    "evaluate",
+    "fit",
+    "for_trainer",
+    "grad_cache",
+    "grow_tables",
+    "shard",
+    "task_options",
+]
 
 if TYPE_CHECKING:
     from zoo.training.adversarial import Adversarial as Adversarial
+    from zoo.training.cached_gradients import grad_cache as grad_cache
     from zoo.training.evaluation import evaluate as evaluate
     from zoo.training.evaluation import task_options as task_options
     from zoo.training.loop import fit as fit

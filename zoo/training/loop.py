@@ -18,12 +18,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +32,13 @@ from zoo.checkpoints.load import load
 from zoo.data.corpus import MaskedCorpus
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.formats.disk import write_atomically
+from zoo.maps.layouts import BESIDE
 from zoo.models.base.model import unwrapped
+from zoo.models.base.outputs import TaskOutput
+from zoo.tasks.base import TaskModel
 from zoo.tasks.processes import rank, world
 from zoo.training.adversarial import attacks
+from zoo.training.cached_gradients import alone, check_cached, grad_cache
 from zoo.training.evaluation import Examples, Table, TableReader, autocast, evaluate, grouped, moved
 from zoo.training.fine_tuning import layerwise_groups_of
 from zoo.training.optimizers import clip_gradients, decay_groups
@@ -99,6 +102,8 @@ def fit(
     if resume and run.resumed():
         return run.report
     model.train()
+    if run.step == 0:
+        run.inner.prepare(moved(batch, device) for batch in data.batches(0, 0))
     while run.step < run.total and not run.report.stopped_early:
         epoch, done = divmod(run.step, run.per_epoch)
         for group in grouped(data.batches(epoch, done * chosen.accumulate), chosen.accumulate):
@@ -170,7 +175,9 @@ class _Run:
         self.out, self.tokenizer, self.on_event = out, tokenizer, on_event
         self.per_epoch = math.ceil(data.count / chosen.accumulate)
         self.total = chosen.steps or chosen.epochs * self.per_epoch
-        self.inner: Any = unwrapped(model)
+        self.inner = cast(Any, unwrapped(model))
+        self.inner.start(chosen.seed)
+        self.looks_back = type(self.inner).after_step is not TaskModel.after_step
         self.parameters = {name: p for name, p in self.inner.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigError("no parameter is trained; all of them are frozen")
@@ -184,6 +191,8 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=chosen.lr, fused=_fused(self.parameters.values()))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = chosen.schedule(self.total)
+        if chosen.grad_cache:
+            check_cached(self.inner, chosen)
         self.metric, self.least = self._metric()
         self.step, self.report = 0, Fitted()
         self.best: dict[str, Tensor] = {}
@@ -205,17 +214,24 @@ class _Run:
         for rate, each in zip(self.rates, self.optimizer.param_groups, strict=True):
             each["lr"] = rate * share
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total, outputs = 0.0, []
         device = next(iter(self.parameters.values())).device
-        for number, batch in enumerate(group, 1):
-            with self._alone(number < len(group)):
-                total += self._learned(batch, device, len(group))
+        self.inner.before_step()
+        if self.chosen.grad_cache:
+            total = grad_cache(self.model, group, partial(autocast, device, self.chosen.precision))
+        else:
+            for number, batch in enumerate(group, 1):
+                with alone(self.model, number < len(group)):
+                    loss, output = self._learned(batch, device, len(group))
+                total += loss
+                outputs.append(output)
         total = mean_over_processes(total, device)
         if not math.isfinite(total):
             raise ConfigError(f"the loss is {total} at update {self.step + 1}; a lower lr or float32 may help")
         if self.chosen.clip:
             clip_gradients(self.parameters.values(), self.chosen.clip)
         self.optimizer.step()
+        self.inner.after_step(outputs)
         self.losses.append(total)
         self.step += 1
         self.report.steps = self.step
@@ -239,19 +255,26 @@ class _Run:
         if self.out is not None and not last and (self.step % chosen.save_every == 0 if chosen.save_every else due):
             self._write_state()
 
-    def _learned(self, batch: Any, device: torch.device, share: int) -> float:
-        """A batch's gradients, of one pass or of the steps of adversarial training, and its part of the loss."""
+    def _learned(self, batch: Any, device: torch.device, share: int) -> tuple[float, Any]:
+        """A batch's gradients, of one pass or of the steps of adversarial training -> its part of the loss, and
+        what `TaskModel.after_step` sees of its result.
+        """
         chosen, total = self.chosen, 0.0
         if chosen.adversarial is None:
             with autocast(device, chosen.precision):
-                loss, _ = self.data.run(self.model, batch)
+                loss, output = self.data.run(self.model, batch)
             (loss / share).backward()
-            return float(loss.detach()) / share
+            return float(loss.detach()) / share, self._seen(output)
         context = partial(autocast, device, chosen.precision)
         for attack in attacks(self.data.run, self.model, batch, chosen.adversarial, context):
             (attack.loss / share).backward(retain_graph=not attack.last)
             total += float(attack.loss.detach()) / share
-        return total
+            output = attack.outputs[0]
+        return total, self._seen(output)
+
+    def _seen(self, output: Any) -> Any:
+        """The scores alone, and only where the task looks at them, so that little is held over an update."""
+        return TaskOutput(scores={n: x.detach() for n, x in output.scores.items()}) if self.looks_back else None
 
     def _evaluated(self, row: Mapping[str, Any]) -> dict[str, float]:
         assert self.held_out is not None
@@ -267,17 +290,11 @@ class _Run:
         self.since_best = 0 if better else self.since_best + 1
         if better:
             self.report.best = {**row, **found}
-            self.best = {name: p.detach().to("cpu", copy=True) for name, p in self._kept().items()}
+            kept = self._kept().items()
+            self.best = {n: p.detach().to("cpu", copy=True) for n, p in kept if not n.startswith(BESIDE)}
             self._save()
         self.report.stopped_early = self.chosen.patience is not None and self.since_best >= self.chosen.patience
         return found
-
-    def _alone(self, more: bool) -> Any:
-        """Gradients of a batch that more follow in the same update wait for the others, where the model
-        (DistributedDataParallel) shares them out.
-        """
-        model: Any = self.model
-        return model.no_sync() if more and hasattr(model, "no_sync") else nullcontext()
 
     def _kept(self) -> dict[str, Tensor]:
         """What training changes: trained parameters and buffers."""
@@ -288,7 +305,8 @@ class _Run:
         if self.best:
             with torch.no_grad():
                 for name, tensor in self._kept().items():
-                    tensor.copy_(self.best[name])
+                    if name in self.best:
+                        tensor.copy_(self.best[name])
         else:
             self._save()
         self.model.eval()
@@ -359,8 +377,9 @@ class _Run:
         with torch.no_grad():
             if about["finished"]:
                 trained = load(str(self.out), task=self.inner.task).state_dict()
-                for name, tensor in self.inner.state_dict().items():
-                    tensor.copy_(trained[name])
+                own = self.inner.state_dict()
+                for name, tensor in trained.items():
+                    own[name].copy_(tensor)
                 self.model.eval()
                 return True
             for name, tensor in self._kept().items():

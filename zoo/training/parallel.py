@@ -30,7 +30,8 @@ def shard(model: nn.Module, **options: Any) -> nn.Module:
 
     Each block is gathered when it runs and let go after; what stands outside of blocks (embeddings,
     poolers, heads, and so tables that heads are tied to) belongs to the model and stays gathered while
-    it runs. A block that runs at several depths (ALBERT) is shared out once. options: of
+    it runs. A block that runs at several depths (ALBERT) is shared out once. Single numbers (a
+    temperature) stay whole, and their gradients are averaged. options: of
     ``torch.distributed.fsdp.fully_shard``, such as ``mesh=`` and ``mp_policy=``.
     """
     if not dist.is_initialized():
@@ -41,8 +42,21 @@ def shard(model: nn.Module, **options: Any) -> nn.Module:
     bare = bare_model(inner)
     for place in blocks_of(inner):
         fully_shard(bare.get_submodule(place.path), **options)
+    single = {parameter for parameter in inner.parameters() if parameter.dim() == 0}
+    if single:
+        options["ignored_params"] = {*options.get("ignored_params", ()), *single}
     fully_shard(inner, **options)
+    for parameter in single:
+        parameter.register_post_accumulate_grad_hook(_averaged)
     return model
+
+
+@torch.no_grad()
+def _averaged(parameter: Tensor) -> None:
+    """The mean of a gradient over all processes; what was averaged before is the same in all of them."""
+    if parameter.grad is not None:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world()
 
 
 @contextmanager

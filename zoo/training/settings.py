@@ -42,6 +42,7 @@ class Settings:
     steps: int | None = None  # updates in all, in place of epochs
     batch_size: int = 32  # rows of a batch
     accumulate: int = 1  # batches of one update
+    grad_cache: bool = False  # a contrastive loss over all batches of an update as one (GradCache)
     lr: float = 5e-5  # the highest learning rate
     warmup: float = 0.1  # a share of the updates below 1, their number from 1 on
     decay: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate, after warm-up

@@ -7,7 +7,7 @@ from typing import ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.masks import Pattern, causal
 from zoo.layers.outputs import Encoded
 from zoo.layers.run import Run
@@ -29,7 +29,7 @@ class CausalModel(TextEncoder):
         *,
         output_hidden_states: Wanted = False,
         output_attentions: Wanted = False,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Encoded:
         """The states of a text, or with a cache of what is new of it, at the positions behind the
         columns before where none are given.

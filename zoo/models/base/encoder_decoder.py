@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.layers.cache import Cache
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.masks import Mask, causal
 from zoo.layers.outputs import Encoded
 from zoo.layers.run import Run
@@ -43,7 +43,7 @@ class EncoderDecoder(Model):
         m = encoder(source),   states = decoder(target; causal; m),   scores of the next word = head(states)
 
     A family defines `embed` and `embed_target`, and whatever else it reads by its own ``encode`` and
-    ``decode``. A decoder that is handed a `Cache` reads the tokens that are new.
+    ``decode``. A decoder that is handed a `KeyValueCache` reads the tokens that are new.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (
@@ -54,6 +54,7 @@ class EncoderDecoder(Model):
         "decoder_attention_mask",
         "decoder_position_ids",
     )
+    writes = "encoder-decoder"
     offers = {"target": Reading(lambda e: e.last_hidden_state, "target length")}
     embeddings: nn.Module
     encoder: Stack
@@ -138,7 +139,7 @@ class EncoderDecoder(Model):
         lengths: Sequence[int] | None = None,
         output_hidden_states: Wanted = False,
         output_attentions: Wanted = False,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Seq2Seq:
         """What the decoder makes of ``memory``, the encoder's states; ``attention_mask`` is the source's.
 
@@ -166,7 +167,7 @@ class EncoderDecoder(Model):
         return Seq2Seq(x, target.hidden_states, target.attentions, target.cross_attentions)
 
 
-def following(position_ids: Any, input_ids: Any, cache: Cache | None) -> Any:
+def following(position_ids: Any, input_ids: Any, cache: KeyValueCache | None) -> Any:
     """Positions, with a cache those behind its columns where none are given."""
     if cache is None or position_ids is not None or not isinstance(input_ids, Tensor):
         return position_ids

@@ -18,6 +18,7 @@ SUPERVISIONS: Mapping[str, str] = {
     "next-sentence": "pairs:NextSentence",
     "sentence-order": "pairs:SentenceOrder",
     "sentence-embedding": "embedding:Similarity",
+    "cross-lingual-contrast": "embedding:Translations",
     "conditional-generation": "words:Generation",
 }
 PICTURED: Mapping[str, str] = {

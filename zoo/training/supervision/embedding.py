@@ -54,15 +54,40 @@ class Similarity(Supervision):
         return list(zip(rows_of(first), rows_of(second), scores, strict=True))
 
     def figures(self, results: Sequence[Any]) -> dict[str, float]:
+        if "score" not in self.columns:
+            return {"accuracy": closest([row[0] for row in results], [row[1] for row in results])}
         first, second = (F.normalize(stacked([row[side] for row in results]), dim=1) for side in (0, 1))
-        if "score" not in self.columns:  # the share of texts whose own pair is the closest of all
-            best = (first @ second.T).argmax(1)
-            return {"accuracy": float((best == torch.arange(len(best))).double().mean())}
         cosines, scores = (first * second).sum(1).double(), torch.tensor([row[2] for row in results]).double()
         return {
             "spearman": spearman_correlation(cosines, scores),
             "pearson": pearson_correlation(cosines, scores),
         }
+
+
+class Translations(Supervision):
+    """``text`` and ``pair``, its translation: the two views of `zoo.tasks.views`. A text's own translation
+    is to be the closest of all.
+    """
+
+    needed = ("text", "pair")
+    optional = ()
+
+    def batch(self, examples: Sequence[Row]) -> Batch:
+        batch = self.encoded([self.columns.text(row, name) for row in examples for name in ("text", "pair")])
+        return {n: x.unflatten(0, (-1, 2)) if isinstance(x, Tensor) else x for n, x in batch.items()}
+
+    def results(self, output: Any, batch: Batch, examples: Sequence[Row]) -> list[Any]:
+        return list(zip(*(rows_of(output.scores[side]) for side in ("query", "key")), strict=True))
+
+    def figures(self, results: Sequence[Any]) -> dict[str, float]:
+        return {"accuracy": closest([row[0] for row in results], [row[1] for row in results])}
+
+
+def closest(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """The share of vectors whose own partner has the highest cosine of all."""
+    one, other = (F.normalize(stacked(side), dim=1) for side in (first, second))
+    best = (one @ other.T).argmax(1)
+    return float((best == torch.arange(len(best))).double().mean())
 
 
 def cosent(cosines: Tensor, scores: Tensor) -> Tensor:
