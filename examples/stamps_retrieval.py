@@ -220,7 +220,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], right: Tensor, path: Path) -> No
             axes.hlines(chance(right, at, dim), place - 0.4, place + 0.4, color="gray", linestyle="--")
         axes.set_xticks(range(len(AT)), [f"recall@{at}" for at in AT])
         axes.set_title(title)
-        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()

@@ -50,10 +50,10 @@ from zoo.training.optimizers import decay_groups
 from zoo.training.schedules import scheduler, warmup_times_decay
 
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ru": "Russian", "ja": "Japanese", "zh_CN": "Chinese"}
-WAYS = ("untrained", "n-grams", "frozen", "tuned")
 IMAGE, TEXT = "efficientnet-lite0", "minilm-l6-h384.all-minilm-l6-v2"
 SIDE, SHIFT = 224, 16  # pixels of what the image tower reads, and by which its views are shifted
-SIZE, STEPS, BATCH, DROPOUT = 256, 150, 64, 0.3
+SIZE, BATCH, DROPOUT = 256, 64, 0.3
+STEPS = {"untrained": 0, "n-grams": 300, "frozen": 300, "tuned": 150}
 RATE, TOWER_RATE = 1e-3, 1e-4  # of the maps, and of the text tower
 BUCKETS, LONGEST = 4096, 4  # n-grams are told apart by so many buckets, and are as long as this
 BEST = 5  # pictures that are drawn for a caption
@@ -282,7 +282,7 @@ def scores(model: Joined, data: Data, language: str) -> Tensor:
     return model.texts(place, picture) @ model.pictures(data.views[0, picture]).T
 
 
-def run(way: str, data: Data, make: Callable[[], TextTower], seed: int, steps: int = STEPS) -> dict[str, Any]:
+def run(way: str, data: Data, make: Callable[[], TextTower], seed: int, steps: int) -> dict[str, Any]:
     """One way with one seed: by language, how many stand before the first right one for each caption and picture; and
     how training went.
     """
@@ -292,7 +292,7 @@ def run(way: str, data: Data, make: Callable[[], TextTower], seed: int, steps: i
     else:
         text = make() if way == "tuned" else table_of(make())
     model = Joined(text, data.views[0, data.train], SIZE, generator)
-    curve = [] if way == "untrained" else train(model, data, steps, generator)
+    curve = train(model, data, steps, generator) if steps else []
     ranks, first = {}, {}
     for name in data.captions:
         found = scores(model, data, name)
@@ -352,7 +352,7 @@ def draw_recall(runs: Runs, data: Data, path: Path) -> None:
     """Recall@5 of each way in each language with its interval, chance as a line."""
     pyplot = plotter()
     generator = torch.Generator().manual_seed(0)
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.4), dpi=100, sharey=True)
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=100, sharey=True)
     for axes, (direction, title), dim in zip(panels, DIRECTIONS.items(), (1, 0), strict=True):
         for number, way in enumerate(runs):
             rows = [interval(recalled(runs, way, name, direction, 5), generator) for name in data.captions]
@@ -366,7 +366,8 @@ def draw_recall(runs: Runs, data: Data, path: Path) -> None:
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=len(runs), frameon=False)
+    figure.subplots_adjust(bottom=0.2, wspace=0.08)
     save(figure, path)
 
 
@@ -453,9 +454,9 @@ def data_of(given: Stamps, seen: Callable[[Stamps], Tensor]) -> Data:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stamps", type=Path, help="the folder of the stamps, where it isn't where Debian puts it")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ways", nargs="+", default=list(STEPS), choices=STEPS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help="in place of the number of each way that is trained")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that keeps the ranks of each run")
     parser.add_argument("--images", type=Path, default=Path("curves"), help="the folder for the drawings")
     options = parser.parse_args(arguments)
@@ -469,10 +470,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(data.train)} pictures to train on, {len(data.held_out)} held out")
     found: Runs = {way: [] for way in options.ways}
     for seed, way in itertools.product(options.seeds, options.ways):
-        kept = options.runs / f"towers-{way}-{options.steps}-{seed}.json"
+        steps = STEPS[way] and (options.steps or STEPS[way])
+        kept = options.runs / f"towers-{way}-{steps}-{seed}.json"
         if not kept.is_file():
             print(f"{way}, seed {seed}", file=sys.stderr)
-            made = run(way, data, lambda: copy.deepcopy(read), seed, options.steps)
+            made = run(way, data, lambda: copy.deepcopy(read), seed, steps)
             write_atomically(kept, json.dumps(made))
         found[way].append(json.loads(kept.read_text(encoding="utf-8")))
     print(report(found, data, unknown_share(read, read.unknown)))

@@ -19,7 +19,10 @@ GUIDES = {
     "Checkpoints": ("convert", "export", "interop"),
     "Training": ("fine-tuning", "corpora-and-clusters", "many-processes", "many-machines", "distillation"),
     "Use": ("command-line", "prediction", "writing", "swap-a-part"),
-    "Pictures, knowledge, languages": ("regions", "emoji-retrieval", "knowledge", "many-languages", "mixed-vocabulary"),
+    "Pictures, knowledge, languages": (
+        *("regions", "emoji-retrieval", "stamps-retrieval", "stamps-search"),
+        *("knowledge", "many-languages", "mixed-vocabulary"),
+    ),
     "Smaller models": ("compression", "subarchitecture", "trimming"),
 }
 CONCEPTS = ("packing", "sites", "maps", "proof", "objectives", "contrast")
