@@ -1,4 +1,4 @@
-"""`zoo.pipeline`: from texts to results, by a model's name or the model itself."""
+"""`zoo.pipeline`: from texts and pictures to results, by a model's name or the model itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from zoo.checkpoints.load import load
 from zoo.errors import TaskError, unknown
 from zoo.inference.optimize import DTYPES, optimize
-from zoo.inference.pipeline import PIPELINES, Pipeline
+from zoo.inference.pipeline import PICTURE_PIPELINES, PIPELINES, RowPipeline
 from zoo.registry.tasks import task_spec
 from zoo.tokenization import Tokenizer
 
@@ -25,37 +25,43 @@ def pipeline(
     device: str | torch.device | None = None,
     dtype: str | None = None,
     **options: Any,
-) -> Pipeline:
-    """A callable from texts to dicts of results: one text, a list or an iterator of them.
+) -> RowPipeline:
+    """A callable from texts or pictures to dicts of results: one, a list or an iterator of them.
 
     task: sequence-classification, token-classification, question-answering, multiple-choice,
-    fill-mask or sentence-embedding; what rows and results look like stands at the classes of
-    `zoo.inference.pipeline`. model: a name, a file or a folder, whose tokenizer is then read too, or
-    a model with the task's head, which is taken as it is. A model that is loaded here onto the CPU
-    is prepared by `zoo.optimize`, in float32 or the ``dtype`` asked for ("bfloat16", "int8"). options:
-    ``batch_size``, and ``top`` of fill-mask.
+    fill-mask or sentence-embedding; of pictures image-embedding or zero-shot-image-classification;
+    what rows and results look like stands at the classes of `zoo.inference.pipeline`. model: a name,
+    a file or a folder, whose tokenizer and images are then read too, or a model with the task's head,
+    which is taken as it is. A model that is loaded here onto the CPU is prepared by `zoo.optimize`,
+    in float32 or the ``dtype`` asked for ("bfloat16", "int8"). options: ``batch_size``, ``top`` of
+    fill-mask, ``images`` where there are pictures, ``labels`` and ``templates`` of zero-shot.
 
     Raises TaskError where the model's head for the task would start at random.
     """
     name = OTHER_NAMES.get(task, task)
-    if name not in PIPELINES:
+    known = {**PIPELINES, **PICTURE_PIPELINES}
+    if name not in known:
         task_spec(name)
-        raise unknown("task of a pipeline", task, [*PIPELINES, *OTHER_NAMES])
+        raise unknown("task of a pipeline", task, [*known, *OTHER_NAMES])
     if isinstance(model, str | os.PathLike):
-        model = ready(model, name, device, dtype)
+        model = ready(model, name if name in PIPELINES else None, device, dtype)
     elif device is not None or dtype is not None:
         raise TaskError("device= and dtype= are for a model that is loaded here; bring yours there before")
+    if name in PICTURE_PIPELINES:
+        options |= {} if tokenizer is None else {"tokenizer": tokenizer}
+        return PICTURE_PIPELINES[name](model, **options)
     return PIPELINES[name](model, tokenizer, **options)
 
 
 def ready(
-    source: str | os.PathLike[str], task: str, device: str | torch.device | None = None, dtype: str | None = None
+    source: str | os.PathLike[str], task: str | None, device: str | torch.device | None = None, dtype: str | None = None
 ) -> Any:
-    """A trained model with the head of a task, prepared for inference."""
+    """A trained model with the head of a task, or without one, prepared for inference."""
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype of a pipeline", dtype, DTYPES)
     model = load(source, task=task, device=device)
-    require_trained(model)
+    if task is not None:
+        require_trained(model)
     if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
         return optimize(model, dtype or "float32")
     if dtype == "int8":

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from zoo.cli.pictures import label_list, lines_of, picture_source
 from zoo.cli.rows import (
     Address,
     BatchSize,
@@ -31,6 +32,7 @@ from zoo.cli.rows import (
 from zoo.cli.shared import Json, print_json, print_table
 from zoo.errors import InputError
 
+TEXT_MODEL = "minilm-l6-h384.all-minilm-l6-v2"
 SHOWN = 20  # texts in a table on a terminal
 
 Shape = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
@@ -43,14 +45,33 @@ def classify(
     column: Column = None,
     pair_column: Annotated[str | None, typer.Option(help="The column of a second text.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Keep the score of every label.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of pictures, with commas between them, or a file with one on each line.")
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="A file of sentences with {} where the label of a picture goes.")
+    ] = None,
     batch_size: BatchSize = 32,
     dtype: Dtype = "float32",
     engine: Engine = "local",
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Label texts, or pairs of texts."""
+    """Label texts, or pairs of texts; or pictures, with labels that you give (zero-shot)."""
     target(out)
+    if (pictures := picture_source(texts)) is not None:
+        if not (names := label_list(labels or "")):
+            raise InputError("the labels of pictures are yours to give: --labels 'dog,cat', or a file of them")
+        more = {"labels": names} | ({} if templates is None else {"templates": lines_of(templates)})
+        options = {"dtype": dtype, "batch_size": batch_size, **more}
+        making = Making("zero-shot-image-classification", model, options, engine, address)
+        reader = Reader.of(making(), pictures.header, {"image": column})
+        shape = _kept(lambda result: result if scores else _without(result, "scores"))
+        job = Prediction(pictures, reader, making, _run(making, reader, scores=scores, **more), shape)
+        _deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
+        return
+    if labels is not None or templates is not None:
+        raise InputError("--labels and --templates are for pictures; a model for texts has labels of its own")
     source = RowSource.of(texts)
     making = Making("sequence-classification", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
     pipeline = making()
@@ -111,8 +132,14 @@ def ask(
 
 
 def embed(
-    texts: Texts,
-    model: ModelName = "minilm-l6-h384.all-minilm-l6-v2",
+    texts: Annotated[
+        list[str],
+        typer.Argument(
+            help="Texts; files of rows (.txt, .csv, .tsv, .jsonl, .parquet); pictures, folders of them or "
+            "shards (.tar); or - for lines of standard input."
+        ),
+    ],
+    model: ModelName = TEXT_MODEL,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -126,12 +153,15 @@ def embed(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Turn each text into a vector; a few texts on a terminal are compared."""
+    """Turn each text or picture into a vector; a few of them on a terminal are compared."""
     target(out, vectors=True)
-    source = RowSource.of(texts)
-    making = Making("sentence-embedding", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
-    pipeline = making()
-    reader = Reader.of(pipeline, source.header, {"text": column})
+    pictures = picture_source(texts)
+    if pictures is not None and model == TEXT_MODEL:
+        raise InputError(f"{TEXT_MODEL} reads texts alone; name a model that reads pictures with --model")
+    source = pictures or RowSource.of(texts)
+    task, meaning = ("sentence-embedding", "text") if pictures is None else ("image-embedding", "image")
+    making = Making(task, model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
+    reader = Reader.of(making(), source.header, {meaning: column})
     alone = out is not None and out.suffix.lower() == ".npy"
     shape: Shape = (lambda row, result: dict(result)) if alone else _kept()
     job = Prediction(source, reader, making, _run(making, reader), shape)
@@ -214,8 +244,9 @@ def _deliver(job: Prediction, out: Path | None, as_json: bool, table: Callable[[
 
 
 def _label_table(found: Sequence[Any]) -> None:
-    rows = [[row["text"], *(_cell(value) for value in result.values())] for row, result in found]
-    print_table("labels", ["text", *found[0][1]], rows)
+    first = next(iter(found[0][0]))  # the column of the text or picture
+    rows = [[str(row[first]), *(_cell(value) for value in result.values())] for row, result in found]
+    print_table("labels", [first, *found[0][1]], rows)
 
 
 def _tag_table(found: Sequence[Any]) -> None:
@@ -235,12 +266,12 @@ def _cosine_table(found: Sequence[Any]) -> None:
     import torch
 
     vectors = torch.nn.functional.normalize(torch.stack([torch.tensor(r["embedding"]) for _, r in found]), dim=1)
-    numbers = [str(number) for number in range(1, len(found) + 1)]
+    numbers, first = [str(number) for number in range(1, len(found) + 1)], next(iter(found[0][0]))
     rows = [
-        [number, row["text"], *(f"{cosine:.3f}" for cosine in cosines)]
+        [number, str(row[first]), *(f"{cosine:.3f}" for cosine in cosines)]
         for number, (row, _), cosines in zip(numbers, found, (vectors @ vectors.T).tolist(), strict=True)
     ]
-    print_table("cosine similarity", ["", "text", *numbers], rows)
+    print_table("cosine similarity", ["", first, *numbers], rows)
 
 
 def _mask_tables(found: Sequence[Any]) -> None:

@@ -63,7 +63,7 @@ class RowSource:
             if lost := [text for text in texts if format_of(text) and not any(c.isspace() for c in text)]:
                 raise InputError(f"there is no file {lost[0]!r}; {words}")
             if folders := [text for text in texts if "/" in text and Path(text).is_dir()]:
-                raise InputError(f"{folders[0]} is a folder; give files of rows, or texts; {words}")
+                raise InputError(f"{folders[0]} is a folder without pictures; give files of rows, or texts; {words}")
             return cls(({"text": text} for text in texts), True, len(texts), ("text",))
         if len(files) < len(texts):
             other = next(text for text in texts if text not in files)

@@ -4,9 +4,9 @@ through with little padding and in bounded memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Item = TypeVar("Item")
 
@@ -14,6 +14,21 @@ ROWS = 2048
 """The most rows that are sorted together, where a batch is no larger: enough that those of a batch
 differ by a token or two, and little to hold.
 """
+
+
+@runtime_checkable
+class EpochBatches(Protocol):
+    """Batches that can be had from any place of any epoch on, as a run that was stopped needs them."""
+
+    def __len__(self) -> int:
+        """How many batches an epoch has."""
+        ...
+
+    def epoch(self, number: int, start: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Mapping[str, Any]]:
+        """The batches of an epoch from batch ``start`` on; of each the part of this process, (its number,
+        how many there are).
+        """
+        ...
 
 
 def windows(rows: Iterable[Item], batch_size: int, most: int = ROWS) -> Iterator[list[Item]]:

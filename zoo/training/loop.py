@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import zoo.checkpoints.save as saving
 from zoo.checkpoints.load import load
-from zoo.data.corpus import MaskedCorpus
+from zoo.data.batches import EpochBatches
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.formats.disk import write_atomically
 from zoo.maps.layouts import BESIDE
@@ -65,7 +65,7 @@ class Fitted:
 
 def fit(
     model: nn.Module,
-    train: Table | Iterable[Mapping[str, Any]] | MaskedCorpus,
+    train: Table | Iterable[Mapping[str, Any]] | EpochBatches,
     evaluate: Table | None = None,
     *,
     tokenizer: Any = None,
@@ -79,11 +79,12 @@ def fit(
     """Train a task model, in place, and leave it in eval mode with the weights of its best
     evaluation (of the last update without one).
 
-    train: a file of rows (csv, tsv, jsonl, parquet, txt), rows as dicts, a `MaskedCorpus`, or a DataLoader
-    (any sized iterable) of batches that ``model(**batch)`` takes, labels among them. evaluate: rows again, after
-    each epoch or every ``evaluate_every`` updates. tokenizer, columns, regions: how rows are read, see
-    `TableReader`. out: a folder; the best model is there as `zoo.save` writes it, at any
-    time, and below ``training/`` the log as CSV. resume: go on where ``out`` says that a run stopped.
+    train: a file of rows (csv, tsv, jsonl, parquet, txt), rows as dicts, a `MaskedCorpus`,
+    `PictureTexts` or other `EpochBatches`, or a DataLoader (any sized iterable) of batches that
+    ``model(**batch)`` takes, labels among them. evaluate: rows again, after each epoch or every
+    ``evaluate_every`` updates. tokenizer, columns, regions: how rows are read, see `TableReader`.
+    out: a folder; the best model is there as `zoo.save` writes it, at any time, and below
+    ``training/`` the log as CSV. resume: go on where ``out`` says that a run stopped.
     settings: the fields of `Settings`.
 
     Raises TaskError for a model without a task or a loss, InputError for rows that can't be read,
@@ -139,7 +140,7 @@ class _Data:
             raise InputError("a loader of batches must know how many there are: it has no len()") from None
         if not count:
             raise InputError("there are no batches to train on")
-        if isinstance(train, MaskedCorpus):
+        if isinstance(train, EpochBatches):
             return cls(lambda epoch, start: train.epoch(epoch, start, (rank(), world())), count, _plain_run)
         return cls(lambda epoch, start: islice(iter(train), start, None), count, _plain_run)
 

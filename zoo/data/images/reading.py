@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy
 import torch
@@ -36,13 +36,28 @@ which on Pillow warns of a decompression bomb.
 WHITE = (255, 255, 255)
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """A file that lies in another, such as a `zoo.data.images.shards.ShardFile`; its text names it."""
+
+    def read(self) -> bytes:
+        """Its bytes."""
+        ...
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value is one of the kinds that `read_picture` takes."""
+    kinds = str | os.PathLike | bytes | bytearray | memoryview | numpy.ndarray | Tensor | Readable
+    return isinstance(value, kinds) or type(value).__module__.startswith("PIL.")
+
+
 def read_picture(
     source: Any, *, max_pixels: int = MAX_PIXELS, background: tuple[int, int, int] | None = WHITE
 ) -> Picture:
     """A picture as Pillow's RGB, turned as its EXIF data say.
 
-    source: a path, the bytes of a file, a picture of Pillow, or a uint8 array or tensor (height, width, 3),
-    (3, height, width) or (height, width). Of an animation the first frame. ``background`` shows
+    source: a path, the bytes of a file, a `Readable` one, a picture of Pillow, or a uint8 array or tensor
+    (height, width, 3), (3, height, width) or (height, width). Of an animation the first frame. ``background`` shows
     through transparent pixels; None: their hidden color is taken, as Pillow's ``convert("RGB")`` does.
     """
     image_module = pillow()
@@ -55,6 +70,8 @@ def read_picture(
         name, content = f"a picture of {len(source):,} bytes", bytes(source)
     elif isinstance(source, str | os.PathLike):
         name, content = os.fspath(source), _content(Path(source))
+    elif isinstance(source, Readable):
+        name, content = str(source), source.read()
     else:
         raise InputError(
             "a picture is a path, the bytes of a file, a picture of Pillow, or a uint8 array or tensor, got "
@@ -86,10 +103,7 @@ def as_list(pictures: Any) -> list[Any]:
     """One picture, several, or a batch as an array (batch, ...), as a list of pictures."""
     if isinstance(pictures, numpy.ndarray | Tensor):
         return list(pictures) if pictures.ndim == 4 else [pictures]
-    single = isinstance(pictures, str | os.PathLike | bytes | bytearray | memoryview)
-    if single or isinstance(pictures, pillow().Image) or not isinstance(pictures, Iterable):
-        return [pictures]
-    return list(pictures)
+    return [pictures] if is_picture(pictures) or not isinstance(pictures, Iterable) else list(pictures)
 
 
 def checked_array(array: Any) -> numpy.ndarray[Any, Any]:

@@ -1,13 +1,14 @@
-"""From texts to labels, entities, answers, words and vectors: a class for each task, see
-`zoo.inference.pipeline.base.Pipeline`.
+"""From texts to labels, entities, answers, words and vectors, and from pictures to vectors and labels: a
+class for each task, see `zoo.inference.pipeline.base`.
 """
 
 from __future__ import annotations
 
 from zoo.inference.pipeline.answers import QuestionAnsweringPipeline
-from zoo.inference.pipeline.base import Pipeline
+from zoo.inference.pipeline.base import Pipeline, RowPipeline
 from zoo.inference.pipeline.classification import MultipleChoicePipeline, SequenceClassificationPipeline
 from zoo.inference.pipeline.embeddings import SentenceEmbeddingPipeline
+from zoo.inference.pipeline.pictures import ImageEmbeddingPipeline, ZeroShotImageClassificationPipeline
 from zoo.inference.pipeline.tags import TokenClassificationPipeline
 from zoo.inference.pipeline.words import FillMaskPipeline
 
@@ -22,3 +23,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
         SentenceEmbeddingPipeline,
     )
 }
+PICTURE_PIPELINES: dict[str, type[RowPipeline]] = {
+    pipeline.task: pipeline for pipeline in (ImageEmbeddingPipeline, ZeroShotImageClassificationPipeline)
+}
+"""Those of models that need no head of a task."""

@@ -9,35 +9,30 @@ from typing import Any, ClassVar
 import tokenizers
 import torch
 
-from zoo.data.batches import like_lengths, windows
+from zoo.data.batches import ROWS, like_lengths, windows
 from zoo.errors import InputError, TaskError
 from zoo.tokenization import Tokenizer
 
 Result = dict[str, Any]
 
 
-class Pipeline(ABC):
-    """From texts to results, one dict for each text, in the order of the texts.
+class RowPipeline(ABC):
+    """From rows to results, one dict for each row, in their order.
 
-    Called with one text it gives one dict, with a list a list, with an iterator an iterator, which
-    is read a window at a time: texts are put into batches of like length within a window, and the
-    model packs what padding is left. A subclass says into which pieces a row is cut, what the model
-    gives for a batch of pieces, and what that says of the row.
+    Called with one row it gives one dict, with a list a list, with an iterator an iterator, which is
+    read a window at a time. A subclass says what a row is and what a window of them gives.
     """
 
     task: ClassVar[str]
-    meanings: ClassVar[tuple[str, ...]] = ("text",)  # of the columns that a table must have, see `find_columns`
+    meanings: ClassVar[tuple[str, ...]]  # of the columns that a table must have, see `find_columns`
     more_meanings: ClassVar[tuple[str, ...]] = ()  # of those that it may have
-    row: ClassVar[str] = "a text (str)"
+    row: ClassVar[str]
+    longest_window: ClassVar[int] = ROWS
 
-    def __init__(self, model: Any, tokenizer: Tokenizer | None = None, *, batch_size: int = 32) -> None:
-        if getattr(model, "task", None) != self.task:
-            found = getattr(model, "task", None) or "none"
-            raise TaskError(f"this pipeline is for models of the task {self.task!r}, the model's task is {found!r}")
+    def __init__(self, model: Any, *, batch_size: int = 32) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size!r}")
         self.model = model.eval()
-        self.tokenizer: Tokenizer = tokenizer or model.need_tokenizer()
         self.batch_size = batch_size
 
     def __call__(self, rows: Any) -> Any:
@@ -53,12 +48,43 @@ class Pipeline(ABC):
     def stream(self, rows: Iterable[Any]) -> Iterator[Result]:
         """The result of each row, in order, a window of rows at a time."""
         start = 0
-        for window in windows(rows, self.batch_size):
+        for window in windows(rows, self.batch_size, self.longest_window):
             for place, row in enumerate(window, start):
                 if not self.is_row(row):
                     raise InputError(f"row {place} must be {self.row}, got {row!r:.80}")
             yield from self._window(window)
             start += len(window)
+
+    @classmethod
+    @abstractmethod
+    def is_row(cls, value: Any) -> bool:
+        """Whether a value is one row."""
+
+    @classmethod
+    @abstractmethod
+    def row_of(cls, values: Mapping[str, Any]) -> Any:
+        """A row from the cells of a table, by their `meanings`."""
+
+    @abstractmethod
+    def _window(self, rows: Sequence[Any]) -> list[Result]:
+        """The results of a window of rows."""
+
+
+class Pipeline(RowPipeline):
+    """From texts to results: texts are put into batches of like length within a window, and the model
+    packs what padding is left. A subclass says into which pieces a row is cut, what the model gives
+    for a batch of pieces, and what that says of the row.
+    """
+
+    meanings: ClassVar[tuple[str, ...]] = ("text",)
+    row = "a text (str)"
+
+    def __init__(self, model: Any, tokenizer: Tokenizer | None = None, *, batch_size: int = 32) -> None:
+        if getattr(model, "task", None) != self.task:
+            found = getattr(model, "task", None) or "none"
+            raise TaskError(f"this pipeline is for models of the task {self.task!r}, the model's task is {found!r}")
+        super().__init__(model, batch_size=batch_size)
+        self.tokenizer: Tokenizer = tokenizer or model.need_tokenizer()
 
     def _window(self, rows: Sequence[Any]) -> list[Result]:
         cut = self.pieces(rows)
