@@ -29,10 +29,15 @@ PARTS = (  # the first pattern that a module's whole name meets says what its pa
     (r"knowledge\.\w+\.(?:linker\.(?!span_encoder)|output|span_norm).*", "entity linking"),
     (r".*bottleneck.*", "bottlenecks"),
     (r"(?:.*[._])?norms?(?:\.\d+)?", "norms"),
+    (r".*squeeze_excite\..*", "squeeze and excite"),
+    (r".*\.(?:conv|choose)", "convolutions"),
     (r".*attention\.\w+", "attention"),
     (r".*feed_forwards?\..*", "feed-forward"),
 )
-ORDER = ("embeddings", "attention", "feed-forward", "norms", "bottlenecks", "entity table", "entity linking", "pooler")
+ORDER = (
+    *("embeddings", "attention", "feed-forward", "convolutions", "squeeze and excite", "norms"),
+    *("bottlenecks", "entity table", "entity linking", "pooler"),
+)
 STREAMS = ("image", "entity", "ngram", "decoder", "wiki", "wordnet")
 """The streams beside the text's, as the components of parameters' names begin."""
 READS = {
@@ -43,6 +48,7 @@ READS = {
     "fused": "the pooled vector of words and regions",
     "target": "the target's states",
     "mentions": "the linked mentions",
+    "picture": "the picture's vector",
 }
 """What a model offers to heads, in words."""
 MEANINGS = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 import zoo
+from docs.drawings import grids
 from docs.drawings.canvas import BLUE, GRAY, GREEN, MARGIN, ORANGE, PALE, SOFT, VIOLET, WIDTH, Canvas, amount, width_of
 from docs.drawings.trace import JOIN, SUM, Graph, Node, is_table, trace
 from zoo.layers.attention import Attention
@@ -20,6 +21,7 @@ from zoo.layers.embeddings import SinusoidalPositions
 from zoo.layers.feed_forward import ACTIVATIONS, FeedForward
 from zoo.layers.pooler import FirstTokenPooler, Pooler, ReluPooler
 from zoo.layers.schedule import Schedule
+from zoo.models.base.conv_encoder import ConvEncoder
 from zoo.models.base.model import Model
 from zoo.registry import variants as registry
 
@@ -482,6 +484,8 @@ class Drawing:
 def draw(name: str) -> str:
     """The drawing of a variant."""
     model: Model = zoo.create(name, device="meta").eval()  # type: ignore[assignment]
+    if isinstance(model, ConvEncoder):
+        return grids.draw(name, model)
     graph = trace(model)
     total = amount(model.num_parameters())
     canvas = Canvas(f"The architecture of {name}", "")

@@ -32,6 +32,7 @@ SHIPPED = {
     "bert-rxn.ft-10k-25s": "hf-bert",
     "roberta-antibody.sapiens-vh": "fairseq-roberta",
     "roberta-antibody.sapiens-vl": "fairseq-roberta",
+    "efficientnet-lite0.ml-illustrated": "efficientnet-pytorch",
 }
 HEAVY_CHAIN = (  # of sapiens' README, * where a residue is unknown
     "**QLV*SGVEVKKPGASVKVSCKASGYTFTNYYMYWVRQAPGQGLEWMGGINPSNGGTNFNEKFKNRVTLTTDSSTTTAYMELKSLQFDDTAVYYCARRDYRFDMGFDYWGQGTTVTVSS"
@@ -149,6 +150,17 @@ def test_the_light_chain_s_roberta_knows_a_light_chain():
     with torch.inference_mode():
         found = model(masked).prediction_logits[places, places + 1].argmax(1)
     assert int((found == ids[0, 1:-1]).sum()) == 101  # of 107, as transformers finds with the same tensors
+
+
+@pytest.mark.parametrize(("picture", "label"), [("china.jpg", "palace"), ("flower.jpg", "daisy")])
+def test_the_small_efficientnet_knows_what_pictures_show(picture, label):
+    datasets = pytest.importorskip("sklearn.datasets")
+    folder("efficientnet-lite0.ml-illustrated")
+    model = zoo.create("efficientnet-lite0", pretrained=True, task="image-classification")
+    with torch.inference_mode():
+        shares = model(zoo.images("efficientnet-lite0")([datasets.load_sample_image(picture)])).logits.softmax(1)
+    assert model.options["labels"][int(shares.argmax())] == label
+    assert float(shares.max()) > 0.25
 
 
 @pytest.mark.parametrize("name", SHIPPED)

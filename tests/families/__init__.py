@@ -11,5 +11,5 @@ A module gives ``tiny_config(draw)``, a small config drawn over everything the f
 - ``states(output)`` where a model has several streams: the last states by the mask they run along
   with.
 - ``SMALL``, fields of the fixed small config; ``small_batch()``, a fixed ragged batch;
-  ``labels(task, model, batch, seed)``.
+  ``labels(task, model, batch, seed)``; ``TASKS``, those that it knows labels for, all unless it is there.
 """

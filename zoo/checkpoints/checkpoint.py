@@ -29,7 +29,7 @@ from zoo.maps import layouts
 from zoo.maps.config_map import SAVE
 from zoo.maps.plans import Target
 from zoo.registry import variants as registry
-from zoo.registry.records import Record
+from zoo.registry.records import Record, label_names
 from zoo.registry.tasks import TASKS
 from zoo.tasks.base import spec_of_class
 from zoo.techniques.blueprint import Blueprint
@@ -197,6 +197,8 @@ def _of_others(
     variant = None if name is None else registry.resolve(name)[0]
     foreign = foreign_config(source, config if config is not None else record.config if record else None)
     foreign = layouts.own_config(archive) if foreign is None else foreign
+    if record is not None and record.labels and foreign is not None:
+        foreign = {"id2label": dict(enumerate(label_names(record.labels))), **foreign}
     if foreign is None and name is not None and registry.split(name)[1]:  # "name.tag": what is on record of it
         known = record_of(name)
         if isinstance(known.config, Mapping):

@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo.errors import ConfigError, MapError, closest
 from zoo.maps.templates import Template, same
-from zoo.maps.value_forms import DERIVED, FORMS
+from zoo.maps.value_forms import COMPUTED, DERIVED, FORMS
 
 _MISSING = object()
 
@@ -63,7 +63,7 @@ class ConfigEntry:
 SAVE = "zoo_generation"  # in a config that the zoo wrote for another library: which save it is of
 PARTS = (
     *("defaults", "ignored", "only", "constants", "task", "fixed"),
-    *("lost", "from_keys", "from_shapes", "aliases", "derived"),
+    *("lost", "from_keys", "from_shapes", "aliases", "derived", "computed"),
 )
 
 
@@ -84,6 +84,7 @@ class ConfigMap:
     from_keys: Mapping[str, Template]  # field -> tensor whose presence it states
     from_shapes: Mapping[str, tuple[Template, int]]  # field -> tensor and the axis whose size it is
     derived: Mapping[str, tuple[str, str]]  # field -> key that makes a field of its own, and how this one follows
+    computed: Mapping[str, str]  # key -> how its value follows from our fields
     flatten: tuple[str, ...] = ()  # foreign keys whose tables are read as "key.inner key"
 
     @classmethod
@@ -108,7 +109,13 @@ class ConfigMap:
             for key, reason in parts[name].items():
                 if not isinstance(reason, str) or not reason.strip():
                     raise MapError(f"{where}: [config.{name}] {key!r} needs its reason in words")
-        keys = {f"config.{name}": parts[name] for name in ("ignored", "only", "constants", "task", "aliases")}
+        for key, form in parts["computed"].items():
+            if form not in COMPUTED:
+                raise MapError(
+                    f"{where}: [config.computed] {key!r}: unknown form {form!r}; there are {', '.join(COMPUTED)}"
+                )
+        said = ("ignored", "only", "constants", "task", "aliases", "computed")
+        keys = {f"config.{name}": parts[name] for name in said}
         for key, first, second in _repeated({"config": entries, **keys}):
             raise MapError(
                 f"{where}: config key {key!r} stands in [{first}] and in [{second}]; it may have one meaning"
@@ -125,7 +132,7 @@ class ConfigMap:
             from_shapes={field: _axis_of(field, written, where) for field, written in parts["from_shapes"].items()},
             derived={field: _derived(field, said, entries, where) for field, said in parts["derived"].items()},
             flatten=tuple(table.get("flatten", ())),
-            **{name: parts[name] for name in ("aliases", "ignored", "constants", "task", "fixed", "lost")},
+            **{name: parts[name] for name in ("aliases", "ignored", "constants", "task", "fixed", "lost", "computed")},
         )
 
     @property
@@ -152,6 +159,8 @@ class ConfigMap:
         given: dict[str, object] = {}
         for key, value in foreign.items():
             name = self.aliases.get(key, key)
+            if name in self.computed:
+                continue
             if name in self.entries:
                 if name in given and not same(given[name], value):
                     raise ConfigError(
@@ -182,6 +191,12 @@ class ConfigMap:
             for name, shape in (shapes or {}).items():
                 if template.match(name) is not None and axis < len(shape):
                     fields[field] = int(shape[axis])
+        for key, form in self.computed.items():
+            if key in foreign and not same(foreign[key], follows := COMPUTED[form](fields)):
+                raise ConfigError(
+                    f"{self.layout}: config key {key!r} is {foreign[key]!r}; by the others it is {follows!r}, and "
+                    "nothing else can be converted"
+                )
         return fields
 
     def _check(self, key: str, value: object) -> None:
@@ -201,7 +216,15 @@ class ConfigMap:
                     f"{self.layout}: config key {key!r} is {value!r}; only {shown} can be converted: {reason}"
                 )
         elif key not in (*self.task, SAVE) and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
-            known = [*self.entries, *self.aliases, *self.ignored, *self.only, *self.constants, *self.task]
+            known = [
+                *self.entries,
+                *self.aliases,
+                *self.ignored,
+                *self.only,
+                *self.constants,
+                *self.task,
+                *self.computed,
+            ]
             near = ", ".join(repr(k) for k in closest(key, known))
             raise ConfigError(
                 f"{self.layout}: config key {key!r} (value {value!r}) is unknown; closest: {near}. If it says nothing "
@@ -235,6 +258,7 @@ class ConfigMap:
                 foreign[key] = entry.back(fields[entry.field], fields, self.layout)
             elif not entry.optional and entry.default is _MISSING:
                 raise ConfigError(f"{self.layout}: the config lacks our field {entry.field!r}, which becomes {key!r}")
+        foreign |= {key: COMPUTED[form](fields) for key, form in self.computed.items()}
         return _nested(foreign, self.flatten)
 
     def resolved(self, fields: Mapping[str, object]) -> dict[str, object]:

@@ -18,12 +18,13 @@ from zoo.maps.config_map import ConfigMap
 from zoo.maps.key_map import KeyMap
 from zoo.maps.ops import Op, parse
 from zoo.maps.rules import COUNTS, Drop, Make, MapLine, Passenger, Rule, Tie, exclusive
+from zoo.maps.spellings import SPELLINGS
 from zoo.maps.templates import Condition, Index, Template
 from zoo.registry.resources import weights_folder
 
 TABLES = (
     "family", "layout", "version", "title", "prefixes", "wrappers", "recognise", "placeholders", "renames", "rules",
-    "tie", "drop", "passenger", "make", "foreign_heads", "architectures", "config", "values",
+    "tie", "drop", "passenger", "make", "foreign_heads", "architectures", "config", "values", "spelling",
 )  # fmt: skip
 COMMON_OPTIONS = ("when", "head", "bare")
 RULE_OPTIONS = ("to", "from", "op", "over", "otherwise", "optional", "replaces", *COMMON_OPTIONS)
@@ -98,6 +99,7 @@ def parse_map(table: Mapping[str, Any], where: str) -> KeyMap:
         wrappers=tuple(table.get("wrappers", [])),
         recognise=dict(table.get("recognise", {})),
         renames=tuple(table.get("renames", {}).items()),
+        spelling=_spelling(table, where),
         bounds=parser.bounds,
         rules=rules,
         ties=ties,
@@ -110,6 +112,13 @@ def parse_map(table: Mapping[str, Any], where: str) -> KeyMap:
         by_target=_targets(rules, makes, where),
         config=config,
     )
+
+
+def _spelling(table: Mapping[str, Any], where: str) -> str:
+    name = table.get("spelling", "")
+    if name and name not in SPELLINGS:
+        raise MapError(f"{where}: no spelling is called {name!r}; there are {', '.join(SPELLINGS)}")
+    return str(name)
 
 
 def _sources(

@@ -14,6 +14,7 @@ from zoo.formats.archive import Described
 from zoo.maps.ops import Copies, Op, Shape, Split, Unstack, size_of
 from zoo.maps.plans import Plan, PlanStep, head_of, heads_of, shape_of
 from zoo.maps.rules import Drop, MapLine, Passenger, Rule, RuleSet, Tie, holds
+from zoo.maps.spellings import SPELLINGS
 from zoo.maps.templates import Bindings
 
 SHOWN = 5  # problems that a message tells of
@@ -201,6 +202,9 @@ class Forward(Planner):
         super().__init__(rules, config, infos, wanted)
         self.stated = stated
         self.names, self.prefix = rules.clean(infos)
+        if rules.spelling:
+            read = SPELLINGS[rules.spelling].read
+            self.names = {read(name, config): where for name, where in self.names.items()}
         self.notes: list[str] = []
 
     def plan(self, targets: Mapping[str, object] | None, inspect: bool) -> Plan:
@@ -383,6 +387,8 @@ class Back(Planner):
         return rule.flipped()
 
     def named(self, rule: Rule, target: str) -> str:
+        if self.rules.spelling:
+            target = SPELLINGS[self.rules.spelling].write(target, self.config)
         return target if rule.bare else self.prefix + target
 
     def plan(self, heads: set[str], ties: bool, inspect: bool) -> Plan:

@@ -116,6 +116,7 @@ class RuleSet:
     wrappers: tuple[str, ...] = ()  # prefixes that training scripts leave on every name
     recognise: Mapping[str, Any] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()  # old spelling of a part of a name, new one
+    spelling: str = ""  # of `zoo.maps.spellings`: the names that the rules are written for are made by it
     bounds: Mapping[str, str] = field(default_factory=dict)  # placeholder -> the config field it counts up to
     rules: tuple[Rule, ...]
     ties: tuple[Tie, ...] = ()

@@ -4,7 +4,7 @@ means, and the way back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -58,9 +58,6 @@ def same_value(value: object, what: str) -> object:
     return value
 
 
-FORMS: dict[str, Form] = {"names-by-id": Form(names_of_ids, ids_of_names)}
-
-
 def four_times(value: object, what: str) -> object:
     """Four times the value: the inner width of a feed-forward that no key states."""
     if not isinstance(value, int) or isinstance(value, bool):
@@ -68,6 +65,25 @@ def four_times(value: object, what: str) -> object:
     return 4 * value
 
 
+def complement(value: object, what: str) -> object:
+    """0.99 -> 0.01: the share of the new in place of that of the old."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be a number, got {value!r}")
+    return round(1 - value, 12)
+
+
+def stage_inputs(fields: Mapping[str, object]) -> object:
+    """The channels that enter each stage of a network: the stem's, then those of the stage before."""
+    stages = cast(Sequence[int], fields["stage_channels"])
+    return [fields["stem_channels"], *stages[:-1]]
+
+
+FORMS: dict[str, Form] = {
+    "names-by-id": Form(names_of_ids, ids_of_names),
+    "complement": Form(complement, lambda value: complement(value, "the value")),
+}
+COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {"stage-inputs": stage_inputs}
+"""Foreign values that follow from our fields: checked on the way here, written on the way back."""
 DERIVED: dict[str, Callable[[object, str], object]] = {
     "behind-the-last": behind_the_last,
     "four-times": four_times,

@@ -59,6 +59,7 @@ class Record:
     detector: str | None = (
         None  # whose region features it was trained on, a name of `zoo.data.regions.detectors.DETECTORS`
     )
+    labels: str | None = None  # names of its classifier's labels, where no config has them: a list of `label_names`
     notes: str = ""
     per_source: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -106,6 +107,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "archive_sha256": (str,),
     "task": (str,),
     "detector": (str,),
+    "labels": (str,),
     "notes": (str,),
 }
 PER_SOURCE = (
@@ -176,6 +178,15 @@ def read_sources(path: Path) -> dict[str, Record]:
             )
             found[record.name] = record
     return found
+
+
+def label_names(name: str) -> list[str]:
+    """The names of a data set's labels in the order of their numbers, from ``weights/_shared/labels``."""
+    folder = weights_folder() / "_shared" / "labels"
+    known = sorted(path.stem for path in folder.glob("*.txt"))
+    if name not in known:
+        raise unknown("list of labels", name, known)
+    return (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 @lru_cache(maxsize=8)

@@ -85,6 +85,15 @@ SPECS = (
         head=None,  # the head's form, None: the family's own; see zoo.tasks.vision
     ),
     _spec(
+        "image-classification",
+        "picture",
+        "vision:Classification",
+        "a label for a picture",
+        num_labels=1000,
+        problem_type=None,
+        labels=None,
+    ),
+    _spec(
         "token-classification",
         "text",
         "text:TokenClassification",

@@ -102,13 +102,16 @@ def lines(rows: list[dict[str, str]]) -> Iterator[str]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The cells as a Markdown table, families down and techniques across, and the reasons under
-    it.
+    """The cells as a Markdown table, families down and techniques across, and the reasons under it. A family
+    that no technique goes onto has no row.
     """
     techniques = list(dict.fromkeys(row["technique"] for row in rows))
     by_family: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
         by_family.setdefault(row["family"], {})[row["technique"]] = row
+    without = [family for family, own in by_family.items() if all(row["reason"] for row in own.values())]
+    by_family = {family: own for family, own in by_family.items() if family not in without or len(by_family) == 1}
+    rows = [row for row in rows if row["family"] in by_family]
     notes: dict[str, int] = {}
     lines = [
         "| family | " + " | ".join(f"`{name}`" for name in techniques) + " |",
@@ -122,4 +125,6 @@ def table(rows: list[dict[str, str]]) -> str:
         lines.append(f"| {family} | " + " | ".join(marks) + " |")
     works = sum(row["state"] == "works" for row in rows)
     lines += ["", f"{works} of {len(rows)} cells work ({works / len(rows):.0%}).", ""]
+    if without and without != list(by_family):
+        lines += [f"No technique goes onto {', '.join(without)}: they have no attention and no linear layers.", ""]
     return "\n".join([*lines, *(f"{number}. {reason}" for reason, number in notes.items())]) + "\n"
