@@ -28,6 +28,7 @@ from zoo.data.regions.files import check_regions, convert_regions, read_regions,
 from zoo.data.regions.grid import grid_regions, patches, resnet_grid
 from zoo.data.regions.regions import Regions, box_overlap, stack
 from zoo.errors import CheckpointError, InputError, MissingExtraError, UnknownNameError
+from zoo.models.vlp import VlpConfig
 
 SIZE = (200.0, 100.0)
 
@@ -79,10 +80,37 @@ def test_vl_berts_encoding_is_sines_then_cosines_of_each_number():
     assert made[0].tolist() == pytest.approx(wanted, abs=1e-4)
 
 
-def test_vlp_needs_the_confidence():
+def test_vlp_needs_what_the_detector_said():
+    confidence, classes = torch.tensor([0.1, 0.2, 0.3]), torch.rand(3, 4)
     with pytest.raises(InputError, match="confidence"):
-        some().vlp()
-    assert some(confidence=torch.tensor([0.1, 0.2, 0.3])).vlp()[:, 5].tolist() == pytest.approx([0.1, 0.2, 0.3])
+        some(class_probabilities=classes).vlp()
+    with pytest.raises(InputError, match="class_probabilities"):
+        some(confidence=confidence).vlp()
+    with pytest.raises(InputError, match=r"\(3, 'classes'\)"):
+        some(class_probabilities=classes[:2])
+
+
+def test_vlps_code_divides_by_the_largest_box_and_normalizes_boxes_and_classes_apart():
+    confidence, classes = torch.tensor([0.1, 0.2, 0.3]), torch.rand(3, 4)
+    regions = some(confidence=confidence, class_probabilities=classes, mask=torch.tensor([True, True, False]))
+    made, boxes = regions.vlp(), regions.xyxy()[:2].tolist()
+    across, down = (max(box[axis + 2] for box in boxes) + 1e-5 for axis in (0, 1))
+    for row, (x1, y1, x2, y2) in enumerate(boxes):
+        box = [x1 / across, y1 / down, x2 / across, y2 / down]
+        numbers = [*box, (box[2] - box[0]) * (box[3] - box[1]), float(confidence[row])]
+        wanted = []
+        for part in (numbers, classes[row].tolist()):
+            mean = sum(part) / len(part)
+            variance = sum((v - mean) ** 2 for v in part) / len(part)
+            wanted += [(v - mean) / math.sqrt(variance + 1e-5) for v in part]
+        assert made[row].tolist() == pytest.approx(wanted, abs=1e-4)
+    assert not made[2].any(), "zeros at padding"
+    config = VlpConfig(visual_size=regions.width, box_size=10)
+    assert torch.equal(regions.for_model(config)["visual_boxes"][0], made)
+    with pytest.raises(InputError, match="its detector has 1601 classes"):
+        regions.for_model(VlpConfig(visual_size=regions.width))
+    whole = regions.with_whole_image()
+    assert not whole.class_probabilities[0].any()
 
 
 def test_the_whole_picture_is_the_mean_of_real_regions_and_the_whole_box():

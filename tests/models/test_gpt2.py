@@ -77,14 +77,14 @@ def test_a_text_behind_a_cache_has_the_states_that_it_has_in_one_pass(cut):
     with torch.no_grad():
         whole = model(IDS, MASK, position_ids=places).last_hidden_state
         parts = [
-            model.decode(IDS[:, part], MASK[:, part], places[:, part], cache=cache).last_hidden_state
+            model(IDS[:, part], MASK[:, part], position_ids=places[:, part], cache=cache).last_hidden_state
             for part in (slice(cut), *(slice(t, t + 1) for t in range(cut, 6)))
         ]
     assert relative(torch.cat(parts, 1)[MASK.bool()], whole[MASK.bool()]) < 1e-12
     with torch.no_grad():
         plain, cache = model(IDS).last_hidden_state, KeyValueCache()
-        model.decode(IDS[:, :cut], cache=cache)
-        assert relative(model.decode(IDS[:, cut:], cache=cache).last_hidden_state, plain[:, cut:]) < 1e-12
+        model(IDS[:, :cut], cache=cache)
+        assert relative(model(IDS[:, cut:], cache=cache).last_hidden_state, plain[:, cut:]) < 1e-12
 
 
 def test_the_pooled_vector_is_the_last_real_tokens_state():

@@ -44,7 +44,7 @@ def megatron(case: Case) -> Mapping[str, Any]:
     cache, half = KeyValueCache(), ids.shape[1] // 2
     with torch.no_grad():
         for part in (ids[:, :half], ids[:, half:]):
-            cached = model.predict(model.model.decode(part, cache=cache).last_hidden_state)
+            cached = model.predict(model.model(part, cache=cache).last_hidden_state)
     return {
         "logits": result.logits,
         "logits_cached": cached,

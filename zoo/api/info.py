@@ -21,6 +21,7 @@ def info(name: str) -> dict[str, Any]:
     The name may carry a tag; then the config is the tag's. Imports torch, to count the parameters
     on the meta device.
     """
+    from zoo.data.images.images import Images
     from zoo.layers.init import shapes_only
     from zoo.registry.records import records
 
@@ -60,6 +61,7 @@ def info(name: str) -> dict[str, Any]:
         "parameters_by_part": by_part,
         "parameters_stated": dict(stated),
         "inputs": list(variant.inputs),
+        "images": Images.from_dict(given).to_dict() if (given := registry.image_values(name)) else None,
         "heads": list(variant.heads),
         "tasks": fitting(offers_of(variant)),
         "default_tag": next(iter(registry.tags(variant)), None),

@@ -76,7 +76,7 @@ def write_companions(
         segments = "token_type_ids" in blueprint.model_class.inputs and getattr(config, "num_segments", 0) > 1
         unread = () if segments else ("token_type_ids",)
         notes += write_tokenizer(tokenizer, folder, longest, unread)
-    else:
+    elif "input_ids" in blueprint.model_class.inputs:
         notes.append(f"no {SAVED_BACKEND} lies beside the source, so no tokenizer was written")
     if source is not None and "pixel_values" in blueprint.model_class.inputs:
         if (images := read_images(source)) is not None:

@@ -129,7 +129,8 @@ def _forward(
     with writing(out), staged(out, to_file, dry_run) as stage:
         to, whole = replace(destination, path=out if to_file else stage / WEIGHTS_FILE), not (dry_run or to_file)
         if whole:
-            lost = _copy_tokenizer(source, record, stage)
+            if "input_ids" in blueprint.model_class.inputs:
+                lost = _copy_tokenizer(source, record, stage)
             _copy_images(checkpoint, record, stage)
         binding = Binding(description, files=hashes(stage) if whole else {})
         report = engine.convert(checkpoint, checkpoint.targets(blueprint), to, dry_run=dry_run, binding=binding)

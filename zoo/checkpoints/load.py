@@ -24,6 +24,7 @@ from zoo.checkpoints.streaming import read
 from zoo.checkpoints.tokenizer import tokenizer
 from zoo.errors import CheckpointError, ConfigError, unknown, warn
 from zoo.formats.archive import torch_dtype
+from zoo.inference.search.settings import Search
 from zoo.layers.init import initialise, shapes_only
 from zoo.maps.plans import heads_of
 from zoo.models.base.model import bare_model
@@ -172,6 +173,7 @@ def filled(
         home = _home(shown)
         for part in (module, bare_model(module)):
             part.find_tokenizer, part.find_images = partial(tokenizer, home), partial(find_images, home)  # type: ignore[assignment]
+            part.find_search = partial(Search.read, home)  # type: ignore[assignment]
     left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
         shown, checkpoint.layout, left_out, random, checkpoint.differs, (*checkpoint.notes, *notes), checks, left

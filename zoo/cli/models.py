@@ -104,6 +104,8 @@ def info(name: str, as_json: Json = False) -> None:
     parts = ", ".join(f"{part} {count:,}" for part, count in found["parameters_by_part"].items())
     print(f"parameters: {found['parameters']:,} ({parts})")
     print("inputs: " + ", ".join(found["inputs"]))
+    if found["images"]:
+        print("images: " + ", ".join(f"{field} {value}" for field, value in found["images"].items()))
     print("tasks: " + ", ".join(found["tasks"]))
     if found["schedule"]:
         from zoo.layers.schedule import draw

@@ -305,7 +305,8 @@ class CausalLMCollator:
     """Language modeling from left to right: the label of a place is the *next* token, so labels
     stand where their logits do.
 
-    The last real place of a row has label -100. Nothing is shifted again by the loss.
+    The last real place of a row has label -100. For XLM's head, whose loss shifts nothing; the task
+    causal-lm (GPT-2) takes the ids themselves as labels.
     """
 
     pad_id: int = 0

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from zoo.errors import InputError, unknown
 from zoo.inference.search.choosing import FoundText, Stops
+from zoo.inference.search.kinds import writer_of
 from zoo.inference.search.loop import Outside, Streamer, write
 from zoo.inference.search.settings import FIELDS, Search
-from zoo.inference.search.writers import check_source, writer_of
+from zoo.inference.search.writers import check_source
 from zoo.layers.outputs import Output
 from zoo.layers.padding import as_bool
 
@@ -64,9 +65,9 @@ def generate(
     kind = writer_of(model)
     if model.training:
         raise InputError("the model is in training mode, so dropout would choose the words; call model.eval() first")
-    if input_ids is None:
-        raise InputError("input_ids are missing: the sources, (batch, length)")
     inputs, changes = _apart(model, named)
+    if input_ids is None and "visual_features" not in inputs:
+        raise InputError("input_ids are missing: the sources, (batch, length)")
     search = (search or getattr(model, "search", None) or Search()).replace(**changes)
     if streamer is not None and (search.num_beams > 1 or search.num_return_sequences > 1):
         raise InputError(

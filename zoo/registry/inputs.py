@@ -171,6 +171,19 @@ _INPUTS = (
         "real regions per row, for rows that are padded on the right: the same for pictures",
         counts="regions",
     ),
+    Input(
+        "ranks",
+        ("batch", "length"),
+        "int",
+        "which tokens are written: 0 = read, which all attend to; 1, 2, ... = written in this order, each attends to "
+        "what is read and to those before it (VLP, UNIMO)",
+    ),
+    Input(
+        "cache",
+        (),
+        "`zoo.layers.cache.KeyValueCache`",
+        "keys and values of the tokens before these, while a text is written",
+    ),
     Input("all_pairs", (), "bool", "ViLBERT: every text with every picture"),
     Input(
         "output_hidden_states",

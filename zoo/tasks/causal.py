@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from zoo.tasks.objective import Objective
 
 
@@ -14,7 +12,3 @@ class CausalLM(Objective):
     labels (batch, length): the text's own ids, -100 = left out. What is predicted at a token is
     compared with the label of the next real one.
     """
-
-    def predict(self, hidden: Tensor) -> Tensor:
-        """Word scores of states (batch, length, hidden), all of them real."""
-        return self.heads["language_model"](hidden, self.token_table)  # type: ignore[no-any-return]

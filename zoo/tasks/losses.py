@@ -259,6 +259,29 @@ def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, *, red
     return total if reduction == "sum" else total / real.sum().clamp(min=1)
 
 
+def kept_token_loss(logits: Tensor, labels: Tensor, drop_worst: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
+    """VLP's loss of words: the sum over each text's labels that are not -100, over the texts that are
+    kept, divided by their labels + 1e-5. The share ``drop_worst`` of the texts, those of the largest
+    sums, is left out.
+
+    logits (batch, positions, V), labels (batch, positions). ``label_smoothing``: the KL divergence from
+    a target that spreads it over all ids but the label and id 0.
+    """
+    labels = counted_labels(labels)
+    counted = labels != IGNORED
+    logp, right = widened(logits).log_softmax(-1), labels.clamp(min=0).unsqueeze(-1)
+    each = -logp.gather(-1, right).squeeze(-1)  # (batch, positions)  # eq: kept-tokens
+    if label_smoothing:
+        share = label_smoothing / (logits.shape[-1] - 2)
+        target = torch.full_like(logp, share)
+        target[..., 0] = 0
+        target = target.scatter(-1, right, 1 - label_smoothing)
+        each = (torch.xlogy(target, target) - target * logp).sum(-1)
+    sums, counts = torch.where(counted, each, 0).sum(1), counted.sum(1)  # eq: kept-tokens
+    kept, texts = sums.topk(int(len(sums) * (1 - drop_worst)), largest=False)  # eq: kept-tokens
+    return kept.sum() / (counts[texts].sum() + 1e-5)  # eq: kept-tokens
+
+
 REGION_TARGETS = ("classes", "features", "contrastive")
 
 
@@ -455,6 +478,14 @@ def _next_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None,
     return token_loss(scores, next_labels(labels, real), None, name)
 
 
+def _kept_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    labels = label_tensor(labels, name)
+    check_labels(labels, tuple(scores.shape[:-1]), name)
+    labels = real_labels(labels, real)
+    check_labels(labels, tuple(scores.shape[:-1]), name, scores.shape[-1])
+    return kept_token_loss(scores, labels, beside["drop_worst"], beside["label_smoothing"])
+
+
 def _binary_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
     check_labels(labels, tuple(scores.shape), name)
     check_labels(real_labels(labels, real), tuple(scores.shape), name, 2)
@@ -566,6 +597,7 @@ def _contrastive(name: str, scores: Tensor, labels: None, real: None, beside: Ma
 LOSSES: dict[str, Callable[..., Any]] = {
     "tokens": _tokens,
     "next-tokens": _next_tokens,
+    "kept-tokens": _kept_tokens,
     "binary-tokens": _binary_tokens,
     "rows": _rows,
     "binary-rows": _binary_rows,
@@ -594,7 +626,15 @@ def check_class_loss(options: Mapping[str, Any]) -> None:
         raise ConfigError(f"class_loss must be one of {', '.join(CLASS_LOSSES)}, got {options['class_loss']!r}")
 
 
+def check_kept_tokens(options: Mapping[str, Any]) -> None:
+    """Refuse shares outside of 0 to 1."""
+    for name in ("drop_worst", "label_smoothing"):
+        if not 0 <= options[name] < 1:
+            raise ConfigError(f"{name}={options[name]} must lie in [0, 1)")
+
+
 OPTION_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "kept-tokens": check_kept_tokens,
     "regions": check_region_target,
     "region-class": check_class_loss,
 }

@@ -126,6 +126,13 @@ class Objective(TaskModel):
         total: Any = sum(losses.values()) if losses else None  # eq: sum
         return TaskOutput(total, losses=losses, encoded=encoded, scores=scores, **fields)
 
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Word scores of states (batch, length, hidden), all of them real."""
+        term = next((term for term in self.terms if term.output == "prediction_logits"), None)
+        if term is None:
+            raise TaskError(f"{self.task!r} predicts no words")
+        return self.heads[term.head_name](hidden, *(self._taken(name, {}) for name in term.takes))  # type: ignore[no-any-return]
+
     def loss(
         self,
         term: PretrainingTerm,

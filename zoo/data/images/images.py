@@ -16,7 +16,9 @@ transformers' at the one below.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,8 @@ RESIZERS: Mapping[str, tuple[str, ...]] = {
     "torch": ("nearest", "bilinear", "bicubic"),
 }
 """What resizes, with its interpolations."""
+THREADS = 8
+"""The most pictures that are decoded at once."""
 STARTS = ("nearest", "below")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -121,9 +125,13 @@ class Images:
         """Paths, bytes of files, Pillow's pictures, uint8 arrays or tensors; one or several. Raises
         InputError for one that can't be read, which it names.
         """
-        made = [self.pixels(picture) for picture in as_list(pictures)]
-        if not made:
+        several = as_list(pictures)
+        if not several:
             raise InputError("no pictures were given; give at least one")
+        if len(several) == 1:
+            return self.pixels(several[0])[None]
+        with ThreadPoolExecutor(min(len(several), os.cpu_count() or 1, THREADS)) as pool:  # decoding leaves the GIL
+            made = list(pool.map(self.pixels, several))
         sizes = sorted({tuple(pixels.shape[1:]) for pixels in made})
         if len(sizes) > 1:
             raise InputError(

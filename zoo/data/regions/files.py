@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.regions.dumps import Said, find, kind_of, read_dump
-from zoo.data.regions.regions import DETECTED, HEADER, PARTS, Regions, described
+from zoo.data.regions.regions import DETECTED, HEADER, PARTS, TOLD, Regions, described
 from zoo.errors import CheckpointError, InputError, ZooError
 from zoo.formats.archive import DTYPE_NAMES, Archive, Info
 from zoo.formats.nodes import ArrayRef, LongBytes
@@ -294,7 +294,7 @@ def save_regions(
 
 def _columns(regions: Regions) -> dict[str, tuple[tuple[int, ...], str]]:
     """The columns of a file of such pictures: each one's shape behind the rows, and its dtype."""
-    values = {part: getattr(regions, part) for part in ("features", "boxes", *DETECTED)}
+    values = {part: getattr(regions, part) for part in ("features", "boxes", *TOLD)}
     return {part: (tuple(v.shape[1:]), DTYPE_NAMES[v.dtype]) for part, v in values.items() if v is not None}
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoo.data.regions.detectors import DETECTORS
 from zoo.errors import CheckpointError, InputError, unknown
@@ -41,9 +42,9 @@ class Regions:
     (width, height) in pixels, or (batch, 2); mask (..., regions) bool, True = a real region, None =
     all. ``format`` of the boxes: "xyxy" x1, y1, x2, y2 in pixels, "xywh" x, y, width, height in
     pixels, "normalised" x1, y1, x2, y2 as shares of the picture. confidence, labels, attributes and
-    attribute_confidence (..., regions): the detector's. ``detector``: whose features these are, a name of
-    `DETECTORS`. ``whole_image``: where a region stands for the whole picture, "first", "last" or
-    None. Raises InputError for what can't be meant.
+    attribute_confidence (..., regions), class_probabilities (..., regions, classes): the detector's.
+    ``detector``: whose features these are, a name of `DETECTORS`. ``whole_image``: where a region
+    stands for the whole picture, "first", "last" or None. Raises InputError for what can't be meant.
     """
 
     features: Tensor
@@ -57,6 +58,7 @@ class Regions:
     whole_image: str | None = None
     attributes: Tensor | None = None
     attribute_confidence: Tensor | None = None
+    class_probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -133,10 +135,24 @@ class Regions:
         return torch.cat([x, x[..., 2:] - x[..., :2]], -1).masked_fill(~self.real.unsqueeze(-1), 0)
 
     def vlp(self) -> Tensor:
-        """VLP's geometry: the four shares, the share of the area and the detector's confidence."""
-        if self.confidence is None:
-            raise InputError("VLP's box encoding holds the detector's confidence, and these regions have none")
-        return torch.cat([self.encoded(5), self.confidence.unsqueeze(-1)], -1).masked_fill(~self.real.unsqueeze(-1), 0)
+        """VLP's code of a box and its class -> (..., regions, 6 + classes): x1, y1, x2, y2 divided by the
+        largest x and y of the picture's boxes, the area of that and the detector's confidence, normalized
+        together; then the class probabilities, normalized.
+        """
+        for name in ("confidence", "class_probabilities"):
+            if getattr(self, name) is None:
+                raise InputError(f"VLP's code of a box holds the detector's {name}, and these regions have none")
+        assert self.confidence is not None
+        assert self.class_probabilities is not None
+        real = self.real.unsqueeze(-1)
+        boxes = self.xyxy()
+        corners = boxes.unflatten(-1, (2, 2)).masked_fill(~real.unsqueeze(-1), 0)
+        largest = corners.amax((-3, -2))  # x and y of each picture  # eq: vlp
+        x = boxes / (torch.cat([largest, largest], -1).unsqueeze(-2) + 1e-5)  # eq: vlp
+        area = ((x[..., 2] - x[..., 0]) * (x[..., 3] - x[..., 1])).clamp(min=0)  # eq: vlp
+        numbers = torch.cat([x, area.unsqueeze(-1), self.confidence.float().unsqueeze(-1)], -1)  # eq: vlp
+        parts = (numbers, self.class_probabilities.float())
+        return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], -1).masked_fill(~real, 0)  # eq: vlp
 
     def vl_bert(self, dimensions: int = 512) -> Tensor:
         """VL-BERT's: center x, center y, width and height, times 100 over the picture's size, as
@@ -196,6 +212,9 @@ class Regions:
             for name, value in DETECTED.items()
             if (detected := getattr(self, name)) is not None
         }
+        if self.class_probabilities is not None:  # the detector said nothing of the whole picture
+            nothing = self.class_probabilities.new_zeros(*lead, self.class_probabilities.shape[-1])
+            told["class_probabilities"] = put(nothing, self.class_probabilities, -2)
         return replace(
             self,
             features=put(feature, self.features, -2),
@@ -234,6 +253,14 @@ class Regions:
         regions = regions if regions.batched else stack([regions])
         found = {"visual_features": regions.features, "visual_mask": regions.real}
         numbers = getattr(config, "box_size", 0)
+        if (code := getattr(config, "box_code", None)) is not None:
+            boxes: Tensor = getattr(regions, code)()
+            if boxes.shape[-1] != numbers:
+                raise InputError(
+                    f"{name} reads {numbers} numbers for a box and its class, these regions give {boxes.shape[-1]}: "
+                    f"its detector has {numbers - 6} classes"
+                )
+            return found | {"visual_boxes": boxes}
         return found | ({"visual_boxes": regions.encoded(numbers)} if numbers else {})
 
     @property
@@ -261,7 +288,8 @@ class Regions:
 
 # what a detector says of each region besides where it is, and what stands there for the whole picture
 DETECTED = {"confidence": 1, "labels": 0, "attributes": 0, "attribute_confidence": 1}
-PARTS = ("features", "boxes", "image_size", "mask", *DETECTED)
+PARTS = ("features", "boxes", "image_size", "mask", *DETECTED, "class_probabilities")
+TOLD = (*DETECTED, "class_probabilities")
 HEADER = "zoo.regions"
 
 
@@ -303,7 +331,7 @@ def stack(pictures: Sequence[Regions]) -> Regions:
     if not pictures:
         raise InputError("no regions to stack")
     kinds = {
-        (p.format, p.width, p.detector, p.whole_image, p.batched, *(getattr(p, name) is None for name in DETECTED))
+        (p.format, p.width, p.detector, p.whole_image, p.batched, *(getattr(p, name) is None for name in TOLD))
         for p in pictures
     }
     if len(kinds) > 1 or pictures[0].batched:
@@ -329,7 +357,7 @@ def stack(pictures: Sequence[Regions]) -> Regions:
         boxes=boxes,
         image_size=torch.stack([p.image_size for p in pictures]),
         mask=mask,
-        **cast(Any, {name: padded(name) for name in DETECTED}),
+        **cast(Any, {name: padded(name) for name in TOLD}),
     )
 
 
@@ -362,6 +390,9 @@ def _check_shapes(regions: Regions) -> None:
         value = getattr(regions, name)
         if value is not None and tuple(value.shape) != lead:
             raise InputError(f"{name} must be {lead}, got {tuple(value.shape)}")
+    classes = regions.class_probabilities
+    if classes is not None and (classes.dim() != features.dim() or tuple(classes.shape[:-1]) != lead):
+        raise InputError(f"class_probabilities must be {(*lead, 'classes')}, got {tuple(classes.shape)}")
     if regions.mask is not None and regions.mask.dtype != torch.bool:
         if regions.mask.is_floating_point():
             raise InputError(f"mask is {regions.mask.dtype}, which looks additive; pass True for real regions")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from zoo.data.images.images import Images
 from zoo.data.images.reading import is_picture
-from zoo.errors import InputError, TaskError
+from zoo.errors import InputError, TaskError, with_article
 from zoo.inference.pipeline.base import Result, RowPipeline
 from zoo.models.base.model import bare_model
 from zoo.models.base.two_towers import TwoTowers
@@ -31,7 +31,9 @@ class PicturePipeline(RowPipeline):
     def __init__(self, model: Any, images: Images | None = None, *, batch_size: int = 32) -> None:
         model = bare_model(model) if isinstance(model, nn.Module) else model
         if "pixel_values" not in getattr(model, "inputs", ()):
-            raise TaskError(f"a {type(model).__name__} reads no pictures; take a model that does, such as a CLIP")
+            raise TaskError(
+                f"{with_article(type(model).__name__)} reads no pictures; take a model that does, such as a CLIP"
+            )
         super().__init__(model, batch_size=batch_size)
         self.images = images or model.need_images()
 
@@ -100,7 +102,7 @@ class ZeroShotImageClassificationPipeline(PicturePipeline):
 def need_towers(model: Any) -> TwoTowers:
     """The model, refused where it has no text tower to compare words with."""
     if not isinstance(model, TwoTowers):
-        raise TaskError(f"words are compared by a text tower, which a {type(model).__name__} has not")
+        raise TaskError(f"words are compared by a text tower, which {with_article(type(model).__name__)} has not")
     return model
 
 

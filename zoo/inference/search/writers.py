@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import InputError, TaskError
+from zoo.errors import InputError
 from zoo.layers.attention import Attention, DenseAttention
 from zoo.layers.cache import KeyValueCache
 from zoo.layers.padding import as_bool
@@ -288,17 +288,3 @@ def check_source(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         empty = (~as_bool(attention_mask).any(1)).nonzero().flatten().tolist()
         if empty:
             raise InputError(f"source {empty[0]} has no token: its attention_mask is 0 everywhere")
-
-
-WRITERS: dict[str, Any] = {"encoder-decoder": EncoderDecoderWriter, "causal": CausalWriter}
-
-
-def writer_of(task: Any) -> Any:
-    """The writer for a model with its task, or a TaskError that says what it needs."""
-    kind = getattr(type(getattr(task, "model", None)), "writes", "")
-    if kind not in WRITERS or not hasattr(task, "predict"):
-        raise TaskError(
-            f"{type(task).__name__} does not write; create an encoder-decoder with task='conditional-generation', or "
-            "a causal model with task='causal-lm'"
-        )
-    return WRITERS[kind]

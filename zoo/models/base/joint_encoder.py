@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.errors import InputError
+from zoo.layers.cache import KeyValueCache
 from zoo.layers.embeddings import check_ids, same_shape
 from zoo.layers.feed_forward import check_activation
+from zoo.layers.masks import causal
 from zoo.layers.padding import Part, joined
 from zoo.layers.run import Run
 from zoo.layers.stack import Stack
 from zoo.layers.trace import Wanted
-from zoo.models.base.config import check_heads, check_positive
+from zoo.models.base.config import LARGEST_NUMBER, check_heads, check_positive
 from zoo.models.base.model import Reading, VisionLanguageModel
 from zoo.models.base.outputs import Joint
 
@@ -47,19 +50,47 @@ class JointEncoder(VisionLanguageModel):
         regions: Float[Tensor, "batch regions hidden"] | None,
         real: Real,
         kept: tuple[Wanted, Wanted],
+        ranks: Int[Tensor, "batch length"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Joint:
         """Embedded words and regions through the encoder, padding left out. ``regions`` None: a text
         alone; ``text`` None: a picture alone, whose first region is pooled. kept: which hidden states
         and attention maps are wanted.
+
+        ranks: 0 for words that are read, 1, 2, ... for those that are written: these attend to what is
+        read, regions too, and to the words before them, and what is read attends to nothing that is
+        written. None: all attend to all. cache: keys and values of what was given before; the result
+        holds the new words and regions alone, and a text that is written needs its ranks each time.
         """
         parts = [part for part in (text, regions) if part is not None]
         if not parts:
             raise InputError("give words (input_ids or inputs_embeds), regions (visual_features) or both; got neither")
         x = torch.cat(parts, 1)  # (batch, length + regions, hidden)  # eq: joint
         length, count = (None if part is None else part.shape[1] for part in (text, regions))
-        run = Run(x, self.joint_mask(x.shape[0], length, count, real), None, *kept)
-        encoded = run.encoded(run.through(self.encoder), self.pooler)  # eq: encoder
+        mask = self.joint_mask(x.shape[0], length, count, real)
+        if ranks is not None:
+            ranks = self._joint_ranks(ranks, text, count or 0)  # eq: ranks
+        elif cache is not None:  # all of it is read
+            ranks = x.new_zeros(x.shape[:2], dtype=torch.int64)
+        run = Run(x, mask, None, *kept, ranks=ranks, cache=cache)
+        x = run.through(self.encoder, None if ranks is None else causal())  # eq: encoder
+        encoded = run.encoded(x, self.joint_pooler)
         return Joint(**vars(encoded), text_length=length or 0, region_length=count or 0)
+
+    @property
+    def joint_pooler(self) -> nn.Module | None:
+        """What pools the joint sequence; None for a family that pools words and regions apart."""
+        return self.pooler
+
+    @staticmethod
+    def _joint_ranks(
+        ranks: Int[Tensor, "batch length"], text: Float[Tensor, "batch length hidden"] | None, regions: int
+    ) -> Int[Tensor, "batch joint_length"]:
+        """The ranks of words, and 0 for each region."""
+        if text is None:
+            raise InputError("ranks are of words: give input_ids or inputs_embeds with them")
+        same_shape(ranks, text, "ranks")
+        return F.pad(check_ids(ranks, LARGEST_NUMBER + 1, "ranks"), (0, regions))
 
     def region_segments(
         self, segments: Int[Tensor, "batch regions"] | None, features: Float[Tensor, "batch regions visual_size"]
