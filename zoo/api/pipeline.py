@@ -29,12 +29,13 @@ def pipeline(
     """A callable from texts or pictures to dicts of results: one, a list or an iterator of them.
 
     task: sequence-classification, token-classification, question-answering, multiple-choice,
-    fill-mask or sentence-embedding; of pictures image-embedding or zero-shot-image-classification;
-    what rows and results look like stands at the classes of `zoo.inference.pipeline`. model: a name,
-    a file or a folder, whose tokenizer and images are then read too, or a model with the task's head,
-    which is taken as it is. A model that is loaded here onto the CPU is prepared by `zoo.optimize`,
-    in float32 or the ``dtype`` asked for ("bfloat16", "int8"). options: ``batch_size``, ``top`` of
-    fill-mask, ``images`` where there are pictures, ``labels`` and ``templates`` of zero-shot.
+    fill-mask, sentence-embedding, conditional-generation or causal-lm; of pictures image-embedding or
+    zero-shot-image-classification; what rows and results look like stands at the classes of
+    `zoo.inference.pipeline`. model: a name, a file or a folder, whose tokenizer and images are then
+    read too, or a model with the task's head, which is taken as it is. A model that is loaded here
+    onto the CPU is prepared by `zoo.optimize`, in float32 or the ``dtype`` asked for ("bfloat16",
+    "int8"). options: ``batch_size``, ``top`` of fill-mask, the settings of what writes, ``images``
+    where there are pictures, ``labels`` and ``templates`` of zero-shot.
 
     Raises TaskError where the model's head for the task would start at random.
     """

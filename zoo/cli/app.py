@@ -27,6 +27,7 @@ from zoo.cli import (
     prune,
     quantize,
     regions,
+    write,
 )
 from zoo.cli.shared import print_json
 from zoo.errors import UnknownNameError, ZooError, ZooWarning
@@ -54,6 +55,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": predict.embed,
     "search": pictures.search,
     "fill-mask": predict.fill_mask,
+    "write": write.write,
+    "translate": write.translate,
     "finetune": finetune.finetune,
     "evaluate": finetune.evaluate,
     "tokenize": pretrain.tokenize,

@@ -66,9 +66,9 @@ def classify(
         options = {"dtype": dtype, "batch_size": batch_size, **more}
         making = Making("zero-shot-image-classification", model, options, engine, address)
         reader = Reader.of(making(), pictures.header, {"image": column})
-        shape = _kept(lambda result: result if scores else _without(result, "scores"))
-        job = Prediction(pictures, reader, making, _run(making, reader, scores=scores, **more), shape)
-        _deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
+        shape = kept(lambda result: result if scores else _without(result, "scores"))
+        job = Prediction(pictures, reader, making, run_of(making, reader, scores=scores, **more), shape)
+        deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
         return
     if labels is not None or templates is not None:
         raise InputError("--labels and --templates are for pictures; a model for texts has labels of its own")
@@ -76,9 +76,9 @@ def classify(
     making = Making("sequence-classification", model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
     pipeline = making()
     reader = Reader.of(pipeline, source.header, {"text": column, "pair": pair_column})
-    shape = _kept(lambda result: result if scores or result.keys() == {"scores"} else _without(result, "scores"))
-    job = Prediction(source, reader, making, _run(making, reader, scores=scores), shape)
-    _deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
+    shape = kept(lambda result: result if scores or result.keys() == {"scores"} else _without(result, "scores"))
+    job = Prediction(source, reader, making, run_of(making, reader, scores=scores), shape)
+    deliver(job, out, as_json, lambda found: _label_table([(row, shape({}, result)) for row, result in found]))
 
 
 def tag(
@@ -101,8 +101,8 @@ def tag(
     reader = Reader.of(pipeline, source.header, {"text": column, "words": words_column})
     if not reader.columns.names:
         raise InputError(f"no column of {', '.join(source.header)} holds texts or words; name one by --column")
-    job = Prediction(source, reader, making, _run(making, reader), _kept())
-    _deliver(job, out, as_json, _tag_table)
+    job = Prediction(source, reader, making, run_of(making, reader), kept())
+    deliver(job, out, as_json, _tag_table)
 
 
 def ask(
@@ -127,8 +127,8 @@ def ask(
     pipeline = making()
     named = {"context": column, "question": question_column}
     reader = Reader.of(pipeline, source.header, named, question=question)
-    job = Prediction(source, reader, making, _run(making, reader, question=question), _kept())
-    _deliver(job, out, as_json, _answer_table)
+    job = Prediction(source, reader, making, run_of(making, reader, question=question), kept())
+    deliver(job, out, as_json, _answer_table)
 
 
 def embed(
@@ -163,12 +163,12 @@ def embed(
     making = Making(task, model, {"dtype": dtype, "batch_size": batch_size}, engine, address)
     reader = Reader.of(making(), source.header, {meaning: column})
     alone = out is not None and out.suffix.lower() == ".npy"
-    shape: Shape = (lambda row, result: dict(result)) if alone else _kept()
-    job = Prediction(source, reader, making, _run(making, reader), shape)
+    shape: Shape = (lambda row, result: dict(result)) if alone else kept()
+    job = Prediction(source, reader, making, run_of(making, reader), shape)
     if source.spoken and as_json and out is None:
         print_json({"model": model, "embeddings": [result["embedding"].tolist() for _, result in job.results()]})
         return
-    _deliver(job, out, as_json, _cosine_table)
+    deliver(job, out, as_json, _cosine_table)
 
 
 def fill_mask(
@@ -197,15 +197,15 @@ def fill_mask(
         if pipeline.mask not in text:
             raise InputError(f"{text!r} holds no mask token; write {pipeline.mask} where a word is missing")
     reader = Reader.of(pipeline, source.header, {"text": column})
-    job = Prediction(source, reader, making, _run(making, reader, top=top), _kept())
+    job = Prediction(source, reader, making, run_of(making, reader, top=top), kept())
     if source.spoken and as_json and out is None:
         found = [result["masks"] for _, result in job.results()]
         print_json(found[0] if len(found) == 1 else found)
         return
-    _deliver(job, out, as_json, _mask_tables)
+    deliver(job, out, as_json, _mask_tables)
 
 
-def _run(making: Making, reader: Reader, **options: Any) -> dict[str, Any]:
+def run_of(making: Making, reader: Reader, **options: Any) -> dict[str, Any]:
     """What the results depend on besides the rows; neither the size of batches nor the engine."""
     return {
         "task": making.task,
@@ -217,7 +217,7 @@ def _run(making: Making, reader: Reader, **options: Any) -> dict[str, Any]:
     }
 
 
-def _kept(of: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda result: result) -> Shape:
+def kept(of: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda result: result) -> Shape:
     """A row's columns with what ``of`` keeps of its result."""
     from zoo.inference.bulk import joined
 
@@ -228,7 +228,7 @@ def _without(result: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key != name}
 
 
-def _deliver(job: Prediction, out: Path | None, as_json: bool, table: Callable[[Sequence[Any]], None]) -> None:
+def deliver(job: Prediction, out: Path | None, as_json: bool, table: Callable[[Sequence[Any]], None]) -> None:
     """Into the file; else a few texts of the command itself as a table on a terminal, or as one JSON
     document; else a line of JSON for each row, as it is made.
     """

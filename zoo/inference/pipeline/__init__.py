@@ -1,5 +1,5 @@
-"""From texts to labels, entities, answers, words and vectors, and from pictures to vectors and labels: a
-class for each task, see `zoo.inference.pipeline.base`.
+"""From texts to labels, entities, answers, words, vectors and other texts, and from pictures to vectors
+and labels: a class for each task, see `zoo.inference.pipeline.base`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from zoo.inference.pipeline.embeddings import SentenceEmbeddingPipeline
 from zoo.inference.pipeline.pictures import ImageEmbeddingPipeline, ZeroShotImageClassificationPipeline
 from zoo.inference.pipeline.tags import TokenClassificationPipeline
 from zoo.inference.pipeline.words import FillMaskPipeline
+from zoo.inference.pipeline.writing import ContinuingPipeline, WritingPipeline
 
 PIPELINES: dict[str, type[Pipeline]] = {
     pipeline.task: pipeline
@@ -21,6 +22,8 @@ PIPELINES: dict[str, type[Pipeline]] = {
         MultipleChoicePipeline,
         FillMaskPipeline,
         SentenceEmbeddingPipeline,
+        WritingPipeline,
+        ContinuingPipeline,
     )
 }
 PICTURE_PIPELINES: dict[str, type[RowPipeline]] = {

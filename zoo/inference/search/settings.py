@@ -98,10 +98,10 @@ class Search:
                 f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens} both say how long a text may "
                 "be; give one"
             )
-        for name in ("temperature", "top_k", "top_p"):
+        for name in _OF_DRAWING:
             if not self.do_sample and getattr(self, name) != _default(name):
                 raise ConfigError(f"{name}={getattr(self, name)} has no effect unless tokens are drawn; add do_sample")
-        for name in ("length_penalty", "penalty", "early_stopping", "late_endings"):
+        for name in _OF_BEAMS:
             if self.num_beams == 1 and getattr(self, name) != _default(name):
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} has no effect without beams; raise num_beams above 1"
@@ -130,6 +130,12 @@ class Search:
             changes["max_new_tokens"] = None
         if "max_new_tokens" in changes and "max_length" not in changes:
             changes["max_length"] = None
+        if changes.get("num_beams") == 1:  # settings of beams end with them
+            changes = {**{name: _default(name) for name in _OF_BEAMS}, **changes}
+            if not changes.get("do_sample", self.do_sample):
+                changes.setdefault("num_return_sequences", 1)
+        if changes.get("do_sample") is False:
+            changes = {**{name: _default(name) for name in _OF_DRAWING}, **changes}
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -137,8 +143,9 @@ class Search:
         """The settings that lie with a checkpoint of the Hugging Face library: generation_config.json, or
         in older folders config.json. What this search has no name for is left out.
         """
+        place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
         for name in ("generation_config.json", "config.json"):
-            path = Path(folder) / name
+            path = place / name
             if path.is_file():
                 return cls.of(json.loads(path.read_text(encoding="utf-8")))
         return cls()
@@ -151,9 +158,9 @@ class Search:
             end = stored["eos_token_id"]
             found["end_token_id"] = tuple(end) if isinstance(end, list) else end
         if not found.get("do_sample"):
-            found = {name: value for name, value in found.items() if name not in ("temperature", "top_k", "top_p")}
+            found = {name: value for name, value in found.items() if name not in _OF_DRAWING}
         if found.get("num_beams", 1) == 1:
-            found = {name: value for name, value in found.items() if name not in ("length_penalty", "early_stopping")}
+            found = {name: value for name, value in found.items() if name not in _OF_BEAMS}
         if found.get("top_k") == 0:
             del found["top_k"]
         return cls(**found)
@@ -165,6 +172,8 @@ class Search:
 
 
 FIELDS = tuple(each.name for each in dataclasses.fields(Search))
+_OF_BEAMS = ("length_penalty", "penalty", "early_stopping", "late_endings")
+_OF_DRAWING = ("temperature", "top_k", "top_p")
 _LEAST = {
     "max_length": 1,
     "max_new_tokens": 1,

@@ -1,8 +1,9 @@
-"""What lies beside a model's weights: its tokenizer, and how it wants its pictures."""
+"""What lies beside a model's weights: its tokenizer, how it wants its pictures, how it writes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from zoo.data.images.images import Images
 from zoo.errors import InputError
@@ -17,7 +18,20 @@ class Companions:
     find_tokenizer: Callable[[], Tokenizer] | None = None  # by where the weights came from
     find_images: Callable[[], Images | None] | None = None
     _tokenizer: Tokenizer | None = None
+    find_search: Callable[[], Any] | None = None  # how its authors wrote with it
     _images: Images | None = None
+    _search: Any = None
+
+    @property
+    def search(self) -> Any:
+        """The settings of `zoo.generate` that lie with the weights, a `zoo.Search`."""
+        if self._search is None and self.find_search is not None:
+            self._search = self.find_search()
+        return self._search
+
+    @search.setter
+    def search(self, search: Any) -> None:
+        self._search = search
 
     @property
     def tokenizer(self) -> Tokenizer | None:
