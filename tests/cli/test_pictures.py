@@ -198,6 +198,8 @@ def test_the_first_hits_are_ordered_anew_by_a_model_that_reads_words_and_regions
     [
         (("embed", "pictures/0.jpg", "some words"), "is no picture"),
         (("embed", "./empty"), "empty is a folder without pictures"),
+        (("embed", "s.tar", "--engine", "ray"), "shards are read on this machine"),
+        (("search", "empty", "dog"), "no picture that can be read"),
         (("classify", "pictures/0.jpg"), "--labels"),
         (("classify", "some words", "--labels", "a,b"), "for pictures"),
         (("search", "nowhere", "dog"), "is no folder"),
@@ -208,6 +210,7 @@ def test_the_first_hits_are_ordered_anew_by_a_model_that_reads_words_and_regions
 )
 def test_what_can_not_be_meant_is_refused(command, tmp_path, arguments, said):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "s.tar").touch()
     code, _, err = command(*arguments)
     assert (code, said in err) == (1, True), err
 

@@ -119,3 +119,36 @@ def test_what_can_not_be_written_is_refused():
         model(READ["input_ids"], ranks=torch.full((3, 3), -1))
     with pytest.raises(InputError, match="ranks are of words"):
         model.model(ranks=torch.zeros(3, 3, dtype=torch.int64), **pictures(model))
+
+
+def unimo(**fields):
+    return build("unimo", small_config("unimo", max_positions=20, **{"end_token_id": 2} | fields), "masked-lm", seed=2)
+
+
+@pytest.mark.parametrize("settings", [{}, BEAMS])
+@pytest.mark.parametrize("read", [True, False])
+def test_a_writer_of_next_words_gives_the_same_with_and_without_its_cache(settings, read):
+    model = unimo()
+    words = {"input_ids": torch.tensor([[5, 6, 7], [5, 8, 1], [9, 4, 3]]), "attention_mask": READ["attention_mask"]}
+    given = {**(words if read else {}), **pictures(model), "max_new_tokens": WORDS, **settings}
+    with_cache, without = zoo.generate(model, **given), zoo.generate(model, **given, use_cache=False)
+    assert torch.equal(with_cache.sequences, without.sequences)
+    assert relative(with_cache.log_probs, without.log_probs) < 1e-10
+    assert (with_cache.sequences[:, 0] == model.config.start_token_id).all()
+
+
+def test_a_next_word_is_read_off_the_one_before_it_and_its_score_is_the_same():
+    model = unimo(end_token_id=None)
+    shown = pictures(model)
+    written = zoo.generate(model, **shown, max_new_tokens=WORDS)
+    for row in range(ROWS):
+        words, own = [0], {name: x[row : row + 1] for name, x in shown.items()}
+        for _ in range(WORDS):
+            ids = torch.tensor([words])
+            with torch.no_grad():
+                states = model(ids, ranks=torch.arange(1, len(words) + 1)[None], **own).logits
+            words.append(int(states[0, len(words) - 1].argmax()))
+        assert written.sequences[row].tolist() == words
+    target = written.sequences
+    found = zoo.score(model, None, target, target_mask=torch.ones_like(target), **shown)
+    assert relative(found.log_probs, written.log_probs) < 1e-10

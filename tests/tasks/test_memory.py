@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import zoo
+from tests.oracle import way_back
 from tests.processes import in_processes
 from tests.references.moco import StandIn, StandInConfig, momentum_model, pixels
 from tests.tasks.test_contrast import vectors
@@ -195,3 +196,27 @@ def test_in_eval_mode_the_batch_gives_the_wrong_answers():
     query, key = (model(x[:, None, None]).embedding for x in (first, second))
     wanted = nn.functional.cross_entropy(query @ key.T / 0.5, torch.arange(3))
     assert torch.allclose(out.loss, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("layers", "layout"), [(1, "moco"), (2, "moco-v2")])
+def test_mocos_files_of_both_versions_go_on_with_their_projection(layers, layout):
+    sizes = {"stage_channels": (4, 4, 8, 8), "stage_blocks": (1, 1, 1, 1), "stem_channels": 4, "image_size": 32}
+    model = zoo.create(
+        "resnet-50", task="momentum-contrast", projection_layers=layers, projection_size=6, queue_size=4, **sizes
+    )
+    model.train().start()
+    model.before_step()
+    out = model(torch.randn(2, 2, 3, 32, 32))
+    model.after_step([out])
+    assert int(model.queue.pointer) == 2
+    assert out.loss.requires_grad
+    theirs = {f"module.{name}": x for name, x in way_back(layout, model).items()}
+    theirs |= {name.replace("encoder_q", "encoder_k"): torch.zeros_like(x) for name, x in theirs.items()}
+    theirs |= {"module.queue": model.queue.keys.T, "module.queue_ptr": model.queue.pointer}
+    config = {"layers": [1, 1, 1, 1], "inplanes": 4, "planes": [4, 4, 8, 8]}
+    again = zoo.load(theirs, config=config, task="momentum-contrast")
+    assert (again.load_report.layout, again.options["projection_layers"]) == (layout, layers)
+    own = model.state_dict()
+    assert all(torch.equal(x, own[name]) for name, x in again.state_dict().items())
+    assert "heads.projection.layers.0.weight" in again.state_dict()
+    assert not zoo.load(theirs, config=config).load_report.random

@@ -154,7 +154,9 @@ def test_fit_takes_grad_cache_for_losses_over_the_batch_alone():
         fit(towers(), batches, grad_cache=True, adversarial={"steps": 1})
 
 
-def learned(out: Any = None, kill: int = 0, wrap: Any = lambda model: model, **options: Any) -> Any:
+def learned(
+    out: Any = None, kill: int = 0, wrap: Any = lambda model: model, optimizer: str = "adamw", **options: Any
+) -> Any:
     """A run of InfoXLM's objective over rows, killed behind an update where ``kill`` says so."""
 
     def event(row: Mapping[str, Any]) -> None:
@@ -172,6 +174,7 @@ def learned(out: Any = None, kill: int = 0, wrap: Any = lambda model: model, **o
             out=out,
             resume=True,
             on_event=event,
+            optimizer=optimizer,
             **settings,
         )
     except KeyboardInterrupt:
@@ -179,8 +182,10 @@ def learned(out: Any = None, kill: int = 0, wrap: Any = lambda model: model, **o
     return model
 
 
-def test_a_killed_run_goes_on_with_its_queue_and_twin(tmp_path):
-    options = {"dropout": 0.1, "momentum": "linear,1,5,0.5,0.9", "projection": "matrix", "layer": 1}
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_a_killed_run_goes_on_with_its_queue_and_twin(tmp_path, optimizer):
+    options: dict[str, Any] = {"optimizer": optimizer, "dropout": 0.1}
+    options |= {"momentum": "linear,1,5,0.5,0.9", "projection": "matrix", "layer": 1}
     alone = learned(tmp_path / "whole", **options)
     assert learned(tmp_path / "cut", kill=5, **options) is None
     again = learned(tmp_path / "cut", **options)

@@ -18,6 +18,7 @@ from zoo.errors import ConfigError
 from zoo.training.optimizers import (
     BertAdam,
     Lamb,
+    Lars,
     clip_gradients,
     decay_groups,
     layer_depth,
@@ -71,6 +72,31 @@ def test_updates_follow_the_formula(seed, lamb, adapt, weight_decay, beta1, beta
             )
         w = [[w[i][j] - 0.1 * ratio * update[i][j] for j in range(2)] for i in range(3)]
     assert torch.allclose(parameter, torch.tensor(w, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_lars_scales_each_tensors_rate_and_then_the_momentum(adapt):
+    generator = torch.Generator().manual_seed(0)
+    weight, *gradients = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    parameter = torch.nn.Parameter(weight.clone())
+    optimizer = Lars([{"params": [parameter], "weight_decay": 0.1, "adapt": adapt}], lr=0.5, momentum=0.8, eta=0.01)
+    w, velocity = weight.tolist(), [0.0] * 6
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        slope = [float(g) + 0.1 * x for g, x in zip(gradient, w, strict=True)]
+        norms = [math.sqrt(sum(x * x for x in values)) for values in (w, slope)]
+        rate = 0.5 * (0.01 * norms[0] / norms[1] if adapt else 1.0)
+        velocity = [0.8 * v + rate * g for v, g in zip(velocity, slope, strict=True)]
+        w = [x - v for x, v in zip(w, velocity, strict=True)]
+    assert torch.allclose(parameter, torch.tensor(w, dtype=torch.float64), rtol=1e-12)
+
+
+def test_a_tensor_of_zeros_still_learns_under_lars():
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.ones(4)
+    Lars([parameter], lr=0.1, weight_decay=0.0).step()
+    assert torch.allclose(parameter, torch.full((4,), -0.1))
 
 
 def test_a_tensor_of_zeros_still_learns_under_lamb():

@@ -19,9 +19,9 @@ from zoo.errors import InputError, counted
 SHARD = ".tar"
 
 
-def picture_source(given: Sequence[str]) -> RowSource | None:
+def picture_source(given: Sequence[str], engine: str = "local") -> RowSource | None:
     """Rows of the pictures that a command's arguments name: files, folders of them, and shards; None where
-    they name none.
+    they name none. ``engine``: where they will be read.
     """
     kinds = [_kind(Path(text)) for text in given]
     if not any(kinds):
@@ -29,6 +29,8 @@ def picture_source(given: Sequence[str]) -> RowSource | None:
     if not all(kinds):
         other = next(text for text, kind in zip(given, kinds, strict=True) if not kind)
         raise InputError(f"{other!r} is no picture, folder of pictures or shard, as the other arguments are")
+    if "shard" in kinds and engine != "local":
+        raise InputError(f"shards are read on this machine; unpack them for --engine {engine}, or leave it out")
     rows = chain.from_iterable(_rows(Path(text), kind) for text, kind in zip(given, kinds, strict=True))
     first = next(rows, None)
     if first is None:
@@ -135,6 +137,8 @@ def search(
         say(f"{counted(read, 'picture')} read, {len(found):,} in {place}")
     for name, (_, why) in sorted(found.unreadable.items()):
         say(f"left out: {why if name in why else f'{name}: {why}'}")
+    if not len(found):
+        raise InputError(f"{folder} holds no picture that can be read")
     vectors = [*text_vectors(towers, queries, batch_size=batch_size)] if queries else []
     if like:
         vectors.append(picture_vectors(towers, images([str(path) for path in like])))

@@ -59,7 +59,7 @@ def classify(
 ) -> None:
     """Label texts, or pairs of texts; or pictures, with labels that you give (zero-shot)."""
     target(out)
-    if (pictures := picture_source(texts)) is not None:
+    if (pictures := picture_source(texts, engine)) is not None:
         if not (names := label_list(labels or "")):
             raise InputError("the labels of pictures are yours to give: --labels 'dog,cat', or a file of them")
         more = {"labels": names} | ({} if templates is None else {"templates": lines_of(templates)})
@@ -155,7 +155,7 @@ def embed(
 ) -> None:
     """Turn each text or picture into a vector; a few of them on a terminal are compared."""
     target(out, vectors=True)
-    pictures = picture_source(texts)
+    pictures = picture_source(texts, engine)
     if pictures is not None and model == TEXT_MODEL:
         raise InputError(f"{TEXT_MODEL} reads texts alone; name a model that reads pictures with --model")
     source = pictures or RowSource.of(texts)

@@ -41,7 +41,7 @@ from zoo.training.adversarial import attacks
 from zoo.training.cached_gradients import alone, check_cached, grad_cache
 from zoo.training.evaluation import Examples, Table, TableReader, autocast, evaluate, grouped, moved
 from zoo.training.fine_tuning import layerwise_groups_of
-from zoo.training.optimizers import clip_gradients, decay_groups
+from zoo.training.optimizers import Group, Lars, clip_gradients, decay_groups
 from zoo.training.parallel import gathered, is_share, mean_over_processes
 from zoo.training.settings import Settings
 from zoo.training.state import State, read_state, write_state
@@ -189,7 +189,7 @@ class _Run:
             if chosen.layer_decay == 1
             else layerwise_groups_of(self.inner, chosen.lr, chosen.layer_decay, chosen.weight_decay)
         )
-        self.optimizer = torch.optim.AdamW(groups, lr=chosen.lr, fused=_fused(self.parameters.values()))
+        self.optimizer = _optimizer(chosen, groups, self.parameters.values())
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule = chosen.schedule(self.total)
         if chosen.grad_cache:
@@ -368,7 +368,8 @@ class _Run:
         if state is None:
             return False
         about = state.about
-        differ = [name for name, value in asdict(self.chosen).items() if about["settings"].get(name) != value]
+        settings = asdict(Settings()) | about["settings"]  # a run of an earlier version had what is the default now
+        differ = [name for name, value in asdict(self.chosen).items() if settings[name] != value]
         if differ or about["total"] != self.total:
             what = ", ".join(differ) if differ else f"the number of rows ({about['total']} updates, now {self.total})"
             raise ConfigError(f"the run in {self.out} had other settings: {what}; go on with the same, or begin anew")
@@ -398,6 +399,14 @@ class _Run:
         if torch.cuda.is_available() and f"cuda.{rank()}" in state.tensors:
             torch.cuda.set_rng_state(state.tensors[f"cuda.{rank()}"])
         return False
+
+
+def _optimizer(chosen: Settings, groups: list[Group], parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    if chosen.optimizer == "lars":
+        return Lars(groups, lr=chosen.lr)
+    if chosen.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=chosen.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=chosen.lr, fused=_fused(parameters))
 
 
 def _fused(parameters: Iterable[Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
     BERT    u = m / (sqrt(v) + eps) + decay * w    w <- w - rate * u    Adam *without* bias correction, decoupled decay
     LAMB     the same u,            w <- w - rate * |w| / |u| * u          You et al., 2020, as ALBERT used it
+    LARS     v = momentum * v + rate * eta * |w| / |g| * g,   w <- w - v     You et al., 2017, as SimCLR used it
     ELECTRA  BERT's, with a rate that falls from layer to layer towards the input
 
 Norms and biases are not decayed, nor adapted by LAMB: ``decay_groups`` sorts them out. BERT, ALBERT
@@ -109,6 +110,55 @@ class Lamb(BertAdam):
         step: Tensor = update.norm()
         # a tensor: nobody waits for the device
         return torch.where((weight > 0) & (step > 0), weight / step, torch.ones_like(weight))
+
+
+class Lars(Optimizer):
+    """LARS (You et al., 2017) as SimCLR's code has it: SGD with momentum, in which each tensor's rate
+    is scaled by ``eta |w| / |g|``.
+
+    The gradient ``g`` has the decay in it, and the scaled rate enters the momentum. The ratio is 1
+    where either norm is zero, and in a group with ``adapt=False`` (batch norms, biases, see
+    ``decay_groups``). SimCLR: lr = 0.3 per 256 pictures of a batch, momentum 0.9, eta 0.001.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[Group],
+        lr: float,
+        momentum: float = 0.9,
+        eta: float = 0.001,
+        weight_decay: float = 1e-4,
+    ):
+        if lr < 0 or weight_decay < 0 or eta <= 0 or not 0 <= momentum < 1:
+            raise ConfigError(
+                f"lr={lr} and weight_decay={weight_decay} must not be negative, eta={eta} must be above zero, "
+                f"momentum={momentum} lies in [0, 1)"
+            )
+        defaults = {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": weight_decay, "adapt": True}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad + group["weight_decay"] * parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["velocity"] = torch.zeros_like(parameter)
+        if group["adapt"]:
+            weight, slope = parameter.norm(), gradient.norm()
+            ratio = group["eta"] * weight / slope
+            gradient = gradient * torch.where((weight > 0) & (slope > 0), ratio, torch.ones_like(weight))
+        state["velocity"].mul_(group["momentum"]).add_(gradient, alpha=group["lr"])
+        parameter.sub_(state["velocity"])
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float = 1.0) -> Tensor:

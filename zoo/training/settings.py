@@ -14,6 +14,7 @@ from zoo.training.schedules import Schedule
 
 T = TypeVar("T")
 PRECISIONS = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "sgd", "lars")
 ELSEWHERE = {
     "learning_rate": "lr",
     "num_train_epochs": "epochs",
@@ -43,6 +44,7 @@ class Settings:
     batch_size: int = 32  # rows of a batch
     accumulate: int = 1  # batches of one update
     grad_cache: bool = False  # a contrastive loss over all batches of an update as one (GradCache)
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"  # MoCo trains by sgd, SimCLR by lars, with momentum 0.9
     lr: float = 5e-5  # the highest learning rate
     warmup: float = 0.1  # a share of the updates below 1, their number from 1 on
     decay: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate, after warm-up
@@ -71,6 +73,8 @@ class Settings:
         for name in ("warmup", "weight_decay", "clip"):
             if not (isinstance(getattr(self, name), int | float) and 0 <= getattr(self, name) < math.inf):
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a number, zero or above")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.decay not in ("linear", "cosine", "constant"):
             raise unknown("decay of the learning rate", self.decay, ("linear", "cosine", "constant"))
         if isinstance(self.adversarial, Mapping):

@@ -16,7 +16,7 @@ from zoo.errors import InputError
 @dataclass(frozen=True)
 class PictureTexts:
     """Samples with a picture and a text, such as `zoo.data.images.shards.Shards`, as batches for
-    ``model(**batch)``, in an order that is drawn anew for each epoch: `zoo.training.loop.fit` takes it, and
+    ``model(**batch)``, in an order that is drawn anew for each epoch: `zoo.training.fit` takes it, and
     goes on at the batch where it was stopped.
 
     inputs: what the model reads (``model.inputs``); what the tokenizer makes besides is left out. image, text: the

@@ -74,8 +74,13 @@ class JointEncoder(VisionLanguageModel):
             ranks = x.new_zeros(x.shape[:2], dtype=torch.int64)
         run = Run(x, mask, None, *kept, ranks=ranks, cache=cache)
         x = run.through(self.encoder, None if ranks is None else causal())  # eq: encoder
-        encoded = run.encoded(x, self.pooler)
+        encoded = run.encoded(x, self.joint_pooler)
         return Joint(**vars(encoded), text_length=length or 0, region_length=count or 0)
+
+    @property
+    def joint_pooler(self) -> nn.Module | None:
+        """What pools the joint sequence; None for a family that pools words and regions apart."""
+        return self.pooler
 
     @staticmethod
     def _joint_ranks(

@@ -139,11 +139,16 @@ class Model(Companions, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self._first_tensor().device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return self._first_tensor().dtype
+
+    def _first_tensor(self) -> Tensor:
+        """A parameter, or a buffer of floats in a copy that no optimizer trains."""
+        found = next(self.parameters(), None)
+        return next(buffer for buffer in self.buffers() if buffer.is_floating_point()) if found is None else found
 
     def num_parameters(self) -> int:
         """Distinct parameters, counted once however often they are used."""
