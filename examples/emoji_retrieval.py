@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,25 @@ FAMILIES = {
     "ViLBERT": Family("vilbert-base", TINY | TINY_STREAM, 0, True, 2500, 1e-3),
 }
 
-Tell = Callable[[str], None]
+Watch = Callable[[int, Any, Mapping[str, float]], None]
+"""What is told of each tenth of a training: its last step, the model, and the mean of each loss."""
+Learn = Callable[[Any, Mapping[str, Any]], Mapping[str, Tensor]]
+"""What gives the parameters their gradients for a batch, and the losses by their names."""
 
 
-def quiet(message: str) -> None:
+def quiet(step: int, model: Any, losses: Mapping[str, float]) -> None:
     """Say nothing."""
 
 
-def aloud(message: str) -> None:
-    print(f"  {message}", file=sys.stderr, flush=True)
+def aloud(step: int, model: Any, losses: Mapping[str, float]) -> None:
+    told = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    print(f"  step {step}: {told}", file=sys.stderr, flush=True)
+
+
+def one_pass(model: Any, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    output = model(**batch)
+    output.loss.backward()
+    return output.losses
 
 
 # --- words and regions ------------------------------------------------------------------------------------------------
@@ -145,7 +155,8 @@ def train(
     generator: torch.Generator,
     *,
     batch: int = 64,
-    tell: Tell = quiet,
+    watch: Watch = quiet,
+    learn: Learn = one_pass,
     **size: Any,
 ) -> Any:
     """A trained model. Whatever is random comes from ``generator``; ``size`` overrides the
@@ -162,30 +173,28 @@ def train(
     )
     ids, near = data.ids(data.train.names), alike(data.train.names)
     sums: dict[str, float] = {}
+    tenth = max(1, steps // 10)
     for step in range(1, steps + 1):
         picture = torch.randint(len(ids), (batch,), generator=generator)
         caption, belongs = captions(picture, near, generator)
         words = collate([{"input_ids": ids[i]} for i in caption.tolist()], generator)
         labels = words["labels"].masked_fill(~belongs[:, None], -100)  # of a wrong caption the picture says nothing
-        output = model(
-            input_ids=words["input_ids"],
-            attention_mask=words["attention_mask"],
+        given = {
+            "input_ids": words["input_ids"],
+            "attention_mask": words["attention_mask"],
             **regions(shifted(data.train.pixels[picture], generator), model),
-            labels=labels,
-            match_labels=torch.where(belongs, family.match, 1 - family.match),
-        )
+            "labels": labels,
+            "match_labels": torch.where(belongs, family.match, 1 - family.match),
+        }
         optimizer.zero_grad()
-        output.loss.backward()
+        losses = learn(model, given)
         clip_gradients(model.parameters())
         optimizer.step()
         schedule.step()
-        for name, loss in output.losses.items():
+        for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + float(loss.detach())
-        if step % max(1, steps // 10) == 0:
-            tell(
-                f"step {step}: "
-                + ", ".join(f"{name} {total / max(1, steps // 10):.3f}" for name, total in sums.items())
-            )
+        if step % tenth == 0:
+            watch(step, model, {name: total / tenth for name, total in sums.items()})
             sums.clear()
     return model.eval()
 
@@ -313,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, family in FAMILIES.items():
         start = time.perf_counter()
         model = train(
-            family, data, options.steps or family.steps, torch.Generator().manual_seed(options.seed), tell=aloud
+            family, data, options.steps or family.steps, torch.Generator().manual_seed(options.seed), watch=aloud
         )
         trained = time.perf_counter()
         found[name] = scores(family, model, data, data.held_out)

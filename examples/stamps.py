@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ HOW = (
     "    apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb stamps\n"
     "    and then --stamps stamps/usr/share/tuxpaint/stamps"
 )
+SIDE = 72  # pixels of a picture by which those that look alike are found
 ALIKE = 5  # bits of 64 in which the fingerprints of two pictures that look alike may differ
 TRANSLATION = re.compile(r"([A-Za-z_@]+)\.utf8=(.*)")
 
@@ -61,9 +62,10 @@ def stamps_folder(given: Path | None = None) -> Path:
     return path
 
 
-def stamps(folder: Path, side: int = 72) -> Stamps:
+def stamps(folder: Path, side: int = SIDE) -> Stamps:
     """All PNG pictures that have an English caption, in the order of their paths, on gray, fitted into a square; of
-    those that look alike the first. (Drawings that exist as SVG alone are left out.)
+    those that look alike the first. (Drawings that exist as SVG alone are left out.) Whatever the side, the pictures
+    are the same ones.
     """
     paths, captions, pixels = [], [], []
     for path in sorted(folder.rglob("*.png")):
@@ -71,10 +73,13 @@ def stamps(folder: Path, side: int = 72) -> Stamps:
         if told.is_file() and (read := captions_in(told.read_text(encoding="utf-8"))):
             paths.append(str(path.relative_to(folder)))
             captions.append(read)
-            pixels.append(picture(path, side))
+            pixels.append(picture(path, SIDE))
     if not paths:
         raise InputError(f"{folder} holds no PNG with a caption beside it")
-    return alone(Stamps(paths, captions, torch.stack(pixels)))
+    found = alone(Stamps(paths, captions, torch.stack(pixels)))
+    if side == SIDE:
+        return found
+    return replace(found, pixels=torch.stack([picture(folder / path, side) for path in found.paths]))
 
 
 def captions_in(text: str) -> dict[str, str]:

@@ -4,13 +4,16 @@ what one pass over all says.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 import zoo
 from tests.strategies import build, relative, small_config
-from zoo.errors import InputError, TaskError
+from zoo.errors import ConfigError, InputError, TaskError
 from zoo.layers.cache import KeyValueCache
+from zoo.tasks.losses import kept_token_loss
 
 ROWS, REGIONS, WORDS = 3, 3, 4
 
@@ -146,9 +149,46 @@ def test_a_next_word_is_read_off_the_one_before_it_and_its_score_is_the_same():
         for _ in range(WORDS):
             ids = torch.tensor([words])
             with torch.no_grad():
-                states = model(ids, ranks=torch.arange(1, len(words) + 1)[None], **own).logits
-            words.append(int(states[0, len(words) - 1].argmax()))
+                logits = model(ids, ranks=torch.arange(1, len(words) + 1)[None], **own).logits[0, len(words) - 1]
+            assert relative(written.log_probs[row, len(words) - 1], logits.log_softmax(0).max()) < 1e-10
+            words.append(int(logits.argmax()))
         assert written.sequences[row].tolist() == words
     target = written.sequences
     found = zoo.score(model, None, target, target_mask=torch.ones_like(target), **shown)
     assert relative(found.log_probs, written.log_probs) < 1e-10
+
+
+def test_an_answer_is_read_from_the_product_of_the_first_two_tokens_wherever_padding_stands():
+    model = build("vlp", small_config("vlp"), "visual-question-answering", num_labels=4, seed=3)
+    shown = pictures(model, 1)
+    ids, padded = torch.tensor([[1, 2, 7, 8]]), torch.tensor([[0, 1, 0, 2, 7, 8]])
+    mask, places = torch.tensor([[0, 1, 0, 1, 1, 1]]), torch.tensor([[0, 0, 0, 4, 5, 6]])
+    with torch.no_grad():
+        result = model(ids, **shown)
+        states = result.encoded.text.last_hidden_state
+        wanted = model.heads["visual_question_answering"](states[:, 0] * states[:, 1])
+        assert relative(result.logits, wanted) < 1e-12
+        assert relative(model(padded, mask, position_ids=places, **shown).logits, wanted) < 1e-12
+
+
+def test_the_loss_of_kept_texts_leaves_the_worst_out_and_divides_by_the_words_of_the_others():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 7, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([[1, -100, 2, 3, -100], [4, 5, -100, 6, 6], [-100] * 5, [3, -100, -100, -100, -100]])
+    for smoothing in (0.0, 0.1):
+        sums, counts = [], []
+        for text, ids in zip(logits, labels.tolist(), strict=True):
+            total = 0.0
+            for scores, label in zip(text, ids, strict=True):
+                if label != -100:
+                    target = [0.0, *[smoothing / 5] * 6]
+                    target[label] = 1 - smoothing
+                    logp = scores.log_softmax(0).tolist()
+                    total += sum(t * (math.log(t) - q) for t, q in zip(target, logp, strict=True) if t)
+            sums.append(total)
+            counts.append(sum(label != -100 for label in ids))
+        kept = sorted(range(4), key=sums.__getitem__)[:2]
+        wanted = sum(sums[i] for i in kept) / (sum(counts[i] for i in kept) + 1e-5)
+        assert float(kept_token_loss(logits, labels, 0.5, smoothing)) == pytest.approx(wanted)
+    with pytest.raises(ConfigError, match="drop_worst"):
+        zoo.create("vlp-base", task="masked-lm", device="meta", drop_worst=1.0)

@@ -59,6 +59,7 @@ def test_a_folder_gives_pictures_with_captions_and_twins_once(stamps, folder):
     assert found.paths[0] == "kinds/00.png"
     assert found.pixels.shape == (24, 3, 48, 48)
     assert found.pixels[0, :, 24, 40].tolist() == [255, 0, 0]
+    assert stamps.stamps(folder).paths == stamps.stamps(folder, side=9).paths == found.paths
     train, rest = stamps.split(found, 5, torch.Generator().manual_seed(0))
     assert sorted(train.paths + rest.paths) == found.paths
     assert len(rest) == 5
@@ -129,3 +130,31 @@ def test_the_program_keeps_its_runs_and_reports_them(example, folder, tmp_path, 
     assert capsys.readouterr().out == first
     counts = [json.loads(path.read_text())["parameters"] for path in (tmp_path / "runs").iterdir()]
     assert max(counts) <= 1.2 * min(counts)
+
+
+def test_adversarial_steps_follow_plain_ones_and_are_compared_on_the_same_pictures(
+    example, folder, tmp_path, monkeypatch, capsys
+):
+    original = example.data
+    monkeypatch.setattr(example, "data", lambda given: original(given, 6))
+    said = ["--stamps", str(folder), "--steps", "10", "--seeds", "0", "--adversarial"]
+    said += ["--runs", str(tmp_path / "runs"), "--images", str(tmp_path / "images")]
+    assert example.main(said) == 0
+    assert "| UNITER, adversarial less UNITER |" in capsys.readouterr().out
+    assert (tmp_path / "images" / "stamps-adversarial-curves.png").stat().st_size > 5000
+    on, off = (
+        json.loads((tmp_path / "runs" / f"{name}-10-0.json").read_text()) for name in ("UNITER-adversarial", "UNITER")
+    )
+    assert on["curve"][:8] == off["curve"][:8]  # step, loss in training, loss and accuracy of held-out pairs
+    assert on["curve"][8][0] == 9
+    assert on["curve"][8][1] == off["curve"][8][1]  # the first pass of the first such step is a plain one
+    assert all(one != other for one, other in zip(on["curve"][9][1:3], off["curve"][9][1:3], strict=True))
+
+
+def test_held_out_pairs_are_right_where_the_names_are_equal(example, folder, stamps):
+    given = example.data(stamps.stamps(folder), 12)  # four names for twelve pictures
+    name, right = example.held_out_pairs(given, times=50)
+    names = given.held_out.names
+    same = torch.tensor([names[i] == names[j % 12] for j, i in enumerate(name.tolist())])
+    assert torch.equal(right, same)
+    assert 0.5 < right.double().mean() < 0.8

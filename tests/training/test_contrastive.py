@@ -215,6 +215,20 @@ def test_two_processes_learn_what_one_learns_queue_and_twin_alike(tmp_path):
             assert torch.allclose(x.double(), alone[name].double(), atol=1e-9), name
 
 
+def test_two_processes_that_were_killed_go_on_with_the_same_curve(tmp_path):
+    def work(rank: int) -> dict[str, Tensor]:
+        options: dict[str, Any] = {"wrap": DistributedDataParallel, "momentum": 0.5, "dropout": 0.1}
+        alone = learned(tmp_path / "whole", **options)
+        assert learned(tmp_path / "cut", kill=4, **options) is None
+        again = learned(tmp_path / "cut", **options)
+        other = dict(alone.beside.named_buffers())
+        assert all(torch.equal(x, other[name]) for name, x in again.beside.named_buffers())
+        return {}
+
+    in_processes(work)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
 SHARES = (slice(0, 4), slice(4, 7))
 
 

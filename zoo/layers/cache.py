@@ -196,7 +196,6 @@ class _OfSource:
         return found[self._turn - 1]
 
 
-Cache = KeyValueCache
 Remembered = Remembering | _OfSource
 
 

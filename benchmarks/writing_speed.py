@@ -1,0 +1,106 @@
+"""How fast encoder-decoders write, beside transformers, one after the other so that a busy machine slows
+both:
+
+    python -m benchmarks.writing_speed [bart-base ...] [--tokens 64] [--repeats 5] [--layers 2] [--json out.json]
+
+Random weights, so no text ends by itself: every one has the same number of tokens. Batches: one source,
+and 16 of ragged lengths; greedy and 4 beams; as loaded, and prepared by `zoo.optimize` in float32 and
+int8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import zoo
+from benchmarks.timing import machine
+from tests import oracle
+
+CLASSES = {
+    "bart": ("hf-bart", "BartForConditionalGeneration"),
+    "mbart": ("hf-mbart", "MBartForConditionalGeneration"),
+}
+
+
+def sources(rows: int, longest: int, vocabulary: int) -> dict[str, Tensor]:
+    """Ids and mask; lengths from an eighth of the longest on."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.linspace(longest // 8, longest, rows).long() if rows > 1 else torch.tensor([longest])
+    real = torch.arange(longest) < lengths[:, None]
+    ids = torch.randint(4, vocabulary, (rows, longest), generator=generator)
+    return {"input_ids": ids.masked_fill(~real, 1), "attention_mask": real.long()}
+
+
+def writers(name: str, layers: int | None) -> dict[str, Any]:
+    """Ours, as loaded and prepared, and transformers' with the same weights."""
+    few = {} if layers is None else {"num_layers": layers, "decoder_num_layers": layers}
+    ours = zoo.create(name, task="conditional-generation", start_token_id=2, **few).eval()
+    layout, class_name = CLASSES[name.partition("-")[0]]
+    theirs = oracle.hugging_face(layout, class_name, ours.config, {}).float()
+    theirs.config._attn_implementation = "sdpa"
+    oracle.taught(layout, theirs, ours)
+    found = {"transformers": theirs.eval(), "zoo": ours, "zoo, prepared": zoo.optimize(ours)}
+    return {**found, "zoo, int8": zoo.optimize(ours, "int8")}
+
+
+def writing(model: Any, given: dict[str, Tensor], beams: int, tokens: int) -> Callable[[], object]:
+    """One text for each source, of so many tokens."""
+    if isinstance(model, zoo.Model) or (hasattr(model, "model") and isinstance(model.model, zoo.Model)):
+        return lambda: zoo.generate(model, given, num_beams=beams, max_new_tokens=tokens, suppress_tokens=[2])
+    named = {"num_beams": beams, "max_new_tokens": tokens, "do_sample": False, "decoder_start_token_id": 2}
+    named |= {"suppress_tokens": [2], "forced_eos_token_id": None, "forced_bos_token_id": None}
+    return lambda: model.generate(**given, **named)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.writing_speed", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", default=["bart-base"])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--longest", type=int, default=128, help="tokens of the longest source")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, help="of each side; all by default")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", help="write the figures here")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    rows = []
+    for name in given.names:
+        models = writers(name, given.layers)
+        for batch in (1, 16):
+            source = sources(batch, given.longest, models["zoo"].config.vocab_size)
+            for beams in (1, 4):
+                runs = {kind: writing(model, source, beams, given.tokens) for kind, model in models.items()}
+                times: dict[str, list[float]] = {kind: [] for kind in runs}
+                for turn in range(given.repeats + 1):  # the first warms up
+                    for kind, run in runs.items():
+                        taken = seconds(run)
+                        if turn:
+                            times[kind].append(taken)
+                theirs = median(times["transformers"])
+                for kind, taken in times.items():
+                    each = median(taken)
+                    row = {"model": name, "sources": batch, "beams": beams, "writer": kind, "seconds": round(each, 3)}
+                    row |= {"tokens/s": round(batch * given.tokens / each, 1), "times": round(theirs / each, 2)}
+                    rows.append(row)
+                    print(*row.values(), sep="\t", flush=True)
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            json.dump({"machine": machine(), "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
