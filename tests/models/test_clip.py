@@ -59,6 +59,7 @@ def test_both_towers_and_their_logits_are_those_of_transformers(data):
     ours = build("clip", config, seed=data.draw(st.integers(0, 2**16)))
     theirs = oracle.taught(clip.LAYOUT, class_of(clip.LAYOUT, "CLIPModel", config), ours)
     reference = oracle.asked(theirs, {**inputs, "pixel_values": pixels}, output_hidden_states=True)
+    assert zoo.load(theirs.state_dict(), config=theirs.config.to_dict()).config == ours.config
     mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
     with torch.no_grad():
         mine = ours(**inputs, pixel_values=pixels)

@@ -264,7 +264,10 @@ class ConfigMap:
         first, _, inner = key.partition(".")
         if first not in self.flatten or key in self.constants or key in self.only or key in self.task:
             return key
-        return key if any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored) else inner
+        if any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored):
+            return key
+        table = inner.partition(".")[0]  # labels are tables themselves
+        return table if table in self.task else inner
 
     def _check(self, key: str, value: object) -> None:
         """Refuse a key that makes no field where it is unknown or says what can't be converted."""
