@@ -208,12 +208,13 @@ def original(case: Case) -> dict[str, Any]:
     }
 
 
-def translation(case: Case) -> dict[str, Any]:
-    """A step of supervised translation, and greedy writing; the target's words are predicted from
-    those before them.
+def translation(case: Case, layout: str = "xlm-translation-original") -> dict[str, Any]:
+    """A step of supervised translation, and greedy writing, of ``vocab_mask``'s words alone where the
+    case has one; the target's words are predicted from those before them.
     """
     inputs = case.inputs
-    model = text_models.load(case, "conditional-generation", "xlm-translation-original")
+    model = text_models.load(case, "conditional-generation", layout)
+    allowed = {"vocabulary": inputs["vocab_mask"].bool()} if "vocab_mask" in inputs else {}
     source, target = inputs["x1"].T, inputs["x2"].T
     read = text_models.real_of_lengths(inputs["len1"], source.shape[1])
     written = text_models.real_of_lengths(inputs["len2"], target.shape[1])
@@ -236,7 +237,7 @@ def translation(case: Case) -> dict[str, Any]:
             target_languages = {"decoder_language_ids": inputs["langs2"][0].tolist()}
         longest = int(stated[1]) if stated else None
         generated = generate(
-            model, source, read, max_length=longest, end_at_limit=True, **languages, **target_languages
+            model, source, read, max_length=longest, end_at_limit=True, **allowed, **languages, **target_languages
         ).sequences
     predicted = (labels != -100).T
     return {

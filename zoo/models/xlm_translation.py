@@ -46,6 +46,10 @@ class XlmTranslationConfig(XlmConfig):
     def start_token_id(self) -> int:
         return self.end_token_id
 
+    @property
+    def decoder_num_layers(self) -> int:  # a field where the sides may differ
+        return self.num_layers
+
 
 class XlmDecoderBlock(DecoderBlock):
     """The original Transformer's decoder block, after which rows of padding are zeros."""
@@ -103,7 +107,8 @@ class XlmTranslation(EncoderDecoder):
         self.embeddings = XlmEmbeddings(config)
         self.encoder = Stack([xlm_block(config) for _ in range(config.num_layers)])
         self.pooler = Pooler() if config.pooler else None
-        self.decoder = XlmDecoder(XlmEmbeddings(config), [decoder_block(config) for _ in range(config.num_layers)])
+        blocks = [decoder_block(config) for _ in range(config.decoder_num_layers)]
+        self.decoder = XlmDecoder(XlmEmbeddings(config), blocks)
 
     @property
     def output_table(self) -> Float[Tensor, "vocabulary hidden"]:  # eq: words
