@@ -23,6 +23,7 @@ from zoo.layers.pooler import FirstTokenPooler, Pooler, ReluPooler
 from zoo.layers.schedule import Schedule
 from zoo.models.base.conv_encoder import ConvEncoder
 from zoo.models.base.model import Model
+from zoo.models.base.two_towers import TwoTowers
 from zoo.registry import variants as registry
 
 SECOND = ("image", "ngram", "decoder")
@@ -486,6 +487,8 @@ def draw(name: str) -> str:
     model: Model = zoo.create(name, device="meta").eval()  # type: ignore[assignment]
     if isinstance(model, ConvEncoder):
         return grids.draw(name, model)
+    if isinstance(model, TwoTowers) and isinstance(model.image, ConvEncoder):
+        return above_each_other(name, model)
     graph = trace(model)
     total = amount(model.num_parameters())
     canvas = Canvas(f"The architecture of {name}", "")
@@ -508,6 +511,23 @@ def draw(name: str) -> str:
             canvas.box(x, y, width, 22, [text], GREEN)
             x += width + 8
     canvas.description = description(drawing, name, total)
+    return canvas.svg()
+
+
+def above_each_other(name: str, model: TwoTowers) -> str:
+    """The drawing of a text tower and a convolutional image tower."""
+    total = amount(model.num_parameters())
+    canvas = Canvas(f"The architecture of {name}", "")
+    drawing = Drawing(trace(model.text), name, canvas)
+    y = drawing.draw(canvas.heading(name, f"{total} parameters: a text tower, and below it an image tower") + 2)
+    if isinstance(projection := model.text_projection, nn.Linear):
+        canvas.line([(WIDTH / 2, y), (WIDTH / 2, y + 16)], arrow=True)
+        said = f"{projection.in_features:,} → {projection.out_features:,}"
+        canvas.box(WIDTH / 2 - 120, y + 16, 240, 26, ["text projection"], VIOLET, note=said)
+        y += 42
+    _, pictures = grids.tower(canvas, y + 18, model.image)  # type: ignore[arg-type]
+    texts = description(drawing, name, total).removesuffix(".")
+    canvas.description = f"{texts}, text projection; below it the image tower: {', '.join(pictures)}."
     return canvas.svg()
 
 

@@ -74,7 +74,14 @@ def draw(name: str, model: ConvEncoder) -> str:
     total, size = amount(model.num_parameters()), model.config.image_size
     canvas = Canvas(f"The architecture of {name}", "")
     y = canvas.heading(name, f"{total} parameters; grids of a picture of {size} × {size}") + 4
-    x, width = WIDTH / 2, WIDTH - 2 * MARGIN
+    _, said = tower(canvas, y, model)
+    canvas.description = f"{name}, {total} parameters, from top to bottom: {', '.join(said)}."
+    return canvas.svg()
+
+
+def tower(canvas: Canvas, y: float, model: ConvEncoder) -> tuple[float, list[str]]:
+    """A tower, drawn from ``y`` on. -> its bottom, and what was drawn in words."""
+    x, width, size = WIDTH / 2, WIDTH - 2 * MARGIN, model.config.image_size
     said = [f"picture of {size} × {size}"]
     canvas.box(x - 90, y, 180, BOX, [f"picture: {model.config.num_channels} × {size} × {size}"], VIOLET)
     y += BOX
@@ -97,5 +104,4 @@ def draw(name: str, model: ConvEncoder) -> str:
     y += STEP - BOX
     canvas.box(x - 110, y, 220, BOX, ["mean over the cells"], GREEN, note=f"{model.config.hidden_size:,}")
     canvas.text(MARGIN, y + BOX + 14, "right: channels × rows × columns; / 2: with a stride of 2", size=11, color=GRAY)
-    canvas.description = f"{name}, {total} parameters, from top to bottom: {', '.join(said)}, mean over the cells."
-    return canvas.svg()
+    return y + BOX + 20, [*said, "mean over the cells"]

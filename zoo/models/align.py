@@ -15,7 +15,6 @@ The image tower pads as transformers does (see EfficientNet), with no block padd
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
@@ -114,7 +113,3 @@ class Align(TwoTowers):
         """The temperature before training."""
         with torch.no_grad():
             self.temperature.fill_(1.0)
-
-    @classmethod
-    def widths(cls, config: AlignConfig) -> Mapping[str, int]:
-        return {"text": config.hidden_size, **dict.fromkeys(("image", "pooled"), config.image_hidden_size)}
