@@ -13,6 +13,7 @@ from torch import Tensor
 import zoo
 from tests import oracle
 from tests.families import clip, clip_resnet, clip_text, clip_vision
+from tests.references.case import GOLDEN, load_case
 from tests.strategies import build, randomised, relative
 from zoo.errors import ConfigError, InputError, UnknownNameError
 from zoo.maps import layouts
@@ -250,3 +251,31 @@ def test_a_locked_image_tower_and_a_linear_probe_train_what_is_left():
         "heads.image_classification.weight",
         "heads.image_classification.bias",
     ]
+
+
+# -- a ResNet's file as open_clip writes it ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below_text", [False, True])
+def test_open_clips_names_of_a_resnet_make_the_model_of_openais(below_text):
+    case = load_case(GOLDEN / "clip" / "openai-rn")
+    c, stored = case.config, dict(case.weights)
+    stored |= {k.replace("running_mean", "num_batches_tracked"): torch.tensor(3) for k in stored if "running_mean" in k}
+    if below_text:
+        stored = {k if k.startswith(("visual.", "logit_")) else f"text.{k}": v for k, v in stored.items()}
+    vision = {"image_size": c["image_resolution"], "layers": c["vision_layers"], "width": c["vision_width"]}
+    text = {name: c[f"transformer_{name}"] for name in ("width", "heads", "layers")}
+    text |= {"context_length": c["context_length"], "vocab_size": c["vocab_size"]}
+    said = {"embed_dim": c["embed_dim"], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    model = zoo.load(stored, config={"model_cfg": {**said, "custom_text": below_text}})
+    assert model.load_report.layout == "open-clip-resnet"
+    with torch.no_grad():
+        features = {"text_features": model.encode_text(case.inputs["text"])}
+        features["image_features"] = model.encode_image(case.inputs["image"])
+    for name, mine in features.items():
+        assert relative(mine, case.answers[name]) <= 1e-5, name
+    heads = {**vision, "head_width": 16}
+    assert zoo.load(stored, config={**said, "vision_cfg": heads}).config.image_num_heads == 8
+    plain = zoo.load(stored, config={**said, "quick_gelu": False}).config
+    assert (plain.activation, plain.image_num_heads) == ("gelu", 2)
+    assert layouts.load("open-clip-resnet").config_back(plain.to_dict())["model_cfg"]["vision_cfg"]["head_width"] == 64

@@ -115,6 +115,7 @@ COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
     "inner-ratio": lambda fields: ratio(fields, "intermediate_size", "hidden_size"),
     "image-inner-ratio": lambda fields: ratio(fields, "image_intermediate_size", "image_hidden_size"),
     "projection-size": lambda fields: fields.get("projection_size"),
+    "pool-head-size": lambda fields: int(32 * ratio(fields, "image_stem_channels", "image_num_heads")),
     "image-head-size": lambda fields: int(ratio(fields, "image_hidden_size", "image_num_heads")),
 }
 """Foreign values that follow from our fields: checked on the way here and written on the way back, where not None."""
@@ -127,6 +128,7 @@ DERIVED: dict[str, Callable[[object, str], object]] = {
 INFERRED: dict[str, Callable[..., object]] = {
     "same": lambda value: value,
     "quotient": lambda whole, part: whole // part,
+    "pool-heads": lambda channels, size: 32 * channels // size,  # of CLIP's ResNets, whose last grid is so much wider
     "grid-size": grid_size,
     "listed": lambda *values: values,
 }

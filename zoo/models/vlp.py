@@ -172,7 +172,7 @@ class Vlp(JointEncoder):
         """Encode texts and the regions of their pictures, either of them alone too; the result holds the
         text's positions first, then the regions'.
 
-        input_ids: [CLS] [SEP] words [SEP]; the regions belong between the first two. visual_boxes:
+        input_ids: [CLS], [SEP], words, [SEP]; the regions belong between the first two. visual_boxes:
         `Regions.vlp`. ranks: 0 for what is read, 1, 2, ... for words that are written, None where all
         is read. cache: what was read and written before these, see `JointEncoder.encode`. The other
         arguments are those of other models of words and regions.

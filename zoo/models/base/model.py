@@ -80,7 +80,7 @@ class Model(Companions, nn.Module):
     offers: ClassVar[Mapping[str, Reading]] = {"text": Reading(lambda e: e.last_hidden_state, "length")}
     """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
     pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
-    writes: ClassVar[str] = ""  # how it writes texts, a key of `zoo.inference.search.writers.WRITERS`
+    writes: ClassVar[str] = ""  # how it writes texts, a key of `zoo.inference.search.kinds.WRITERS`
     own_inputs: ClassVar[tuple[Input, ...]] = ()  # rows for `inputs` that the common table lacks
     input_table: ClassVar[InputTable] = INPUTS  # the common table with them
     arguments: ClassVar[frozenset[str]] = frozenset()  # what a call takes by name; empty: anything
