@@ -109,7 +109,7 @@ class Projection(nn.Module):
 
 def mean(states: Float[Tensor, "batch positions size"], padding: Padding) -> Float[Tensor, "batch size"]:
     """The mean over real positions."""
-    return pool(states, padding.real, "mean")  # eq: mean
+    return pool(states, padding.real, "mean")
 
 
 class BrivlText(Bert):
@@ -242,7 +242,7 @@ class Brivl(TwoTowers):
 
     @property
     def scale(self) -> Float[Tensor, ""]:
-        return torch.tensor(1 / self.config.temperature, dtype=torch.float64)  # eq: temperature
+        return torch.tensor(1 / self.config.temperature, dtype=torch.float64)
 
     def limit_scale(self, largest: float = 100.0) -> None:
         """Nothing: the temperature is not learned."""
