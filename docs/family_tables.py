@@ -25,13 +25,13 @@ Variants = list[registry.Variant]
 PARTS = (  # the first pattern that a module's whole name meets says what its parameters belong to
     (r"(?:.*\.)?\w*embeddings(?:\..*)?", "embeddings"),
     (r"(?:.*\.)?\w*pooler\..*", "pooler"),
-    (r"(?:(?:text|image)_projection)?", "projections and scale"),
+    (r"(?:(?:text|image)_projection(?:\..*)?)?", "projections and scale"),
     (r"knowledge\.\w+\.linker\.entities.*", "entity table"),
     (r"knowledge\.\w+\.(?:linker\.(?!span_encoder)|output|span_norm).*", "entity linking"),
     (r".*bottleneck.*", "bottlenecks"),
     (r"(?:.*[._])?norms?(?:\.\d+)?", "norms"),
     (r".*squeeze_excite\..*", "squeeze and excite"),
-    (r".*\.(?:conv|choose)", "convolutions"),
+    (r".*\.(?:conv|choose|box)", "convolutions"),
     (r".*attention\.\w+", "attention"),
     (r".*feed_forwards?\..*", "feed-forward"),
 )

@@ -21,7 +21,13 @@ from zoo.tasks.losses import span_loss
 
 WITHOUT_LOSS = ("sentence-embedding",)
 LINKING = ("entity-linking",)  # needs candidates, see below
-WITHOUT_LABELS = ("image-text-contrast", "view-contrast", "momentum-contrast", "cross-lingual-contrast")
+WITHOUT_LABELS = (
+    "image-text-contrast",
+    "image-text-momentum",
+    "view-contrast",
+    "momentum-contrast",
+    "cross-lingual-contrast",
+)
 LEFT = {*WITHOUT_LOSS, *LINKING, *WITHOUT_LABELS}
 PAIRS = [
     (n, t)

@@ -99,6 +99,16 @@ class Run:
         x, pack = change(x), packed is not None or real is None
         return self._another(x, padding_like(x, real, lengths, pack=pack), earlier=self)
 
+    def onward(
+        self,
+        x: Float[Tensor, "batch length hidden"],
+        attention_mask: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Run:
+        """The pass goes on with other states of the same rows, under a mask of their own."""
+        padding = padding_like(x, attention_mask, lengths, pack=not self.trace.wanted[1], name="attention_mask")
+        return self._another(x, padding, earlier=self)
+
     # --- what a model calls -----------------------------------------------------------------------------------------
 
     def through(

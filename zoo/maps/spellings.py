@@ -38,7 +38,7 @@ _UNWIDENED = {"conv_pw": "conv_pwl", "bn1": "bn2", "bn2": "bn3"}
 def _stages(fields: Fields) -> list[tuple[int, int]]:
     """Stage and place of every block."""
     blocks = cast(Sequence[int], fields["stage_blocks"])
-    depths = deepened(blocks, cast(float, fields["depth_multiplier"]), bool(fields["fixed_ends"]))
+    depths = deepened(blocks, cast(float, fields["depth_multiplier"]), bool(fields.get("fixed_ends")))
     return [(stage, place) for stage, depth in enumerate(depths) for place in range(depth)]
 
 
@@ -123,8 +123,22 @@ def _write_numbered(name: str, fields: Fields) -> str:
     return name
 
 
+def below(prefix: str, spelling: Spelling) -> Spelling:
+    """A spelling for names below a prefix, which is kept."""
+
+    def applied(change: Callable[[str, Fields], str]) -> Callable[[str, Fields], str]:
+        def changed(name: str, fields: Fields) -> str:
+            return prefix + change(name.removeprefix(prefix), fields) if name.startswith(prefix) else name
+
+        return changed
+
+    return Spelling(applied(spelling.read), applied(spelling.write))
+
+
+_STAGED = Spelling(_read_staged, _write_staged)
 SPELLINGS: dict[str, Spelling] = {
-    "efficientnet-stages": Spelling(_read_staged, _write_staged),
+    "efficientnet-stages": _STAGED,
+    "brivl-stages": below("imgencoder.backbone.", _STAGED),
     "resnet-stages": Spelling(_read_layers, _write_layers),
     "simclr-order": Spelling(_read_numbered, _write_numbered),
 }

@@ -110,6 +110,7 @@ def last_stage(fields: Mapping[str, object]) -> object:
 
 COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
     "last-stage": last_stage,
+    "text-size": lambda fields: fields["hidden_size"],
     "stage-inputs": stage_inputs,
     "inner-ratio": lambda fields: ratio(fields, "intermediate_size", "hidden_size"),
     "image-inner-ratio": lambda fields: ratio(fields, "image_intermediate_size", "image_hidden_size"),

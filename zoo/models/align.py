@@ -79,7 +79,7 @@ class AlignConfig(ConvConfig):
         """The image tower's config."""
         named = {field.name for field in fields(EfficientNetConfig)} & set(self.field_names())
         own = {"activation": self.image_activation, "norm_eps": self.image_norm_eps, "dropout": 0.0}
-        return EfficientNetConfig(top_size=0, **{name: getattr(self, name) for name in named} | own)
+        return EfficientNetConfig(**{"top_size": 0} | {name: getattr(self, name) for name in named} | own)
 
     @property
     def image_hidden_size(self) -> int:

@@ -220,6 +220,16 @@ SPECS = (
         smoothing=0.0,
     ),
     _spec(
+        "image-text-momentum",
+        "text_vector image_vector",
+        "tower_queues:ImageTextMomentum",
+        "which text belongs to a picture, and which picture to a text, among queues of former ones (BriVL)",
+        temperature=0.07,
+        queue_size=9_600,
+        queue_wrap=False,
+        momentum=0.99,
+    ),
+    _spec(
         "view-contrast",
         "picture",
         "views:ViewContrast",

@@ -4,6 +4,7 @@
     momentum-contrast         MoCo: a queue of former keys, computed by a momentum encoder
     cross-lingual-contrast    InfoXLM's: MoCo's over the first token's state of some layer, vectors as they are, a sum
     image-text-contrast       CLIP's: each picture and each text of the batch
+    image-text-momentum       BriVL's: MoCo's both ways between pictures and texts, see `zoo.tasks.tower_queues`
 
 Inputs of the first three have one more axis, behind the batch's, for the two views: (batch, 2, ...). Without it
 there is nothing to compare; then the result has the vectors, and no loss. In a group of processes the losses are
@@ -44,6 +45,29 @@ from zoo.tasks.projection import projection_of
 
 POOLINGS = ("cls", "mean", "max")
 VIEWS = 2
+
+
+def check_temperature(options: Mapping[str, Any]) -> None:
+    """Refuse what nothing can be divided by."""
+    if not isinstance(options["temperature"], int | float) or not options["temperature"] > 0:
+        raise ConfigError(f"temperature must be a number above zero, got {options['temperature']!r}")
+
+
+def check_queue_size(options: Mapping[str, Any]) -> None:
+    """Refuse what is no number of keys."""
+    size = options["queue_size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(f"queue_size={size!r} must be a whole number of at least 1")
+
+
+def started(model: TaskModel, name: str) -> nn.Module:
+    """What trains beside a model, or a TaskError that says how it is made."""
+    beside = cast(nn.ModuleDict, model.beside)
+    if name not in beside:
+        raise TaskError(
+            f"{model.task or type(model).__name__} has no queue and no momentum encoder yet; call model.start() first"
+        )
+    return beside[name]
 
 
 class Contrastive(TaskModel):
@@ -119,8 +143,7 @@ class ViewContrast(Contrastive):
     @classmethod
     def check(cls, model: Model, options: Mapping[str, Any]) -> None:
         """Refuse options that make no sense."""
-        if not isinstance(options["temperature"], int | float) or not options["temperature"] > 0:
-            raise ConfigError(f"temperature must be a number above zero, got {options['temperature']!r}")
+        check_temperature(options)
         if options["pooling"] not in POOLINGS:
             raise unknown("pooling", options["pooling"], POOLINGS)
         layer = options["layer"]
@@ -202,9 +225,7 @@ class MomentumContrast(ViewContrast):
         super().check(model, options)
         if options["reduction"] not in ("mean", "sum"):
             raise unknown("reduction", options["reduction"], ("mean", "sum"))
-        size = options["queue_size"]
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ConfigError(f"queue_size={size!r} must be a whole number of at least 1")
+        check_queue_size(options)
 
     def start(self, seed: int = 0) -> None:
         if len(self.beside):
@@ -225,19 +246,12 @@ class MomentumContrast(ViewContrast):
     @property
     def queue(self) -> Queue:
         """The keys of earlier batches."""
-        return cast(Queue, self._started("queue"))
+        return cast(Queue, started(self, "queue"))
 
     @property
     def twin(self) -> MomentumTwin:
         """The momentum encoder."""
-        return cast(MomentumTwin, self._started("twin"))
-
-    def _started(self, name: str) -> nn.Module:
-        if name not in self.beside:
-            raise TaskError(
-                f"{self.task or type(self).__name__} has no queue and no momentum encoder yet; call model.start() first"
-            )
-        return self.beside[name]
+        return cast(MomentumTwin, started(self, "twin"))
 
     def before_step(self) -> None:
         self.start()

@@ -46,7 +46,7 @@ class ImageEncoder(Model):
     ahead of its projection.
     """
 
-    inputs = ("pixel_values",)
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     offers = {
         "patches": Reading(lambda e: e.last_hidden_state),
         "picture": Reading(need_pooler, pooled=True),

@@ -80,6 +80,11 @@ class TwoTowers(Model):
         """What the logits are multiplied by."""
         return self.logit_scale.exp()  # eq: scale
 
+    @property
+    def embedding_size(self) -> int:
+        """The width of the vectors that are compared: the config's ``projection_size``, else the image tower's."""
+        return int(getattr(self.config, "projection_size", None) or self.config.image_hidden_size)
+
     # --- what callers use ---------------------------------------------------------------------------------------------
 
     def encode_text(self, *inputs: Any, normalize: bool = False, **named: Any) -> Float[Tensor, "batch size"]:
@@ -88,10 +93,10 @@ class TwoTowers(Model):
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     def encode_image(
-        self, pixel_values: Float[Tensor, "batch channels height width"], *, normalize: bool = False
+        self, pixel_values: Float[Tensor, "batch channels height width"], *, normalize: bool = False, **named: Any
     ) -> Float[Tensor, "batch size"]:
-        """A vector for each picture. ``normalize``: of unit length."""
-        vectors = self.image_projection(self.image_vector(self.image(pixel_values)))  # eq: image-vector
+        """A vector for each picture; takes what the image tower takes. ``normalize``: of unit length."""
+        vectors = self.image_projection(self.image_vector(self.image(pixel_values, **named)))  # eq: image-vector
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     def forward(
@@ -112,20 +117,26 @@ class TwoTowers(Model):
         Each text is compared with each picture, so there may be more of one than of the other. attention_mask:
         (texts, length), 1/True = a real token. lengths: real tokens per text, where they stand first.
         """
+        words = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "lengths": lengths,
+        }
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        return self.compared(words, {"pixel_values": pixel_values}, wanted)
+
+    def compared(self, words: Mapping[str, Any], pictures: Mapping[str, Any], wanted: Mapping[str, Any]) -> Towers:
+        """The result, from what each tower is given by name, None left out, and what is wanted of both."""
         text = image = text_embeds = image_embeds = per_image = None
-        if input_ids is not None or inputs_embeds is not None:
-            words = {
-                "token_type_ids": token_type_ids,
-                "position_ids": position_ids,
-                "inputs_embeds": inputs_embeds,
-                "lengths": lengths,
-            }
-            given = {name: value for name, value in words.items() if value is not None}
-            text = self.text(input_ids, attention_mask, **given, **wanted)
+        words, pictures = ({n: x for n, x in given.items() if x is not None} for given in (words, pictures))
+        if "input_ids" in words or "inputs_embeds" in words:
+            text = self.text(**words, **wanted)
             text_embeds = F.normalize(self.text_projection(self.text_vector(text)), dim=-1)  # (texts, size)
-        if pixel_values is not None:
-            image = self.image(pixel_values, **wanted)
+        if "pixel_values" in pictures:
+            image = self.image(**pictures, **wanted)
             image_embeds = F.normalize(self.image_projection(self.image_vector(image)), dim=-1)  # (pictures, size)
         if text is None and image is None:
             raise InputError("give input_ids, pixel_values or both: there is nothing to read")
