@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 from zoo.errors import CheckpointError, ConfigError, ZooError, unknown
 from zoo.formats.archive import Described
+from zoo.maps.joined import JoinedMap
 from zoo.maps.key_map import KeyMap
 from zoo.maps.parsing import read_map
 from zoo.maps.rules import unwrapped
@@ -62,9 +64,20 @@ def path_of(layout: str) -> Path:
     return layouts[layout]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _loaded(path: Path, modified: int) -> KeyMap:
-    return read_map(path)
+    keymap = read_map(path)
+    return _joined(keymap) if keymap.parts else keymap
+
+
+def _joined(keymap: KeyMap) -> JoinedMap:
+    """A map with parts, which finds their maps among the layouts."""
+
+    def known(pattern: str) -> list[KeyMap]:
+        names = available()
+        return [load(names[name]) for name in names if name != keymap.layout and fnmatchcase(name, pattern)]
+
+    return JoinedMap(**{item.name: getattr(keymap, item.name) for item in fields(keymap)}, known=known)
 
 
 def load(layout: str | Path) -> KeyMap:
