@@ -164,7 +164,9 @@ def test_replacing_changes_one_field_of_a_tower_or_its_family():
     assert (other.text, other.projection_size) == (DistilBertConfig(), 7)
     shallow = config.replace(text_family="distilbert", text={"num_layers": 1}, text_pooling="mean").text
     assert shallow == DistilBertConfig(num_layers=1)
-    assert not config.replace(text_pooling="mean").text.pooler, "nothing would read it"
+    mean = config.replace(text_pooling="mean")
+    assert not mean.text.pooler, "nothing would read it"
+    assert mean.replace(text_pooling="pooler") == config
 
 
 @pytest.mark.parametrize(

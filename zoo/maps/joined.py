@@ -14,7 +14,7 @@ from zoo.errors import ConfigError, ZooError
 from zoo.formats.archive import Described
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import Plan, PlanStep, head_of
-from zoo.maps.rules import Part
+from zoo.maps.rules import InnerModel
 from zoo.maps.templates import same
 from zoo.registry import variants as registry
 
@@ -35,7 +35,7 @@ class JoinedMap(KeyMap):
 
     # --- which map a part has -----------------------------------------------------------------------------------------
 
-    def _stated(self, part: Part, foreign: Mapping[str, object]) -> tuple[KeyMap, Mapping[str, object]]:
+    def _stated(self, part: InnerModel, foreign: Mapping[str, object]) -> tuple[KeyMap, Mapping[str, object]]:
         """The map that a part's table in the foreign config is for, and that table."""
         said = foreign.get(part.config)
         if not isinstance(said, Mapping):
@@ -49,7 +49,7 @@ class JoinedMap(KeyMap):
             )
         return known[str(kind)], said
 
-    def _chosen(self, part: Part, config: Mapping[str, Any]) -> KeyMap:
+    def _chosen(self, part: InnerModel, config: Mapping[str, Any]) -> KeyMap:
         """The map that can say a part's config of ours."""
         family, why = str(config[part.family]), "there is none"
         for keymap in self.known(part.layouts):
@@ -98,7 +98,7 @@ class JoinedMap(KeyMap):
 
     # --- the tensors --------------------------------------------------------------------------------------------------
 
-    def _inside(self, part: Part, tensors: Iterable[str]) -> dict[str, str]:
+    def _inside(self, part: InnerModel, tensors: Iterable[str]) -> dict[str, str]:
         """The names under a part's prefix, without it -> as the file has them."""
         names = self.clean(tensors)[0]
         return {n.removeprefix(part.prefix): actual for n, (actual, _) in names.items() if n.startswith(part.prefix)}
@@ -168,7 +168,7 @@ class JoinedMap(KeyMap):
         return tuple(f"{part.name}." for part in self.parts)
 
 
-def _of(part: Part, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _of(part: InnerModel, config: Mapping[str, Any]) -> Mapping[str, Any]:
     inner: Mapping[str, Any] = config[part.name]
     return inner
 

@@ -17,7 +17,7 @@ from zoo.errors import MapError, closest
 from zoo.maps.config_map import ConfigMap
 from zoo.maps.key_map import KeyMap
 from zoo.maps.ops import Op, parse
-from zoo.maps.rules import COUNTS, Drop, Make, MapLine, Part, Passenger, Rule, Tie, exclusive
+from zoo.maps.rules import COUNTS, Drop, InnerModel, Make, MapLine, Passenger, Rule, Tie, exclusive
 from zoo.maps.spellings import SPELLINGS
 from zoo.maps.templates import Condition, Index, Template
 from zoo.registry.resources import weights_folder
@@ -116,14 +116,14 @@ def parse_map(table: Mapping[str, Any], where: str) -> KeyMap:
     )
 
 
-def _part(name: str, written: object, where: str) -> Part:
+def _part(name: str, written: object, where: str) -> InnerModel:
     options = written if isinstance(written, Mapping) else {}
     if set(options) != {"family", "prefix", "config", "layouts"}:
         raise MapError(
             f"{where}: [parts] {name!r}: write family (our field that names its family), prefix (of its tensors), "
             f'config (the foreign config\'s key) and layouts (a pattern such as "hf-*"), got {written!r}'
         )
-    return Part(name=name, **options)
+    return InnerModel(name=name, **options)
 
 
 def _spelling(table: Mapping[str, Any], where: str) -> str:

@@ -106,7 +106,7 @@ class Make:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class InnerModel:
     """A whole model inside of a file, in a layout of its own, see `zoo.maps.joined`.
 
     ``name``: our prefix, and the config's field that holds its config; ``family``: the field that names its family.
@@ -141,7 +141,7 @@ class RuleSet:
     drop_patterns: tuple[tuple[str, str], ...] = ()  # pattern, reason
     foreign_heads: tuple[tuple[str, str], ...] = ()  # pattern, reason
     architectures: Mapping[str, frozenset[str]] = field(default_factory=dict)  # class name -> its heads
-    parts: tuple[Part, ...] = ()  # whole models in layouts of their own
+    parts: tuple[InnerModel, ...] = ()  # whole models in layouts of their own
     by_source: Index[MapLine] = field(repr=False)
     by_target: Index[Rule] = field(repr=False)
 

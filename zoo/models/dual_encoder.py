@@ -108,6 +108,8 @@ class DualEncoderConfig(Config):
                 overrides[tower] = getattr(self, tower).replace(**given)
             elif given is None and not same:
                 overrides[tower] = Config()
+        if overrides.get("text_pooling") == "pooler" and "text" not in overrides and hasattr(self.text, "pooler"):
+            overrides["text"] = self.text.replace(pooler=True)  # it was left out while nothing read it
         return super().replace(**overrides)
 
     @property
