@@ -166,8 +166,10 @@ class MaskWriter(JointWriter):
         """Those of the masks behind each token of given targets, one after the other. The first token of a
         target is what is read last, and stands there already.
         """
-        writer = cls(task, input_ids, attention_mask, None, named)
-        writer.start()
+        learns = torch.is_grad_enabled()  # what a cache holds carries no gradient
+        writer = cls(task, input_ids, attention_mask, None, named, use_cache=not learns)
+        if writer.cache is not None:
+            writer.start()
         found = []
         for place in range(target_ids.shape[1]):
             words = target_ids[:, 1 : place + 1]
