@@ -38,6 +38,16 @@ MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
 
 
+FULL = bool(os.environ.get("ZOO_TEST_FULL"))  # every cell of the matrix, and as many examples as properties name
+
+
+def examples(many: int) -> int:
+    """How many examples a property draws for each family: ``many`` in a full run, else a third. All families together
+    draw hundreds, and what breaks a shared part shows in one of them.
+    """
+    return many if FULL else max(3, many // 3)
+
+
 # -- families ----------------------------------------------------------------------------------------------------------
 
 

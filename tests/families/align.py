@@ -12,7 +12,10 @@ from tests.families import efficientnet
 from tests.strategies import Batch, encoder_fields, text_batches
 from zoo.models.align import AlignConfig
 
-__all__ = ["SMALL", "inputs", "small_batch", "states", "tiny_config"]
+__all__ = ["SMALL", "TASKS", "inputs", "small_batch", "states", "tiny_config"]
+
+
+TASKS = ()  # those of two towers have tests of their own, in tests/models/test_align.py
 
 
 def tiny_config(draw: st.DrawFn, **fixed: Any) -> AlignConfig:

@@ -52,6 +52,14 @@ def test_the_config_file_that_a_layout_names_is_looked_for_beside_a_checkpoint()
         assert layouts.load(layout).recognise.get("config_file", "config.json") in CONFIG_NAMES, layout
 
 
+def test_a_map_is_read_once_however_many_there_are(monkeypatch):
+    for layout in LAYOUTS:
+        layouts.load(layout)
+    monkeypatch.setattr(layouts, "read_map", lambda path: pytest.fail(f"{path.name} is read again"))
+    for layout in LAYOUTS:
+        layouts.load(layout)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_there_and_back_loses_nothing(layout):
     keymap = layouts.load(layout)
@@ -64,7 +72,7 @@ def test_there_and_back_loses_nothing(layout):
 
     @given(data=st.data())
     @settings(
-        max_examples=12,
+        max_examples=strategies.examples(12),
         deadline=None,
         derandomize=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

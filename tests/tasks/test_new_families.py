@@ -209,14 +209,14 @@ class Towers(Model):
     Config = PixelConfig
     heads = {"image_text_contrastive": Similarity, "spread": Similarity}
     offers = {
-        "text_vector": Reading(lambda e: e.text.pooler_output),
-        "image_vector": Reading(lambda e: e.image.pooler_output),
+        "text_summary": Reading(lambda e: e.text.pooler_output),
+        "image_summary": Reading(lambda e: e.image.pooler_output),
     }
     pretraining = (
-        PretrainingTerm(name="image_text_contrastive", reads=("text_vector", "image_vector"), loss="contrastive"),
+        PretrainingTerm(name="image_text_contrastive", reads=("text_summary", "image_summary"), loss="contrastive"),
         PretrainingTerm(
             name="spread",
-            reads=("text_vector", "text_vector"),
+            reads=("text_summary", "text_summary"),
             loss="tests.tasks.test_new_families:uniformity",
             weight="spread_weight",
             options={"spread_weight": 0.1},

@@ -161,7 +161,9 @@ def test_an_encoder_decoder_learns_from_a_reward_too():
         **{**SIZES, "vocab_size": len(WORDS)}, **sizes, start_token_id=2, end_token_id=2, pad_token_id=1,
     )  # fmt: skip
     tokens, table = words(), [{"source": "a red dog", "target": "a cat"}, {"source": "a", "target": "blue"}]
-    chosen = SelfCritical(reward=chrf, samples=2, baseline="samples", search=zoo.Search(do_sample=True, max_new_tokens=4))
+    chosen = SelfCritical(
+        reward=chrf, samples=2, baseline="samples", search=zoo.Search(do_sample=True, max_new_tokens=4)
+    )
     report = fit(model, table, tokenizer=tokens, steps=2, batch_size=2, self_critical=chosen)
     assert report.steps == 2
     batch = {**tokens(["a red dog", "a"]), "references": [["a cat"], ["blue"]]}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from zoo.errors import CheckpointError, ConfigError, ZooError, unknown
@@ -31,16 +33,28 @@ class Listed(Protocol):
     def metadata(self) -> Mapping[str, object]: ...
 
 
-def available() -> dict[str, Path]:
+def available() -> Mapping[str, Path]:
     """Every layout that has a map, with the map's file, in natural order."""
-    files = sorted(weights_folder().glob("*/*.toml"))
-    return {
+    folder = weights_folder()
+    return _available(folder, tuple(entry.stat().st_mtime_ns for entry in sorted(os.scandir(folder), key=_name)))
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+@lru_cache(maxsize=8)
+def _available(folder: Path, changed: tuple[int, ...]) -> Mapping[str, Path]:
+    """The layouts of a folder whose families' folders ``changed`` at these times."""
+    files = sorted(folder.glob("*/*.toml"))
+    found = {
         file.stem: file
         for file in files
         if not file.parent.name.startswith("_")
         and file.stem not in ("sources", "probes")
         and not file.stem.startswith(TRANSFER)
     }
+    return MappingProxyType(found)
 
 
 def transfers(family: str) -> dict[str, Path]:
@@ -62,7 +76,7 @@ def path_of(layout: str) -> Path:
     return layouts[layout]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # recognising reads every map: with fewer places than maps none would be found again
 def _loaded(path: Path, modified: int) -> KeyMap:
     return read_map(path)
 

@@ -34,6 +34,7 @@ from zoo.layers import Stack, pool
 from zoo.layers.attention import Attention
 from zoo.layers.blocks import EncoderBlock
 from zoo.layers.convolution import Grid
+from zoo.layers.embeddings import check_features
 from zoo.layers.feed_forward import FeedForward
 from zoo.layers.outputs import Encoded
 from zoo.layers.padding import Padding
@@ -168,11 +169,7 @@ class BrivlImage(ImageEncoder):
         """
         if visual_boxes is None:
             visual_boxes = self.grid_boxes(pixel_values)
-        elif visual_boxes.dim() != 3 or visual_boxes.shape[::2] != (len(pixel_values), 4):
-            raise InputError(
-                f"visual_boxes must be (batch, boxes, 4) with a batch of {len(pixel_values)} as the pictures have, got "
-                f"{tuple(visual_boxes.shape)}"
-            )
+        check_features(visual_boxes, len(pixel_values), 4, "visual_boxes")
         grid = self.backbone.grid(pixel_values)  # (batch, hidden, rows, columns)
         size = pixel_values.new_tensor(pixel_values.shape[:1:-1])  # width, height
         x = self.box_vectors(grid, visual_boxes.to(grid.dtype) / size.to(grid.dtype).repeat(2))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from zoo.errors import ConfigError
+from zoo.layers.convolution import ConvStack
 from zoo.layers.extend import extend, without
 from zoo.layers.schedule import Schedule
 from zoo.layers.stack import Stack
@@ -44,6 +45,10 @@ def blocks_of(model: nn.Module) -> list[Place]:
             inside.append(path)
             for depth, where in enumerate(_runs(part, path)):
                 found.setdefault(where, ((getattr(part, "stream", "text"),), []))[1].append(depth)
+        elif isinstance(part, ConvStack):
+            inside.append(path)
+            for depth in range(len(part.blocks)):
+                found.setdefault(f"{path}.blocks.{depth}", (("image",), []))[1].append(depth)
         elif isinstance(part, Schedule):
             inside.append(path)
             for depth, (where, writes) in enumerate(part.runs()):
@@ -81,7 +86,7 @@ def parameter_depths(model: nn.Module) -> tuple[dict[str, int], int]:
 
 
 def _embeds(path: str) -> bool:
-    return path.rpartition(".")[2].endswith("embeddings")
+    return path.rpartition(".")[2].endswith(("embeddings", "stem"))
 
 
 def layerwise_groups_of(
