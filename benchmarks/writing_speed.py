@@ -5,13 +5,14 @@ both:
 
 Random weights, so no text ends by itself: every one has the same number of tokens. Batches: one source,
 and 16 of ragged lengths; greedy and 4 beams; as loaded, and prepared by `zoo.optimize` in float32 and
-int8.
+int8. With --ctranslate2, CTranslate2 in float32 and int8 as well (the extra `bench` has it).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from statistics import median
@@ -51,8 +52,45 @@ def writers(name: str, layers: int | None) -> dict[str, Any]:
     return {**found, "zoo, int8": zoo.optimize(ours, "int8")}
 
 
+class CTranslate2:
+    """The same model there; its tokens are called by their ids, since it is given no tokenizer."""
+
+    def __init__(self, theirs: Any, compute_type: str, threads: int) -> None:
+        import ctranslate2
+        import tokenizers
+        import transformers
+
+        words = [f"{number}" for number in range(theirs.config.vocab_size)]
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="3"))
+        self.prefix = ["2"] if theirs.config.model_type == "mbart" else None  # BART's config names its start itself
+        theirs.config.normalize_before = theirs.config.model_type == "mbart"  # which the converter asks for
+        named = {"unk_token": "3", "pad_token": "1", "eos_token": "2", "bos_token": "0"}
+        with tempfile.TemporaryDirectory() as folder:
+            theirs.save_pretrained(f"{folder}/model")
+            transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **named).save_pretrained(f"{folder}/model")
+            converter = ctranslate2.converters.TransformersConverter(f"{folder}/model")
+            self.model = ctranslate2.Translator(
+                converter.convert(f"{folder}/ct2"), compute_type=compute_type, intra_threads=threads
+            )
+
+    def write(self, given: dict[str, Tensor], beams: int, tokens: int) -> None:
+        texts = [
+            [str(int(i)) for i, real in zip(ids, mask, strict=True) if real]
+            for ids, mask in zip(given["input_ids"], given["attention_mask"], strict=True)
+        ]
+        prefixes = None if self.prefix is None else [self.prefix] * len(texts)
+        begun = self.prefix is not None  # which counts there
+        limits = {"min_decoding_length": tokens + begun, "max_decoding_length": tokens + begun}
+        found = self.model.translate_batch(texts, prefixes, beam_size=beams, **limits)
+        written = {len(result.hypotheses[0]) - begun for result in found}
+        if written != {tokens}:
+            raise SystemExit(f"CTranslate2 wrote texts of {sorted(written)} tokens, not of {tokens}")
+
+
 def writing(model: Any, given: dict[str, Tensor], beams: int, tokens: int) -> Callable[[], object]:
     """One text for each source, of so many tokens."""
+    if isinstance(model, CTranslate2):
+        return lambda: model.write(given, beams, tokens)
     if isinstance(model, zoo.Model) or (hasattr(model, "model") and isinstance(model.model, zoo.Model)):
         return lambda: zoo.generate(model, given, num_beams=beams, max_new_tokens=tokens, suppress_tokens=[2])
     named = {"num_beams": beams, "max_new_tokens": tokens, "do_sample": False, "decoder_start_token_id": 2}
@@ -74,12 +112,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, help="of each side; all by default")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ctranslate2", action="store_true", help="CTranslate2 too")
     parser.add_argument("--json", help="write the figures here")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rows = []
     for name in given.names:
         models = writers(name, given.layers)
+        if given.ctranslate2:
+            for kind in ("float32", "int8"):
+                models[f"ctranslate2 {kind}"] = CTranslate2(models["transformers"], kind, given.threads)
         for batch in (1, 16):
             source = sources(batch, given.longest, models["zoo"].config.vocab_size)
             for beams in (1, 4):
