@@ -38,6 +38,16 @@ MASKS = ("none", "full", "right", "left", "holes")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu", "sigmoid", "identity")
 
 
+FULL = bool(os.environ.get("ZOO_TEST_FULL"))  # every cell of the matrix, and as many examples as properties name
+
+
+def examples(many: int) -> int:
+    """How many examples a property draws for each family: ``many`` in a full run, else a third. All families together
+    draw hundreds, and what breaks a shared part shows in one of them.
+    """
+    return many if FULL else max(3, many // 3)
+
+
 # -- families ----------------------------------------------------------------------------------------------------------
 
 
@@ -337,10 +347,11 @@ READ = {"vocab_size": 19, "max_positions": 10, "num_channels": 3}  # what a conf
 
 def small_config(name: str, **fields: Any) -> Any:
     """A fixed small config of a family, without dropout; a family's ``SMALL`` adds to the sizes
-    here.
+    here, and its ``small_fields`` puts them where its config has them.
     """
     cls = model_class(name).Config
     wanted = {**SMALL, **getattr(family(name), "SMALL", {}), **fields}
+    wanted = getattr(family(name), "small_fields", dict)(wanted)
     return cls(**{key: value for key, value in wanted.items() if key in cls.field_names()})
 
 

@@ -72,7 +72,7 @@ def test_there_and_back_loses_nothing(layout):
 
     @given(data=st.data())
     @settings(
-        max_examples=12,
+        max_examples=strategies.examples(12),
         deadline=None,
         derandomize=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

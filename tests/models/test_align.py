@@ -16,7 +16,7 @@ import zoo
 from tests import oracle
 from tests.families import align, efficientnet
 from tests.models.test_convnets import agree, as_transformers_can, rows, seen
-from tests.strategies import build, randomised, small_config, text_batches
+from tests.strategies import build, examples, randomised, small_config, text_batches
 from zoo.maps import layouts
 from zoo.models.align import AlignConfig
 
@@ -69,7 +69,7 @@ def inputs(draw: st.DrawFn, config: AlignConfig) -> dict[str, Tensor]:
 
 
 @given(data=st.data())
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], **SETTINGS)
+@settings(max_examples=examples(12), suppress_health_check=[HealthCheck.function_scoped_fixture], **SETTINGS)
 def test_both_towers_the_logits_the_loss_and_the_gradients_are_those_of_transformers(data):
     config = data.draw(configs())
     given_ = data.draw(st.composite(inputs)(config))

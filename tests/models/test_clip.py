@@ -14,7 +14,7 @@ import zoo
 from tests import oracle
 from tests.families import clip, clip_resnet, clip_text, clip_vision
 from tests.references.case import GOLDEN, load_case
-from tests.strategies import build, randomised, relative
+from tests.strategies import build, examples, randomised, relative
 from zoo.errors import ConfigError, InputError, UnknownNameError
 from zoo.maps import layouts
 from zoo.models.clip import ClipConfig
@@ -52,7 +52,7 @@ def class_of(layout: str, name: str, config: Any) -> Any:
 
 
 @given(data=st.data())
-@settings(max_examples=12, **SETTINGS)
+@settings(max_examples=examples(12), **SETTINGS)
 def test_both_towers_and_their_logits_are_those_of_transformers(data):
     config = clip.tiny_config(data.draw, layer_scale=False, image_layer_scale=False, logit_bias=False, dropout=0.0)
     inputs = data.draw(texts(config))
@@ -83,7 +83,7 @@ def test_both_towers_and_their_logits_are_those_of_transformers(data):
 
 
 @given(data=st.data())
-@settings(max_examples=10, **SETTINGS)
+@settings(max_examples=examples(10), **SETTINGS)
 def test_the_loss_and_its_gradients_are_those_of_transformers(data):
     config = clip.tiny_config(data.draw, layer_scale=False, image_layer_scale=False, logit_bias=False, dropout=0.0)
     inputs = data.draw(texts(config))
@@ -105,7 +105,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(data):
 
 @pytest.mark.parametrize(("family", "name"), [(clip_text, "CLIPTextModel"), (clip_vision, "CLIPVisionModel")])
 @given(data=st.data())
-@settings(max_examples=15, **SETTINGS)
+@settings(max_examples=examples(15), **SETTINGS)
 def test_a_tower_alone_is_that_of_transformers_with_its_projection_and_without(family, name, data):
     config = family.tiny_config(data.draw, layer_scale=False, dropout=0.0)
     inputs = (

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import zoo
 from tests import oracle
 from tests.families import efficientnet
-from tests.strategies import ACTIVATIONS, build, randomised, relative, small_config
+from tests.strategies import ACTIVATIONS, build, examples, randomised, relative, small_config
 from zoo.errors import ConfigError, InputError
 from zoo.layers.convolution import ConvStyle, behind, padded, same
 from zoo.layers.init import initialise
@@ -75,7 +75,7 @@ def theirs_for(config: Any, class_name: str, **options: Any) -> nn.Module:
 
 
 @given(data=st.data())
-@settings(max_examples=25, **SETTINGS)
+@settings(max_examples=examples(25), **SETTINGS)
 def test_efficientnet_is_transformers_efficientnet(data):
     config = data.draw(st.composite(as_transformers_can)())
     ours = seen(build("efficientnet", config))

@@ -42,7 +42,7 @@ def at(where: Tensor, hidden: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", strategies.with_oracle())
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=strategies.examples(40), deadline=None, derandomize=True)
 def test_the_encoder_is_transformers_encoder(name, data):
     config = data.draw(configs(name))
     batch = data.draw(batches(name, config))
@@ -71,7 +71,7 @@ def test_the_encoder_is_transformers_encoder(name, data):
 
 @pytest.mark.parametrize(("name", "task"), CASES)
 @given(data=st.data())
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=strategies.examples(15), deadline=None, derandomize=True)
 def test_each_head_gives_transformers_logits_and_losses(name, task, data):
     config, options = data.draw(configs(name)), data.draw(task_options(task))
     batch = data.draw(batches(name, config, embeds=task != "multiple-choice"))
@@ -158,7 +158,7 @@ def answer_loss(reference: Any, labels: dict[str, Tensor], real: Tensor) -> Tens
 
 @pytest.mark.parametrize(("name", "task"), [*((n, None) for n in strategies.with_oracle()), *CASES])
 @given(data=st.data())
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=strategies.examples(8), deadline=None, derandomize=True)
 def test_a_transformers_model_loads_and_gives_its_numbers(name, task, data):
     config, options = data.draw(configs(name)), {} if task is None else data.draw(task_options(task))
     if task is not None:
@@ -271,7 +271,7 @@ def test_gradients_are_transformers_gradients_through_the_map(name, task, packed
 
 @pytest.mark.parametrize("name", strategies.with_oracle())
 @given(data=st.data())
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=strategies.examples(15), deadline=None, derandomize=True)
 def test_a_visible_matrix_is_transformers_four_dimensional_mask(name, data):
     if name in ROWS_ONLY:
         pytest.skip("its class there takes no mask of four dimensions")

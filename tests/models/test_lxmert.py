@@ -19,7 +19,7 @@ from tests.families import lxmert
 from tests.pictures import labels_for
 from tests.references.case import GOLDEN, load_case
 from tests.references.lxmert import RENAMED
-from tests.strategies import Batch, batches, build, relative, small_batch, small_config
+from tests.strategies import Batch, batches, build, examples, relative, small_batch, small_config
 from zoo.errors import ConfigError, InputError, TaskError
 from zoo.registry import records as sources
 from zoo.tasks.losses import masked_feature_loss, weighted_class_loss
@@ -57,7 +57,7 @@ def depths(alone: int, across: int) -> list[int]:
 
 
 @given(data=st.data())
-@settings(max_examples=15, **SETTINGS)
+@settings(max_examples=examples(15), **SETTINGS)
 def test_the_encoder_is_transformers_encoder(data):
     config, batch = drawn(data)
     ours = build("lxmert", config, seed=data.draw(st.integers(0, 2**16)))
@@ -87,7 +87,7 @@ def test_the_encoder_is_transformers_encoder(data):
 
 
 @given(data=st.data())
-@settings(max_examples=10, **SETTINGS)
+@settings(max_examples=examples(10), **SETTINGS)
 def test_every_head_every_loss_and_every_gradient_of_pretraining_is_transformers(data):
     config, batch = drawn(data)
     text, image = batch.real(), batch.real("visual_mask")
@@ -128,7 +128,7 @@ def test_every_head_every_loss_and_every_gradient_of_pretraining_is_transformers
 
 
 @given(data=st.data())
-@settings(max_examples=5, **SETTINGS)
+@settings(max_examples=examples(5), **SETTINGS)
 def test_the_answers_are_transformers_answers(data):
     config, batch = drawn(data)
     batch = batch.with_(attention_mask=batch.real().index_fill(1, torch.tensor([0]), True))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zoo
 from tests import oracle
-from tests.strategies import batches, build, configs, randomised, relative, small_config
+from tests.strategies import batches, build, configs, examples, randomised, relative, small_config
 from zoo.data.denoising import DenoisingNoise, TorchDraws, permute_sentences, poisson_lengths
 from zoo.errors import ConfigError, InputError
 from zoo.inference.generate import generate
@@ -34,7 +34,7 @@ def close(mine: Tensor, theirs: Tensor, where: Tensor | None = None) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=examples(12), deadline=None, derandomize=True)
 def test_both_stacks_are_transformers_stacks(family, data):
     layout, bare, _ = FAMILIES[family]
     config = data.draw(configs(family))
@@ -65,7 +65,7 @@ def test_both_stacks_are_transformers_stacks(family, data):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=examples(8), deadline=None, derandomize=True)
 def test_a_transformers_writer_loads_and_gives_its_scores_loss_and_gradients_from_labels_alone(family, data):
     layout, _, writer = FAMILIES[family]
     config = data.draw(configs(family))
@@ -148,7 +148,7 @@ def test_the_last_label_comes_first_wherever_it_stands():
     st.sampled_from([0.0, 0.3, 1.0]),
     st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 def test_noise_keeps_both_ends_and_masks_the_budget(words, replace_length, share, seed):
     tokens = [0, *words, 50]
     noise = DenoisingNoise(

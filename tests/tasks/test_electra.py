@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import zoo
+from tests.strategies import examples
 from zoo.errors import CheckpointError, ConfigError, TaskError
 from zoo.formats.archive import Info
 from zoo.formats.memory import DictArchive
@@ -59,7 +60,7 @@ def error(mine: Tensor, reference: Tensor) -> float:
 
 
 @given(data=st.data())
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20), deadline=None, derandomize=True)
 def test_the_replaced_token_head_is_transformers_head(data):
     heads = data.draw(st.integers(1, 2))
     hidden = heads * data.draw(st.integers(1, 3))

@@ -118,7 +118,7 @@ def test_tasks_over_texts_do_not_fit_and_those_over_pictures_do(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=12, **SETTINGS)
+@settings(max_examples=strategies.examples(12), **SETTINGS)
 def test_what_stands_at_padding_changes_nothing(name, data):
     config, batch = configs_and_batches(data, name)
     model = build(name, config)
@@ -131,7 +131,7 @@ def test_what_stands_at_padding_changes_nothing(name, data):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=15, **SETTINGS)
+@settings(max_examples=strategies.examples(15), **SETTINGS)
 def test_more_padding_of_texts_or_regions_changes_nothing_on_real_ones(name, data):
     config, batch = configs_and_batches(data, name)
     model = build(name, config)
@@ -155,7 +155,7 @@ def test_more_padding_of_texts_or_regions_changes_nothing_on_real_ones(name, dat
 
 @pytest.mark.parametrize("name", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=10, **SETTINGS)
+@settings(max_examples=strategies.examples(10), **SETTINGS)
 def test_the_order_of_the_batch_changes_nothing(name, data):
     config, batch = configs_and_batches(data, name)
     order = data.draw(st.permutations(range(batch.rows)))
@@ -167,7 +167,7 @@ def test_the_order_of_the_batch_changes_nothing(name, data):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=15, **SETTINGS)
+@settings(max_examples=strategies.examples(15), **SETTINGS)
 def test_every_path_gives_the_same(name, data):
     config, batch = configs_and_batches(data, name)
     model = build(name, config)
@@ -442,7 +442,7 @@ def with_their_segments(config: Any, batch: Batch) -> Batch:
 
 
 @given(data=st.data())
-@settings(max_examples=25, **SETTINGS)
+@settings(max_examples=strategies.examples(25), **SETTINGS)
 def test_the_encoder_is_transformers_encoder(data):
     config, batch = configs_and_batches(data, "visualbert", bypass=False)
     batch = with_their_segments(config, batch)
@@ -465,7 +465,7 @@ def test_the_encoder_is_transformers_encoder(data):
 
 @pytest.mark.parametrize("task", [task for task in visualbert.CLASSES if task])
 @given(data=st.data())
-@settings(max_examples=10, **SETTINGS)
+@settings(max_examples=strategies.examples(10), **SETTINGS)
 def test_each_head_gives_transformers_logits_and_losses(task, data):
     config, batch = configs_and_batches(data, "visualbert", bypass=False, pooler=True)
     batch = with_their_segments(config, batch).masked
@@ -621,7 +621,7 @@ def test_the_published_schedule_is_the_papers():
 
 
 @given(data=st.data())
-@settings(max_examples=12, **SETTINGS)
+@settings(max_examples=strategies.examples(12), **SETTINGS)
 def test_one_text_with_many_pictures_is_the_text_repeated(data):
     config, batch = configs_and_batches(data, "vilbert")
     model = build("vilbert", config)
@@ -637,7 +637,7 @@ def test_one_text_with_many_pictures_is_the_text_repeated(data):
 
 
 @given(data=st.data())
-@settings(max_examples=12, **SETTINGS)
+@settings(max_examples=strategies.examples(12), **SETTINGS)
 def test_all_pairs_are_each_text_with_each_picture_pictures_running_fast(data):
     config, batch = configs_and_batches(data, "vilbert", dynamic_attention=False)
     model = build("vilbert", config)

@@ -28,6 +28,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.data.captions import NextWordCollator
 from zoo.errors import ConfigError, InputError
 from zoo.layers import RegionEmbeddings, ReluPooler, Stack, Wanted, bert_block_of
 from zoo.layers.cache import KeyValueCache
@@ -108,6 +109,7 @@ class TwoPoolers(nn.Module):
 class Unimo(JointEncoder):
     Config = UnimoConfig
     writes = "joint"
+    captions = NextWordCollator
     heads = {"masked_lm": masked_lm_of}
     pretraining = (MASKED_WORDS,)
     ranking_loss = "circle"
@@ -183,9 +185,9 @@ class Unimo(JointEncoder):
         """How many words may be written behind those that are read."""
         return self.config.longest - read
 
-    def read_positions(self, input_ids: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
-        """The positions of words that are read."""
-        return self.embeddings.places(input_ids)
+    def read_inputs(self, input_ids: Int[Tensor, "batch length"]) -> dict[str, Tensor]:
+        """Where words that are read stand."""
+        return {"position_ids": self.embeddings.places(input_ids)}
 
     def written_inputs(self, read: Int[Tensor, "rows"], places: Int[Tensor, "new"]) -> dict[str, Tensor]:
         """Where the written words of these places (0, 1, ...) stand behind so many that are read."""

@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.data.captions import CaptionCollator
 from zoo.errors import ConfigError
 from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, Wanted, bert_block_of
 from zoo.layers.cache import KeyValueCache
@@ -126,6 +127,7 @@ class PlacedRegions(nn.Module):
 class Vlp(JointEncoder):
     Config = VlpConfig
     writes = "masked"
+    captions = CaptionCollator
     heads = {"masked_lm": masked_lm_of}
     pretraining = (
         replace(
@@ -194,9 +196,9 @@ class Vlp(JointEncoder):
         """How many words may be written behind those that are read."""
         return self.config.longest - read
 
-    def read_positions(self, input_ids: Int[Tensor, "batch length"]) -> Int[Tensor, "1 length"]:
-        """The positions of words that are read."""
-        return self.embeddings.places_of(input_ids)
+    def read_inputs(self, input_ids: Int[Tensor, "batch length"]) -> dict[str, Tensor]:
+        """Where words that are read stand, and their segment."""
+        return {"position_ids": self.embeddings.places_of(input_ids), "token_type_ids": torch.zeros_like(input_ids)}
 
     def written_inputs(self, read: Int[Tensor, "rows"], places: Int[Tensor, "new"]) -> dict[str, Tensor]:
         """Where the written words of these places (0, 1, ...) stand behind so many that are read."""

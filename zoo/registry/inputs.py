@@ -176,7 +176,7 @@ _INPUTS = (
         ("batch", "length"),
         "int",
         "which tokens are written: 0 = read, which all attend to; 1, 2, ... = written in this order, each attends to "
-        "what is read and to those before it (VLP, UNIMO)",
+        "what is read and to those before it (VLP, UNIMO, Oscar)",
     ),
     Input(
         "cache",

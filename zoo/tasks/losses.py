@@ -6,6 +6,7 @@ labels that count, and zero, with a gradient of zeros, where none does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -282,6 +283,30 @@ def kept_token_loss(logits: Tensor, labels: Tensor, drop_worst: float = 0.0, lab
     return kept.sum() / (counts[texts].sum() + 1e-5)  # eq: kept-tokens
 
 
+def smoothed_token_loss(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, drop_worst: float = 0.0
+) -> Tensor:
+    """Oscar's loss of captions: the mean, over the labels that are not -100, of the KL divergence from a
+    target with ``1 - e`` at the label and ``e / (V - 1)`` at each other id. The share ``drop_worst`` of
+    the labels, those of the largest losses, is left out, but never all.
+
+    logits (..., V), labels (...). With neither it is `token_cross_entropy`.
+    """
+    if not label_smoothing and not drop_worst:
+        return token_cross_entropy(logits, labels)
+    labels = counted_labels(labels)
+    counted = labels != IGNORED
+    logp, right = widened(logits)[counted].log_softmax(-1), labels[counted].unsqueeze(-1)  # (labels, V)
+    keep, others = 1 - label_smoothing, logits.shape[-1] - 1
+    share = label_smoothing / others
+    entropy = -keep * math.log(keep) - (label_smoothing * math.log(share) if share else 0.0)  # eq: smoothed-tokens
+    right_logp = logp.gather(-1, right).squeeze(-1)
+    each = -(keep - share) * right_logp - share * logp.sum(-1) - entropy  # eq: smoothed-tokens
+    if drop_worst and len(each):
+        each = each.topk(max(1, int(len(each) * (1 - drop_worst))), largest=False).values  # eq: smoothed-tokens
+    return each.sum() / max(1, len(each)) if len(each) else logits.sum() * 0
+
+
 REGION_TARGETS = ("classes", "features", "contrastive")
 
 
@@ -479,11 +504,22 @@ def _next_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None,
 
 
 def _kept_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    return kept_token_loss(scores, _word_labels(name, scores, labels, real), **beside)
+
+
+def _smoothed_tokens(
+    name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]
+) -> Tensor:
+    return smoothed_token_loss(scores, _word_labels(name, scores, labels, real), **beside)
+
+
+def _word_labels(name: str, scores: Tensor, labels: Tensor, real: Tensor | None) -> Tensor:
+    """Checked labels of words, those at padding left out."""
     labels = label_tensor(labels, name)
     check_labels(labels, tuple(scores.shape[:-1]), name)
     labels = real_labels(labels, real)
     check_labels(labels, tuple(scores.shape[:-1]), name, scores.shape[-1])
-    return kept_token_loss(scores, labels, beside["drop_worst"], beside["label_smoothing"])
+    return labels
 
 
 def _binary_tokens(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
@@ -598,6 +634,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "tokens": _tokens,
     "next-tokens": _next_tokens,
     "kept-tokens": _kept_tokens,
+    "smoothed-tokens": _smoothed_tokens,
     "binary-tokens": _binary_tokens,
     "rows": _rows,
     "binary-rows": _binary_rows,
@@ -635,6 +672,7 @@ def check_kept_tokens(options: Mapping[str, Any]) -> None:
 
 OPTION_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "kept-tokens": check_kept_tokens,
+    "smoothed-tokens": check_kept_tokens,
     "regions": check_region_target,
     "region-class": check_class_loss,
 }

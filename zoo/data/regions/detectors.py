@@ -23,6 +23,9 @@ DETECTORS: dict[str, Detector] = {
     "x152": Detector(
         2048, "BGR", "xyxy", "ResNeXt-152 Faster R-CNN of Pythia and MMF: ViLBERT multi-task, VisualBERT VQA"
     ),
+    "vinvl-x152-c4": Detector(
+        2048, "BGR", "xyxy", "Zhang et al., 2021, VinVL: ResNeXt-152 C4, 1,594 classes and 524 attributes: Oscar+"
+    ),
     "detectron-fc6": Detector(1024, "BGR", "xyxy", "Detectron fc6: VisualBERT on NLVR2"),
     "resnet50-vcr": Detector(512, "RGB", "xyxy", "a ResNet-50 trained along on VCR: VisualBERT"),
     "vl-bert-e2e": Detector(2048, "BGR", "xyxy", "Fast R-CNN, ResNet-101, trained along: VL-BERT"),

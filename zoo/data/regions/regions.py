@@ -231,8 +231,10 @@ class Regions:
         boxes, ``visual_mask``; always batched.
 
         Adds the whole-image region where the config says a place for one (``whole_image_at``, unless
-        ``config.whole_image`` is False) and these regions have none. Refuses features of another
-        width and says which detectors give the wanted one.
+        ``config.whole_image`` is False) and these regions have none. Where a model reads boxes as the
+        last columns of the features (``box_in_features``: their code) they are put there, unless the
+        features hold them already. Refuses features of another width and says which detectors give the
+        wanted one.
         """
         name = type(config).__name__.removesuffix("Config")
         wanted = getattr(config, "visual_size", None)
@@ -240,6 +242,12 @@ class Regions:
             raise InputError(
                 f"{name} reads no pictures; regions are for models with visual_features among their inputs"
             )
+        code = getattr(config, "box_in_features", None)
+        if code is not None and self.width != wanted:
+            box: Tensor = getattr(self, code)()
+            wanted -= box.shape[-1]
+            if self.width == wanted:
+                return replace(self, features=torch.cat([self.features, box], -1)).for_model(config)
         if self.width != wanted:
             trained = ", ".join(f"{kind} ({about.width})" for kind, about in DETECTORS.items() if about.width == wanted)
             raise InputError(

@@ -1,7 +1,7 @@
 """Writers in the stream that holds what is read: words, the regions of a picture, or both (`JointEncoder`).
 
 What is read has rank 0 and attends to itself alone; written words have the ranks 1, 2, ... A family says where its
-written words stand (`written_inputs`) and with what they begin.
+written words stand (`written_inputs`), where those that are read do (`read_inputs`), and with what a text begins.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class JointWriter:
         self.words = {name: value for name, value in named.items() if name not in self.pictures}
         if input_ids is not None:
             check_source(input_ids, attention_mask)
-            self.words["input_ids"] = input_ids
+            self.words = {"input_ids": input_ids, **self.body.read_inputs(input_ids), **self.words}
         elif "visual_features" not in self.pictures:
             raise InputError("there is nothing to read: give input_ids, visual_features or both")
         read = self.pictures["visual_features"] if input_ids is None else input_ids
@@ -62,9 +62,13 @@ class JointWriter:
         return ids
 
     def start(self) -> Tensor:
+        self.remember()
+        return self.read(self.ids)
+
+    def remember(self) -> None:
+        """Keep keys and values of what is read, where a cache holds them."""
         if self.cache is not None:
             self.body(attention_mask=self.mask, **self.words, **self.pictures, cache=self.cache)
-        return self.read(self.ids)
 
     def step(self, tokens: Tensor) -> Tensor:
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
@@ -96,8 +100,6 @@ class JointWriter:
             if self.mask is not None or real is not None:
                 before = torch.ones_like(read, dtype=torch.bool) if self.mask is None else self.mask[self.rows]
                 mask = torch.cat([before, torch.ones_like(shown, dtype=torch.bool) if real is None else real], 1)
-            defaults = {"position_ids": self.body.read_positions, "token_type_ids": torch.zeros_like}
-            words |= {name: defaults[name](read) for name in written if name not in words}
             ranks = nn.functional.pad(ranks, (read.shape[1], 0))
             words |= {
                 name: torch.cat([words[name].expand(len(shown), -1), value], 1)
@@ -146,9 +148,10 @@ class MaskWriter(JointWriter):
     """A word is predicted at a mask that stands behind those before it, and then takes the mask's place."""
 
     def first_words(self, start_ids: Tensor | None, sources: int, device: torch.device) -> Tensor:
-        if start_ids is None:
+        """The config's start token, or nothing where it has none: then what is read ends with it."""
+        if start_ids is None and getattr(self.task.config, "start_token_id", None) is None:
             return torch.empty(sources, 0, dtype=torch.int64, device=device)
-        return start_ids.expand(sources, -1)
+        return super().first_words(start_ids, sources, device)
 
     def behind(self, ids: Tensor) -> Tensor:
         return nn.functional.pad(ids, (0, 1), value=self.task.config.mask_token_id)
@@ -163,13 +166,14 @@ class MaskWriter(JointWriter):
         real: Tensor,
         named: Mapping[str, Any],
     ) -> Tensor:
-        """Those of the masks behind each token of given targets, one after the other. The first token of a
-        target is what is read last, and stands there already.
+        """Those of the masks behind each token of given targets, one after the other. Where texts begin with
+        nothing, the first token of a target is what is read last, and stands there already.
         """
-        writer = cls(task, input_ids, attention_mask, None, named)
-        writer.start()
-        found = []
+        learns = torch.is_grad_enabled()  # what a cache holds carries no gradient
+        writer = cls(task, input_ids, attention_mask, None, named, use_cache=not learns)
+        writer.remember()
+        found, first = [], 0 if writer.beginning.shape[1] else 1
         for place in range(target_ids.shape[1]):
-            words = target_ids[:, 1 : place + 1]
+            words = target_ids[:, first : place + 1]
             found.append(writer.state(words if writer.cache is None else words[:, -1:]))
         return torch.cat(found, 1)
