@@ -179,10 +179,11 @@ def filled(
     if resized:
         bare_model(module).resize(**resized)
         notes += tuple(f"{name} was {getattr(config, name)} and is {value} now" for name, value in resized.items())
+    if (sized := {**fields, **resized}.get("image_size")) not in (None, getattr(saved.config, "image_size", None)):
         parts: tuple[Any, ...] = (module, bare_model(module))
         for part in parts:
             if part.find_images is not None:
-                part.find_images = partial(at_size, part.find_images, resized)
+                part.find_images = partial(at_size, part.find_images, {"image_size": sized})
     left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
         shown, checkpoint.layout, left_out, random, checkpoint.differs, (*checkpoint.notes, *notes), checks, left
