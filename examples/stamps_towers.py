@@ -271,8 +271,8 @@ def save_towers(model: Joined, folder: Path) -> None:
     """The model with MiniLM's tokenizer and how EfficientNet wants its pictures: a folder for ``zoo search``."""
     (image, images), tokenizer = image_tower(), text_tower()[1]
     made = as_dual_encoder(model, model.text.tower, image)
-    made.tokenizer, made.images = tokenizer, images
-    zoo.save(made, folder)
+    made.images = images
+    zoo.save(made, folder, tokenizer=tokenizer)
 
 
 # --- what was learned -------------------------------------------------------------------------------------------------
