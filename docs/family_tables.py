@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.models.base.config import Config
 from zoo.registry import variants as registry
 from zoo.registry.inputs import LABELS, Input
 from zoo.registry.listing import offers_of
@@ -32,7 +33,7 @@ PARTS = (  # the first pattern that a module's whole name meets says what its pa
     (r"(?:.*[._])?norms?(?:\.\d+)?", "norms"),
     (r".*squeeze_excite\..*", "squeeze and excite"),
     (r".*\.(?:conv|choose|box)", "convolutions"),
-    (r".*attention\.\w+", "attention"),
+    (r".*attention\.\w+(?:\.\d+)?", "attention"),
     (r".*feed_forwards?\..*", "feed-forward"),
 )
 ORDER = (
@@ -41,6 +42,7 @@ ORDER = (
 )
 STREAMS = ("image", "entity", "ngram", "decoder", "wiki", "wordnet")
 """The streams beside the text's, as the components of parameters' names begin."""
+PART_SIZES = ("vocab_size", "hidden_size", "num_layers")
 READS = {
     "text": "the text's states",
     "pooled": "the pooled vector",
@@ -81,11 +83,9 @@ def sizes(variants: Variants) -> str:
     """A row per variant: the fields in which the family's variants differ, and the parameters."""
     configs = {v.name: registry.config(v.name) for v in variants}
     first = next(iter(configs.values()))
-    shown = [
-        n
-        for n in first.field_names()
-        if len({str(getattr(c, n)) for c in configs.values()}) > 1 and n not in first.free_fields()
-    ]
+    fields = {v.name: fields_of(configs[v.name]) for v in variants}
+    names = [n for n in dict.fromkeys(name for own in fields.values() for name in own) if n not in first.free_fields()]
+    shown = [n for n in names if len({own.get(n) for own in fields.values()}) > 1]
     if len(variants) == 1:
         shown = [
             n
@@ -98,8 +98,20 @@ def sizes(variants: Variants) -> str:
         checked = "no published count" if stated is None else v.parameters["source"]
         if stated not in (None, count):
             checked += f", which has {stated:,}"
-        rows.append([f"`{v.name}`", *(str(getattr(configs[v.name], n)) for n in shown), f"{count:,}", checked])
+        rows.append([f"`{v.name}`", *(fields[v.name].get(n, "–") for n in shown), f"{count:,}", checked])
     return table(["variant", *shown, "parameters", "count checked against"], rows)
+
+
+def fields_of(config: Any) -> dict[str, str]:
+    """A config's fields as they are shown; of the config of a part the sizes that most have."""
+    found: dict[str, str] = {}
+    for name in config.field_names():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            found |= {f"{name}.{n}": str(getattr(value, n)) for n in PART_SIZES if n in value.field_names()}
+        else:
+            found[name] = str(value)
+    return found
 
 
 def papers(variants: Variants) -> str:

@@ -347,10 +347,11 @@ READ = {"vocab_size": 19, "max_positions": 10, "num_channels": 3}  # what a conf
 
 def small_config(name: str, **fields: Any) -> Any:
     """A fixed small config of a family, without dropout; a family's ``SMALL`` adds to the sizes
-    here.
+    here, and its ``small_fields`` puts them where its config has them.
     """
     cls = model_class(name).Config
     wanted = {**SMALL, **getattr(family(name), "SMALL", {}), **fields}
+    wanted = getattr(family(name), "small_fields", dict)(wanted)
     return cls(**{key: value for key, value in wanted.items() if key in cls.field_names()})
 
 

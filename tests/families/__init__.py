@@ -10,6 +10,7 @@ A module gives ``tiny_config(draw)``, a small config drawn over everything the f
 - ``DEFAULT``: the variant whose config the class of transformers has by default.
 - ``states(output)`` where a model has several streams: the last states by the mask they run along
   with.
-- ``SMALL``, fields of the fixed small config; ``small_batch()``, a fixed ragged batch;
-  ``labels(task, model, batch, seed)``; ``TASKS``, those that it knows labels for, all unless it is there.
+- ``SMALL``, fields of the fixed small config; ``small_fields(fields)``, where its config has them elsewhere;
+  ``small_batch()``, a fixed ragged batch; ``labels(task, model, batch, seed)``; ``TASKS``, those that it knows
+  labels for, all unless it is there.
 """

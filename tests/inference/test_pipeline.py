@@ -293,9 +293,9 @@ def test_the_best_span_is_ordered_and_no_longer_than_allowed(seed):
 def test_masks_of_several_rows_are_each_filled(tokenizer):
     model = tiny("masked-lm")
     fill = zoo.pipeline("fill-mask", model, tokenizer=tokenizer, top=3, batch_size=2)
-    rows = ["[MASK] lives in [MASK]", "ada", "[MASK]"]
+    rows = ["[MASK] lives in [MASK]", "ada [MASK]", "[MASK]"]
     found = fill(rows)
-    assert [len(row["masks"]) for row in found] == [2, 0, 1]
+    assert [len(row["masks"]) for row in found] == [2, 1, 1]
     for text, row in zip(rows, found, strict=True):
         batch = tokenizer([text])
         places = (batch["input_ids"][0] == IDS["[MASK]"]).nonzero().flatten()
@@ -306,6 +306,8 @@ def test_masks_of_several_rows_are_each_filled(tokenizer):
             assert [IDS[guess["token"]] for guess in mask] == [guess["id"] for guess in mask]
     with pytest.raises(InputError, match="a mask lies behind the 16 tokens"):
         fill("ada " * 20 + "[MASK]")
+    with pytest.raises(InputError, match=r"'ada <mask>' holds no mask token; write \[MASK\] where"):
+        fill(["[MASK]", "ada <mask>"])
     with pytest.raises(InputError, match="top must be at least 1"):
         FillMaskPipeline(model, tokenizer, top=0)
 

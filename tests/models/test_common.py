@@ -100,7 +100,7 @@ def test_the_stated_parameter_count_is_met_and_the_build_on_meta_is_complete(nam
     variant, tag = registry.resolve(name)
     config = zoo.config(name)
     overrides = {
-        key: value for key, value in config.to_dict().items() if value != getattr(zoo.config(variant.name), key)
+        key: value for key, value in config.to_dict().items() if value != zoo.config(variant.name).to_dict()[key]
     }
     model = zoo.create(variant.name, device="meta", **overrides)
     assert model.config == config

@@ -33,7 +33,9 @@ def test_a_word_sees_the_whole_picture_or_the_region_that_it_names():
         whole = model(IDS, MASK, **shown, word_regions=torch.zeros_like(IDS))
         named = model(IDS, MASK, **shown, word_regions=places, output_hidden_states=True)
         vectors = model.image_embeddings(shown["visual_features"], shown["visual_boxes"], None)
-        tokens = model.embeddings.token.weight[IDS] + model.visual_text(vectors[torch.arange(2)[:, None], places])
+        tokens = model.embeddings.token.weight[IDS] + model.visual_text_embeddings(
+            vectors[torch.arange(2)[:, None], places]
+        )
         wanted = model.embeddings(None, None, None, tokens)
     assert relative(plain.last_hidden_state, whole.last_hidden_state) < 1e-12
     assert relative(named.hidden_states[0][:, :4][MASK.bool()], wanted[MASK.bool()]) < 1e-12
@@ -75,7 +77,7 @@ def test_a_text_without_a_picture_has_a_learned_vector_for_one():
     result = model(IDS, MASK, labels=labels)
     assert set(result.losses) == {"masked_lm"}
     result.loss.backward()
-    assert model.model.text_only.weight.grad.abs().max() > 0
+    assert model.model.text_only_embeddings.weight.grad.abs().max() > 0
     assert result.encoded.region_length == 0
     bare = model_of(text_only=False)
     with pytest.raises(InputError, match="text_only = False"):

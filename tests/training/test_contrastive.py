@@ -281,3 +281,38 @@ def test_a_momentum_model_in_copies_shuffles_and_learns():
 
     one, two = in_processes(work)
     assert all(torch.equal(x, two[name]) for name, x in one.items())
+
+
+def test_two_processes_learn_from_the_queues_of_two_towers_what_one_learns():
+    def learn(rank: int, world: int) -> dict[str, Tensor]:
+        model: Any = zoo.create(
+            "clip-vit-b-32",
+            task="image-text-momentum",
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(0),
+            queue_size=8,
+            momentum=0.5,
+            **SIZES,
+            **CLIP,
+        )
+        model.train().start()
+        wrapped = model if world == 1 else DistributedDataParallel(model)
+        optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+        for step in range(3):
+            batch = pairs(4, seed=step)
+            batch["input_ids"][1, 3:] = torch.tensor([29, 0, 0, 0])  # a text of four tokens
+            model.before_step()
+            out = wrapped(**share(batch, slice(rank, None, world)), lengths=[7, 4, 7, 7][rank::world])
+            optimizer.zero_grad()
+            out.loss.backward()
+            optimizer.step()
+            model.after_step([out])
+            losses.append(out.loss.detach())
+        return {**model.state_dict(), "losses": torch.stack(losses)}
+
+    alone, parts = learn(0, 1), in_processes(lambda rank: learn(rank, 2))
+    losses = [part.pop("losses") for part in parts]
+    assert torch.allclose(sum(losses) / 2, alone.pop("losses"), atol=1e-12)
+    assert not torch.allclose(*losses)
+    for part in parts:
+        same(part, alone)

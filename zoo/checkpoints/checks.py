@@ -259,7 +259,7 @@ def check_contract(opened: Opened) -> Check:
     if keymap is None:
         return Check("contract", True, "the config builds a model of exactly these tensors")
     held = [name for name in config if name not in opened.overrides]
-    resolved = keymap.config.resolved(config)
+    resolved = keymap.resolved(config)
     said = {} if opened.foreign is None else keymap.config_forward(opened.foreign)
     if different := _different(said, resolved, [name for name in held if name not in keymap.config.sized]):
         name = different[0]
@@ -277,14 +277,21 @@ def check_way_back(keymap: KeyMap, config: Mapping[str, object], held: Collectio
     except ConfigError as error:
         return untried("contract", f"the way back is not open: {error}")
     again = keymap.config_forward(written)
-    if different := _different(again, keymap.config.resolved(config), config if held is None else held):
+    if different := _different(again, keymap.resolved(config), config if held is None else held):
         name = different[0]
         return Check("contract", False, f"{name}={config[name]!r} comes back from {keymap.layout} as {again[name]!r}")
     return Check("contract", True, "every key of the config is used, or known to say nothing about the model")
 
 
 def _different(found: Mapping[str, object], wanted: Mapping[str, object], names: Collection[str]) -> list[str]:
-    return [name for name, value in found.items() if name in names and not same(value, wanted[name])]
+    return [name for name, value in found.items() if name in names and not _says(value, wanted[name])]
+
+
+def _says(found: object, wanted: object) -> bool:
+    """Whether two values are one; of the config of a part, whether all that was found is."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        return all(_says(value, wanted.get(name, value)) for name, value in found.items())
+    return same(found, wanted)
 
 
 def check_probe(probe: Probe | None) -> Check:

@@ -21,6 +21,7 @@ from zoo.formats.archive import TORCH_DTYPES as DTYPES
 from zoo.formats.archive import dtype_name
 from zoo.formats.disk import writing
 from zoo.formats.writer import write_tensors
+from zoo.inference.search.settings import Search
 from zoo.maps.key_map import KeyMap
 from zoo.maps.plans import heads_of
 from zoo.registry.tasks import TASKS
@@ -30,6 +31,11 @@ from zoo.tokenization.tokenizer import SAVED_BACKEND
 
 FAST_TOKENIZER = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is
 MODULES = {"dense": "Dense", "norm": "LayerNorm", "dropout": "Dropout"}  # a layer's kind -> the module
+VOCABULARY_IDS = {
+    "pad_token_id": "pad_token_id",
+    "decoder_start_token_id": "start_token_id",
+    "eos_token_id": "end_token_id",
+}
 ROLES = ("pad", "cls", "sep", "mask", "unk")
 
 
@@ -83,11 +89,22 @@ def write_companions(
             write_images(images, folder)
         else:
             notes.append("nothing beside the source says how it wants its pictures, so that was not written")
+    copy_search(checkpoint, folder, back=True)
     own = blueprint.task == "sentence-embedding"
     if options := blueprint.options if own else checkpoint.hints_for("sentence-embedding"):
         write_modules(folder, options, config.hidden_size, longest)
         write_layers(folder, options, config.hidden_size, layers, dtype)
     return notes
+
+
+def copy_search(checkpoint: Checkpoint, folder: Path, back: bool = False) -> None:
+    """The settings of a search beside converted weights, where the model writes and its files say any. ``back``: on
+    the way to transformers, which reads ids of the vocabulary there too.
+    """
+    source, blueprint = folder_of(checkpoint.source), checkpoint.blueprint
+    if source is not None and blueprint.model_class.writes and (search := Search.read(source)) != Search():
+        ids = {theirs: getattr(blueprint.config, ours, None) for theirs, ours in VOCABULARY_IDS.items()} if back else {}
+        search.write(folder, {name: value for name, value in ids.items() if value is not None})
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None, unread: Collection[str] = ()) -> list[str]:

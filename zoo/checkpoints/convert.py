@@ -17,7 +17,7 @@ from zoo.checkpoints import checks
 from zoo.checkpoints import streaming as engine
 from zoo.checkpoints.binding import CONFIG_FILE, WEIGHTS_FILE, Binding, damage, hashes
 from zoo.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from zoo.checkpoints.companions import head_words, write_companions
+from zoo.checkpoints.companions import copy_search, head_words, write_companions
 from zoo.checkpoints.description import (
     FORMAT_VERSION,
     class_of_maps,
@@ -132,6 +132,7 @@ def _forward(
             if "input_ids" in blueprint.model_class.inputs:
                 lost = _copy_tokenizer(source, record, stage)
             _copy_images(checkpoint, record, stage)
+            copy_search(checkpoint, stage)
         binding = Binding(description, files=hashes(stage) if whole else {})
         report = engine.convert(checkpoint, checkpoint.targets(blueprint), to, dry_run=dry_run, binding=binding)
         if whole and report.content_sha256 is not None:

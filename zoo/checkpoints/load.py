@@ -20,11 +20,11 @@ from zoo.checkpoints.convert import conversion
 from zoo.checkpoints.description import targets_within
 from zoo.checkpoints.images import at_size, find_images
 from zoo.checkpoints.locate import locate
+from zoo.checkpoints.searches import find_search
 from zoo.checkpoints.streaming import read
 from zoo.checkpoints.tokenizer import tokenizer
 from zoo.errors import CheckpointError, ConfigError, unknown, warn
 from zoo.formats.archive import torch_dtype
-from zoo.inference.search.settings import Search
 from zoo.layers.init import initialise, shapes_only
 from zoo.maps.plans import heads_of
 from zoo.models.base.model import bare_model
@@ -175,14 +175,15 @@ def filled(
         home = _home(shown)
         for part in (module, bare_model(module)):
             part.find_tokenizer, part.find_images = partial(tokenizer, home), partial(find_images, home)  # type: ignore[assignment]
-            part.find_search = partial(Search.read, home)  # type: ignore[assignment]
+            part.find_search = partial(find_search, home)  # type: ignore[assignment]
     if resized:
         bare_model(module).resize(**resized)
         notes += tuple(f"{name} was {getattr(config, name)} and is {value} now" for name, value in resized.items())
+    if (sized := {**fields, **resized}.get("image_size")) not in (None, getattr(saved.config, "image_size", None)):
         parts: tuple[Any, ...] = (module, bare_model(module))
         for part in parts:
             if part.find_images is not None:
-                part.find_images = partial(at_size, part.find_images, resized)
+                part.find_images = partial(at_size, part.find_images, {"image_size": sized})
     left = tuple(sorted(checkpoint.plan(inspect=True).heads - heads_of(wanted)))
     module.load_report = LoadReport(  # type: ignore[assignment]
         shown, checkpoint.layout, left_out, random, checkpoint.differs, (*checkpoint.notes, *notes), checks, left

@@ -14,10 +14,12 @@ from zoo.checkpoints.description import describe, write_description
 from zoo.checkpoints.staging import staged
 from zoo.data.images.files import write_images
 from zoo.data.images.images import Images
-from zoo.errors import InputError, warn
+from zoo.errors import InputError, ZooError, warn
 from zoo.formats.disk import writing
 from zoo.formats.sparse_tensors import packed
 from zoo.formats.writer import write_tensors
+from zoo.inference.search.settings import FILE as SEARCH_FILE
+from zoo.inference.search.settings import Search
 from zoo.models.base.model import Model, bare_model, wrappers
 from zoo.tasks.base import TaskModel, canonical_state
 from zoo.techniques.blueprint import Blueprint, WithHeads
@@ -32,8 +34,9 @@ def save(
     shard_size: int | None = None,
     sparse: bool = False,
 ) -> Path:
-    """Write ``config.json`` and ``model.safetensors`` (the tokenizer's files too, and for a model
-    that reads pictures ``preprocessor_config.json``) into a folder, all or nothing. What torch wraps
+    """Write ``config.json`` and ``model.safetensors`` (the tokenizer's files too, for a model that
+    reads pictures ``preprocessor_config.json``, for one with a ``search`` of its own
+    ``generation_config.json``) into a folder, all or nothing. What torch wraps
     around a model (torch.compile, DataParallel, AveragedModel) is left out, and a ZooWarning names
     it.
 
@@ -65,6 +68,7 @@ def save(
         raise InputError("sparse=True writes one file; leave shard_size out")
     if images is None and "pixel_values" in bare_model(model).inputs:
         images = bare_model(model).images
+    search = _search_of(model) if bare_model(model).writes else None
     tensors = {name: whole(tensor.detach()) for name, tensor in canonical_state(model).items()}
     if is_shared_out(model) and dist.get_rank():
         dist.barrier()  # the first process writes
@@ -74,6 +78,8 @@ def save(
             tokenizer.save(stage)
         if images is not None:
             write_images(images, stage)
+        if search is not None and (search != Search() or (folder / SEARCH_FILE).is_file()):
+            search.write(stage)
         binding = Binding(description, files=hashes(stage))
         tensors, how = packed(tensors) if sparse else (tensors, {})
         how = {"format": "pt", **how}  # without it the loaders of accelerate and transformers refuse a file
@@ -82,6 +88,16 @@ def save(
     if is_shared_out(model):
         dist.barrier()
     return folder
+
+
+def _search_of(model: Any) -> Search | None:
+    """How the model writes; None, with a warning, where what lies beside its weights can't be read any more."""
+    try:
+        found: Search | None = getattr(model, "search", None)
+    except ZooError as error:
+        warn(f"the settings that the model writes with are not saved: {error}")
+        return None
+    return found
 
 
 def is_shared_out(model: nn.Module) -> bool:

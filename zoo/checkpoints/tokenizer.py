@@ -10,6 +10,7 @@ from zoo.checkpoints.binding import MODULES, check_beside, header_beside
 from zoo.checkpoints.locate import locate
 from zoo.data.images.files import FILE as IMAGES_FILE
 from zoo.formats.disk import settled
+from zoo.inference.search.settings import FILE as SEARCH_FILE
 
 
 def tokenizer(source: str | os.PathLike[str]) -> Any:
@@ -29,7 +30,9 @@ def tokenizer(source: str | os.PathLike[str]) -> Any:
     def read() -> Any:
         header, found = header_beside(path), load_tokenizer(path, spec)
         if header is not None:
-            names = [name for name in header.files if name not in (*MODULES, IMAGES_FILE) and "/" not in name]
+            names = [
+                name for name in header.files if name not in (*MODULES, IMAGES_FILE, SEARCH_FILE) and "/" not in name
+            ]
             there = next((name for name in names if (path / name).exists()), "")
             check_beside(header, path, names, "tokenizer", f"zoo.tokenizer({str(path / there)!r})")
         return found

@@ -57,6 +57,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fill-mask": predict.fill_mask,
     "write": write.write,
     "translate": write.translate,
+    "caption": write.caption,
     "finetune": finetune.finetune,
     "evaluate": finetune.evaluate,
     "tokenize": pretrain.tokenize,

@@ -165,7 +165,7 @@ def _reranked(
     """The hits of each query in the order of a model that reads words and regions together."""
     from zoo.api.rerank import Reranker
 
-    wanted = {name for some in hits for name, _ in some}
+    wanted = sorted({name for some in hits for name, _ in some})
     reranker = Reranker.of(model, detector=detector, dump=dump, wanted=wanted)
     return [
         reranker.ordered(query, folder, [name for name, _ in some]) for query, some in zip(queries, hits, strict=False)

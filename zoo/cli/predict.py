@@ -192,11 +192,7 @@ def fill_mask(
     target(out)
     source = RowSource.of(texts)
     making = Making("fill-mask", model, {"dtype": dtype, "batch_size": batch_size, "top": top}, engine, address)
-    pipeline = making()
-    for text in texts if source.spoken else ():
-        if pipeline.mask not in text:
-            raise InputError(f"{text!r} holds no mask token; write {pipeline.mask} where a word is missing")
-    reader = Reader.of(pipeline, source.header, {"text": column})
+    reader = Reader.of(making(), source.header, {"text": column})
     job = Prediction(source, reader, making, run_of(making, reader, top=top), kept())
     if source.spoken and as_json and out is None:
         found = [result["masks"] for _, result in job.results()]

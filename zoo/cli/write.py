@@ -1,13 +1,17 @@
-"""`zoo write | translate`: texts that a model writes, from a source, a beginning, or another language."""
+"""`zoo write | translate | caption`: texts that a model writes, from a source, a beginning, another language, or a
+picture.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from zoo.cli.pictures import picture_source
 from zoo.cli.predict import deliver, kept, run_of
 from zoo.cli.rows import (
     BatchSize,
@@ -106,6 +110,58 @@ def translate(
     _written(texts, model, settings, options, Delivery(out, column, batch_size, stream, as_json))
 
 
+def caption(
+    pictures: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or shards (.tar).")],
+    model: ModelName,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose regions the model was trained on: patch-grid, torchvision-grid, or an image tower such as "
+            "efficientnet-lite0."
+        ),
+    ] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="Regions of the pictures by their names, where a detector made them.")
+    ] = None,
+    beams: Beams = None,
+    returns: Returned = None,
+    max_new_tokens: MaxNew = None,
+    length_penalty: Penalty = None,
+    no_repeat_ngram: NoRepeat = None,
+    out: Out = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that the model reads at once.")] = 16,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Write captions for pictures."""
+    target(out)
+    if (source := picture_source(pictures)) is None:
+        raise InputError(
+            f"{pictures[0]!r} is no picture, folder of pictures or shard; captions are written for pictures"
+        )
+    options = {
+        "detector": detector,
+        "regions": None if regions is None else str(regions),
+        "num_beams": beams,
+        "num_return_sequences": returns,
+        "max_new_tokens": max_new_tokens,
+        "length_penalty": length_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    making = Making("image-captioning", model, {**given, "dtype": dtype, "batch_size": batch_size})
+    reader = Reader.of(making(), source.header, {})
+    names = {"text": "caption", "texts": "captions"}
+    shape = kept(lambda found: {names.get(name, name): found[name] for name in _told(found)})
+    job = Prediction(source, reader, making, run_of(making, reader, **given), shape)
+    deliver(job, out, as_json, lambda found: _table(found, "captions", ("image", "caption")))
+
+
+def _told(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is kept of a result: all texts only where there are several."""
+    return ("text", "score", "texts", "scores") if len(result["texts"]) > 1 else ("text", "score")
+
+
 class Delivery:
     """Where texts go."""
 
@@ -125,8 +181,7 @@ def _written(texts: Sequence[str], model: str, settings: dict[str, Any], options
     names = {"text": "written"}  # the source stands under "text"
 
     def shape(row: Any, result: Any) -> dict[str, Any]:
-        more = ("score", "texts", "scores") if len(result["texts"]) > 1 else ("score",)
-        return kept(lambda found: {names.get(name, name): found[name] for name in ("text", *more)})(row, result)
+        return kept(lambda found: {names.get(name, name): found[name] for name in _told(found)})(row, result)
 
     said = {name: value for name, value in given.items() if name != "dtype"}
     job = Prediction(source, reader, making, run_of(making, reader, **said), shape)
@@ -179,10 +234,10 @@ def _bar(pipeline: Any, source: RowSource, to: Delivery) -> Any:
     return bar
 
 
-def _table(found: Sequence[Any]) -> None:
+def _table(found: Sequence[Any], title: str = "written", head: tuple[str, str] = ("source", "text")) -> None:
     rows = [
-        [row["text"], text, f"{score:.3f}"]
+        [str(next(iter(row.values()))), text, f"{score:.3f}"]
         for row, result in found
         for text, score in zip(result["texts"], result["scores"], strict=True)
     ]
-    print_table("written", ["source", "text", "score"], rows)
+    print_table(title, [*head, "score"], rows)

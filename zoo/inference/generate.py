@@ -179,9 +179,24 @@ def score(
     = a real token, by default all that is no padding id behind the first token. A causal model has no source:
     hand the texts as ``target_ids`` and None as ``input_ids``. Other inputs as for `generate`.
     """
-    kind = writer_of(model)
+    writer_of(model)
     if model.training:
         raise InputError("the model is in training mode, so its dropout would change the scores; call model.eval()")
+    log_probs = log_probs_of(model, input_ids, target_ids, attention_mask, target_mask=target_mask, **named)
+    return Scored(log_probs, log_probs.sum(1))
+
+
+def log_probs_of(
+    model: Any,
+    input_ids: Tensor | Mapping[str, Any] | None,
+    target_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    *,
+    target_mask: Tensor | None = None,
+    **named: Any,
+) -> Tensor:
+    """The ``log_probs`` of `score`, in the model's mode and with gradients where they are wanted."""
+    kind = writer_of(model)
     if isinstance(input_ids, Mapping):
         given = dict(input_ids)
         input_ids, attention_mask = given.pop("input_ids", None), given.pop("attention_mask", attention_mask)
@@ -207,5 +222,4 @@ def score(
     logits = model.predict(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     found = logits.gather(2, target_ids[:, 1:, None]).squeeze(2) - logits.logsumexp(2)
-    log_probs = found.masked_fill(~real[:, 1:], 0)
-    return Scored(log_probs, log_probs.sum(1))
+    return found.masked_fill(~real[:, 1:], 0)

@@ -46,6 +46,10 @@ class KeyMap(RuleSet):
         names = [name for name, parts in self.architectures.items() if parts == frozenset(heads)]
         return {"architectures": names[:1], **foreign} if names else foreign
 
+    def resolved(self, fields: Mapping[str, object]) -> dict[str, object]:
+        """The fields, unset ones filled by those that stand for them."""
+        return self.config.resolved(fields)
+
     def task_options(self, foreign: Mapping[str, object]) -> dict[str, object]:
         """Labels and the like that a foreign config holds for its task's head."""
         return self.config.task_options(foreign)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from zoo.errors import CheckpointError, ConfigError, ZooError, unknown
 from zoo.formats.archive import Described
+from zoo.maps.joined import JoinedMap
 from zoo.maps.key_map import KeyMap
 from zoo.maps.parsing import read_map
 from zoo.maps.rules import unwrapped
@@ -78,7 +80,18 @@ def path_of(layout: str) -> Path:
 
 @lru_cache(maxsize=1024)  # recognising reads every map: with fewer places than maps none would be found again
 def _loaded(path: Path, modified: int) -> KeyMap:
-    return read_map(path)
+    keymap = read_map(path)
+    return _joined(keymap) if keymap.parts else keymap
+
+
+def _joined(keymap: KeyMap) -> JoinedMap:
+    """A map with parts, which finds their maps among the layouts."""
+
+    def known(pattern: str) -> list[KeyMap]:
+        names = available()
+        return [load(names[name]) for name in names if name != keymap.layout and fnmatchcase(name, pattern)]
+
+    return JoinedMap(**{item.name: getattr(keymap, item.name) for item in fields(keymap)}, known=known)
 
 
 def load(layout: str | Path) -> KeyMap:

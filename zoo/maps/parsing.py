@@ -17,7 +17,7 @@ from zoo.errors import MapError, closest
 from zoo.maps.config_map import ConfigMap
 from zoo.maps.key_map import KeyMap
 from zoo.maps.ops import Op, parse
-from zoo.maps.rules import COUNTS, Drop, Make, MapLine, Passenger, Rule, Tie, exclusive
+from zoo.maps.rules import COUNTS, Drop, InnerModel, Make, MapLine, Passenger, Rule, Tie, exclusive
 from zoo.maps.spellings import SPELLINGS
 from zoo.maps.templates import Condition, Index, Template
 from zoo.registry.resources import weights_folder
@@ -25,6 +25,7 @@ from zoo.registry.resources import weights_folder
 TABLES = (
     "family", "layout", "version", "title", "prefixes", "wrappers", "recognise", "placeholders", "renames", "rules",
     "tie", "drop", "passenger", "make", "foreign_heads", "architectures", "config", "values", "spelling",
+    "parts",
 )  # fmt: skip
 COMMON_OPTIONS = ("when", "head", "bare")
 RULE_OPTIONS = ("to", "from", "op", "over", "otherwise", "optional", "replaces", *COMMON_OPTIONS)
@@ -108,10 +109,21 @@ def parse_map(table: Mapping[str, Any], where: str) -> KeyMap:
         drop_patterns=(*patterns, *COUNTS.items()),
         foreign_heads=foreign,
         architectures=architectures,
+        parts=tuple(_part(name, written, where) for name, written in table.get("parts", {}).items()),
         by_source=_sources(entries, "" in prefixes, (*patterns, *foreign), where),
         by_target=_targets(rules, makes, where),
         config=config,
     )
+
+
+def _part(name: str, written: object, where: str) -> InnerModel:
+    options = written if isinstance(written, Mapping) else {}
+    if set(options) != {"family", "prefix", "config", "layouts"}:
+        raise MapError(
+            f"{where}: [parts] {name!r}: write family (our field that names its family), prefix (of its tensors), "
+            f'config (the foreign config\'s key) and layouts (a pattern such as "hf-*"), got {written!r}'
+        )
+    return InnerModel(name=name, **options)
 
 
 def _spelling(table: Mapping[str, Any], where: str) -> str:

@@ -105,6 +105,22 @@ class Make:
     when: tuple[Condition, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class InnerModel:
+    """A whole model inside of a file, in a layout of its own, see `zoo.maps.joined`.
+
+    ``name``: our prefix, and the config's field that holds its config; ``family``: the field that names its family.
+    ``prefix``: of its tensors in the file; ``config``: the foreign config's key with its config; ``layouts``: a
+    pattern that its layout's name has.
+    """
+
+    name: str
+    family: str
+    prefix: str
+    config: str
+    layouts: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RuleSet:
     """One layout's names."""
@@ -125,6 +141,7 @@ class RuleSet:
     drop_patterns: tuple[tuple[str, str], ...] = ()  # pattern, reason
     foreign_heads: tuple[tuple[str, str], ...] = ()  # pattern, reason
     architectures: Mapping[str, frozenset[str]] = field(default_factory=dict)  # class name -> its heads
+    parts: tuple[InnerModel, ...] = ()  # whole models in layouts of their own
     by_source: Index[MapLine] = field(repr=False)
     by_target: Index[Rule] = field(repr=False)
 

@@ -43,6 +43,7 @@ from zoo.layers.trace import Wanted
 from zoo.models.align import AlignConfig
 from zoo.models.base.config import check_heads, check_positive, free
 from zoo.models.base.image_encoder import ImageEncoder
+from zoo.models.base.model import Reading
 from zoo.models.base.outputs import Towers
 from zoo.models.base.two_towers import TEMPERATURE, TwoTowers
 from zoo.models.bert import Bert, BertConfig
@@ -223,6 +224,7 @@ class Brivl(TwoTowers):
         ),
         Input("visual_mask", ("batch", "regions"), "int or bool", "1/True = a real box", masks="regions"),
     )
+    offers = {**TwoTowers.offers, "queued_keys": Reading(lambda e: e.image_embeds)}  # what its objective compares with
     exceptions = {"padding": "BERT is called without a mask: what stands at padding is read"}
 
     def __init__(self, config: BrivlConfig) -> None:

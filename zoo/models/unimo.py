@@ -28,6 +28,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.data.captions import NextWordCollator
 from zoo.errors import ConfigError, InputError
 from zoo.layers import RegionEmbeddings, ReluPooler, Stack, Wanted, bert_block_of
 from zoo.layers.cache import KeyValueCache
@@ -108,6 +109,7 @@ class TwoPoolers(nn.Module):
 class Unimo(JointEncoder):
     Config = UnimoConfig
     writes = "joint"
+    captions = NextWordCollator
     heads = {"masked_lm": masked_lm_of}
     pretraining = (MASKED_WORDS,)
     ranking_loss = "circle"

@@ -248,9 +248,9 @@ class VlBert(JointEncoder):
         self.embeddings = text_embeddings_of(c)
         self.embeddings.first_position = c.position_offset
         self.image_embeddings = RegionVectors(c)
-        self.visual_text, self.visual_object = VisualPart(c), VisualPart(c)
-        self.end = nn.Embedding(1, c.hidden_size)
-        self.text_only = nn.Embedding(1, c.region_size) if c.text_only else None
+        self.visual_text_embeddings, self.visual_object_embeddings = VisualPart(c), VisualPart(c)
+        self.end_embeddings = nn.Embedding(1, c.hidden_size)
+        self.text_only_embeddings = nn.Embedding(1, c.region_size) if c.text_only else None
         self.encoder = Stack([bert_block_of(c) for _ in range(c.num_layers)])
         self.pooler = FirstTokenPooler(c.hidden_size) if c.pooler else None
 
@@ -313,7 +313,8 @@ class VlBert(JointEncoder):
         seen: Float[Tensor, "batch _places region_size"],
     ) -> Float[Tensor, "batch length hidden"]:
         """Embedded words; ``seen``: the vector of the region that each sees, or all."""
-        return self.embeddings(None, token_type_ids, position_ids, tokens + self.visual_text(seen))  # eq: text
+        x = tokens + self.visual_text_embeddings(seen)  # eq: text
+        return self.embeddings(None, token_type_ids, position_ids, x)  # eq: text
 
     def objects(
         self,
@@ -322,12 +323,12 @@ class VlBert(JointEncoder):
         words: Int[Tensor, "batch"],
     ) -> Float[Tensor, "batch regions hidden"]:
         """Embedded regions behind so many words."""
-        x = linguistic + self.visual_object(vectors) + self._placed(words)  # eq: region
+        x = linguistic + self.visual_object_embeddings(vectors) + self._placed(words)  # eq: region
         return self.embeddings.dropout(self.embeddings.norm(x))  # type: ignore[no-any-return]  # eq: region
 
     def closing(self, words: Int[Tensor, "batch"]) -> Float[Tensor, "batch 1 hidden"]:
         """The embedded end."""
-        x = self.end.weight + self._placed(words + 1)  # eq: end
+        x = self.end_embeddings.weight + self._placed(words + 1)  # eq: end
         return self.embeddings.dropout(self.embeddings.norm(x))  # type: ignore[no-any-return]  # eq: end
 
     def _placed(self, words: Int[Tensor, "batch"]) -> Float[Tensor, "batch 1 hidden"]:
@@ -346,10 +347,12 @@ class VlBert(JointEncoder):
     ) -> Float[Tensor, "batch _places region_size"]:
         """The vector that each word sees, or one for all words of a text."""
         if vectors is None:
-            if self.text_only is None or word_regions is not None:
+            if self.text_only_embeddings is None or word_regions is not None:
                 lacks = "this model was built without the vector that stands for a picture (config.text_only = False)"
-                raise InputError("word_regions without visual_features" if self.text_only is not None else lacks)
-            return self.text_only.weight[0].expand(len(tokens), 1, -1)
+                raise InputError(
+                    "word_regions without visual_features" if self.text_only_embeddings is not None else lacks
+                )
+            return self.text_only_embeddings.weight[0].expand(len(tokens), 1, -1)
         if word_regions is not None:
             same_shape(word_regions, tokens, "word_regions")
             index = check_ids(word_regions, vectors.shape[1], "word_regions").long()

@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.data.captions import CaptionCollator
 from zoo.errors import ConfigError
 from zoo.layers import FirstTokenPooler, Stack, TextEmbeddings, Wanted, bert_block_of
 from zoo.layers.cache import KeyValueCache
@@ -126,6 +127,7 @@ class PlacedRegions(nn.Module):
 class Vlp(JointEncoder):
     Config = VlpConfig
     writes = "masked"
+    captions = CaptionCollator
     heads = {"masked_lm": masked_lm_of}
     pretraining = (
         replace(

@@ -16,7 +16,8 @@ class TaskSpec:
 
     Offers are "text": the states of a text, "pooled": its pooled vector, "entities" and "mentions":
     what it knows beside the text; of an encoder-decoder "target"; of a model of pictures and words
-    "words", "regions" and "fused", the pooled vector of both; "pretraining": terms of an objective.
+    "words", "regions" and "fused", the pooled vector of both; of two towers "text_vector" and "image_vector", and
+    "queued_keys" where they are trained against queues; "pretraining": terms of an objective.
     A family may offer more. One name may stand for several specs, one for each kind of model:
     `spec_for` chooses.
     """
@@ -43,6 +44,7 @@ def _spec(name: str, reads: str, where: str, summary: str, *heads: str, **option
 
 
 _PROJECTED = {"projection": "mlp", "projection_size": 128, "projection_layers": 2, "pooling": "cls", "layer": None}
+_TOWER_QUEUES = {"temperature": 0.07, "queue_size": 9_600, "queue_wrap": False, "momentum": 0.99}
 _REGIONS = {"region_target": "classes", "num_negatives": 128}
 
 SPECS = (
@@ -213,6 +215,13 @@ SPECS = (
     ),
     _spec(
         "pretraining",
+        "text_vector image_vector queued_keys",
+        "tower_queues:ImageTextMomentum",
+        "which text belongs to a picture, and which picture to a text, among queues of former ones (BriVL)",
+        **_TOWER_QUEUES,
+    ),
+    _spec(
+        "pretraining",
         "text_vector image_vector",
         "views:ImageTextContrast",
         "which of the batch's texts belongs to a picture, and which picture to a text (CLIP)",
@@ -224,10 +233,7 @@ SPECS = (
         "text_vector image_vector",
         "tower_queues:ImageTextMomentum",
         "which text belongs to a picture, and which picture to a text, among queues of former ones (BriVL)",
-        temperature=0.07,
-        queue_size=9_600,
-        queue_wrap=False,
-        momentum=0.99,
+        **_TOWER_QUEUES,
     ),
     _spec(
         "view-contrast",

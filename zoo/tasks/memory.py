@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError, InputError
+from zoo.registry.inputs import INPUTS
 from zoo.tasks.processes import gather_rows, rank, row_counts, world
+
+COUNTS = frozenset(name for name, row in INPUTS.items() if row.dtype == "sequence of ints")
+"""Arguments with a number for each row."""
 
 
 class Queue(nn.Module):
@@ -215,7 +219,8 @@ def gathered_in_turn(rows: Tensor) -> Tensor:
 def shuffled_keys(encode: Callable[[dict[str, Any]], Tensor], inputs: dict[str, Any]) -> Tensor:
     """The keys of inputs, computed on other processes' rows (MoCo's shuffling BN): the rows of all processes are
     permuted, each encodes its part, and the keys come back in order. So the statistics of a BatchNorm never
-    tell which key belongs to the query. With one process nothing is moved.
+    tell which key belongs to the query. Counts of the rows, such as ``lengths``, go with them. With one process
+    nothing is moved.
     """
     tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
     if world() == 1 or not tensors:
@@ -225,7 +230,10 @@ def shuffled_keys(encode: Callable[[dict[str, Any]], Tensor], inputs: dict[str, 
     order = torch.randperm(sum(counts)).to(device)
     dist.broadcast(order, 0)
     own = order.split(counts)[rank()]
-    keys = encode({**inputs, **{name: gather_rows(x, counts)[own] for name, x in tensors.items()}})
+    moved: dict[str, Any] = {name: gather_rows(x, counts)[own] for name, x in tensors.items()}
+    for name in COUNTS & {name for name, x in inputs.items() if x is not None} - set(tensors):
+        moved[name] = gather_rows(torch.tensor(inputs[name], device=device), counts)[own].tolist()
+    keys = encode({**inputs, **moved})
     everyone = gather_rows(keys, counts)
     back = torch.empty_like(everyone)
     back[order] = everyone

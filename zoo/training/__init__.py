@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 _WHERE = {
     "Adversarial": "zoo.training.adversarial",
+    "SelfCritical": "zoo.training.self_critical",
     "Settings": "zoo.training.settings",
     "evaluate": "zoo.training.evaluation",
     "fit": "zoo.training.loop",
@@ -20,6 +21,7 @@ _WHERE = {
 }
 __all__ = [
     "Adversarial",
+    "SelfCritical",
     "Settings",
     "evaluate",
     "fit",
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from zoo.training.evaluation import task_options as task_options
     from zoo.training.loop import fit as fit
     from zoo.training.parallel import shard as shard
+    from zoo.training.self_critical import SelfCritical as SelfCritical
     from zoo.training.settings import Settings as Settings
     from zoo.training.tables import grow_tables as grow_tables
     from zoo.training.trainer import for_trainer as for_trainer

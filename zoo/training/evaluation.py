@@ -81,6 +81,7 @@ class TableReader:
             raise InputError("rows of text need the model's tokenizer: pass tokenizer=zoo.tokenizer(NAME or FOLDER)")
         options = {**spec_of_class(task, type(bare)).options, **inner.options}
         supervision = supervision_of(task, pictured)(self.tokenizer, found, options, self.max_length)
+        supervision.prepare(bare)
         if isinstance(supervision, Pictured):
             if self.regions is None:
                 raise InputError("rows about pictures need their regions: pass regions=, a dump such as features.h5")

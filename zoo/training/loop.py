@@ -17,8 +17,8 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,7 @@ from zoo.training.optimizers import Group, Lars, clip_gradients, decay_groups
 from zoo.training.parallel import gathered, is_share, mean_over_processes
 from zoo.training.settings import Settings
 from zoo.training.state import State, read_state, write_state
+from zoo.training.supervision import Supervision
 
 FOLDER = "training"  # below ``out``: the log, and what a killed run goes on from
 Event = Callable[[Mapping[str, Any]], None]
@@ -125,15 +126,26 @@ class _Data:
 
     @classmethod
     def of(cls, train: Any, model: Any, reader: TableReader, chosen: Settings) -> _Data:
+        run = _plain_run
+        if chosen.self_critical is not None:
+            if reader.tokenizer is None:
+                raise InputError("self-critical training reads what is written: pass tokenizer=")
+            if world() > 1:
+                raise ConfigError("self-critical training runs in one process")
+            run = partial(chosen.self_critical.run, tokenizer=reader.tokenizer)
         if isinstance(train, str | os.PathLike) or _are_rows(train):
             examples = reader.examples(train, model)
+            if chosen.self_critical is not None:
+                examples = replace(examples, supervision=_Prompted(examples.supervision))
+            else:
+                run = examples.supervision.run
 
             def drawn(epoch: int, start: int) -> Iterator[Any]:
                 generator = torch.Generator().manual_seed(chosen.seed * 1_000_003 + epoch)
                 order = torch.randperm(len(examples), generator=generator).tolist()[start * chosen.batch_size :]
                 return (batch for _, batch in examples.batches(order, chosen.batch_size, (rank(), world())))
 
-            return cls(drawn, math.ceil(len(examples) / chosen.batch_size), examples.supervision.run)
+            return cls(drawn, math.ceil(len(examples) / chosen.batch_size), run)
         try:
             count = len(train)
         except TypeError:
@@ -141,8 +153,20 @@ class _Data:
         if not count:
             raise InputError("there are no batches to train on")
         if isinstance(train, EpochBatches):
-            return cls(lambda epoch, start: train.epoch(epoch, start, (rank(), world())), count, _plain_run)
-        return cls(lambda epoch, start: islice(iter(train), start, None), count, _plain_run)
+            return cls(lambda epoch, start: train.epoch(epoch, start, (rank(), world())), count, run)
+        return cls(lambda epoch, start: islice(iter(train), start, None), count, run)
+
+
+class _Prompted(Supervision):
+    """A task's examples as self-critical training takes them: what is read, and the right texts."""
+
+    def __init__(self, supervision: Supervision) -> None:
+        super().__init__(supervision.tokenizer, supervision.columns, supervision.options, supervision.max_length)
+        self.supervision = supervision
+
+    def batch(self, examples: Sequence[Any]) -> dict[str, Any]:
+        inputs, references = self.supervision.prompts(examples)
+        return {**inputs, "references": references}
 
 
 def _are_rows(train: Any) -> bool:
@@ -346,7 +370,7 @@ class _Run:
             "since_best": self.since_best,
             "losses": self.losses,
             "seconds": time.perf_counter() - self.begun,
-            "settings": asdict(self.chosen),
+            "settings": self.chosen.to_dict(),
             "total": self.total,
             "report": asdict(self.report),
             "finished": finished,
@@ -368,8 +392,8 @@ class _Run:
         if state is None:
             return False
         about = state.about
-        settings = asdict(Settings()) | about["settings"]  # a run of an earlier version had what is the default now
-        differ = [name for name, value in asdict(self.chosen).items() if settings[name] != value]
+        settings = Settings().to_dict() | about["settings"]  # a run of an earlier version had what is the default now
+        differ = [name for name, value in self.chosen.to_dict().items() if settings[name] != value]
         if differ or about["total"] != self.total:
             what = ", ".join(differ) if differ else f"the number of rows ({about['total']} updates, now {self.total})"
             raise ConfigError(f"the run in {self.out} had other settings: {what}; go on with the same, or begin anew")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 from zoo.errors import ConfigError, UnknownNameError, unknown
 from zoo.training.adversarial import Adversarial
 from zoo.training.schedules import Schedule
+from zoo.training.self_critical import SelfCritical
 
 T = TypeVar("T")
 PRECISIONS = ("float32", "bfloat16")
@@ -59,6 +60,7 @@ class Settings:
     save_every: int | None = None  # updates after which a killed run can go on; None: at each evaluation
     log_every: int = 10  # updates between two lines of the log
     adversarial: Adversarial | None = None  # perturb words or regions in training; its fields as a dict do too
+    self_critical: SelfCritical | None = None  # learn from a score of what the model writes, not from its labels
     seed: int = 0  # of the order of rows and of dropout
 
     def __post_init__(self) -> None:
@@ -83,6 +85,14 @@ class Settings:
             )
         if self.adversarial is not None and not isinstance(self.adversarial, Adversarial):
             raise ConfigError(f"adversarial must be a zoo.training.Adversarial or its fields, got {self.adversarial!r}")
+        if self.self_critical is not None:
+            if not isinstance(self.self_critical, SelfCritical):
+                raise ConfigError(f"self_critical must be a zoo.training.SelfCritical, got {self.self_critical!r}")
+            if self.grad_cache or self.adversarial is not None:
+                other = "grad_cache" if self.grad_cache else "adversarial"
+                raise ConfigError(
+                    f"self_critical draws texts of its own, which {other} knows nothing of; give one of them"
+                )
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
 
@@ -98,6 +108,13 @@ class Settings:
             if name in ELSEWHERE:
                 raise UnknownNameError(f"{name!r} is called {ELSEWHERE[name]!r} here")
         return _of(cls, values, "setting of a training run")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, by which a run is known again; a function by its name."""
+        found = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        if self.adversarial is not None:
+            found["adversarial"] = dataclasses.asdict(self.adversarial)
+        return found | ({} if self.self_critical is None else {"self_critical": self.self_critical.to_dict()})
 
     def schedule(self, total: int) -> Schedule:
         """The share of the rate at each update, from 0: up in the warm-up, then down to zero."""

@@ -9,8 +9,6 @@ images: (batch, 3, height, width) in 0..1.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -74,14 +72,21 @@ def grid_regions(images: Tensor, network: nn.Module, *, size: int | None = 224) 
     if size is not None:
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
     mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (MEAN, STD))
-    grid: Any = network((images - mean) / std)  # (batch, channels, rows, columns)
+    label = next((name for kind, name in LABELS.items() if isinstance(network, kind)), "grid")
+    return cells_of(network((images - mean) / std), (width, height), label)
+
+
+def cells_of(grid: Tensor, image_size: tuple[int, int], detector: str = "grid") -> Regions:
+    """The cells of a grid (batch, channels, rows, columns) as regions, row by row, of pictures that are ``image_size``
+    (width, height) in pixels.
+    """
     rows, columns = grid.shape[2:]
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     boxes = torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], -1).flatten(0, 1)  # (cells, 4)
     return Regions(
         rearrange(grid, "batch channels rows columns -> batch (rows columns) channels").cpu(),
-        boxes.expand(len(images), -1, -1),
-        torch.tensor([float(width), float(height)]).expand(len(images), -1),
+        boxes.expand(len(grid), -1, -1),
+        torch.tensor([float(length) for length in image_size]).expand(len(grid), -1),
         format="normalised",
-        detector=next((name for kind, name in LABELS.items() if isinstance(network, kind)), "grid"),
+        detector=detector,
     )

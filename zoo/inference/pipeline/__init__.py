@@ -1,11 +1,12 @@
-"""From texts to labels, entities, answers, words, vectors and other texts, and from pictures to vectors
-and labels: a class for each task, see `zoo.inference.pipeline.base`.
+"""From texts to labels, entities, answers, words, vectors and other texts, and from pictures to vectors,
+labels and captions: a class for each task, see `zoo.inference.pipeline.base`.
 """
 
 from __future__ import annotations
 
 from zoo.inference.pipeline.answers import QuestionAnsweringPipeline
 from zoo.inference.pipeline.base import Pipeline, RowPipeline
+from zoo.inference.pipeline.captions import CaptionPipeline
 from zoo.inference.pipeline.classification import MultipleChoicePipeline, SequenceClassificationPipeline
 from zoo.inference.pipeline.embeddings import SentenceEmbeddingPipeline
 from zoo.inference.pipeline.pictures import ImageEmbeddingPipeline, ZeroShotImageClassificationPipeline
@@ -27,6 +28,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     )
 }
 PICTURE_PIPELINES: dict[str, type[RowPipeline]] = {
-    pipeline.task: pipeline for pipeline in (ImageEmbeddingPipeline, ZeroShotImageClassificationPipeline)
+    pipeline.task: pipeline
+    for pipeline in (ImageEmbeddingPipeline, ZeroShotImageClassificationPipeline, CaptionPipeline)
 }
-"""Those of models that need no head of a task."""
+"""Those whose rows are pictures."""

@@ -24,6 +24,7 @@ class RowPipeline(ABC):
     """
 
     task: ClassVar[str]
+    head: ClassVar[str | None] = None  # the task whose head the model needs
     meanings: ClassVar[tuple[str, ...]]  # of the columns that a table must have, see `find_columns`
     more_meanings: ClassVar[tuple[str, ...]] = ()  # of those that it may have
     row: ClassVar[str]

@@ -15,7 +15,7 @@ from zoo.tokenization import Tokenizer
 
 class FillMaskPipeline(Pipeline):
     """A text with masks -> ``{"masks": [[{"token", "id", "probability"}]]}``: for each mask the ``top``
-    likeliest tokens, likeliest first; none for a text without a mask.
+    likeliest tokens, likeliest first. A text without a mask is refused.
     """
 
     task = "masked-lm"
@@ -32,6 +32,13 @@ class FillMaskPipeline(Pipeline):
     def mask(self) -> str:
         """The token that is written where a word is missing."""
         return str(self.tokenizer.special.mask)
+
+    def pieces(self, rows: Sequence[Any]) -> list[list[tokenizers.Encoding]]:
+        """The texts, each with a mask."""
+        for row in rows:
+            if self.mask not in row:
+                raise InputError(f"{row!r:.80} holds no mask token; write {self.mask} where a word is missing")
+        return super().pieces(rows)
 
     def run(self, batch: Mapping[str, torch.Tensor]) -> Sequence[Any]:
         places = batch["input_ids"].eq(self.tokenizer.mask_token_id or 0)

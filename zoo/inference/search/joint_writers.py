@@ -169,7 +169,8 @@ class MaskWriter(JointWriter):
         """Those of the masks behind each token of given targets, one after the other. Where texts begin with
         nothing, the first token of a target is what is read last, and stands there already.
         """
-        writer = cls(task, input_ids, attention_mask, None, named)
+        learns = torch.is_grad_enabled()  # what a cache holds carries no gradient
+        writer = cls(task, input_ids, attention_mask, None, named, use_cache=not learns)
         writer.remember()
         found, first = [], 0 if writer.beginning.shape[1] else 1
         for place in range(target_ids.shape[1]):

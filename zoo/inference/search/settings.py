@@ -8,13 +8,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from zoo.errors import ConfigError, unknown
+from zoo.errors import CheckpointError, ConfigError, unknown, warn
+from zoo.formats.plain_json import parse_json
 from zoo.inference.search.penalties import PENALTIES, Penalty
+
+FILE = "generation_config.json"
+OWN = "zoo"  # the key in it for what transformers has no name for
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # ids (rows, length) and scores (rows, vocabulary) -> new scores
 Allowed = Callable[[int, Tensor], Sequence[int]]  # number of the source and its ids -> ids that may follow
@@ -144,16 +149,40 @@ class Search:
         in older folders config.json. What this search has no name for is left out.
         """
         place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-        for name in ("generation_config.json", "config.json"):
+        for name in (FILE, "config.json"):
             path = place / name
             if path.is_file():
-                return cls.of(json.loads(path.read_text(encoding="utf-8")))
+                found = parse_json(path.read_text(encoding="utf-8"), str(path))
+                if not isinstance(found, dict):
+                    raise CheckpointError(f"{path} must hold a JSON object, got {type(found).__name__}")
+                return cls.of(found)
         return cls()
+
+    def write(self, folder: str | Path, ids: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Write generation_config.json, which `read` and transformers read. ``ids``: what transformers wants to know
+        there of the vocabulary. Functions can't be written; a ZooWarning names those that are left out.
+        """
+        changed = {name: value for name in FIELDS if (value := getattr(self, name)) != _default(name)}
+        said = {_FOREIGN.get(name, name): value for name, value in changed.items() if name not in _OWN}
+        own = {name: value for name, value in changed.items() if name in _OWN}
+        if lost := [name for name, value in own.items() if name in _FUNCTIONS or callable(value)]:
+            warn(f"{', '.join(lost)} of the search can't be written into {FILE}; pass it again when you generate")
+            own = {name: value for name, value in own.items() if name not in lost}
+        if self.do_sample and self.top_k is None:
+            said["top_k"] = 0  # without it transformers draws among 50
+        text = json.dumps({**ids, **said, **({OWN: own} if own else {})}, indent=2) + "\n"
+        (Path(folder) / FILE).write_text(text, encoding="utf-8")
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Search:
         """From a mapping under transformers' names, as released folders store it."""
         found = {name: stored[name] for name in _STORED if stored.get(name) is not None}
+        for name, value in (stored.get(OWN) or {}).items():
+            if name not in _OWN or name in _FUNCTIONS:
+                raise unknown(f"setting under {OWN!r} in {FILE}", name, [n for n in _OWN if n not in _FUNCTIONS])
+            found[name] = value
+        if found.get("max_new_tokens") is not None:  # as in transformers, where both are stored
+            found.pop("max_length", None)
         if stored.get("eos_token_id") is not None:
             end = stored["eos_token_id"]
             found["end_token_id"] = tuple(end) if isinstance(end, list) else end
@@ -199,12 +228,18 @@ _STORED = (
     "repetition_penalty",
     "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size",
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_return_sequences",
     "bad_words_ids",
     "suppress_tokens",
     "begin_suppress_tokens",
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
+_FOREIGN = {"end_token_id": "eos_token_id"}
+_OWN = tuple(name for name in FIELDS if name not in (*_STORED, *_FOREIGN))  # what transformers has no name for
+_FUNCTIONS = ("prefix_allowed_tokens", "processors")
 
 
 def _default(name: str) -> Any:

@@ -175,6 +175,8 @@ class Config(metaclass=_Named):
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Config):  # of a part that is a model itself
+        return value.to_dict()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 

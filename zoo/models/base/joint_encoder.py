@@ -67,9 +67,8 @@ class JointEncoder(VisionLanguageModel):
         parts = [part for part in (text, regions) if part is not None]
         if not parts:
             raise InputError("give words (input_ids or inputs_embeds), regions (visual_features) or both; got neither")
-        x = torch.cat(
-            [*parts, *([] if behind is None else [behind])], 1
-        )  # (batch, length + regions, hidden)  # eq: joint
+        parts += [] if behind is None else [behind]
+        x = torch.cat(parts, 1)  # (batch, length + regions, hidden)  # eq: joint
         length, count = (None if part is None else part.shape[1] for part in (text, regions))
         mask = with_more(self.joint_mask(x.shape[0], length, count, real), x.shape[1])
         if ranks is not None:

@@ -81,6 +81,7 @@ class Model(Companions, nn.Module):
     """What tasks may read, by the names of `zoo.registry.tasks.TaskSpec` or the family's own."""
     pretraining: ClassVar[tuple[PretrainingTerm, ...]] = ()  # the terms of its objective
     writes: ClassVar[str] = ""  # how it writes texts, a key of `zoo.inference.search.kinds.WRITERS`
+    captions: ClassVar[Any] = None  # what makes batches of captions for it, of `zoo.data.captions`
     own_inputs: ClassVar[tuple[Input, ...]] = ()  # rows for `inputs` that the common table lacks
     input_table: ClassVar[InputTable] = INPUTS  # the common table with them
     arguments: ClassVar[frozenset[str]] = frozenset()  # what a call takes by name; empty: anything

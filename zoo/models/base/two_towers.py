@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.errors import InputError
+from zoo.errors import InputError, unknown
 from zoo.layers.init import initialise
 from zoo.layers.outputs import Encoded
 from zoo.layers.trace import Wanted
@@ -41,6 +41,7 @@ class TwoTowers(Model):
     """
 
     smoothing: ClassVar[float] = 0.0  # of the labels of the contrastive loss
+    locked: frozenset[str] = frozenset()  # towers that `lock` keeps as they are
     inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "position_ids", "pixel_values")
     offers = {
         "text_vector": Reading(lambda e: e.text_embeds),
@@ -67,8 +68,10 @@ class TwoTowers(Model):
 
     # --- what a family may say its own way ----------------------------------------------------------------------------
 
-    def text_vector(self, encoded: Encoded) -> Float[Tensor, "batch size"]:
-        """What the text tower gives, ahead of the projection."""
+    def text_vector(self, encoded: Encoded, given: Mapping[str, Any]) -> Float[Tensor, "batch size"]:
+        """What the text tower gives, ahead of the projection. given: the ``attention_mask`` and ``lengths`` of the
+        call, where it had them.
+        """
         return need_pooler(encoded)
 
     def image_vector(self, encoded: Encoded) -> Float[Tensor, "batch size"]:
@@ -85,11 +88,19 @@ class TwoTowers(Model):
         """The width of the vectors that are compared: the config's ``projection_size``, else the image tower's."""
         return int(getattr(self.config, "projection_size", None) or self.config.image_hidden_size)
 
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; locked towers stay in eval mode."""
+        super().train(mode)
+        for tower in self.locked:
+            getattr(self, tower).train(False)
+        return self
+
     # --- what callers use ---------------------------------------------------------------------------------------------
 
     def encode_text(self, *inputs: Any, normalize: bool = False, **named: Any) -> Float[Tensor, "batch size"]:
         """A vector for each text; takes what the text tower takes. ``normalize``: of unit length."""
-        vectors = self.text_projection(self.text_vector(self.text(*inputs, **named)))  # eq: text-vector
+        given = dict(zip(("input_ids", "attention_mask"), inputs, strict=False)) | named
+        vectors = self.text_projection(self.text_vector(self.text(*inputs, **named), given))  # eq: text-vector
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     def encode_image(
@@ -134,7 +145,7 @@ class TwoTowers(Model):
         words, pictures = ({n: x for n, x in given.items() if x is not None} for given in (words, pictures))
         if "input_ids" in words or "inputs_embeds" in words:
             text = self.text(**words, **wanted)
-            text_embeds = F.normalize(self.text_projection(self.text_vector(text)), dim=-1)  # (texts, size)
+            text_embeds = F.normalize(self.text_projection(self.text_vector(text, words)), dim=-1)  # (texts, size)
         if "pixel_values" in pictures:
             image = self.image(**pictures, **wanted)
             image_embeds = F.normalize(self.image_projection(self.image_vector(image)), dim=-1)  # (pictures, size)
@@ -157,6 +168,15 @@ class TwoTowers(Model):
         """How well each picture and each text go together, from vectors of unit length."""
         logits = self.scale.to(text_embeds.dtype) * image_embeds @ text_embeds.T  # eq: logits
         return logits if self.logit_bias is None else logits + self.logit_bias
+
+    def lock(self, tower: Literal["text", "image"]) -> None:
+        """Keep a tower as it is while the rest is trained (LiT: the image tower): its parameters get no gradients, and
+        it stays in eval mode, so that its batch norms don't move either. For this process; it isn't saved.
+        """
+        if tower not in ("text", "image"):
+            raise unknown("tower", str(tower), ("text", "image"))
+        self.locked |= {tower}
+        getattr(self, tower).requires_grad_(False).train(False)
 
     @torch.no_grad()
     def limit_scale(self, largest: float = LARGEST_SCALE) -> None:

@@ -20,9 +20,11 @@ SUPERVISIONS: Mapping[str, str] = {
     "sentence-embedding": "embedding:Similarity",
     "cross-lingual-contrast": "embedding:Translations",
     "conditional-generation": "words:Generation",
+    "causal-lm": "words:NextWords",
 }
 PICTURED: Mapping[str, str] = {
     "sequence-classification": "pictures:Pictured",
+    "masked-lm": "captions:Captions",
     "visual-entailment": "pictures:Pictured",
     "visual-reasoning": "pictures:PairsOfPictures",
     "visual-question-answering": "pictures:Questions",

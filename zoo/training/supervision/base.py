@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.tables import Columns, Row
-from zoo.errors import InputError
+from zoo.errors import InputError, TaskError
 
 Batch = dict[str, Any]
 
@@ -34,6 +34,9 @@ class Supervision:
         self.options = dict(options)
         self.max_length = max_length
 
+    def prepare(self, model: Any) -> None:
+        """Take from the bare model what batches depend on besides the tokenizer; by default nothing."""
+
     @property
     def measure(self) -> str:
         """The figure by which the best model is chosen where nobody says."""
@@ -55,6 +58,10 @@ class Supervision:
     def batch(self, examples: Sequence[Any]) -> Batch:
         """Inputs and labels for ``model(**batch)``."""
         raise NotImplementedError
+
+    def prompts(self, examples: Sequence[Any]) -> tuple[Batch, list[list[str]]]:
+        """What `zoo.generate` takes to write for the examples, and the right texts of each."""
+        raise TaskError(f"{type(self).__name__} has no texts that a model would write; see the tasks that write")
 
     def run(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
         """The loss of a batch and the model's result."""
