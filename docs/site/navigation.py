@@ -20,7 +20,7 @@ GUIDES = {
     "Training": ("fine-tuning", "corpora-and-clusters", "many-processes", "many-machines", "distillation"),
     "Use": ("command-line", "prediction", "writing", "swap-a-part"),
     "Pictures, knowledge, languages": (
-        *("pictures", "regions", "emoji-retrieval", "stamps-retrieval", "stamps-search"),
+        *("pictures", "regions", "emoji-retrieval", "stamps-retrieval", "stamps-search", "stamps-captions"),
         *("knowledge", "many-languages", "mixed-vocabulary"),
     ),
     "Smaller models": ("compression", "subarchitecture", "trimming"),
