@@ -21,7 +21,7 @@ GUIDES = {
     "Use": ("command-line", "prediction", "writing", "swap-a-part"),
     "Pictures, knowledge, languages": (
         *("pictures", "regions", "emoji-retrieval", "stamps-retrieval", "stamps-search", "stamps-captions"),
-        *("knowledge", "many-languages", "mixed-vocabulary"),
+        *("knowledge", "many-languages", "messages-translation", "mixed-vocabulary"),
     ),
     "Smaller models": ("compression", "subarchitecture", "trimming"),
 }
