@@ -73,7 +73,7 @@ def fate(
 
 
 @dataclass(frozen=True)
-class Written:
+class MaskedText:
     """A text without its span: ``source``; what the decoder reads and writes, and ``places`` of
     what it reads.
     """
@@ -107,7 +107,7 @@ class SpanCollator:
         if not 0 <= self.mask_id < self.vocab_size:
             raise ConfigError(f"mask_id={self.mask_id} must lie in 0..{self.vocab_size - 1}")
 
-    def written(self, tokens: Sequence[int], rng: random.Random) -> Written:
+    def written(self, tokens: Sequence[int], rng: random.Random) -> MaskedText:
         """One text."""
         places = self.choose(len(tokens), self.share, rng)
         if not places:
@@ -118,7 +118,7 @@ class SpanCollator:
         for place in places:
             source[place] = fate(tokens[place], self.mask_id, self.vocab_size, rng, self.shares, self.first_word)
         before = [place - 1 for place in places]
-        return Written(source, [tokens[p] for p in before], [tokens[p] for p in places], before)  # eq: span
+        return MaskedText(source, [tokens[p] for p in before], [tokens[p] for p in places], before)  # eq: span
 
     def __call__(self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None) -> Batch:
         rng = python_random(generator)
@@ -196,7 +196,7 @@ class NoisedInterval:
     shares: tuple[float, float, float] = FATES
     decoder_shares: tuple[float, float, float] = (0.1, 0.8, 0.1)
 
-    def __call__(self, tokens: Sequence[int], rng: random.Random, span: tuple[int, int] | None = None) -> Written:
+    def __call__(self, tokens: Sequence[int], rng: random.Random, span: tuple[int, int] | None = None) -> MaskedText:
         start, size = interval(len(tokens), self.share, rng) if span is None else span
         wide = self.vocab_size, rng
 
@@ -206,4 +206,4 @@ class NoisedInterval:
         ]
         before = range(start - 1, start - 1 + size)
         reads = [fate(tokens[p], self.mask_id, *wide, self.decoder_shares, self.first_word) for p in before]
-        return Written(source, reads, [tokens[p + 1] for p in before], list(before))
+        return MaskedText(source, reads, [tokens[p + 1] for p in before], list(before))

@@ -176,4 +176,4 @@ class Mass(XlmTranslation):
             languages = table.ids(language_ids, target.x)
         decoder = self.decoder
         # packed when called, in the order that the source settled
-        return lambda *given: decoder(*given, target.padding.pack(languages))
+        return lambda *given: decoder(*given, target.along(languages))
