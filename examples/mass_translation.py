@@ -45,7 +45,7 @@ from zoo.training.schedules import scheduler, warmup_times_decay
 
 LANGUAGES = ("en", "de")
 MORE = ("package:django-oscar==4.2.1#oscar", "package:pretix==2026.8.0#pretix/locale")  # beside texts.CATALOGUES
-VOCABULARY, LENGTH, EVERY, SEEDS = 4000, 48, 8, (0, 1)
+VOCABULARY, LENGTH, EVERY, SEEDS = 4000, 48, 8, (0, 1, 2)
 TINY: dict[str, Any] = {
     "hidden_size": 128,
     "num_heads": 4,
