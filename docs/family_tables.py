@@ -33,7 +33,7 @@ PARTS = (  # the first pattern that a module's whole name meets says what its pa
     (r"(?:.*[._])?norms?(?:\.\d+)?", "norms"),
     (r".*squeeze_excite\..*", "squeeze and excite"),
     (r".*\.(?:conv|choose|box)", "convolutions"),
-    (r".*attention\.\w+", "attention"),
+    (r".*attention\.\w+(?:\.\d+)?", "attention"),
     (r".*feed_forwards?\..*", "feed-forward"),
 )
 ORDER = (

@@ -14,9 +14,10 @@ Four ways are compared on held-out pictures:
     tuned       MiniLM is trained too
 
 190 pictures are held out before any caption is looked at, the same as in stamps_retrieval.py, with all their
-translations; pictures that look alike are one picture, and of equal captions each counts as right. Ranks of each run
-are kept in --runs, so that a run that is there is not made again. A sheet with the pictures that were found is drawn
-there too: the stamps are under GPL-2, so it is not meant for publishing under other terms.
+translations; pictures that look alike are one picture, and of equal captions each counts as right. With --save, the
+tuned model is saved: `zoo search PICTURES "a purple hat" --model FOLDER`. Ranks of each run are kept in --runs, so
+that a run that is there is not made again. A sheet with the pictures that were found is drawn there too: the stamps
+are under GPL-2, so it is not meant for publishing under other terms.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.formats.disk import write_atomically
+from zoo.models.dual_encoder import DualEncoder
 from zoo.tasks.contrast import clip_loss
 from zoo.tasks.metrics.vision import retrieval_ranks
 from zoo.training.optimizers import decay_groups
@@ -250,6 +252,29 @@ def held_out_loss(model: Joined, data: Data) -> float:
     return float(loss)
 
 
+def as_dual_encoder(model: Joined, text: Any, image: Any) -> Any:
+    """What was learned as one model of the zoo, from the towers that it was learned with. How features are centered and
+    scaled goes into the image's projection: ``W (x - mean) / deviation = (W / deviation) x - (W / deviation) mean``.
+    """
+    size = model.text_projection.out_features
+    made = DualEncoder.of(text, image, text_pooling="mean", projection_size=size, projection_bias=True)
+    with torch.no_grad():
+        weight = model.image_projection.weight / model.deviation
+        made.image_projection.weight.copy_(weight)
+        made.image_projection.bias.copy_(-(weight @ model.mean))
+        made.text_projection.weight.copy_(model.text_projection.weight)
+        made.logit_scale.copy_(model.logit_scale)
+    return made.eval()
+
+
+def save_towers(model: Joined, folder: Path) -> None:
+    """The model with MiniLM's tokenizer and how EfficientNet wants its pictures: a folder for ``zoo search``."""
+    (image, images), tokenizer = image_tower(), text_tower()[1]
+    made = as_dual_encoder(model, model.text.tower, image)
+    made.images = images
+    zoo.save(made, folder, tokenizer=tokenizer)
+
+
 # --- what was learned -------------------------------------------------------------------------------------------------
 
 
@@ -282,9 +307,16 @@ def scores(model: Joined, data: Data, language: str) -> Tensor:
     return model.texts(place, picture) @ model.pictures(data.views[0, picture]).T
 
 
-def run(way: str, data: Data, make: Callable[[], TextTower], seed: int, steps: int) -> dict[str, Any]:
+def run(
+    way: str,
+    data: Data,
+    make: Callable[[], TextTower],
+    seed: int,
+    steps: int,
+    keep: Callable[[Joined], None] | None = None,
+) -> dict[str, Any]:
     """One way with one seed: by language, how many stand before the first right one for each caption and picture; and
-    how training went.
+    how training went. ``keep`` gets the model.
     """
     begin, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     if way == "n-grams":
@@ -297,6 +329,8 @@ def run(way: str, data: Data, make: Callable[[], TextTower], seed: int, steps: i
     for name in data.captions:
         found = scores(model, data, name)
         ranks[name], first[name] = retrieval_ranks(found, right(data, name)), found.topk(BEST).indices.tolist()
+    if keep is not None:
+        keep(model)
     return {"ranks": ranks, "first": first, "curve": curve, "seconds": round(time.perf_counter() - begin)}
 
 
@@ -459,6 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="in place of the number of each way that is trained")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that keeps the ranks of each run")
     parser.add_argument("--images", type=Path, default=Path("curves"), help="the folder for the drawings")
+    parser.add_argument("--save", type=Path, help="a folder for the tuned model of the first seed, for zoo search")
     options = parser.parse_args(arguments)
     try:
         given = stamps(stamps_folder(options.stamps), SIDE + SHIFT)
@@ -472,9 +507,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed, way in itertools.product(options.seeds, options.ways):
         steps = STEPS[way] and (options.steps or STEPS[way])
         kept = options.runs / f"towers-{way}-{steps}-{seed}.json"
-        if not kept.is_file():
+        wanted = options.save is not None and way == "tuned" and seed == options.seeds[0]
+        if wanted or not kept.is_file():
             print(f"{way}, seed {seed}", file=sys.stderr)
-            made = run(way, data, lambda: copy.deepcopy(read), seed, steps)
+            keep = (lambda model: save_towers(model, options.save)) if wanted else None
+            made = run(way, data, lambda: copy.deepcopy(read), seed, steps, keep)
             write_atomically(kept, json.dumps(made))
         found[way].append(json.loads(kept.read_text(encoding="utf-8")))
     print(report(found, data, unknown_share(read, read.unknown)))

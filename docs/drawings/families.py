@@ -143,7 +143,10 @@ def _beside(graph: Graph, node: Node) -> Node:
     """The part whose section a sum stands in: the one it goes to, unless all it adds is in one."""
     sources = [each for each in graph.into(node) if each.kind == "part"]
     if not sources:
-        return _beside(graph, graph.into(node)[0])
+        made = [each for each in graph.into(node) if graph.into(each)]
+        if not made:  # inputs alone: it stands with the part that reads them
+            return next(each for each in graph.out_of(node) if each.kind == "part")
+        return _beside(graph, made[0])
     after = [each for each in graph.out_of(node) if each.kind == "part" and each.run < 0]
     homes = {container_of(each.path) for each in sources}
     return after[0] if after and len(homes) > 1 else sources[0]

@@ -20,8 +20,8 @@ GUIDES = {
     "Training": ("fine-tuning", "corpora-and-clusters", "many-processes", "many-machines", "distillation"),
     "Use": ("command-line", "prediction", "writing", "swap-a-part"),
     "Pictures, knowledge, languages": (
-        *("pictures", "regions", "emoji-retrieval", "stamps-retrieval", "stamps-search"),
-        *("knowledge", "many-languages", "mixed-vocabulary"),
+        *("pictures", "regions", "emoji-retrieval", "stamps-retrieval", "stamps-search", "stamps-captions"),
+        *("knowledge", "many-languages", "messages-translation", "mixed-vocabulary"),
     ),
     "Smaller models": ("compression", "subarchitecture", "trimming"),
 }

@@ -18,7 +18,7 @@ SMALL = {"visual_size": 5, "max_positions": 12, "pad_token_id": 1}
 def tiny_config(draw: st.DrawFn) -> UnimoConfig:
     fields = {name: value for name, value in encoder_fields(draw).items() if name != "num_segments"}
     if draw(st.booleans()):  # as published
-        fields["intermediate_size"] = 4 * fields["hidden_size"]
+        fields |= {"intermediate_size": 4 * fields["hidden_size"], "activation": "gelu"}
     fields["max_positions"] += 2
     return UnimoConfig(**fields, visual_size=draw(st.integers(1, 5)), fusion=draw(st.sampled_from(["mul", "sum"])))
 

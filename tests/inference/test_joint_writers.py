@@ -192,3 +192,46 @@ def test_the_loss_of_kept_texts_leaves_the_worst_out_and_divides_by_the_words_of
         assert float(kept_token_loss(logits, labels, 0.5, smoothing)) == pytest.approx(wanted)
     with pytest.raises(ConfigError, match="drop_worst"):
         zoo.create("vlp-base", task="masked-lm", device="meta", drop_worst=1.0)
+
+
+def enumerated(model, given, length, penalty):
+    """Every text of at most so many words with its score, by one pass for each word and without a search."""
+    end, vocabulary, found = model.config.end_token_id, model.config.vocab_size, []
+
+    def scores(words):
+        ids = torch.tensor([[1, 2, *words, 3]])
+        places, segments = [0, 0, *range(1, len(words) + 2)], [0, 0, *[5] * (len(words) + 1)]
+        with torch.no_grad():
+            logits = model(ids, token_type_ids=torch.tensor([segments]), ranks=torch.tensor([places]), **given).logits
+        return logits[0, len(words) + 2].log_softmax(0).tolist()
+
+    def go_on(words, total):
+        if words and (words[-1] == end or len(words) == length):
+            found.append((total + penalty * len(words), words))
+            return
+        for token, value in enumerate(scores(words)):
+            if token < vocabulary:
+                go_on([*words, token], total + value)
+
+    go_on([], 0.0)
+    return sorted(found, key=lambda each: -each[0])
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+def test_wide_beams_find_the_best_of_all_captions(penalty):
+    """VLP's beams with its additive penalty: as many as there are texts of two words miss none."""
+    model = model_of(vocab_size=8, max_positions=12)
+    shown = pictures(model, 1)
+    best = enumerated(model, shown, 2, penalty)[:5]
+    written = zoo.generate(
+        model, READ["input_ids"][:1, :2], **shown, num_beams=64, num_return_sequences=5, max_new_tokens=2,
+        penalty="additive", length_penalty=penalty, early_stopping="never",
+    )  # fmt: skip
+    found = [row[:length].tolist() for row, length in zip(written.sequences, written.lengths, strict=True)]
+    assert found == [words for _, words in best]
+    assert written.scores.tolist() == pytest.approx([score for score, _ in best], abs=1e-9)
+    narrow = zoo.generate(
+        model, READ["input_ids"][:1, :2], **shown, num_beams=8, max_new_tokens=2,
+        penalty="additive", length_penalty=penalty, early_stopping="never",
+    )  # fmt: skip
+    assert float(narrow.scores[0]) == pytest.approx(best[0][0], abs=1e-9)  # all first words are kept

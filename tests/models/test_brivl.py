@@ -14,6 +14,8 @@ from tests.families import brivl
 from tests.oracle import way_back
 from tests.strategies import build, relative, small_config
 from zoo.errors import ConfigError, InputError, TaskError
+from zoo.tasks.tower_queues import ImageTextMomentum
+from zoo.tasks.views import ImageTextContrast
 
 
 def model_of(task: str | None = None, **fields: Any) -> Any:
@@ -83,6 +85,12 @@ def test_bert_reads_padding_and_the_blocks_behind_it_do_not():
 def towers_in_training() -> tuple[Any, dict[str, Tensor]]:
     model = build("brivl", small_config("brivl"), "image-text-momentum", seed=3, queue_size=8, momentum=0.5)
     return model.train(), brivl.small_batch().inputs
+
+
+def test_pretraining_is_what_its_authors_did_and_clip_s_elsewhere():
+    own = zoo.create("brivl-2", task="pretraining", device="meta")
+    assert (type(own), own.options["queue_size"]) == (ImageTextMomentum, 9_600)
+    assert type(zoo.create("align-base", task="pretraining", device="meta")) is ImageTextContrast
 
 
 def test_both_queues_hold_the_keys_of_the_momentum_encoder():

@@ -326,3 +326,10 @@ def test_a_tower_exports_for_any_batch_and_size(name):
     for other in (pixels, torch.randn(3, 3, 18, 22, dtype=torch.float64)):
         with torch.no_grad():
             agree(program(other).pooler_output, model(other).pooler_output, "pooler_output")
+
+
+def test_a_loaded_model_for_another_picture_size_wants_its_pictures_so(tmp_path):
+    model = build("efficientnet", small_config("efficientnet"))
+    zoo.save(model, tmp_path, images=zoo.Images(size=20, crop=14))
+    assert zoo.load(tmp_path, image_size=28).images.crop == (28, 28)
+    assert zoo.load(tmp_path, image_size=14).images.crop == (14, 14)

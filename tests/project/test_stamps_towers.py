@@ -107,6 +107,21 @@ def test_training_finds_held_out_pictures_and_only_the_tuned_tower_changes(examp
     assert [point[0] for point in made["curve"]] == list(range(1, 9))
 
 
+def test_what_was_learned_is_a_dual_encoder_with_the_same_scores(example, data, tmp_path):
+    text = tower(data.captions, example)
+    image = zoo.create("efficientnet-lite0", stage_channels=(4,) * 7, stage_blocks=(1,) * 7, top_size=16).eval()
+    pixels = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        features = image(pixels).pooler_output
+    model = example.Joined(text, features + 0.1, 12, torch.Generator().manual_seed(3)).eval()
+    zoo.save(example.as_dual_encoder(model, text.tower, image), tmp_path)
+    loaded, ids = zoo.load(tmp_path), text.rows[1][7]
+    with torch.inference_mode():
+        wanted = model.texts(torch.tensor([1]), torch.tensor([7])) @ model.pictures(features).T
+        found = loaded(torch.tensor([ids]), pixel_values=pixels)
+        torch.testing.assert_close(found.logits_per_text, wanted * model.logit_scale.exp(), rtol=1e-4, atol=1e-4)
+
+
 def test_the_program_runs_the_image_tower_once_and_keeps_its_runs(example, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stamps"
     folder.mkdir()

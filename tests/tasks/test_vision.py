@@ -198,6 +198,8 @@ def every_map(out: Any, config: Any, batch: Batch) -> list[tuple[Tensor, Tensor,
     text, image = batch.real(), batch.real("visual_mask")
     if not hasattr(out, "entity"):
         joint = torch.cat([text, image], 1)
+        more = out.last_hidden_state.shape[1] - joint.shape[1]  # elements behind the regions, which all are real
+        joint = torch.nn.functional.pad(joint, (0, more), value=True)
         return [(m, *([joint] * 2 if m.shape[2] == joint.shape[1] else [text] * 2)) for m in out.attentions]
     if getattr(config, "num_tasks", 0):
         text = torch.cat([torch.ones(len(text), 1, dtype=torch.bool), text], 1)

@@ -296,7 +296,8 @@ def test_two_processes_learn_from_the_queues_of_two_towers_what_one_learns():
             **CLIP,
         )
         model.train().start()
-        wrapped = model if world == 1 else DistributedDataParallel(model)
+        unused = {"find_unused_parameters": True}  # the logits' scale
+        wrapped = model if world == 1 else DistributedDataParallel(model, **unused)
         optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
         for step in range(3):
             batch = pairs(4, seed=step)

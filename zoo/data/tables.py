@@ -43,6 +43,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "qid", "question_id", "guid", "index"),
     "source": ("source", "text", "document", "article", "input"),
     "target": ("target", "summary", "output", "translation"),
+    "rewritten": ("rewritten", "paraphrases", "positives"),
+    "wrong": ("wrong", "negatives", "foils"),
     "source_language": ("source_language", "source_lang", "src_lang"),
     "target_language": ("target_language", "target_lang", "tgt_lang"),
     "score": ("score", "similarity", "label"),

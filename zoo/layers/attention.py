@@ -154,6 +154,18 @@ class Attention(nn.Module):
         """``bias`` is added to the scores, one for all rows where the batch is packed. ``trace`` keeps
         the probabilities where somebody asked, and knows the keys and values of the tokens before.
         """
+        return self.output(self.context(query, key, value, mask, bias, trace))  # eq: heads
+
+    def context(
+        self,
+        query: Float[Tensor, "*rows hidden"],
+        key: Float[Tensor, "*key_rows key_size"],
+        value: Float[Tensor, "*key_rows value_size"],
+        mask: Mask,
+        bias: Bias | None = None,
+        trace: Trace | None = None,
+    ) -> Float[Tensor, "*rows inner"]:
+        """What the heads make, side by side, before the output projection."""
         heads = self.num_heads, self.head_size
         q = self.query(query).unflatten(-1, heads)  # (batch, length, heads, head size), or  # eq: heads
 
@@ -163,7 +175,7 @@ class Attention(nn.Module):
             return k, v
 
         k, v = remembered(None if trace is None else trace.memory, made)
-        return self.output(self.attend(q, k, v, mask, bias, trace).flatten(-2))  # eq: heads
+        return self.attend(q, k, v, mask, bias, trace).flatten(-2)  # eq: heads
 
     def attend(
         self,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.errors import InputError
@@ -160,6 +160,10 @@ class Run:
         if self._earlier is None:
             self.trace.hidden(x)
         return x
+
+    def along(self, values: Shaped[Tensor, "batch length *size"]) -> Shaped[Tensor, "*rows"]:
+        """Values of each token in the order in which blocks take the states, once they have been entered."""
+        return self.padding.pack(values)
 
     def leave(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "batch length hidden"]:
         """The states as callers take them, zeros at padding."""

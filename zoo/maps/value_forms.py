@@ -128,6 +128,7 @@ DERIVED: dict[str, Callable[[object, str], object]] = {
 INFERRED: dict[str, Callable[..., object]] = {
     "same": lambda value: value,
     "quotient": lambda whole, part: whole // part,
+    "difference": lambda whole, part: whole - part,
     "pool-heads": lambda channels, size: 32 * channels // size,  # of CLIP's ResNets, whose last grid is so much wider
     "grid-size": grid_size,
     "listed": lambda *values: values,

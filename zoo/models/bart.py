@@ -33,8 +33,6 @@ from zoo.models.base.config import Config, check_heads, check_positive, free
 from zoo.models.base.encoder_decoder import Decoder, EncoderDecoder, shift_right
 from zoo.registry.terms import LANGUAGE_MODEL
 
-OFFSET = 2  # rows of a position table before the first that is read
-
 
 @dataclass(frozen=True, kw_only=True)
 class BartConfig(Config):
@@ -72,6 +70,11 @@ class BartConfig(Config):
     def token_scale(self) -> float:
         return math.sqrt(self.hidden_size) if self.scale_embeddings else 1.0
 
+    @property
+    def first_position(self) -> int:
+        """The row of the position table that the first token reads."""
+        return 2
+
 
 class PlacedTokens(nn.Module):
     """``dropout(norm(scale · token + position[t + 2]))``: one side's embeddings above the token
@@ -80,10 +83,10 @@ class PlacedTokens(nn.Module):
 
     def __init__(self, c: BartConfig) -> None:
         super().__init__()
-        self.position = nn.Embedding(c.max_positions + OFFSET, c.hidden_size)
+        self.position = nn.Embedding(c.max_positions + c.first_position, c.hidden_size)
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
         self.dropout = nn.Dropout(c.dropout)
-        self.scale, self.longest = c.token_scale, c.max_positions
+        self.scale, self.longest, self.first = c.token_scale, c.max_positions, c.first_position
 
     def place(
         self,
@@ -106,7 +109,7 @@ class PlacedTokens(nn.Module):
         position_ids = check_ids(position_ids, self.longest, name)
         if position_ids.shape[0] != 1 or position_ids.shape[1] != length:
             same_shape(position_ids, tokens, name)
-        return self.dropout(self.norm(self.scale * tokens + self.position(position_ids + OFFSET)))  # eq: embedding
+        return self.dropout(self.norm(self.scale * tokens + self.position(position_ids + self.first)))  # eq: embedding
 
 
 class SharedEmbeddings(PlacedTokens):

@@ -11,8 +11,9 @@ Region 0 is the whole picture: the mean of the features, with the box 0, 0, 1, 1
 tokens are written says ``ranks``, 0 = read, 1, 2, ... = written.
 
 Differs from UNITER: one norm in a region, two poolers (ReLU), no segments; writes without masks.
-Trained by masked words, masked regions, writing, and by contrast of texts and pictures with texts
-that were rewritten; the code of pre-training is not public, so masked words alone are trained here.
+Trained by masked words, masked regions, writing, and by contrast of pictures with texts that were
+rewritten; the code of pre-training is not public. Here are masked words, writing and the contrast
+(`zoo.tasks.ranking.several_right_loss`), for rewritten texts that are given.
 
 Traps: norms have eps 1e-5. Texts are lowercased before GPT-2's byte pairs are made. The pooled
 vectors are multiplied for retrieval and added for visual entailment (``fusion``). A text-only file
@@ -33,7 +34,7 @@ from zoo.errors import ConfigError, InputError
 from zoo.layers import RegionEmbeddings, ReluPooler, Stack, Wanted, bert_block_of
 from zoo.layers.cache import KeyValueCache
 from zoo.layers.embeddings import check_boxes
-from zoo.layers.heads import masked_lm_of
+from zoo.layers.heads import ClassificationHead, masked_lm_of
 from zoo.layers.padding import Padding, padding_like
 from zoo.models.base.config import Config, free
 from zoo.models.base.joint_encoder import JointEncoder, check_joint
@@ -113,6 +114,11 @@ class Unimo(JointEncoder):
     heads = {"masked_lm": masked_lm_of}
     pretraining = (MASKED_WORDS,)
     ranking_loss = "circle"
+    task_heads = {
+        "visual_entailment": lambda c, n: ClassificationHead(
+            c.hidden_size, n, "identity", c.dropout if c.classifier_dropout is None else c.classifier_dropout, 2048
+        )
+    }
     inputs = (
         "input_ids",
         "attention_mask",

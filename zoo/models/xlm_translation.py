@@ -28,7 +28,7 @@ from zoo.layers.embeddings import Languages
 from zoo.layers.heads import TableHead
 from zoo.layers.shapes import Rows, SourceRows
 from zoo.models.base.config import free
-from zoo.models.base.encoder_decoder import Decoder, EncoderDecoder, following
+from zoo.models.base.encoder_decoder import Decoder, EncoderDecoder, Reader, following
 from zoo.models.base.outputs import Seq2Seq
 from zoo.models.xlm import XlmConfig, XlmEmbeddings, xlm_block, zero_padding
 from zoo.registry.terms import PretrainingTerm
@@ -137,10 +137,11 @@ class XlmTranslation(EncoderDecoder):
         """
         shown: Any = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         encoded = self.encode(input_ids, attention_mask, language_ids, position_ids, lengths=lengths, **shown)
+        source_mask, lengths = self.seen_of_source(input_ids, attention_mask, lengths)
         decoded = self.decode(
             decoder_input_ids,
             encoded.last_hidden_state,
-            attention_mask,
+            source_mask,
             decoder_attention_mask,
             decoder_language_ids,
             decoder_position_ids,
@@ -185,4 +186,9 @@ class XlmTranslation(EncoderDecoder):
         x = self.decoder.embeddings(decoder_input_ids, position_ids=positions, language_ids=decoder_language_ids)
         kept = output_hidden_states, output_attentions
         target = Run(x, decoder_attention_mask, None, *kept, name="decoder_attention_mask", cache=cache)
-        return self.looking(target, None if memory is None else Run(memory, attention_mask, lengths, *kept))
+        source = None if memory is None else Run(memory, attention_mask, lengths, *kept)
+        return self.looking(target, source, self.writing_in(decoder_language_ids, target))
+
+    def writing_in(self, language_ids: Languages | None, target: Run) -> Reader:
+        """The decoder of a target in these languages; here one for all."""
+        return self.decoder

@@ -513,6 +513,43 @@ def _smoothed_tokens(
     return smoothed_token_loss(scores, _word_labels(name, scores, labels, real), **beside)
 
 
+LOSS_AVERAGES = ("labels", "samples")
+
+
+def averaged(losses: Tensor, counted: Tensor, average: str) -> Tensor:
+    """The mean of the losses (batch, places) that count: over all of them ("labels"), or over each row's and
+    then over the rows that have some, 0.0001 added to each number ("samples": VL-BERT's option).
+    """
+    if average == "labels":
+        return mean_of(losses, counted)
+    numbers = counted.sum(1)
+    rows = torch.where(counted, losses, 0).sum(1) / (numbers + 1e-4)
+    return rows.sum() / ((numbers > 0).sum() + 1e-4)
+
+
+def _averaged_tokens(
+    name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]
+) -> Tensor:
+    labels = _word_labels(name, scores, labels, real)
+    losses = F.cross_entropy(widened(scores).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return averaged(losses.view(labels.shape), labels != IGNORED, beside["loss_average"])
+
+
+def _soft_classes(name: str, scores: Tensor, labels: Tensor, real: Tensor | None, beside: Mapping[str, Any]) -> Tensor:
+    """The cross-entropy to distributions over classes, of the places with label 1."""
+    targets = beside["region_targets"]
+    if targets is None:
+        raise InputError(f"{name} say which regions count; give region_targets too: what they were")
+    targets = label_tensor(targets, "region_targets")
+    check_labels(labels, tuple(scores.shape[:2]), name)
+    check_labels(targets, tuple(scores.shape), "region_targets")
+    counted = labels == 1 if real is None else (labels == 1) & real
+    scores = widened(scores)
+    wanted = finite_labels(targets.masked_fill(~counted.unsqueeze(2), 0), "region_targets").to(scores.dtype)
+    losses = -(wanted * scores.log_softmax(2)).sum(2)  # eq: soft-classes
+    return averaged(losses, counted, beside["loss_average"])  # eq: soft-classes
+
+
 def _word_labels(name: str, scores: Tensor, labels: Tensor, real: Tensor | None) -> Tensor:
     """Checked labels of words, those at padding left out."""
     labels = label_tensor(labels, name)
@@ -635,6 +672,8 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "next-tokens": _next_tokens,
     "kept-tokens": _kept_tokens,
     "smoothed-tokens": _smoothed_tokens,
+    "averaged-tokens": _averaged_tokens,
+    "soft-classes": _soft_classes,
     "binary-tokens": _binary_tokens,
     "rows": _rows,
     "binary-rows": _binary_rows,
@@ -670,9 +709,17 @@ def check_kept_tokens(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={options[name]} must lie in [0, 1)")
 
 
+def check_loss_average(options: Mapping[str, Any]) -> None:
+    """Refuse an average that there is not."""
+    if options["loss_average"] not in LOSS_AVERAGES:
+        raise ConfigError(f"loss_average must be one of {', '.join(LOSS_AVERAGES)}, got {options['loss_average']!r}")
+
+
 OPTION_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "kept-tokens": check_kept_tokens,
     "smoothed-tokens": check_kept_tokens,
+    "averaged-tokens": check_loss_average,
+    "soft-classes": check_loss_average,
     "regions": check_region_target,
     "region-class": check_class_loss,
 }

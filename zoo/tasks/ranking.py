@@ -78,14 +78,40 @@ def _circle(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     return mean_of(_circles(right, wrong, margin), counted)
 
 
+def several_right_loss(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """UNIMO's contrast: ``mean -log(sum over right choices of exp(s / t) / sum over all choices of exp(s / t))``, over
+    the rows that have a right choice.
+
+    logits (batch, choices); labels (batch, choices): 1 = right, 0 = wrong, -100 = left out, such as padding of rows
+    with fewer rewritten texts; or (batch,), the number of the one right choice.
+    """
+    labels = label_tensor(labels)
+    if labels.dim() == 1:
+        check_labels(labels, (logits.shape[0],), "labels", logits.shape[1])
+        labels = one_of(labels, logits.shape[1])
+    check_labels(labels, tuple(logits.shape), "labels", 2, integers=True)
+    scores = widened(logits) / temperature
+    right = scores.masked_fill(labels != 1, -torch.inf)
+    every = scores.masked_fill(labels == IGNORED, -torch.inf)
+    found = (labels == 1).any(1)
+    losses = every[found].logsumexp(1) - right[found].logsumexp(1)  # eq: contrast
+    return losses.sum() / found.sum().clamp(min=1)
+
+
+def _contrast(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
+    return several_right_loss(logits, labels)
+
+
 RANKING_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "softmax": _softmax,
     "hinge": hinge_loss,
     "circle": _circle,
     "hardest": hardest_loss,
     "binary-softmax": _binary_softmax,
+    "contrast": _contrast,
 }
-"""Over (batch, choices) logits, of which labels (batch,) tell the right one; the last argument is the margin."""
+"""Over (batch, choices) logits, of which labels (batch,) tell the right one, for "contrast" also (batch, choices) the
+right ones; the last argument is the margin."""
 
 
 def check_ranking(options: Mapping[str, Any]) -> None:

@@ -256,7 +256,8 @@ class Retrieval(VisionMultipleChoice):
         return ranking_loss(self.options["ranking"] or model.ranking_loss, logits, labels, self.options["margin"])
 
     def forward(self, *inputs: Tensor, labels: Tensor | None = None, **named: Any) -> TaskOutput:
-        """labels (batch,): the number of the right choice; for pairs without choices 1/0 = they
+        """labels (batch,): the number of the right choice; of ``ranking="contrast"`` also (batch,
+        choices), 1/0 = right or wrong, for several right ones; for pairs without choices 1/0 = they
         match or not, -100 = left out.
         """
         given = self.given(inputs, named)

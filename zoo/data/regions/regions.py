@@ -187,8 +187,8 @@ class Regions:
         """Add a region for the whole picture: box 0, 0, width, height; ``feature`` (..., size), by
         default the mean of the real regions.
 
-        ViLBERT reads it "first", VL-BERT and others "last" (behind the padding, which is what masks
-        are for). For pre-training with masked regions give the feature: see
+        ViLBERT and VL-BERT read it "first", others "last" (behind the padding, which is what masks are
+        for). For pre-training with masked regions give the feature: see
         `zoo.data.vision_masking.whole_image_feature`.
         """
         if self.whole_image is not None:
@@ -264,9 +264,10 @@ class Regions:
         if (code := getattr(config, "box_code", None)) is not None:
             boxes: Tensor = getattr(regions, code)()
             if boxes.shape[-1] != numbers:
+                classes = f": its detector has {numbers - 6} classes" if code == "vlp" else ""
                 raise InputError(
-                    f"{name} reads {numbers} numbers for a box and its class, these regions give {boxes.shape[-1]}: "
-                    f"its detector has {numbers - 6} classes"
+                    f"{name} reads {numbers} numbers for a box and its class, these regions give {boxes.shape[-1]}"
+                    f"{classes}"
                 )
             return found | {"visual_boxes": boxes}
         return found | ({"visual_boxes": regions.encoded(numbers)} if numbers else {})

@@ -45,7 +45,8 @@ class CaptionPipeline(RowPipeline):
         bare = getattr(model, "model", None)
         if getattr(model, "task", None) != self.head or getattr(bare, "captions", None) is None:
             raise TaskError(
-                f"{type(bare or model).__name__} writes no captions; take a VLP or a UNIMO of the task {self.head!r}"
+                f"{type(bare or model).__name__} writes no captions from pictures alone; take a VLP or a UNIMO of the "
+                f"task {self.head!r}"
             )
         super().__init__(model, batch_size=batch_size)
         for name in settings:

@@ -76,7 +76,7 @@ class EncoderDecoderWriter:
         sources = len(input_ids)
         self.of_decoder = {name: value for name, value in named.items() if name.startswith("decoder_")}
         of_encoder = {name: value for name, value in named.items() if name not in self.of_decoder}
-        self.mask, self.lengths = attention_mask, of_encoder.get("lengths")
+        self.mask, self.lengths = self.body.seen_of_source(input_ids, attention_mask, of_encoder.get("lengths"))
         self.start_mask = self.of_decoder.pop("decoder_attention_mask", None)
         start_ids = self.of_decoder.pop("decoder_input_ids", start_ids)
         self.beginning = beginning(start_ids, sources, config, input_ids.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,6 +20,8 @@ from zoo.layers.stack import Stack
 from zoo.layers.trace import Trace, Wanted
 from zoo.models.base.model import Model, Reading
 from zoo.models.base.outputs import Seq2Seq
+
+Reader = Callable[[Tensor, Tensor, Mask, Mask, Trace], Tensor]  # called as a `Decoder` is
 
 
 class Decoder(nn.Module):
@@ -103,16 +105,26 @@ class EncoderDecoder(Model):
         """
         shown: Any = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         encoded = self.encode(input_ids, attention_mask, position_ids, lengths=lengths, **shown)
+        source_mask, lengths = self.seen_of_source(input_ids, attention_mask, lengths)
         decoded = self.decode(
             decoder_input_ids,
             encoded.last_hidden_state,
-            attention_mask,
+            source_mask,
             decoder_attention_mask,
             decoder_position_ids,
             lengths=lengths,
             **shown,
         )
         return replace(decoded, encoder=encoded)
+
+    def seen_of_source(
+        self,
+        input_ids: Int[Tensor, "batch length"] | None,
+        attention_mask: Tensor | None,
+        lengths: Sequence[int] | None,
+    ) -> tuple[Tensor | None, Sequence[int] | None]:
+        """The mask and the lengths by which the decoder looks at a source: those of the encoder."""
+        return attention_mask, lengths
 
     def encode(
         self,
@@ -158,12 +170,12 @@ class EncoderDecoder(Model):
         )
         return self.looking(target, None if memory is None else Run(memory, attention_mask, lengths, *kept))
 
-    def looking(self, target: Run, source: Run | None) -> Seq2Seq:
-        """What the decoder makes of a target while it looks at a source."""
+    def looking(self, target: Run, source: Run | None, decoder: Reader | None = None) -> Seq2Seq:
+        """What the decoder, or ``decoder`` in its place, makes of a target while it looks at a source."""
         if source is None and target.cache is None:
             raise InputError("memory is missing: the encoder's states, as encode gives them")
         # (batch, target length, hidden)
-        x = target.across(self.decoder, source, causal(), norm=self.decoder.norm)  # eq: decoder
+        x = target.across(decoder or self.decoder, source, causal(), norm=self.decoder.norm)  # eq: decoder
         return Seq2Seq(x, target.hidden_states, target.attentions, target.cross_attentions)
 
 

@@ -52,6 +52,7 @@ class JointEncoder(VisionLanguageModel):
         kept: tuple[Wanted, Wanted],
         ranks: Int[Tensor, "batch length"] | None = None,
         cache: KeyValueCache | None = None,
+        behind: Float[Tensor, "batch _more hidden"] | None = None,
     ) -> Joint:
         """Embedded words and regions through the encoder, padding left out. ``regions`` None: a text
         alone; ``text`` None: a picture alone, whose first region is pooled. kept: which hidden states
@@ -61,13 +62,15 @@ class JointEncoder(VisionLanguageModel):
         read, regions too, and to the words before them, and what is read attends to nothing that is
         written. None: all attend to all. cache: keys and values of what was given before; the result
         holds the new words and regions alone, and a text that is written needs its ranks each time.
+        behind: elements that every row has behind its regions, and that are none of them.
         """
         parts = [part for part in (text, regions) if part is not None]
         if not parts:
             raise InputError("give words (input_ids or inputs_embeds), regions (visual_features) or both; got neither")
+        parts += [] if behind is None else [behind]
         x = torch.cat(parts, 1)  # (batch, length + regions, hidden)  # eq: joint
         length, count = (None if part is None else part.shape[1] for part in (text, regions))
-        mask = self.joint_mask(x.shape[0], length, count, real)
+        mask = with_more(self.joint_mask(x.shape[0], length, count, real), x.shape[1])
         if ranks is not None:
             ranks = self._joint_ranks(ranks, text, count or 0)  # eq: ranks
         elif cache is not None:  # all of it is read
@@ -131,4 +134,12 @@ class JointEncoder(VisionLanguageModel):
         length = encoded.text_length
         mask, visual_mask = given.get("attention_mask"), given.get("visual_mask")
         real = mask, visual_mask, given.get("lengths"), given.get("visual_lengths")
-        return self.joint_mask(batch, length or None, total - length or None, real), None
+        regions = total - length if encoded.region_length is None else encoded.region_length
+        return with_more(self.joint_mask(batch, length or None, regions or None, real), total), None
+
+
+def with_more(mask: Tensor | None, total: int) -> Tensor | None:
+    """A mask of words and regions, (batch, length + regions), with what stands behind them, which is real; a matrix as
+    it is.
+    """
+    return mask if mask is None or mask.dim() != 2 else F.pad(mask, (0, total - mask.shape[1]), value=True)

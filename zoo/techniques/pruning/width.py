@@ -198,7 +198,8 @@ def _inner_axes(model: nn.Module) -> set[tuple[str, int]]:
     for path, part in model.named_modules():
         if isinstance(part, Attention):
             found |= {(f"{path}.{name}.{p}", 0) for name in ("query", "key", "value") for p in ("weight", "bias")}
-            found.add((f"{path}.output.weight", 1))
+            outputs = [f"{name}." for name, _ in part.output.named_children()] or [""]  # MASS has one per language
+            found |= {(f"{path}.output.{name}weight", 1) for name in outputs}
         elif hasattr(part, "num_heads"):
             raise TechniqueError(f"{path} is a {type(part).__name__}, whose axes are not known")
         elif isinstance(part, FeedForward):

@@ -25,6 +25,7 @@ SUPERVISIONS: Mapping[str, str] = {
 PICTURED: Mapping[str, str] = {
     "sequence-classification": "pictures:Pictured",
     "masked-lm": "captions:Captions",
+    "image-text-retrieval": "rewritten:Rewritten",
     "visual-entailment": "pictures:Pictured",
     "visual-reasoning": "pictures:PairsOfPictures",
     "visual-question-answering": "pictures:Questions",

@@ -23,8 +23,8 @@ class Captions(Guesses, Pictured):
     def prepare(self, model: Any) -> None:
         if model.captions is None:
             raise TaskError(
-                f"{type(model).__name__} writes no captions, and learns masked words beside regions from "
-                "batches; take a VLP or a UNIMO"
+                f"{type(model).__name__} learns masked words beside regions from batches, not from rows of a table; a "
+                "VLP and a UNIMO learn captions from rows"
             )
         self.collator = model.captions.of(self.tokenizer, model.config)
 
