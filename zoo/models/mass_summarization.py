@@ -7,7 +7,7 @@ its source lacks.
 
 Differs from BART: the tokens are scaled, the padding is id 0 and so positions begin at row 1 of
 their table, and the words are BERT's, uncased. It is tuned to summarize on pairs, where targets
-stand at places 0, 1, 2, ... The spans: `zoo.data.span_masking.block_spans`. The model for
+stand at places 0, 1, 2, ... The spans: `zoo.data.span_masking.block_places`. The model for
 translation is another, `zoo.models.mass`.
 
 Traps: unlike there, the decoder sees the [MASK] places of the source. The decoder begins with the
