@@ -115,6 +115,7 @@ COMPUTED: dict[str, Callable[[Mapping[str, object]], object]] = {
     "inner-ratio": lambda fields: ratio(fields, "intermediate_size", "hidden_size"),
     "image-inner-ratio": lambda fields: ratio(fields, "image_intermediate_size", "image_hidden_size"),
     "projection-size": lambda fields: fields.get("projection_size"),
+    "pooler-size": lambda fields: fields.get("pooler_size"),
     "pool-head-size": lambda fields: int(32 * ratio(fields, "image_stem_channels", "image_num_heads")),
     "image-head-size": lambda fields: int(ratio(fields, "image_hidden_size", "image_num_heads")),
 }
