@@ -121,6 +121,18 @@ def test_features_and_logits_are_those_of_timm_with_sizes_from_the_tensors(data)
     assert all(torch.equal(x, theirs.state_dict()[name]) for name, x in back.items())
 
 
+def test_the_pooler_of_older_releases_of_timm_is_read_and_written():
+    ours = build("vit", small_config("vit", pooler_size=5, norm_eps=1e-6), seed=1)
+    foreign = layouts.load("timm-vit").config_back(ours.config.to_dict())
+    assert foreign["representation_size"] == 5
+    back = oracle.way_back("timm-vit", ours)
+    assert torch.equal(back["pre_logits.fc.weight"], ours.pooler.dense.weight)
+    again = zoo.load(back, config=foreign, layout="timm-vit")
+    assert again.config.pooler_size == 5
+    pixels = clip.pictures(1, ours.config.image_size, 0)
+    assert torch.equal(again(pixels).pooler_output, ours(pixels).pooler_output)
+
+
 def test_positions_are_interpolated_as_transformers_does():
     config = small_config("vit", **SMALL, norm_eps=1e-5)
     theirs = randomised(theirs_for(config), 5)

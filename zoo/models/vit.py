@@ -1,5 +1,5 @@
-"""ViT: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), and DeiT without its distillation token (Touvron et al.,
-2021), which is the same model trained in another way.
+"""ViT: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), and DeiT without its distillation token (Touvron et
+al., 2021), which is the same model trained in another way.
 
     x_0 = [class; W p_1 + b; ...; W p_n + b] + E             a picture is cut into n squares of P x P pixels
     a   = x + MHA(LN(x))
