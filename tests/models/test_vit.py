@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 import zoo
@@ -179,3 +181,10 @@ def test_a_dual_encoder_of_transformers_with_vit_and_bert(tmp_path, pooling):
     mine, reference = ours.double()(**batch), oracle.asked(theirs, batch)
     check(mine.logits_per_image.detach(), reference.logits_per_image, "logits")
     check(mine.image_embeds.detach(), reference.image_embeds, "the pictures' vectors")
+
+
+def test_pictures_are_prepared_as_transformers_does():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 140, 3), dtype=np.uint8))
+    model = zoo.create("vit-base-patch16", num_layers=1, device="meta")
+    theirs = transformers.ViTImageProcessorPil()(picture, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(model.images([picture]), theirs, atol=1e-6)
