@@ -488,3 +488,13 @@ def test_a_resnet_of_torchvision_gives_a_grid_of_regions():
     regions = grid_regions(images, resnet_grid("resnet18"), size=None)
     assert (regions.features.shape, regions.detector) == ((2, 6, 512), "grid")
     assert regions.boxes[0, 1].tolist() == pytest.approx([1 / 3, 0, 2 / 3, 0.5])
+
+
+def test_a_picture_that_pillow_refuses_is_said_with_its_pixels():
+    large = bytearray(content(Image.new("RGB", (1, 1))))
+    large[16:24] = (20_000).to_bytes(4, "big") * 2  # the size in the header
+    large[29:33] = zlib.crc32(large[12:29]).to_bytes(4, "big")
+    with pytest.raises(InputError, match=r"has 400,000,000 pixels, more than the .* of max_pixels; .*max_pixels="):
+        Images()(bytes(large))
+    with pytest.raises(InputError, match=r"400,000,000 pixels, more than Pillow opens"):
+        Images(max_pixels=10**9)(bytes(large))

@@ -99,7 +99,7 @@ def test_sources_that_are_too_long_or_empty_are_refused(bart):
         assert cut("the cat " * 9)["text"] is not None
     with pytest.raises(UnknownNameError, match="num_beams"):
         zoo.pipeline("conditional-generation", str(bart), num_beam=2)
-    with pytest.raises(TaskError, match="writes one language"):
+    with pytest.raises(TaskError, match="Bart has no language codes"):
         zoo.pipeline("conditional-generation", str(bart), to="de_DE")
 
 
@@ -145,3 +145,35 @@ def test_commands_write_to_the_terminal_to_files_and_word_by_word(bart, tmp_path
     assert drawn[0] == drawn[1]
     with pytest.raises(InputError, match="one text"):
         run("write", "the cat", "a dog", "--model", str(bart), "--stream")
+
+
+def test_models_that_do_not_write_are_refused_by_their_task(tmp_path):
+    small = {"hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "num_layers": 1, "vocab_size": 20}
+    zoo.save(zoo.create("oscar-base", task="masked-lm", **small), tmp_path)
+    for task in ("conditional-generation", "causal-lm"):
+        with pytest.raises(TaskError, match=f"'{task}' does not fit"):
+            zoo.load(tmp_path, task=task)
+
+
+def test_a_model_that_captions_nothing_is_refused_before_its_regions_are_made(bart):
+    with pytest.raises(TaskError, match="'masked-lm' does not fit"):
+        zoo.pipeline("image-captioning", str(bart), detector="patch-grid")
+    model = zoo.load(bart, task="conditional-generation")
+    with pytest.raises(TaskError, match="writes no captions from pictures alone; take a VLP or a UNIMO"):
+        zoo.pipeline("image-captioning", model, tokenizer=zoo.tokenizer(bart), detector="patch-grid")
+
+
+def test_a_tokenizer_without_codes_is_named_where_a_language_is_asked_for(tmp_path):
+    folder = made(tmp_path, "mbart-large-cc25")
+    with pytest.raises(TaskError, match="the tokenizer of this Mbart has no language codes"):
+        zoo.pipeline("conditional-generation", str(folder), language="en_XX", to="de_DE")
+
+
+def test_commands_name_an_empty_row_and_refuse_a_folder(bart, tmp_path):
+    (tmp_path / "in.txt").write_text("the cat\n\na dog\n")
+    with pytest.raises(InputError, match="row 2: a source is empty"):
+        run("write", str(tmp_path / "in.txt"), "--model", str(bart), "--json")
+    with pytest.raises(InputError, match="is a folder; this command takes texts"):
+        run("write", f"{tmp_path}/", "--model", str(bart))
+    with pytest.raises(UnknownNameError, match=f"is a folder, not a registered name; use zoo inspect {bart}"):
+        run("info", str(bart))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import UnknownNameError
 from zoo.registry import variants as registry
 from zoo.registry.listing import offers_of
 from zoo.registry.tasks import fitting
@@ -25,7 +26,12 @@ def info(name: str) -> dict[str, Any]:
     from zoo.layers.init import shapes_only
     from zoo.registry.records import records
 
-    variant, tag = registry.resolve(name)
+    try:
+        variant, tag = registry.resolve(name)
+    except UnknownNameError as error:
+        if Path(name).is_dir():
+            raise UnknownNameError(f"{name} is a folder, not a registered name; use zoo inspect {name}") from error
+        raise
     config = registry.config(name)
     with shapes_only():
         model = variant.model_class()(config)

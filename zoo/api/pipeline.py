@@ -53,6 +53,7 @@ def pipeline(
     elif device is not None or dtype is not None:
         raise TaskError("device= and dtype= are for a model that is loaded here; bring yours there before")
     if name == CaptionPipeline.task and not callable(options.get("regions")):
+        CaptionPipeline.require_writer(model)
         detector, dump = options.pop("detector", None), options.pop("regions", None)
         options["regions"] = picture_regions(
             source, getattr(model.config, "visual_size", 0), detector=detector, dump=dump

@@ -171,6 +171,8 @@ class Delivery:
 
 def _written(texts: Sequence[str], model: str, settings: dict[str, Any], options: dict[str, Any], to: Delivery) -> None:
     target(to.out)
+    if folders := [text for text in texts if "/" in text and Path(text).is_dir()]:
+        raise InputError(f"{folders[0]} is a folder; this command takes texts or files of rows, not folders")
     source = RowSource.of(texts)
     given = {name: value for name, value in {**settings, **options}.items() if value is not None}
     making, pipeline = _made(model, {**given, "batch_size": to.batch_size})

@@ -261,6 +261,7 @@ def heads_of_task(task: str | None, model_class: Any) -> tuple[str, ...]:
     """The heads whose tensors a task needs from a file."""
     if task is None:
         return ()
+    require_fit(task, offers_of_class(model_class), model_class.__name__)
     return task_class(spec := spec_of_class(task, model_class)).heads_from(spec, model_class)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,8 @@ def read_picture(
             image_module.init()
             here = [format for format in FORMATS if format in image_module.OPEN]  # a build may lack some
             opened = image_module.open(io.BytesIO(content), formats=here)
+        except image_module.DecompressionBombError as error:
+            raise _beyond_pillow(str(error), max_pixels, name) from None
         except image_module.UnidentifiedImageError:
             raise InputError(f"{name} is no picture in a format that is read here: {', '.join(FORMATS)}") from None
         with opened:
@@ -163,6 +166,22 @@ def _telling(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(f"{name} is damaged or can't be decoded: {error or type(error).__name__}") from error
+
+
+def _beyond_pillow(said: str, max_pixels: int, name: str) -> InputError:
+    """Pillow's own refusal of a large picture, which it makes before its sizes can be asked for."""
+    found = re.search(r"\((\d+) pixels\)", said)
+    pixels = int(found[1]) if found else 0
+    many = f"{pixels:,} pixels" if found else "too many pixels"
+    if found and pixels <= max_pixels:
+        return InputError(
+            f"{name} has {many}, more than Pillow opens; make it smaller, or allow more by "
+            "PIL.Image.MAX_IMAGE_PIXELS = None"
+        )
+    return InputError(
+        f"{name} has {many}, more than the {max_pixels:,} of max_pixels; make it smaller, or allow more by max_pixels= "
+        "and PIL.Image.MAX_IMAGE_PIXELS = None"
+    )
 
 
 def _upright(picture: Picture, max_pixels: int, background: tuple[int, int, int] | None, name: str) -> Picture:

@@ -42,12 +42,7 @@ class CaptionPipeline(RowPipeline):
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        bare = getattr(model, "model", None)
-        if getattr(model, "task", None) != self.head or getattr(bare, "captions", None) is None:
-            raise TaskError(
-                f"{type(bare or model).__name__} writes no captions from pictures alone; take a VLP or a UNIMO of the "
-                f"task {self.head!r}"
-            )
+        self.require_writer(model)
         super().__init__(model, batch_size=batch_size)
         for name in settings:
             if name not in FIELDS:
@@ -60,6 +55,16 @@ class CaptionPipeline(RowPipeline):
             found = found.replace(max_new_tokens=self.collator.longest + 1)
         self.search = found
         self.generator = torch.Generator(model.device).manual_seed(seed)
+
+    @classmethod
+    def require_writer(cls, model: Any) -> None:
+        """Refuse a model that writes no captions."""
+        bare = getattr(model, "model", None)
+        if getattr(model, "task", None) != cls.head or getattr(bare, "captions", None) is None:
+            raise TaskError(
+                f"{type(bare or model).__name__} writes no captions from pictures alone; take a VLP or a UNIMO of the "
+                f"task {cls.head!r}"
+            )
 
     @classmethod
     def is_row(cls, value: Any) -> bool:

@@ -51,6 +51,13 @@ class WritingPipeline(Pipeline):
         self.named, changes = languages_of(model, self.tokenizer, language, to)
         self.search = self.search.replace(**changes)
 
+    @classmethod
+    def row_of(cls, values: Mapping[str, Any]) -> Any:
+        text = values["text"]
+        if isinstance(text, str) and not text.strip():
+            raise InputError(f"a source is empty: {text!r:.60}; give at least one word")
+        return text
+
     def pieces(self, rows: Sequence[Any]) -> list[list[tokenizers.Encoding]]:
         """The sources, whole; one that the model has too few positions for is refused unless ``cut``."""
         longest = self.tokenizer.max_length or self.model.config.max_positions
@@ -127,7 +134,10 @@ def languages_of(
         return {}, {}
     languages = tokenizer.frames.languages
     if not languages:
-        raise TaskError(f"{type(model.model).__name__} writes one language; leave out to={target!r}")
+        raise TaskError(
+            f"the tokenizer of this {type(model.model).__name__} has no language codes, so that to={target!r} can't be "
+            "told; leave out to=, or give a tokenizer that has them"
+        )
     for language in (source, target):
         if language is not None and language not in languages:
             raise unknown("language of this model", language, sorted(languages))
