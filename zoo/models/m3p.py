@@ -283,7 +283,8 @@ class M3P(JointEncoder):
         x = regions = None
         reads = input_ids is not None or inputs_embeds is not None
         if visual_features is not None:
-            batch = len(visual_features) if not reads else len(input_ids if inputs_embeds is None else inputs_embeds)  # type: ignore[arg-type]
+            given = next(x for x in (inputs_embeds, input_ids, visual_features) if x is not None)
+            batch = given.shape[0]  # len() would fix the batch of an export
             check_boxes(visual_features, visual_boxes, batch, self.config)
             assert visual_boxes is not None
             regions = self.regions(visual_features, visual_boxes, visual_distributions, visual_mask, visual_lengths)
@@ -312,7 +313,7 @@ class M3P(JointEncoder):
         """Embedded regions, refined where the config says so."""
         more: Tensor | float = 0.0
         if classes is not None:
-            check_features(classes, len(features), self.config.region_target_size, "visual_distributions")
+            check_features(classes, features.shape[0], self.config.region_target_size, "visual_distributions")
             more = self.image_embeddings.classes(classes.to(self.dtype))
         x = self.image_embeddings(features, boxes, more)  # eq: regions
         return self.refiner(x, mask, lengths) if self.config.refine_image else x  # type: ignore[no-any-return]
