@@ -57,11 +57,6 @@ class _Segmentless:
 def inputs(draw: st.DrawFn, config: Any, **options: Any) -> Batch:
     batch = draw(picture_batches(_Segmentless(config), boxes=True, segments=False, alignment=False, **options))
     batch.inputs.pop("token_type_ids", None)
-    if draw(st.booleans()):
-        seed = draw(st.integers(0, 99))
-        shape = (*batch.inputs["visual_features"].shape[:2], 4)
-        generator = torch.Generator().manual_seed(seed)
-        batch = batch.with_(visual_distributions=torch.rand(shape, generator=generator, dtype=torch.float64))
     return batch
 
 

@@ -16,7 +16,7 @@ Traps: region vectors are normalized twice where a text is read too, words once.
 added to a text or a picture alone, never to both together. Positions begin at 0, although XLM-R's
 table begins at row 2. Boxes are divided by their own length. The authors' joint mask is a prefix of
 (regions + words) places, right only where all regions are real; here each has its own mask, and the
-text begins behind the last real region. The cross-attention of each block is in every file, and
+text begins behind the real regions. The cross-attention of each block is in every file, and
 nothing but `M3P.decode` reads it.
 """
 
@@ -277,7 +277,7 @@ class M3P(JointEncoder):
         """Encode texts, pictures, or both; the result holds the text's positions first, then the
         regions'.
 
-        position_ids: of the text; with a picture they begin behind its last real region by default.
+        position_ids: of the text; with a picture they begin behind its real regions by default.
         language_ids: of a text alone, or of the regions of a picture alone. The rest as `Uniter`.
         """
         x = regions = None
@@ -295,9 +295,9 @@ class M3P(JointEncoder):
         else:
             ignore_languages(language_ids)
             x = self.embeddings.tokens(input_ids, inputs_embeds)  # (batch, length, hidden)
-            if position_ids is None:
-                position_ids = self.behind(x, regions, visual_mask, visual_lengths)
-            x, regions = self.embeddings.placed(x, position_ids), self.embeddings.placed(regions, None)
+            places, after = self.places(x, regions, visual_mask, visual_lengths)
+            x = self.embeddings.placed(x, after if position_ids is None else position_ids)
+            regions = self.embeddings.placed(regions, places)
         real, kept = (attention_mask, visual_mask, lengths, visual_lengths), (output_hidden_states, output_attentions)
         encoded = self.encode(x, regions, real, kept)  # eq: encoder
         return self.pooled(encoded, regions is not None, real)
@@ -318,14 +318,14 @@ class M3P(JointEncoder):
         x = self.image_embeddings(features, boxes, more)  # eq: regions
         return self.refiner(x, mask, lengths) if self.config.refine_image else x  # type: ignore[no-any-return]
 
-    def behind(
+    def places(
         self,
         words: Float[Tensor, "batch length hidden"],
         regions: Float[Tensor, "batch regions hidden"],
         mask: Tensor | None,
         lengths: Sequence[int] | None,
-    ) -> Int[Tensor, "*#batch length"]:
-        """The positions of words behind the last real region."""
+    ) -> tuple[Tensor, Tensor]:
+        """The positions of regions, which count the real ones, and those of words behind them."""
         length, count = words.shape[1], regions.shape[1]
         if length + count > self.config.max_positions:
             raise InputError(
@@ -333,9 +333,9 @@ class M3P(JointEncoder):
                 f"{self.config.max_positions}: cut the text or give fewer regions"
             )
         real = padding_like(regions, mask, lengths, pack=False, name="visual_mask").real
-        columns = torch.arange(count, device=words.device) + 1
-        last = columns[-1:] if real is None else torch.where(real, columns, 0).amax(1)
-        return last[:, None] + torch.arange(length, device=words.device)  # eq: behind
+        counted = torch.arange(1, count + 1, device=words.device)[None] if real is None else real.cumsum(1)
+        following = counted[:, -1:] + torch.arange(length, device=words.device)  # eq: behind
+        return (counted - 1).clamp(min=0), following
 
     def pooled(
         self,
