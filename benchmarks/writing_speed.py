@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -98,6 +100,24 @@ def writing(model: Any, given: dict[str, Tensor], beams: int, tokens: int) -> Ca
     return lambda: model.generate(**given, **named)
 
 
+def late(model: Any, given: dict[str, Tensor], token: int, around: int = 8) -> dict[str, float]:
+    """Milliseconds of a greedy text's token 64 and of a later one, each the median of those around it, and the greatest
+    memory of the process so far in MB.
+    """
+    times: list[float] = []
+    settings = {"max_new_tokens": token + around, "suppress_tokens": [2]}
+    zoo.generate(model, given, streamer=lambda source, token: times.append(time.perf_counter()), **settings)
+    taken = [1000 * (after - before) for before, after in pairwise(times)]
+    early, at = (median(taken[n - around : n + around]) for n in (64, token))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "token 64": round(early, 2),
+        f"token {token}": round(at, 2),
+        "times": round(at / early, 2),
+        "MB": round(memory),
+    }
+
+
 def seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
@@ -112,6 +132,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, help="of each side; all by default")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--late", type=int, help="compare the time of this token with that of token 64, nothing else")
     parser.add_argument("--ctranslate2", action="store_true", help="CTranslate2 too")
     parser.add_argument("--json", help="write the figures here")
     given = parser.parse_args()
@@ -122,7 +143,13 @@ def main() -> None:
         if given.ctranslate2:
             for kind in ("float32", "int8"):
                 models[f"ctranslate2 {kind}"] = CTranslate2(models["transformers"], kind, given.threads)
-        for batch in (1, 16):
+        if given.late:
+            source = sources(1, given.longest, models["zoo"].config.vocab_size)
+            for kind in ("zoo", "zoo, prepared", "zoo, int8"):
+                found = late(models[kind], source, given.late)
+                rows.append({"model": name, "writer": kind, **found})
+                print(name, kind, found, sep="\t", flush=True)
+        for batch in () if given.late else (1, 16):
             source = sources(batch, given.longest, models["zoo"].config.vocab_size)
             for beams in (1, 4):
                 runs = {kind: writing(model, source, beams, given.tokens) for kind, model in models.items()}

@@ -330,3 +330,38 @@ def test_settings_of_a_released_folder_are_read(tmp_path):
         '{"num_beams": 1, "length_penalty": 2.0, "top_k": 50, "eos_token_id": [2, 7], "bad_words_ids": [[3]]}'
     )
     assert Search.read(tmp_path) == Search(end_token_id=(2, 7), bad_words_ids=((3,),))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"vocabulary": torch.ones(4, dtype=torch.bool)}, "a value for each of the 19 ids"),
+        ({"processors": [lambda ids, scores: scores[:, :3]]}, "a processor must give scores of shape"),
+        ({"processors": lambda ids, scores: None}, "it gave NoneType"),
+        ({"processors": [3]}, "are functions, got 3"),
+        ({"prefix_allowed_tokens": lambda source, ids: [99]}, r"gave \[99\]; ids lie in 0\.\.18"),
+        ({"bad_words_ids": [3]}, "a list of lists of ids"),
+        ({"suppress_tokens": 3}, "suppress_tokens must be a list, got 3"),
+        ({"use_cache": "no"}, "use_cache must be True or False"),
+        ({"stop": [""]}, "strings that are not empty"),
+        ({"min_length": 9, "max_new_tokens": 4}, "min_length=9 is more than the 5 tokens"),
+        ({"generator": torch.Generator()}, "add do_sample"),
+        ({"search": {"num_beams": 2}}, "search must be a zoo.Search"),
+        ({"start_ids": [2]}, r"start_ids must be a tensor \(batch, n\)"),
+        ({"streamer": 3}, "streamer must be a function"),
+        ({"progress": 3}, "progress must be a function"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_by_name(named, message):
+    with pytest.raises((ConfigError, InputError), match=message):
+        generate(writer(), GIVEN, **{"max_new_tokens": 4, **named})
+
+
+def test_as_many_sources_as_targets_are_scored():
+    one = {key: x[:1] for key, x in GIVEN.items()}
+    with pytest.raises(InputError, match="1 sources and 2 targets"):
+        score(writer(), one, torch.tensor([[2, 5, 3], [2, 6, 3]]))
+    with pytest.raises(InputError, match="target_ids must be a tensor"):
+        score(writer(), one, "a dog")
+    with pytest.raises(InputError, match="one source at least"):
+        generate(writer(), torch.zeros(0, 3, dtype=torch.long))

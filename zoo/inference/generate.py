@@ -68,7 +68,10 @@ def generate(
     inputs, changes = _apart(model, named)
     if input_ids is None and "visual_features" not in inputs:
         raise InputError("input_ids are missing: the sources, (batch, length)")
+    _check_call(search, start_ids, streamer, progress, changes, model.config.vocab_size)
     search = (search or getattr(model, "search", None) or Search()).replace(**changes)
+    if generator is not None and not search.do_sample:
+        raise InputError("a generator has no effect unless tokens are drawn; add do_sample=True")
     if streamer is not None and (search.num_beams > 1 or search.num_return_sequences > 1):
         raise InputError(
             f"a streamer is told each token as it is chosen, which num_beams={search.num_beams} and "
@@ -81,6 +84,24 @@ def generate(
     stops = _stops(model, search.stop, writer.beginning.shape[1]) if search.stop else None
     found = write(writer, search, ends, longest, Outside(generator, streamer, progress, stops))
     return _joined(found, writer.beginning.shape[1], model.config.pad_token_id or 0)
+
+
+def _check_call(
+    search: object, start_ids: object, streamer: object, progress: object, changes: Mapping[str, Any], vocab_size: int
+) -> None:
+    """Refuse arguments of another kind than `generate` takes."""
+    if search is not None and not isinstance(search, Search):
+        raise InputError(f"search must be a zoo.Search, got {search!r}; its settings can be given by name too")
+    if start_ids is not None and (not isinstance(start_ids, Tensor) or start_ids.dim() != 2):
+        raise InputError(f"start_ids must be a tensor (batch, n) of ids, got {start_ids!r}")
+    for name, function in (("streamer", streamer), ("progress", progress)):
+        if function is not None and not callable(function):
+            raise InputError(f"{name} must be a function, got {function!r}")
+    for name, value in changes.items():
+        if isinstance(value, Tensor) and value.dtype == torch.bool and value.shape != (vocab_size,):
+            raise InputError(
+                f"{name} as a mask must have a value for each of the {vocab_size} ids, got {tuple(value.shape)}"
+            )
 
 
 def _apart(model: Any, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,6 +127,8 @@ def _longest(search: Search, beginning: int, most: int) -> int:
             f"{name} must leave a text between {beginning + 1} tokens, one more than its beginning has, and {most}, "
             f"the positions of the model; it makes {wanted}"
         )
+    if search.min_length > wanted:
+        raise InputError(f"min_length={search.min_length} is more than the {wanted} tokens that {name} leaves")
     return wanted
 
 
@@ -201,9 +224,9 @@ def log_probs_of(
         given = dict(input_ids)
         input_ids, attention_mask = given.pop("input_ids", None), given.pop("attention_mask", attention_mask)
         named = {**given, **named}
-    if target_ids is None or target_ids.dim() != 2 or target_ids.shape[1] < 2:
-        shape = None if target_ids is None else tuple(target_ids.shape)
-        raise InputError(f"target_ids must be (batch, length) with two tokens at least, got {shape}")
+    if not isinstance(target_ids, Tensor) or target_ids.dim() != 2 or target_ids.shape[1] < 2:
+        got = tuple(target_ids.shape) if isinstance(target_ids, Tensor) else repr(target_ids)
+        raise InputError(f"target_ids must be a tensor (batch, length) with two tokens at least, got {got}")
     inputs, settings = _apart(model, named)
     if settings:
         raise InputError(f"{sorted(settings)[0]} is a setting of a search, which scoring does not make")
@@ -218,6 +241,8 @@ def log_probs_of(
     assert not isinstance(input_ids, Mapping)
     if input_ids is not None:
         check_source(input_ids, attention_mask)
+        if len(input_ids) != len(target_ids):
+            raise InputError(f"there are {len(input_ids)} sources and {len(target_ids)} targets; give one for each")
     states = kind.states(model, input_ids, attention_mask, target_ids[:, :-1], real[:, :-1], inputs)
     logits = model.predict(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()

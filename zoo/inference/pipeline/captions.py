@@ -74,7 +74,8 @@ class CaptionPipeline(RowPipeline):
         seen = self.regions(rows).for_model(self.model.config)
         inputs = {**self.collator.beginning(len(rows), seen["visual_features"].shape[1]), **seen}
         inputs = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
-        found = generate(self.model, inputs, search=self.search, generator=self.generator)
+        drawing = self.generator if self.search.do_sample else None
+        found = generate(self.model, inputs, search=self.search, generator=drawing)
         pairs = zip(found.sequences, found.lengths, strict=True)
         texts = [self.tokenizer.decode(ids[:length].tolist()).strip() for ids, length in pairs]
         scores, times = found.scores.tolist(), self.search.num_return_sequences

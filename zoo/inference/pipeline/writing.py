@@ -78,7 +78,7 @@ class WritingPipeline(Pipeline):
             self.model,
             inputs,
             search=self.search,
-            generator=self.generator,
+            generator=self.generator if self.search.do_sample else None,
             streamer=self.streamer,
             progress=self.progress,
             **{**self.named, **({} if start is None else {"start_ids": start.to(self.model.device).expand(rows, -1)})},

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoo.errors import InputError
 from zoo.inference.search.settings import Allowed, Processor, Search
 
 NEVER = -torch.inf
@@ -127,6 +128,8 @@ def only_allowed(allowed: Allowed) -> Rule:
         masked = torch.full_like(scores, NEVER)
         for row, (source, ids) in enumerate(zip(step.sources.tolist(), step.ids, strict=True)):
             some = torch.as_tensor(list(allowed(source, ids)), dtype=torch.long, device=scores.device)
+            if len(some) and not 0 <= int(some.min()) <= int(some.max()) < scores.shape[1]:
+                raise InputError(f"prefix_allowed_tokens gave {some.tolist()}; ids lie in 0..{scores.shape[1] - 1}")
             masked[row, some] = scores[row, some]
         return masked
 
@@ -169,7 +172,17 @@ def only(tokens: Sequence[int]) -> Rule:
 
 def user_processor(processor: Processor) -> Rule:
     """A user's function of ids and scores."""
-    return lambda step, scores: processor(step.ids, scores)
+
+    def rule(step: SoFar, scores: Tensor) -> Tensor:
+        found = processor(step.ids, scores)
+        if not isinstance(found, Tensor) or found.shape != scores.shape:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"a processor must give scores of shape {tuple(scores.shape)}, as it got them; it gave {got}"
+            )
+        return found
+
+    return rule
 
 
 def drawing_rules(search: Search, least: int) -> list[Rule]:

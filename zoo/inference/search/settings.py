@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -91,6 +91,13 @@ class Search:
             raise unknown("length penalty", self.penalty, sorted(PENALTIES))
         if self.early_stopping not in (True, False, "never"):
             raise ConfigError(f'early_stopping must be True, False or "never", got {self.early_stopping!r}')
+        if not isinstance(self.use_cache, bool):
+            raise ConfigError(f"use_cache must be True or False, got {self.use_cache!r}")
+        if any(not isinstance(string, str) or not string for string in self.stop):
+            raise ConfigError(f"stop must hold strings that are not empty, got {self.stop!r}")
+        for function in (*self.processors, self.prefix_allowed_tokens):
+            if function is not None and not callable(function):
+                raise ConfigError(f"processors and prefix_allowed_tokens are functions, got {function!r}")
         if any(not words for words in self.bad_words_ids):
             raise ConfigError("bad_words_ids holds an empty sequence; give at least one id in each")
         if self.vocabulary is not None and not self.vocabulary:
@@ -254,6 +261,12 @@ def _tupled(name: str, value: Any) -> tuple[Any, ...]:
         if value.dtype == torch.bool:
             return tuple(value.nonzero().flatten().tolist())
         return tuple(value.tolist())
+    if name == "processors" and callable(value):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{name} must be a list, got {value!r}")
     if name == "bad_words_ids":
+        if any(not isinstance(words, Sequence) or isinstance(words, str) for words in value):
+            raise ConfigError(f"bad_words_ids must be a list of lists of ids, one for each sequence, got {value!r}")
         return tuple(tuple(words) for words in value)
     return tuple(value)

@@ -282,6 +282,8 @@ def check_source(input_ids: Tensor, attention_mask: Tensor | None) -> None:
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
         shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
         raise InputError(f"input_ids must be (batch, length), got {shape}")
+    if not len(input_ids):
+        raise InputError(f"input_ids must hold one source at least, got {tuple(input_ids.shape)}")
     if not input_ids.shape[1]:
         raise InputError("the sources have no token; give at least one to each")
     if attention_mask is not None and attention_mask.dim() == 2 and len(attention_mask):
