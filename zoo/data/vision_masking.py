@@ -153,3 +153,23 @@ def mask_objects(
             weights = torch.ones(real.shape) if sure is None else sure
             found |= {f"{name}_labels": labels, f"{name}_confidence": weights.masked_fill(~counted, 0)}
     return found
+
+
+def mask_known_regions(
+    features: Tensor, classes: Sequence[int], rng: random.Random, *, probability: float = 0.15, zero_share: float = 0.9
+) -> MaskedRegions:
+    """M3P's masking of one picture: each region whose class is not 0, the unknown, is chosen with
+    ``probability``, and the same draw says whether its feature becomes zero (``zero_share``) or stays.
+
+    Where none was chosen the last region is predicted unmasked. features (regions, size) of unit
+    length; labels (regions,): the class of a chosen region, -1 elsewhere.
+    """
+    if len(classes) != len(features) or not len(features):
+        raise InputError(f"give a class for each of {len(features)} regions, one region at least, got {len(classes)}")
+    draws = [rng.random() for _ in classes]
+    chosen = torch.tensor([draw < probability and found != 0 for draw, found in zip(draws, classes, strict=True)])
+    zero = chosen & torch.tensor([draw / probability < zero_share for draw in draws])
+    if not chosen.any():
+        chosen[-1] = True
+    labels = torch.where(chosen, torch.tensor(classes), -1)
+    return MaskedRegions(features.masked_fill(zero.unsqueeze(1), 0), labels, chosen)

@@ -123,7 +123,7 @@ class Regions:
             x = torch.cat([x, torch.stack([wide, high, wide * high], -1)], -1)
         elif numbers != 4:
             raise InputError(
-                f"boxes are encoded in 4, 5 or 7 numbers, got {numbers}; see also `oscar`, `vlp` and `vl_bert`"
+                f"boxes are encoded in 4, 5 or 7 numbers, got {numbers}; see also `oscar`, `vlp`, `unit` and `vl_bert`"
             )
         return x.masked_fill(~self.real.unsqueeze(-1), 0)
 
@@ -153,6 +153,12 @@ class Regions:
         numbers = torch.cat([x, area.unsqueeze(-1), self.confidence.float().unsqueeze(-1)], -1)  # eq: vlp
         parts = (numbers, self.class_probabilities.float())
         return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], -1).masked_fill(~real, 0)  # eq: vlp
+
+    def unit(self) -> Tensor:
+        """M3P's five numbers: x1, y1, x2, y2 and the area as shares, divided by their length ->
+        (..., regions, 5).
+        """
+        return F.normalize(self.encoded(5), dim=-1)  # eq: unit
 
     def vl_bert(self, dimensions: int = 512) -> Tensor:
         """VL-BERT's: center x, center y, width and height, times 100 over the picture's size, as
