@@ -66,7 +66,7 @@ class ViTConfig(PictureConfig):
         return 1 + (self.image_size // self.patch_size) ** 2
 
 
-class PatchEmbeddings(nn.Module):
+class VitEmbeddings(nn.Module):
     """``[class; W patch_1 + b; ...; W patch_n + b] + position``, the patches row by row."""
 
     roles = {"position": "position-embedding"}
@@ -99,12 +99,12 @@ class PatchEmbeddings(nn.Module):
 class ViT(ImageEncoder):
     Config = ViTConfig
     resizable = frozenset(["image_size"])
-    embeddings: PatchEmbeddings
+    embeddings: VitEmbeddings
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         c = config
-        self.embeddings = PatchEmbeddings(c)
+        self.embeddings = VitEmbeddings(c)
         self.encoder = Stack([bert_block_of(c, pre_norm) for _ in range(c.num_layers)])  # eq: block
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
         self.pooler = FirstTokenPooler(c.hidden_size, c.pooler_size) if c.pooler_size else Pooler()  # eq: pooled
