@@ -284,7 +284,7 @@ class M3P(JointEncoder):
         reads = input_ids is not None or inputs_embeds is not None
         if visual_features is not None:
             given = next(x for x in (inputs_embeds, input_ids, visual_features) if x is not None)
-            batch = given.shape[0]  # len() would fix the batch of an export
+            batch = getattr(given, "shape", visual_features.shape)[0]  # len() would fix the batch of an export
             check_boxes(visual_features, visual_boxes, batch, self.config)
             assert visual_boxes is not None
             regions = self.regions(visual_features, visual_boxes, visual_distributions, visual_mask, visual_lengths)
