@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.data.collate import Batch, pad_examples
+from zoo.data.collate import Batch, pad_examples, padded
 from zoo.data.masking import IGNORED, Masked, prediction_budget, python_random
 from zoo.errors import InputError
 
@@ -141,7 +141,7 @@ class CaptionCollator:
         labels = [example.pop("labels") for example in examples]
         batch = pad_examples(examples, self.pad_id)
         rows, length = batch["input_ids"].shape
-        batch["labels"] = _padded(labels, length)
+        batch["labels"] = padded(labels, IGNORED)
         segment, count = (WRITING if written else READING)[0], self.regions if regions is None else regions
         batch["visual_token_type_ids"] = torch.full((rows, count), segment)
         if written:
@@ -188,20 +188,12 @@ class NextWordCollator:
         batch = pad_examples([{"input_ids": [self.start_id, *words]} for words in kept], self.pad_id)
         rows, length = batch["input_ids"].shape
         batch["ranks"] = torch.arange(1, length + 1).expand(rows, -1)
-        batch["labels"] = _padded([[*words, self.end_id] for words in kept], length)
+        batch["labels"] = padded([[*words, self.end_id] for words in kept], IGNORED)
         return batch
 
     def beginning(self, pictures: int, regions: int | None = None) -> dict[str, Tensor]:
         """Nothing is read but the picture: a text begins with the config's ``start_token_id`` by itself."""
         return {}
-
-
-def _padded(labels: Sequence[Sequence[int]], length: int) -> Tensor:
-    """Labels (batch, length), -100 behind those of each row."""
-    found = torch.full((len(labels), length), IGNORED)
-    for row, values in enumerate(labels):
-        found[row, : len(values)] = torch.tensor(values)
-    return found
 
 
 def hidden_regions(number: int, share: float, choose: Choose) -> list[int]:

@@ -83,13 +83,14 @@ def pad_examples(examples: Sequence[Example], pad_id: int) -> Batch:
     batch: Batch = {"attention_mask": _real(lengths).long(), "lengths": lengths}
     for name in examples[0]:
         if name in per_token:
-            batch[name] = _padded([example[name] for example in examples], pad_id if name == "input_ids" else 0)
+            batch[name] = padded([example[name] for example in examples], pad_id if name == "input_ids" else 0)
         else:
             batch[name] = torch.tensor([example[name] for example in examples])
     return batch
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of several lengths as one (rows, longest) of int64, ``fill`` behind each."""
     grid = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.int64)
     for number, row in enumerate(rows):
         grid[number, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
@@ -346,10 +347,10 @@ class TranslationLMCollator:
         first, second = ([example[side] for example in examples] for side in ("first", "second"))
         pad_id = self.masked_lm.pad_id
         joined = join_translations(
-            _padded(first, pad_id),
+            padded(first, pad_id),
             torch.tensor([len(ids) for ids in first]),
             torch.tensor([example["first_language"] for example in examples]),
-            _padded(second, pad_id),
+            padded(second, pad_id),
             torch.tensor([len(ids) for ids in second]),
             torch.tensor([example["second_language"] for example in examples]),
             pad_id,

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from zoo.data.collate import padded
 from zoo.errors import ConfigError, InputError
 
 MASKINGS = ("subword", "word", "span-poisson")
@@ -213,17 +214,12 @@ def collate(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], 
     there, decoder inputs with each text's last token moved to the front."""
     if len(sources) != len(targets):
         raise InputError(f"{len(sources)} sources do not go with {len(targets)} targets")
-    input_ids, target_ids = (_padded(texts, pad_token_id) for texts in (sources, targets))
-    real, target_real = (_padded([[1] * len(text) for text in texts], 0).bool() for texts in (sources, targets))
+    input_ids, target_ids = (padded(texts, pad_token_id) for texts in (sources, targets))
+    real, target_real = (padded([[1] * len(text) for text in texts], 0).bool() for texts in (sources, targets))
     return {
         "input_ids": input_ids,
         "attention_mask": real.long(),
-        "decoder_input_ids": _padded([[text[-1], *text[:-1]] for text in targets], pad_token_id),
+        "decoder_input_ids": padded([[text[-1], *text[:-1]] for text in targets], pad_token_id),
         "decoder_attention_mask": target_real.long(),
         "labels": target_ids.masked_fill(~target_real, -100),
     }
-
-
-def _padded(texts: Sequence[Sequence[int]], filler: int) -> Tensor:
-    longest = max(map(len, texts))
-    return torch.tensor([[*text, *[filler] * (longest - len(text))] for text in texts])

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from zoo.data.collate import Batch, pad_examples
-from zoo.data.masking import python_random
+from zoo.data.collate import Batch, pad_examples, padded
+from zoo.data.masking import IGNORED, python_random
 from zoo.errors import ConfigError, InputError
 
 AT_START, AT_END = 0.2, 0.2  # how often the span begins, or ends, the sentence
@@ -126,8 +126,7 @@ class SpanCollator:
         batch = target_batch(
             [t.source for t in texts], [t.reads for t in texts], [t.writes for t in texts], self.pad_id
         )
-        places = pad_examples([{"input_ids": text.places} for text in texts], 0)["input_ids"]
-        batch["decoder_position_ids"] = places
+        batch["decoder_position_ids"] = padded([text.places for text in texts], 0)
         if any("language" in example for example in examples):
             batch |= languages_of(batch, [e["language"] for e in examples], [e["language"] for e in examples])
         return batch
@@ -138,13 +137,12 @@ def target_batch(
 ) -> Batch:
     """Padded sources, decoder inputs and labels."""
     source, target = (pad_examples([{"input_ids": row} for row in rows], pad_id) for rows in (sources, reads))
-    labels = pad_examples([{"input_ids": row} for row in writes], -100)["input_ids"]
     return {
         "input_ids": source["input_ids"],
         "attention_mask": source["attention_mask"],
         "decoder_input_ids": target["input_ids"],
         "decoder_attention_mask": target["attention_mask"],
-        "labels": labels,
+        "labels": padded(writes, IGNORED),
     }
 
 

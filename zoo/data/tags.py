@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.data.collate import Batch, pad_examples
+from zoo.data.collate import Batch, pad_examples, padded
 from zoo.data.masking import IGNORED, Masked, prediction_budget, python_random
 from zoo.data.vision_masking import mask_each_word
 from zoo.errors import ConfigError, InputError
@@ -195,10 +195,9 @@ class TaggedCaptionCollator:
         found = [self.tags(each) for each in tags]
         if not any(found):
             raise InputError("no picture has tags; leave them out, regions alone are read then")
-        width = max(map(len, found))
         return {
-            "input_ids": torch.tensor([ids + [self.pad_id] * (width - len(ids)) for ids in found]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in found]),
+            "input_ids": padded(found, self.pad_id),
+            "attention_mask": padded([[1] * len(ids) for ids in found], 0),
         }
 
 
@@ -216,7 +215,4 @@ def batched(examples: Sequence[dict[str, Any]], pad_id: int) -> Batch:
     """Padded rows; labels are -100 and ranks 0 at padding."""
     labels: list[list[int]] = [example.pop("labels") for example in examples]
     batch = pad_examples(examples, pad_id)
-    batch["labels"] = torch.full(batch["input_ids"].shape, IGNORED)
-    for row, values in enumerate(labels):
-        batch["labels"][row, : len(values)] = torch.tensor(values)
-    return batch
+    return batch | {"labels": padded(labels, IGNORED)}
