@@ -34,6 +34,11 @@ class Generated(Output):
     log_probs: Tensor
     lengths: tuple[int, ...]
 
+    def texts(self, tokenizer: Any) -> list[str]:
+        """What was written, as the tokenizer decodes it."""
+        pairs = zip(self.sequences, self.lengths, strict=True)
+        return [tokenizer.decode(ids[:length].tolist()) for ids, length in pairs]
+
 
 @torch.no_grad()
 def generate(

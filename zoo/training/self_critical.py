@@ -92,17 +92,13 @@ class SelfCritical:
         try:
             search = self.search.replace(num_return_sequences=self.samples)
             drawn = generate(inner, inputs, search=search, generator=generator)
-            texts = [
-                tokenizer.decode(ids[:n].tolist()).strip()
-                for ids, n in zip(drawn.sequences, drawn.lengths, strict=True)
-            ]
+            texts = [text.strip() for text in drawn.texts(tokenizer)]
             rewards = self._rewards(texts, references, drawn.log_probs).view(rows, self.samples)
             if self.baseline == "samples":
                 baseline = (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
             else:
                 plain = generate(inner, inputs, search=search.replace(do_sample=False, num_return_sequences=1))
-                pairs = zip(plain.sequences, plain.lengths, strict=True)
-                said = [tokenizer.decode(ids[:n].tolist()).strip() for ids, n in pairs]
+                said = [text.strip() for text in plain.texts(tokenizer)]
                 baseline = self._rewards(said, references, drawn.log_probs)[:, None].expand_as(rewards)
             log_probs = self._log_probs(inner, inputs, drawn).view(rows, self.samples)
         finally:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from zoo.data.images.reading import is_picture
-from zoo.errors import TaskError, unknown
+from zoo.errors import TaskError
 from zoo.inference.generate import generate
 from zoo.inference.picture_regions import PictureRegions
 from zoo.inference.pipeline.base import Result, RowPipeline
-from zoo.inference.search.settings import FIELDS, Search
+from zoo.inference.search.settings import Search
 from zoo.tokenization import Tokenizer
 
 
@@ -44,13 +44,10 @@ class CaptionPipeline(RowPipeline):
     ) -> None:
         self.require_writer(model)
         super().__init__(model, batch_size=batch_size)
-        for name in settings:
-            if name not in FIELDS:
-                raise unknown("setting of a search", name, FIELDS)
+        found = (search or getattr(model, "search", None) or Search()).replace(**settings)
         self.tokenizer: Tokenizer = tokenizer or model.need_tokenizer()
         self.regions = regions
         self.collator = model.model.captions.of(self.tokenizer, model.config)
-        found = (search or getattr(model, "search", None) or Search()).replace(**settings)
         if found.max_length is None and found.max_new_tokens is None:
             found = found.replace(max_new_tokens=self.collator.longest + 1)
         self.search = found
@@ -81,8 +78,7 @@ class CaptionPipeline(RowPipeline):
         inputs = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
         drawing = self.generator if self.search.do_sample else None
         found = generate(self.model, inputs, search=self.search, generator=drawing)
-        pairs = zip(found.sequences, found.lengths, strict=True)
-        texts = [self.tokenizer.decode(ids[:length].tolist()).strip() for ids, length in pairs]
+        texts = [text.strip() for text in found.texts(self.tokenizer)]
         scores, times = found.scores.tolist(), self.search.num_return_sequences
         return [
             {"text": texts[first], "score": scores[first]}

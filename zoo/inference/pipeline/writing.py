@@ -11,7 +11,7 @@ import torch
 from zoo.errors import InputError, TaskError, unknown
 from zoo.inference.generate import generate
 from zoo.inference.pipeline.base import Pipeline, Result
-from zoo.inference.search.settings import FIELDS, Search
+from zoo.inference.search.settings import Search
 from zoo.tokenization import Tokenizer
 
 
@@ -40,9 +40,6 @@ class WritingPipeline(Pipeline):
         **settings: Any,
     ) -> None:
         super().__init__(model, tokenizer, batch_size=batch_size)
-        for name in settings:
-            if name not in FIELDS:
-                raise unknown("setting of a search", name, FIELDS)
         self.search = (search or getattr(model, "search", None) or Search()).replace(**settings)
         self.language, self.cut = language, cut
         self.progress: Callable[[int, int], None] | None = None  # as those of `zoo.generate`
@@ -90,8 +87,7 @@ class WritingPipeline(Pipeline):
             progress=self.progress,
             **{**self.named, **({} if start is None else {"start_ids": start.to(self.model.device).expand(rows, -1)})},
         )
-        texts = [self.tokenizer.decode(ids[:n].tolist()) for ids, n in zip(found.sequences, found.lengths, strict=True)]
-        texts, scores = [self.cut_at_stop(text) for text in texts], found.scores.tolist()
+        texts, scores = [self.cut_at_stop(text) for text in found.texts(self.tokenizer)], found.scores.tolist()
         times = self.search.num_return_sequences
         return [
             (texts[row * times : (row + 1) * times], scores[row * times : (row + 1) * times]) for row in range(rows)
