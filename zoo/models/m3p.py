@@ -172,18 +172,6 @@ class M3PBlock(XlmDecoderBlock):
         return super().forward(x, memory, mask, memory_mask, trace)  # eq: decoder-block
 
 
-def m3p_block(c: M3PConfig) -> M3PBlock:
-    """A block of the encoder, and of the decoder that shares it."""
-    norms = [nn.LayerNorm(c.hidden_size, c.norm_eps) for _ in range(3)]
-    return M3PBlock(
-        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
-        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
-        FeedForward(c.hidden_size, c.intermediate_size, c.activation),
-        (norms[0], norms[1], norms[2]),
-        dropout=c.dropout,
-    )
-
-
 class TranslationHead(nn.Module):
     """``w · tanh(W h_first + b) + b'``: is a code-switched sentence the right translation."""
 
@@ -249,7 +237,7 @@ class M3P(JointEncoder):
         self.embeddings = M3PEmbeddings(config)
         self.image_embeddings = M3PRegions(config)
         self.refiner = Refiner(config)
-        self.encoder = Stack([m3p_block(config) for _ in range(config.num_layers)])
+        self.encoder = Stack([M3PBlock.of(config) for _ in range(config.num_layers)])
         self.pooler = FirstTokenPooler(config.hidden_size) if config.pooler else None
 
     @property

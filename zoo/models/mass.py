@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import ConfigError
-from zoo.layers import Attention, FeedForward, Mask, Run, Trace
+from zoo.layers import Attention, Mask, Run, Trace
 from zoo.layers.embeddings import Languages, check_ids
 from zoo.layers.padding import as_bool, first_columns
 from zoo.layers.shapes import Rows, SourceRows
@@ -106,21 +106,6 @@ class MassDecoderBlock(XlmDecoderBlock):
         return zero_padding(self.residual(x, self.feed_forward, self.feed_forward_norm, self.dropout), mask)
 
 
-def decoder_block(c: MassConfig) -> MassDecoderBlock:
-    """A block of the decoder."""
-    return MassDecoderBlock(
-        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
-        LanguageAttention(c),
-        FeedForward(c.hidden_size, c.intermediate_size, c.activation),
-        (
-            nn.LayerNorm(c.hidden_size, c.norm_eps),
-            nn.LayerNorm(c.hidden_size, c.norm_eps),
-            nn.LayerNorm(c.hidden_size, c.norm_eps),
-        ),
-        dropout=c.dropout,
-    )
-
-
 class MassDecoder(XlmDecoder):
     """XLM's decoder, told the language of every token."""
 
@@ -147,7 +132,7 @@ class Mass(XlmTranslation):
 
     def __init__(self, config: MassConfig) -> None:
         super().__init__(config)
-        blocks = [decoder_block(config) for _ in range(config.decoder_num_layers)]
+        blocks = [MassDecoderBlock.of(config, LanguageAttention(config)) for _ in range(config.decoder_num_layers)]
         self.decoder = MassDecoder(XlmEmbeddings(config), blocks)
 
     def seen_of_source(

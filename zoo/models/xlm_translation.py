@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -54,23 +54,23 @@ class XlmTranslationConfig(XlmConfig):
 class XlmDecoderBlock(DecoderBlock):
     """The original Transformer's decoder block, after which rows of padding are zeros."""
 
+    @classmethod
+    def of(cls, c: XlmConfig, across: Attention | None = None) -> Self:
+        """From a config; ``across``: the cross-attention, where it is of another kind."""
+        return cls(
+            Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
+            across or Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
+            FeedForward(c.hidden_size, c.intermediate_size, c.activation),
+            (
+                nn.LayerNorm(c.hidden_size, c.norm_eps),
+                nn.LayerNorm(c.hidden_size, c.norm_eps),
+                nn.LayerNorm(c.hidden_size, c.norm_eps),
+            ),
+            dropout=c.dropout,
+        )
+
     def forward(self, x: Rows, memory: SourceRows, mask: Mask, memory_mask: Mask, trace: Trace | None = None) -> Rows:
         return zero_padding(super().forward(x, memory, mask, memory_mask, trace), mask)  # eq: decoder-block
-
-
-def decoder_block(c: XlmConfig) -> XlmDecoderBlock:
-    """A block of the decoder."""
-    return XlmDecoderBlock(
-        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
-        Attention(c.hidden_size, c.num_heads, dropout=c.attention_dropout),
-        FeedForward(c.hidden_size, c.intermediate_size, c.activation),
-        (
-            nn.LayerNorm(c.hidden_size, c.norm_eps),
-            nn.LayerNorm(c.hidden_size, c.norm_eps),
-            nn.LayerNorm(c.hidden_size, c.norm_eps),
-        ),
-        dropout=c.dropout,
-    )
 
 
 class XlmDecoder(Decoder):
@@ -107,7 +107,7 @@ class XlmTranslation(EncoderDecoder):
         self.embeddings = XlmEmbeddings(config)
         self.encoder = Stack([xlm_block(config) for _ in range(config.num_layers)])
         self.pooler = Pooler() if config.pooler else None
-        blocks = [decoder_block(config) for _ in range(config.decoder_num_layers)]
+        blocks = [XlmDecoderBlock.of(config) for _ in range(config.decoder_num_layers)]
         self.decoder = XlmDecoder(XlmEmbeddings(config), blocks)
 
     @property
