@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.errors import ConfigError
 from zoo.layers import (
     Encoded,
     EncoderBlock,
@@ -33,7 +32,7 @@ from zoo.layers.blocks import BlockSizes
 from zoo.layers.feed_forward import check_activation
 from zoo.layers.shapes import Bias, Rows
 from zoo.models.base.config import Config, check_heads, check_positive, free
-from zoo.models.base.image_encoder import ImageEncoder, PictureConfig, check_pixels, resized_positions
+from zoo.models.base.image_encoder import PatchConfig, PatchEncoder, PatchTokens
 from zoo.models.base.text_encoder import TextEncoder
 
 
@@ -62,7 +61,7 @@ class ClipTextConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipVisionConfig(PictureConfig):
+class ClipVisionConfig(PatchConfig):
     patch_size: int = 32  # height and width of a patch, in pixels
     hidden_size: int = 768
     num_layers: int = 12
@@ -78,16 +77,7 @@ class ClipVisionConfig(PictureConfig):
 
     def check(self) -> None:
         _check_transformer(self)
-        check_positive(self, "image_size", "patch_size")
-        if self.patch_size > self.image_size:
-            raise ConfigError(
-                f"patch_size={self.patch_size} is larger than image_size={self.image_size}: no patch fits"
-            )
-
-    @property
-    def num_positions(self) -> int:
-        """The class token and the patches."""
-        return 1 + (self.image_size // self.patch_size) ** 2
+        self.check_patches()
 
 
 def _check_transformer(c: ClipTextConfig | ClipVisionConfig) -> None:
@@ -241,17 +231,13 @@ def last_real(x: Tensor, real: Bool[Tensor, "batch length"] | None) -> Int[Tenso
     return x.shape[1] - 1 - real.int().flip(1).argmax(1)
 
 
-class PatchEmbeddings(nn.Module):
+class PatchEmbeddings(PatchTokens):
     """``norm([class; W patch_1; ...; W patch_n] + position)``, the patches row by row."""
 
     roles = {"position": "position-embedding", "norm": "embedding-norm"}
 
     def __init__(self, c: ClipVisionConfig) -> None:
-        super().__init__()
-        self.size = c.image_size
-        self.patch = nn.Conv2d(c.channels, c.hidden_size, c.patch_size, c.patch_size, bias=False)
-        self.class_token = nn.Parameter(torch.zeros(c.hidden_size))
-        self.position = nn.Embedding(c.num_positions, c.hidden_size)
+        super().__init__(c, c.hidden_size, bias=False)
         self.norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
@@ -261,19 +247,11 @@ class PatchEmbeddings(nn.Module):
     def forward(
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch positions hidden"]:
-        pixels = check_pixels(pixel_values, self.patch.in_channels, self.size, self.patch.weight.dtype)
-        x = self.patch(pixels).flatten(2).mT  # (batch, patches, hidden)  # eq: patches
-        x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)  # eq: patches
-        return self.norm(x + self.position.weight)  # eq: patches
-
-    def resize(self, image_size: int) -> None:
-        """Positions for pictures of another size."""
-        self.size, self.position = image_size, resized_positions(self.position, image_size // self.patch.kernel_size[0])
+        return self.norm(self.placed(pixel_values))  # eq: patches
 
 
-class ClipVision(ImageEncoder):
+class ClipVision(PatchEncoder):
     Config = ClipVisionConfig
-    resizable = frozenset(["image_size"])
     embeddings: PatchEmbeddings
 
     def __init__(self, config: ClipVisionConfig) -> None:
@@ -294,11 +272,6 @@ class ClipVision(ImageEncoder):
         x = self.embeddings(pixel_values)  # (batch, 1 + patches, hidden)
         run = Run(x, None, None, output_hidden_states, output_attentions)
         return run.encoded(run.through(self.encoder), self.pooler)
-
-    def resize_image_size(self, size: int) -> None:
-        """Interpolate the positions for pictures of another size."""
-        self.config.replace(image_size=size)  # refuses what no picture can have
-        self.embeddings.resize(size)
 
     @classmethod
     def widths(cls, config: Any) -> Mapping[str, int]:

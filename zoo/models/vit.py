@@ -26,16 +26,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.errors import ConfigError
 from zoo.layers import Encoded, FirstTokenPooler, Pooler, Run, Stack, Wanted, bert_block_of, pre_norm
 from zoo.layers.feed_forward import check_activation
 from zoo.models.base.config import check_heads, check_positive, free
-from zoo.models.base.image_encoder import ImageEncoder, PictureConfig, check_pixels, resized_positions
+from zoo.models.base.image_encoder import PatchConfig, PatchEncoder, PatchTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(PictureConfig):
-    patch_size: int = 16  # height and width of a patch, in pixels
+class ViTConfig(PatchConfig):
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12
@@ -50,33 +48,21 @@ class ViTConfig(PictureConfig):
     initializer_range: float = free(0.02)
 
     def check(self) -> None:
-        check_positive(self, "hidden_size", "num_layers", "num_heads", "intermediate_size", "image_size", "patch_size")
+        check_positive(self, "hidden_size", "num_layers", "num_heads", "intermediate_size")
+        self.check_patches()
         check_heads(self.hidden_size, self.num_heads)
         check_activation(self.activation)
         if self.pooler_size is not None:
             check_positive(self, "pooler_size")
-        if self.patch_size > self.image_size:
-            raise ConfigError(
-                f"patch_size={self.patch_size} is larger than image_size={self.image_size}: no patch fits"
-            )
-
-    @property
-    def num_positions(self) -> int:
-        """The class token and the patches."""
-        return 1 + (self.image_size // self.patch_size) ** 2
 
 
-class VitEmbeddings(nn.Module):
+class VitEmbeddings(PatchTokens):
     """``[class; W patch_1 + b; ...; W patch_n + b] + position``, the patches row by row."""
 
     roles = {"position": "position-embedding"}
 
     def __init__(self, c: ViTConfig) -> None:
-        super().__init__()
-        self.size = c.image_size
-        self.patch = nn.Conv2d(c.channels, c.hidden_size, c.patch_size, c.patch_size)
-        self.class_token = nn.Parameter(torch.zeros(c.hidden_size))
-        self.position = nn.Embedding(c.num_positions, c.hidden_size)
+        super().__init__(c, c.hidden_size, bias=True)
         self.dropout = nn.Dropout(c.dropout)
 
     def init_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
@@ -86,19 +72,11 @@ class VitEmbeddings(nn.Module):
     def forward(
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch positions hidden"]:
-        pixels = check_pixels(pixel_values, self.patch.in_channels, self.size, self.patch.weight.dtype)
-        x = self.patch(pixels).flatten(2).mT  # (batch, patches, hidden)  # eq: patches
-        x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)  # eq: patches
-        return self.dropout(x + self.position.weight)  # eq: patches
-
-    def resize(self, image_size: int) -> None:
-        """Positions for pictures of another size."""
-        self.size, self.position = image_size, resized_positions(self.position, image_size // self.patch.kernel_size[0])
+        return self.dropout(self.placed(pixel_values))  # eq: patches
 
 
-class ViT(ImageEncoder):
+class ViT(PatchEncoder):
     Config = ViTConfig
-    resizable = frozenset(["image_size"])
     embeddings: VitEmbeddings
 
     def __init__(self, config: ViTConfig) -> None:
@@ -120,11 +98,6 @@ class ViT(ImageEncoder):
         x = self.embeddings(pixel_values)  # (batch, 1 + patches, hidden)
         run = Run(x, None, None, output_hidden_states, output_attentions)
         return run.encoded(run.through(self.encoder, norm=self.norm), self.pooler)  # eq: final
-
-    def resize_image_size(self, size: int) -> None:
-        """Interpolate the positions for pictures of another size."""
-        self.config.replace(image_size=size)  # refuses what no picture can have
-        self.embeddings.resize(size)
 
     @classmethod
     def widths(cls, config: Any) -> Mapping[str, int]:

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.errors import InputError
+from zoo.errors import ConfigError, InputError
 from zoo.layers.outputs import Encoded
 from zoo.layers.padding import at_hand
 from zoo.layers.trace import Wanted
-from zoo.models.base.config import Config
+from zoo.models.base.config import Config, check_positive
 from zoo.models.base.model import Model, Reading, need_pooler
 
 
@@ -36,6 +36,26 @@ class PictureConfig(Config):
     @property
     def width(self) -> int:
         return self.image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig(PictureConfig):
+    """The base of configs of models that cut a picture into square patches."""
+
+    patch_size: int = 16  # height and width of a patch, in pixels
+
+    def check_patches(self) -> None:
+        """Refuse a picture that holds no patch."""
+        check_positive(self, "image_size", "patch_size")
+        if self.patch_size > self.image_size:
+            raise ConfigError(
+                f"patch_size={self.patch_size} is larger than image_size={self.image_size}: no patch fits"
+            )
+
+    @property
+    def num_positions(self) -> int:
+        """The class token and the patches."""
+        return 1 + (self.image_size // self.patch_size) ** 2
 
 
 class ImageEncoder(Model):
@@ -62,6 +82,42 @@ class ImageEncoder(Model):
     ) -> Encoded:
         """Encode pictures: (batch, 3, height, width), resized and normalized as the model's `Images` do."""
         raise NotImplementedError
+
+
+class PatchTokens(nn.Module):
+    """``[class; W patch_1; ...; W patch_n] + position``, the patches row by row; what follows is the family's."""
+
+    def __init__(self, c: PatchConfig, hidden_size: int, bias: bool) -> None:
+        super().__init__()
+        self.size = c.image_size
+        self.patch = nn.Conv2d(c.channels, hidden_size, c.patch_size, c.patch_size, bias=bias)
+        self.class_token = nn.Parameter(torch.zeros(hidden_size))
+        self.position = nn.Embedding(c.num_positions, hidden_size)
+
+    def placed(
+        self, pixel_values: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch positions hidden"]:
+        """The class token and the patches at their positions."""
+        pixels = check_pixels(pixel_values, self.patch.in_channels, self.size, self.patch.weight.dtype)
+        x = self.patch(pixels).flatten(2).mT  # (batch, patches, hidden)  # eq: patches
+        x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], 1)  # eq: patches
+        return x + self.position.weight  # eq: patches
+
+    def resize(self, image_size: int) -> None:
+        """Positions for pictures of another size."""
+        self.size, self.position = image_size, resized_positions(self.position, image_size // self.patch.kernel_size[0])
+
+
+class PatchEncoder(ImageEncoder):
+    """An image encoder over `PatchTokens`, whose positions can be brought to another size of pictures."""
+
+    resizable = frozenset(["image_size"])
+    embeddings: PatchTokens
+
+    def resize_image_size(self, size: int) -> None:
+        """Interpolate the positions for pictures of another size."""
+        self.config.replace(image_size=size)  # refuses what no picture can have
+        self.embeddings.resize(size)
 
 
 @torch.no_grad()
